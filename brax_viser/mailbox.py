@@ -1,0 +1,104 @@
+"""Where XLA's threads leave what they pushed, for the publisher's thread to fetch."""
+
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from brax_viser.emit import Layout, unpack
+from brax_viser.frame import Frame
+
+CAPACITY = 256
+"""Pushes that may wait. At 60 fetches a second that is room for 15,000 steps a second."""
+
+
+@dataclass(frozen=True, eq=False)
+class Parcel:
+    """What one push brought, not yet looked at: `rows` may still be a device array."""
+
+    feed: Any  # the `Feed` it came through
+    role: str
+    shard: int  # the device's part of the batch
+    env_steps: int
+    env_index: np.ndarray  # int32 [K'], K' <= K: the rows beyond are padding
+    num_envs: int
+    layout: Layout
+    rows: Any = field(repr=False)  # float32 [K, D], array-like
+
+    def open(self) -> Frame:
+        """Converts to numpy. On the publisher's thread: within the callback it can deadlock when
+        several devices share few cores."""
+        rows = np.asarray(self.rows)[: len(self.env_index)]
+        fields = unpack(self.layout, rows)
+        return Frame(
+            role=self.role,
+            env_steps=self.env_steps,
+            env_index=self.env_index,
+            num_envs=self.num_envs,
+            link_pos=fields["link_pos"],
+            link_rot=fields["link_rot"],
+            reward=fields["reward"],
+            done=fields["done"] > 0,
+        )
+
+
+class Mailbox:
+    """A bounded queue. `put` is called on XLA's threads, all else by the viewer's."""
+
+    def __init__(self) -> None:
+        self._parcels: deque[Parcel] = deque()
+        self._changed = threading.Condition()
+        self._woken = False
+        self._closed = False
+
+    def put(self, parcel: Parcel, *, wait: bool) -> None:
+        """Leaves a parcel.
+
+        Args:
+            parcel: what to leave.
+            wait: when full, wait until the publisher has fetched; otherwise the oldest is lost.
+        """
+        with self._changed:
+            while wait and len(self._parcels) >= CAPACITY and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                return
+            if len(self._parcels) >= CAPACITY:
+                self._parcels.popleft()
+            self._parcels.append(parcel)
+            # The publisher fetches many at a time, at its own pace: waking it for each of
+            # thousands a second would have it fight the callbacks for the interpreter.
+            if len(self._parcels) in (1, CAPACITY // 2):
+                self._changed.notify_all()
+
+    def take(self, timeout: float) -> list[Parcel]:
+        """Fetches all, oldest first, waiting up to `timeout` s for something or for `wake`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._parcels or self._woken or self._closed, timeout)
+            self._woken = False
+            parcels = list(self._parcels)
+            self._parcels.clear()
+            self._changed.notify_all()
+            return parcels
+
+    def rest(self, seconds: float) -> None:
+        """Lets parcels gather for up to `seconds`, unless `wake` or half the room is used up."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: len(self._parcels) >= CAPACITY // 2 or self._woken or self._closed, seconds
+            )
+
+    def wake(self) -> None:
+        """Ends a `take` or `rest` early: there is something other than parcels to do."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Releases everybody who waits; what is put from now on is dropped."""
+        with self._changed:
+            self._closed = True
+            self._parcels.clear()
+            self._changed.notify_all()

@@ -1,0 +1,171 @@
+"""The distinct geometries of a MuJoCo model, each with every body that carries it."""
+
+from dataclasses import dataclass
+
+import mujoco
+import numpy as np
+import trimesh
+from mjviser import conversions
+from trimesh.visual import ColorVisuals
+
+_PLANE = int(mujoco.mjtGeom.mjGEOM_PLANE)
+_SPHERE = int(mujoco.mjtGeom.mjGEOM_SPHERE)
+_CAPSULE = int(mujoco.mjtGeom.mjGEOM_CAPSULE)
+_CYLINDER = int(mujoco.mjtGeom.mjGEOM_CYLINDER)
+_MESH = int(mujoco.mjtGeom.mjGEOM_MESH)
+
+CREASE = np.radians(30.0)
+"""Edges sharper than this stay sharp when shaded; the others look round."""
+
+VISIBLE_GROUPS = (0, 1, 2)
+"""Geom groups that MuJoCo's own viewer shows at first; 3 and up hold collision geometry."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """One geometry, and the M places where the robot carries it."""
+
+    mesh: trimesh.Trimesh
+    rgba: np.ndarray | None  # uint8 [4] where it has one colour, None where the mesh has its own
+    body: np.ndarray  # int [M], body ids; 0 is the world: static, one in every cell
+    pos: np.ndarray  # float [M, 3], m, in the body's frame
+    quat: np.ndarray  # float [M, 4], wxyz, in the body's frame
+
+
+def shapes_of(model: mujoco.MjModel) -> list[Shape]:
+    """Groups a model's visible geoms into as few distinct geometries as there are.
+
+    The geoms of one body that can share a texture move as one, so they are one geometry, placed
+    by the first of them. Bodies whose geoms are alike up to that placement share it, so an ant's
+    four legs are drawn by two batches. The floor is left out: see `floor_of`.
+    """
+    places: dict[tuple[object, ...], list[tuple[int, int]]] = {}
+    members: dict[tuple[object, ...], list[int]] = {}
+    for body in range(model.nbody):
+        geoms = [g for g in visible_geoms(model) if model.geom_bodyid[g] == body]
+        for group in conversions.group_geoms_by_visual_compat(model, geoms):
+            key = _fingerprint(model, group)
+            members.setdefault(key, group)
+            places.setdefault(key, []).append((body, group[0]))
+    shapes = []
+    for key, group in members.items():
+        bodies, first = np.array(places[key]).T
+        mesh, rgba = _merged_mesh(model, group)
+        shapes.append(Shape(mesh, rgba, bodies, model.geom_pos[first], model.geom_quat[first]))
+    return shapes
+
+
+def visible_geoms(model: mujoco.MjModel) -> list[int]:
+    """Ids of the geoms to draw: of the visible groups, not transparent, not the floor."""
+    floor = floor_of(model)
+    shown = [
+        g
+        for g in range(model.ngeom)
+        if conversions._resolve_flat_rgba(model, g)[3] > 0 and (floor is None or g != floor)
+    ]
+    usual = [g for g in shown if model.geom_group[g] in VISIBLE_GROUPS]
+    return usual or shown
+
+
+def floor_of(model: mujoco.MjModel) -> int | None:
+    """Id of the lowest level plane that is fixed to the world: one floor serves all cells."""
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    level = [
+        g
+        for g in range(model.ngeom)
+        if model.geom_type[g] == _PLANE
+        and model.body_weldid[model.geom_bodyid[g]] == 0
+        and data.geom_xmat[g][8] > 0.999  # its normal, which is its z axis, points up
+    ]
+    return min(level, key=lambda g: data.geom_xpos[g][2], default=None)
+
+
+def floor_height(model: mujoco.MjModel, reach: np.ndarray) -> float:
+    """z of the shared floor, m: the model's own, or just below what the robot reaches."""
+    floor = floor_of(model)
+    if floor is None:
+        return float(reach[0, 2] - 0.1 * (reach[1, 2] - reach[0, 2]))
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    return float(data.geom_xpos[floor][2])
+
+
+def _fingerprint(model: mujoco.MjModel, group: list[int]) -> tuple[object, ...]:
+    """Equal for groups that look alike up to where their first geom is."""
+    first = group[0]
+    parts = []
+    for geom in group:
+        pos, quat = _relative_pose(model, first, geom)
+        # q and -q are one rotation.
+        quat = quat * (1 if quat[np.argmax(np.abs(quat))] > 0 else -1)
+        parts.append(
+            (
+                int(model.geom_type[geom]),
+                int(model.geom_dataid[geom]),
+                int(model.geom_matid[geom]),
+                tuple(np.round(model.geom_size[geom], 6)),
+                tuple(model.geom_rgba[geom]),
+                tuple(np.round(pos, 5) + 0.0),  # + 0.0 makes -0.0 equal to 0.0
+                tuple(np.round(quat, 5) + 0.0),
+            )
+        )
+    return tuple(parts)
+
+
+def _relative_pose(model: mujoco.MjModel, base: int, geom: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pose of one geom of a body in the frame of another: float [3] m, float [4] wxyz."""
+    inverse_pos, inverse_quat = np.zeros(3), np.zeros(4)
+    mujoco.mju_negPose(inverse_pos, inverse_quat, model.geom_pos[base], model.geom_quat[base])
+    pos, quat = np.zeros(3), np.zeros(4)
+    mujoco.mju_mulPose(
+        pos, quat, inverse_pos, inverse_quat, model.geom_pos[geom], model.geom_quat[geom]
+    )
+    return pos, quat
+
+
+def _merged_mesh(
+    model: mujoco.MjModel, group: list[int]
+) -> tuple[trimesh.Trimesh, np.ndarray | None]:
+    meshes = []
+    for geom in group:
+        mesh = _geom_mesh(model, geom)
+        pos, quat = _relative_pose(model, group[0], geom)
+        transform = trimesh.transformations.quaternion_matrix(quat)
+        transform[:3, 3] = pos
+        meshes.append(mesh.apply_transform(transform))
+    merged = meshes[0] if len(meshes) == 1 else trimesh.util.concatenate(meshes)
+    assert isinstance(merged, trimesh.Trimesh)
+    return merged, _one_colour(merged)
+
+
+def _geom_mesh(model: mujoco.MjModel, geom: int) -> trimesh.Trimesh:
+    """One geom in its own frame, coloured, its creases split so that they are shaded sharp."""
+    kind, size = model.geom_type[geom], model.geom_size[geom]
+    if kind == _MESH:
+        mesh = conversions.mujoco_mesh_to_trimesh(model, geom)
+    # Round primitives of our own: mjviser's capsule has 4,096 triangles, and a grid draws
+    # thousands of them.
+    elif kind == _CAPSULE:
+        mesh = trimesh.creation.capsule(radius=size[0], height=2 * size[1], count=(20, 12))
+        mesh.apply_translation(-mesh.bounds.mean(axis=0))
+    elif kind == _SPHERE:
+        mesh = trimesh.creation.icosphere(radius=size[0], subdivisions=2)
+    elif kind == _CYLINDER:
+        mesh = trimesh.creation.cylinder(radius=size[0], height=2 * size[1], sections=24)
+    else:
+        mesh = conversions.create_primitive_mesh(model, geom)
+    # Textured, or painted face by face: the vertices are split already, and must stay as they are.
+    if not isinstance(mesh.visual, ColorVisuals) or (kind == _MESH and _one_colour(mesh) is None):
+        return mesh
+    smooth = trimesh.graph.smooth_shade(mesh, angle=CREASE)
+    rgba = conversions._resolve_flat_rgba(model, geom)
+    smooth.visual = ColorVisuals(smooth, vertex_colors=np.tile(rgba, (len(smooth.vertices), 1)))
+    return smooth
+
+
+def _one_colour(mesh: trimesh.Trimesh) -> np.ndarray | None:
+    if not isinstance(mesh.visual, ColorVisuals):
+        return None
+    colours = np.unique(np.asarray(mesh.visual.vertex_colors), axis=0)
+    return colours[0] if len(colours) == 1 else None

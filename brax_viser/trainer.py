@@ -1,0 +1,68 @@
+"""Which stock trainer is tracing the environment right now, read off the call stack.
+
+The trainer is not ours to change and tells its environment nothing, yet the page should say
+"PPO, 12 M of 30 M steps". While JAX traces `reset` or `step`, the trainer's own call is on the
+stack, with its arguments. This is read while tracing only, so a training step costs nothing.
+"""
+
+import re
+import sys
+import weakref
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+_TRAINER_MODULE = re.compile(r"brax\.training\.agents\.(\w+)\.train")
+
+
+@dataclass(frozen=True)
+class TrainerCall:
+    """One call of a stock trainer, as far as it is known."""
+
+    algorithm: str  # "PPO"
+    evaluating: bool  # whether it is stepping its evaluation rollout
+    num_timesteps: int | None = None  # env steps that it was asked for
+    num_envs: int | None = None  # environments in its training batch
+    identity: "weakref.ref[Any] | None" = field(default=None, compare=False)
+
+    def same_run(self, other: "TrainerCall | None") -> bool:
+        """Whether both were read off one and the same call of the trainer."""
+        mine = self.identity() if self.identity else None
+        theirs = other.identity() if other and other.identity else None
+        return mine is not None and mine is theirs
+
+
+def calling_trainer(*, read_arguments: bool = False) -> TrainerCall | None:
+    """The trainer on this thread's call stack; None in a training loop of the user's own.
+
+    Args:
+        read_arguments: also read what the trainer was called with. Only worth it once per run:
+            looking at a frame's variables keeps their present values alive while it runs.
+    """
+    evaluating = False
+    frame = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module == "brax.training.acting" and frame.f_code.co_qualname.startswith("Evaluator."):
+            evaluating = True
+        match = _TRAINER_MODULE.fullmatch(module)
+        if match and frame.f_code.co_name == "train":
+            algorithm = match[1].upper()
+            if read_arguments:
+                return _read_arguments(algorithm, evaluating, frame)
+            return TrainerCall(algorithm, evaluating)
+        frame = frame.f_back
+    return None
+
+
+def _read_arguments(algorithm: str, evaluating: bool, frame: FrameType) -> TrainerCall:
+    variables = frame.f_locals
+    # `env` is the wrapped environment that each call of a stock trainer makes for itself.
+    made_here = variables.get("env", variables.get("environment"))
+    return TrainerCall(
+        algorithm,
+        evaluating,
+        num_timesteps=variables.get("num_timesteps"),
+        num_envs=variables.get("num_envs"),
+        identity=None if made_here is None else weakref.ref(made_here),
+    )
