@@ -10,6 +10,12 @@ from brax_viser.trainer import TrainerCall
 QUIET_SECONDS = 1.0
 """Without a step for this long, the page says so instead of "live"."""
 
+_REWARDS = {
+    "episode/sum_reward": "training reward",
+    "eval/episode_reward": "evaluation reward",
+}
+"""What Brax's trainers report: the mean over recent training episodes, or over an evaluation."""
+
 
 @dataclass(frozen=True)
 class ProgressView:
@@ -22,7 +28,7 @@ class ProgressView:
     num_timesteps: int | None  # what was asked for
     steps_per_second: float
     elapsed: float  # s since the first step
-    evaluation: str | None  # the newest evaluation in words
+    reward: str | None  # the newest reported reward, in words
     error: str | None
 
     @property
@@ -57,7 +63,7 @@ class Progress:
     _counted: int = 0
     _reported: int = 0
     _rate: Rate = field(default_factory=lambda: Rate(seconds=5.0))
-    _evaluation: str | None = None
+    _reward: str | None = None
     _ended: float | None = None
     _error: str | None = None
 
@@ -79,7 +85,7 @@ class Progress:
         self._traced, self._first_step, self._last_step = now, None, {}
         self._counted = self._reported = 0
         self._rate = Rate(seconds=5.0)
-        self._evaluation = self._ended = self._error = None
+        self._reward = self._ended = self._error = None
 
     def stepped(self, role: str, env_steps: int, now: float) -> None:
         """`env_steps` more env steps of a rollout are known of, over all its envs."""
@@ -99,10 +105,13 @@ class Progress:
         """The trainer has called `progress_fn`."""
         with self._lock:
             self._reported = max(self._reported, num_steps)
-            reward = metrics.get("eval/episode_reward")
-            if reward is not None:
-                self._evaluation = f"reward {float(reward):,.1f} at {count(num_steps)} steps"  # type: ignore[arg-type]
-            if self._num_timesteps and num_steps >= self._num_timesteps:
+            for key, words in _REWARDS.items():
+                if key in metrics:
+                    reward = float(metrics[key])  # type: ignore[arg-type]
+                    self._reward = f"{words} {reward:,.1f} at {count(num_steps)} steps"
+            # Only the report that ends an epoch can be the last; those of episodes come within.
+            last = self._num_timesteps and num_steps >= self._num_timesteps
+            if last and any(key.startswith(("eval/", "training/")) for key in metrics):
                 self._ended = now
 
     def ended(self, now: float, error: str | None = None) -> None:
@@ -124,7 +133,7 @@ class Progress:
                 num_timesteps=self._num_timesteps,
                 steps_per_second=self._rate.value,
                 elapsed=end - self._first_step if self._first_step is not None else 0.0,
-                evaluation=self._evaluation,
+                reward=self._reward,
                 error=self._error,
             )
 

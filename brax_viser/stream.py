@@ -194,7 +194,7 @@ class Selection:
         Raises:
             ValueError: neither "first" nor a sequence of distinct indices of 0 or more.
         """
-        if what == "first":
+        if isinstance(what, str) and what == "first":
             return cls("first")
         if isinstance(what, str) or not isinstance(what, (list, tuple, range, np.ndarray)):
             raise ValueError(f"select({what!r}): must be 'first' or a list of env indices")

@@ -142,8 +142,8 @@ def _steps(progress: ProgressView) -> str:
         ("Elapsed", duration(progress.elapsed)),
         ("Left", "?" if progress.remaining is None else duration(progress.remaining)),
     ]
-    if progress.evaluation:
-        rows.append(("Evaluation", progress.evaluation))
+    if progress.reward:
+        rows.append(("Reward", progress.reward))
     return _table(rows)
 
 

@@ -164,7 +164,7 @@ class CameraPose:
 def framing_camera(
     bounds: np.ndarray,
     *,
-    azimuth: float = np.radians(-60.0),
+    azimuth: float = np.radians(-130.0),
     elevation: float = np.radians(24.0),
     fov: float = np.radians(35.0),
     aspect: float = 1.25,

@@ -1,0 +1,76 @@
+"""A page without a browser: connects to a viewer, and counts what arrives."""
+
+import argparse
+import asyncio
+import json
+import time
+
+import msgspec
+import viser
+import websockets
+import zstandard
+from viser import _messages as messages
+
+
+def poses_of(window: bytes) -> int:
+    """How many position updates of batched handles one message window of viser's carries.
+
+    The window is, after two lengths of 8 bytes, a zstd-compressed msgpack of messages; the
+    arrays follow uncompressed.
+    """
+    compressed = int.from_bytes(window[8:16], "little")
+    inner = zstandard.decompress(window[16 : 16 + compressed])
+    return sum(
+        message["type"] == "SceneNodeUpdateMessage" and "batched_positions" in message["updates"]
+        for message in msgspec.msgpack.decode(inner)["messages"]
+    )
+
+
+def hello() -> bytes:
+    """What a page says first: viser takes it for connected once it knows where its camera is."""
+    camera = messages.ViewerCameraMessage(
+        wxyz=(1.0, 0.0, 0.0, 0.0),
+        position=(3.0, 3.0, 3.0),
+        fov=1.0,
+        near=0.1,
+        far=100.0,
+        image_height=800,
+        image_width=1200,
+        look_at=(0.0, 0.0, 0.0),
+        up_direction=(0.0, 0.0, 1.0),
+    )
+    return msgspec.msgpack.encode(camera.as_serializable_dict())
+
+
+SUBPROTOCOL = websockets.Subprotocol(f"viser-v{viser.__version__}")
+"""viser's server turns away clients of another version."""
+
+
+async def watch(port: int) -> None:
+    """Receives until the server goes, printing a line of JSON after each tenth of a second."""
+    frames = received = 0
+    reported = 0.0
+    async with websockets.connect(
+        f"ws://127.0.0.1:{port}", subprotocols=[SUBPROTOCOL], max_size=None, compression=None
+    ) as socket:
+        await socket.send(hello())
+        async for window in socket:
+            assert isinstance(window, bytes)
+            frames += poses_of(window) > 0
+            received += len(window)
+            if time.monotonic() - reported > 0.1:
+                reported = time.monotonic()
+                print(json.dumps({"frames": frames, "bytes": received}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("port", type=int)
+    try:
+        asyncio.run(watch(parser.parse_args().port))
+    except websockets.ConnectionClosed:
+        return
+
+
+if __name__ == "__main__":
+    main()

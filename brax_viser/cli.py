@@ -1,0 +1,202 @@
+"""`brax-viser`: train a Brax environment with stock PPO and watch it, without writing a script."""
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Annotated, Any, NoReturn
+
+import tyro
+from etils import epath
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from brax_viser.presets import DEFAULT_ENV, fit_batch, ppo_preset
+from brax_viser.progress import ProgressView, count, duration
+from brax_viser.viewer import Viewer
+
+app = tyro.extras.SubcommandApp()
+console = Console()
+
+PHASES = {
+    "waiting": "starting",
+    "compiling": "compiling",
+    "training": "training",
+    "evaluating": "evaluating",
+    "quiet": "updating",
+    "done": "finished",
+    "failed": "failed",
+}
+
+
+@app.command(name="train")
+def train(
+    env: Annotated[str, tyro.conf.Positional] = DEFAULT_ENV,
+    *,
+    backend: str | None = None,
+    num_envs: int | None = None,
+    grid: tuple[int, ...] = (8, 8),
+    spacing: tuple[float, ...] | None = None,
+    num_timesteps: int | None = None,
+    seed: int | None = None,
+    mode: str = "latest",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    save_dir: str | None = None,
+    keep_open: bool = True,
+) -> None:
+    """Train ENV with Brax's own PPO, and watch it in a browser.
+
+    Args:
+        env: name of a registered Brax environment, such as ant, humanoid or inverted_pendulum.
+        backend: mjx, generalized, spring or positional; what suits the environment if not given.
+        num_envs: environments in the training batch.
+        grid: columns and rows (and layers) of drawn environments.
+        spacing: metres between them, along x and y (and z); from the robot's reach if not given.
+        num_timesteps: environment steps to train for.
+        seed: of the training.
+        mode: latest or every_step.
+        host: address that the page is served on. There is no password.
+        port: of the page; the next free one if it is taken.
+        save_dir: where the policy goes; runs/ENV-TIME if not given.
+        keep_open: keep the page open when the training is over, until Ctrl-C.
+    """
+    # The page first: it is up before the training's own imports and compilations.
+    with Viewer(host=host, port=port, mode=mode) as viewer:
+        outcome = _Outcome()
+        run = _prepare(viewer, env, backend, grid, spacing, num_envs, num_timesteps, seed)
+        # On a thread of its own: XLA runs a training epoch of minutes in one call, which Ctrl-C
+        # cannot reach, while the main thread can always be interrupted.
+        worker = threading.Thread(target=outcome.keep, args=(run, viewer), daemon=True)
+        worker.start()
+        try:
+            _show_progress(viewer, worker)
+            if outcome.params is not None:
+                where = save_dir or f"runs/{env}-{datetime.now():%Y%m%d-%H%M%S}"
+                console.print(f"Policy saved to {_save(where, outcome.params)}")
+            if keep_open:
+                console.print(f"The page stays open at {viewer.url}  (Ctrl-C ends it)")
+                while True:
+                    time.sleep(3600)
+        except KeyboardInterrupt:
+            if worker.is_alive():
+                console.print("Stopped in mid-training; no policy was saved.")
+                _exit_now(viewer, 130)
+    if outcome.error is not None:
+        sys.exit(1)
+
+
+class _Outcome:
+    """What a training on another thread has come to."""
+
+    def __init__(self) -> None:
+        self.params: Any = None
+        self.error: BaseException | None = None
+
+    def keep(self, run: Callable[[], Any], viewer: Viewer) -> None:
+        try:
+            self.params = run()
+            viewer.training_ended()
+        # Whatever the trainer raises belongs on the page and in the terminal, not in a thread's
+        # unread traceback.
+        except Exception as error:
+            self.error = error
+            viewer.training_ended(f"{type(error).__name__}: {error}")
+            traceback.print_exc()
+
+
+def _prepare(
+    viewer: Viewer,
+    name: str,
+    backend: str | None,
+    grid: tuple[int, ...],
+    spacing: tuple[float, ...] | None,
+    num_envs: int | None,
+    num_timesteps: int | None,
+    seed: int | None,
+) -> Callable[[], Any]:
+    """Shows the environment, and returns the training to run: () -> params."""
+    from brax import envs
+
+    from brax_viser.env import VisualizedEnv
+
+    preset = ppo_preset(name)
+    try:
+        bare = envs.get_environment(name, backend=backend or preset.backend)
+        env = VisualizedEnv(bare, grid=grid, spacing=spacing, viewer=viewer)
+        settings = fit_batch(preset.ppo, num_envs) if num_envs is not None else dict(preset.ppo)
+    except KeyError:
+        _refuse(f"no environment {name!r}; registered: {', '.join(sorted(envs._envs))}")
+    except (TypeError, ValueError) as error:
+        _refuse(str(error))
+    if num_timesteps is not None:
+        settings["num_timesteps"] = num_timesteps
+    if seed is not None:
+        settings["seed"] = seed
+
+    def run() -> Any:
+        from brax.training.agents.ppo import train as ppo
+
+        def progress_fn(num_steps: int, metrics: Mapping[str, Any]) -> None:
+            viewer.progress_fn(num_steps, metrics)
+
+        _, params, _ = ppo.train(environment=env, progress_fn=progress_fn, **settings)
+        return params
+
+    return run
+
+
+def _show_progress(viewer: Viewer, worker: threading.Thread) -> None:
+    """A bar in the terminal, until the training is over."""
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[words]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("starting", total=1.0, words="")
+        while worker.is_alive():
+            _update(bar, task, viewer.progress())
+            worker.join(timeout=0.2)
+        _update(bar, task, viewer.progress())
+
+
+def _update(bar: Progress, task: Any, view: ProgressView) -> None:
+    words = [f"{count(view.env_steps)} steps", f"{count(view.steps_per_second)} steps/s"]
+    if view.remaining is not None and view.phase != "done":
+        words.append(f"{duration(view.remaining)} left")
+    if view.reward:
+        words.append(view.reward)
+    fraction = 1.0 if view.phase == "done" else view.fraction or 0.0
+    bar.update(task, description=PHASES[view.phase], completed=fraction, words=" · ".join(words))
+
+
+def _save(where: str, params: Any) -> epath.Path:
+    from brax.io import model
+
+    path = epath.Path(where)
+    path.mkdir(parents=True, exist_ok=True)
+    model.save_params(str(path / "policy"), params)
+    return path / "policy"
+
+
+def _refuse(message: str) -> NoReturn:
+    console.print(f"brax-viser: {message}", style="red", markup=False)
+    sys.exit(2)
+
+
+def _exit_now(viewer: Viewer, code: int) -> NoReturn:
+    """Leaves without waiting for XLA, which cannot be told to stop."""
+    viewer.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def main() -> None:
+    """The console script."""
+    app.cli(prog="brax-viser")

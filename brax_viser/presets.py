@@ -1,0 +1,213 @@
+"""PPO settings per environment, so that `brax-viser train` needs no script and no tuning."""
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from brax.training.agents.ppo.networks import make_ppo_networks
+
+DEFAULT_ENV: str = "ant"
+"""What `brax-viser train` trains: a legged robot that runs within two minutes on two cores."""
+
+DEFAULT_BACKEND: str = "spring"
+"""The backend of `DEFAULT_ENV`: the fastest to step, as Brax's notebook says."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What one environment is trained with."""
+
+    backend: str  # for brax.envs.get_environment: mjx, generalized, spring or positional
+    ppo: Mapping[str, Any]  # keyword arguments of brax.training.agents.ppo.train.train
+
+
+_COMMON: dict[str, Any] = {"normalize_observations": True, "action_repeat": 1, "seed": 1}
+
+# Sized for two CPU cores. As the trainer compiles its epoch and its evaluation twice each, and
+# compiling is what a short run would mostly wait for, there is one epoch and no evaluation: the
+# reward comes from the training episodes (`log_training_metrics`), every 51,200 steps.
+# Rewards are not scaled up, unlike in Brax's notebook: runs with a scaling of 5, an entropy cost of
+# 1e-3 and six updates per batch had far larger policy changes (KL) and ants that fell more often.
+_LAPTOP: dict[str, Any] = {
+    **_COMMON,
+    "num_timesteps": 3_000_000,
+    "num_evals": 1,
+    "run_evals": False,
+    "log_training_metrics": True,
+    "training_metrics_steps": 51_200,
+    "reward_scaling": 1,
+    "episode_length": 300,
+    "unroll_length": 10,
+    "num_minibatches": 8,
+    "num_updates_per_batch": 4,
+    "discounting": 0.97,
+    "learning_rate": 6e-4,
+    "entropy_cost": 1e-2,
+    "max_grad_norm": 1.0,
+    "num_envs": 256,
+    "batch_size": 64,
+    "network_factory": functools.partial(
+        make_ppo_networks,
+        policy_hidden_layer_sizes=(64, 64),
+        value_hidden_layer_sizes=(64, 64),
+    ),
+}
+
+# For an environment that nothing is known about: Brax's usual episode, hence a longer run.
+_GENERAL: dict[str, Any] = {**_LAPTOP, "num_timesteps": 10_000_000, "episode_length": 1000}
+
+# The values that recur in Brax's notebooks/training.ipynb, which run on an accelerator.
+_NOTEBOOK: dict[str, Any] = {
+    **_COMMON,
+    "num_timesteps": 50_000_000,
+    "num_evals": 20,
+    "reward_scaling": 10,
+    "episode_length": 1000,
+    "unroll_length": 5,
+    "num_minibatches": 32,
+    "num_updates_per_batch": 4,
+    "discounting": 0.97,
+    "learning_rate": 3e-4,
+    "entropy_cost": 1e-2,
+    "num_envs": 2048,
+    "batch_size": 1024,
+}
+
+# The notebook trains hopper and walker2d with SAC only and has no swimmer. These are the PPO
+# values of MuJoCo Playground for its robots of the same names, in its
+# config/dm_control_suite_params.py; they want an accelerator too.
+_PLAYGROUND: dict[str, Any] = {
+    **_COMMON,
+    "num_timesteps": 60_000_000,
+    "num_evals": 10,
+    "reward_scaling": 10,
+    "episode_length": 1000,
+    "unroll_length": 30,
+    "num_minibatches": 32,
+    "num_updates_per_batch": 16,
+    "discounting": 0.995,
+    "learning_rate": 1e-3,
+    "entropy_cost": 1e-2,
+    "num_envs": 2048,
+    "batch_size": 1024,
+}
+
+
+def _preset(backend: str, base: Mapping[str, Any], **changes: Any) -> Preset:
+    # Presets are shared by all callers, so none of them may be able to change one.
+    return Preset(backend, MappingProxyType({**base, **changes}))
+
+
+_GENERAL_PRESET = _preset("generalized", _GENERAL)  # what Brax's own environments default to
+
+_PRESETS: dict[str, Preset] = {
+    DEFAULT_ENV: _preset(DEFAULT_BACKEND, _LAPTOP),
+    "inverted_pendulum": _preset("positional", _NOTEBOOK, num_timesteps=2_000_000),
+    "inverted_double_pendulum": _preset("positional", _NOTEBOOK, num_timesteps=20_000_000),
+    "humanoid": _preset(
+        "positional",
+        _NOTEBOOK,
+        num_evals=10,
+        reward_scaling=0.1,
+        unroll_length=10,
+        num_updates_per_batch=8,
+        entropy_cost=1e-3,
+    ),
+    "humanoidstandup": _preset(
+        "positional",
+        _NOTEBOOK,
+        num_timesteps=100_000_000,
+        reward_scaling=0.1,
+        unroll_length=15,
+        num_updates_per_batch=8,
+        learning_rate=6e-4,
+    ),
+    "reacher": _preset(
+        "positional",
+        _NOTEBOOK,
+        reward_scaling=5,
+        action_repeat=4,
+        unroll_length=50,
+        num_updates_per_batch=8,
+        discounting=0.95,
+        entropy_cost=1e-3,
+        batch_size=256,
+    ),
+    "halfcheetah": _preset(
+        "positional",
+        _NOTEBOOK,
+        reward_scaling=1,
+        unroll_length=20,
+        num_updates_per_batch=8,
+        discounting=0.95,
+        entropy_cost=1e-3,
+        batch_size=512,
+        seed=3,
+    ),
+    "pusher": _preset(
+        "positional",
+        _NOTEBOOK,
+        reward_scaling=5,
+        unroll_length=30,
+        num_minibatches=16,
+        num_updates_per_batch=8,
+        discounting=0.95,
+        batch_size=512,
+        seed=3,
+    ),
+    "hopper": _preset("generalized", _PLAYGROUND),
+    "walker2d": _preset("generalized", _PLAYGROUND),
+    # The one backend that Brax's swimmer runs on.
+    "swimmer": _preset("generalized", _PLAYGROUND, num_timesteps=100_000_000),
+}
+
+
+def ppo_preset(env_name: str) -> Preset:
+    """The settings to train `env_name` with; general ones for a name without any.
+
+    `DEFAULT_ENV` is set up for two CPU cores: three to four minutes from start to end, with ants
+    that run within two. Inverted pendulums, humanoids, reacher, halfcheetah and pusher have the
+    values that Brax lists as tested in its notebooks/training.ipynb; hopper, walker2d and swimmer
+    those of MuJoCo Playground. Both mean an accelerator, which is faster with more environments
+    and larger batches at a time.
+
+    Args:
+        env_name: as registered in `brax.envs`; any other string will do as well.
+
+    Returns:
+        The backend to ask for, and keyword arguments of an unmodified
+        `brax.training.agents.ppo.train.train`. Steps are environment steps. The mapping is
+        read-only: copy it to change it, and see `fit_batch` for `num_envs`.
+    """
+    return _PRESETS.get(env_name, _GENERAL_PRESET)
+
+
+def fit_batch(ppo: Mapping[str, Any], num_envs: int) -> dict[str, Any]:
+    """`ppo` for another number of environments.
+
+    The trainer wants `batch_size * num_minibatches` to be a multiple of `num_envs`. The rule is:
+    `num_minibatches` stays, and `batch_size` is rounded up to the next value that fits, a multiple
+    of `num_envs / gcd(num_envs, num_minibatches)`; one that fits already stays too.
+
+    Args:
+        ppo: keyword arguments of `brax.training.agents.ppo.train.train`; not changed.
+        num_envs: environments to train in parallel, at least 1.
+
+    Returns:
+        A copy of `ppo` with `num_envs` and `batch_size` set.
+
+    Raises:
+        ValueError: `num_envs` is less than 1.
+    """
+    if num_envs < 1:
+        raise ValueError(
+            f"num_envs={num_envs}: must be at least 1; leave it out to train with the preset's "
+            f"{ppo.get('num_envs', 1)}"
+        )
+    # The fallbacks are the trainer's own defaults.
+    unit = num_envs // math.gcd(num_envs, ppo.get("num_minibatches", 16))
+    batch_size = math.ceil(ppo.get("batch_size", 32) / unit) * unit
+    return {**ppo, "num_envs": num_envs, "batch_size": batch_size}

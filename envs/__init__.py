@@ -1,0 +1,1 @@
+"""Sample environments. The library never imports them."""

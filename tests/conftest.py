@@ -1,0 +1,96 @@
+"""Parts that the tests share: a viewer, a page without a browser, and a page in a real one."""
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import websockets
+import websockets.sync.client
+
+from benchmarks.client import SUBPROTOCOL, hello, poses_of
+from brax_viser import Viewer
+
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--ignore-gpu-blocklist",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+class Page:
+    """A websocket client that says what a browser's page says, and counts what it is sent."""
+
+    def __init__(self, viewer: Viewer):
+        self.frames = 0
+        self.windows = 0
+        port = viewer.url.rsplit(":", 1)[1]
+        self._socket = websockets.sync.client.connect(
+            f"ws://127.0.0.1:{port}", subprotocols=[SUBPROTOCOL], max_size=None, compression=None
+        )
+        self._socket.send(hello())
+        self._thread = threading.Thread(target=self._receive, daemon=True)
+        self._thread.start()
+        eventually(lambda: viewer._board.control.watched, "the viewer sees the page")
+
+    def _receive(self) -> None:
+        try:
+            for window in self._socket:
+                assert isinstance(window, bytes)
+                self.windows += 1
+                self.frames += poses_of(window) > 0
+        except websockets.ConnectionClosed:
+            return
+
+    def close(self) -> None:
+        self._socket.close()
+        self._thread.join(timeout=5)
+
+
+def eventually(condition: Callable[[], object], what: str, timeout: float = 20.0) -> None:
+    """Waits for something that another thread brings about; fails the test if it does not."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"after {timeout} s still not true: {what}")
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def viewer() -> Iterator[Viewer]:
+    with Viewer(port=0) as viewer:
+        yield viewer
+
+
+@pytest.fixture
+def page(viewer: Viewer) -> Iterator[Page]:
+    page = Page(viewer)
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser with software WebGL. Missing, it skips at home and fails in CI."""
+    executable = os.environ.get("CHROMIUM") or next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+    if executable is None:
+        reason = "no Chromium found: install it, or set CHROMIUM to its path"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()

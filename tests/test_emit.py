@@ -1,0 +1,179 @@
+"""Emission: one host call per batched step, whatever the transformations around it."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from brax_viser.emit import FRESH, emit, shard_of_this_device, unpack
+
+
+class RecordingHost:
+    """Answers every `ask` alike, and keeps what it was told."""
+
+    def __init__(self, *, push: bool, skip: int = 0, capacity: int = 4, rows=None):
+        self.capacity = capacity
+        self.push_wanted, self.skip, self.rows = push, skip, rows
+        self.asked: list[tuple] = []
+        self.pushed: list[tuple] = []
+
+    def ask(self, origin, query):
+        self.asked.append((origin, *np.asarray(query).tolist()))
+        num_rows = min(self.capacity, origin.num_envs)
+        rows = np.arange(num_rows) if self.rows is None else self.rows
+        return np.array([self.push_wanted, self.skip, *rows], np.int32)
+
+    def push(self, origin, layout, header, rows):
+        self.pushed.append((origin, unpack(layout, np.array(rows))))
+        return np.int32(np.asarray(header)[0])
+
+
+def step(host, x, countdown):
+    """A toy environment step: the state doubles, and is offered."""
+    x = 2.0 * x
+    shard, num_shards = shard_of_this_device()
+    payload = {"pos": x, "done": x[..., 0] > 1e9}
+    return x, emit(host, "train", countdown, shard, num_shards, payload)
+
+
+def run(function, *args):
+    result = jax.block_until_ready(function(*args))
+    jax.effects_barrier()
+    return result
+
+
+@pytest.mark.parametrize("num_envs", [1, 8, 256])
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+def test_vmapped_step_calls_the_host_once_per_batch(num_envs, jit):
+    host = RecordingHost(push=True)
+    function = jax.vmap(partial(step, host))
+    x = jnp.arange(3.0 * num_envs).reshape(num_envs, 3)
+    _, countdown = run(
+        jax.jit(function) if jit else function, x, jnp.full(num_envs, FRESH, jnp.int32)
+    )
+    assert len(host.asked) == len(host.pushed) == 1
+    origin, left, shard = host.asked[0]
+    assert (origin.num_envs, left, shard) == (num_envs, FRESH, 0)
+    assert countdown.shape == (num_envs,)
+    drawn = min(4, num_envs)
+    np.testing.assert_array_equal(host.pushed[0][1]["pos"], 2 * x[:drawn])
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+def test_a_single_env_without_vmap_is_a_batch_of_one(jit):
+    host = RecordingHost(push=True)
+    function = partial(step, host)
+    _, countdown = run(jax.jit(function) if jit else function, jnp.ones(3), jnp.int32(FRESH))
+    assert [origin.num_envs for origin, *_ in host.asked] == [1]
+    assert countdown.shape == ()
+    assert host.pushed[0][1]["pos"].shape == (1, 3)
+
+
+def test_nested_vmaps_three_deep_are_one_batch():
+    host = RecordingHost(push=True, capacity=24, rows=np.arange(24))
+    function = jax.jit(jax.vmap(jax.vmap(jax.vmap(partial(step, host)))))
+    x = jnp.arange(72.0).reshape(2, 3, 4, 3)
+    _, countdown = run(function, x, jnp.full((2, 3, 4), FRESH, jnp.int32))
+    assert [origin.num_envs for origin, *_ in host.asked] == [24]
+    assert countdown.shape == (2, 3, 4)
+    np.testing.assert_array_equal(host.pushed[0][1]["pos"], 2 * x.reshape(24, 3))
+
+
+@pytest.mark.parametrize("order", ["scan of vmap", "vmap of scan"])
+def test_scan_calls_the_host_once_per_batched_step(order):
+    host = RecordingHost(push=True)
+
+    def scanned(function):
+        def body(carry, _):
+            return function(*carry), None
+
+        return lambda x, c: jax.lax.scan(body, (x, c), None, length=10)[0]
+
+    one = partial(step, host)
+    function = scanned(jax.vmap(one)) if order == "scan of vmap" else jax.vmap(scanned(one))
+    run(jax.jit(function), jnp.ones((8, 3)), jnp.full(8, FRESH, jnp.int32))
+    assert len(host.asked) == len(host.pushed) == 10
+    seen = sorted(float(fields["pos"][0, 0]) for _, fields in host.pushed)
+    assert seen == [2.0**i for i in range(1, 11)]
+
+
+def test_the_answer_decides_when_the_host_is_asked_again():
+    host = RecordingHost(push=False, skip=3)
+
+    def body(carry, _):
+        return jax.vmap(partial(step, host))(*carry), None
+
+    start = (jnp.ones((8, 3)), jnp.full(8, FRESH, jnp.int32))
+    run(jax.jit(lambda c: jax.lax.scan(body, c, None, length=12)[0]), start)
+    # Steps 0, 4 and 8 of 12: each answer lets three pass.
+    assert [left for _, left, _ in host.asked] == [FRESH, 0, 0]
+    assert not host.pushed
+
+
+def test_chosen_rows_are_gathered_on_the_device():
+    host = RecordingHost(push=True, rows=[7, 0, 2, 2])
+    x = jnp.arange(24.0).reshape(8, 3)
+    run(jax.jit(jax.vmap(partial(step, host))), x, jnp.full(8, FRESH, jnp.int32))
+    np.testing.assert_array_equal(host.pushed[0][1]["pos"], 2 * x[jnp.array([7, 0, 2, 2])])
+    assert host.pushed[0][1]["done"].shape == (4,)
+
+
+def test_a_reset_of_some_envs_does_not_call_for_all():
+    host = RecordingHost(push=False, skip=9)
+    countdown = jnp.array([FRESH, 5, 5, 5], jnp.int32)
+    _, countdown = run(jax.jit(jax.vmap(partial(step, host))), jnp.ones((4, 3)), countdown)
+    assert not host.asked
+    assert countdown.tolist() == [4, 4, 4, 4]
+
+
+def test_the_call_survives_where_the_state_is_thrown_away():
+    host = RecordingHost(push=True)
+
+    def reward_only(x, countdown):
+        x, _ = jax.vmap(partial(step, host))(x, countdown)
+        return jnp.zeros(())  # neither the state nor the countdown is used
+
+    run(jax.jit(reward_only), jnp.ones((8, 3)), jnp.full(8, FRESH, jnp.int32))
+    assert len(host.asked) == len(host.pushed) == 1
+
+
+def test_derivatives_pass_and_are_untouched():
+    host = RecordingHost(push=True)
+    countdown = jnp.full(8, FRESH, jnp.int32)
+
+    def loss(x):
+        y, _ = jax.vmap(partial(step, host))(x, countdown)
+        return jnp.sum(y**2)
+
+    x = jnp.arange(24.0).reshape(8, 3)
+    np.testing.assert_allclose(run(jax.jit(jax.grad(loss)), x), 8 * x)
+    np.testing.assert_allclose(run(jax.jit(jax.jacfwd(loss)), x), 8 * x)
+    assert len(host.pushed) == 2
+
+
+def test_unbatched_payload_under_vmap_is_spread_over_the_batch():
+    host = RecordingHost(push=True)
+
+    def constant_done(x, countdown):
+        payload = {"pos": x, "done": jnp.zeros(())}
+        return emit(host, "eval", countdown, jnp.int32(0), 1, payload)
+
+    run(jax.jit(jax.vmap(constant_done)), jnp.ones((8, 3)), jnp.full(8, FRESH, jnp.int32))
+    assert host.pushed[0][1]["done"].tolist() == [0.0] * 4
+
+
+def test_shape_evaluation_calls_nobody():
+    host = RecordingHost(push=True)
+    jax.eval_shape(jax.vmap(partial(step, host)), jnp.ones((8, 3)), jnp.full(8, FRESH, jnp.int32))
+    assert not host.asked
+
+
+def test_pmap_tells_which_shard_it_is():
+    host = RecordingHost(push=True)
+    devices = jax.local_device_count()
+    function = jax.pmap(jax.vmap(partial(step, host)), axis_name="any")
+    run(function, jnp.ones((devices, 4, 3)), jnp.full((devices, 4), FRESH, jnp.int32))
+    assert sorted(shard for *_, shard in host.asked) == list(range(devices))
+    assert {origin.num_shards for origin, *_ in host.asked} == {devices}
