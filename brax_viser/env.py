@@ -98,7 +98,15 @@ class VisualizedEnv(Wrapper):
         role = self._role or ("eval" if trainer and trainer.evaluating else "train")
         shard, num_shards = shard_of_this_device()
         payload = self._adapter.payload(state)
-        countdown = emit(self._host, role, countdown, shard, num_shards, payload)
+        countdown = emit(
+            self._host,
+            role,
+            countdown,
+            shard,
+            num_shards,
+            payload,
+            state_is_kept=trainer is not None and trainer.keeps_state,
+        )
         return replace(state, info={**state.info, INFO_KEY: countdown})
 
 

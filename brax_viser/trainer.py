@@ -25,6 +25,12 @@ class TrainerCall:
     num_envs: int | None = None  # environments in its training batch
     identity: "weakref.ref[Any] | None" = field(default=None, compare=False)
 
+    @property
+    def keeps_state(self) -> bool:
+        """Whether the compiled program returns the environments' state, as those of PPO and SAC
+        do, their evaluation included. ES and ARS throw it away when a rollout is over."""
+        return self.algorithm in ("PPO", "SAC")
+
     def same_run(self, other: "TrainerCall | None") -> bool:
         """Whether both were read off one and the same call of the trainer."""
         mine = self.identity() if self.identity else None

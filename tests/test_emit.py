@@ -30,12 +30,12 @@ class RecordingHost:
         return np.int32(np.asarray(header)[0])
 
 
-def step(host, x, countdown):
+def step(host, x, countdown, kept=False):
     """A toy environment step: the state doubles, and is offered."""
     x = 2.0 * x
     shard, num_shards = shard_of_this_device()
     payload = {"pos": x, "done": x[..., 0] > 1e9}
-    return x, emit(host, "train", countdown, shard, num_shards, payload)
+    return x, emit(host, "train", countdown, shard, num_shards, payload, state_is_kept=kept)
 
 
 def run(function, *args):
@@ -46,9 +46,10 @@ def run(function, *args):
 
 @pytest.mark.parametrize("num_envs", [1, 8, 256])
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
-def test_vmapped_step_calls_the_host_once_per_batch(num_envs, jit):
+@pytest.mark.parametrize("kept", [False, True], ids=["io_callback", "pure_callback"])
+def test_vmapped_step_calls_the_host_once_per_batch(num_envs, jit, kept):
     host = RecordingHost(push=True)
-    function = jax.vmap(partial(step, host))
+    function = jax.vmap(partial(step, host, kept=kept))
     x = jnp.arange(3.0 * num_envs).reshape(num_envs, 3)
     _, countdown = run(
         jax.jit(function) if jit else function, x, jnp.full(num_envs, FRESH, jnp.int32)
@@ -82,7 +83,8 @@ def test_nested_vmaps_three_deep_are_one_batch():
 
 
 @pytest.mark.parametrize("order", ["scan of vmap", "vmap of scan"])
-def test_scan_calls_the_host_once_per_batched_step(order):
+@pytest.mark.parametrize("kept", [False, True], ids=["io_callback", "pure_callback"])
+def test_scan_calls_the_host_once_per_batched_step(order, kept):
     host = RecordingHost(push=True)
 
     def scanned(function):
@@ -91,7 +93,7 @@ def test_scan_calls_the_host_once_per_batched_step(order):
 
         return lambda x, c: jax.lax.scan(body, (x, c), None, length=10)[0]
 
-    one = partial(step, host)
+    one = partial(step, host, kept=kept)
     function = scanned(jax.vmap(one)) if order == "scan of vmap" else jax.vmap(scanned(one))
     run(jax.jit(function), jnp.ones((8, 3)), jnp.full(8, FRESH, jnp.int32))
     assert len(host.asked) == len(host.pushed) == 10

@@ -1,0 +1,79 @@
+"""Takes the README's picture: the page, in a real browser, during a real training.
+
+python -m benchmarks.screenshot docs/page.png
+
+Wants Chromium and the `test` extra. Software rendering will do.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from playwright.sync_api import Page, sync_playwright
+
+FLAGS = (
+    "--no-sandbox --use-gl=angle --use-angle=swiftshader --enable-unsafe-swiftshader "
+    "--ignore-gpu-blocklist --disable-background-networking --disable-component-update "
+    "--disable-sync --no-first-run"
+).split()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of the picture."""
+
+    path: Annotated[Path, tyro.conf.Positional]
+    env: str = "ant"
+    grid: tuple[int, int] = (8, 8)
+    after: float = 20.0
+    """Seconds of live training before the picture."""
+    width: int = 1440
+    height: int = 900
+
+
+def take(settings: Settings, page: Page, address: str) -> None:
+    """Opens the page, waits for the training, and takes the picture."""
+    page.goto(address)
+    page.get_by_text("Live").wait_for(timeout=300_000)
+    time.sleep(settings.after)
+    # A browser without a GPU is told so by a notice that nobody else will see.
+    notice = page.locator(".mantine-Notification-closeButton")
+    if notice.count():
+        notice.first.click()
+    time.sleep(2.0)
+    settings.path.parent.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=settings.path)
+
+
+def main() -> None:
+    settings = tyro.cli(Settings, description=__doc__)
+    grid = [str(side) for side in settings.grid]
+    training = subprocess.Popen(
+        [sys.executable, "-u", "-c", "from brax_viser.cli import main; main()"]
+        + ["train", settings.env, "--port", "0", "--grid", *grid],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert training.stdout is not None
+        address = next(filter(None, (re.search(r"http://\S+", line) for line in training.stdout)))
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(
+                executable_path=shutil.which("chromium"), args=FLAGS
+            )
+            viewport = {"width": settings.width, "height": settings.height}
+            take(settings, browser.new_page(viewport=viewport), address[0])  # pyright: ignore
+            browser.close()
+    finally:
+        training.kill()
+        training.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""Stock PPO learns the same, bit by bit, whether anybody watches or not."""
+
+import functools
+import logging
+import threading
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from brax import envs
+from brax.training.agents.ppo import networks
+from brax.training.agents.ppo import train as ppo
+
+from brax_viser import Viewer, VisualizedEnv
+from tests.conftest import Page, eventually
+
+SMALL: dict[str, Any] = dict(
+    num_timesteps=8_000,
+    num_envs=16,
+    episode_length=60,  # so that episodes end by themselves, and by truncation
+    unroll_length=5,
+    batch_size=16,
+    num_minibatches=4,
+    num_updates_per_batch=2,
+    seed=3,
+    network_factory=functools.partial(
+        networks.make_ppo_networks, policy_hidden_layer_sizes=(8,), value_hidden_layer_sizes=(8,)
+    ),
+)
+WITH_EVALUATION = dict(SMALL, num_evals=2, num_eval_envs=4)
+REPEATED = dict(
+    SMALL, run_evals=False, use_pmap_on_reset=False, action_repeat=2, num_resets_per_eval=1
+)
+
+
+def bare(name: str = "inverted_pendulum", backend: str = "spring") -> envs.Env:
+    return envs.get_environment(name, backend=backend)
+
+
+def train(env: envs.Env, settings: dict[str, Any], **kwargs: Any) -> list[np.ndarray]:
+    """Trained parameters, flattened."""
+    _, params, _ = ppo.train(environment=env, **settings, **kwargs)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(params))]
+
+
+def assert_identical(one: list[np.ndarray], other: list[np.ndarray]) -> None:
+    assert len(one) == len(other) > 4
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="session")
+def stock_evaluated() -> list[np.ndarray]:
+    return train(bare(), WITH_EVALUATION)
+
+
+@pytest.fixture(scope="session")
+def stock_repeated() -> list[np.ndarray]:
+    return train(bare(), REPEATED)
+
+
+class Fidgeting:
+    """Flips switch and mode for as long as the training runs, as no person could."""
+
+    def __init__(self, viewer: Viewer):
+        self.flips = 0
+        self._viewer, self._stop = viewer, threading.Event()
+        self._thread = threading.Thread(target=self._fidget)
+
+    def _fidget(self) -> None:
+        while not self._stop.wait(0.003):
+            self.flips += 1
+            self._viewer.streaming = self.flips % 3 > 0
+            self._viewer.mode = ("latest", "every_step")[self.flips % 2]
+
+    def __enter__(self) -> "Fidgeting":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def test_parameters_are_identical_in_two_trainings_of_one_env(viewer, page, stock_evaluated):
+    """Latest, then every step, in one process and one viewer: both show, both learn the same."""
+    env = VisualizedEnv(bare(), grid=(3, 3), viewer=viewer)
+    reported = []
+
+    def progress_fn(steps: int, metrics: dict[str, Any]) -> None:
+        reported.append(steps)
+        viewer.progress_fn(steps, metrics)
+
+    assert_identical(train(env, WITH_EVALUATION, progress_fn=progress_fn), stock_evaluated)
+    first = viewer.stats()
+    assert first.frames > 0 and first.env_steps >= 400
+    assert len(first.drawn_envs) == 9
+    assert viewer.progress().phase == "done"
+    assert viewer.progress().env_steps == reported[-1] >= 8_000
+    assert first.streams["eval"].num_envs == 4
+    assert first.streams["train"].num_envs == 16
+
+    viewer.mode = "every_step"
+    assert_identical(train(env, WITH_EVALUATION), stock_evaluated)
+    second = viewer.stats()
+    assert second.env_steps == 500  # counted anew: 8,000 steps of 16 envs, none skipped
+    assert second.frames - first.frames == 500
+    assert viewer.progress().algorithm == "PPO"
+    assert viewer.progress().num_timesteps == 8_000
+    assert page.frames > 0
+
+
+def test_parameters_are_identical_with_the_switch_flipped_all_the_time(
+    viewer, page, stock_evaluated
+):
+    env = VisualizedEnv(bare(), grid=(4, 4), viewer=viewer)
+    with Fidgeting(viewer) as fidgeting:
+        assert_identical(train(env, WITH_EVALUATION), stock_evaluated)
+    assert fidgeting.flips > 100
+    assert 0 < viewer.stats().frames
+
+
+def test_parameters_are_identical_while_off_and_nothing_moves(viewer, page, stock_repeated):
+    viewer.streaming = False
+    env = VisualizedEnv(bare(), grid=(4, 4), viewer=viewer)
+    assert_identical(train(env, REPEATED), stock_repeated)
+    stats = viewer.stats()
+    assert (stats.frames, stats.bytes_moved) == (0, 0)
+    assert stats.env_steps > 200  # it was asked, and said no
+
+
+def test_parameters_are_identical_with_action_repeat_and_without_pmapped_reset(
+    viewer, page, stock_repeated
+):
+    viewer.mode = "every_step"
+    env = VisualizedEnv(bare(), grid=(4, 4), viewer=viewer)
+    assert_identical(train(env, REPEATED), stock_repeated)
+    stats = viewer.stats()
+    # Each repeat of an action is a step of the environment, for Brax's count too.
+    assert stats.env_steps * 16 >= 8_000
+    assert stats.frames == stats.env_steps
+
+
+def test_a_viewer_closed_in_the_middle_leaves_the_training_alone(stock_evaluated):
+    viewer = Viewer(port=0, mode="every_step")
+    page = Page(viewer)
+    env = VisualizedEnv(bare(), grid=(4, 4), viewer=viewer)
+    push, closer = env._host.push, threading.Thread(target=viewer.close)
+
+    def push_and_close(*args):
+        if viewer.stats().frames == 20:
+            closer.start()
+        return push(*args)
+
+    env._host.push = push_and_close
+    assert_identical(train(env, WITH_EVALUATION), stock_evaluated)
+    closer.join(timeout=20)
+    assert 20 <= viewer.stats().frames < 500
+    viewer.close()  # once more: nothing happens
+    page.close()
+
+
+def test_a_fault_while_drawing_leaves_the_training_alone(
+    viewer, page, stock_repeated, monkeypatch, caplog
+):
+    env = VisualizedEnv(bare(), grid=(4, 4), viewer=viewer)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("the scene is broken")
+
+    monkeypatch.setattr(viewer._scene, "draw", broken)
+    with caplog.at_level(logging.ERROR, "brax_viser"):
+        assert_identical(train(env, REPEATED), stock_repeated)
+    eventually(lambda: viewer._board.fault, "the page is told")
+    assert "the scene is broken" in viewer._board.fault
+    assert not viewer.streaming
+    assert len([r for r in caplog.records if "training goes on" in r.message]) == 1
+
+
+@pytest.mark.parametrize("where", ["ask", "push"])
+def test_a_fault_within_a_callback_leaves_the_training_alone(viewer, page, where):
+    """Raised on XLA's thread, it would otherwise end the training."""
+    env = VisualizedEnv(bare(), grid=(4, 4), viewer=viewer)
+
+    class Broken:
+        def __getattr__(self, name: str):
+            raise RuntimeError(f"no {name} today")
+
+    if where == "ask":
+        viewer._board.selection = Broken()  # type: ignore[assignment]
+    else:
+        viewer._board.mailbox.put = Broken  # type: ignore[method-assign, assignment]
+    step = jax.jit(jax.vmap(env.step))
+    state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), 4))
+    for _ in range(3):
+        state = jax.block_until_ready(step(state, np.zeros((4, 1), np.float32)))
+    assert viewer._board.fault is not None and where in viewer._board.fault
+    assert not viewer.streaming
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"), [("inverted_pendulum", "mjx"), ("inverted_pendulum", "generalized")]
+)
+def test_parameters_are_identical_on_the_other_backends(viewer, page, name, backend):
+    settings = dict(SMALL, run_evals=False, num_timesteps=2_000)
+    viewer.mode = "every_step"
+    watched = train(VisualizedEnv(bare(name, backend), grid=(2, 2), viewer=viewer), settings)
+    assert_identical(watched, train(bare(name, backend), settings))
+    assert viewer.stats().frames == viewer.stats().env_steps > 100
+
+
+def test_the_switch_takes_effect_within_a_fifth_of_a_second(viewer, page):
+    """In the middle of one jitted call that runs for many seconds."""
+    env = envs.training.wrap(VisualizedEnv(bare(), grid=(4, 4), viewer=viewer), episode_length=100)
+    keys = jax.random.split(jax.random.PRNGKey(0), 64)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def rollout(state: envs.State, steps: int) -> envs.State:
+        def body(state, _):
+            return env.step(state, np.zeros((64, 1), np.float32)), None
+
+        return jax.lax.scan(body, state, None, length=steps)[0]
+
+    state = jax.jit(env.reset)(keys)
+    jax.block_until_ready(rollout(state, 200))
+    start = time.monotonic()
+    jax.block_until_ready(rollout(state, 200))
+    steps = int(200 * 12.0 / (time.monotonic() - start))
+    running = threading.Thread(target=lambda: jax.block_until_ready(rollout(state, steps)))
+    running.start()
+    frames = lambda: viewer.stats().frames  # noqa: E731
+    moving = frames()
+    eventually(lambda: frames() > moving + 5, "frames flow", timeout=60)
+    delays = []
+    for _ in range(5):
+        viewer.streaming = False
+        time.sleep(0.2)
+        frozen, known = frames(), viewer.stats().env_steps
+        time.sleep(0.3)
+        assert frames() == frozen, "states crossed although the switch was off"
+        assert viewer.stats().env_steps > known, "the training stood still"
+        flipped = time.monotonic()
+        viewer.streaming = True
+        eventually(lambda: frames() > frozen, "frames flow again")  # noqa: B023
+        delays.append(time.monotonic() - flipped)
+    assert running.is_alive(), "the rollout was too short for this test to mean anything"
+    assert np.median(delays) <= 0.2, delays
+    viewer.close()  # lets it run to its end at full speed
+    running.join()

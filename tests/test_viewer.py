@@ -1,0 +1,166 @@
+"""The viewer by itself: its server, its switch, its page's state."""
+
+import socket
+import urllib.request
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from brax_viser import Stats, Viewer, VisualizedEnv
+from brax_viser.gui.panel import status
+from brax_viser.progress import Progress, count, duration
+from brax_viser.trainer import TrainerCall
+from envs.cartpole import CartPole
+from tests.conftest import Page, eventually
+
+
+def test_the_page_is_served_at_the_url(viewer):
+    assert viewer.url.startswith("http://127.0.0.1:")
+    with urllib.request.urlopen(viewer.url, timeout=10) as answer:
+        assert b"<html" in answer.read()
+
+
+def test_a_taken_port_means_the_next_free_one(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with Viewer(port=port) as viewer:
+            assert int(viewer.url.rsplit(":", 1)[1]) > port
+            assert viewer.url in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"mode": "fast"}, "mode='fast': must be one of 'latest', 'every_step'"),
+        ({"fps": 0}, "fps=0: must be above 0"),
+        ({"fps": 1000}, "at most 60"),
+        ({"max_overhead": 0}, "max_overhead=0: must be above 0"),
+        ({"max_overhead": 2}, "at most 1"),
+        ({"port": -1}, "port=-1"),
+        ({"port": 70000}, "port=70000"),
+    ],
+)
+def test_a_bad_argument_is_refused_with_value_limit_and_remedy(kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        Viewer(**{"port": 0, **kwargs})
+
+
+def test_an_unknown_mode_is_refused_later_too(viewer):
+    with pytest.raises(ValueError, match="mode='slow'"):
+        viewer.mode = "slow"
+    assert viewer.mode == "latest"
+
+
+def test_close_is_idempotent_and_the_viewer_a_context_manager():
+    with Viewer(port=0) as viewer:
+        viewer.close()
+    viewer.close()
+
+
+def test_two_viewers_live_side_by_side():
+    with Viewer(port=0) as one, Viewer(port=0) as other:
+        assert one.url != other.url
+
+
+def test_the_page_shows_robots_and_what_it_waits_for_before_anything_has_run(viewer):
+    VisualizedEnv(CartPole(), grid=(2, 2), viewer=viewer)
+    assert len(viewer._scene.robots.handles) > 0
+    assert "Waiting for a trainer" in status(viewer._panel_view())
+    assert viewer.stats() == Stats(0, 0, 0, 0.0, False, (0, 1, 2, 3), {})
+
+
+def test_switch_and_property_are_one_state(viewer, page):
+    box = viewer._panel._streaming
+    assert box.value is viewer.streaming is True
+    viewer.streaming = False
+    eventually(lambda: box.value is False, "the page's switch follows the property")
+    viewer.streaming = True
+    eventually(lambda: box.value is True, "and back")
+    viewer._enqueue(("streaming", False))  # what a click does
+    eventually(lambda: viewer.streaming is False, "the property follows the page's switch")
+    viewer._enqueue(("mode", "every_step"))
+    eventually(lambda: viewer.mode == "every_step", "and so does the mode")
+
+
+def test_nothing_is_emitted_while_no_page_is_open(viewer):
+    viewer.mode = "every_step"
+    env = VisualizedEnv(CartPole(), grid=(2, 2), viewer=viewer)
+    step = jax.jit(jax.vmap(env.step))
+    state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), 4))
+    for _ in range(50):
+        state = jax.block_until_ready(step(state, jnp.zeros((4, 1))))
+    assert viewer.stats().frames == 0
+    page = Page(viewer)
+    before = viewer.stats().frames
+    for _ in range(2000):
+        state = jax.block_until_ready(step(state, jnp.zeros((4, 1))))
+        if viewer.stats().frames > before:
+            break
+    assert viewer.stats().frames > before
+    page.close()
+    eventually(lambda: not viewer._board.control.watched, "the page is seen to leave")
+
+
+def test_bytes_moved_are_those_of_the_drawn_envs_alone(viewer, page):
+    viewer.mode = "every_step"
+    env = VisualizedEnv(CartPole(), grid=(2, 2), viewer=viewer)
+    step = jax.jit(jax.vmap(env.step))
+    state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), 500))
+    for _ in range(10):
+        state = jax.block_until_ready(step(state, jnp.zeros((500, 1))))
+    stats = viewer.stats()
+    # 2 links of 7 numbers, reward and done, 4 bytes each, of 4 of the 500 envs.
+    assert stats.frames == 10
+    assert stats.bytes_moved == 10 * 4 * (2 * 7 + 2) * 4
+    assert 0 < stats.overhead <= 1
+
+
+def test_progress_tells_the_phases_of_a_training_apart():
+    class Env:
+        pass
+
+    import weakref
+
+    env = Env()
+    call = TrainerCall("PPO", False, 1000, 8, weakref.ref(env))
+    progress = Progress()
+    assert progress.view(0.0).phase == "waiting"
+    assert progress.traced(call, 10.0)
+    assert not progress.traced(call, 11.0)  # the same run
+    view = progress.view(24.0)
+    assert (view.phase, view.phase_seconds, view.num_timesteps) == ("compiling", 14.0, 1000)
+    for tick in range(11):
+        progress.stepped("train", 10, 30.0 + tick / 10)
+    view = progress.view(31.0)
+    assert (view.phase, view.env_steps, view.fraction) == ("training", 110, 0.11)
+    assert view.steps_per_second == pytest.approx(100.0)
+    assert view.elapsed == pytest.approx(1.0)
+    assert view.remaining == pytest.approx(1.0 * 0.89 / 0.11)
+    assert progress.view(40.0).phase == "quiet"
+    progress.traced(None, 41.0)
+    assert progress.view(45.0).phase == "compiling"
+    progress.stepped("eval", 10, 50.0)
+    assert progress.view(50.1).phase == "evaluating"
+    progress.reported(500, {"eval/episode_reward": 12.34}, 51.0)
+    view = progress.view(51.0)
+    assert view.env_steps == 500
+    assert view.reward == "evaluation reward 12.3 at 500 steps"
+    progress.reported(1000, {"episode/sum_reward": 20.0}, 52.0)
+    assert progress.view(52.0).phase != "done"  # reported from within the last epoch
+    progress.reported(1000, {"eval/episode_reward": 20.0}, 53.0)
+    assert progress.view(60.0).phase == "done"
+    other = Env()
+    assert progress.traced(TrainerCall("PPO", False, 5, 8, weakref.ref(other)), 70.0)
+    assert progress.view(71.0).env_steps == 0
+    progress.ended(72.0, "ValueError: too few")
+    assert progress.view(73.0).phase == "failed"
+
+
+def test_numbers_are_written_for_people():
+    assert [count(n) for n in (0, 999, 1234, 12_345_678, 3e9)] == [
+        "0", "999", "1.23 k", "12.3 M", "3 G",
+    ]  # fmt: skip
+    assert [duration(s) for s in (0, 75, 4000)] == ["0:00", "1:15", "1:06:40"]
