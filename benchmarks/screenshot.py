@@ -53,10 +53,10 @@ def take(settings: Settings, page: Page, address: str) -> None:
 
 def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
-    grid = [str(side) for side in settings.grid]
+    columns, rows = settings.grid
+    options = f"train {settings.env} --port 0 --grid {columns} {rows}".split()
     training = subprocess.Popen(
-        [sys.executable, "-u", "-c", "from brax_viser.cli import main; main()"]
-        + ["train", settings.env, "--port", "0", "--grid", *grid],
+        [sys.executable, "-u", "-c", "from brax_viser.cli import main; main()", *options],
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -1,8 +1,21 @@
 """Watch Brax environments learn, live, in a browser."""
 
-from brax_viser.env import VisualizedEnv
-from brax_viser.frame import Frame
-from brax_viser.viewer import Stats, Viewer
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from brax_viser.env import VisualizedEnv
+    from brax_viser.frame import Frame
+    from brax_viser.viewer import Stats, Viewer
 
 __all__ = ["Frame", "Stats", "Viewer", "VisualizedEnv"]
 __version__ = "0.1.0"
+
+_HOMES = {"Frame": "frame", "Stats": "viewer", "Viewer": "viewer", "VisualizedEnv": "env"}
+
+
+def __getattr__(name: str) -> object:
+    # On first use, so that the command line can serve its page before Brax has been imported.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -5,16 +5,19 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from brax_viser.adapters import BraxAdapter
 from brax_viser.emit import Layout, Origin
 from brax_viser.mailbox import Mailbox, Parcel
 from brax_viser.progress import Progress
 from brax_viser.scene.grid import Grid
 from brax_viser.stream import FOREVER, Control, CostMeter, Pacer, Selection
 from brax_viser.trainer import TrainerCall
+
+if TYPE_CHECKING:
+    from brax_viser.adapters import BraxAdapter
 
 log = logging.getLogger("brax_viser")
 
@@ -55,7 +58,7 @@ class Feed:
     def __init__(
         self,
         board: Switchboard,
-        adapter: BraxAdapter,
+        adapter: "BraxAdapter",
         grid: Grid,
         role: str | None,
         on_new_training: Callable[["Feed", TrainerCall], None],

@@ -68,30 +68,30 @@ class Mailbox:
             if len(self._parcels) >= CAPACITY:
                 self._parcels.popleft()
             self._parcels.append(parcel)
-            # The publisher fetches many at a time, at its own pace: waking it for each of
-            # thousands a second would have it fight the callbacks for the interpreter.
-            if len(self._parcels) in (1, CAPACITY // 2):
+            # The publisher is not woken: it would run right now, and make this callback wait for
+            # the interpreter. It looks in by itself sixty times a second; only when room runs
+            # out is it called.
+            if len(self._parcels) == CAPACITY // 2:
                 self._changed.notify_all()
 
-    def take(self, timeout: float) -> list[Parcel]:
-        """Fetches all, oldest first, waiting up to `timeout` s for something or for `wake`."""
+    def take(self) -> list[Parcel]:
+        """Fetches all, oldest first."""
         with self._changed:
-            self._changed.wait_for(lambda: self._parcels or self._woken or self._closed, timeout)
-            self._woken = False
             parcels = list(self._parcels)
             self._parcels.clear()
             self._changed.notify_all()
             return parcels
 
     def rest(self, seconds: float) -> None:
-        """Lets parcels gather for up to `seconds`, unless `wake` or half the room is used up."""
+        """Lets parcels gather for `seconds`, unless `wake` is called or half the room used up."""
         with self._changed:
             self._changed.wait_for(
                 lambda: len(self._parcels) >= CAPACITY // 2 or self._woken or self._closed, seconds
             )
+            self._woken = False
 
     def wake(self) -> None:
-        """Ends a `take` or `rest` early: there is something other than parcels to do."""
+        """Ends a `rest`: there is something other than parcels to do."""
         with self._changed:
             self._woken = True
             self._changed.notify_all()

@@ -1,13 +1,10 @@
 """PPO settings per environment, so that `brax-viser train` needs no script and no tuning."""
 
-import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
-
-from brax.training.agents.ppo.networks import make_ppo_networks
 
 DEFAULT_ENV: str = "ant"
 """What `brax-viser train` trains: a legged robot that runs within two minutes on two cores."""
@@ -22,6 +19,15 @@ class Preset:
 
     backend: str  # for brax.envs.get_environment: mjx, generalized, spring or positional
     ppo: Mapping[str, Any]  # keyword arguments of brax.training.agents.ppo.train.train
+
+
+def small_networks(*args: Any, **kwargs: Any) -> Any:
+    """`make_ppo_networks` with two hidden layers of 64 for policy and value each."""
+    # Imported when it is called: the command line reads this module before its page is up.
+    from brax.training.agents.ppo.networks import make_ppo_networks
+
+    sizes = {"policy_hidden_layer_sizes": (64, 64), "value_hidden_layer_sizes": (64, 64)}
+    return make_ppo_networks(*args, **sizes, **kwargs)
 
 
 _COMMON: dict[str, Any] = {"normalize_observations": True, "action_repeat": 1, "seed": 1}
@@ -49,11 +55,7 @@ _LAPTOP: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "num_envs": 256,
     "batch_size": 64,
-    "network_factory": functools.partial(
-        make_ppo_networks,
-        policy_hidden_layer_sizes=(64, 64),
-        value_hidden_layer_sizes=(64, 64),
-    ),
+    "network_factory": small_networks,
 }
 
 # For an environment that nothing is known about: Brax's usual episode, hence a longer run.

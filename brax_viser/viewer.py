@@ -3,16 +3,17 @@
 import atexit
 import contextlib
 import io
+import sys
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import viser
 
-from brax_viser.adapters import BraxAdapter
 from brax_viser.feed import Feed, Switchboard, log
 from brax_viser.gui.panel import Command, Panel, PanelView
 from brax_viser.mailbox import Parcel
@@ -22,10 +23,18 @@ from brax_viser.scene.scene import Scene
 from brax_viser.stream import MODES, Control, Selection
 from brax_viser.trainer import TrainerCall
 
+if TYPE_CHECKING:  # it imports Brax, which takes a second that the page need not wait for
+    from brax_viser.adapters import BraxAdapter
+
 FRAME_SECONDS = 1 / 60
 """viser sends at most this often; drawing more would be thrown away."""
 
 PANEL_SECONDS = 0.25
+
+SWITCH_SECONDS = 5e-4
+"""How long a callback waits at most for another Python thread, the publisher and viser's among
+them. Python's own 5 ms would be more than most environment steps take. Process-wide while a
+viewer is open; see `sys.setswitchinterval`."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,8 @@ class Viewer:
         self._panel = Panel(self._server, self._enqueue)
         self._server.on_client_connect(self._count_pages)
         self._server.on_client_disconnect(self._count_pages)
+        self._switch_seconds = sys.getswitchinterval()
+        sys.setswitchinterval(min(self._switch_seconds, SWITCH_SECONDS))
         self._publisher = threading.Thread(target=self._publish, name="brax_viser", daemon=True)
         self._publisher.start()
         # XLA waits for pending callbacks at exit: nobody may be left waiting for the publisher.
@@ -202,6 +213,7 @@ class Viewer:
         self._board.set(closed=True)
         self._board.mailbox.close()
         atexit.unregister(self.close)
+        sys.setswitchinterval(self._switch_seconds)
         if threading.current_thread() is not self._publisher:
             self._publisher.join(timeout=5.0)
         with contextlib.redirect_stdout(io.StringIO()):
@@ -218,7 +230,7 @@ class Viewer:
     ) -> None:
         self.close()
 
-    def attach(self, adapter: BraxAdapter, grid: Grid, role: str | None) -> Feed:
+    def attach(self, adapter: "BraxAdapter", grid: Grid, role: str | None) -> Feed:
         """Called by `VisualizedEnv`: shows the model at once, and returns whom to ask."""
         feed = Feed(self._board, adapter, grid, role, self._new_training)
         self._feeds.append(feed)
@@ -243,14 +255,15 @@ class Viewer:
     async def _count_pages(self, _: viser.ClientHandle) -> None:
         # Async, so that it runs on the server's loop: its thread pool may be gone at exit.
         self._board.set(watched=bool(self._server.get_clients()))
+        self._board.mailbox.wake()
 
     # The publisher's thread from here on.
 
     def _publish(self) -> None:
         board, next_panel = self._board, 0.0
         while not board.control.closed:
-            parcels = board.mailbox.take(PANEL_SECONDS)
             start = board.clock()
+            parcels = board.mailbox.take()
             try:
                 commanded = self._obey()
                 if parcels:
@@ -261,7 +274,9 @@ class Viewer:
             # The thread must live on: a page that is stuck hides the very fault.
             except Exception as error:
                 board.failed("the page", error)
-            board.mailbox.rest(start + FRAME_SECONDS - board.clock())
+            control = board.control
+            idle = not (control.streaming and control.watched)
+            board.mailbox.rest(start + (PANEL_SECONDS if idle else FRAME_SECONDS) - board.clock())
 
     def _obey(self) -> bool:
         """Carries out what the page has asked for."""
@@ -279,7 +294,12 @@ class Viewer:
         return done
 
     def _draw(self, parcels: list[Parcel]) -> None:
-        newest = {(p.feed, p.shard): p for p in parcels if p.role == (p.feed.role or "train")}
+        # An environment for evaluation alone never takes the scene from one that is trained.
+        newest = {
+            (p.feed, p.shard): p
+            for p in parcels
+            if p.role == (p.feed.role or "train") and (p.feed is self._feed or p.role == "train")
+        }
         if not newest:
             return
         with self._scene_lock:

@@ -25,8 +25,7 @@ def training(tmp_path_factory) -> Iterator[str]:
     log = (tmp_path_factory.mktemp("training") / "log").open("w+")
     process = subprocess.Popen(
         # Far more steps than the test will take: it must still be running at the end.
-        [command, "train", "ant", "--grid", "3", "3", "--num-envs", "64"]
-        + ["--num-timesteps", "500000000", "--port", "0"],
+        f"{command} train ant --grid 3 3 --num-envs 64 --num-timesteps 500000000 --port 0".split(),
         stdout=log,
         stderr=subprocess.STDOUT,
     )
