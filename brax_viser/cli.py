@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, NoReturn
 
@@ -65,25 +65,29 @@ def train(
         keep_open: keep the page open when the training is over, until Ctrl-C.
     """
     # The page first: it is up before the training's own imports and compilations.
-    with Viewer(host=host, port=port, mode=mode) as viewer:
+    try:
+        viewer = Viewer(host=host, port=port, mode=mode)
+    except ValueError as error:
+        _refuse(str(error))
+    with viewer:
         outcome = _Outcome()
         run = _prepare(viewer, env, backend, grid, spacing, num_envs, num_timesteps, seed)
         # On a thread of its own: XLA runs a training epoch of minutes in one call, which Ctrl-C
         # cannot reach, while the main thread can always be interrupted.
         worker = threading.Thread(target=outcome.keep, args=(run, viewer), daemon=True)
         worker.start()
+        where = save_dir or f"runs/{env}-{datetime.now():%Y%m%d-%H%M%S}"
         try:
             _show_progress(viewer, worker)
-            if outcome.params is not None:
-                where = save_dir or f"runs/{env}-{datetime.now():%Y%m%d-%H%M%S}"
-                console.print(f"Policy saved to {_save(where, outcome.params)}")
+            _save(where, outcome)
             if keep_open:
                 console.print(f"The page stays open at {viewer.url}  (Ctrl-C ends it)")
                 while True:
                     time.sleep(3600)
         except KeyboardInterrupt:
             if worker.is_alive():
-                console.print("Stopped in mid-training; no policy was saved.")
+                console.print("Stopped in mid-training.")
+                _save(where, outcome)
                 _exit_now(viewer, 130)
     if outcome.error is not None:
         sys.exit(1)
@@ -93,12 +97,12 @@ class _Outcome:
     """What a training on another thread has come to."""
 
     def __init__(self) -> None:
-        self.params: Any = None
+        self.params: Any = None  # the newest that the trainer has handed out
         self.error: BaseException | None = None
 
-    def keep(self, run: Callable[[], Any], viewer: Viewer) -> None:
+    def keep(self, run: Callable[["_Outcome"], None], viewer: Viewer) -> None:
         try:
-            self.params = run()
+            run(self)
             viewer.training_ended()
         # Whatever the trainer raises belongs on the page and in the terminal, not in a thread's
         # unread traceback.
@@ -117,8 +121,8 @@ def _prepare(
     num_envs: int | None,
     num_timesteps: int | None,
     seed: int | None,
-) -> Callable[[], Any]:
-    """Shows the environment, and returns the training to run: () -> params."""
+) -> Callable[[_Outcome], None]:
+    """Shows the environment, and returns the training to run."""
     from brax import envs
 
     from brax_viser.env import VisualizedEnv
@@ -137,14 +141,19 @@ def _prepare(
     if seed is not None:
         settings["seed"] = seed
 
-    def run() -> Any:
+    def run(outcome: _Outcome) -> None:
         from brax.training.agents.ppo import train as ppo
 
-        def progress_fn(num_steps: int, metrics: Mapping[str, Any]) -> None:
-            viewer.progress_fn(num_steps, metrics)
+        def policy_params_fn(num_steps: int, _: Any, params: Any) -> None:
+            if num_steps:  # the first call has the untrained policy
+                outcome.params = params
 
-        _, params, _ = ppo.train(environment=env, progress_fn=progress_fn, **settings)
-        return params
+        _, outcome.params, _ = ppo.train(
+            environment=env,
+            progress_fn=viewer.progress_fn,
+            policy_params_fn=policy_params_fn,
+            **settings,
+        )
 
     return run
 
@@ -175,13 +184,17 @@ def _update(bar: Progress, task: Any, view: ProgressView) -> None:
     bar.update(task, description=PHASES[view.phase], completed=fraction, words=" · ".join(words))
 
 
-def _save(where: str, params: Any) -> epath.Path:
+def _save(where: str, outcome: _Outcome) -> None:
+    """Writes the newest policy, as `brax.io.model.load_params` reads it."""
+    if outcome.params is None:
+        console.print("No policy was saved: the trainer had not finished its first epoch.")
+        return
     from brax.io import model
 
     path = epath.Path(where)
     path.mkdir(parents=True, exist_ok=True)
-    model.save_params(str(path / "policy"), params)
-    return path / "policy"
+    model.save_params(str(path / "policy"), outcome.params)
+    console.print(f"Policy saved to {path / 'policy'}", soft_wrap=True)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -32,6 +32,15 @@ def small_networks(*args: Any, **kwargs: Any) -> Any:
 
 _COMMON: dict[str, Any] = {"normalize_observations": True, "action_repeat": 1, "seed": 1}
 
+# Evaluation takes as long as training where both run on a processor, and compiles by itself. The
+# reward comes from the training episodes; `num_evals` then just splits the run into epochs, after
+# each of which the policy can be had.
+_NO_EVALUATION: dict[str, Any] = {
+    "run_evals": False,
+    "log_training_metrics": True,
+    "training_metrics_steps": 250_000,
+}
+
 # Sized for two CPU cores. As the trainer compiles its epoch and its evaluation twice each, and
 # compiling is what a short run would mostly wait for, there is one epoch and no evaluation: the
 # reward comes from the training episodes (`log_training_metrics`), every 51,200 steps.
@@ -41,8 +50,7 @@ _LAPTOP: dict[str, Any] = {
     **_COMMON,
     "num_timesteps": 3_000_000,
     "num_evals": 1,
-    "run_evals": False,
-    "log_training_metrics": True,
+    **_NO_EVALUATION,
     "training_metrics_steps": 51_200,
     "reward_scaling": 1,
     "episode_length": 300,
@@ -66,6 +74,7 @@ _NOTEBOOK: dict[str, Any] = {
     **_COMMON,
     "num_timesteps": 50_000_000,
     "num_evals": 20,
+    **_NO_EVALUATION,
     "reward_scaling": 10,
     "episode_length": 1000,
     "unroll_length": 5,
@@ -85,6 +94,7 @@ _PLAYGROUND: dict[str, Any] = {
     **_COMMON,
     "num_timesteps": 60_000_000,
     "num_evals": 10,
+    **_NO_EVALUATION,
     "reward_scaling": 10,
     "episode_length": 1000,
     "unroll_length": 30,

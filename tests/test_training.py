@@ -29,10 +29,8 @@ SMALL: dict[str, Any] = dict(
         networks.make_ppo_networks, policy_hidden_layer_sizes=(8,), value_hidden_layer_sizes=(8,)
     ),
 )
-WITH_EVALUATION = dict(SMALL, num_evals=2, num_eval_envs=4)
-REPEATED = dict(
-    SMALL, run_evals=False, use_pmap_on_reset=False, action_repeat=2, num_resets_per_eval=1
-)
+WITH_EVALUATION = dict(SMALL, num_evals=2, num_eval_envs=4, num_resets_per_eval=1)
+REPEATED = dict(SMALL, run_evals=False, use_pmap_on_reset=False, action_repeat=2)
 
 
 def bare(name: str = "inverted_pendulum", backend: str = "spring") -> envs.Env:

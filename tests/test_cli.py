@@ -1,0 +1,67 @@
+"""The command line, as a user starts it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from brax import envs
+from brax.io import model
+
+from brax_viser.presets import DEFAULT_ENV, fit_batch, ppo_preset
+
+COMMAND = Path(sys.executable).with_name("brax-viser")
+
+
+def run(*args: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [COMMAND, *args], cwd=cwd, capture_output=True, text=True, timeout=timeout
+    )
+
+
+def test_train_prints_the_address_first_learns_and_saves_the_policy(tmp_path):
+    done = run(
+        *"train ant --backend spring --num-envs 32 --num-timesteps 1".split(),
+        *"--port 0 --grid 2 2 --save-dir saved --no-keep-open".split(),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    first = done.stdout.splitlines()[0]
+    assert re.fullmatch(r"brax_viser: http://127\.0\.0\.1:\d+", first)
+    assert "Policy saved to saved/policy" in done.stdout
+    normalizer, policy, _ = model.load_params(str(tmp_path / "saved" / "policy"))
+    assert np.isfinite(np.asarray(normalizer.mean)).all()
+    assert "params" in policy
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ("train nosuchenv --port 0", "no environment 'nosuchenv'; registered: ant"),
+        ("train ant --port 0 --grid 0 4", "every side must be at least 1"),
+        ("train ant --port 0 --num-envs 0", "num_envs=0: must be at least 1"),
+        ("train fast --port 0", "no MuJoCo model"),
+        ("train ant --port 0 --backend bullet", "backend should be in"),
+        ("train ant --port 0 --mode warp", "mode='warp': must be one of"),
+    ],
+)
+def test_bad_input_is_one_line_and_no_traceback(tmp_path, args, words):
+    done = run(*args.split(), cwd=tmp_path, timeout=120)
+    assert done.returncode == 2
+    assert words in " ".join(done.stdout.split())
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_every_registered_env_has_a_preset_that_its_trainer_accepts():
+    for name in [*envs._envs, "an env of the user's own"]:
+        preset = ppo_preset(name).ppo
+        assert preset["batch_size"] * preset["num_minibatches"] % preset["num_envs"] == 0
+        for num_envs in (1, 7, 64, 4096):
+            fitted = fit_batch(preset, num_envs)
+            assert fitted["num_envs"] == num_envs
+            assert fitted["batch_size"] * fitted["num_minibatches"] % num_envs == 0
+    assert DEFAULT_ENV in envs._envs
+    with pytest.raises(ValueError, match="num_envs=0: must be at least 1"):
+        fit_batch(ppo_preset("ant").ppo, 0)

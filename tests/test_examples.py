@@ -1,0 +1,63 @@
+"""The examples run as they stand, as far as a test has time for: cut short in their steps alone."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+from brax.training.agents.ppo import train as ppo
+
+from brax_viser import VisualizedEnv
+from envs.cartpole import CartPole
+
+
+class Stop(Exception):
+    """Ends an example once it has handed everything to the trainer."""
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "num_envs"),
+    [("humanoid_single", 1, 256), ("cartpole_grid", 8, 8), ("ant_ppo", 64, 2048)],
+)
+def test_example_hands_a_visualized_env_to_the_stock_trainer(monkeypatch, name, cells, num_envs):
+    example = importlib.import_module(f"examples.{name}")
+    handed = {}
+
+    def note(environment, **settings):
+        handed.update(settings, environment=environment)
+        raise Stop
+
+    monkeypatch.setattr(ppo, "train", note)
+    with pytest.raises(Stop):
+        example.main()
+    env = handed["environment"]
+    assert isinstance(env, VisualizedEnv)
+    assert len(env.viewer.stats().drawn_envs) == cells
+    assert handed["num_envs"] == num_envs
+    # What Brax asserts before anything else.
+    assert handed["batch_size"] * handed["num_minibatches"] % num_envs == 0
+    env.viewer.close()
+
+
+def test_cartpole_grid_has_the_spacing_of_its_example(monkeypatch):
+    from examples import cartpole_grid
+
+    monkeypatch.setattr(ppo, "train", lambda environment, **_: envs.append(environment))
+    monkeypatch.setattr("builtins.input", lambda _: "")
+    envs: list[VisualizedEnv] = []
+    cartpole_grid.main()
+    grid = envs[0]._host.grid
+    assert (grid.shape, grid.spacing) == ((4, 2, 1), (4.0, 4.0, 2.0))
+    envs[0].viewer.close()
+
+
+def test_cartpole_falls_when_nobody_balances_it():
+    env = CartPole()
+    state = jax.jit(env.reset)(jax.random.PRNGKey(0))
+    step = jax.jit(env.step)
+    steps = 0
+    while not state.done and steps < 500:
+        state = step(state, jnp.zeros(1))
+        steps += 1
+    assert 10 < steps < 400
+    assert state.reward == 1.0
