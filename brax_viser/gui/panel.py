@@ -57,6 +57,7 @@ class Panel:
             hint="On: robot states travel from the training to this page. Off: none does, and the "
             "training runs at full speed. The training itself goes on either way.",
         )
+        gui.add_html(_note("Off: no state leaves the device; the training goes on at full speed."))
         self._mode = gui.add_dropdown(
             "Show",
             tuple(MODE_LABELS.values()),
@@ -128,7 +129,7 @@ def _head(view: PanelView) -> str:
         dot = _DOT["failed"]
     name = " · ".join(part for part in (view.env, view.progress.algorithm) if part)
     return (
-        '<div style="padding:0.5em 0.75em 0 0.75em;line-height:1.45">'
+        '<div style="padding:0.5em 0.75em 0.4em 0.75em;line-height:1.45">'
         f'<div style="font-size:1.15em;font-weight:600">{escape(name)}</div>'
         f'<div><span style="color:{dot}">&#9679;</span> {escape(status(view))}</div></div>'
     )
@@ -158,6 +159,13 @@ def _cost(view: PanelView) -> str:
         data = f"{view.bytes_per_second / 1e6:.2f} MB/s, {view.frames_per_second:.0f} frames/s"
     return _table(
         [("Drawn", f"{view.drawn:,}{of} envs"), ("Watching costs", cost), ("From device", data)]
+    )
+
+
+def _note(text: str) -> str:
+    return (
+        '<div style="margin:-0.4em 0.75em 0.2em 0.75em;font-size:0.8em;color:#868e96">'
+        f"{escape(text)}</div>"
     )
 
 

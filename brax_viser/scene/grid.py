@@ -44,8 +44,7 @@ class Grid:
     def origins(self, count: int) -> np.ndarray:
         """float32 [count, 3], m: cells filled along x first, then y, then z.
 
-        Columns grow to the right and rows away from the first camera; the block is centred in
-        x and y, and its first layer stands on the floor.
+        The block is centred in x and y, and its first layer stands on the floor.
         """
         assert 0 < count <= self.capacity
         columns, rows, _ = self.shape
@@ -164,7 +163,7 @@ class CameraPose:
 def framing_camera(
     bounds: np.ndarray,
     *,
-    azimuth: float = np.radians(-130.0),
+    azimuth: float = np.radians(-145.0),
     elevation: float = np.radians(24.0),
     fov: float = np.radians(35.0),
     aspect: float = 1.25,
@@ -173,7 +172,8 @@ def framing_camera(
 
     Args:
         bounds: float [2, 3], m, the box.
-        azimuth: rad, where the camera stands, seen from the box: 0 is +x, -pi/2 is -y.
+        azimuth: rad, where the camera stands, seen from the box: 0 is +x, -pi/2 is -y. From behind
+            and to the right, robots that learn to run along +x, as Brax rewards it, stay in view.
         elevation: rad above the horizon.
         fov: rad, vertical.
         aspect: width over height of the part of the window that shows the scene.
