@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import time
+from typing import Any
 
 import msgspec
 import viser
@@ -12,17 +13,22 @@ import zstandard
 from viser import _messages as messages
 
 
-def poses_of(window: bytes) -> int:
-    """How many position updates of batched handles one message window of viser's carries.
+def messages_of(window: bytes) -> list[dict[str, Any]]:
+    """The messages of one window of viser's.
 
-    The window is, after two lengths of 8 bytes, a zstd-compressed msgpack of messages; the
-    arrays follow uncompressed.
+    A window is, after two lengths of 8 bytes, a zstd-compressed msgpack of messages; the arrays
+    follow uncompressed.
     """
     compressed = int.from_bytes(window[8:16], "little")
     inner = zstandard.decompress(window[16 : 16 + compressed])
+    return msgspec.msgpack.decode(inner)["messages"]
+
+
+def poses_of(window: bytes) -> int:
+    """How many position updates of batched handles a window carries."""
     return sum(
         message["type"] == "SceneNodeUpdateMessage" and "batched_positions" in message["updates"]
-        for message in msgspec.msgpack.decode(inner)["messages"]
+        for message in messages_of(window)
     )
 
 

@@ -90,7 +90,7 @@ def emit(
         int32 [*batch], all elements alike.
     """
     # A callback has no derivative and must not ask for one: APG differentiates through steps.
-    payload = {name: jax.lax.stop_gradient(x) for name, x in payload.items()}
+    payload = {name: jax.lax.stop_gradient(jnp.asarray(x)) for name, x in payload.items()}
     callback = jax.pure_callback if state_is_kept else io_callback
     call = functools.partial(_emit_batch, callback, host, role, num_shards)
     return _swallow_batch_axes(call)(countdown, shard, payload)

@@ -72,7 +72,7 @@ class VisualizedEnv(Wrapper):
 
     def reset(self, rng: jax.Array) -> State:
         """The inner `reset`, with the wrapper's key in `info`. No call to the host."""
-        self._host.traced("reset", calling_trainer(read_arguments=True))
+        self._host.traced(calling_trainer(read_arguments=True))
         state = self.env.reset(rng)
         countdown = jnp.full_like(state.done, FRESH, dtype=jnp.int32)
         return replace(state, info={**state.info, INFO_KEY: countdown})
@@ -89,7 +89,7 @@ class VisualizedEnv(Wrapper):
                 "reset or step, not from the env inside"
             )
         trainer = calling_trainer()
-        self._host.traced("step", trainer)
+        self._host.traced(trainer)
         # The key is taken out, not just passed on: some envs build `info` anew in `step`, others
         # require its structure to stay as their own `reset` made it.
         info = dict(state.info)

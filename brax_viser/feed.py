@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("brax_viser")
 
+AFTER_FAULT = 1000
+"""Steps to skip after a fault of our own, before the device may ask again whether all is well."""
+
 
 @dataclass
 class Switchboard:
@@ -75,9 +78,9 @@ class Feed:
         self._chosen: dict[tuple[str, int], np.ndarray] = {}
         self._asked: dict[tuple[str, int], float] = {}  # s, when it ended
 
-    def traced(self, what: str, call: TrainerCall | None) -> None:
+    def traced(self, call: TrainerCall | None) -> None:
         """`reset` or `step` is being traced: a trainer is getting ready."""
-        if self._board.progress.traced(call, self._board.clock()) and what == "reset":
+        if self._board.progress.traced(call, self._board.clock()):
             assert call is not None
             with self._board.lock:
                 self.pacers.clear()
@@ -88,12 +91,11 @@ class Feed:
         """See `emit.Host.ask`."""
         board, start = self._board, self._board.clock()
         answer = np.zeros(2 + min(self.capacity, origin.num_envs), np.int32)
-        answer[1] = FOREVER
+        answer[1] = AFTER_FAULT
         try:
             countdown, shard = (int(value) for value in np.asarray(query))
             with board.lock:
-                if not board.control.closed:
-                    self._answer(answer, origin, countdown, shard, start)
+                self._answer(answer, origin, countdown, shard, start)
                 board.meter.asked(start, board.clock())
                 self._asked[origin.role, shard] = board.clock()
         # Whatever it is, raising here would end the user's training.
@@ -116,16 +118,18 @@ class Feed:
         self.num_envs[origin.role] = num_envs
         if shard == 0:
             board.progress.stepped(origin.role, (pacer.env_steps - known) * num_envs, now)
-        drawn = board.selection.drawn(num_envs, self.capacity)
-        chosen = drawn[drawn // origin.num_envs == shard]
-        self._chosen[key] = chosen
-        answer[0], answer[1] = push and len(chosen) > 0, skip
-        answer[2 : 2 + len(chosen)] = chosen % origin.num_envs
+        answer[1] = skip
+        if push:
+            drawn = board.selection.drawn(num_envs, self.capacity)
+            chosen = drawn[drawn // origin.num_envs == shard]
+            self._chosen[key] = chosen
+            answer[0] = len(chosen) > 0
+            answer[2 : 2 + len(chosen)] = chosen % origin.num_envs
 
     def push(self, origin: Origin, layout: Layout, header: object, rows: object) -> np.ndarray:
         """See `emit.Host.push`."""
         board, start = self._board, self._board.clock()
-        skip = FOREVER
+        skip = AFTER_FAULT
         try:
             skip, shard = (int(value) for value in np.asarray(header))
             key = origin.role, shard

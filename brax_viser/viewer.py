@@ -37,6 +37,31 @@ them. Python's own 5 ms would be more than most environment steps take. Process-
 viewer is open; see `sys.setswitchinterval`."""
 
 
+class _Interpreter:
+    """Python's switch interval, shortened for as long as any viewer is open."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._viewers = 0
+        self._before = 0.0  # s
+
+    def shorten(self) -> None:
+        with self._lock:
+            if self._viewers == 0:
+                self._before = sys.getswitchinterval()
+                sys.setswitchinterval(min(self._before, SWITCH_SECONDS))
+            self._viewers += 1
+
+    def restore(self) -> None:
+        with self._lock:
+            self._viewers -= 1
+            if self._viewers == 0:
+                sys.setswitchinterval(self._before)
+
+
+_interpreter = _Interpreter()
+
+
 @dataclass(frozen=True)
 class StreamStats:
     """One rollout that the viewer knows of."""
@@ -121,8 +146,7 @@ class Viewer:
         self._panel = Panel(self._server, self._enqueue)
         self._server.on_client_connect(self._count_pages)
         self._server.on_client_disconnect(self._count_pages)
-        self._switch_seconds = sys.getswitchinterval()
-        sys.setswitchinterval(min(self._switch_seconds, SWITCH_SECONDS))
+        _interpreter.shorten()
         self._publisher = threading.Thread(target=self._publish, name="brax_viser", daemon=True)
         self._publisher.start()
         # XLA waits for pending callbacks at exit: nobody may be left waiting for the publisher.
@@ -213,7 +237,7 @@ class Viewer:
         self._board.set(closed=True)
         self._board.mailbox.close()
         atexit.unregister(self.close)
-        sys.setswitchinterval(self._switch_seconds)
+        _interpreter.restore()
         if threading.current_thread() is not self._publisher:
             self._publisher.join(timeout=5.0)
         with contextlib.redirect_stdout(io.StringIO()):

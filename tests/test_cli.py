@@ -3,13 +3,16 @@
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import websockets.sync.client
 from brax import envs
 from brax.io import model
 
+from benchmarks.client import SUBPROTOCOL, hello, messages_of
 from brax_viser.presets import DEFAULT_ENV, fit_batch, ppo_preset
 
 COMMAND = Path(sys.executable).with_name("brax-viser")
@@ -34,6 +37,35 @@ def test_train_prints_the_address_first_learns_and_saves_the_policy(tmp_path):
     normalizer, policy, _ = model.load_params(str(tmp_path / "saved" / "policy"))
     assert np.isfinite(np.asarray(normalizer.mean)).all()
     assert "params" in policy
+
+
+def test_the_page_has_robots_and_says_what_it_waits_for_within_seconds(tmp_path):
+    started = time.monotonic()
+    training = subprocess.Popen(
+        [COMMAND, "train", "--port", "0"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    assert training.stdout is not None
+    try:
+        address = training.stdout.readline().split("//")[1].strip()
+        with websockets.sync.client.connect(
+            f"ws://{address}", subprotocols=[SUBPROTOCOL], max_size=None, compression=None
+        ) as page:
+            page.send(hello())
+            robots = waits = None
+            while robots is None or waits is None:
+                window = page.recv(timeout=60)
+                assert isinstance(window, bytes)
+                for message in messages_of(window):
+                    if message["type"] == "BatchedMeshesMessage":
+                        robots = robots or time.monotonic() - started
+                    if "Compiling the training step" in str(message):
+                        waits = waits or time.monotonic() - started
+    finally:
+        training.kill()
+        training.wait()
+    print(f"robots after {robots:.1f} s, what it waits for after {waits:.1f} s")
+    # 5 s on two idle cores; twice that where other tests keep them busy.
+    assert max(robots, waits) < 10
 
 
 @pytest.mark.parametrize(

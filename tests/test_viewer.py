@@ -1,6 +1,7 @@
 """The viewer by itself: its server, its switch, its page's state."""
 
 import socket
+import sys
 import urllib.request
 
 import jax
@@ -61,8 +62,14 @@ def test_close_is_idempotent_and_the_viewer_a_context_manager():
 
 
 def test_two_viewers_live_side_by_side():
-    with Viewer(port=0) as one, Viewer(port=0) as other:
-        assert one.url != other.url
+    before = sys.getswitchinterval()
+    one, other = Viewer(port=0), Viewer(port=0)
+    assert one.url != other.url
+    assert sys.getswitchinterval() < before
+    one.close()
+    assert sys.getswitchinterval() < before
+    other.close()
+    assert sys.getswitchinterval() == before
 
 
 def test_the_page_shows_robots_and_what_it_waits_for_before_anything_has_run(viewer):
