@@ -77,7 +77,7 @@ def page(viewer: Viewer) -> Iterator[Page]:
     page.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
     """A browser with software WebGL. Missing, it skips at home and fails in CI."""
     executable = os.environ.get("CHROMIUM") or next(

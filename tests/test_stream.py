@@ -95,7 +95,8 @@ def test_latest_keeps_its_frame_rate(rate, fps):
     device.run(3.0, Control(watched=True, fps=fps))  # warm-up
     device.pushes.clear()
     device.run(10.0, Control(watched=True, fps=fps))
-    assert 0.8 * fps * 10 - 1 <= len(device.pushes) <= fps * 10 + 1
+    # A fence has one post more than panels, and the last step may end beyond the ten seconds.
+    assert 0.8 * fps * 10 - 1 <= len(device.pushes) <= fps * 10 + 2
 
 
 @given(
