@@ -6,12 +6,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import pytest
 import websockets
 import websockets.sync.client
 
 from benchmarks.client import SUBPROTOCOL, hello, poses_of
 from brax_viser import Viewer
+
+# Chance finds new examples at home; in CI a failure must be one that can be repeated.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 CHROMIUM_FLAGS = [
     "--no-sandbox",
