@@ -82,13 +82,15 @@ class Mailbox:
             self._changed.notify_all()
             return parcels
 
-    def rest(self, seconds: float) -> None:
-        """Lets parcels gather for `seconds`, unless `wake` is called or half the room used up."""
+    def rest(self, seconds: float) -> bool:
+        """Lets parcels gather for `seconds`, unless `wake` is called or half the room used up.
+        Returns whether `wake` was."""
         with self._changed:
             self._changed.wait_for(
                 lambda: len(self._parcels) >= CAPACITY // 2 or self._woken or self._closed, seconds
             )
-            self._woken = False
+            woken, self._woken = self._woken, False
+            return woken
 
     def wake(self) -> None:
         """Ends a `rest`: there is something other than parcels to do."""

@@ -30,6 +30,9 @@ FRAME_SECONDS = 1 / 60
 """viser sends at most this often; drawing more would be thrown away."""
 
 PANEL_SECONDS = 0.25
+IDLE_SECONDS = 1.0
+"""How often the panel is brought up to date while robots move, and while none is shown: seconds
+tick, and what a person changes is shown at once in either case."""
 
 SWITCH_SECONDS = 5e-4
 """How long a callback waits at most for another Python thread, the publisher and viser's among
@@ -284,30 +287,28 @@ class Viewer:
     # The publisher's thread from here on.
 
     def _publish(self) -> None:
-        board, next_panel = self._board, 0.0
+        board, next_panel, woken = self._board, 0.0, True
         while not board.control.closed:
             start = board.clock()
+            active = board.control.streaming and board.control.watched
             parcels = board.mailbox.take()
             try:
-                commanded = self._obey()
+                self._obey()
                 if parcels:
                     self._draw(parcels)
-                if commanded or start >= next_panel:
+                if woken or start >= next_panel:
                     self._panel.show(self._panel_view())
-                    next_panel = start + PANEL_SECONDS
+                    next_panel = start + (PANEL_SECONDS if active else IDLE_SECONDS)
             # The thread must live on: a page that is stuck hides the very fault.
             except Exception as error:
                 board.failed("the page", error)
-            control = board.control
-            idle = not (control.streaming and control.watched)
-            board.mailbox.rest(start + (PANEL_SECONDS if idle else FRAME_SECONDS) - board.clock())
+            wake_up = start + (FRAME_SECONDS if active else IDLE_SECONDS)
+            woken = board.mailbox.rest(wake_up - board.clock())
 
-    def _obey(self) -> bool:
+    def _obey(self) -> None:
         """Carries out what the page has asked for."""
-        done = False
         while self._commands:
             name, value = self._commands.popleft()
-            done = True
             match name:
                 case "streaming":
                     self.streaming = bool(value)
@@ -315,7 +316,6 @@ class Viewer:
                     self.mode = str(value)
                 case _:
                     raise AssertionError(f"unknown command {name!r}")
-        return done
 
     def _draw(self, parcels: list[Parcel]) -> None:
         # An environment for evaluation alone never takes the scene from one that is trained.
