@@ -81,7 +81,7 @@ def test_robots_move_stop_at_the_switch_and_move_again(chromium, training):
     eventually(lambda: moved(page, 1.0), "robots move", timeout=60)
 
     switch.uncheck()
-    page.get_by_text("streaming is off").wait_for(timeout=5_000)
+    page.get_by_text("streaming is off").wait_for(timeout=30_000)
     page.wait_for_timeout(1000)  # what was under way is drawn
     known = steps(page)
     assert not moved(page, 3.0)

@@ -106,13 +106,16 @@ def status(view: PanelView) -> str:
     progress, seconds = view.progress, f"{view.progress.phase_seconds:.0f} s"
     if view.fault is not None:
         return f"Streaming stopped by a fault, the training goes on: {view.fault}"
+    # Also between two rollouts, when no step comes: who has switched it off must always see so.
+    if not view.streaming and progress.phase in ("training", "evaluating", "quiet"):
+        return "Streaming is off: the training goes on unseen"
     match progress.phase:
         case "waiting":
             return "Waiting for a trainer: hand it this environment"
         case "compiling":
             return f"Compiling the training step, {seconds}"
         case "training":
-            return "Live" if view.streaming else "Training goes on, unseen: streaming is off"
+            return "Live"
         case "evaluating":
             return "Evaluating the policy; the robots go on after it"
         case "quiet":
