@@ -12,24 +12,13 @@ import websockets
 import websockets.sync.client
 
 from benchmarks.client import SUBPROTOCOL, hello, poses_of
+from benchmarks.screenshot import FLAGS
 from brax_viser import Viewer
 
 # Chance finds new examples at home; in CI a failure must be one that can be repeated.
 hypothesis.settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
-
-CHROMIUM_FLAGS = [
-    "--no-sandbox",
-    "--use-gl=angle",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--ignore-gpu-blocklist",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
 
 
 class Page:
@@ -97,6 +86,6 @@ def chromium():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
+        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         yield browser
         browser.close()
