@@ -1,12 +1,14 @@
 """What an environment's state means: where its links are, and which MuJoCo model they belong to."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import mujoco
 import numpy as np
-from brax.envs.base import Env, State
+from brax.envs.base import Env, State, Wrapper
+from brax.envs.wrappers.training import EpisodeWrapper
 
 from brax_viser.emit import Payload
 
@@ -23,7 +25,7 @@ class BraxAdapter:
     backend: str
     mj_model: mujoco.MjModel
     init_qpos: np.ndarray  # float [nq], where `reset` starts from, before its noise
-    dt: float  # s, one env step without action repeat
+    dt: float  # s, what one `step` of the wrapped env takes, repeated actions included
 
     def payload(self, state: State) -> Payload:
         """The arrays to show, of a state with any number of leading batch axes."""
@@ -33,8 +35,16 @@ class BraxAdapter:
             "link_pos": x.pos,
             "link_rot": x.rot,
             "reward": state.reward,
-            "done": state.done,
         }
+
+    def inspected(self, state: State) -> list[jax.Array]:
+        """What else is looked through for NaN and Inf: velocities, and what the policy is given.
+
+        Pixels are left out. They cannot be either, and it would take long.
+        """
+        pipeline: Any = state.pipeline_state
+        obs = state.obs.items() if isinstance(state.obs, Mapping) else [("state", state.obs)]
+        return [pipeline.qd, *(x for name, x in obs if not name.startswith("pixels/"))]
 
     def init_links(self) -> tuple[np.ndarray, np.ndarray]:
         """Link poses before anything has run: float32 [L, 3] in m, float32 [L, 4] wxyz."""
@@ -75,5 +85,15 @@ def adapter_for(env: Env) -> BraxAdapter:
         backend=env.backend,
         mj_model=model,
         init_qpos=np.asarray(jax.device_get(base.sys.init_q), np.float64),
-        dt=float(base.dt),
+        dt=float(base.dt) * _action_repeat(env),
     )
+
+
+def _action_repeat(env: Env) -> int:
+    """Physics-wise, how many steps of the innermost env one of this env's is."""
+    repeat = 1
+    while isinstance(env, Wrapper):
+        if isinstance(env, EpisodeWrapper):
+            repeat *= env.action_repeat
+        env = env.env
+    return repeat

@@ -1,30 +1,32 @@
 """One host call per *batched* environment step, from inside whatever `vmap`s the trainer uses.
 
 A plain `io_callback` under `vmap` runs once per environment. `emit` carries a batching rule of
-its own that swallows every batch axis first, and then asks the host with one call:
+its own that swallows every batch axis first, and then talks to the host:
 
     skipped step    countdown - 1, nothing else: one compare
-    due step        ask(...)  -> push?, skip, rows     two integers go out, 2 + K come back
-      if push       push(...) -> skip                  K rows gathered on the device go out
+    due step        ask(...)  -> answer              two integers go out, 3 + K come back
+      while push    push(...) -> answer              K rows gathered on the device go out
 
-The integer that comes back is how many steps to let pass before the next call. It is stored in
-the environment's state, so no call is dead code, and it is how the switch, the pacing and the
-selection work without recompiling anything.
+An answer says whether to push rows of this very step, which ones, and how many steps to let pass
+before the next call. That number is stored in the environment's state, so no call is dead code,
+and it is how the switch, the pacing, the selection and the hold work without recompiling
+anything. A training is held by an answer that does not come; and since an answer to a push may
+ask for another one, other environments can be looked at meanwhile.
 """
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
-from jax.experimental import io_callback
 
-FRESH = -1
-"""Countdown of a state that `reset` has just made: its first step asks, and says it is fresh."""
+from brax_viser.callback import call_host
+from brax_viser.protocol import ANSWER_HEAD
+from brax_viser.rank import finite, top
 
 Payload = Mapping[str, jax.Array]
 """What one step shows, name -> [*batch, ...] array."""
@@ -39,22 +41,32 @@ class Origin(NamedTuple):
     role: str  # "train" | "eval"
     num_envs: int  # environments in this shard's batch
     num_shards: int  # devices that step a batch each
+    num_rows: int  # K: rows that one push carries
 
 
 class Host(Protocol):
-    """The two functions that the device calls. They run on XLA's threads and must not raise."""
+    """The two functions that the device calls. They run on XLA's threads and must not raise.
+
+    Both answer with int32 [3 + K]: (push?, skip, rule, *rows). `skip` is how many steps to let
+    pass before the next `ask`; it counts with the answer that does not ask for a push. The rows
+    are indices into the shard's batch where `rule` is `protocol.GIVEN`, and ignored otherwise: then
+    the device chooses the K environments that the rule ranks first.
+    """
 
     capacity: int
     """K: rows that one `push` may carry; the grid's number of cells."""
 
     def ask(self, origin: Origin, query: jax.Array) -> np.ndarray:
-        """`query` int32 [2]: (countdown or FRESH, shard) -> int32 [2 + K]: (push?, skip, *rows)."""
+        """`query` int32 [2]: (countdown or `protocol.FRESH`, shard)."""
         ...
 
     def push(
         self, origin: Origin, layout: Layout, header: jax.Array, rows: jax.Array
     ) -> np.ndarray:
-        """`header` int32 [2]: (skip, shard); `rows` float32 [K, D] -> int32 []: skip."""
+        """`header` int32 [2 + 4 K]: shard, rule, `protocol.HEADER_COLUMNS`; `rows` float32 [K, D].
+
+        A numpy array handed in is only valid until the function returns.
+        """
         ...
 
 
@@ -66,102 +78,112 @@ def emit(
     num_shards: int,
     payload: Payload,
     *,
+    inspected: Sequence[jax.Array] = (),
     state_is_kept: bool = False,
 ) -> jax.Array:
     """Offers one step to the host and returns the countdown to store in the state.
 
-    The call is an `io_callback`, whose side effect keeps it alive where the final state is thrown
-    away. But a side effect also stops XLA from moving loop invariants out of the trainer's loop,
-    which makes the whole training slower, watched or not: by 4 to 8 % for 64 ants on two cores.
-    Where the caller's program returns the state, the countdown in it keeps the call alive, and a
-    `pure_callback` does without.
-
     Args:
         host: who is asked.
         role: "train" or "eval".
-        countdown: int32 [*batch], the value that the last call returned, or `FRESH`.
+        countdown: int32 [*batch], the value that the last call returned, or `protocol.FRESH`.
         shard: int32 [], index of this device's part of the batch.
         num_shards: how many parts there are.
-        payload: arrays [*batch, ...] of any real dtype; float32 is what travels.
-        state_is_kept: whether the program around returns the state. If it says so and does not,
-            nothing is seen; what is computed is the same in any case.
+        payload: arrays [*batch, ...] of any real dtype; float32 is what travels. Has the fields
+            that `rank.top` needs. A field "finite" is added.
+        inspected: arrays [*batch, ...] that are looked through for NaN and Inf, as the payload
+            is, and do not travel.
+        state_is_kept: whether the program around returns the state. The countdown in it then
+            keeps the call alive, which is cheaper: see `callback.call_host`. If it says so and
+            does not, nothing is seen; what is computed is the same in any case.
 
     Returns:
         int32 [*batch], all elements alike.
     """
     # A callback has no derivative and must not ask for one: APG differentiates through steps.
-    payload = {name: jax.lax.stop_gradient(jnp.asarray(x)) for name, x in payload.items()}
-    callback = jax.pure_callback if state_is_kept else io_callback
-    call = functools.partial(_emit_batch, callback, host, role, num_shards)
-    return _swallow_batch_axes(call)(countdown, shard, payload)
+    payload, inspected = jax.lax.stop_gradient((dict(payload), tuple(inspected)))
+    call = functools.partial(_emit_batch, host, role, num_shards, state_is_kept)
+    return _swallow_batch_axes(call)(countdown, shard, payload, inspected)
 
 
 def _swallow_batch_axes(call: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`call(countdown, shard, payload)` that sees a `vmap` as one more leading axis."""
+    """`call(countdown, shard, payload, inspected)` that sees a `vmap` as one more leading axis."""
     once = custom_vmap(call)
 
     @once.def_vmap
-    def batched(axis_size, in_batched, countdown, shard, payload):
+    def batched(axis_size, in_batched, countdown, shard, *arrays):
         def spread(x, is_batched):
             return x if is_batched else jnp.broadcast_to(x, (axis_size, *x.shape))
 
-        countdown_batched, shard_batched, payload_batched = in_batched
+        countdown_batched, shard_batched, *arrays_batched = in_batched
         countdown = spread(countdown, countdown_batched)
-        payload = jax.tree.map(spread, payload, payload_batched)
+        arrays = jax.tree.map(spread, arrays, tuple(arrays_batched))
         shard = shard[0] if shard_batched else shard
         # Wrapped again, because the vmap outside of this one must be swallowed too.
-        return _swallow_batch_axes(call)(countdown, shard, payload), True
+        return _swallow_batch_axes(call)(countdown, shard, *arrays), True
 
     return once
 
 
 def _emit_batch(
-    callback: Callable[..., jax.Array],
     host: Host,
     role: str,
     num_shards: int,
+    state_is_kept: bool,
     countdown: jax.Array,
     shard: jax.Array,
     payload: Payload,
+    inspected: Sequence[jax.Array],
 ) -> jax.Array:
-    """The whole batch at once: countdown [*batch], payload [*batch, ...]."""
+    """The whole batch at once: countdown [*batch], payload and inspected [*batch, ...]."""
     batch = countdown.shape
     num_envs = math.prod(batch)
-    origin = Origin(role, num_envs, num_shards)
     num_rows = min(host.capacity, num_envs)
-    layout = tuple((name, x.shape[len(batch) :]) for name, x in payload.items())
+    origin = Origin(role, num_envs, num_shards, num_rows)
+    layout = (
+        *((name, x.shape[len(batch) :]) for name, x in payload.items()),
+        ("finite", ()),
+    )
+    answer_shape = jax.ShapeDtypeStruct((ANSWER_HEAD + num_rows,), jnp.int32)
+    ask, push = functools.partial(host.ask, origin), functools.partial(host.push, origin, layout)
 
     # A scalar predicate keeps `cond` a real branch; a batched one would run both sides. The
     # maximum, because a reset of some environments must not call the host for all of them.
     left = jnp.max(countdown)
 
-    def due(operands: Payload) -> jax.Array:
-        answer = callback(
-            functools.partial(host.ask, origin),
-            jax.ShapeDtypeStruct((2 + num_rows,), jnp.int32),
-            jnp.stack([left, shard]),
+    def due(operands: tuple[Payload, Sequence[jax.Array]]) -> jax.Array:
+        fields, others = jax.tree.map(
+            lambda x: x.reshape(num_envs, *x.shape[len(batch) :]), operands
         )
-        push, skip, rows = answer[0] > 0, answer[1], answer[2:]
+        fields = {**fields, "finite": finite([*fields.values(), *others])}
 
-        def send(operands: Payload) -> jax.Array:
-            return callback(
-                functools.partial(host.push, origin, layout),
-                jax.ShapeDtypeStruct((), jnp.int32),
-                jnp.stack([skip, shard]),
-                # One packed array: each argument of a callback costs a transfer of its own.
-                jnp.concatenate([_rows(x, len(batch), rows) for x in operands.values()], axis=1),
+        def send(answer: jax.Array) -> jax.Array:
+            rule, rows = answer[2], answer[ANSWER_HEAD:]
+            # Ranking all environments is worth a branch of its own.
+            rows = jax.lax.cond(rule > 0, lambda: top(rule, fields, num_rows), lambda: rows)
+            chosen = {name: jnp.take(x, rows, axis=0, mode="clip") for name, x in fields.items()}
+            header = [
+                jnp.stack([shard, rule]),
+                rows,
+                chosen["since_termination"],
+                jax.lax.bitcast_convert_type(chosen["episode_return"], jnp.int32),
+                chosen["finite"].astype(jnp.int32),
+            ]
+            # One packed array: each argument of a callback costs a transfer of its own.
+            packed = [x.reshape(num_rows, -1).astype(jnp.float32) for x in chosen.values()]
+            return call_host(
+                push,
+                answer_shape,
+                jnp.concatenate(header),
+                jnp.concatenate(packed, axis=1),
+                kept_alive=state_is_kept,
             )
 
-        return jax.lax.cond(push, send, lambda _: skip, operands)
+        first = call_host(ask, answer_shape, jnp.stack([left, shard]), kept_alive=state_is_kept)
+        return jax.lax.while_loop(lambda answer: answer[0] > 0, send, first)[1]
 
-    skip = jax.lax.cond(left <= 0, due, lambda _: left - 1, dict(payload))
+    skip = jax.lax.cond(left <= 0, due, lambda _: left - 1, (dict(payload), tuple(inspected)))
     return jnp.broadcast_to(skip, batch)
-
-
-def _rows(x: jax.Array, num_batch_axes: int, rows: jax.Array) -> jax.Array:
-    """The chosen environments of a [*batch, ...] array, as float32 [K, D]."""
-    flat = x.reshape(math.prod(x.shape[:num_batch_axes]), -1)
-    return jnp.take(flat, rows, axis=0, mode="clip").astype(jnp.float32)
 
 
 def unpack(layout: Layout, rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,29 +1,30 @@
 """`VisualizedEnv`: the wrapper that lets a viewer see what a trainer steps."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 from brax.envs.base import Env, State, Wrapper
+from brax.envs.wrappers.training import AutoResetWrapper, EpisodeWrapper
 
 from brax_viser.adapters import adapter_for
-from brax_viser.emit import FRESH, emit, shard_of_this_device
+from brax_viser.emit import emit, shard_of_this_device
+from brax_viser.episode import advance, episode_begins, first_log
 from brax_viser.trainer import calling_trainer
 
 if TYPE_CHECKING:  # device code must not import viser, and the viewer does
     from brax_viser.viewer import Viewer
 
-INFO_KEY = "brax_viser_countdown"
-"""The one key that the wrapper keeps in `state.info`: int32, one per environment."""
+INFO_KEY = "brax_viser"
+"""The one key that the wrapper keeps in `state.info`: an `episode.EpisodeLog`."""
 
 
 class VisualizedEnv(Wrapper):
     """A Brax environment whose states a browser can watch while any trainer steps it.
 
     Hand it to a stock trainer in place of `env`. What is learned stays bit-identical: the wrapper
-    adds one integer per environment to `state.info` and reads the state, no more.
+    adds one small record per environment to `state.info` and reads the state, no more.
 
     Inside Brax's AutoResetWrapper, where trainers put it, the last pose of an episode is seen
     before the reset replaces it; around an AutoResetWrapper, the pose after the reset is.
@@ -55,7 +56,7 @@ class VisualizedEnv(Wrapper):
                 already.
         """
         adapter = adapter_for(env)
-        if _is_visualized(env):
+        if any(isinstance(inner, VisualizedEnv) for inner in _wrappers(env)):
             raise ValueError("env is wrapped in VisualizedEnv already: wrap it once")
         if role not in (None, "train", "eval"):
             raise ValueError(f"role={role!r}: must be 'train', 'eval' or None")
@@ -68,14 +69,15 @@ class VisualizedEnv(Wrapper):
         self.viewer = Viewer() if viewer is None else viewer
         self._adapter = adapter
         self._role = role
+        self._resets_inside = any(isinstance(e, AutoResetWrapper) for e in _wrappers(env))
+        self._truncates_inside = any(isinstance(e, EpisodeWrapper) for e in _wrappers(env))
         self._host = self.viewer.attach(adapter, cells, role)
 
     def reset(self, rng: jax.Array) -> State:
         """The inner `reset`, with the wrapper's key in `info`. No call to the host."""
         self._host.traced(calling_trainer(read_arguments=True))
         state = self.env.reset(rng)
-        countdown = jnp.full_like(state.done, FRESH, dtype=jnp.int32)
-        return replace(state, info={**state.info, INFO_KEY: countdown})
+        return replace(state, info={**state.info, INFO_KEY: first_log(state.done)})
 
     def step(self, state: State, action: jax.Array) -> State:
         """The inner `step`, offered to the host.
@@ -93,27 +95,40 @@ class VisualizedEnv(Wrapper):
         # The key is taken out, not just passed on: some envs build `info` anew in `step`, others
         # require its structure to stay as their own `reset` made it.
         info = dict(state.info)
-        countdown = info.pop(INFO_KEY)
+        log, steps = info.pop(INFO_KEY), info.get("steps")
+        begins = episode_begins(log, state.done, steps, resets_inside=self._resets_inside)
         state = self.env.step(replace(state, info=info), action)
-        role = self._role or ("eval" if trainer and trainer.evaluating else "train")
+        log = advance(log, begins, state.reward, self._terminated(state), steps)
         shard, num_shards = shard_of_this_device()
-        payload = self._adapter.payload(state)
         countdown = emit(
             self._host,
-            role,
-            countdown,
+            self._role or ("eval" if trainer and trainer.evaluating else "train"),
+            log.countdown,
             shard,
             num_shards,
-            payload,
+            {
+                **self._adapter.payload(state),
+                "episode_return": log.episode_return,
+                "episode_length": log.episode_length,
+                "since_termination": log.since_termination,
+            },
+            inspected=self._adapter.inspected(state),
             state_is_kept=trainer is not None and trainer.keeps_state,
         )
-        return replace(state, info={**state.info, INFO_KEY: countdown})
+        log = log._replace(countdown=countdown)
+        return replace(state, info={**state.info, INFO_KEY: log})
+
+    def _terminated(self, state: State) -> jax.Array:
+        """Whether the environment itself has ended the episode; running out of time is no end."""
+        done = state.done > 0
+        if self._truncates_inside:
+            done &= state.info["truncation"] == 0
+        return done
 
 
-def _is_visualized(env: Env) -> bool:
-    while True:
-        if isinstance(env, VisualizedEnv):
-            return True
-        if not isinstance(env, Wrapper):
-            return False
+def _wrappers(env: Env) -> Iterator[Env]:
+    """`env` and all that it is wrapped around, outermost first."""
+    yield env
+    while isinstance(env, Wrapper):
         env = env.env
+        yield env

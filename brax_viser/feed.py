@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from brax_viser.emit import Layout, Origin
+from brax_viser.hold import Hold
 from brax_viser.mailbox import Mailbox, Parcel
 from brax_viser.progress import Progress
+from brax_viser.protocol import ANSWER_HEAD, FOREVER, FRESH, GIVEN, HEADER_COLUMNS, HEADER_HEAD
 from brax_viser.scene.grid import Grid
-from brax_viser.stream import FOREVER, Control, CostMeter, Pacer, Selection
+from brax_viser.selection import Choice, Ranking, Selection
+from brax_viser.stream import Control, CostMeter, Pacer
 from brax_viser.trainer import TrainerCall
 
 if TYPE_CHECKING:
@@ -24,22 +27,35 @@ log = logging.getLogger("brax_viser")
 AFTER_FAULT = 1000
 """Steps to skip after a fault of our own, before the device may ask again whether all is well."""
 
+NOTHING_SECONDS = 0.5
+"""How long to wait before ranking again where a rule has found nobody."""
+
 
 @dataclass
 class Switchboard:
     """What the device's calls, the publisher and the user share. `lock` guards the plain fields;
-    `mailbox` and `progress` have locks of their own."""
+    `hold`, `mailbox` and `progress` have locks of their own."""
 
     control: Control
-    clock: Callable[[], float] = time.monotonic
+    wall_clock: Callable[[], float] = time.monotonic
     lock: threading.Lock = field(default_factory=threading.Lock)
     selection: Selection = field(default_factory=Selection)
+    selected_env: int | None = None  # of the training, drawn in any case
     meter: CostMeter = field(default_factory=CostMeter)
+    hold: Hold = field(default_factory=Hold)
     mailbox: Mailbox = field(default_factory=Mailbox)
     progress: Progress = field(default_factory=Progress)
+    shown: dict[str, "Feed"] = field(default_factory=dict)  # by role
     frames: int = 0  # pushed
     bytes_moved: int = 0  # pushed, device to host
     fault: str | None = None
+
+    def __post_init__(self) -> None:
+        self.hold.clock = self.wall_clock
+
+    def clock(self) -> float:
+        """s; stands still while the training is held, so that nothing counts the pause."""
+        return self.hold.training_clock()
 
     def set(self, **changes: object) -> None:
         """Changes the control; the device learns of it with its next call."""
@@ -53,6 +69,18 @@ class Switchboard:
             self.control = replace(self.control, streaming=False)
         if first:
             log.error("streaming stopped, training goes on", exc_info=error)
+
+
+@dataclass(eq=False)
+class Rollout:
+    """What is known of one rollout, a training or an evaluation."""
+
+    pacer: Pacer
+    num_envs: int  # over all shards
+    choice: Choice = field(default_factory=Choice)
+    # By shard: the environments of the rows that it was asked for, and all that are drawn.
+    asked_for: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    called: dict[int, float] = field(default_factory=dict)  # by shard: s, end of its last call
 
 
 class Feed:
@@ -70,90 +98,213 @@ class Feed:
         self.grid = grid
         self.role = role
         self.capacity = grid.capacity
-        self.pacers: dict[tuple[str, int], Pacer] = {}  # by role and shard
-        self.num_envs: dict[str, int] = {}  # by role, over all shards
+        self.rollouts: dict[str, Rollout] = {}  # by role
         self._board = board
         self._on_new_training = on_new_training
-        # Global indices of the rows that the last answer asked for, by role and shard.
-        self._chosen: dict[tuple[str, int], np.ndarray] = {}
-        self._asked: dict[tuple[str, int], float] = {}  # s, when it ended
 
     def traced(self, call: TrainerCall | None) -> None:
         """`reset` or `step` is being traced: a trainer is getting ready."""
         if self._board.progress.traced(call, self._board.clock()):
             assert call is not None
+            self._board.hold.forget()
             with self._board.lock:
-                self.pacers.clear()
-                self.num_envs.clear()
+                self.rollouts.clear()
             self._on_new_training(self, call)
 
     def ask(self, origin: Origin, query: object) -> np.ndarray:
         """See `emit.Host.ask`."""
         board, start = self._board, self._board.clock()
-        answer = np.zeros(2 + min(self.capacity, origin.num_envs), np.int32)
-        answer[1] = AFTER_FAULT
+        answer = _quiet(origin)
         try:
-            countdown, shard = (int(value) for value in np.asarray(query))
+            countdown, shard = np.asarray(query).tolist()
+            refreshed = board.hold.refreshes
             with board.lock:
-                self._answer(answer, origin, countdown, shard, start)
-                board.meter.asked(start, board.clock())
-                self._asked[origin.role, shard] = board.clock()
+                rollout = self._rollout(origin, countdown)
+                push = self._paced(rollout, origin, countdown, shard, start)
+                self._fill(answer, rollout, origin, shard, push=push)
+                rollout.called[shard] = board.clock()
+                board.meter.asked(start, rollout.called[shard])
+            self._hold_here(answer, rollout, origin, shard, refreshed)
         # Whatever it is, raising here would end the user's training.
         except Exception as error:
             board.failed("ask", error)
         return answer
 
-    def _answer(
-        self, answer: np.ndarray, origin: Origin, countdown: int, shard: int, now: float
-    ) -> None:
-        board, key = self._board, (origin.role, shard)
-        pacer = self.pacers.setdefault(key, Pacer())
-        known = pacer.env_steps
-        # Evaluation is only counted: the page shows the training, and goes on with it after.
-        control = board.control
-        if origin.role == "eval" and self.role != "eval":
-            control = replace(control, streaming=False)
-        push, skip = pacer.ask(now, countdown, control, board.meter.spent)
-        num_envs = origin.num_envs * origin.num_shards
-        self.num_envs[origin.role] = num_envs
-        if shard == 0:
-            board.progress.stepped(origin.role, (pacer.env_steps - known) * num_envs, now)
-        answer[1] = skip
-        if push:
-            drawn = board.selection.drawn(num_envs, self.capacity)
-            chosen = drawn[drawn // origin.num_envs == shard]
-            self._chosen[key] = chosen
-            answer[0] = len(chosen) > 0
-            answer[2 : 2 + len(chosen)] = chosen % origin.num_envs
-
     def push(self, origin: Origin, layout: Layout, header: object, rows: object) -> np.ndarray:
         """See `emit.Host.push`."""
         board, start = self._board, self._board.clock()
-        skip = AFTER_FAULT
+        answer = _quiet(origin)
         try:
-            skip, shard = (int(value) for value in np.asarray(header))
-            key = origin.role, shard
+            shard, rule = np.asarray(header)[:HEADER_HEAD].tolist()
+            columns = np.array(header)[HEADER_HEAD:].reshape(len(HEADER_COLUMNS), -1)
+            refreshed = board.hold.refreshes
+            rollout = self.rollouts.get(origin.role)
+            if rollout is None:  # another training has begun meanwhile
+                return answer
+            if rule == GIVEN:
+                self._deliver(rollout, origin, layout, shard, columns, rows)
             with board.lock:
-                if board.control.closed:
-                    return np.int32(FOREVER)  # type: ignore[return-value]
-                parcel = Parcel(
-                    feed=self,
-                    role=origin.role,
-                    shard=shard,
-                    env_steps=self.pacers[key].env_steps,
-                    env_index=self._chosen[key],
-                    num_envs=origin.num_envs * origin.num_shards,
-                    layout=layout,
-                    rows=rows,
-                )
-                wait = board.control.mode == "every_step"
-            board.mailbox.put(parcel, wait=wait)
-            with board.lock:
-                nbytes = int(rows.nbytes)  # type: ignore[attr-defined]
-                board.frames += 1
+                if rule != GIVEN:
+                    self._rank(rollout, origin, shard, columns)
+                self._fill(answer, rollout, origin, shard, push=rule != GIVEN)
+                nbytes = rows.nbytes + header.nbytes  # type: ignore[attr-defined]
                 board.bytes_moved += nbytes
-                board.meter.pushed(self._asked[key], start, board.clock(), nbytes)
+                board.frames += rule == GIVEN
+                before, rollout.called[shard] = rollout.called[shard], board.clock()
+                board.meter.pushed(
+                    before, start, rollout.called[shard], nbytes, frame=rule == GIVEN
+                )
+            self._hold_here(answer, rollout, origin, shard, refreshed)
         # As in `ask`: never into the user's training.
         except Exception as error:
             board.failed("push", error)
-        return np.int32(skip)  # type: ignore[return-value]
+        return answer
+
+    def _rollout(self, origin: Origin, countdown: int) -> Rollout:
+        num_envs = origin.num_envs * origin.num_shards
+        rollout = self.rollouts.get(origin.role)
+        if rollout is None or rollout.num_envs != num_envs:
+            rollout = Rollout(Pacer(self.adapter.dt), num_envs)
+            self.rollouts[origin.role] = rollout
+        if countdown == FRESH or origin.role not in self._board.shown:
+            # Of several environments of one viewer, that which has begun last is shown.
+            self._board.shown[origin.role] = self
+        return rollout
+
+    def _paced(
+        self, rollout: Rollout, origin: Origin, countdown: int, shard: int, now: float
+    ) -> bool:
+        """Counts the step, plans the next call, and returns whether this step is to be pushed."""
+        board, pacer, role = self._board, rollout.pacer, origin.role
+        control = board.control
+        known = pacer.env_steps
+        shown = board.shown[role] is self
+        plan = pacer.ask(
+            now,
+            countdown,
+            control,
+            board.meter.spent,
+            active=shown and control.wants(role),
+            shard=shard,
+        )
+        if shard == 0:
+            board.progress.stepped(role, (pacer.env_steps - known) * rollout.num_envs, now)
+        push = plan.push
+        if board.hold.counts(role) and not control.closed:
+            # Stepped through: each step is seen, whether or not a page is open to look at it.
+            pacer.grant(shard, 0)
+            push = shown and control.streaming
+        if push:
+            stretches = control.mode == "realtime" and not pacer.following
+            stale = rollout.choice.is_stale(
+                board.selection,
+                now,
+                begins=plan.begins and stretches and shard == 0,
+                seconds=np.inf if stretches or shard else control.stretch_seconds,
+            )
+            if stale:
+                self._choose(rollout, now)
+        return push
+
+    def _choose(self, rollout: Rollout, now: float) -> None:
+        board = self._board
+        rollout.choice.begin(
+            board.selection, rollout.num_envs, self.capacity, now, board.selected_env
+        )
+
+    def _fill(
+        self, answer: np.ndarray, rollout: Rollout, origin: Origin, shard: int, *, push: bool
+    ) -> None:
+        """Writes the answer: whether to push, and which rows."""
+        answer[1] = rollout.pacer.granted(shard)
+        if self._board.control.closed:
+            answer[1] = FOREVER
+        elif push:
+            answer[2] = rollout.choice.rule_for(shard)
+            drawn = rollout.choice.env_index
+            if answer[2] == GIVEN and drawn is not None:
+                mine = drawn[drawn // origin.num_envs == shard]
+                rollout.asked_for[shard] = mine, drawn
+                answer[ANSWER_HEAD : ANSWER_HEAD + len(mine)] = mine % origin.num_envs
+                push = len(mine) > 0
+            answer[0] = push and (answer[2] != GIVEN or drawn is not None)
+
+    def _rank(self, rollout: Rollout, origin: Origin, shard: int, columns: np.ndarray) -> None:
+        """A device has ranked its environments."""
+        board = self._board
+        row, since_termination, bits, finite = columns
+        rollout.choice.report(
+            shard,
+            Ranking(
+                shard * origin.num_envs + row, bits.view(np.float32), since_termination, finite > 0
+            ),
+            origin.num_shards,
+            rollout.num_envs,
+            self.capacity,
+            board.selected_env,
+        )
+        if not rollout.choice.pending and rollout.choice.found_nobody:
+            # Nobody to draw: let the page know, and do not rank at each and every step.
+            board.mailbox.wake()
+            if not board.hold.counts(origin.role):
+                rollout.pacer.abandon(board.clock(), NOTHING_SECONDS)
+
+    def _deliver(
+        self,
+        rollout: Rollout,
+        origin: Origin,
+        layout: Layout,
+        shard: int,
+        columns: np.ndarray,
+        rows: object,
+    ) -> None:
+        """Hands a frame on to the publisher."""
+        board = self._board
+        with board.lock:
+            mine, drawn = rollout.asked_for[shard]
+            parcel = Parcel(
+                feed=self,
+                role=origin.role,
+                env_steps=rollout.pacer.steps_of(shard),
+                env_index=mine,
+                drawn=drawn,
+                num_envs=rollout.num_envs,
+                layout=layout,
+                # Called directly, what is handed in is XLA's own memory for as long as we are.
+                rows=rows.copy() if isinstance(rows, np.ndarray) else rows,
+            )
+            wait = board.control.mode == "every_step"
+        if board.hold.until_env is not None:
+            ended = columns[1][: len(mine)] == 0
+            if board.hold.until_env in mine[ended]:
+                board.hold.terminated(origin.role, parcel.env_steps)
+        board.mailbox.put(parcel, wait=wait)
+
+    def _hold_here(
+        self, answer: np.ndarray, rollout: Rollout, origin: Origin, shard: int, refreshed: int
+    ) -> None:
+        """Waits, if the training is held at this step and has nothing more to push."""
+        board, role = self._board, origin.role
+        if answer[0] or not board.hold.paused:
+            return
+        while not answer[0] and board.hold.wait(
+            role, shard, rollout.pacer.steps_of(shard), refreshed
+        ):
+            refreshed = board.hold.refreshes
+            with board.lock:
+                push = board.shown[role] is self and board.control.streaming
+                push = push and board.control.show in (role, "both")
+                if push and rollout.choice.made_of != board.selection:
+                    self._choose(rollout, board.clock())
+                self._fill(answer, rollout, origin, shard, push=push)
+        if board.hold.counts(role):
+            with board.lock:
+                rollout.pacer.grant(shard, 0)
+            answer[1] = 0
+
+
+def _quiet(origin: Origin) -> np.ndarray:
+    """An answer that asks for nothing, and for no call any time soon."""
+    answer = np.zeros(ANSWER_HEAD + origin.num_rows, np.int32)
+    answer[1] = AFTER_FAULT
+    return answer

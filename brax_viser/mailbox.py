@@ -20,9 +20,9 @@ class Parcel:
 
     feed: Any  # the `Feed` it came through
     role: str
-    shard: int  # the device's part of the batch
     env_steps: int
     env_index: np.ndarray  # int32 [K'], K' <= K: the rows beyond are padding
+    drawn: np.ndarray  # int32 [K''], all that are drawn at this step, over all devices
     num_envs: int
     layout: Layout
     rows: Any = field(repr=False)  # float32 [K, D], array-like
@@ -40,7 +40,10 @@ class Parcel:
             link_pos=fields["link_pos"],
             link_rot=fields["link_rot"],
             reward=fields["reward"],
-            done=fields["done"] > 0,
+            episode_return=fields["episode_return"],
+            episode_length=fields["episode_length"].astype(np.int32),
+            since_termination=fields["since_termination"].astype(np.int32),
+            finite=fields["finite"] > 0,
         )
 
 

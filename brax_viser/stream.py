@@ -1,17 +1,14 @@
-"""Which steps and which environments are sent to the host: pure logic, the clock injected."""
+"""Which steps are sent to the host, and what that costs: pure logic, the clock injected."""
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
+from brax_viser.protocol import FOREVER, FRESH
 
-from brax_viser.emit import FRESH
-
-MODES = ("latest", "every_step")
-FOREVER = 2**30
-"""Steps to skip once nobody will ever ask again (the viewer is closed)."""
+MODES = ("realtime", "latest", "every_step")
+SHOWS = ("train", "eval", "both")
 
 REACTION_SECONDS = 0.1
 """How often an idle stream asks: half of the 0.2 s within which a switch must be noticed."""
@@ -20,8 +17,23 @@ RATE_SECONDS = 1.0
 """Time constant of the step rate. Longer than a rollout-and-update cycle of PPO on a small env:
 a rate taken within the rollout alone would skip across the update and notice a switch late."""
 
-COST_SECONDS = 10.0
-"""Span over which the cost of watching is averaged."""
+COST_SECONDS = 20.0
+"""Span over which the cost of watching is averaged: several stretches, so that one more or less
+within the span makes little difference."""
+
+BIN_SECONDS = 0.1
+
+SAVED_SECONDS = 1.0
+"""How long an unspent budget can be saved up, at least: a person who opens a page sees the first
+stretch at once."""
+
+PACE_SECONDS = 10.0
+"""Time constant of the step rate that is compared with the robot's pace: longer, so that an update
+or a short evaluation does not change what is shown."""
+
+SLOW, FAST = 1.1, 1.5
+"""Training steps per step of the robot's own pace, below which "realtime" shows every step as it
+comes, and above which it goes back to stretches."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +42,17 @@ class Control:
 
     streaming: bool = True  # the switch
     watched: bool = False  # whether a page is open
-    mode: str = "latest"  # one of MODES
-    fps: float = 30.0  # frames per second of mode "latest"
-    max_overhead: float = 0.02  # share of wall-clock that mode "latest" may take
+    mode: str = "realtime"  # one of MODES
+    fps: float = 30.0  # frames per second that a page is sent
+    max_overhead: float = 0.02  # share of wall-clock that realtime and latest may take
+    speed: float = 1.0  # of playback in realtime, robot seconds per second
+    stretch_seconds: float = 3.0  # robot time of one stretch in realtime
+    show: str = "train"  # one of SHOWS
     closed: bool = False
+
+    def wants(self, role: str) -> bool:
+        """Whether steps of a rollout are to be sent."""
+        return self.streaming and self.watched and self.show in (role, "both")
 
 
 class Answer(NamedTuple):
@@ -41,68 +60,220 @@ class Answer(NamedTuple):
 
     push: bool  # send the chosen environments of this very step
     skip: int  # steps to let pass before asking again
+    begins: bool = False  # whether a stretch begins with this step
 
 
+@dataclass
+class _Shard:
+    """One device's part of a rollout."""
+
+    env_steps: int = 0  # batched steps known of
+    skip: int = 0  # what the last answer granted
+    resets: int = 0
+
+
+@dataclass
 class Pacer:
-    """Decides for one stream of batched steps when to ask again and when to send.
+    """Decides for one rollout when to ask again and when to send.
 
-    One per rollout (training, evaluation) and device. Not thread-safe: the viewer locks.
+    What is sent are bursts of consecutive steps: one step in "latest", a stretch in "realtime",
+    one burst without an end in "every_step". Shard 0 plans them, far enough ahead that all
+    devices send the very same steps. Not thread-safe: the feed locks.
     """
 
-    def __init__(self) -> None:
-        self.env_steps = 0  # batched steps known of
-        self.last_ask: float | None = None  # s
-        self._skip = 0  # what the last answer granted
-        self._rate = Rate()
-        self._next_frame = -math.inf  # s, when mode "latest" sends again
-        self._spent = 0.0  # s, what watching had cost in all when the last frame was sent
+    dt: float  # s of robot time per step
+    stretch_due: float = -math.inf  # s, when the next stretch is wanted: set by the player
+    _shards: dict[int, _Shard] = field(default_factory=dict)
+    _reset_steps: list[int] = field(default_factory=lambda: [0])
+    _last_ask: float | None = None
+    _rate: "Rate" = field(default_factory=lambda: Rate())
+    _pace: "Rate" = field(default_factory=lambda: Rate(PACE_SECONDS))
+    _budget: "Budget" = field(default_factory=lambda: Budget())
+    _start: int = 0  # the burst is of steps start <= step < stop
+    _stop: int = 0
+    _spent_at_start: float | None = None  # s; None once what the burst cost has been accounted
+    _step_cost: float = 150e-6  # s, running mean, of a step that is sent
+    _next_frame: float = -math.inf  # s, when "latest" sends again
+    _slow: bool = True
+    _active: bool = False
+    _hurries: bool = False
+
+    @property
+    def env_steps(self) -> int:
+        """Batched steps known of."""
+        return max((shard.env_steps for shard in self._shards.values()), default=0)
 
     @property
     def rate(self) -> float:
         """Batched steps per second of wall-clock, averaged over about a second; 0 if unknown."""
         return self._rate.value
 
-    def ask(self, now: float, countdown: int, control: Control, spent: float) -> Answer:
+    @property
+    def following(self) -> bool:
+        """Whether "realtime" sends every step as it comes, the training being that slow."""
+        return self._slow
+
+    @property
+    def sending(self) -> bool:
+        """Whether a burst is under way or planned."""
+        return self._stop > min((s.env_steps + 1 for s in self._shards.values()), default=0)
+
+    def ask(
+        self,
+        now: float,
+        countdown: int,
+        control: Control,
+        spent: float,
+        *,
+        active: bool,
+        shard: int = 0,
+    ) -> Answer:
         """Answers one due step.
 
         Args:
-            now: s, any monotonic clock.
+            now: s, a clock that stands still while the training is held.
             countdown: what the state held: FRESH right after a reset.
             control: what is wanted.
             spent: s, what watching has cost so far, in all.
+            active: whether this rollout's steps are wanted at all.
+            shard: which device asks.
         """
-        fresh = countdown == FRESH
-        # After a reset nobody knows how many of the granted steps were still taken: none counts.
-        steps = 1 if fresh else self._skip + 1
-        self.env_steps += steps
-        if self.last_ask is not None and not fresh:
-            self._rate.add(now - self.last_ask, steps)
-        self.last_ask = now
+        own = self._shards.setdefault(shard, _Shard())
+        steps = self._count(own, countdown)
+        if shard == 0:
+            if self._last_ask is not None and countdown != FRESH:
+                self._rate.add(now - self._last_ask, steps)
+                self._pace.add(now - self._last_ask, steps)
+            self._last_ask = now
         if control.closed:
-            return self._grant(False, FOREVER)
-        if not (control.streaming and control.watched):
-            return self._grant(False, self._within(REACTION_SECONDS))
+            return self._answer(own, False, FOREVER)
+        stretch = max(round(control.stretch_seconds / self.dt), 2)
+        self._budget.update(now, spent, control.max_overhead, stretch * self._step_cost)
+        if active and not self._active:
+            self.hurry()
+        self._active = active
+        if not active:
+            self._stop = min(self._stop, own.env_steps)
+            return self._answer(own, False, self._within(own, REACTION_SECONDS))
+        wait = REACTION_SECONDS
+        if shard == 0:
+            wait = self._plan(own.env_steps, now, control, spent, stretch)
+        step = own.env_steps
+        push = self._start <= step < self._stop
+        if self._start <= step + 1 < self._stop:
+            skip = 0
+        elif step < self._start < self._stop:
+            skip = self._start - step - 1
+        else:
+            skip = self._within(own, wait)
+        return self._answer(own, push, skip, begins=step == self._start)
+
+    def granted(self, shard: int) -> int:
+        """Steps that the last answer to a shard lets pass."""
+        return self._shards[shard].skip
+
+    def grant(self, shard: int, skip: int) -> None:
+        """Lets another number of steps pass than the last answer said."""
+        self._shards[shard].skip = skip
+
+    def steps_of(self, shard: int) -> int:
+        """Batched steps known of, of one device."""
+        return self._shards[shard].env_steps
+
+    def hurry(self) -> None:
+        """Something else is to be shown: begins anew at once, with as much as can be afforded."""
+        self._hurries, self._stop, self.stretch_due = True, self._start, -math.inf
+
+    def abandon(self, now: float, seconds: float) -> None:
+        """There is nothing to send: ends the burst, and begins none for a while."""
+        self._stop = self._start
+        self.stretch_due = max(self.stretch_due, now + seconds)
+        self._next_frame = max(self._next_frame, now + seconds)
+
+    def _count(self, own: _Shard, countdown: int) -> int:
+        """Adds the steps taken since this shard's last call, and returns how many."""
+        if countdown == FRESH:
+            # Nobody knows how many of the granted steps were still taken: none counts. All
+            # shards are reset at one and the same step, and must agree on its number.
+            own.resets += 1
+            if own.resets == len(self._reset_steps):
+                self._reset_steps.append(self.env_steps)
+            own.env_steps, steps = self._reset_steps[own.resets] + 1, 1
+        else:
+            steps = own.skip + 1
+            own.env_steps += steps
+        return steps
+
+    def _plan(self, step: int, now: float, control: Control, spent: float, stretch: int) -> float:
+        """Begins or ends a burst where it is time; returns s until it can be time again."""
         if control.mode == "every_step":
-            return self._grant(True, 0)
-        push = now >= self._next_frame
-        if push:
-            # What the last frame cost, and the asking around it, may be spent again only when
-            # enough time has passed for it to be `max_overhead` of that time.
-            self._next_frame = now + max(
-                1 / control.fps, (spent - self._spent) / control.max_overhead
-            )
-            self._spent = spent
-        wait = min(self._next_frame - now, REACTION_SECONDS)
-        return self._grant(push, self._within(wait))
+            if step >= self._stop:
+                self._begin(1 << 60)
+            return 0.0
+        if step < self._start:
+            return REACTION_SECONDS
+        self._account(step, spent)
+        if step < self._stop:
+            # A burst left over from every_step is not to go on; one that turns out dearer than
+            # what was saved up for it ends here, and what has come is shown.
+            if self._stop - self._start <= stretch and self._budget.credit >= 0:
+                return 0.0
+            self._stop = step
+        if control.mode == "latest":
+            return self._plan_frame(now, control, spent)
+        pace = self._pace.value * self.dt / control.speed
+        self._slow = pace < (FAST if self._slow else SLOW)
+        length = 1 if self._slow else stretch
+        if self._hurries:
+            affordable = self._budget.credit / self._step_cost
+            length = max(min(length, int(min(affordable, stretch))), 1)
+        missing = length * self._step_cost - self._budget.credit
+        wait = max(0.0 if self._slow else self.stretch_due - now, missing / control.max_overhead)
+        if wait <= 0 or self._hurries:
+            self._hurries = False
+            self._begin(length, spent)
+        return min(max(wait, 0.0), REACTION_SECONDS)
 
-    def _grant(self, push: bool, skip: int) -> Answer:
-        self._skip = skip
-        return Answer(push, skip)
+    def _plan_frame(self, now: float, control: Control, spent: float) -> float:
+        wait = max(
+            min(self._next_frame - now, 1.0),  # a clock that was set back must not stall it
+            (self._step_cost - self._budget.credit) / control.max_overhead,
+        )
+        if wait <= 0 or self._hurries:
+            self._hurries = False
+            self._next_frame = now + 1 / control.fps
+            self._begin(1, spent)
+            wait = 1 / control.fps
+        return min(wait, REACTION_SECONDS)
 
-    def _within(self, seconds: float) -> int:
+    def _account(self, step: int, spent: float) -> None:
+        """Learns from the burst that is under way, or just over, what sending a step costs."""
+        sent = min(step, self._stop) - self._start
+        if self._spent_at_start is None or sent <= 0:
+            return
+        over = step >= self._stop
+        cost = (spent - self._spent_at_start) / sent
+        self._step_cost += (0.3 if over else 0.05) * (cost - self._step_cost)
+        if over:
+            self._spent_at_start = None
+
+    def _begin(self, length: int, spent: float | None = None) -> None:
+        # The step at which the last of the shards asks next; this very step if there is one.
+        self._start = max(
+            shard.env_steps + (0 if index == 0 else shard.skip + 1)
+            for index, shard in self._shards.items()
+        )
+        self._stop = self._start + length
+        self._spent_at_start = spent
+
+    def _answer(self, own: _Shard, push: bool, skip: int, begins: bool = False) -> Answer:
+        own.skip = skip
+        return Answer(push, skip, push and begins)
+
+    def _within(self, own: _Shard, seconds: float) -> int:
         """Steps that pass in `seconds`, growing at most twofold so that one odd interval between
         two calls (a compilation, an update) cannot make the stream deaf."""
-        return min(int(self.rate * seconds), 2 * self._skip + 1, FOREVER)
+        return min(int(self.rate * seconds), 2 * own.skip + 1, FOREVER)
 
 
 class Rate:
@@ -124,6 +295,34 @@ class Rate:
         return self._events / self._seconds if self._seconds > 0 else 0.0
 
 
+class Budget:
+    """What watching may still cost: it grows with wall-clock time and shrinks with what is spent.
+
+    A stretch is begun when it can be paid for, so that over any time from the first step on the
+    share is exceeded by no more than the call that finds the budget used up.
+    """
+
+    def __init__(self) -> None:
+        self.credit = 0.0  # s
+        self._now: float | None = None
+        self._spent = 0.0
+
+    def update(self, now: float, spent: float, share: float, at_once: float) -> None:
+        """Brings the credit up to date.
+
+        Args:
+            now: s.
+            spent: s, what watching has cost so far, in all.
+            share: of wall-clock that it may take.
+            at_once: s, the largest cost that must be affordable at a time.
+        """
+        passed = 0.0 if self._now is None else max(now - self._now, 0.0)
+        spending = 0.0 if self._now is None else spent - self._spent
+        most = max(share * SAVED_SECONDS, 1.25 * at_once)
+        self.credit = min(self.credit + share * passed, most) - spending
+        self._now, self._spent = now, spent
+
+
 class CostMeter:
     """What watching costs the training: time spent in calls to the host, and bytes moved.
 
@@ -132,82 +331,65 @@ class CostMeter:
     """
 
     def __init__(self) -> None:
-        self._calls: deque[tuple[float, float, int]] = deque()  # (when, s, bytes), a call each
+        self._bins: deque[_Bin] = deque()
         self._since: float | None = None
         self.spent = 0.0  # s, in all
-        self.crossing = 150e-6  # s, running mean of what a call costs outside of our function
+        self.crossing = 20e-6  # s, running mean of what a call costs outside of our function
 
     def asked(self, start: float, stop: float) -> None:
         """An `ask` ran from `start` to `stop`; getting there cost a crossing as well."""
-        self._add(stop, stop - start + self.crossing, 0)
+        self._add(stop, stop - start + self.crossing)
 
-    def pushed(self, asked: float, start: float, stop: float, nbytes: int) -> None:
-        """A `push` ran from `start` to `stop`, after its `ask` had ended at `asked`.
+    def pushed(
+        self, before: float, start: float, stop: float, nbytes: int, *, frame: bool = True
+    ) -> None:
+        """A `push` ran from `start` to `stop`, after the call before it had ended at `before`.
 
         Between the two lie the gather, the transfer and one crossing into Python: all of it is
         ours, and it is the one crossing that can be timed from inside.
         """
-        self.crossing += 0.1 * (start - asked - self.crossing)
-        self._add(stop, stop - asked, nbytes)
+        self.crossing += 0.1 * (max(start - before, 0.0) - self.crossing)
+        self._add(stop, max(stop - before, 0.0), nbytes, int(frame))
 
     def share(self, now: float) -> float:
         """Share of wall-clock over the last `COST_SECONDS`, 0 to 1."""
-        span = self._forget(now)
-        return min(sum(s for _, s, _ in self._calls) / span, 1.0) if span > 0 else 0.0
+        return min(self._per_second(now, "seconds"), 1.0)
 
     def bytes_per_second(self, now: float) -> float:
         """Device to host, over the last `COST_SECONDS`."""
-        span = self._forget(now)
-        return sum(b for _, _, b in self._calls) / span if span > 0 else 0.0
+        return self._per_second(now, "nbytes")
 
     def frames_per_second(self, now: float) -> float:
-        """Pushes, over the last `COST_SECONDS`."""
-        span = self._forget(now)
-        return sum(b > 0 for _, _, b in self._calls) / span if span > 0 else 0.0
+        """Frames pushed, over the last `COST_SECONDS`."""
+        return self._per_second(now, "frames")
 
-    def _add(self, when: float, seconds: float, nbytes: int) -> None:
+    def _per_second(self, now: float, what: str) -> float:
+        self._forget(now)
+        span = min(now - self._since, COST_SECONDS) if self._since is not None else 0.0
+        return sum(getattr(b, what) for b in self._bins) / span if span > 0 else 0.0
+
+    def _add(self, when: float, seconds: float, nbytes: int = 0, frames: int = 0) -> None:
         if self._since is None:
             self._since = when - seconds
         self.spent += seconds
-        self._calls.append((when, seconds, nbytes))
-        self._forget(when)
+        if not self._bins or abs(when - self._bins[-1].since) > BIN_SECONDS:
+            self._bins.append(_Bin(when))
+            self._forget(when)
+        newest = self._bins[-1]
+        newest.seconds += seconds
+        newest.nbytes += nbytes
+        newest.frames += frames
 
-    def _forget(self, now: float) -> float:
-        while self._calls and self._calls[0][0] < now - COST_SECONDS:
-            self._calls.popleft()
-        return min(now - self._since, COST_SECONDS) if self._since is not None else 0.0
+    def _forget(self, now: float) -> None:
+        while self._bins and self._bins[0].since < now - COST_SECONDS:
+            self._bins.popleft()
 
 
-class Selection:
-    """Which environments are drawn, in the order of the grid's cells.
+@dataclass
+class _Bin:
+    """Calls that came close after each other, summed up."""
 
-    Given as a rule, because how many environments there are is known with the first step.
-    """
-
-    def __init__(self, rule: str | tuple[int, ...] = "first"):
-        self.rule = rule
-
-    @classmethod
-    def of(cls, what: object) -> "Selection":
-        """Checks what a user passed.
-
-        Raises:
-            ValueError: neither "first" nor a sequence of distinct indices of 0 or more.
-        """
-        if isinstance(what, str) and what == "first":
-            return cls("first")
-        if isinstance(what, str) or not isinstance(what, (list, tuple, range, np.ndarray)):
-            raise ValueError(f"select({what!r}): must be 'first' or a list of env indices")
-        indices = tuple(int(i) for i in what)
-        if not indices or min(indices) < 0 or len(set(indices)) != len(indices):
-            raise ValueError(
-                f"select({what!r}): must be at least one env index, each 0 or more, none twice"
-            )
-        return cls(indices)
-
-    def drawn(self, num_envs: int, capacity: int) -> np.ndarray:
-        """int32 [K <= capacity]: global indices; those that do not exist are left out."""
-        if self.rule == "first":
-            return np.arange(min(num_envs, capacity), dtype=np.int32)
-        chosen = [i for i in self.rule if isinstance(i, int) and i < num_envs]
-        return np.asarray(chosen[:capacity], np.int32)
+    since: float  # s
+    seconds: float = 0.0
+    nbytes: int = 0
+    frames: int = 0

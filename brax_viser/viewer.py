@@ -1,13 +1,12 @@
-"""`Viewer`: the page, the thread that fills it, and the switch."""
+"""`Viewer`: the page, the switch, and all else that a person or a script can steer."""
 
 import atexit
 import contextlib
 import io
 import sys
 import threading
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -15,29 +14,26 @@ import numpy as np
 import viser
 
 from brax_viser.feed import Feed, Switchboard, log
-from brax_viser.gui.panel import Command, Panel, PanelView
-from brax_viser.mailbox import Parcel
+from brax_viser.gui.panel import PAGES, STEPS, Command, parse_indices
+from brax_viser.interrupt import InterruptWatch
 from brax_viser.progress import ProgressView
+from brax_viser.publisher import Publisher
 from brax_viser.scene.grid import Grid
-from brax_viser.scene.scene import Scene
-from brax_viser.stream import MODES, Control, Selection
+from brax_viser.selection import Selection
+from brax_viser.stream import MODES, SHOWS, Control
 from brax_viser.trainer import TrainerCall
 
 if TYPE_CHECKING:  # it imports Brax, which takes a second that the page need not wait for
     from brax_viser.adapters import BraxAdapter
 
-FRAME_SECONDS = 1 / 60
-"""viser sends at most this often; drawing more would be thrown away."""
-
-PANEL_SECONDS = 0.25
-IDLE_SECONDS = 1.0
-"""How often the panel is brought up to date while robots move, and while none is shown: seconds
-tick, and what a person changes is shown at once in either case."""
-
-SWITCH_SECONDS = 5e-4
+SWITCH_SECONDS = 2e-4
 """How long a callback waits at most for another Python thread, the publisher and viser's among
 them. Python's own 5 ms would be more than most environment steps take. Process-wide while a
 viewer is open; see `sys.setswitchinterval`."""
+
+RELOAD_SECONDS = 5.0
+"""How long a held training waits for a page to come back after the last one has gone: reloading
+one is no reason to let it go on."""
 
 
 class _Interpreter:
@@ -81,7 +77,7 @@ class Stats:
     env_steps: int  # batched training steps known of
     frames: int  # emitted: pushed from device to host
     bytes_moved: int  # device to host, by those
-    overhead: float  # share of the training's wall-clock, 0 to 1, over the last ten seconds
+    overhead: float  # share of the training's wall-clock, 0 to 1, over the last seconds
     held: bool  # whether the training is being held
     drawn_envs: tuple[int, ...]  # indices, in the order of the grid's cells
     streams: Mapping[str, StreamStats]  # by role, "train" and "eval"
@@ -100,7 +96,7 @@ class Viewer:
         *,
         host: str = "127.0.0.1",
         port: int = 8000,
-        mode: str = "latest",
+        mode: str = "realtime",
         fps: float = 30.0,
         max_overhead: float = 0.02,
         streaming: bool = True,
@@ -109,34 +105,31 @@ class Viewer:
 
         Args:
             host: address to listen on. There is no password: whoever reaches it can watch, and
-                can switch the streaming.
+                can switch the streaming and hold the training.
             port: if it is taken, the next free one is used; 0 takes any. See `url`.
-            mode: "latest" (the newest state, `fps` times a second) or "every_step" (all of them;
+            mode: "realtime" (stretches of consecutive steps, played at the robot's own speed),
+                "latest" (the newest state, `fps` times a second) or "every_step" (all of them;
                 the training waits for the viewer when it must).
-            fps: frames per second of "latest", above 0 and at most 60.
-            max_overhead: share of the training's wall-clock that "latest" may cost, above 0 and
-                at most 1; frames are spaced further apart to keep it.
+            fps: frames per second that a page is sent, above 0 and at most 60.
+            max_overhead: share of the training's wall-clock that "realtime" and "latest" may
+                cost, above 0 and at most 1; stretches and frames are spaced to keep it.
             streaming: whether the switch is on at first.
 
         Raises:
             ValueError: a value is out of its limits.
         """
-        _check_mode(mode)
+        _check_choice("mode", mode, MODES)
         if not 0 < fps <= 60:
             raise ValueError(f"fps={fps}: must be above 0 and at most 60, what a page can show")
-        if not 0 < max_overhead <= 1:
-            raise ValueError(
-                f"max_overhead={max_overhead}: must be above 0 and at most 1 (0.02 is 2 %)"
-            )
+        _check_share(max_overhead)
         if not 0 <= port <= 65535:
             raise ValueError(f"port={port}: must be 0 to 65535 (0 takes any free one)")
         self._board = Switchboard(
             Control(streaming=streaming, mode=mode, fps=fps, max_overhead=max_overhead)
         )
-        self._commands: deque[Command] = deque()  # appended by any thread, drained by one
-        self._feed: Feed | None = None  # the one that the scene shows
         self._feeds: list[Feed] = []
-        self._scene_lock = threading.RLock()
+        self._show_is_chosen = False
+        self._reload: threading.Timer | None = None
         # viser prints a banner of its own, with an address that need not be the one to open.
         with contextlib.redirect_stdout(io.StringIO()):
             self._server = viser.ViserServer(
@@ -145,12 +138,13 @@ class Viewer:
         self._host = host
         if port not in (0, self._server.get_port()):
             log.warning("port %d is taken, using %d", port, self._server.get_port())
-        self._scene = Scene(self._server)
-        self._panel = Panel(self._server, self._enqueue)
+        self._publisher = Publisher(self._board, self._server, self._obey)
         self._server.on_client_connect(self._count_pages)
         self._server.on_client_disconnect(self._count_pages)
+        self._server.scene.on_click()(self._clicked)
         _interpreter.shorten()
-        self._publisher = threading.Thread(target=self._publish, name="brax_viser", daemon=True)
+        self._interrupts = InterruptWatch(self._board.hold.interrupt)
+        self._interrupts.start()
         self._publisher.start()
         # XLA waits for pending callbacks at exit: nobody may be left waiting for the publisher.
         atexit.register(self.close)
@@ -172,30 +166,142 @@ class Viewer:
         self._board.set(streaming=bool(on))
         if on:
             self._board.fault = None
+            self._board.hold.refresh()
         self._board.mailbox.wake()
 
     @property
     def mode(self) -> str:
-        """ "latest" or "every_step"."""
+        """ "realtime", "latest" or "every_step"."""
         return self._board.control.mode
 
     @mode.setter
     def mode(self, mode: str) -> None:
-        _check_mode(mode)
-        self._board.set(mode=mode)
+        _check_choice("mode", mode, MODES)
+        if mode != self.mode:
+            self._board.set(mode=mode)
+            self._publisher.hurry()
+
+    @property
+    def max_overhead(self) -> float:
+        """Share of the training's wall-clock that "realtime" and "latest" may cost."""
+        return self._board.control.max_overhead
+
+    @max_overhead.setter
+    def max_overhead(self, share: float) -> None:
+        _check_share(share)
+        self._board.set(max_overhead=float(share))
         self._board.mailbox.wake()
 
-    def select(self, what: "str | Sequence[int] | np.ndarray") -> None:
-        """Chooses the environments to draw: "first" or a list of indices, at most one per cell.
+    @property
+    def speed(self) -> float:
+        """Playback in "realtime", robot seconds per second: 0.1 to 4."""
+        return self._board.control.speed
 
-        Indices count over all devices. Takes effect with the next frame; nothing is recompiled.
+    @speed.setter
+    def speed(self, speed: float) -> None:
+        _check_range("speed", speed, 0.1, 4.0, "robot seconds per second")
+        self._board.set(speed=float(speed))
+        self._board.mailbox.wake()
+
+    @property
+    def stretch_seconds(self) -> float:
+        """How much of the robot's time one stretch of "realtime" shows, s: 0.5 to 30."""
+        return self._board.control.stretch_seconds
+
+    @stretch_seconds.setter
+    def stretch_seconds(self, seconds: float) -> None:
+        _check_range("stretch_seconds", seconds, 0.5, 30.0, "seconds of the robot's time")
+        self._board.set(stretch_seconds=float(seconds))
+        self._board.mailbox.wake()
+
+    @property
+    def show(self) -> str:
+        """Which rollouts are shown: "train", "eval", or "both" side by side."""
+        return self._board.control.show
+
+    @show.setter
+    def show(self, show: str) -> None:
+        _check_choice("show", show, SHOWS)
+        self._show_is_chosen = True
+        if show != self.show:
+            self._board.set(show=show)
+            self._publisher.hurry()
+
+    def select(self, what: "str | Sequence[int] | np.ndarray", *, sticky: bool = False) -> None:
+        """Chooses the environments to draw, at most one per cell. Nothing is recompiled.
+
+        Args:
+            what: "first"; ("page", n), counted from 1; a list of indices, which count over all
+                devices; "random"; "best" or "worst" (return of the episode so far); "terminated"
+                (most recently); or "nan" (any NaN or Inf). The last four are chosen among all
+                environments, on the device.
+            sticky: keep those that a rule has chosen, instead of choosing anew at each stretch.
 
         Raises:
-            ValueError: neither of the two, an index below 0, or one given twice.
+            ValueError: none of these, an index below 0, or one given twice.
         """
-        selection = Selection.of(what)
+        self._select(Selection.of(what, sticky=sticky))
+
+    @property
+    def selected_env(self) -> int | None:
+        """The environment that is followed, stepped to its termination and marked; it is drawn in
+        any case. None: no one is."""
+        return self._board.selected_env
+
+    @selected_env.setter
+    def selected_env(self, env: int | None) -> None:
+        if env is not None and (isinstance(env, bool) or int(env) != env or env < 0):
+            raise ValueError(f"selected_env={env!r}: must be an env index, 0 or more, or None")
         with self._board.lock:
-            self._board.selection = selection
+            self._board.selected_env = None if env is None else int(env)
+        self._publisher.unfollow()
+        if env is not None and env not in self._publisher.drawn_envs():
+            self._choose_anew()
+        self._board.mailbox.wake()
+
+    def pause(self) -> None:
+        """Holds the *training* at its next step, until `resume`. The page stays live."""
+        self._publisher.notice = None
+        self._board.hold.pause(self._stepped)
+        self._board.mailbox.wake()
+
+    def resume(self) -> None:
+        """Lets a held training go on."""
+        self._board.hold.resume()
+        self._board.mailbox.wake()
+
+    def step(self, n: int = 1) -> None:
+        """Lets a held training go on by `n` env steps; holds a training that runs.
+
+        Returns at once: `stats().held` tells when the training has come to a stop.
+
+        Raises:
+            ValueError: `n` is below 1.
+        """
+        if isinstance(n, bool) or int(n) != n or n < 1:
+            raise ValueError(f"step({n!r}): must be a number of env steps, at least 1")
+        self._publisher.notice = None
+        self._board.hold.step(int(n), self._stepped)
+        self._board.mailbox.wake()
+
+    def run_to_termination(self, env: int | None = None) -> None:
+        """Lets the training go on until an environment's episode ends in a termination, and holds
+        it there. Running out of time is none. Returns at once, as `step` does.
+
+        Args:
+            env: which; selected from now on. None: the one that is selected.
+
+        Raises:
+            ValueError: no environment is selected, or it is no index.
+        """
+        if env is not None:
+            self.selected_env = env
+        if self.selected_env is None:
+            raise ValueError("run_to_termination(): no env is selected: give its index")
+        self._publisher.notice = None
+        self.streaming = True  # it takes looking at every step of it
+        self._board.hold.run_to_termination(self.selected_env, self._stepped)
+        self._board.mailbox.wake()
 
     def progress_fn(self, num_steps: int, metrics: Mapping[str, object]) -> None:
         """Hand it to the trainer as `progress_fn`: steps become exact, evaluations are shown."""
@@ -213,36 +319,39 @@ class Viewer:
 
     def stats(self) -> Stats:
         """A consistent reading of all counters."""
-        board = self._board
+        board, drawn_envs = self._board, self._publisher.drawn_envs()
         with board.lock:
             streams: dict[str, StreamStats] = {}
             for feed in self._feeds:
-                for (role, shard), pacer in feed.pacers.items():
-                    if shard == 0:
-                        known = feed.num_envs.get(role, 0)
-                        streams[role] = StreamStats(pacer.env_steps, known, pacer.rate)
+                for role, rollout in feed.rollouts.items():
+                    pacer = rollout.pacer
+                    streams[role] = StreamStats(pacer.env_steps, rollout.num_envs, pacer.rate)
             train = streams.get("train")
             return Stats(
                 env_steps=train.env_steps if train else 0,
                 frames=board.frames,
                 bytes_moved=board.bytes_moved,
                 overhead=board.meter.share(board.clock()),
-                held=False,
-                drawn_envs=tuple(int(i) for i in self._scene.drawn_envs),
+                held=board.hold.held,
+                drawn_envs=drawn_envs,
                 streams=streams,
             )
 
     def close(self) -> None:
-        """Stops the server. A training that is running goes on without it. Idempotent."""
+        """Stops the server. A training that is running, or held, goes on without it. Idempotent."""
         with self._board.lock:
             if self._board.control.closed:
                 return
-        self._board.set(closed=True)
+            held = self._board.hold.held
+            self._board.control = replace(self._board.control, closed=True)
+        self._board.hold.close()
         self._board.mailbox.close()
+        if held:
+            log.warning("the viewer was closed: the training that it held goes on")
+        self._interrupts.close()
         atexit.unregister(self.close)
         _interpreter.restore()
-        if threading.current_thread() is not self._publisher:
-            self._publisher.join(timeout=5.0)
+        self._publisher.join(timeout=5.0)
         with contextlib.redirect_stdout(io.StringIO()):
             self._server.stop()
 
@@ -261,103 +370,160 @@ class Viewer:
         """Called by `VisualizedEnv`: shows the model at once, and returns whom to ask."""
         feed = Feed(self._board, adapter, grid, role, self._new_training)
         self._feeds.append(feed)
-        if self._feed is None or role != "eval":
-            self._show(feed, None)
+        if not self._show_is_chosen:
+            # Who shows an environment for evaluation alone wants to see that.
+            alone = all(known.role == "eval" for known in self._feeds)
+            self._board.set(show="eval" if alone else "train")
+        role = role or "train"
+        known = self._board.shown.get(role)
+        if known is None or not known.rollouts:
+            self._publisher.show_model(feed, role, None)
         return feed
 
-    def _show(self, feed: Feed, num_envs: int | None) -> None:
-        with self._scene_lock:
-            self._feed = feed
-            self._scene.show(feed.adapter.mj_model, feed.grid, feed.adapter.init_links(), num_envs)
+    @property
+    def _stepped(self) -> str:
+        """The rollout whose steps are counted when the training is stepped."""
+        return "eval" if self.show == "eval" else "train"
 
     def _new_training(self, feed: Feed, call: TrainerCall) -> None:
         """A trainer has begun to trace `feed`'s environment, on the trainer's thread."""
         if feed.role != "eval":
-            self._show(feed, call.num_envs)
+            self._publisher.show_model(feed, "train", call.num_envs)
 
-    def _enqueue(self, command: Command) -> None:
-        self._commands.append(command)
-        self._board.mailbox.wake()
+    def _select(self, selection: Selection) -> None:
+        with self._board.lock:
+            if selection == self._board.selection:
+                return
+            self._board.selection = selection
+        self._publisher.complaint = None
+        self._publisher.hurry()
+
+    def _choose_anew(self) -> None:
+        """The rule stays, what it comes to changes."""
+        with self._board.lock:
+            for feed in self._feeds:
+                for rollout in feed.rollouts.values():
+                    rollout.choice.made_of = None
+        self._publisher.hurry()
+
+    def _obey(self, command: Command) -> None:
+        """Carries out what a person has asked for in a page; on the publisher's thread."""
+        name, value = command
+        selection, look = self._board.selection, self._publisher.look
+        match name:
+            case "streaming" | "mode" | "speed" | "max_overhead" | "stretch_seconds" | "show":
+                setattr(self, name, value)
+            case "toggle_streaming":
+                self.streaming = not self.streaming
+            case "hold":
+                self.resume() if self._board.hold.paused else self.pause()
+            case "go_on":
+                self._go_on(value)
+            case "rule":
+                self._pick_rule(value)
+            case "page":
+                turn = 1 if value == PAGES[1] else -1
+                self._turn_page(turn)
+            case "indices":
+                try:
+                    self._select(parse_indices(value))
+                    self._publisher.complaint = None
+                except ValueError as error:
+                    self._publisher.complaint = str(error)
+            case "sticky":
+                self._select(replace(selection, sticky=value))
+            case "click":
+                self._select_by_click(*value)
+            case "follow":
+                self._follow(*value)
+            case "toggle_follow":
+                self._follow(self._publisher.scene.followed is None, value)
+            case "others" | "labels" | "colour_by":
+                self._publisher.look = replace(look, **{name: value})
+            case "see_all":
+                self._follow(False, value)
+                if (client := self._server.get_clients().get(value)) is not None:
+                    self._publisher.scene.look_at_all(client.camera)
+            case _:
+                raise AssertionError(f"unknown command {name!r}")
+
+    def _select_by_click(self, origin: np.ndarray, direction: np.ndarray) -> None:
+        picked = self._publisher.scene.pick(origin, direction)
+        if picked is not None and picked[0] == next(iter(self._publisher.scene.blocks)):
+            self.selected_env = picked[1]
+
+    def _go_on(self, how: str) -> None:
+        if how == STEPS[0]:
+            self.step()
+        elif how == STEPS[1]:
+            self.step(10)
+        elif self.selected_env is not None:
+            self.run_to_termination()
+
+    def _pick_rule(self, rule: str) -> None:
+        sticky = self._board.selection.sticky
+        # Who wants to choose by index begins with those that are drawn.
+        drawn = self._publisher.drawn_envs() if rule == "indices" else ()
+        self._select(Selection(rule, indices=drawn, sticky=sticky))
+
+    def _turn_page(self, by: int) -> None:
+        selection, feed = self._board.selection, self._board.shown.get(self._stepped)
+        if selection.rule != "page" or feed is None or not feed.rollouts:
+            return
+        num_envs = max(rollout.num_envs for rollout in feed.rollouts.values())
+        pages = selection.num_pages(num_envs, feed.capacity)
+        page = min(selection.page, pages) + by
+        self._select(replace(selection, page=(page - 1) % pages + 1))
+
+    def _follow(self, on: bool, client_id: int) -> None:
+        scene, env = self._publisher.scene, self.selected_env
+        before = scene.followed
+        scene.follow((next(iter(scene.blocks)), env) if on and env is not None else None)
+        clients = self._server.get_clients()
+        if scene.followed is not None and client_id in clients:
+            scene.look_at_followed(clients[client_id].camera)
+        elif before is not None and scene.followed is None:
+            for client in clients.values():
+                scene.look_at_all(client.camera)
+
+    def _clicked(self, event: viser.SceneClickEvent) -> None:
+        self._publisher.enqueue(
+            ("click", (np.asarray(event.ray_origin), np.asarray(event.ray_direction)))
+        )
 
     async def _count_pages(self, _: viser.ClientHandle) -> None:
         # Async, so that it runs on the server's loop: its thread pool may be gone at exit.
-        self._board.set(watched=bool(self._server.get_clients()))
+        watched = bool(self._server.get_clients())
+        self._board.set(watched=watched)
         self._board.mailbox.wake()
+        if self._reload is not None:
+            self._reload.cancel()
+            self._reload = None
+        if not watched and self._board.hold.paused:
+            self._reload = threading.Timer(RELOAD_SECONDS, self._let_go)
+            self._reload.daemon = True
+            self._reload.start()
 
-    # The publisher's thread from here on.
-
-    def _publish(self) -> None:
-        board, next_panel, woken = self._board, 0.0, True
-        while not board.control.closed:
-            start = board.clock()
-            active = board.control.streaming and board.control.watched
-            parcels = board.mailbox.take()
-            try:
-                self._obey()
-                if parcels:
-                    self._draw(parcels)
-                if woken or start >= next_panel:
-                    self._panel.show(self._panel_view())
-                    next_panel = start + (PANEL_SECONDS if active else IDLE_SECONDS)
-            # The thread must live on: a page that is stuck hides the very fault.
-            except Exception as error:
-                board.failed("the page", error)
-            wake_up = start + (FRAME_SECONDS if active else IDLE_SECONDS)
-            woken = board.mailbox.rest(wake_up - board.clock())
-
-    def _obey(self) -> None:
-        """Carries out what the page has asked for."""
-        while self._commands:
-            name, value = self._commands.popleft()
-            match name:
-                case "streaming":
-                    self.streaming = bool(value)
-                case "mode":
-                    self.mode = str(value)
-                case _:
-                    raise AssertionError(f"unknown command {name!r}")
-
-    def _draw(self, parcels: list[Parcel]) -> None:
-        # An environment for evaluation alone never takes the scene from one that is trained.
-        newest = {
-            (p.feed, p.shard): p
-            for p in parcels
-            if p.role == (p.feed.role or "train") and (p.feed is self._feed or p.role == "train")
-        }
-        if not newest:
-            return
-        with self._scene_lock:
-            feeds: set[Feed] = {feed for feed, _ in newest}
-            shown = self._feed
-            if shown is None or shown not in feeds:
-                # Another environment of this viewer is being trained now: show that one.
-                shown = feeds.pop()
-                self._show(shown, shown.num_envs.get("train"))
-            frames = [p.open() for (feed, _), p in newest.items() if feed is shown]
-            drawn = self._board.selection.drawn(frames[0].num_envs, shown.capacity)
-            if len(drawn):
-                self._scene.draw(frames, drawn)
-
-    def _panel_view(self) -> PanelView:
-        board, feed = self._board, self._feed
-        now = board.clock()
-        with board.lock:
-            control, meter = board.control, board.meter
-            return PanelView(
-                env=f"{feed.adapter.name} · {feed.adapter.backend}" if feed else "",
-                progress=board.progress.view(now),
-                streaming=control.streaming,
-                mode=control.mode,
-                overhead=meter.share(now),
-                max_overhead=control.max_overhead,
-                bytes_per_second=meter.bytes_per_second(now),
-                frames_per_second=meter.frames_per_second(now),
-                drawn=len(self._scene.drawn_envs),
-                num_envs=feed.num_envs.get(feed.role or "train") if feed else None,
-                fault=board.fault,
+    def _let_go(self) -> None:
+        """Nobody looks any more: a training is not to stand still for nobody."""
+        if self._board.hold.paused and not self._board.control.watched:
+            self._publisher.notice = (
+                "The last page was closed while the training was held: it went on"
             )
+            log.warning("the last page was closed: the training that it held goes on")
+            self.resume()
 
 
-def _check_mode(mode: str) -> None:
-    if mode not in MODES:
-        raise ValueError(f"mode={mode!r}: must be one of {', '.join(map(repr, MODES))}")
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: must be one of {', '.join(map(repr, choices))}")
+
+
+def _check_share(share: float) -> None:
+    if not 0 < share <= 1:
+        raise ValueError(f"max_overhead={share}: must be above 0 and at most 1 (0.02 is 2 %)")
+
+
+def _check_range(name: str, value: float, low: float, high: float, unit: str) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value}: must be {low} to {high} {unit}")

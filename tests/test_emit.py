@@ -7,34 +7,67 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from brax_viser.emit import FRESH, emit, shard_of_this_device, unpack
+from brax_viser import callback
+from brax_viser.emit import emit, shard_of_this_device, unpack
+from brax_viser.protocol import (
+    BEST,
+    FRESH,
+    GIVEN,
+    HEADER_COLUMNS,
+    NEVER,
+    NONFINITE,
+    TERMINATED,
+    WORST,
+)
+
+
+@pytest.fixture(autouse=True, params=callback.MECHANISMS)
+def mechanism(request, monkeypatch):
+    """All of this file runs on both ways to call the host."""
+    monkeypatch.setenv(callback.VARIABLE, request.param)
+    return request.param
 
 
 class RecordingHost:
     """Answers every `ask` alike, and keeps what it was told."""
 
-    def __init__(self, *, push: bool, skip: int = 0, capacity: int = 4, rows=None):
+    def __init__(
+        self, *, push: bool, skip: int = 0, capacity: int = 4, rows=None, rule=GIVEN, again=0
+    ):
         self.capacity = capacity
-        self.push_wanted, self.skip, self.rows = push, skip, rows
+        self.push_wanted, self.skip, self.rows, self.rule = push, skip, rows, rule
+        self.again = again  # pushes more to ask for, of the same step
         self.asked: list[tuple] = []
         self.pushed: list[tuple] = []
+        self.headers: list[dict[str, np.ndarray]] = []
+
+    def answer(self, origin, push):
+        assert origin.num_rows == min(self.capacity, origin.num_envs)
+        rows = np.arange(origin.num_rows) if self.rows is None else self.rows
+        return np.array([push, self.skip, self.rule, *rows], np.int32)
 
     def ask(self, origin, query):
         self.asked.append((origin, *np.asarray(query).tolist()))
-        num_rows = min(self.capacity, origin.num_envs)
-        rows = np.arange(num_rows) if self.rows is None else self.rows
-        return np.array([self.push_wanted, self.skip, *rows], np.int32)
+        return self.answer(origin, self.push_wanted)
 
     def push(self, origin, layout, header, rows):
         self.pushed.append((origin, unpack(layout, np.array(rows))))
-        return np.int32(np.asarray(header)[0])
+        shard, rule, *columns = np.array(header)
+        assert rule == self.rule
+        columns = np.reshape(columns, (len(HEADER_COLUMNS), -1))
+        self.headers.append(dict(zip(HEADER_COLUMNS, columns, strict=True), shard=shard))
+        return self.answer(origin, len(self.pushed) % (1 + self.again) != 0)
 
 
 def step(host, x, countdown, kept=False):
     """A toy environment step: the state doubles, and is offered."""
     x = 2.0 * x
     shard, num_shards = shard_of_this_device()
-    payload = {"pos": x, "done": x[..., 0] > 1e9}
+    payload = {
+        "pos": x,
+        "episode_return": x[..., 0],
+        "since_termination": jnp.full(x.shape[:-1], NEVER, jnp.int32),
+    }
     return x, emit(host, "train", countdown, shard, num_shards, payload, state_is_kept=kept)
 
 
@@ -119,7 +152,58 @@ def test_chosen_rows_are_gathered_on_the_device():
     x = jnp.arange(24.0).reshape(8, 3)
     run(jax.jit(jax.vmap(partial(step, host))), x, jnp.full(8, FRESH, jnp.int32))
     np.testing.assert_array_equal(host.pushed[0][1]["pos"], 2 * x[jnp.array([7, 0, 2, 2])])
-    assert host.pushed[0][1]["done"].shape == (4,)
+    assert host.pushed[0][1]["finite"].tolist() == [1.0] * 4
+    assert host.headers[0]["row"].tolist() == [7, 0, 2, 2]
+    np.testing.assert_array_equal(
+        host.headers[0]["return_bits"].view(np.float32), 2 * x[jnp.array([7, 0, 2, 2]), 0]
+    )
+
+
+def test_the_host_may_ask_for_other_rows_of_the_same_step():
+    host = RecordingHost(push=True, again=2)
+
+    def body(carry, _):
+        return jax.vmap(partial(step, host))(*carry), None
+
+    start = (jnp.ones((8, 3)), jnp.full(8, FRESH, jnp.int32))
+    run(jax.jit(lambda c: jax.lax.scan(body, c, None, length=4)[0]), start)
+    assert len(host.asked) == 4 and len(host.pushed) == 12
+    seen = [float(fields["pos"][0, 0]) for _, fields in host.pushed]
+    assert seen == [2.0] * 3 + [4.0] * 3 + [8.0] * 3 + [16.0] * 3
+
+
+RETURNS = [3.0, -1.0, np.nan, 7.0, 7.0, -np.inf, 0.0, 2.0]
+SINCE = [5, NEVER, 0, 9, 1, NEVER, NEVER, 2]
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (BEST, [3, 4, 0, 7, 6, 1, 2, 5]),
+        (WORST, [1, 6, 7, 0, 3, 4, 2, 5]),
+        (TERMINATED, [2, 4, 7, 0, 3, 1, 5, 6]),
+        (NONFINITE, [2, 5, 6, 0, 1, 3, 4, 7]),
+    ],
+)
+@pytest.mark.parametrize("num_rows", [3, 8])
+def test_the_device_ranks_all_environments_by_a_rule(rule, expected, num_rows):
+    host = RecordingHost(push=True, rule=rule, capacity=num_rows)
+    payload = {
+        "episode_return": jnp.array(RETURNS),
+        "since_termination": jnp.array(SINCE, jnp.int32),
+    }
+    inspected = [jnp.arange(16.0).reshape(8, 2).at[6, 1].set(jnp.inf), jnp.arange(8)]
+
+    @jax.jit
+    @jax.vmap
+    def ranked(payload, inspected):
+        return emit(host, "train", jnp.int32(0), jnp.int32(0), 1, payload, inspected=inspected)
+
+    run(ranked, payload, inspected)
+    header = host.headers[0]
+    assert header["row"].tolist() == expected[:num_rows]
+    assert header["since_termination"].tolist() == [SINCE[i] for i in expected[:num_rows]]
+    assert header["finite"].tolist() == [i not in (2, 5, 6) for i in expected[:num_rows]]
 
 
 def test_a_reset_of_some_envs_does_not_call_for_all():
@@ -158,12 +242,13 @@ def test_derivatives_pass_and_are_untouched():
 def test_unbatched_payload_under_vmap_is_spread_over_the_batch():
     host = RecordingHost(push=True)
 
-    def constant_done(x, countdown):
-        payload = {"pos": x, "done": jnp.zeros(())}
+    def constant(x, countdown):
+        zero = jnp.zeros((), jnp.int32)
+        payload = {"pos": x, "episode_return": jnp.zeros(()), "since_termination": zero}
         return emit(host, "eval", countdown, jnp.int32(0), 1, payload)
 
-    run(jax.jit(jax.vmap(constant_done)), jnp.ones((8, 3)), jnp.full(8, FRESH, jnp.int32))
-    assert host.pushed[0][1]["done"].tolist() == [0.0] * 4
+    run(jax.jit(jax.vmap(constant)), jnp.ones((8, 3)), jnp.full(8, FRESH, jnp.int32))
+    assert host.pushed[0][1]["episode_return"].tolist() == [0.0] * 4
 
 
 def test_shape_evaluation_calls_nobody():
@@ -179,3 +264,14 @@ def test_pmap_tells_which_shard_it_is():
     run(function, jnp.ones((devices, 4, 3)), jnp.full((devices, 4), FRESH, jnp.int32))
     assert sorted(shard for *_, shard in host.asked) == list(range(devices))
     assert {origin.num_shards for origin, *_ in host.asked} == {devices}
+
+
+def test_a_batch_sharded_by_the_compiler_is_one_batch():
+    host = RecordingHost(push=True)
+    mesh = jax.make_mesh(
+        (jax.device_count(),), ("batch",), axis_types=(jax.sharding.AxisType.Auto,)
+    )
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    x, countdown = jax.device_put((jnp.ones((8, 3)), jnp.full(8, FRESH, jnp.int32)), sharding)
+    run(jax.jit(jax.vmap(partial(step, host)), in_shardings=sharding), x, countdown)
+    assert [origin.num_envs for origin, *_ in host.asked] == [8]

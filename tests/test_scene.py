@@ -11,12 +11,17 @@ from brax import envs
 from brax_viser import VisualizedEnv
 from brax_viser.adapters import adapter_for
 from brax_viser.scene.grid import Grid, framing_camera
-from brax_viser.scene.robots import multiply, rotate
+from brax_viser.scene.robots import PARKED, multiply, rotate
 from brax_viser.scene.shapes import floor_height, floor_of, shapes_of, visible_geoms
 from brax_viser.scene.stage import SHADOW_DEPTH, scene_scale
 from tests.conftest import eventually
 
 CELLS = (3, 2)
+
+
+def block(viewer):
+    """The robots of the training."""
+    return viewer._publisher.scene.blocks["train"]
 
 
 def expected_geoms(model: mujoco.MjModel, x_pos: np.ndarray, x_rot: np.ndarray) -> np.ndarray:
@@ -47,8 +52,8 @@ def test_poses_on_screen_are_the_trainers(viewer, page, name, backend):
     jax.block_until_ready(state)
     x = jax.device_get(state.pipeline_state.x)
 
-    scene, model = viewer._scene, bare.sys.mj_model
-    eventually(lambda: np.array_equal(scene._pos, x.pos[:6]), "the newest step is on screen")
+    scene, model = block(viewer), bare.sys.mj_model
+    eventually(lambda: np.array_equal(scene.pos, x.pos[:6]), "the newest step is on screen")
     assert viewer.stats().frames == 3
     cells = env._host.grid.origins(6)
     for env_index in range(6):
@@ -76,8 +81,9 @@ def test_orientations_on_screen_are_the_trainers(viewer, page):
     state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), 2))
     state = jax.jit(jax.vmap(env.step))(state, jnp.ones((2, 2)))
     x = jax.device_get(state.pipeline_state.x)
-    eventually(lambda: np.array_equal(viewer._scene._rot, x.rot), "the step is on screen")
-    for shape, handle in viewer._scene.robots._parts:
+    eventually(lambda: np.array_equal(block(viewer).rot, x.rot), "the step is on screen")
+    for part in block(viewer).robots._parts:
+        shape, handle = part.shape, part.handle
         for k, rot in enumerate(np.reshape(handle.batched_wxyzs, (2, -1, 4))):
             for m, body in enumerate(shape.body):
                 base = x.rot[k, body - 1] if body else np.array([1.0, 0, 0, 0])
@@ -210,9 +216,9 @@ def test_the_first_camera_frames_the_whole_grid(adapters, name, shape):
 def test_large_grids_are_scaled_into_the_depth_of_shadows(adapters):
     adapter = adapters["ant"]
     small = Grid.of(adapter.mj_model, adapter.init_qpos, (2, 2), None)
-    assert scene_scale(small, 4) == 1.0
+    assert scene_scale(small.bounds(4)) == 1.0
     large = Grid.of(adapter.mj_model, adapter.init_qpos, (32, 32), None)
-    scale = scene_scale(large, large.capacity)
+    scale = scene_scale(large.bounds(large.capacity))
     camera = framing_camera(large.bounds(large.capacity))
     assert scale * np.linalg.norm(camera.position) < SHADOW_DEPTH
     assert 0.01 < scale < 1.0
@@ -227,7 +233,8 @@ def test_fewer_envs_than_cells_leave_no_robot_standing(viewer, page):
     state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), 5))
     state = step(state, jnp.zeros((5, 1)))
     eventually(lambda: viewer.stats().drawn_envs == (0, 1, 2, 3, 4), "five robots are drawn")
-    for shape, handle in viewer._scene.robots._parts:
+    for part in block(viewer).robots._parts:
+        shape, handle = part.shape, part.handle
         assert len(handle.batched_positions) == 5 * len(shape.body)
 
 
@@ -241,12 +248,16 @@ def test_chosen_envs_take_the_cells_in_order(viewer, page):
     state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), 9))
     state = step(state, jnp.zeros((9, 1)))
     x = jax.device_get(state.pipeline_state.x.pos)
-    eventually(lambda: np.array_equal(viewer._scene._pos, x[[6, 1]]), "envs 6 and 1 are drawn")
+    eventually(lambda: np.array_equal(block(viewer).pos[:2], x[[6, 1]]), "6 and 1 are drawn")
     assert viewer.stats().drawn_envs == (6, 1)
+    # The third cell stays empty.
+    for part in block(viewer).robots._parts:
+        shown = np.reshape(part.handle.batched_positions, (3, -1, 3))
+        assert (shown[2] == PARKED).all() and not (shown[:2] == PARKED).any()
 
 
 def test_one_viser_handle_per_distinct_geometry(viewer):
     env = VisualizedEnv(envs.get_environment("ant", backend="spring"), grid=(8, 8), viewer=viewer)
-    handles = viewer._scene.robots.handles
+    handles = block(viewer).robots.handles
     assert len(handles) == len(shapes_of(env.sys.mj_model))
     assert all(isinstance(h, viser.BatchedMeshHandle | viser.BatchedGlbHandle) for h in handles)

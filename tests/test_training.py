@@ -168,7 +168,7 @@ def test_a_fault_while_drawing_leaves_the_training_alone(
     def broken(*_: object) -> None:
         raise RuntimeError("the scene is broken")
 
-    monkeypatch.setattr(viewer._scene, "draw", broken)
+    monkeypatch.setattr(viewer._publisher.scene, "draw", broken)
     with caplog.at_level(logging.ERROR, "brax_viser"):
         assert_identical(train(env, REPEATED), stock_repeated)
     eventually(lambda: viewer._board.fault, "the page is told")

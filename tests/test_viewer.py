@@ -35,7 +35,7 @@ def test_a_taken_port_means_the_next_free_one(capsys):
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [
-        ({"mode": "fast"}, "mode='fast': must be one of 'latest', 'every_step'"),
+        ({"mode": "fast"}, "mode='fast': must be one of 'realtime', 'latest', 'every_step'"),
         ({"fps": 0}, "fps=0: must be above 0"),
         ({"fps": 1000}, "at most 60"),
         ({"max_overhead": 0}, "max_overhead=0: must be above 0"),
@@ -52,7 +52,7 @@ def test_a_bad_argument_is_refused_with_value_limit_and_remedy(kwargs, words):
 def test_an_unknown_mode_is_refused_later_too(viewer):
     with pytest.raises(ValueError, match="mode='slow'"):
         viewer.mode = "slow"
-    assert viewer.mode == "latest"
+    assert viewer.mode == "realtime"
 
 
 def test_close_is_idempotent_and_the_viewer_a_context_manager():
@@ -74,21 +74,21 @@ def test_two_viewers_live_side_by_side():
 
 def test_the_page_shows_robots_and_what_it_waits_for_before_anything_has_run(viewer):
     VisualizedEnv(CartPole(), grid=(2, 2), viewer=viewer)
-    assert len(viewer._scene.robots.handles) > 0
-    assert "Waiting for a trainer" in status(viewer._panel_view())
+    assert len(viewer._publisher.scene.blocks["train"].robots.handles) > 0
+    assert "Waiting for a trainer" in status(viewer._publisher._panel_view(0.0))
     assert viewer.stats() == Stats(0, 0, 0, 0.0, False, (0, 1, 2, 3), {})
 
 
 def test_switch_and_property_are_one_state(viewer, page):
-    box = viewer._panel._streaming
+    box = viewer._publisher.panel._streaming
     assert box.value is viewer.streaming is True
     viewer.streaming = False
     eventually(lambda: box.value is False, "the page's switch follows the property")
     viewer.streaming = True
     eventually(lambda: box.value is True, "and back")
-    viewer._enqueue(("streaming", False))  # what a click does
+    viewer._publisher.enqueue(("streaming", False))  # what a click does
     eventually(lambda: viewer.streaming is False, "the property follows the page's switch")
-    viewer._enqueue(("mode", "every_step"))
+    viewer._publisher.enqueue(("mode", "every_step"))
     eventually(lambda: viewer.mode == "every_step", "and so does the mode")
 
 
@@ -119,9 +119,10 @@ def test_bytes_moved_are_those_of_the_drawn_envs_alone(viewer, page):
     for _ in range(10):
         state = jax.block_until_ready(step(state, jnp.zeros((500, 1))))
     stats = viewer.stats()
-    # 2 links of 7 numbers, reward and done, 4 bytes each, of 4 of the 500 envs.
+    # Of 4 of the 500 envs: 2 links of 7 numbers, reward, return, length, termination and whether
+    # all is finite; and the header's 4 integers for each, and 2 for all. 4 bytes each.
     assert stats.frames == 10
-    assert stats.bytes_moved == 10 * 4 * (2 * 7 + 2) * 4
+    assert stats.bytes_moved == 10 * (4 * (2 * 7 + 5) + 4 * 4 + 2) * 4
     assert 0 < stats.overhead <= 1
 
 

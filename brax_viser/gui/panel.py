@@ -1,43 +1,50 @@
-"""The panel beside the scene: what the training does, what watching costs, and the switch."""
+"""The panel beside the scene: what the training does, what watching costs, and how to steer it."""
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from html import escape
+from typing import Any
 
 import viser
 
-from brax_viser.progress import ProgressView, count, duration
+from brax_viser.gui import words
+from brax_viser.gui.words import PanelView, StreamView, status
+from brax_viser.selection import RANKED, Selection
 
-MODE_LABELS = {"latest": "Latest", "every_step": "Every step"}
+__all__ = ["STEPS", "Command", "Panel", "PanelView", "StreamView", "parse_indices", "status"]
 
-Command = tuple[str, object]
-"""("streaming", bool) or ("mode", str): what a person has asked for."""
+Command = tuple[str, Any]
+"""(what, value): what a person has asked for; `viewer` lists them."""
 
-_DOT = {"training": "#2f9e44", "evaluating": "#1c7ed6", "failed": "#e03131", "done": "#868e96"}
-_WAITING_DOT = "#f08c00"
-
-
-@dataclass(frozen=True)
-class PanelView:
-    """All that the panel shows."""
-
-    env: str  # "Ant · positional"
-    progress: ProgressView
-    streaming: bool
-    mode: str
-    overhead: float  # share of wall-clock, 0 to 1
-    max_overhead: float
-    bytes_per_second: float
-    frames_per_second: float
-    drawn: int
-    num_envs: int | None  # None before the first step
-    fault: str | None  # why streaming was switched off, if it was not the user
+MODES = {"Real time": "realtime", "Latest": "latest", "Every step": "every_step"}
+SHOWS = {"Training": "train", "Evaluation": "eval", "Both, side by side": "both"}
+RULES = {
+    "First ones": "first",
+    "Page by page": "page",
+    "Random": "random",
+    "Best return": "best",
+    "Worst return": "worst",
+    "Just terminated": "terminated",
+    "NaN or Inf": "nan",
+    "Chosen by index": "indices",
+}
+OTHERS = {"Show": "show", "Fade": "fade", "Hide": "hide"}
+COLOURS = {
+    "As the model": "model",
+    "Return": "return",
+    "Reward of this step": "reward",
+    "Termination": "termination",
+}
+STEPS = ("Step", "10 steps", "To the next fall")
+PAGES = ("Previous", "Next")
+HOLD, RESUME = "Hold training", "Resume training"
 
 
 class Panel:
     """Widgets on the server, shared by all pages. Callbacks only enqueue."""
 
     def __init__(self, server: viser.ViserServer, enqueue: Callable[[Command], None]):
+        self._server, self._enqueue = server, enqueue
+        self._shown_indices: tuple[int, ...] = ()
         gui = server.gui
         gui.configure_theme(
             show_logo=False,
@@ -50,132 +57,309 @@ class Panel:
         self._head = gui.add_html("")
         self._bar = gui.add_progress_bar(0.0)
         self._steps = gui.add_html("")
-        gui.add_divider()
+        self._add_hold()
+        self._add_streaming()
+        with gui.add_folder("Which robots"):
+            self._add_choice()
+        with gui.add_folder("Selected robot"):
+            self._add_selected()
+        with gui.add_folder("Look"):
+            self._add_look()
+        with gui.add_folder("Pace and budget", expand_by_default=False):
+            self._add_pace()
+        self._add_keys()
+
+    def _add_hold(self) -> None:
+        gui = self._server.gui
+        self._hold = gui.add_button(
+            HOLD,
+            icon=viser.Icon.PLAYER_PAUSE,
+            hint="Holds the training itself at its next step, or lets it go on. Key: space.",
+        )
+        self._on_click(self._hold, "hold")
+        self._step = gui.add_button_group(
+            "Go on by",
+            STEPS,
+            hint="Holds the training if it runs. Then: one env step (key N), ten of them (key M), "
+            "or on until the selected robot's episode ends in a termination (key T).",
+        )
+        self._on_pick(self._step, "go_on")
+        self._hold_note = gui.add_html("")
+
+    def _add_streaming(self) -> None:
+        gui = self._server.gui
         self._streaming = gui.add_checkbox(
             "Streaming",
             initial_value=True,
             hint="On: robot states travel from the training to this page. Off: none does, and the "
-            "training runs at full speed. The training itself goes on either way.",
+            "training runs at full speed. The training itself goes on either way. Key: O.",
         )
-        gui.add_html(_note("Off: no state leaves the device; the training goes on at full speed."))
+        self._on_change(self._streaming, "streaming", bool)
         self._mode = gui.add_dropdown(
-            "Show",
-            tuple(MODE_LABELS.values()),
-            initial_value=MODE_LABELS["latest"],
-            hint="Latest: the newest state, many times a second, while the training runs ahead. "
-            "Every step: each environment step reaches the viewer; the training waits for it when "
-            "it must.",
+            "Motion",
+            tuple(MODES),
+            initial_value="Real time",
+            hint="Real time: stretches of consecutive steps at the robot's own speed, while the "
+            "training runs on. Latest: the newest state, many times a second, a fast-forward. "
+            "Every step: none is skipped; the training waits for the viewer when it must.",
         )
+        self._on_change(self._mode, "mode", MODES.__getitem__)
+        self._speed = gui.add_slider(
+            "Speed",
+            0.1,
+            4.0,
+            0.1,
+            1.0,
+            hint="How fast real time is played: 1 is the robot's own speed.",
+        )
+        self._on_change(self._speed, "speed", float)
+        self._screen = gui.add_html("")
         self._cost = gui.add_html("")
-        self._shown: dict[str, object] = {}
 
-        @self._streaming.on_update
-        def _(event: viser.GuiEvent) -> None:
+    def _add_choice(self) -> None:
+        gui = self._server.gui
+        self._show = gui.add_dropdown(
+            "Rollout",
+            tuple(SHOWS),
+            initial_value="Training",
+            hint="The trainer steps its training and, now and then, an evaluation of the policy.",
+        )
+        self._on_change(self._show, "show", SHOWS.__getitem__)
+        self._rule = gui.add_dropdown(
+            "Envs",
+            tuple(RULES),
+            initial_value="First ones",
+            hint="Which of the trainer's environments are drawn. Best, worst, terminated and NaN "
+            "are chosen among all of them, on the device.",
+        )
+        self._on_change(self._rule, "rule", RULES.__getitem__)
+        self._page = gui.add_button_group(
+            "Page",
+            PAGES,
+            hint="Turns the pages of environments. Keys: page up, page down.",
+            visible=False,
+        )
+        self._on_pick(self._page, "page")
+        self._indices = gui.add_text(
+            "Indices",
+            "",
+            hint="Such as 3, 141, 7 or 100-131. The first is index 0.",
+            visible=False,
+        )
+        self._on_change(self._indices, "indices", str)
+        self._sticky = gui.add_checkbox(
+            "Keep these",
+            False,
+            hint="On: keep the environments that were chosen. Off: choose anew at each stretch.",
+            visible=False,
+        )
+        self._on_change(self._sticky, "sticky", bool)
+        self._drawn = gui.add_html("")
+
+    def _add_selected(self) -> None:
+        gui = self._server.gui
+        self._selected = gui.add_html("")
+        self._follow = gui.add_checkbox(
+            "Follow", False, hint="Keeps the selected robot in the middle. Key: F.", disabled=True
+        )
+        self._on_change(self._follow, "follow", bool, with_client=True)
+        self._others = gui.add_dropdown(
+            "The others",
+            tuple(OTHERS),
+            initial_value="Show",
+            hint="What becomes of the robots that are not selected.",
+            disabled=True,
+        )
+        self._on_change(self._others, "others", OTHERS.__getitem__)
+
+    def _add_look(self) -> None:
+        gui = self._server.gui
+        self._colour = gui.add_dropdown(
+            "Colour by",
+            tuple(COLOURS),
+            initial_value="As the model",
+            hint="Return: of the episode so far. Reward: of this step. Termination: red where an "
+            "episode has just ended in one.",
+        )
+        self._on_change(self._colour, "colour_by", COLOURS.__getitem__)
+        self._legend = gui.add_html("")
+        self._labels = gui.add_checkbox(
+            "Labels", False, hint="Above each robot: env index, return and time of its episode."
+        )
+        self._on_change(self._labels, "labels", bool)
+        self._all = gui.add_button(
+            "See all robots", hint="Brings your camera back to where all robots are in view."
+        )
+        self._on_click(self._all, "see_all")
+
+    def _add_pace(self) -> None:
+        gui = self._server.gui
+        self._budget = gui.add_number(
+            "Budget, %",
+            2.0,
+            min=0.1,
+            max=100.0,
+            step=0.5,
+            hint="Share of the training's time that watching may cost, in Real time and Latest: "
+            "stretches and frames are spaced further apart to keep it.",
+        )
+        self._on_change(self._budget, "max_overhead", lambda percent: float(percent) / 100)
+        self._stretch = gui.add_number(
+            "Stretch, s",
+            3.0,
+            min=0.5,
+            max=30.0,
+            step=0.5,
+            hint="How much of the robot's time one stretch of Real time shows.",
+        )
+        self._on_change(self._stretch, "stretch_seconds", float)
+
+    def _add_keys(self) -> None:
+        keys: tuple[tuple[str, Any, Command], ...] = (
+            ("Hold or resume the training", "space", ("hold", None)),
+            ("One env step further", "N", ("go_on", STEPS[0])),
+            ("Ten env steps further", "M", ("go_on", STEPS[1])),
+            ("On to the selected robot's next termination", "T", ("go_on", STEPS[2])),
+            ("Switch the streaming on or off", "O", ("toggle_streaming", None)),
+            ("Follow the selected robot, or not", "F", ("toggle_follow", None)),
+            ("Previous page of environments", "pageup", ("page", PAGES[0])),
+            ("Next page of environments", "pagedown", ("page", PAGES[1])),
+        )
+        for label, key, (name, value) in keys:
+            command = self._server.gui.add_command(label, hotkey=key)
+
+            async def trigger(event: Any, name: str = name, value: object = value) -> None:
+                self._enqueue((name, event.client_id if value is None else value))
+
+            command.on_trigger(trigger)
+
+    def _on_click(self, handle: viser.GuiButtonHandle, name: str) -> None:
+        @handle.on_click
+        async def _(event: viser.GuiEvent) -> None:
+            self._enqueue((name, event.client_id))
+
+    def _on_pick(self, handle: Any, name: str) -> None:
+        @handle.on_click
+        async def _(event: viser.GuiEvent) -> None:
+            self._enqueue((name, event.target.value))
+
+    def _on_change(
+        self, handle: Any, name: str, of: Callable[[Any], Any], *, with_client: bool = False
+    ) -> None:
+        @handle.on_update
+        async def _(event: viser.GuiEvent) -> None:
             # Without a client it is our own `show` that has set the value.
             if event.client is not None:
-                enqueue(("streaming", self._streaming.value))
-
-        @self._mode.on_update
-        def _(event: viser.GuiEvent) -> None:
-            if event.client is not None:
-                modes = {label: mode for mode, label in MODE_LABELS.items()}
-                enqueue(("mode", modes[self._mode.value]))
+                value = of(handle.value)
+                self._enqueue((name, (value, event.client_id) if with_client else value))
 
     def show(self, view: PanelView) -> None:
         """Brings the widgets up to date; only what has changed is sent."""
-        progress = view.progress
-        self._set("head", self._head, "content", _head(view))
+        progress, control = view.progress, view.control
+        self._set(self._head, content=words.head(view))
         fraction = progress.fraction
-        self._set("bar", self._bar, "value", round(100 * (fraction or 0.0), 1))
-        busy = progress.phase in ("waiting", "compiling", "quiet")
-        self._set("busy", self._bar, "animated", busy or fraction is None)
-        self._set("steps", self._steps, "content", _steps(progress))
-        self._set("streaming", self._streaming, "value", view.streaming)
-        self._set("mode", self._mode, "value", MODE_LABELS[view.mode])
-        self._set("cost", self._cost, "content", _cost(view))
+        busy = progress.phase in ("waiting", "compiling", "quiet") and not view.paused
+        self._set(
+            self._bar, value=round(100 * (fraction or 0.0), 1), animated=busy or fraction is None
+        )
+        self._set(self._steps, content=words.steps(progress))
+        self._show_hold(view)
+        self._set(self._streaming, value=control.streaming)
+        self._set(self._mode, value=_label(MODES, control.mode))
+        self._set(self._speed, value=control.speed, visible=control.mode == "realtime")
+        self._set(self._screen, content=words.shown(view))
+        self._set(self._cost, content=words.cost(view))
+        self._show_choice(view)
+        self._set(self._selected, content=words.selected(view))
+        none = view.selected_env is None
+        self._set(self._follow, value=view.followed, disabled=none)
+        self._set(self._others, value=_label(OTHERS, view.look.others), disabled=none)
+        self._set(self._colour, value=_label(COLOURS, view.look.colour_by))
+        self._set(self._legend, content=words.legend(view))
+        self._set(self._labels, value=view.look.labels)
+        self._set(self._budget, value=round(100 * control.max_overhead, 3))
+        self._set(self._stretch, value=control.stretch_seconds)
 
-    def _set(self, key: str, handle: object, attribute: str, value: object) -> None:
-        # Compared with the widget, not with what was last sent: a person may have changed it.
-        if self._shown.get(key) != value or getattr(handle, attribute) != value:
-            self._shown[key] = value
-            setattr(handle, attribute, value)
+    def _show_hold(self, view: PanelView) -> None:
+        self._set(
+            self._hold,
+            label=RESUME if view.paused else HOLD,
+            color="orange" if view.paused else None,
+        )
+        icon = viser.Icon.PLAYER_PLAY if view.paused else viser.Icon.PLAYER_PAUSE
+        self._set(self._hold, icon=icon)
+        note = "Keys: space holds and resumes, N steps, T runs on to the next fall."
+        if view.selected_env is None:
+            note = "Keys: space, N. To the next fall: first click on a robot."
+        self._set(self._hold_note, content=words.note(note))
 
+    def _show_choice(self, view: PanelView) -> None:
+        selection, num_envs = view.selection, view.stream.num_envs
+        self._set(
+            self._show,
+            value=_label(SHOWS, view.control.show),
+            visible=view.stream.other_known or view.control.show != "train",
+        )
+        self._set(self._rule, value=_label(RULES, selection.rule))
+        pages = selection.num_pages(num_envs, view.capacity) if num_envs and view.capacity else 1
+        page = min(selection.page, pages)
+        self._set(
+            self._page,
+            visible=selection.rule == "page",
+            label=f"{page} of {pages}",
+        )
+        self._set(self._indices, visible=selection.rule == "indices")
+        if selection.indices != self._shown_indices:
+            # Not what is being typed, but what was chosen otherwise.
+            self._shown_indices = selection.indices
+            if _indices_or_none(str(self._indices.value)) != selection.indices:
+                self._set(self._indices, value=written(selection.indices))
+        moves = selection.rule in ("random", *RANKED)
+        self._set(self._sticky, visible=moves, value=selection.sticky)
+        self._set(self._drawn, content=words.drawn(view))
 
-def status(view: PanelView) -> str:
-    """What is happening, in one sentence."""
-    progress, seconds = view.progress, f"{view.progress.phase_seconds:.0f} s"
-    if view.fault is not None:
-        return f"Streaming stopped by a fault, the training goes on: {view.fault}"
-    # Also between two rollouts, when no step comes: who has switched it off must always see so.
-    if not view.streaming and progress.phase in ("training", "evaluating", "quiet"):
-        return "Streaming is off: the training goes on unseen"
-    match progress.phase:
-        case "waiting":
-            return "Waiting for a trainer: hand it this environment"
-        case "compiling":
-            return f"Compiling the training step, {seconds}"
-        case "training":
-            return "Live"
-        case "evaluating":
-            return "Evaluating the policy; the robots go on after it"
-        case "quiet":
-            return f"No step for {seconds}: updating, compiling, or finished"
-        case "done":
-            return "Training has finished"
-        case _:
-            return f"Training has failed: {progress.error}"
-
-
-def _head(view: PanelView) -> str:
-    dot = _DOT.get(view.progress.phase, _WAITING_DOT)
-    if view.fault is not None:
-        dot = _DOT["failed"]
-    name = " · ".join(part for part in (view.env, view.progress.algorithm) if part)
-    return (
-        '<div style="padding:0.5em 0.75em 0.4em 0.75em;line-height:1.45">'
-        f'<div style="font-size:1.15em;font-weight:600">{escape(name)}</div>'
-        f'<div><span style="color:{dot}">&#9679;</span> {escape(status(view))}</div></div>'
-    )
-
-
-def _steps(progress: ProgressView) -> str:
-    goal = f" of {count(progress.num_timesteps)}" if progress.num_timesteps else ""
-    rows = [
-        ("Steps", f"{count(progress.env_steps)}{goal}"),
-        ("Speed", f"{count(progress.steps_per_second)} steps/s"),
-        ("Elapsed", duration(progress.elapsed)),
-        ("Left", "?" if progress.remaining is None else duration(progress.remaining)),
-    ]
-    if progress.reward:
-        rows.append(("Reward", progress.reward))
-    return _table(rows)
-
-
-def _cost(view: PanelView) -> str:
-    of = f" of {view.num_envs:,}" if view.num_envs is not None else ""
-    if not view.streaming:
-        cost, data = "nothing: no state leaves the device", "0 MB/s"
-    else:
-        # Only `latest` is paced by the budget; every_step has none, and says what it costs.
-        budget = f" (budget {100 * view.max_overhead:.3g} %)" if view.mode == "latest" else ""
-        cost = f"{100 * view.overhead:.1f} % of the time{budget}"
-        data = f"{view.bytes_per_second / 1e6:.2f} MB/s, {view.frames_per_second:.0f} frames/s"
-    return _table(
-        [("Drawn", f"{view.drawn:,}{of} envs"), ("Watching costs", cost), ("From device", data)]
-    )
+    def _set(self, handle: Any, **values: object) -> None:
+        for attribute, value in values.items():
+            # Compared with the widget, not with what was last sent: a person may have changed it.
+            if getattr(handle, attribute) != value:
+                setattr(handle, attribute, value)
 
 
-def _note(text: str) -> str:
-    return (
-        '<div style="margin:-0.4em 0.75em 0.2em 0.75em;font-size:0.8em;color:#868e96">'
-        f"{escape(text)}</div>"
-    )
+def _label(labels: dict[str, str], value: str) -> str:
+    return next(label for label, meaning in labels.items() if meaning == value)
 
 
-def _table(rows: list[tuple[str, str]]) -> str:
-    cells = "".join(
-        f'<tr><td style="color:#868e96;padding-right:1em;white-space:nowrap;vertical-align:top">'
-        f"{escape(name)}</td><td>{escape(value)}</td></tr>"
-        for name, value in rows
-    )
-    return f'<table style="margin:0.25em 0.75em;font-size:0.9em;line-height:1.5">{cells}</table>'
+def _indices_or_none(text: str) -> tuple[int, ...] | None:
+    try:
+        return parse_indices(text).indices
+    except ValueError:
+        return None
+
+
+def written(indices: tuple[int, ...]) -> str:
+    """(0, 1, 2, 7) as "0-2, 7"."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def parse_indices(text: str) -> Selection:
+    """What a person has typed, such as "3, 141, 7" or "100-131".
+
+    Raises:
+        ValueError: something else.
+    """
+    indices: list[int] = []
+    for part in re.split(r"[,\s]+", text.strip()):
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if found is None:
+            raise ValueError(f"{part!r} is neither an index nor a range such as 100-131")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last - first >= 100_000:
+            raise ValueError(f"{part!r}: at most 100,000 indices")
+        indices.extend(range(first, last + 1))
+    return Selection.of(list(dict.fromkeys(indices)))

@@ -1,7 +1,10 @@
 """K copies of one robot, drawn by one batched handle per distinct geometry."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import viser
+from trimesh.visual import ColorVisuals, TextureVisuals
 
 from brax_viser.scene.shapes import Shape
 
@@ -9,59 +12,165 @@ _IDENTITY = np.array([1.0, 0.0, 0.0, 0.0])
 
 BatchedHandle = viser.BatchedMeshHandle | viser.BatchedGlbHandle
 
+PARKED = np.array([0.0, 0.0, -1e4], np.float32)
+"""m: where an instance is that is not to be seen, far outside of what any camera shows. Unlike a
+scale of zero it needs no message of its own, for positions are sent anyway."""
+
+FADED = 0.12
+"""Opacity of robots that are faded."""
+
+
+@dataclass
+class _Part:
+    """One distinct geometry and its handles."""
+
+    shape: Shape
+    handle: BatchedHandle
+    # A textured mesh has no colour or opacity per instance: what is painted or faded of it is
+    # drawn by a plain copy instead. None as long as nothing is.
+    plain: viser.BatchedMeshHandle | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Paint:
+    """How robots look that do not look as their model says."""
+
+    colours: np.ndarray | None = None  # uint8 [K, 3]
+    faded: np.ndarray | None = None  # bool [K]
+
 
 class Robots:
     """The viser handles of K environments. Used by the publisher thread alone."""
 
     def __init__(
-        self, server: viser.ViserServer, shapes: list[Shape], origins: np.ndarray, scale: float
+        self,
+        server: viser.ViserServer,
+        path: str,
+        shapes: list[Shape],
+        origins: np.ndarray,
+        scale: float,
     ):
         """Adds the handles, with every robot folded up at its cell's origin until `draw`.
 
         Args:
             server: whose scene they go into.
+            path: the scene node that they go under.
             shapes: what one robot is made of.
             origins: float32 [K, 3], m, each env's place in the scene.
             scale: scene units per metre.
         """
         self.origins = origins
-        self._server = server
-        self._parts: list[tuple[Shape, BatchedHandle]] = []
+        self._server, self._path, self._scale = server, path, scale
+        self._paint = Paint()
+        self._parts: list[_Part] = []
         for index, shape in enumerate(shapes):
             pos, quat = _static_poses(shape, origins)
-            self._parts.append((shape, _add(server, f"/robots/{index}", shape, pos, quat, scale)))
+            handle = _add(server, f"{path}/{index}", shape, pos, quat, scale)
+            self._parts.append(_Part(shape, handle))
 
     @property
     def handles(self) -> list[BatchedHandle]:
         """One per distinct geometry; instance [k * M + m] is env k's m-th occurrence of it."""
-        return [handle for _, handle in self._parts]
+        return [part.handle for part in self._parts]
 
-    def draw(self, link_pos: np.ndarray, link_rot: np.ndarray) -> None:
-        """Moves all K robots.
+    def draw(self, link_pos: np.ndarray, link_rot: np.ndarray, hidden: np.ndarray) -> None:
+        """Moves all K robots. Within `server.atomic()`, so that none is torn between frames.
 
         Args:
             link_pos: float32 [K, L, 3], m, in each env's own world frame.
             link_rot: float32 [K, L, 4], wxyz.
+            hidden: bool [K], who is not to be seen.
         """
-        origins = self.origins[:, None]
-        # The page applies what is inside of `atomic` at once: no robot is torn between frames.
-        with self._server.atomic():
-            for shape, handle in self._parts:
-                if not shape.body.any():
-                    continue  # the world's own geometry never moves
+        origins, some_hidden = self.origins[:, None], hidden.any()
+        for part in self._parts:
+            shape = part.shape
+            if shape.body.any():
                 link = shape.body - 1
                 base_pos, base_rot = link_pos[:, link], link_rot[:, link]
                 pos = base_pos + rotate(base_rot, shape.pos) if shape.pos.any() else base_pos
-                rot = base_rot
+                pos, rot = pos + origins, base_rot
                 if not np.array_equal(shape.quat, np.broadcast_to(_IDENTITY, shape.quat.shape)):
                     rot = multiply(base_rot, shape.quat)
-                handle.batched_positions = (pos + origins).reshape(-1, 3).astype(np.float32)
-                handle.batched_wxyzs = rot.reshape(-1, 4).astype(np.float32)
+            else:
+                flat_pos, flat_rot = _static_poses(shape, self.origins)
+                pos = flat_pos.reshape(len(self.origins), -1, 3)
+                rot = flat_rot.reshape(len(self.origins), -1, 4)
+            if some_hidden:
+                pos = np.where(hidden[:, None, None], PARKED, pos)
+            self._move(part, pos.astype(np.float32), rot.reshape(-1, 4).astype(np.float32))
+
+    def paint(self, paint: Paint) -> None:
+        """Colours and fades robots, from now on; `Paint()` lets them look as their model says."""
+        special = paint.colours is not None or paint.faded is not None
+        self._paint = paint
+        for part in self._parts:
+            if part.shape.rgba is None and part.plain is None and special:
+                part.plain = self._plain_copy(part)
+            handle = part.handle if part.shape.rgba is not None else part.plain
+            if handle is None:
+                continue
+            assert isinstance(handle, viser.BatchedMeshHandle)
+            rgba = _base_colour(part.shape)
+            count = len(part.shape.body)
+            handle.batched_colors = (
+                rgba[:3] if paint.colours is None else np.repeat(paint.colours, count, axis=0)
+            )
+            handle.batched_opacities = (
+                None
+                if paint.faded is None
+                else np.repeat(np.where(paint.faded, FADED, 1.0), count).astype(np.float32)
+            )
+
+    def spheres(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What can be pointed at: centres float [S, 3] in m, radii float [S] in m, and int [S],
+        which of the K robots each belongs to."""
+        centres, radii, owners = [], [], []
+        for part in self._parts:
+            moving = part.shape.body > 0
+            if not moving.any():
+                continue
+            pos = np.reshape(part.handle.batched_positions, (len(self.origins), -1, 3))
+            if part.plain is not None:
+                other = np.reshape(part.plain.batched_positions, pos.shape)
+                pos = np.where(pos[..., 2:] == PARKED[2], other, pos)
+            centres.append(pos[:, moving].reshape(-1, 3))
+            radius = np.linalg.norm(part.shape.mesh.vertices, axis=1).max()
+            radii.append(np.full(len(centres[-1]), radius))
+            owners.append(np.repeat(np.arange(len(self.origins)), moving.sum()))
+        return np.concatenate(centres), np.concatenate(radii), np.concatenate(owners)
 
     def remove(self) -> None:
-        for handle in self.handles:
-            handle.remove()
+        for part in self._parts:
+            part.handle.remove()
+            if part.plain is not None:
+                part.plain.remove()
         self._parts.clear()
+
+    def _move(self, part: _Part, pos: np.ndarray, rot: np.ndarray) -> None:
+        """`pos` float32 [K, M, 3], `rot` float32 [K * M, 4]."""
+        if part.plain is not None:
+            special = np.zeros(len(pos), bool)
+            if self._paint.colours is not None:
+                special[:] = True
+            elif self._paint.faded is not None:
+                special = self._paint.faded
+            stand_in = np.where(special[:, None, None], pos, PARKED)
+            part.plain.batched_positions = stand_in.reshape(-1, 3).astype(np.float32)
+            part.plain.batched_wxyzs = rot
+            pos = np.where(special[:, None, None], PARKED, pos).astype(np.float32)
+        part.handle.batched_positions = pos.reshape(-1, 3)
+        part.handle.batched_wxyzs = rot
+
+    def _plain_copy(self, part: _Part) -> viser.BatchedMeshHandle:
+        handle = part.handle
+        return _add_plain(
+            self._server,
+            f"{self._path}/{self._parts.index(part)}_plain",
+            part.shape,
+            np.broadcast_to(PARKED, handle.batched_positions.shape),
+            handle.batched_wxyzs,
+            self._scale,
+        )
 
 
 def _static_poses(shape: Shape, origins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -80,22 +189,45 @@ def _add(
     quat: np.ndarray,
     scale: float,
 ) -> BatchedHandle:
+    if shape.rgba is not None:
+        return _add_plain(server, name, shape, pos, quat, scale)
     # lod="off": the automatic levels decimate small links to nothing within a few metres.
-    if shape.rgba is None:
-        return server.scene.add_batched_meshes_trimesh(
-            name, shape.mesh, batched_wxyzs=quat, batched_positions=pos, lod="off", scale=scale
-        )
+    return server.scene.add_batched_meshes_trimesh(
+        name, shape.mesh, batched_wxyzs=quat, batched_positions=pos, lod="off", scale=scale
+    )
+
+
+def _add_plain(
+    server: viser.ViserServer,
+    name: str,
+    shape: Shape,
+    pos: np.ndarray,
+    quat: np.ndarray,
+    scale: float,
+) -> viser.BatchedMeshHandle:
+    rgba = _base_colour(shape)
     return server.scene.add_batched_meshes_simple(
         name,
         shape.mesh.vertices,
         shape.mesh.faces,
         batched_wxyzs=quat,
         batched_positions=pos,
-        batched_colors=np.asarray(shape.rgba[:3], np.uint8),
-        opacity=None if shape.rgba[3] == 255 else float(shape.rgba[3]) / 255,
+        batched_colors=rgba[:3],
+        opacity=None if rgba[3] == 255 else float(rgba[3]) / 255,
         lod="off",
         scale=scale,
     )
+
+
+def _base_colour(shape: Shape) -> np.ndarray:
+    """uint8 [4]: a shape's colour; the mean one where it has many."""
+    if shape.rgba is not None:
+        return np.asarray(shape.rgba, np.uint8)
+    visual = shape.mesh.visual
+    if not isinstance(visual, ColorVisuals):
+        assert isinstance(visual, TextureVisuals)
+        visual = visual.to_color()
+    return np.asarray(visual.main_color, np.uint8)
 
 
 def rotate(quat: np.ndarray, vector: np.ndarray) -> np.ndarray:

@@ -1,89 +1,187 @@
-"""The whole 3-D scene: one robot model, drawn once per chosen environment."""
+"""The whole 3-D scene: a block of robots for each rollout that is shown, on one stage."""
 
 import mujoco
 import numpy as np
 import viser
 
-from brax_viser.frame import Frame
-from brax_viser.scene.grid import Grid
-from brax_viser.scene.robots import Robots
-from brax_viser.scene.shapes import Shape, floor_height, shapes_of
+from brax_viser.playback import View
+from brax_viser.scene.block import Block, Look, Model
+from brax_viser.scene.grid import Grid, framing_camera
 from brax_viser.scene.stage import scene_scale, set_stage
+
+ROOT = "/scene"
+"""The node that everything stands on. It is moved to keep a followed robot where it is: moving
+the cameras instead would fight with the hands on them."""
+
+GAP = 1.5
+"""Distance between two blocks, in cells."""
+
+NEAR, WIDE = 0.6, 1.2
+"""How far from the middle of a link, in its radii, a click may be: within the first the nearest
+link to the camera is meant, within the second whichever is closest to the click."""
 
 
 class Scene:
-    """Shows frames. Used by the publisher's thread alone, once `show` has run."""
+    """Shows rollouts side by side. Used by one thread at a time: the viewer locks."""
 
     def __init__(self, server: viser.ViserServer):
         self._server = server
-        self._shapes: list[Shape] = []
-        self._floor = 0.0
-        self._grid: Grid | None = None
-        self._init_pos = self._init_rot = np.zeros((0, 0, 0), np.float32)
-        self._pos = self._rot = np.zeros((0, 0, 0), np.float32)
-        self._cell_of_env = np.zeros(0, np.int32)
-        self.drawn_envs = np.zeros(0, np.int32)  # int32 [K], in the order of the cells
-        self.robots: Robots | None = None
+        self._root = server.scene.add_frame(ROOT, show_axes=False)
+        self._wanted: dict[str, tuple[Model, Grid, int]] = {}
+        self.blocks: dict[str, Block] = {}  # by role
+        self._scale = 1.0
+        self._bounds = np.zeros((2, 3))
+        self._followed: tuple[str, int] | None = None
+        self._anchor = np.zeros(3)  # m, where a followed robot stays
 
     def show(
         self,
+        role: str,
         model: mujoco.MjModel,
         grid: Grid,
         init_links: tuple[np.ndarray, np.ndarray],
+        dt: float,
         num_envs: int | None = None,
     ) -> None:
-        """Fills the grid with a model in its initial pose, in place of what was there.
+        """Gives a rollout a block, in place of the one it had.
 
         Args:
+            role: of the rollout.
             model: read, never written.
             grid: its cells.
             init_links: poses before the first step, float32 [L, 3] and [L, 4] wxyz.
+            dt: s per step.
             num_envs: how many environments there will be; None if that is not known yet.
         """
-        self._shapes, self._floor, self._grid = (
-            shapes_of(model),
-            floor_height(model, grid.reach),
-            grid,
-        )
-        self._init_pos, self._init_rot = init_links
         count = grid.capacity if num_envs is None else min(num_envs, grid.capacity)
-        self._fill(count)
-        self._choose(np.arange(count, dtype=np.int32), count)
+        self._wanted[role] = (Model.of(model, grid, init_links, dt), grid, count)
 
-    def _fill(self, count: int) -> None:
-        """New handles for `count` robots: the number of instances of a handle is fixed."""
-        assert self._grid is not None
-        if self.robots is not None:
-            self.robots.remove()
-        scale = scene_scale(self._grid, count)
-        self.robots = Robots(self._server, self._shapes, self._grid.origins(count), scale)
-        self._pos = np.repeat(self._init_pos[None], count, axis=0)
-        self._rot = np.repeat(self._init_rot[None], count, axis=0)
-        self.robots.draw(self._pos, self._rot)
-        set_stage(self._server, self._grid, count, self._floor)
+    def arrange(self, roles: tuple[str, ...]) -> None:
+        """Lays out the blocks of those rollouts that are shown and known of, side by side."""
+        roles = tuple(role for role in roles if role in self._wanted)
+        if tuple(self.blocks) == roles and all(self._is_as_wanted(role) for role in roles):
+            return
+        for block in self.blocks.values():
+            block.remove()
+        self.blocks.clear()
+        self.follow(None)
+        if not roles:
+            return
+        offsets, self._bounds = _side_by_side([self._wanted[role] for role in roles])
+        self._scale = scene_scale(self._bounds)
+        for role, offset in zip(roles, offsets, strict=True):
+            model, grid, count = self._wanted[role]
+            self.blocks[role] = Block(
+                self._server, f"{ROOT}/{role}", model, grid, count, offset, self._scale
+            )
+        model, grid, _ = self._wanted[roles[0]]
+        set_stage(self._server, f"{ROOT}/floor", self._bounds, self._scale, grid, model.floor)
 
-    def _choose(self, drawn_envs: np.ndarray, num_envs: int) -> None:
-        self.drawn_envs = drawn_envs
-        self._cell_of_env = np.full(
-            max(num_envs, int(drawn_envs.max(initial=-1)) + 1), -1, np.int32
-        )
-        self._cell_of_env[drawn_envs] = np.arange(len(drawn_envs))
+    def draw(self, views: dict[str, View | None], looks: dict[str, Look]) -> None:
+        """Brings what is to be seen now to the screen, by role; None: nobody is drawn."""
+        # The page applies what is inside of `atomic` at once: no robot is torn between frames.
+        with self._server.atomic():
+            for role, view in views.items():
+                if view is None:
+                    self.blocks[role].clear()
+                else:
+                    self.blocks[role].draw(view, looks[role])
+            self._keep_in_place()
 
-    def draw(self, frames: list[Frame], drawn_envs: np.ndarray) -> None:
-        """Brings the newest poses to the screen.
+    def follow(self, whom: tuple[str, int] | None) -> None:
+        """Keeps one robot, (role, env), where it is now, and moves the world instead."""
+        if whom == self._followed:
+            return
+        place = None if whom is None else self._place_of(whom)
+        self._followed = whom if place is not None else None
+        if place is None:
+            self._root.position = (0.0, 0.0, 0.0)
+            return
+        self._anchor = place + np.asarray(self._root.position) / self._scale
+
+    @property
+    def followed(self) -> tuple[str, int] | None:
+        """(role, env) of the robot that is followed."""
+        return self._followed
+
+    def look_at_followed(self, camera: viser.CameraHandle) -> None:
+        """Brings a page's camera to the followed robot, from the side it looks from already."""
+        if self._followed is None:
+            return
+        role, _ = self._followed
+        size = float(np.ptp(self.blocks[role].grid.reach, axis=0).max())
+        target = self._scale * self._anchor
+        away = np.asarray(camera.position) - np.asarray(camera.look_at)
+        away /= max(float(np.linalg.norm(away)), 1e-9)
+        camera.position = target + 3.0 * size * self._scale * away
+        camera.look_at = target
+
+    def look_at_all(self, camera: viser.CameraHandle) -> None:
+        """Brings a page's camera to where it was first: all cells in view."""
+        pose = framing_camera(self._bounds * self._scale)
+        camera.position = pose.position
+        camera.look_at = pose.look_at
+
+    def pick(self, origin: np.ndarray, direction: np.ndarray) -> tuple[str, int] | None:
+        """Which robot, (role, env), a ray meets.
 
         Args:
-            frames: one per device, of the same rollout.
-            drawn_envs: int32 [K], which environments have a cell, in the cells' order.
+            origin: float [3], scene units, in the page's world frame.
+            direction: float [3], of unit length.
         """
-        assert self.robots is not None and frames
-        if len(drawn_envs) != len(self.drawn_envs):
-            self._fill(len(drawn_envs))
-        if not np.array_equal(drawn_envs, self.drawn_envs):
-            self._choose(drawn_envs, frames[0].num_envs)
-        for frame in frames:
-            known = frame.env_index < len(self._cell_of_env)
-            cell = self._cell_of_env[frame.env_index[known]]
-            self._pos[cell[cell >= 0]] = frame.link_pos[known][cell >= 0]
-            self._rot[cell[cell >= 0]] = frame.link_rot[known][cell >= 0]
-        self.robots.draw(self._pos, self._rot)
+        start = (origin - np.asarray(self._root.position)) / self._scale
+        best: tuple[int, float] | None = None
+        picked = None
+        for role, block in self.blocks.items():
+            centres, radii, owners = block.robots.spheres()
+            depth = (centres - start) @ direction
+            off = np.linalg.norm(centres - start - depth[:, None] * direction, axis=1) / radii
+            off[depth <= 0] = np.inf
+            near = off < NEAR
+            if near.any():
+                index = int(np.argmin(np.where(near, depth, np.inf)))
+                rank = (0, float(depth[index]))
+            else:
+                index = int(np.argmin(off))
+                rank = (1, float(off[index]))
+                if off[index] > WIDE:
+                    continue
+            if owners[index] < len(block.drawn_envs) and (best is None or rank < best):
+                best, picked = rank, (role, int(block.drawn_envs[owners[index]]))
+        return picked
+
+    def _is_as_wanted(self, role: str) -> bool:
+        model, _, count = self._wanted[role]
+        return self.blocks[role].model is model and self.blocks[role].count == count
+
+    def _place_of(self, whom: tuple[str, int]) -> np.ndarray | None:
+        role, env = whom
+        return self.blocks[role].place_of(env) if role in self.blocks else None
+
+    def _keep_in_place(self) -> None:
+        if self._followed is None:
+            return
+        place = self._place_of(self._followed)
+        if place is not None:
+            shift = self._scale * (self._anchor - place)
+            # A jump, or a fall, is to be seen as one.
+            self._root.position = (float(shift[0]), float(shift[1]), 0.0)
+
+
+def _side_by_side(
+    blocks: list[tuple[Model, Grid, int]],
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Offsets of the blocks along y, each float [3] in m, and the box around all, float [2, 3]."""
+    offsets, boxes, edge = [], [], 0.0
+    for model, grid, count in blocks:
+        box = grid.bounds(count)
+        box[0, 2] = min(box[0, 2], model.floor)
+        offset = np.zeros(3)
+        if boxes:
+            offset[1] = edge - GAP * grid.spacing[1] - box[1, 1]
+        edge = box[0, 1] + offset[1]
+        offsets.append(offset)
+        boxes.append(box + offset)
+    whole = np.stack([np.min(boxes, axis=0)[0], np.max(boxes, axis=0)[1]])
+    middle = np.array([0.0, whole[:, 1].mean() if len(blocks) > 1 else 0.0, 0.0])
+    return [offset - middle for offset in offsets], whole - middle

@@ -16,34 +16,42 @@ SHADOW_DEPTH = 18.0
 """How far from the camera the page casts shadows, in scene units: viser fixes it at 20."""
 
 
-def scene_scale(grid: Grid, count: int) -> float:
-    """Scene units per metre: 1, or less where the first `count` cells would outgrow the shadows.
+def scene_scale(bounds: np.ndarray) -> float:
+    """Scene units per metre: 1, or less where what is drawn would outgrow the shadows.
 
     Every node of the scene is given this as its `scale`, so what the handles hold stays in
     metres.
+
+    Args:
+        bounds: float [2, 3], m: box around all cells.
     """
-    bounds = grid.bounds(count)
     camera = framing_camera(bounds)
     distance = np.linalg.norm(camera.position - camera.look_at)
     return float(min(1.0, SHADOW_DEPTH / (distance + np.linalg.norm(np.ptp(bounds, axis=0)) / 2)))
 
 
-def set_stage(server: viser.ViserServer, grid: Grid, count: int, floor: float) -> None:
-    """Lays the floor, lights it, and points the first camera at the first `count` cells.
+def set_stage(
+    server: viser.ViserServer,
+    floor_path: str,
+    bounds: np.ndarray,
+    scale: float,
+    grid: Grid,
+    floor: float,
+) -> None:
+    """Lays the floor, lights it, and points the first camera at all cells.
 
     Called again when another robot or another number of them is drawn; a page that is open
     keeps its camera where the person has put it.
 
     Args:
         server: whose scene it is.
-        grid: the cells.
-        count: how many of them are used.
+        floor_path: the scene node of the floor.
+        bounds: float [2, 3], m: box around all cells.
+        scale: scene units per metre.
+        grid: what the floor's lines are fitted to.
         floor: z of the shared floor, m.
     """
-    scale = scene_scale(grid, count)
-    bounds = grid.bounds(count)
-    bounds[0, 2] = min(bounds[0, 2], floor)
-    bounds *= scale
+    bounds = bounds * scale
     camera = framing_camera(bounds)
     distance = float(np.linalg.norm(camera.position - camera.look_at))
     far = distance + float(np.linalg.norm(np.ptp(bounds, axis=0)))
@@ -73,7 +81,7 @@ def set_stage(server: viser.ViserServer, grid: Grid, count: int, floor: float) -
     # In scene units from here on: a grid's lines do not follow a scale.
     line = _round_length(float(np.ptp(grid.reach[:, :2], axis=0).max()) / 4) * scale
     scene.add_grid(
-        "/floor",
+        floor_path,
         width=12 * far,
         height=12 * far,
         cell_size=line,

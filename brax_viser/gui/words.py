@@ -1,0 +1,208 @@
+"""What the panel says: sentences and tables made of what it is to show. Pure functions."""
+
+from dataclasses import dataclass
+from html import escape
+
+from brax_viser.frame import Frame
+from brax_viser.progress import ProgressView, count, duration
+from brax_viser.scene.block import Look
+from brax_viser.scene.looks import css_gradient, range_of
+from brax_viser.selection import RANKED, Selection
+from brax_viser.stream import Control
+
+_DOT = {
+    "training": "#2f9e44",
+    "evaluating": "#1c7ed6",
+    "failed": "#e03131",
+    "done": "#868e96",
+    "held": "#f08c00",
+}
+_WAITING_DOT = "#f08c00"
+_GREY = "#868e96"
+
+
+@dataclass(frozen=True)
+class StreamView:
+    """The rollout that is shown, or the first of them."""
+
+    role: str
+    num_envs: int | None  # None before the first step
+    following: bool  # whether every step is shown as it comes, the training being slow
+    step: int | None  # env steps over all envs, of what is on screen
+    age: float  # s since that came
+    other_known: bool  # whether there is another rollout to look at
+
+
+@dataclass(frozen=True)
+class PanelView:
+    """All that the panel shows."""
+
+    env: str  # "Ant · positional"
+    progress: ProgressView
+    control: Control
+    overhead: float  # share of wall-clock, 0 to 1
+    bytes_per_second: float
+    frames_per_second: float
+    selection: Selection
+    selected_env: int | None
+    selected_facts: tuple[float, float] | None  # (return, s) of its episode, if it is drawn
+    followed: bool
+    look: Look
+    paused: bool
+    held: bool
+    until_env: int | None
+    drawn: int
+    capacity: int
+    frame: Frame | None  # whose numbers are on screen
+    stream: StreamView
+    complaint: str | None  # about the indices that were typed
+    notice: str | None  # something that has happened and is worth knowing
+    fault: str | None  # why streaming was switched off, if it was not the user
+
+
+def status(view: PanelView) -> str:
+    """What is happening, in one sentence."""
+    progress, seconds = view.progress, f"{view.progress.phase_seconds:.0f} s"
+    if view.fault is not None:
+        return f"Streaming stopped by a fault, the training goes on: {view.fault}"
+    if view.held:
+        return f"Held at step {count(progress.env_steps)}: the training waits for you"
+    if view.until_env is not None:
+        return f"Running on until env {view.until_env} terminates"
+    if view.paused:
+        return "Holding at the next step"
+    # Also between two rollouts, when no step comes: who has switched it off must always see so.
+    if not view.control.streaming and progress.phase in ("training", "evaluating", "quiet"):
+        return "Streaming is off: the training goes on unseen"
+    match progress.phase:
+        case "waiting":
+            return "Waiting for a trainer: hand it this environment"
+        case "compiling":
+            return f"Compiling the training step, {seconds}"
+        case "training":
+            return "Live"
+        case "evaluating":
+            if view.control.show == "train":
+                return "Evaluating the policy; the robots go on after it"
+            return "Live: evaluating the policy"
+        case "quiet":
+            return f"No step for {seconds}: updating, compiling, or finished"
+        case "done":
+            return "Training has finished"
+        case _:
+            return f"Training has failed: {progress.error}"
+
+
+def head(view: PanelView) -> str:
+    """Which environment, and what is happening."""
+    dot = _DOT.get("held" if view.paused else view.progress.phase, _WAITING_DOT)
+    if view.fault is not None:
+        dot = _DOT["failed"]
+    name = " · ".join(part for part in (view.env, view.progress.algorithm) if part)
+    notice = f'<div style="color:#e8590c">{escape(view.notice)}</div>' if view.notice else ""
+    return (
+        '<div style="padding:0.5em 0.75em 0.4em 0.75em;line-height:1.45">'
+        f'<div style="font-size:1.15em;font-weight:600">{escape(name)}</div>'
+        f'<div><span style="color:{dot}">&#9679;</span> {escape(status(view))}</div>{notice}</div>'
+    )
+
+
+def steps(progress: ProgressView) -> str:
+    """How far the training is."""
+    goal = f" of {count(progress.num_timesteps)}" if progress.num_timesteps else ""
+    time = duration(progress.elapsed)
+    if progress.remaining is not None:
+        time += f", {duration(progress.remaining)} left"
+    rows = [
+        ("Steps", f"{count(progress.env_steps)}{goal}"),
+        ("Speed", f"{count(progress.steps_per_second)} steps/s"),
+        ("Time", time),
+    ]
+    if progress.reward:
+        rows.append(("Reward", progress.reward))
+    return _table(rows)
+
+
+def cost(view: PanelView) -> str:
+    """What watching costs the training."""
+    if not view.control.streaming:
+        return _table([("Costs", "nothing: no state leaves the device")])
+    share = f"{100 * view.overhead:.1f} % of the time"
+    if view.control.mode == "every_step":
+        share += ", no budget"
+    else:
+        share += f", budget {100 * view.control.max_overhead:.3g} %"
+    data = f"{view.bytes_per_second / 1e6:.2f} MB/s, {view.frames_per_second:.0f} steps/s"
+    return _table([("Costs", share), ("From device", data)])
+
+
+def shown(view: PanelView) -> str:
+    """Which step of the training is on screen."""
+    stream = view.stream
+    if stream.step is None:
+        return ""
+    what = f"step {count(stream.step)}"
+    if view.control.mode == "realtime" and not (view.paused or stream.following):
+        what += f", {stream.age:.0f} s ago"
+    return _table([("On screen", what)])
+
+
+def drawn(view: PanelView) -> str:
+    """How many environments are drawn, or why none is."""
+    num_envs = view.stream.num_envs
+    if view.complaint is not None and view.selection.rule == "indices":
+        return note(view.complaint, warning=True)
+    if num_envs is None:
+        return note(f"{view.drawn:,} robots, waiting for the first step")
+    if view.drawn or view.selection.rule not in RANKED:
+        return note(f"{view.drawn:,} of {num_envs:,} envs are drawn")
+    nobody = {"nan": "has a NaN or an Inf", "terminated": "has terminated yet"}
+    return note(f"None of {num_envs:,} envs {nobody.get(view.selection.rule, 'is drawn')}")
+
+
+def selected(view: PanelView) -> str:
+    """The selected environment."""
+    if view.selected_env is None:
+        return note("Click a robot to select it.")
+    facts = ""
+    if view.selected_facts is not None:
+        total, seconds = view.selected_facts
+        facts = f" · return {total:,.1f} · {seconds:.1f} s"
+    return (
+        '<div style="margin:0 0.75em 0.4em 0.75em;font-size:0.9em">'
+        f"<b>Env {view.selected_env}</b>{escape(facts)}</div>"
+    )
+
+
+def legend(view: PanelView) -> str:
+    """What the colours of the robots mean."""
+    rule = view.look.colour_by
+    if rule == "termination":
+        return note("Red: has just terminated. Pink: NaN or Inf.")
+    ends = range_of(rule, view.frame) if view.frame is not None else None
+    if ends is None:
+        return ""
+    low, high = (f"{end:,.3g}" for end in ends)
+    return (
+        '<div style="margin:-0.2em 0.75em 0.6em 0.75em;font-size:0.8em;display:flex;gap:0.6em;'
+        f'align-items:center"><span>{low}</span><div style="flex:1;height:0.7em;'
+        f'border-radius:0.2em;background:{css_gradient()}"></div><span>{high}</span></div>'
+    )
+
+
+def note(text: str, *, warning: bool = False) -> str:
+    """Small print under a control."""
+    colour = "#e03131" if warning else _GREY
+    return (
+        f'<div style="margin:-0.3em 0.75em 0.5em 0.75em;font-size:0.8em;color:{colour}">'
+        f"{escape(text)}</div>"
+    )
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    cells = "".join(
+        f'<tr><td style="color:{_GREY};width:7em;white-space:nowrap;vertical-align:top">'
+        f"{escape(name)}</td><td>{escape(value)}</td></tr>"
+        for name, value in rows
+    )
+    return f'<table style="margin:0.1em 0.75em;font-size:0.9em;line-height:1.5">{cells}</table>'

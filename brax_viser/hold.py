@@ -1,0 +1,197 @@
+"""Holding the training at a step, and letting it go on by steps, like a debugger."""
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+Key = tuple[str, int]
+"""(role, shard): one device's part of a rollout."""
+
+
+@dataclass
+class _Part:
+    """What is known of one device's part of a rollout."""
+
+    env_steps: int = 0
+    blocked: bool = False
+
+
+@dataclass
+class Hold:
+    """Where the training has to wait. XLA's threads call `wait`, anybody the rest.
+
+    Steps are those of one rollout, the one that is shown; the other runs freely while a step is
+    on its way and waits as well while none is. Several devices stop at one and the same step.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _paused: bool = False
+    _target: float = 0  # steps of the stepped rollout at which its parts wait
+    _until_env: int | None = None  # run on to the next termination of this environment
+    _stepped: str = "train"
+    _parts: dict[Key, _Part] = field(default_factory=dict)
+    _refreshed: int = 0
+    _interrupts: int = 0
+    _closed: bool = False
+    _held_since: float | None = None
+    _held: float = 0.0  # s, in all, up to the last release
+
+    def training_clock(self) -> float:
+        """s: a clock that stands still while the training is held."""
+        with self._changed:
+            now = self.clock() if self._held_since is None else self._held_since
+            return now - self._held
+
+    @property
+    def paused(self) -> bool:
+        """Whether the training is to stop, or to go on by steps alone."""
+        return self._paused
+
+    @property
+    def held(self) -> bool:
+        """Whether the training stands still right now."""
+        return self._held_since is not None
+
+    @property
+    def until_env(self) -> int | None:
+        """The environment whose next termination the training runs on to, if it does."""
+        return self._until_env
+
+    def pause(self, role: str = "train") -> None:
+        """Holds the training at its next steps that are known of; `role` is what `step` counts."""
+        with self._changed:
+            self._paused, self._target, self._until_env = True, 0, None
+            self._stepped = role
+            # Whoever was told to go on, and has not got round to it, stays.
+            if self._held_since is None and any(part.blocked for part in self._parts.values()):
+                self._held_since = self.clock()
+
+    def resume(self) -> None:
+        """Lets the training go on."""
+        with self._changed:
+            self._release()
+
+    def step(self, count: int = 1, role: str = "train") -> None:
+        """Goes on by `count` env steps of a rollout, and holds again. From a training that runs
+        it holds it."""
+        if not self._paused:
+            self.pause(role)
+            return
+        self._go_on(role, lambda known: known + count, None)
+
+    def run_to_termination(self, env: int, role: str = "train") -> None:
+        """Goes on until `terminated` says that this environment's episode has ended."""
+        self.pause(role)
+        self._go_on(role, lambda _: math.inf, env)
+
+    def terminated(self, role: str, env_steps: int) -> None:
+        """The environment that was waited for has ended its episode with this step."""
+        with self._changed:
+            if role == self._stepped and self._until_env is not None:
+                self._target, self._until_env = env_steps, None
+
+    def refresh(self) -> None:
+        """Other environments are to be shown: those who wait are to push once more."""
+        with self._changed:
+            self._refreshed += 1
+            self._changed.notify_all()
+
+    def interrupt(self) -> bool:
+        """Ends the training, if it is held: `wait` raises KeyboardInterrupt. Returns whether."""
+        with self._changed:
+            if not self.held:
+                return False
+            self._interrupts += 1
+            self._release()
+            return True
+
+    def close(self) -> None:
+        """Releases everybody, for good."""
+        with self._changed:
+            self._closed = True
+            self._release()
+
+    def counts(self, role: str) -> bool:
+        """Whether each step of this rollout has to be known of, because it is being stepped."""
+        return self._paused and role == self._stepped
+
+    def wait(self, role: str, shard: int, env_steps: int, refreshed: int) -> bool:
+        """Waits at a step while the training is held there.
+
+        Args:
+            role: of the rollout.
+            shard: the device's part of it.
+            env_steps: of the step.
+            refreshed: `refreshes` before the selection was looked at.
+
+        Returns:
+            Whether to push this step once more, for other environments are to be shown.
+
+        Raises:
+            KeyboardInterrupt: the training is to be ended.
+        """
+        with self._changed:
+            part = self._parts.setdefault((role, shard), _Part())
+            part.env_steps = env_steps
+            # With one more part at its step, there may be nothing on its way any more.
+            self._changed.notify_all()
+            if not self._must_wait(role, part):
+                return False
+            interrupts = self._interrupts
+            part.blocked = True
+            if self._held_since is None:
+                self._held_since = self.clock()
+            self._changed.wait_for(
+                lambda: (
+                    not self._must_wait(role, part)
+                    or self._refreshed != refreshed
+                    or self._interrupts != interrupts
+                )
+            )
+            again = self._must_wait(role, part)
+            if not again:
+                part.blocked = False
+                if not any(p.blocked for p in self._parts.values()):
+                    self._stand_still_no_more()
+            if self._interrupts != interrupts:
+                raise KeyboardInterrupt
+            return again
+
+    @property
+    def refreshes(self) -> int:
+        """How often `refresh` was called."""
+        return self._refreshed
+
+    def forget(self) -> None:
+        """Another training begins: what is known of the last one's rollouts counts no more."""
+        with self._changed:
+            self._parts.clear()
+
+    def _must_wait(self, role: str, part: _Part) -> bool:
+        if self._closed or not self._paused:
+            return False
+        if role == self._stepped:
+            return part.env_steps >= self._target
+        stepped = [p.env_steps for (r, _), p in self._parts.items() if r == self._stepped]
+        return min(stepped, default=0) >= self._target
+
+    def _go_on(self, role: str, target: Callable[[int], float], env: int | None) -> None:
+        with self._changed:
+            self._stepped, self._until_env = role, env
+            known = [p.env_steps for (r, _), p in self._parts.items() if r == role]
+            self._target = target(max(known, default=0))
+            self._stand_still_no_more()
+            self._changed.notify_all()
+
+    def _release(self) -> None:
+        self._paused, self._until_env = False, None
+        self._stand_still_no_more()
+        self._changed.notify_all()
+
+    def _stand_still_no_more(self) -> None:
+        if self._held_since is not None:
+            self._held += self.clock() - self._held_since
+            self._held_since = None

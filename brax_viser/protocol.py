@@ -1,0 +1,24 @@
+"""The integers that device and host exchange, known to both, and free of JAX."""
+
+FRESH = -1
+"""Countdown of a state that `reset` has just made: its first step asks, and says it is fresh."""
+
+NEVER = 2**30
+"""`since_termination` of an environment that has not terminated yet."""
+
+FOREVER = 2**30
+"""Steps to skip once nobody will ever ask again (the viewer is closed)."""
+
+GIVEN, BEST, WORST, TERMINATED, NONFINITE = range(5)
+"""Rules for choosing rows: the host gives them; highest return; lowest; most recently terminated;
+any NaN or Inf."""
+
+ANSWER_HEAD = 3
+"""Integers of an answer before its K rows: push?, skip, rule."""
+
+HEADER_HEAD = 2
+"""Integers of a push's header before its columns: shard, rule."""
+
+HEADER_COLUMNS = ("row", "since_termination", "return_bits", "finite")
+"""What follows in the header, K integers each. It is all that a callback looks at itself: the rows
+of float32 are left to another thread, because converting much within one can deadlock."""

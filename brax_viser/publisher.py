@@ -1,0 +1,272 @@
+"""The thread that brings what has come from the device to the page, and a person's wishes back."""
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import viser
+
+from brax_viser.feed import Feed, Rollout, Switchboard
+from brax_viser.frame import Frame, joined
+from brax_viser.gui.panel import Command, Panel, PanelView, StreamView
+from brax_viser.mailbox import Parcel
+from brax_viser.playback import Player, View
+from brax_viser.progress import count as in_words
+from brax_viser.scene.block import Look
+from brax_viser.scene.scene import Scene
+
+PANEL_SECONDS = 0.25
+IDLE_SECONDS = 1.0
+"""How often the panel is brought up to date while robots move, and while none is shown: seconds
+tick, and what a person changes is shown at once in either case."""
+
+TITLES = {"train": "Training", "eval": "Evaluation"}
+
+
+@dataclass(eq=False)
+class Channel:
+    """One rollout on its way to the screen."""
+
+    feed: Feed
+    player: Player
+    view: View | None = None  # what is on screen
+    look: Look | None = None
+    empty: bool = False  # whether the rule has found nobody
+    _parts: dict[int, list[Frame]] = field(default_factory=dict)  # by step, from some devices
+
+    def receive(self, parcel: Parcel, now: float) -> None:
+        """A device's part of a step; with the last of them the step goes to the player."""
+        parts = self._parts.setdefault(parcel.env_steps, [])
+        parts.append(parcel.open())
+        frame = joined(parts, parcel.drawn)
+        if frame is not None:
+            # Steps before it will not be completed any more.
+            self._parts = {k: v for k, v in self._parts.items() if k > parcel.env_steps}
+            self.player.add(frame, now)
+
+
+class Publisher:
+    """Draws, and keeps the panel. Everything here runs on its thread, but where said otherwise."""
+
+    def __init__(
+        self,
+        board: Switchboard,
+        server: viser.ViserServer,
+        obey: Callable[[Command], None],
+    ):
+        """Sets the page up; `start` starts the thread.
+
+        Args:
+            board: what is shared with the device's calls.
+            server: whose page it is.
+            obey: carries out what a person has asked for, on the thread.
+        """
+        self.board = board
+        self.scene = Scene(server)
+        self.panel = Panel(server, self.enqueue)
+        self.look = Look()
+        self.notice: str | None = None  # something that has happened and is worth knowing
+        self.complaint: str | None = None  # about the indices that were typed
+        self._server, self._obey = server, obey
+        self._commands: deque[Command] = deque()  # appended by any thread, drained by this one
+        self._channels: dict[str, Channel] = {}
+        self._lock = threading.RLock()  # of the scene and the channels
+        self._thread = threading.Thread(target=self._run, name="brax_viser", daemon=True)
+
+    def start(self) -> None:
+        """Called by the viewer."""
+        self._thread.start()
+
+    def join(self, timeout: float) -> None:
+        """Called by the viewer, once the board is closed."""
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+
+    def enqueue(self, command: Command) -> None:
+        """Called on any thread: something is to be done."""
+        self._commands.append(command)
+        self.board.mailbox.wake()
+
+    def show_model(self, feed: Feed, role: str, num_envs: int | None) -> None:
+        """Called on any thread: gives a rollout its robots, before any step has come."""
+        with self._lock:
+            known = self._channels.get(role)
+            if known is None or known.feed is not feed:
+                self._channels[role] = Channel(feed, Player(feed.adapter.dt))
+            adapter = feed.adapter
+            self.scene.show(
+                role, adapter.mj_model, feed.grid, adapter.init_links(), adapter.dt, num_envs
+            )
+            self.scene.arrange(self._roles())
+
+    def drawn_envs(self) -> tuple[int, ...]:
+        """Called on any thread: indices, in the order of the cells, of the first rollout shown."""
+        with self._lock:
+            for block in self.scene.blocks.values():
+                return tuple(int(env) for env in block.drawn_envs)
+            return ()
+
+    def unfollow(self) -> None:
+        """Called on any thread: another robot is selected than the one that is followed."""
+        with self._lock:
+            if self.scene.followed is not None:
+                self.scene.follow(None)
+
+    def hurry(self) -> None:
+        """Called on any thread: other environments are wanted, and not only after this stretch."""
+        with self.board.lock:
+            for feed in self.board.shown.values():
+                for rollout in feed.rollouts.values():
+                    rollout.pacer.hurry()
+        with self._lock:
+            for channel in self._channels.values():
+                channel.player.hurry()
+        self.board.hold.refresh()
+        self.board.mailbox.wake()
+
+    def _roles(self) -> tuple[str, ...]:
+        show = self.board.control.show
+        return ("train", "eval") if show == "both" else (show,)
+
+    def _run(self) -> None:
+        board, next_panel, woken = self.board, 0.0, True
+        while not board.control.closed:
+            start = board.wall_clock()
+            control = board.control
+            active = control.streaming and control.watched
+            try:
+                while self._commands:
+                    self._obey(self._commands.popleft())
+                with self._lock:
+                    self._receive(board.mailbox.take(), start)
+                    self._draw(start)
+                    if woken or start >= next_panel:
+                        self._decorate()
+                        self.panel.show(self._panel_view(start))
+                        next_panel = start + (PANEL_SECONDS if active else IDLE_SECONDS)
+            # The thread must live on: a page that is stuck hides the very fault.
+            except Exception as error:
+                board.failed("the page", error)
+            wake_up = start + (1 / control.fps if active else IDLE_SECONDS)
+            woken = board.mailbox.rest(wake_up - board.wall_clock())
+
+    def _receive(self, parcels: list[Parcel], now: float) -> None:
+        for parcel in parcels:
+            channel = self._channels.get(parcel.role)
+            if channel is None or channel.feed is not parcel.feed:
+                # Another environment of this viewer is being stepped now: show that one.
+                self.show_model(parcel.feed, parcel.role, parcel.num_envs)
+                channel = self._channels[parcel.role]
+            channel.receive(parcel, now)
+
+    def _draw(self, now: float) -> None:
+        self.scene.arrange(self._roles())
+        views: dict[str, View | None] = {}
+        for role in self._roles():
+            channel = self._channels.get(role)
+            rollout = channel and channel.feed.rollouts.get(role)
+            if channel is None or rollout is None:
+                continue
+            empty = not rollout.choice.pending and rollout.choice.found_nobody
+            if empty:
+                channel.player.clear()
+                if not channel.empty:
+                    channel.view = views[role] = None
+            channel.empty = empty
+            view = None if empty else self._play(channel, rollout, now)
+            look = self._look_at(role)
+            if view is not None and not (view.looks_like(channel.view) and look == channel.look):
+                views[role] = channel.view = view
+            channel.look = look
+        if not views:
+            return
+        for role, view in views.items():
+            block = self.scene.blocks.get(role)
+            channel = self._channels[role]
+            cells = min(view.frame.num_envs, channel.feed.capacity) if view else None
+            if block is None or (cells is not None and block.count != cells):
+                self.show_model(channel.feed, role, view.frame.num_envs if view else None)
+        self.scene.draw(views, {role: self._look_at(role) for role in views})
+
+    def _play(self, channel: Channel, rollout: Rollout, now: float) -> View | None:
+        board, pacer = self.board, rollout.pacer
+        if board.control.mode != "realtime":
+            return channel.player.newest(now)
+        view = channel.player.play(
+            now,
+            board.control.speed,
+            sending=pacer.sending and not board.hold.held,
+            following=pacer.following or board.hold.paused,
+        )
+        # The pacer goes by the clock that stands still while the training is held.
+        pacer.stretch_due = channel.player.due + (board.clock() - now)
+        return view
+
+    def _look_at(self, role: str) -> Look:
+        # A person selects among the robots of the training, unless only the others are shown.
+        selects = role == self._roles()[0]
+        return Look(
+            self.look.colour_by,
+            self.look.labels,
+            self.look.others if selects else "show",
+            self.board.selected_env if selects else None,
+        )
+
+    def _decorate(self) -> None:
+        roles = self._roles()
+        for role, block in self.scene.blocks.items():
+            with self._server.atomic():
+                block.decorate(self._look_at(role))
+                block.title(self._title_of(role) if len(roles) > 1 else "")
+
+    def _title_of(self, role: str) -> str:
+        channel = self._channels.get(role)
+        if channel is None or channel.view is None:
+            return f"{TITLES[role]}: nothing has come yet"
+        frame = channel.view.frame
+        return f"{TITLES[role]} · step {in_words(frame.env_steps * frame.num_envs)}"
+
+    def _panel_view(self, now: float) -> PanelView:
+        board = self.board
+        role = self._roles()[0]
+        channel = self._channels.get(role)
+        shown = board.shown.get(role) or (channel.feed if channel else None)
+        rollout = shown.rollouts.get(role) if shown else None
+        training = board.clock()
+        block = self.scene.blocks.get(role)
+        selected = board.selected_env
+        frame = channel.view.frame if channel and channel.view else None
+        with board.lock:
+            control, meter = board.control, board.meter
+            return PanelView(
+                env=f"{shown.adapter.name} · {shown.adapter.backend}" if shown else "",
+                progress=board.progress.view(training),
+                control=control,
+                overhead=meter.share(training),
+                bytes_per_second=meter.bytes_per_second(training),
+                frames_per_second=meter.frames_per_second(training),
+                selection=board.selection,
+                selected_env=selected,
+                selected_facts=block.facts_of(selected) if block and selected is not None else None,
+                followed=self.scene.followed is not None,
+                look=self.look,
+                paused=board.hold.paused,
+                held=board.hold.held,
+                until_env=board.hold.until_env,
+                drawn=len(block.drawn_envs) if block else 0,
+                capacity=shown.capacity if shown else 0,
+                frame=frame,
+                stream=StreamView(
+                    role=role,
+                    num_envs=rollout.num_envs if rollout else None,
+                    following=rollout.pacer.following if rollout else False,
+                    step=frame.env_steps * frame.num_envs if frame else None,
+                    age=now - channel.view.came if channel and channel.view else math.inf,
+                    other_known=any(r != role for r in board.shown),
+                ),
+                complaint=self.complaint,
+                notice=self.notice,
+                fault=board.fault,
+            )

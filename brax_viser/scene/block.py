@@ -1,0 +1,257 @@
+"""One rollout in the scene: its robots in their cells, and what is written and marked on them."""
+
+from dataclasses import dataclass
+
+import mujoco
+import numpy as np
+import trimesh
+import viser
+
+from brax_viser.frame import Frame
+from brax_viser.playback import View
+from brax_viser.scene.grid import Grid
+from brax_viser.scene.looks import colours_of
+from brax_viser.scene.robots import Paint, Robots
+from brax_viser.scene.shapes import Shape, floor_height, shapes_of
+
+MAX_LABELS = 256
+"""Labels are a message each, several times a second: more would crowd out the robots, on the wire
+as on the screen."""
+
+OTHERS = ("show", "fade", "hide")
+"""What becomes of the robots that are not selected."""
+
+RING_COLOUR = (28, 126, 214)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a person wants to see the robots."""
+
+    colour_by: str = "model"  # one of looks.COLOUR_RULES
+    labels: bool = False
+    others: str = "show"  # one of OTHERS
+    selected_env: int | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """What one robot is made of, and where it stands before anything has run."""
+
+    shapes: list[Shape]
+    init_pos: np.ndarray  # float32 [L, 3], m
+    init_rot: np.ndarray  # float32 [L, 4], wxyz
+    floor: float  # z of the floor, m
+    dt: float  # s per step
+
+    @classmethod
+    def of(
+        cls,
+        model: mujoco.MjModel,
+        grid: Grid,
+        init_links: tuple[np.ndarray, np.ndarray],
+        dt: float,
+    ) -> "Model":
+        """Reads a MuJoCo model, and never writes it."""
+        return cls(shapes_of(model), *init_links, floor_height(model, grid.reach), dt)
+
+
+class Block:
+    """The robots of one rollout. Used by the publisher's thread alone."""
+
+    def __init__(
+        self,
+        server: viser.ViserServer,
+        path: str,
+        model: Model,
+        grid: Grid,
+        count: int,
+        offset: np.ndarray,
+        scale: float,
+    ):
+        """Fills `count` cells with robots in their initial pose.
+
+        Args:
+            server: whose scene it is.
+            path: the scene node to put them under.
+            model: the robot.
+            grid: the cells.
+            count: how many of them are used: the number of instances of a handle is fixed.
+            offset: float [3], m, of the block in the scene.
+            scale: scene units per metre.
+        """
+        self.count, self.scale, self.model, self.grid = count, scale, model, grid
+        self._server, self._path = server, path
+        self._origins = (grid.origins(count) + offset).astype(np.float32)
+        self.robots = Robots(server, f"{path}/robots", model.shapes, self._origins, scale)
+        self.pos = np.repeat(model.init_pos[None], count, axis=0)
+        self.rot = np.repeat(model.init_rot[None], count, axis=0)
+        self._cell_of_env: dict[int, int] = {}
+        self.drawn_envs = np.arange(count, dtype=np.int32)  # in the order of the cells
+        self.frame: Frame | None = None  # whose numbers are shown; row i is in cell i
+        self._hidden = np.zeros(count, bool)
+        self._look = Look()
+        self._labels: list[viser.LabelHandle] = []
+        self._ring: viser.BatchedMeshHandle | None = None
+        self._title = server.scene.add_label(
+            f"{path}/title",
+            "",
+            position=tuple(scale * self._title_place()),
+            visible=False,
+            anchor="center-center",
+        )
+        with server.atomic():
+            self.robots.draw(self.pos, self.rot, self._hidden)
+
+    def draw(self, view: View, look: Look) -> None:
+        """Brings what is to be seen now to the screen, within `server.atomic()`.
+
+        Args:
+            view: of a moment; at most `count` environments, in the order of the cells.
+            look: how.
+        """
+        frame, count = view.frame, len(view.frame.env_index)
+        if not np.array_equal(frame.env_index, self.drawn_envs) or not self._cell_of_env:
+            self.drawn_envs = frame.env_index
+            self._cell_of_env = {int(env): cell for cell, env in enumerate(frame.env_index)}
+            self.pos[:], self.rot[:] = self.model.init_pos, self.model.init_rot
+        pos, rot = view.link_pos, view.link_rot
+        # What is not finite has no place. Where it was, or would start from, is shown instead.
+        good = np.isfinite(pos).all(axis=(1, 2)) & np.isfinite(rot).all(axis=(1, 2))
+        if good.all():
+            self.pos[:count], self.rot[:count] = pos, rot
+        else:
+            self.pos[:count][good], self.rot[:count][good] = pos[good], rot[good]
+        self.frame = frame
+        self._hidden = np.ones(self.count, bool)
+        self._hidden[:count] = view.hidden
+        self._look = look
+        others = self._others()
+        if look.others == "hide":
+            self._hidden |= others
+        self.robots.draw(self.pos, self.rot, self._hidden)
+        self._draw_ring()
+
+    def clear(self) -> None:
+        """Nobody is drawn, within `server.atomic()`."""
+        self.drawn_envs, self._cell_of_env, self.frame = np.zeros(0, np.int32), {}, None
+        self._hidden = np.ones(self.count, bool)
+        self.robots.draw(self.pos, self.rot, self._hidden)
+        self._draw_ring()
+
+    def decorate(self, look: Look) -> None:
+        """Brings colours and labels up to date: some times a second are enough."""
+        self._look = look
+        colours, faded = None, None
+        if self.frame is not None:
+            colours = self._for_all_cells(colours_of(look.colour_by, self.frame, self.model.dt))
+            if look.others == "fade" and self._others().any():
+                faded = self._others()
+        self.robots.paint(Paint(colours, faded))
+        self._draw_labels(look.labels)
+
+    def title(self, text: str) -> None:
+        """Writes in front of the block; an empty text takes the writing away."""
+        if self._title.text != text:
+            self._title.text = text
+        if self._title.visible != bool(text):
+            self._title.visible = bool(text)
+
+    def place_of(self, env: int) -> np.ndarray | None:
+        """float [3], m, in the scene: where an environment's robot is; None if it is not drawn."""
+        cell = self._cell_of_env.get(env)
+        return None if cell is None else self._origins[cell] + self.pos[cell, 0]
+
+    def facts_of(self, env: int) -> tuple[float, float] | None:
+        """(return, s) of an environment's episode so far; None if it is not drawn."""
+        cell = self._cell_of_env.get(env)
+        if cell is None or self.frame is None:
+            return None
+        length = float(self.frame.episode_length[cell])
+        return float(self.frame.episode_return[cell]), length * self.model.dt
+
+    def remove(self) -> None:
+        """Takes everything away."""
+        self.robots.remove()
+        self._draw_labels(False)
+        if self._ring is not None:
+            self._ring.remove()
+        self._title.remove()
+
+    def _others(self) -> np.ndarray:
+        """bool [count]: who is not the selected environment; nobody if none is drawn."""
+        others = np.zeros(self.count, bool)
+        cell = self._cell_of_env.get(-1 if (env := self._look.selected_env) is None else env)
+        if cell is not None:
+            others[:] = True
+            others[cell] = False
+        return others
+
+    def _for_all_cells(self, colours: np.ndarray | None) -> np.ndarray | None:
+        """uint8 [count, 3]: cells without a robot get any colour."""
+        if colours is None:
+            return None
+        spread = np.zeros((self.count, 3), np.uint8)
+        spread[: len(colours)] = colours
+        return spread
+
+    def _title_place(self) -> np.ndarray:
+        low, high = self._origins.min(axis=0), self._origins.max(axis=0)
+        reach = self.grid.reach
+        return np.array(
+            [(low[0] + high[0]) / 2, low[1] + 1.15 * reach[0, 1], self.model.floor], np.float64
+        )
+
+    def _draw_ring(self) -> None:
+        """Marks the selected robot on the floor."""
+        env = self._look.selected_env
+        place = None if env is None else self.place_of(env)
+        if place is None:
+            if self._ring is not None and self._ring.visible:
+                self._ring.visible = False
+            return
+        if self._ring is None:
+            size = 0.45 * float(np.ptp(self.grid.reach[:, :2], axis=0).max())
+            mesh = trimesh.creation.annulus(r_min=0.86 * size, r_max=size, height=0.02 * size)
+            self._ring = self._server.scene.add_batched_meshes_simple(
+                f"{self._path}/selected",
+                mesh.vertices,
+                mesh.faces,
+                batched_wxyzs=np.array([[1.0, 0.0, 0.0, 0.0]], np.float32),
+                batched_positions=np.zeros((1, 3), np.float32),
+                batched_colors=RING_COLOUR,
+                lod="off",
+                cast_shadow=False,
+                scale=self.scale,
+            )
+        if not self._ring.visible:
+            self._ring.visible = True
+        # On the floor of its own layer.
+        ground = self._origins[self._cell_of_env[env], 2] + self.model.floor  # type: ignore[index]
+        self._ring.batched_positions = np.array([[place[0], place[1], ground]], np.float32)
+
+    def _draw_labels(self, wanted: bool) -> None:
+        frame = self.frame
+        count = min(len(self.drawn_envs), MAX_LABELS) if wanted and frame is not None else 0
+        while len(self._labels) > count:
+            self._labels.pop().remove()
+        while len(self._labels) < count:
+            self._labels.append(
+                self._server.scene.add_label(
+                    f"{self._path}/label/{len(self._labels)}",
+                    "",
+                    font_screen_scale=0.8,
+                    anchor="bottom-center",
+                )
+            )
+        above = self.grid.reach[1, 2]
+        for cell, label in enumerate(self._labels):
+            assert frame is not None
+            seconds = frame.episode_length[cell] * self.model.dt
+            text = f"{frame.env_index[cell]} · {frame.episode_return[cell]:.1f} · {seconds:.1f} s"
+            if label.text != text:
+                label.text = text
+            label.visible = not self._hidden[cell]
+            place = self._origins[cell] + self.pos[cell, 0]
+            place[2] = self._origins[cell, 2] + above
+            label.position = tuple(self.scale * place)

@@ -1,0 +1,205 @@
+"""Which environments are drawn: a rule, and what it comes to for a rollout. Pure logic."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from brax_viser.protocol import BEST, GIVEN, NEVER, NONFINITE, TERMINATED, WORST
+
+RANKED = {"best": BEST, "worst": WORST, "terminated": TERMINATED, "nan": NONFINITE}
+"""Rules for which the device ranks all environments, with its code for them."""
+
+RULES = ("first", "page", "random", *RANKED, "indices")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a person has asked to see, before it is known how many environments there are."""
+
+    rule: str = "first"  # one of RULES
+    page: int = 1  # of rule "page", counted from 1
+    indices: tuple[int, ...] = ()  # of rule "indices"
+    sticky: bool = False  # keep what was chosen first, instead of choosing anew at each stretch
+
+    @classmethod
+    def of(cls, what: object, *, sticky: bool = False) -> "Selection":
+        """Checks what a user passed.
+
+        Raises:
+            ValueError: not a rule, a page below 1, or not distinct indices of 0 or more.
+        """
+        if isinstance(what, str) and what in ("first", "random", *RANKED):
+            return cls(what, sticky=sticky)
+        if isinstance(what, tuple) and len(what) == 2 and what[0] == "page":
+            page = what[1]
+            if isinstance(page, bool) or not isinstance(page, int | np.integer) or page < 1:
+                raise ValueError(f"select({what!r}): pages are counted from 1")
+            return cls("page", page=int(page), sticky=sticky)
+        if isinstance(what, str) or not isinstance(what, Sequence | np.ndarray):
+            names = ", ".join(repr(rule) for rule in ("first", "random", *RANKED))
+            raise ValueError(
+                f"select({what!r}): must be {names}, ('page', number) or a list of env indices"
+            )
+        indices = tuple(int(i) for i in what)
+        if not indices or min(indices) < 0 or len(set(indices)) != len(indices):
+            raise ValueError(
+                f"select({what!r}): must be at least one env index, each 0 or more, none twice"
+            )
+        return cls("indices", indices=indices, sticky=sticky)
+
+    def num_pages(self, num_envs: int, capacity: int) -> int:
+        """How many pages of `capacity` environments there are."""
+        return -(-num_envs // capacity)
+
+    def given(self, num_envs: int, capacity: int, random: np.random.Generator) -> np.ndarray:
+        """int32 [K <= capacity]: what a rule that needs no ranking comes to; indices that do not
+        exist are left out, and a page that does not exist is the last one."""
+        match self.rule:
+            case "first":
+                chosen = np.arange(min(num_envs, capacity))
+            case "page":
+                page = min(self.page, self.num_pages(num_envs, capacity)) - 1
+                chosen = np.arange(page * capacity, min((page + 1) * capacity, num_envs))
+            case "random":
+                count = min(num_envs, capacity)
+                chosen = np.sort(random.choice(num_envs, count, replace=False))
+            case "indices":
+                chosen = np.array([i for i in self.indices if i < num_envs][:capacity])
+            case _:
+                raise AssertionError(f"{self.rule!r} is ranked on the device")
+        return chosen.astype(np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """The environments that one device ranks first, as its push says."""
+
+    env_index: np.ndarray  # int32 [K], over all devices
+    episode_return: np.ndarray  # float32 [K]
+    since_termination: np.ndarray  # int32 [K], env steps
+    finite: np.ndarray  # bool [K]
+
+    def score(self, rule: str) -> np.ndarray:
+        """float [K]: higher is ranked first, -inf is not what the rule is about."""
+        match rule:
+            case "best" | "worst":
+                sign = 1.0 if rule == "best" else -1.0
+                # Kept, though last: a grid is not to lose robots because a return is not finite.
+                known = np.isfinite(self.episode_return)
+                return np.where(known, sign * self.episode_return, np.finfo(np.float32).min)
+            case "terminated":
+                age = self.since_termination
+                return np.where(age < NEVER, -age.astype(np.float64), -np.inf)
+            case _:
+                return np.where(self.finite, -np.inf, 0.0)
+
+
+@dataclass
+class Choice:
+    """What the selection has come to for one rollout. Not thread-safe: the feed locks.
+
+    Rules that rank go round by the devices: `begin`, a `report` from each of them, and then the
+    best of all are chosen.
+    """
+
+    env_index: np.ndarray | None = None  # int32 [K], in the order of the cells; None: not yet
+    made_of: Selection | None = None
+    since: float = -np.inf  # s, when it was made
+    _reports: dict[int, Ranking] = field(default_factory=dict)
+    _pending: bool = False
+    _random: np.random.Generator = field(default_factory=np.random.default_rng)
+
+    def begin(
+        self, selection: Selection, num_envs: int, capacity: int, now: float, keep: int | None
+    ) -> None:
+        """Chooses anew.
+
+        Args:
+            selection: the rule.
+            num_envs: environments in the rollout.
+            capacity: how many can be drawn.
+            now: s.
+            keep: an environment to be drawn in any case.
+        """
+        self.made_of, self.since = selection, now
+        self._reports, self._pending = {}, selection.rule in RANKED
+        if not self._pending:
+            self.env_index = _with(
+                selection.given(num_envs, capacity, self._random), keep, num_envs, capacity
+            )
+
+    def rule_for(self, shard: int) -> int:
+        """Which rule the device is to rank by now; GIVEN if it need not."""
+        if not self._pending or shard in self._reports:
+            return GIVEN
+        assert self.made_of is not None
+        return RANKED[self.made_of.rule]
+
+    @property
+    def found_nobody(self) -> bool:
+        """Whether the newest choice that was made is empty."""
+        return self.env_index is not None and len(self.env_index) == 0
+
+    @property
+    def pending(self) -> bool:
+        """Whether some device has not reported yet."""
+        return self._pending
+
+    def report(
+        self,
+        shard: int,
+        ranking: Ranking,
+        num_shards: int,
+        num_envs: int,
+        capacity: int,
+        keep: int | None,
+    ) -> None:
+        """One device has ranked its environments; with the last of them the choice is made."""
+        self._reports[shard] = ranking
+        if len(self._reports) < num_shards:
+            return
+        assert self.made_of is not None
+        rule = self.made_of.rule
+        reports = self._reports.values()
+        index = np.concatenate([r.env_index for r in reports])
+        score = np.concatenate([r.score(rule) for r in reports])
+        # Ties by index, as on the device.
+        order = np.lexsort((index, -score))
+        chosen = index[order][np.isfinite(score[order])][:capacity].astype(np.int32)
+        self.env_index = _with(chosen, keep, num_envs, capacity)
+        self._pending = False
+
+    def is_stale(self, selection: Selection, now: float, *, begins: bool, seconds: float) -> bool:
+        """Whether it is time to choose anew.
+
+        Args:
+            selection: what is asked for now.
+            now: s.
+            begins: whether a stretch begins.
+            seconds: s, after which to choose anew where there are no stretches; inf where there
+                are.
+        """
+        if selection != self.made_of:
+            return True
+        if self._pending or selection.sticky or selection.rule not in ("random", *RANKED):
+            return False
+        return begins or now - self.since >= seconds
+
+
+def _with(chosen: np.ndarray, keep: int | None, num_envs: int, capacity: int) -> np.ndarray:
+    """`chosen`, with `keep` in it: appended, or in the last place where there is no room."""
+    if keep is None or keep >= num_envs or keep in chosen:
+        return chosen
+    return np.append(chosen[: capacity - 1], np.int32(keep))
+
+
+def summary(selection: Selection, drawn: int, num_envs: int) -> str:
+    """In words what is drawn."""
+    if drawn or selection.rule not in RANKED:
+        return f"{drawn:,} of {num_envs:,} envs"
+    nothing: Mapping[str, str] = {
+        "nan": f"None of {num_envs:,} envs has a NaN or an Inf",
+        "terminated": f"None of {num_envs:,} envs has terminated yet",
+    }
+    return nothing.get(selection.rule, f"None of {num_envs:,} envs")

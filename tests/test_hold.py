@@ -1,0 +1,192 @@
+"""Holding and stepping, with threads in the place of devices."""
+
+import math
+import threading
+
+import pytest
+
+from brax_viser.hold import Hold
+from tests.conftest import eventually
+
+
+class Device:
+    """A thread that takes steps and waits at each, as a callback does."""
+
+    def __init__(self, hold: Hold, role: str = "train", shard: int = 0, limit: float = math.inf):
+        self.hold, self.role, self.shard = hold, role, shard
+        self.steps, self.pushes, self.error = 0, 0, None
+        self.limit = limit
+        self._stop = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self):
+        try:
+            while not self._stop and self.steps < self.limit:
+                self.steps += 1
+                again = True
+                while again:
+                    self.pushes += 1
+                    refreshed = self.hold.refreshes
+                    again = self.hold.wait(self.role, self.shard, self.steps, refreshed)
+        except KeyboardInterrupt as error:
+            self.error = error
+
+    def stop(self):
+        self._stop = True
+        self.hold.resume()
+        self._thread.join(timeout=5)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def hold():
+    hold = Hold()
+    yield hold
+    hold.close()
+
+
+def held_at(hold, device):
+    eventually(lambda: hold.held and device.hold._parts[device.role, device.shard].blocked, "held")
+    return device.steps
+
+
+def test_a_paused_training_stands_still_and_goes_on_by_steps(hold):
+    hold.pause()
+    device = Device(hold)
+    assert held_at(hold, device) == 1
+    hold.step()
+    eventually(lambda: device.steps == 2 and hold.held, "one step further")
+    hold.step(10)
+    eventually(lambda: device.steps == 12 and hold.held, "ten steps further")
+    assert hold.paused
+    hold.resume()
+    assert not hold.held and not hold.paused
+    eventually(lambda: device.steps > 1000, "it runs")
+    hold.step()  # from a running training: holds it
+    before = held_at(hold, device)
+    hold.step()
+    eventually(lambda: device.steps == before + 1 and hold.held, "one step")
+    device.stop()
+
+
+def test_all_devices_stop_at_one_and_the_same_step(hold):
+    devices = [Device(hold, shard=i) for i in range(4)]
+    eventually(lambda: min(d.steps for d in devices) > 100, "all run")
+    hold.pause()
+    eventually(lambda: all(hold._parts["train", d.shard].blocked for d in devices), "all wait")
+    furthest = max(d.steps for d in devices)
+    hold.step(3)
+    eventually(lambda: {d.steps for d in devices} == {furthest + 3} and hold.held, "aligned")
+    for device in devices:
+        device._stop = True
+    for device in devices:
+        device.stop()
+
+
+def test_an_evaluation_waits_too_and_runs_through_while_a_step_of_the_training_is_on_its_way(hold):
+    hold.pause()
+    evaluation = Device(hold, role="eval", limit=50)
+    eventually(lambda: hold.held, "held in the evaluation")
+    assert evaluation.steps == 1
+    hold.step()
+    eventually(lambda: evaluation.steps == 50, "the evaluation runs through")
+    assert not hold.held
+    training = Device(hold)
+    assert held_at(hold, training) == 1
+    training.stop()
+
+
+def test_stepping_an_evaluation_that_has_not_begun_lets_the_training_run(hold):
+    hold.pause("eval")
+    training = Device(hold)
+    held_at(hold, training)
+    hold.step(role="eval")
+    eventually(lambda: training.steps > 100, "the training runs on to the evaluation")
+    evaluation = Device(hold, role="eval")
+    assert held_at(hold, evaluation) == 1
+    held_at(hold, training)
+    training._stop = evaluation._stop = True
+    hold.resume()
+
+
+def test_it_runs_on_to_a_termination(hold):
+    hold.pause()
+    device = Device(hold)
+    held_at(hold, device)
+    hold.run_to_termination(7)
+    assert hold.until_env == 7
+    eventually(lambda: device.steps > 500, "it runs")
+    hold.terminated("eval", 3)  # another rollout's is not meant
+    assert hold.until_env == 7
+    hold.terminated("train", device.steps)
+    held_at(hold, device)
+    assert hold.until_env is None and hold.paused
+    hold.run_to_termination(7)
+    eventually(lambda: not hold.held, "it runs again")
+    hold.pause()  # the person does not want to wait for it any more
+    held_at(hold, device)
+    assert hold.until_env is None
+    device.stop()
+
+
+def test_while_held_a_refresh_pushes_the_same_step_again(hold):
+    hold.pause()
+    device = Device(hold)
+    held_at(hold, device)
+    pushes = device.pushes
+    hold.refresh()
+    eventually(lambda: device.pushes == pushes + 1, "pushed again")
+    assert device.steps == 1 and hold.held
+    device.stop()
+
+
+def test_a_refresh_between_the_look_and_the_wait_is_not_lost(hold):
+    hold.pause()
+    seen = hold.refreshes
+    hold.refresh()
+    assert hold.wait("train", 0, 1, seen) is True
+
+
+def test_closing_releases_for_good(hold):
+    hold.pause()
+    device = Device(hold)
+    held_at(hold, device)
+    hold.close()
+    eventually(lambda: device.steps > 100, "it runs")
+    hold.pause()
+    assert hold.wait("train", 0, 10**9, hold.refreshes) is False
+    device._stop = True
+
+
+def test_an_interrupt_ends_a_held_training_and_leaves_a_running_one(hold):
+    device = Device(hold)
+    eventually(lambda: device.steps > 10, "it runs")
+    assert not hold.interrupt()
+    hold.pause()
+    held_at(hold, device)
+    assert hold.interrupt()
+    eventually(lambda: isinstance(device.error, KeyboardInterrupt), "it has ended")
+    assert not hold.paused and not hold.held
+    # The next training is not ended by what was meant for the last.
+    assert hold.wait("train", 0, 1, hold.refreshes) is False
+
+
+def test_the_training_clock_stands_still_while_held():
+    now = [100.0]
+    hold = Hold(clock=lambda: now[0])
+    assert hold.training_clock() == 100.0
+    hold.pause()
+    device = Device(hold)
+    held_at(hold, device)
+    now[0] = 160.0
+    assert hold.training_clock() == 100.0
+    hold.step()
+    eventually(lambda: device.steps == 2 and hold.held, "a step further")
+    now[0] = 200.0
+    assert hold.training_clock() == 100.0
+    hold.resume()
+    now[0] = 230.0
+    assert hold.training_clock() == 130.0
+    device.stop()
+    hold.close()
