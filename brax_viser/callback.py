@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import ShapedArray
 from jax.experimental import io_callback
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
@@ -104,7 +105,7 @@ def _side_effect() -> Any:
 
 
 def _abstract(*_: Any, function: HostFunction, result: jax.ShapeDtypeStruct, kept_alive: bool):
-    aval = jax.core.ShapedArray(result.shape, result.dtype)
+    aval = ShapedArray(result.shape, result.dtype)
     return aval, set() if kept_alive else {_side_effect()}
 
 
@@ -112,13 +113,7 @@ def _run(*args: jax.Array, **params: Any) -> jax.Array:
     return jax.jit(functools.partial(_direct_p.bind, **params))(*args)
 
 
-def _lower(
-    ctx: mlir.LoweringRuleContext,
-    *args: Any,
-    function: HostFunction,
-    result: jax.ShapeDtypeStruct,
-    kept_alive: bool,
-):
+def _lower(ctx: Any, *args: Any, function: HostFunction, kept_alive: bool, **_: Any) -> Any:
     def flat(*values: np.ndarray) -> tuple[np.ndarray]:
         return (function(*values),)
 

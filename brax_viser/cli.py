@@ -42,7 +42,7 @@ def train(
     spacing: tuple[float, ...] | None = None,
     num_timesteps: int | None = None,
     seed: int | None = None,
-    mode: str = "latest",
+    mode: str = "realtime",
     host: str = "127.0.0.1",
     port: int = 8000,
     save_dir: str | None = None,
@@ -58,7 +58,7 @@ def train(
         spacing: metres between them, along x and y (and z); from the robot's reach if not given.
         num_timesteps: environment steps to train for.
         seed: of the training.
-        mode: latest or every_step.
+        mode: realtime, latest or every_step.
         host: address that the page is served on. There is no password.
         port: of the page; the next free one if it is taken.
         save_dir: where the policy goes; runs/ENV-TIME if not given.

@@ -206,7 +206,7 @@ class Player:
             self._lead = max(self._lead, took + REACTION_SECONDS)
             self._learning = True
         elif self._learning:
-            self._lead = max(took + REACTION_SECONDS, 0.8 * self._lead)
+            self._lead = max(took + REACTION_SECONDS, 0.95 * self._lead)
             self._learning = False
 
     def _plan(self, now: float, speed: float, sending: bool) -> None:

@@ -108,7 +108,7 @@ class Progress:
             for key, words in _REWARDS.items():
                 if key in metrics:
                     reward = float(metrics[key])  # type: ignore[arg-type]
-                    self._reward = f"{words} {reward:,.1f} at {count(num_steps)} steps"
+                    self._reward = f"{words} {reward:,.1f} at {count(num_steps)}"
             # Only the report that ends an epoch can be the last; those of episodes come within.
             last = self._num_timesteps and num_steps >= self._num_timesteps
             if last and any(key.startswith(("eval/", "training/")) for key in metrics):

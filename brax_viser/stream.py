@@ -23,6 +23,9 @@ within the span makes little difference."""
 
 BIN_SECONDS = 0.1
 
+SAVING_SECONDS = 0.05
+"""How often it is looked whether the budget suffices by now, at most: asking costs as well."""
+
 SAVED_SECONDS = 1.0
 """How long an unspent budget can be saved up, at least: a person who opens a page sees the first
 stretch at once."""
@@ -69,6 +72,7 @@ class _Shard:
 
     env_steps: int = 0  # batched steps known of
     skip: int = 0  # what the last answer granted
+    idle_skip: int = 0  # the last time that it was not within a burst
     resets: int = 0
 
 
@@ -93,6 +97,7 @@ class Pacer:
     _stop: int = 0
     _spent_at_start: float | None = None  # s; None once what the burst cost has been accounted
     _step_cost: float = 150e-6  # s, running mean, of a step that is sent
+    _earliest: float = -math.inf  # s, before which no other stretch is begun
     _next_frame: float = -math.inf  # s, when "latest" sends again
     _slow: bool = True
     _active: bool = False
@@ -142,8 +147,10 @@ class Pacer:
         steps = self._count(own, countdown)
         if shard == 0:
             if self._last_ask is not None and countdown != FRESH:
-                self._rate.add(now - self._last_ask, steps)
-                self._pace.add(now - self._last_ask, steps)
+                # A gap of an hour is a laptop that was asleep, and is to be forgotten soon.
+                gap = min(now - self._last_ask, PACE_SECONDS)
+                self._rate.add(gap, steps)
+                self._pace.add(gap, steps)
             self._last_ask = now
         if control.closed:
             return self._answer(own, False, FOREVER)
@@ -182,7 +189,8 @@ class Pacer:
 
     def hurry(self) -> None:
         """Something else is to be shown: begins anew at once, with as much as can be afforded."""
-        self._hurries, self._stop, self.stretch_due = True, self._start, -math.inf
+        self._hurries, self._stop = True, self._start
+        self.stretch_due = self._earliest = -math.inf
 
     def abandon(self, now: float, seconds: float) -> None:
         """There is nothing to send: ends the burst, and begins none for a while."""
@@ -227,24 +235,31 @@ class Pacer:
         if self._hurries:
             affordable = self._budget.credit / self._step_cost
             length = max(min(length, int(min(affordable, stretch))), 1)
-        missing = length * self._step_cost - self._budget.credit
-        wait = max(0.0 if self._slow else self.stretch_due - now, missing / control.max_overhead)
+        playing = length * self.dt / control.speed
+        self._earliest = min(self._earliest, now + playing)  # a clock can be set back
+        due = now if self._slow else max(self.stretch_due, self._earliest)
+        wait = max(due - now, self._saving(length * self._step_cost, control))
         if wait <= 0 or self._hurries:
             self._hurries = False
+            # What the player wants may have been said before this stretch was begun.
+            self._earliest = now + 0.5 * playing
             self._begin(length, spent)
         return min(max(wait, 0.0), REACTION_SECONDS)
 
     def _plan_frame(self, now: float, control: Control, spent: float) -> float:
-        wait = max(
-            min(self._next_frame - now, 1.0),  # a clock that was set back must not stall it
-            (self._step_cost - self._budget.credit) / control.max_overhead,
-        )
+        self._next_frame = min(self._next_frame, now + 1 / control.fps)  # a clock can be set back
+        wait = max(self._next_frame - now, self._saving(self._step_cost, control))
         if wait <= 0 or self._hurries:
             self._hurries = False
             self._next_frame = now + 1 / control.fps
             self._begin(1, spent)
             wait = 1 / control.fps
         return min(wait, REACTION_SECONDS)
+
+    def _saving(self, cost: float, control: Control) -> float:
+        """s until something can be paid for; long enough that asking costs less than is saved."""
+        missing = cost - self._budget.credit
+        return max(missing / control.max_overhead, SAVING_SECONDS) if missing > 0 else 0.0
 
     def _account(self, step: int, spent: float) -> None:
         """Learns from the burst that is under way, or just over, what sending a step costs."""
@@ -273,7 +288,8 @@ class Pacer:
     def _within(self, own: _Shard, seconds: float) -> int:
         """Steps that pass in `seconds`, growing at most twofold so that one odd interval between
         two calls (a compilation, an update) cannot make the stream deaf."""
-        return min(int(self.rate * seconds), 2 * own.skip + 1, FOREVER)
+        own.idle_skip = min(int(self.rate * seconds), 2 * own.idle_skip + 1, FOREVER)
+        return own.idle_skip
 
 
 class Rate:

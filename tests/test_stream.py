@@ -1,57 +1,123 @@
-"""Pacing and selection, with a clock of the test's own."""
+"""Pacing and its cost, with a clock of the test's own."""
+
+import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from brax_viser.emit import FRESH
-from brax_viser.stream import (
-    FOREVER,
-    Control,
-    CostMeter,
-    Pacer,
-    Rate,
-    Selection,
-)
+from brax_viser.frame import Frame
+from brax_viser.playback import Player, View
+from brax_viser.protocol import FOREVER, FRESH, NEVER
+from brax_viser.stream import Budget, Control, CostMeter, Pacer, Rate
 
 RATES = st.floats(0.2, 100_000.0)  # batched steps per second
+DT = 0.05  # s of robot time per step
 
 
 class Device:
     """A training that takes steps at a given rate and asks when its countdown says so."""
 
-    def __init__(self, rate: float, call_cost: float = 0.0):
-        self.pacer, self.rate, self.call_cost = Pacer(), rate, call_cost
+    def __init__(self, rate: float, call_cost: float = 0.0, shards: int = 1, dt: float = DT):
+        self.pacer, self.rate, self.call_cost = Pacer(dt), rate, call_cost
         self.now, self.spent, self.steps = 1000.0, 0.0, 0
-        self.left = FRESH
+        self.left = [FRESH] * shards
+        self.player, self.played = Player(dt), 0
         self.asks: list[float] = []
         self.pushes: list[float] = []
+        self.sent: list[list[int]] = [[] for _ in range(shards)]  # steps, by shard
+        self.worst_debt = -math.inf  # s by which the budget was exceeded
+        self.began, self.allowed = self.now, 0.0
 
-    def run(self, seconds: float, control: Control) -> None:
+    def step(self, control: Control, *, active: bool = True, steps: int = 1) -> None:
+        """Takes steps of which only the last can be due."""
+        self.now += steps / self.rate
+        self.allowed += steps / self.rate * control.max_overhead
+        self.steps += steps
+        for shard, left in enumerate(self.left):
+            self.left[shard] = left - steps
+            if left >= steps:
+                continue
+            countdown = FRESH if left == FRESH else 0
+            answer = self.pacer.ask(
+                self.now, countdown, control, self.spent, active=active, shard=shard
+            )
+            cost = self.call_cost * (1 + answer.push)
+            self.spent += cost
+            self.now += cost
+            self.allowed += cost * control.max_overhead
+            self.worst_debt = max(self.worst_debt, self.spent - self.allowed)
+            self.left[shard] = answer.skip
+            if shard == 0:
+                self.asks.append(self.now)
+                self.pushes += [self.now] * answer.push
+            if answer.push:
+                self.sent[shard].append(self.steps)
+
+    def run(self, seconds: float, control: Control, *, active: bool = True) -> None:
         end = self.now + seconds
         while self.now < end:
-            passed = max(self.left, 0)
-            self.now += (passed + 1) / self.rate
-            self.steps += passed + 1
-            answer = self.pacer.ask(self.now, min(self.left, 0), control, self.spent)
-            self.asks.append(self.now)
-            self.spent += self.call_cost
-            if answer.push:
-                self.pushes.append(self.now)
-                self.spent += self.call_cost
-            self.now += self.call_cost * (1 + answer.push)
-            self.left = answer.skip
+            self.step(control, active=active, steps=max(min(self.left), 0) + 1)
 
 
-WATCHED = Control(watched=True)
+REALTIME = Control(watched=True)
+LATEST = Control(watched=True, mode="latest")
+
+
+def stretches(steps: list[int]) -> list[list[int]]:
+    """Consecutive runs."""
+    breaks = np.flatnonzero(np.diff(steps) != 1) + 1
+    return [list(run) for run in np.split(np.array(steps), breaks)]
+
+
+def frame(step: int) -> Frame:
+    """One env that never resets."""
+    one = np.array([0.0])
+    return Frame(
+        role="train",
+        env_steps=step,
+        env_index=np.array([0]),
+        num_envs=1,
+        link_pos=np.full((1, 1, 3), float(step), np.float32),
+        link_rot=np.array([[[1.0, 0.0, 0.0, 0.0]]], np.float32),
+        reward=one,
+        episode_return=one,
+        episode_length=np.array([step]),
+        since_termination=np.array([NEVER]),
+        finite=np.array([True]),
+    )
+
+
+def play(device: Device, control: Control, seconds: float) -> list[tuple[float, View]]:
+    """Runs, and plays what is sent, thirty times a second. Returns (s, what was shown)."""
+    end, shown, now = device.now + seconds, [], device.now
+    pacer, player = device.pacer, device.player
+    while device.now < end:
+        device.run(1 / 30, control)
+        # The page is looked at also while the training stands still for an update.
+        while now < device.now:
+            now = min(now + 1 / 30, device.now)
+            while device.played < len(device.sent[0]) and device.pushes[device.played] <= now:
+                player.add(frame(device.sent[0][device.played]), now)
+                device.played += 1
+            if control.mode == "realtime":
+                view = player.play(
+                    now, control.speed, sending=pacer.sending, following=pacer.following
+                )
+                pacer.stretch_due = player.due
+            else:
+                view = player.newest(now)
+            if view is not None:
+                shown.append((now, view))
+    return shown
 
 
 @given(rate=RATES, seconds=st.floats(1.0, 20.0))
 @settings(deadline=None, max_examples=60)
 def test_known_steps_are_the_steps_taken(rate, seconds):
     device = Device(rate)
-    device.run(seconds, WATCHED)
+    device.run(seconds, LATEST)
     assert device.pacer.env_steps == device.steps
 
 
@@ -59,20 +125,34 @@ def test_known_steps_are_the_steps_taken(rate, seconds):
 @settings(deadline=None, max_examples=60)
 def test_an_idle_stream_notices_a_switch_within_a_fifth_of_a_second(rate):
     device = Device(rate)
-    device.run(5.0 + 3 / rate, Control(watched=True, streaming=False))
+    device.run(5.0 + 3 / rate, LATEST, active=False)
     assert not device.pushes
     gaps = np.diff(device.asks)
     # Slower than five steps a second nothing can be noticed sooner than the next step.
     assert gaps.max() <= max(0.2, 1.5 / rate)
     # And it does not ask much more often than it must.
     assert len(device.asks) <= 5.0 / 0.05 + 40
+    # What is switched on is sent with the very next call, whatever the budget says.
+    before = device.now
+    device.run(0.25 + 1.5 / rate, REALTIME)
+    assert device.pushes[0] - before <= max(0.2, 1.5 / rate)
+
+
+@given(rate=RATES, mode=st.sampled_from(["realtime", "latest"]), cost=st.floats(1e-6, 1e-3))
+@settings(deadline=None, max_examples=60)
+def test_it_reacts_within_a_fifth_of_a_second_between_stretches_and_frames(rate, mode, cost):
+    device = Device(rate, cost)
+    control = Control(watched=True, mode=mode)
+    play(device, control, 8.0 + 3 / rate)
+    gaps = np.diff(device.asks)
+    assert gaps.max() <= max(0.2, 1.5 / rate) + 2 * cost
 
 
 @given(rate=RATES, burst=st.integers(1, 200), pause=st.floats(0.0, 2.0))
 @settings(deadline=None, max_examples=60)
 def test_pauses_between_rollouts_do_not_make_it_deaf(rate, burst, pause):
     """PPO steps in bursts. What is skipped may span at most one pause more than 0.2 s."""
-    pacer, now, control = Pacer(), 0.0, Control(watched=True, streaming=False)
+    pacer, now = Pacer(DT), 0.0
     left, last_ask, worst = FRESH, None, 0.0
     for step in range(6000):
         now += 1 / rate + (pause if step % burst == 0 else 0.0)
@@ -82,7 +162,7 @@ def test_pauses_between_rollouts_do_not_make_it_deaf(rate, burst, pause):
         if last_ask is not None and step > 3000:
             worst = max(worst, now - last_ask)
         last_ask = now
-        left = pacer.ask(now, FRESH if step == 0 else 0, control, 0.0).skip
+        left = pacer.ask(now, FRESH if step == 0 else 0, LATEST, 0.0, active=False).skip
         if now > 200:
             break
     assert worst <= 0.2 + 2 * (pause + 1 / rate)
@@ -92,29 +172,122 @@ def test_pauses_between_rollouts_do_not_make_it_deaf(rate, burst, pause):
 @settings(deadline=None, max_examples=60)
 def test_latest_keeps_its_frame_rate(rate, fps):
     device = Device(rate)
-    device.run(3.0, Control(watched=True, fps=fps))  # warm-up
+    control = Control(watched=True, mode="latest", fps=fps)
+    device.run(3.0, control)  # warm-up
     device.pushes.clear()
-    device.run(10.0, Control(watched=True, fps=fps))
+    device.run(10.0, control)
     # A fence has one post more than panels, and the last step may end beyond the ten seconds.
     assert 0.8 * fps * 10 - 1 <= len(device.pushes) <= fps * 10 + 2
 
 
 @given(
-    rate=st.floats(20.0, 100_000.0),
-    cost=st.floats(1e-5, 2e-2),
+    rate=RATES,
+    cost=st.floats(1e-6, 5e-3),
     budget=st.floats(0.005, 0.5),
+    mode=st.sampled_from(["realtime", "latest"]),
+    dt=st.floats(0.005, 0.1),
+)
+@settings(deadline=None, max_examples=120)
+def test_the_budget_is_never_exceeded_by_more_than_a_call(rate, cost, budget, mode, dt):
+    # Asking ten times a second is what notices the switch in time: below that no budget can go.
+    assume(cost / 0.05 < budget)
+    device = Device(rate, cost, dt=dt)
+    control = Control(watched=True, mode=mode, max_overhead=budget)
+    # While the rate is not known yet, it has to ask more often than it will. What was not spent
+    # by then may be spent later, up to a limit.
+    device.run(3.0 + 3 / rate, control, active=False)
+    saved = device.pacer._budget.credit
+    assert saved <= max(budget, 1.27 * max(3.0 / dt, 2) * max(2 * cost, 150e-6))
+    device.allowed = device.spent + max(saved, 0.0)
+    device.worst_debt = -math.inf
+    play(device, control, 20.0)
+    # A step that is sent takes two calls, and the next one finds out that it was one too many.
+    assert device.worst_debt <= 3.5 * cost
+
+
+@given(
+    rate=st.floats(20.0, 100_000.0),
+    cost=st.floats(1e-6, 5e-3),
+    budget=st.floats(0.005, 0.5),
+    mode=st.sampled_from(["realtime", "latest"]),
+)
+@settings(deadline=None, max_examples=80)
+def test_it_never_starves(rate, cost, budget, mode):
+    assume(cost / 0.05 < 0.5 * budget)
+    device = Device(rate, cost)
+    control = Control(watched=True, mode=mode, max_overhead=budget)
+    play(device, control, 5.0)
+    # What one stretch costs, saved up beside the asking; and a stretch lasts three seconds.
+    stretch = 2 * cost * 60 if mode == "realtime" else 2 * cost
+    patience = 2.0 + 1.3 * stretch / (budget - cost / 0.05) + (3.0 if mode == "realtime" else 0.0)
+    times = [device.now]
+    count = len(device.pushes)
+    play(device, control, 6 * patience)
+    times += device.pushes[count:]
+    times.append(device.now)
+    assert np.diff(times).max() <= patience
+
+
+@given(
+    rate=st.floats(60.0, 100_000.0),
+    seconds=st.floats(0.5, 5.0),
+    speed=st.floats(0.1, 1.9),
 )
 @settings(deadline=None, max_examples=60)
-def test_latest_stays_within_its_budget(rate, cost, budget):
-    control = Control(watched=True, max_overhead=budget)
-    device = Device(rate, cost)
-    device.run(5.0, control)
-    before, start = device.spent, device.now
-    device.run(20.0, control)
-    # The asking between frames is spread by the reaction time, and is all that can exceed it.
-    floor = cost / 0.1
-    assert (device.spent - before) / (device.now - start) <= 1.3 * budget + 1.3 * floor
-    assert device.pushes
+def test_stretches_are_whole_consecutive_and_follow_one_another(rate, seconds, speed):
+    device = Device(rate, call_cost=1e-6)
+    control = Control(watched=True, stretch_seconds=seconds, speed=speed)
+    device.run(3.0, control, active=False)
+    play(device, control, 6 * seconds / speed + 3.0)
+    runs = stretches(device.sent[0])
+    # The first is as long as was affordable; the last may be under way.
+    whole = runs[1:-1]
+    assert len(whole) >= 3
+    assert {len(run) for run in whole} == {max(round(seconds / DT), 2)}
+
+
+@given(rate=st.floats(0.2, 20.0))
+@settings(deadline=None, max_examples=30)
+def test_a_training_slower_than_the_robot_shows_every_step(rate):
+    device = Device(rate, call_cost=1e-5)
+    device.run(30.0 + 10 / rate, REALTIME)
+    assert device.pacer.following
+    assert len(device.pushes) == device.steps
+
+
+def test_a_training_that_gets_fast_goes_over_to_stretches_and_back():
+    device = Device(10.0)
+    device.run(20.0, REALTIME)
+    assert device.pacer.following
+    device.rate = 1000.0
+    device.run(60.0, REALTIME)
+    assert not device.pacer.following
+    device.rate = 10.0
+    device.run(60.0, REALTIME)
+    assert device.pacer.following
+
+
+@pytest.mark.parametrize("mode", ["realtime", "latest", "every_step"])
+@given(
+    rate=st.floats(5.0, 5_000.0),
+    shards=st.integers(2, 5),
+    resets=st.lists(st.floats(0.1, 3.0), max_size=3),
+)
+@settings(deadline=None, max_examples=30)
+def test_all_devices_send_the_very_same_steps(mode, rate, shards, resets):
+    device = Device(rate, shards=shards)
+    control = Control(watched=True, mode=mode, stretch_seconds=1.0)
+    for seconds in [*resets, 1.0]:
+        play(device, control, seconds)
+        # A reset reaches all of them at one and the same step, wherever their countdowns are.
+        device.left = [FRESH] * shards
+    play(device, control, 4.0)
+    device.run(0.3, control, active=False)
+    assert device.sent[0]
+    for sent in device.sent[1:]:
+        # Those that were granted to one of them and cut off by a reset are missing there.
+        assert sent == device.sent[0] or len(set(sent) ^ set(device.sent[0])) <= len(resets) + 1
+    assert len({device.pacer.steps_of(i) + device.pacer.granted(i) for i in range(shards)}) <= 2
 
 
 @given(rate=RATES)
@@ -125,40 +298,92 @@ def test_every_step_skips_nothing(rate):
     assert len(device.pushes) == device.steps
 
 
-@pytest.mark.parametrize("jump", [3600.0, -5.0], ids=["suspended", "stepped back"])
-def test_a_clock_that_jumps_stalls_nothing(jump):
-    device = Device(1000.0)
-    device.run(3.0, WATCHED)
+@given(rate=st.floats(200.0, 100_000.0), mode=st.sampled_from(["realtime", "latest"]))
+@settings(deadline=None, max_examples=30)
+def test_every_step_ends_with_its_mode(rate, mode):
+    device = Device(rate)
+    device.run(500 / rate, Control(watched=True, mode="every_step"))
+    count = len(device.pushes)
+    before = device.steps
+    play(device, Control(watched=True, mode=mode), 12.0)
+    assert len(device.pushes) - count < 0.3 * (device.steps - before) + 65
+
+
+@pytest.mark.parametrize("mode", ["realtime", "latest"])
+@pytest.mark.parametrize("jump", [3600.0, -5.0, -3600.0], ids=["suspended", "back", "far back"])
+def test_a_clock_that_jumps_stalls_nothing(jump, mode):
+    device = Device(1000.0, call_cost=1e-4)
+    control = Control(watched=True, mode=mode)
+    play(device, control, 3.0)
     device.now += jump
-    device.pushes.clear()
-    device.run(10.0, WATCHED)
-    assert len(device.pushes) > 100
+    count = len(device.pushes)
+    play(device, control, 10.0)
+    assert len(device.pushes) - count > 100
+    # An hour asleep is no hour's worth of budget.
+    assert len(device.pushes) - count < 10 * (60 if mode == "realtime" else 31)
+
+
+def test_a_budget_that_is_changed_is_kept_from_then_on():
+    device = Device(1000.0, call_cost=5e-4)
+    for budget in (0.01, 0.1, 0.02):
+        control = Control(watched=True, max_overhead=budget)
+        play(device, control, 20.0)
+        before, start = device.spent, device.now
+        play(device, control, 60.0)
+        share = (device.spent - before) / (device.now - start)
+        assert 0.7 * min(budget, 0.02) <= share <= budget + 0.06 / 60
 
 
 def test_a_rate_that_drops_is_followed():
     device = Device(50_000.0)
-    off = Control(watched=True, streaming=False)
-    device.run(5.0, off)
+    device.run(5.0, LATEST, active=False)
     device.rate = 50.0
     before = len(device.asks)
-    device.run(120.0, off)  # the first gap is what was granted at the old rate
+    device.run(120.0, LATEST, active=False)  # the first gap is what was granted at the old rate
     assert np.diff(device.asks[before + 40 :]).max() <= 0.2
 
 
 def test_nothing_is_sent_while_nobody_looks_and_never_again_once_closed():
+    assert not Control(watched=False).wants("train")
+    assert not Control(watched=True, streaming=False).wants("train")
+    assert Control(watched=True).wants("train") and not Control(watched=True).wants("eval")
+    assert Control(watched=True, show="both").wants("eval")
     device = Device(1000.0)
-    device.run(2.0, Control(watched=False))
+    device.run(2.0, LATEST, active=False)
     assert not device.pushes
-    answer = device.pacer.ask(device.now, 0, Control(watched=True, closed=True), 0.0)
-    assert answer == (False, FOREVER)
+    closed = Control(watched=True, closed=True)
+    answer = device.pacer.ask(device.now, 0, closed, 0.0, active=True)
+    assert (answer.push, answer.skip) == (False, FOREVER)
 
 
 def test_a_reset_counts_one_step_and_not_what_was_granted():
-    pacer = Pacer()
-    pacer.ask(0.0, FRESH, WATCHED, 0.0)
-    pacer._grant(False, 50)
-    pacer.ask(1.0, FRESH, WATCHED, 0.0)
+    pacer = Pacer(DT)
+    pacer.ask(0.0, FRESH, LATEST, 0.0, active=False)
+    pacer.grant(0, 50)
+    pacer.ask(1.0, FRESH, LATEST, 0.0, active=False)
     assert pacer.env_steps == 2
+
+
+def test_a_selection_that_is_changed_is_shown_before_the_stretch_is_over():
+    device = Device(1000.0, call_cost=1e-4)
+    play(device, REALTIME, 10.0)
+    count, before = len(device.pushes), device.now
+    device.pacer.stretch_due = math.inf
+    device.pacer.hurry()
+    device.run(0.2, REALTIME)
+    assert len(device.pushes) > count
+    assert device.pushes[count] - before < 0.2
+
+
+def test_who_finds_nobody_to_draw_does_not_ask_at_every_step():
+    device = Device(1000.0)
+    asks = 0
+    for _ in range(200):
+        device.run(0.01, REALTIME)
+        if len(device.pushes) > asks:
+            asks = len(device.pushes)
+            device.pacer.abandon(device.now, 0.5)
+    assert 2 <= len(device.pushes) < 30
 
 
 def test_rate_weighs_recent_events_most():
@@ -171,28 +396,32 @@ def test_rate_weighs_recent_events_most():
     assert 10.0 <= rate.value < 16.0
 
 
+def test_a_budget_is_saved_up_to_what_is_needed_at_once():
+    budget = Budget()
+    budget.update(0.0, 5.0, 0.02, 0.0)  # what was spent before counts no more
+    assert budget.credit == 0.0
+    budget.update(0.5, 5.0, 0.02, 0.0)
+    assert budget.credit == pytest.approx(0.01)
+    budget.update(100.0, 5.0, 0.02, 0.0)
+    assert budget.credit == pytest.approx(0.02)
+    budget.update(200.0, 5.0, 0.02, 0.4)
+    assert budget.credit == pytest.approx(0.5)
+    budget.update(200.0, 6.0, 0.02, 0.4)
+    assert budget.credit == pytest.approx(-0.5)
+    budget.update(100.0, 6.0, 0.02, 0.4)  # a clock that is set back
+    assert budget.credit == pytest.approx(-0.5)
+
+
 def test_cost_is_a_share_of_the_last_seconds():
     meter = CostMeter()
-    for tick in range(200):
+    for tick in range(400):
         start = tick * 0.1
         meter.asked(start, start + 1e-4)
         meter.pushed(start + 1e-4, start + 3e-4, start + 1e-3, nbytes=1000)
+        meter.pushed(start + 1e-3, start + 1.2e-3, start + 1.3e-3, nbytes=500, frame=False)
     crossing = meter.crossing  # what it has found a call into Python to cost: 0.2 ms here
     assert crossing == pytest.approx(2e-4, rel=0.01)
-    assert meter.share(19.9) == pytest.approx((1e-3 + crossing) / 0.1, rel=0.05)
-    assert meter.bytes_per_second(19.9) == pytest.approx(10_000, rel=0.05)
-    assert meter.frames_per_second(19.9) == pytest.approx(10, rel=0.05)
+    assert meter.share(39.9) == pytest.approx((1.3e-3 + crossing) / 0.1, rel=0.05)
+    assert meter.bytes_per_second(39.9) == pytest.approx(15_000, rel=0.05)
+    assert meter.frames_per_second(39.9) == pytest.approx(10, rel=0.05)
     assert meter.share(1000.0) == 0.0
-
-
-def test_selection_is_the_first_ones_or_the_given_ones():
-    assert Selection.of("first").drawn(256, 64).tolist() == list(range(64))
-    assert Selection.of("first").drawn(8, 64).tolist() == list(range(8))
-    assert Selection.of([5, 2, 900]).drawn(256, 64).tolist() == [5, 2]
-    assert Selection.of(np.array([7, 3, 1])).drawn(256, 2).tolist() == [7, 3]
-
-
-@pytest.mark.parametrize("what", ["last", 3, [], [1, 1], [-1]])
-def test_a_bad_selection_is_refused(what):
-    with pytest.raises(ValueError, match="select"):
-        Selection.of(what)

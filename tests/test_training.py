@@ -182,14 +182,13 @@ def test_a_fault_within_a_callback_leaves_the_training_alone(viewer, page, where
     """Raised on XLA's thread, it would otherwise end the training."""
     env = VisualizedEnv(bare(), grid=(4, 4), viewer=viewer)
 
-    class Broken:
-        def __getattr__(self, name: str):
-            raise RuntimeError(f"no {name} today")
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("not today")
 
     if where == "ask":
-        viewer._board.selection = Broken()  # type: ignore[assignment]
+        env._host._fill = broken
     else:
-        viewer._board.mailbox.put = Broken  # type: ignore[method-assign, assignment]
+        viewer._board.mailbox.put = broken  # type: ignore[method-assign, assignment]
     step = jax.jit(jax.vmap(env.step))
     state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), 4))
     for _ in range(3):

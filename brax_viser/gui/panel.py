@@ -34,7 +34,7 @@ COLOURS = {
     "Reward of this step": "reward",
     "Termination": "termination",
 }
-STEPS = ("Step", "10 steps", "To the next fall")
+STEPS = ("1 step", "10 steps", "Next fall")
 PAGES = ("Previous", "Next")
 HOLD, RESUME = "Hold training", "Resume training"
 
@@ -78,7 +78,7 @@ class Panel:
         )
         self._on_click(self._hold, "hold")
         self._step = gui.add_button_group(
-            "Go on by",
+            "Go on",
             STEPS,
             hint="Holds the training if it runs. Then: one env step (key N), ten of them (key M), "
             "or on until the selected robot's episode ends in a termination (key T).",
@@ -113,7 +113,6 @@ class Panel:
             hint="How fast real time is played: 1 is the robot's own speed.",
         )
         self._on_change(self._speed, "speed", float)
-        self._screen = gui.add_html("")
         self._cost = gui.add_html("")
 
     def _add_choice(self) -> None:
@@ -187,10 +186,10 @@ class Panel:
             "Labels", False, hint="Above each robot: env index, return and time of its episode."
         )
         self._on_change(self._labels, "labels", bool)
-        self._all = gui.add_button(
-            "See all robots", hint="Brings your camera back to where all robots are in view."
+        self._all = gui.add_button_group(
+            "Camera", ("See all robots",), hint="Brings your camera back to where it was first."
         )
-        self._on_click(self._all, "see_all")
+        self._on_pick(self._all, "see_all", with_client=True)
 
     def _add_pace(self) -> None:
         gui = self._server.gui
@@ -238,10 +237,10 @@ class Panel:
         async def _(event: viser.GuiEvent) -> None:
             self._enqueue((name, event.client_id))
 
-    def _on_pick(self, handle: Any, name: str) -> None:
+    def _on_pick(self, handle: Any, name: str, *, with_client: bool = False) -> None:
         @handle.on_click
         async def _(event: viser.GuiEvent) -> None:
-            self._enqueue((name, event.target.value))
+            self._enqueue((name, event.client_id if with_client else event.target.value))
 
     def _on_change(
         self, handle: Any, name: str, of: Callable[[Any], Any], *, with_client: bool = False
@@ -267,7 +266,6 @@ class Panel:
         self._set(self._streaming, value=control.streaming)
         self._set(self._mode, value=_label(MODES, control.mode))
         self._set(self._speed, value=control.speed, visible=control.mode == "realtime")
-        self._set(self._screen, content=words.shown(view))
         self._set(self._cost, content=words.cost(view))
         self._show_choice(view)
         self._set(self._selected, content=words.selected(view))
@@ -288,10 +286,7 @@ class Panel:
         )
         icon = viser.Icon.PLAYER_PLAY if view.paused else viser.Icon.PLAYER_PAUSE
         self._set(self._hold, icon=icon)
-        note = "Keys: space holds and resumes, N steps, T runs on to the next fall."
-        if view.selected_env is None:
-            note = "Keys: space, N. To the next fall: first click on a robot."
-        self._set(self._hold_note, content=words.note(note))
+        self._set(self._hold_note, content=words.hold_note(view))
 
     def _show_choice(self, view: PanelView) -> None:
         selection, num_envs = view.selection, view.stream.num_envs

@@ -108,43 +108,37 @@ def head(view: PanelView) -> str:
 
 
 def steps(progress: ProgressView) -> str:
-    """How far the training is."""
+    """How far the training is, how fast it goes, and what it has reached."""
     goal = f" of {count(progress.num_timesteps)}" if progress.num_timesteps else ""
-    time = duration(progress.elapsed)
+    lines = [f"{count(progress.env_steps)}{goal} steps · {count(progress.steps_per_second)}/s"]
+    if progress.elapsed:
+        lines.append(f"{duration(progress.elapsed)} gone")
     if progress.remaining is not None:
-        time += f", {duration(progress.remaining)} left"
-    rows = [
-        ("Steps", f"{count(progress.env_steps)}{goal}"),
-        ("Speed", f"{count(progress.steps_per_second)} steps/s"),
-        ("Time", time),
-    ]
+        lines[-1] += f", {duration(progress.remaining)} left"
     if progress.reward:
-        rows.append(("Reward", progress.reward))
-    return _table(rows)
+        lines.append(progress.reward)
+    return _lines(lines)
 
 
 def cost(view: PanelView) -> str:
-    """What watching costs the training."""
-    if not view.control.streaming:
-        return _table([("Costs", "nothing: no state leaves the device")])
-    share = f"{100 * view.overhead:.1f} % of the time"
-    if view.control.mode == "every_step":
-        share += ", no budget"
-    else:
-        share += f", budget {100 * view.control.max_overhead:.3g} %"
-    data = f"{view.bytes_per_second / 1e6:.2f} MB/s, {view.frames_per_second:.0f} steps/s"
-    return _table([("Costs", share), ("From device", data)])
+    """What watching costs the training, and which of its steps is on screen."""
+    control, stream = view.control, view.stream
+    if not control.streaming:
+        return _lines(["Costs nothing: no state leaves the device"])
+    budget = "no budget" if control.mode == "every_step" else f"budget {_percent(control)}"
+    lines = [
+        f"Costs {100 * view.overhead:.1f} % of the time ({budget})",
+        f"{view.bytes_per_second / 1e6:.2f} MB/s, {view.frames_per_second:.0f} steps/s moved",
+    ]
+    if stream.step is not None:
+        lines.append(f"On screen: step {count(stream.step)}")
+        if control.mode == "realtime" and not (view.paused or stream.following):
+            lines[-1] += f", {stream.age:.0f} s ago"
+    return _lines(lines)
 
 
-def shown(view: PanelView) -> str:
-    """Which step of the training is on screen."""
-    stream = view.stream
-    if stream.step is None:
-        return ""
-    what = f"step {count(stream.step)}"
-    if view.control.mode == "realtime" and not (view.paused or stream.following):
-        what += f", {stream.age:.0f} s ago"
-    return _table([("On screen", what)])
+def _percent(control: Control) -> str:
+    return f"{100 * control.max_overhead:.3g} %"
 
 
 def drawn(view: PanelView) -> str:
@@ -190,6 +184,13 @@ def legend(view: PanelView) -> str:
     )
 
 
+def hold_note(view: PanelView) -> str:
+    """How to hold and step by keys, and what is missing."""
+    if view.selected_env is None:
+        return note("Keys: space, N. For the next fall click on a robot first.")
+    return note("Keys: space holds and resumes, N steps, T runs to its next fall.")
+
+
 def note(text: str, *, warning: bool = False) -> str:
     """Small print under a control."""
     colour = "#e03131" if warning else _GREY
@@ -199,10 +200,9 @@ def note(text: str, *, warning: bool = False) -> str:
     )
 
 
-def _table(rows: list[tuple[str, str]]) -> str:
-    cells = "".join(
-        f'<tr><td style="color:{_GREY};width:7em;white-space:nowrap;vertical-align:top">'
-        f"{escape(name)}</td><td>{escape(value)}</td></tr>"
-        for name, value in rows
+def _lines(lines: list[str]) -> str:
+    return (
+        '<div style="margin:0.1em 0.75em 0.5em 0.75em;font-size:0.85em;line-height:1.5">'
+        + "<br>".join(map(escape, lines))
+        + "</div>"
     )
-    return f'<table style="margin:0.1em 0.75em;font-size:0.9em;line-height:1.5">{cells}</table>'
