@@ -4,9 +4,9 @@ python -m benchmarks.overhead --env ant --backend positional --num-envs 64
 
 Two stock trainers run on two threads and pass a baton after each of their epochs, so that only
 one computes at a time: stock, wrapped, stock, wrapped, ... The wrapped one's viewer goes through
-the modes, without recompiling, while a page (a websocket client in another process) receives.
-Each wrapped epoch is compared with the mean of the stock epochs before and after it. The first
-epochs, in which XLA compiles, are left out.
+the modes, without recompiling, while a page (a websocket client in another process) receives;
+in mode "no_page" it has gone. Each wrapped epoch is compared with the mean of the stock epochs
+before and after it. The first epochs, in which XLA compiles, are left out.
 """
 
 import functools
@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import mean, median
@@ -27,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from brax_viser import Viewer, VisualizedEnv
+from brax_viser.callback import mechanism
 
 COMPILING_EPOCHS = 3
 """Brax's PPO compiles its first two epochs; the third is the first that runs at full speed."""
@@ -45,8 +47,15 @@ class Settings:
     """Wrapped epochs per mode, each between two stock ones; at least 5."""
     epoch_steps: int = 100_000
     """Environment steps per epoch; choose it so that an epoch takes some seconds."""
-    modes: tuple[str, ...] = ("off", "latest", "every_step")
+    modes: tuple[str, ...] = ("off", "no_page", "realtime", "latest", "every_step")
     fps: float = 30.0
+    max_overhead: float = 0.02
+    """Budget of realtime and latest."""
+    busy_thread: bool = False
+    """Run a thread of pure Python beside both trainings."""
+    switch_interval: float | None = None
+    """Seconds after which Python lets another thread run, in place of the viewer's own choice;
+    0.005 is Python's default."""
 
     def ppo(self) -> dict[str, Any]:
         """Arguments for the stock trainer, the same for both."""
@@ -100,24 +109,61 @@ class Baton:
 class Page:
     """A websocket client in another process, and what it has received so far."""
 
-    def __init__(self, port: int):
+    def __init__(self, viewer: Viewer):
         self.frames = self.bytes = 0
+        self._viewer = viewer
+        self._process: subprocess.Popen[str] | None = None
+
+    def open(self) -> None:
+        """Connects, unless it is connected."""
+        if self._process is not None:
+            return
+        port = self._viewer.url.rsplit(":", 1)[1]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.client", str(port)],
+            [sys.executable, "-m", "benchmarks.client", port],
             stdout=subprocess.PIPE,
             text=True,
         )
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            counts = json.loads(line)
-            self.frames, self.bytes = counts["frames"], counts["bytes"]
+        threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+        self._wait_until(watched=True)
 
     def close(self) -> None:
+        """Disconnects, if it is connected."""
+        if self._process is None:
+            return
         self._process.terminate()
         self._process.wait()
+        self._process = None
+        self._wait_until(watched=False)
+
+    def _wait_until(self, *, watched: bool) -> None:
+        while self._viewer._board.control.watched != watched:
+            time.sleep(0.01)
+
+    def _read(self, process: "subprocess.Popen[str]") -> None:
+        assert process.stdout is not None
+        frames, received = self.frames, self.bytes
+        for line in process.stdout:
+            counts = json.loads(line)
+            self.frames, self.bytes = frames + counts["frames"], received + counts["bytes"]
+
+
+class BusyThread:
+    """Pure Python that never waits for anything."""
+
+    def __init__(self) -> None:
+        self._stop = False
+        self._thread = threading.Thread(target=self._count, daemon=True)
+        self._thread.start()
+
+    def _count(self) -> None:
+        number = 0
+        while not self._stop:
+            number += 1
+
+    def stop(self) -> None:
+        self._stop = True
+        self._thread.join()
 
 
 @dataclass
@@ -128,6 +174,8 @@ class Epoch:
     seconds: float
     frames: int = 0  # received by the page
     bytes: int = 0  # received by the page
+    spent: float = 0.0  # s, in calls to the host
+    calls: int = 0  # to the host
 
 
 def measure(settings: Settings) -> tuple[list[Epoch], dict[str, list[Epoch]]]:
@@ -141,21 +189,31 @@ def measure(settings: Settings) -> tuple[list[Epoch], dict[str, list[Epoch]]]:
     wrapped: dict[str, list[Epoch]] = {mode: [] for mode in settings.modes}
     failures: list[BaseException] = []
 
-    with Viewer(port=0, fps=settings.fps, max_overhead=1.0) as viewer:
-        page = Page(int(viewer.url.rsplit(":", 1)[1]))
+    with Viewer(port=0, fps=settings.fps, max_overhead=settings.max_overhead) as viewer:
+        page = Page(viewer)
+        page.open()
+        if settings.switch_interval is not None:
+            sys.setswitchinterval(settings.switch_interval)
+        busy = BusyThread() if settings.busy_thread else None
 
         def set_mode(mode: str) -> None:
             viewer.streaming = mode != "off"
-            if mode != "off":
+            if mode == "no_page":
+                page.close()
+                viewer.mode = "realtime"
+            else:
+                page.open()
+            if mode not in ("off", "no_page"):
                 viewer.mode = mode
 
         def train(who: str, other: str, env: envs.Env) -> None:
             epoch = 0
             walltime = 0.0
             seen = (0, 0)
+            spent, calls = 0.0, 0
 
             def progress_fn(_: int, metrics: Mapping[str, Any]) -> None:
-                nonlocal epoch, walltime, seen
+                nonlocal epoch, walltime, seen, spent, calls
                 seconds = float(metrics["training/walltime"]) - walltime
                 walltime += seconds
                 index = epoch - COMPILING_EPOCHS
@@ -164,6 +222,8 @@ def measure(settings: Settings) -> tuple[list[Epoch], dict[str, list[Epoch]]]:
                     seconds,
                     page.frames - seen[0],
                     page.bytes - seen[1],
+                    viewer._board.meter.spent - spent,
+                    viewer._board.meter.calls - calls,
                 )
                 if index >= 0 and who == "stock":
                     stock.append(result)
@@ -175,6 +235,7 @@ def measure(settings: Settings) -> tuple[list[Epoch], dict[str, list[Epoch]]]:
                 if who == "wrapped" and 0 <= index + 1 < len(order):
                     set_mode(order[index + 1])
                 seen = (page.frames, page.bytes)
+                spent, calls = viewer._board.meter.spent, viewer._board.meter.calls
 
             baton.wait_for(who)
             try:
@@ -197,6 +258,8 @@ def measure(settings: Settings) -> tuple[list[Epoch], dict[str, list[Epoch]]]:
         for thread in threads:
             thread.join()
         page.close()
+        if busy is not None:
+            busy.stop()
     if failures:
         raise failures[0]
     return stock, wrapped
@@ -207,12 +270,13 @@ def report(settings: Settings, stock: list[Epoch], wrapped: dict[str, list[Epoch
     drawn = min(settings.grid[0] * settings.grid[1], settings.num_envs)
     table = Table(
         title=f"{settings.env}/{settings.backend}, {drawn} of {settings.num_envs} envs drawn, "
-        f"{settings.pairs} pairs, one page"
+        f"{settings.pairs} pairs, one page, called by {mechanism()}"
     )
     columns = (
         "mode",
         "ratio to stock: median (min to max)",
         "us per batched step: stock, watched",
+        "in calls: % of the time, us each",
         "frames/s at the page",
         "MB/s at the page",
     )
@@ -220,7 +284,8 @@ def report(settings: Settings, stock: list[Epoch], wrapped: dict[str, list[Epoch
         table.add_column(column)
     for place, mode in enumerate(settings.modes):
         ratios, base, own = [], [], []
-        for turn, epoch in enumerate(wrapped[mode]):
+        epochs = wrapped[mode]
+        for turn, epoch in enumerate(epochs):
             index = turn * len(settings.modes) + place
             beside = mean(s.steps_per_second for s in stock[index : index + 2])
             ratios.append(epoch.steps_per_second / beside)
@@ -230,8 +295,10 @@ def report(settings: Settings, stock: list[Epoch], wrapped: dict[str, list[Epoch
             mode,
             f"{median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
             f"{median(base):.0f}, {median(own):.0f}",
-            f"{median(e.frames / e.seconds for e in wrapped[mode]):.1f}",
-            f"{median(e.bytes / e.seconds for e in wrapped[mode]) / 1e6:.2f}",
+            f"{median(100 * e.spent / e.seconds for e in epochs):.1f}, "
+            f"{median(1e6 * e.spent / max(e.calls, 1) for e in epochs):.0f}",
+            f"{median(e.frames / e.seconds for e in epochs):.1f}",
+            f"{median(e.bytes / e.seconds for e in epochs) / 1e6:.2f}",
         )
     Console(width=120).print(table)
 

@@ -350,6 +350,7 @@ class CostMeter:
         self._bins: deque[_Bin] = deque()
         self._since: float | None = None
         self.spent = 0.0  # s, in all
+        self.calls = 0  # in all
         self.crossing = 20e-6  # s, running mean of what a call costs outside of our function
 
     def asked(self, start: float, stop: float) -> None:
@@ -388,6 +389,7 @@ class CostMeter:
         if self._since is None:
             self._since = when - seconds
         self.spent += seconds
+        self.calls += 1
         if not self._bins or abs(when - self._bins[-1].since) > BIN_SECONDS:
             self._bins.append(_Bin(when))
             self._forget(when)

@@ -1,4 +1,6 @@
-"""What is shown when: stretches, their pace, resets and the way to a fall, by a clock of our own."""
+"""What is shown when: stretches, their pace, resets and the way to a fall."""
+
+import itertools
 
 import numpy as np
 import pytest
@@ -93,7 +95,7 @@ def test_shown_robot_time_advances_evenly(rate, speed, pause, every):
     shown = play(device, control, 20.0 / speed)
     moving = [
         (now - before, view.robot_time - earlier.robot_time)
-        for (before, earlier), (now, view) in zip(shown, shown[1:], strict=False)
+        for (before, earlier), (now, view) in itertools.pairwise(shown)
         if view.robot_time > earlier.robot_time
     ]
     for passed, advanced in moving:

@@ -8,7 +8,7 @@ from trimesh.visual import ColorVisuals, TextureVisuals
 
 from brax_viser.scene.shapes import Shape
 
-_IDENTITY = np.array([1.0, 0.0, 0.0, 0.0])
+_IDENTITY = np.array([1.0, 0.0, 0.0, 0.0], np.float32)
 
 BatchedHandle = viser.BatchedMeshHandle | viser.BatchedGlbHandle
 
@@ -25,6 +25,7 @@ class _Part:
     """One distinct geometry and its handles."""
 
     shape: Shape
+    places: slice  # which of all places of the robot are this shape's
     handle: BatchedHandle
     # A textured mesh has no colour or opacity per instance: what is painted or faded of it is
     # drawn by a plain copy instead. None as long as nothing is.
@@ -63,10 +64,17 @@ class Robots:
         self._server, self._path, self._scale = server, path, scale
         self._paint = Paint()
         self._parts: list[_Part] = []
+        # All places of all shapes in a row, so that one computation serves the whole robot.
+        self._body = np.concatenate([shape.body for shape in shapes])
+        self._offset = np.concatenate([shape.pos for shape in shapes]).astype(np.float32)
+        self._turn = np.concatenate([shape.quat for shape in shapes]).astype(np.float32)
+        start = 0
         for index, shape in enumerate(shapes):
             pos, quat = _static_poses(shape, origins)
             handle = _add(server, f"{path}/{index}", shape, pos, quat, scale)
-            self._parts.append(_Part(shape, handle))
+            stop = start + len(shape.body)
+            self._parts.append(_Part(shape, slice(start, stop), handle))
+            start = stop
 
     @property
     def handles(self) -> list[BatchedHandle]:
@@ -81,23 +89,17 @@ class Robots:
             link_rot: float32 [K, L, 4], wxyz.
             hidden: bool [K], who is not to be seen.
         """
-        origins, some_hidden = self.origins[:, None], hidden.any()
+        count = len(self.origins)
+        # Body 0 is the world, which stays where it is; link i is body i + 1.
+        base_pos = np.concatenate([np.zeros((count, 1, 3), np.float32), link_pos], axis=1)
+        base_rot = np.concatenate([np.tile(_IDENTITY, (count, 1, 1)), link_rot], axis=1)
+        base_pos, base_rot = base_pos[:, self._body], base_rot[:, self._body]
+        pos = base_pos + rotate(base_rot, self._offset) + self.origins[:, None]
+        rot = multiply(base_rot, self._turn)
+        if hidden.any():
+            pos[hidden] = PARKED
         for part in self._parts:
-            shape = part.shape
-            if shape.body.any():
-                link = shape.body - 1
-                base_pos, base_rot = link_pos[:, link], link_rot[:, link]
-                pos = base_pos + rotate(base_rot, shape.pos) if shape.pos.any() else base_pos
-                pos, rot = pos + origins, base_rot
-                if not np.array_equal(shape.quat, np.broadcast_to(_IDENTITY, shape.quat.shape)):
-                    rot = multiply(base_rot, shape.quat)
-            else:
-                flat_pos, flat_rot = _static_poses(shape, self.origins)
-                pos = flat_pos.reshape(len(self.origins), -1, 3)
-                rot = flat_rot.reshape(len(self.origins), -1, 4)
-            if some_hidden:
-                pos = np.where(hidden[:, None, None], PARKED, pos)
-            self._move(part, pos.astype(np.float32), rot.reshape(-1, 4).astype(np.float32))
+            self._move(part, pos[:, part.places], rot[:, part.places].reshape(-1, 4))
 
     def paint(self, paint: Paint) -> None:
         """Colours and fades robots, from now on; `Paint()` lets them look as their model says."""
@@ -232,21 +234,25 @@ def _base_colour(shape: Shape) -> np.ndarray:
 
 def rotate(quat: np.ndarray, vector: np.ndarray) -> np.ndarray:
     """Rotates vectors [..., 3] by unit quaternions [..., 4] (wxyz)."""
-    real, imaginary = quat[..., :1], quat[..., 1:]
-    twice = 2.0 * np.cross(imaginary, vector)
-    return vector + real * twice + np.cross(imaginary, twice)
+    # By components: on arrays this small numpy's own `cross` spends its time on other things.
+    w, x, y, z = (quat[..., i] for i in range(4))
+    a, b, c = (vector[..., i] for i in range(3))
+    tx, ty, tz = 2 * (y * c - z * b), 2 * (z * a - x * c), 2 * (x * b - y * a)
+    shape = np.broadcast_shapes(quat.shape[:-1], vector.shape[:-1])
+    rotated = np.empty((*shape, 3), quat.dtype)
+    rotated[..., 0] = a + w * tx + y * tz - z * ty
+    rotated[..., 1] = b + w * ty + z * tx - x * tz
+    rotated[..., 2] = c + w * tz + x * ty - y * tx
+    return rotated
 
 
 def multiply(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Hamilton product of quaternions [..., 4] (wxyz)."""
-    lw, lx, ly, lz = np.moveaxis(left, -1, 0)
-    rw, rx, ry, rz = np.moveaxis(right, -1, 0)
-    return np.stack(
-        [
-            lw * rw - lx * rx - ly * ry - lz * rz,
-            lw * rx + lx * rw + ly * rz - lz * ry,
-            lw * ry - lx * rz + ly * rw + lz * rx,
-            lw * rz + lx * ry - ly * rx + lz * rw,
-        ],
-        axis=-1,
-    )
+    lw, lx, ly, lz = (left[..., i] for i in range(4))
+    rw, rx, ry, rz = (right[..., i] for i in range(4))
+    product = np.empty(np.broadcast_shapes(left.shape, right.shape), left.dtype)
+    product[..., 0] = lw * rw - lx * rx - ly * ry - lz * rz
+    product[..., 1] = lw * rx + lx * rw + ly * rz - lz * ry
+    product[..., 2] = lw * ry - lx * rz + ly * rw + lz * rx
+    product[..., 3] = lw * rz + lx * ry - ly * rx + lz * rw
+    return product

@@ -1,0 +1,139 @@
+"""Which environments are drawn: rules, pages, and what several devices rank."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from brax_viser.gui.panel import parse_indices, written
+from brax_viser.protocol import BEST, GIVEN, NEVER, NONFINITE
+from brax_viser.selection import Choice, Ranking, Selection
+
+RANDOM = np.random.default_rng(0)
+
+
+def given_by(what, num_envs=256, capacity=64):
+    return Selection.of(what).given(num_envs, capacity, RANDOM).tolist()
+
+
+def test_the_first_ones_a_page_or_the_given_ones():
+    assert given_by("first") == list(range(64))
+    assert given_by("first", num_envs=8) == list(range(8))
+    assert given_by([5, 2, 900]) == [5, 2]
+    assert given_by(np.array([7, 3, 1]), capacity=2) == [7, 3]
+    assert given_by(("page", 1)) == list(range(64))
+    assert given_by(("page", 3)) == list(range(128, 192))
+    assert given_by(("page", 4), num_envs=200) == list(range(192, 200))
+    assert given_by(("page", 99), num_envs=200) == list(range(192, 200))  # the last there is
+    assert Selection.of("first").num_pages(2048, 64) == 32
+    assert Selection.of("first").num_pages(65, 64) == 2
+
+
+def test_random_ones_are_distinct_and_others_each_time():
+    one, other = given_by("random", num_envs=4096), given_by("random", num_envs=4096)
+    assert len(set(one)) == 64 and one != other
+    assert given_by("random", num_envs=10) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    "what", ["last", 3, [], [1, 1], [-1], ("page", 0), ("page", 1.5), ("page", True), "indices"]
+)
+def test_a_bad_selection_is_refused(what):
+    with pytest.raises(ValueError, match="select"):
+        Selection.of(what)
+
+
+def ranking(index, returns=None, since=None, finite=None):
+    count = len(index)
+    return Ranking(
+        np.array(index, np.int32),
+        np.array(returns if returns is not None else [0.0] * count, np.float32),
+        np.array(since if since is not None else [NEVER] * count, np.int32),
+        np.array(finite if finite is not None else [True] * count),
+    )
+
+
+def test_rules_that_rank_wait_for_all_devices_and_take_the_best_of_all():
+    choice = Choice()
+    choice.begin(Selection.of("best"), 20, 4, now=0.0, keep=None)
+    assert choice.env_index is None and choice.pending
+    assert choice.rule_for(0) == choice.rule_for(1) == BEST
+    choice.report(0, ranking([3, 1, 2], [5.0, 4.0, 1.0]), 2, 20, 4, None)
+    assert choice.rule_for(0) == GIVEN and choice.rule_for(1) == BEST and choice.pending
+    choice.report(1, ranking([12, 11, 15], [4.5, 4.0, 0.0]), 2, 20, 4, None)
+    assert not choice.pending
+    assert choice.env_index is not None
+    assert choice.env_index.tolist() == [3, 12, 1, 11]
+
+
+@given(
+    returns=st.lists(st.floats(-100, 100, width=32), min_size=8, max_size=8),
+    rule=st.sampled_from(["best", "worst"]),
+)
+def test_the_true_best_and_worst_are_chosen_over_devices(returns, rule):
+    choice = Choice()
+    choice.begin(Selection.of(rule), 8, 3, now=0.0, keep=None)
+    sign = -1.0 if rule == "best" else 1.0
+    for shard in range(2):
+        mine = np.array(returns[4 * shard : 4 * shard + 4], np.float32)
+        top = np.argsort(sign * mine, kind="stable")[:3]
+        choice.report(shard, ranking(4 * shard + top, mine[top]), 2, 8, 3, None)
+    expected = np.argsort(sign * np.array(returns, np.float32), kind="stable")[:3]
+    assert choice.env_index is not None
+    assert choice.env_index.tolist() == expected.tolist()
+
+
+def test_nobody_is_drawn_where_the_rule_finds_nobody():
+    choice = Choice()
+    choice.begin(Selection.of("nan"), 8, 3, now=0.0, keep=None)
+    assert choice.rule_for(0) == NONFINITE
+    choice.report(0, ranking([0, 1, 2]), 1, 8, 3, None)
+    assert choice.found_nobody
+    choice.begin(Selection.of("nan"), 8, 3, now=1.0, keep=None)
+    choice.report(0, ranking([5, 0, 1], finite=[False, True, True]), 1, 8, 3, None)
+    assert choice.env_index is not None and choice.env_index.tolist() == [5]
+    choice.begin(Selection.of("terminated"), 8, 3, now=2.0, keep=None)
+    choice.report(0, ranking([6, 2, 1], since=[0, 4, NEVER]), 1, 8, 3, None)
+    assert choice.env_index.tolist() == [6, 2]
+
+
+def test_the_selected_env_keeps_a_cell():
+    choice = Choice()
+    choice.begin(Selection.of("first"), 100, 4, now=0.0, keep=50)
+    assert choice.env_index is not None and choice.env_index.tolist() == [0, 1, 2, 50]
+    choice.begin(Selection.of("first"), 100, 4, now=0.0, keep=2)
+    assert choice.env_index.tolist() == [0, 1, 2, 3]
+    choice.begin(Selection.of("first"), 100, 4, now=0.0, keep=500)  # there is no such one
+    assert choice.env_index.tolist() == [0, 1, 2, 3]
+    choice.begin(Selection.of("worst"), 100, 2, now=0.0, keep=7)
+    choice.report(0, ranking([4, 5], [0.0, 1.0]), 1, 100, 2, 7)
+    assert choice.env_index.tolist() == [4, 7]
+
+
+def test_it_is_chosen_anew_at_each_stretch_unless_it_is_to_be_kept():
+    choice, best = Choice(), Selection.of("best")
+    stale = lambda selection, **kwargs: choice.is_stale(  # noqa: E731
+        selection, **{"now": 100.0, "begins": False, "seconds": np.inf, **kwargs}
+    )
+    assert stale(best)  # nothing has been chosen at all
+    choice.begin(best, 10, 2, now=99.0, keep=None)
+    assert not stale(best, begins=True)  # the devices are still ranking
+    choice.report(0, ranking([1, 2], [2.0, 1.0]), 1, 10, 2, None)
+    assert stale(best, begins=True) and not stale(best)
+    assert stale(best, seconds=0.5) and not stale(best, seconds=3.0)
+    assert stale(Selection.of("worst"))
+    kept = Selection.of("best", sticky=True)
+    choice.made_of = kept
+    assert not stale(kept, begins=True)
+    choice.made_of = Selection.of("first")
+    assert not stale(Selection.of("first"), begins=True)
+
+
+def test_indices_are_typed_and_written_as_people_do():
+    assert parse_indices("3, 141 7").indices == (3, 141, 7)
+    assert parse_indices(" 10-13,2, 11").indices == (10, 11, 12, 13, 2)
+    assert written((0, 1, 2, 7, 9, 10)) == "0-2, 7, 9-10"
+    assert written(()) == ""
+    for text in ("", "three", "1-", "-4", "5-2", "0-99999999"):
+        with pytest.raises(ValueError):
+            parse_indices(text)
