@@ -78,9 +78,17 @@ class Rollout:
     pacer: Pacer
     num_envs: int  # over all shards
     choice: Choice = field(default_factory=Choice)
-    # By shard: the environments of the rows that it was asked for, and all that are drawn.
-    asked_for: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    asked_for: dict[int, "Order"] = field(default_factory=dict)  # by shard
     called: dict[int, float] = field(default_factory=dict)  # by shard: s, end of its last call
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """What one device is asked for, as long as the choice stays."""
+
+    drawn: np.ndarray  # int32 [K''], all that are drawn, over all devices
+    mine: np.ndarray  # int32 [K'], those of them that are this device's
+    answer: np.ndarray  # int32 [3 + K]: push them
 
 
 class Feed:
@@ -220,14 +228,15 @@ class Feed:
         if self._board.control.closed:
             answer[1] = FOREVER
         elif push:
-            answer[2] = rollout.choice.rule_for(shard)
-            drawn = rollout.choice.env_index
-            if answer[2] == GIVEN and drawn is not None:
-                mine = drawn[drawn // origin.num_envs == shard]
-                rollout.asked_for[shard] = mine, drawn
-                answer[ANSWER_HEAD : ANSWER_HEAD + len(mine)] = mine % origin.num_envs
-                push = len(mine) > 0
-            answer[0] = push and (answer[2] != GIVEN or drawn is not None)
+            rule, drawn = rollout.choice.rule_for(shard), rollout.choice.env_index
+            if rule != GIVEN:
+                answer[0], answer[2] = 1, rule
+            elif drawn is not None:
+                order = rollout.asked_for.get(shard)
+                if order is None or order.drawn is not drawn:
+                    order = rollout.asked_for[shard] = _order(origin, shard, drawn)
+                granted, answer[:] = answer[1], order.answer
+                answer[1] = granted
 
     def _rank(self, rollout: Rollout, origin: Origin, shard: int, columns: np.ndarray) -> None:
         """A device has ranked its environments."""
@@ -261,13 +270,13 @@ class Feed:
         """Hands a frame on to the publisher."""
         board = self._board
         with board.lock:
-            mine, drawn = rollout.asked_for[shard]
+            order = rollout.asked_for[shard]
             parcel = Parcel(
                 feed=self,
                 role=origin.role,
                 env_steps=rollout.pacer.steps_of(shard),
-                env_index=mine,
-                drawn=drawn,
+                env_index=order.mine,
+                drawn=order.drawn,
                 num_envs=rollout.num_envs,
                 layout=layout,
                 # Called directly, what is handed in is XLA's own memory for as long as we are.
@@ -275,8 +284,8 @@ class Feed:
             )
             wait = board.control.mode == "every_step"
         if board.hold.until_env is not None:
-            ended = columns[1][: len(mine)] == 0
-            if board.hold.until_env in mine[ended]:
+            ended = columns[1][: len(order.mine)] == 0
+            if board.hold.until_env in order.mine[ended]:
                 board.hold.terminated(origin.role, parcel.env_steps)
         board.mailbox.put(parcel, wait=wait)
 
@@ -301,6 +310,14 @@ class Feed:
             with board.lock:
                 rollout.pacer.grant(shard, 0)
             answer[1] = 0
+
+
+def _order(origin: Origin, shard: int, drawn: np.ndarray) -> Order:
+    mine = drawn[drawn // origin.num_envs == shard]
+    answer = np.zeros(ANSWER_HEAD + origin.num_rows, np.int32)
+    answer[0] = len(mine) > 0
+    answer[ANSWER_HEAD : ANSWER_HEAD + len(mine)] = mine % origin.num_envs
+    return Order(drawn, mine, answer)
 
 
 def _quiet(origin: Origin) -> np.ndarray:

@@ -36,14 +36,14 @@ class Hold:
     _refreshed: int = 0
     _interrupts: int = 0
     _closed: bool = False
-    _held_since: float | None = None
-    _held: float = 0.0  # s, in all, up to the last release
+    # (s, in all, up to the last release; s, since when it is held now, or None). A pair, so that
+    # it can be read without the lock: the clock is read some times in each call from the device.
+    _pauses: tuple[float, float | None] = (0.0, None)
 
     def training_clock(self) -> float:
         """s: a clock that stands still while the training is held."""
-        with self._changed:
-            now = self.clock() if self._held_since is None else self._held_since
-            return now - self._held
+        held, since = self._pauses
+        return (self.clock() if since is None else since) - held
 
     @property
     def paused(self) -> bool:
@@ -53,7 +53,7 @@ class Hold:
     @property
     def held(self) -> bool:
         """Whether the training stands still right now."""
-        return self._held_since is not None
+        return self._pauses[1] is not None
 
     @property
     def until_env(self) -> int | None:
@@ -66,8 +66,8 @@ class Hold:
             self._paused, self._target, self._until_env = True, 0, None
             self._stepped = role
             # Whoever was told to go on, and has not got round to it, stays.
-            if self._held_since is None and any(part.blocked for part in self._parts.values()):
-                self._held_since = self.clock()
+            if any(part.blocked for part in self._parts.values()):
+                self._stand_still()
 
     def resume(self) -> None:
         """Lets the training go on."""
@@ -142,8 +142,7 @@ class Hold:
                 return False
             interrupts = self._interrupts
             part.blocked = True
-            if self._held_since is None:
-                self._held_since = self.clock()
+            self._stand_still()
             self._changed.wait_for(
                 lambda: (
                     not self._must_wait(role, part)
@@ -191,7 +190,12 @@ class Hold:
         self._stand_still_no_more()
         self._changed.notify_all()
 
+    def _stand_still(self) -> None:
+        held, since = self._pauses
+        if since is None:
+            self._pauses = held, self.clock()
+
     def _stand_still_no_more(self) -> None:
-        if self._held_since is not None:
-            self._held += self.clock() - self._held_since
-            self._held_since = None
+        held, since = self._pauses
+        if since is not None:
+            self._pauses = held + self.clock() - since, None

@@ -106,7 +106,7 @@ class Pacer:
     @property
     def env_steps(self) -> int:
         """Batched steps known of."""
-        return max((shard.env_steps for shard in self._shards.values()), default=0)
+        return max([shard.env_steps for shard in self._shards.values()], default=0)
 
     @property
     def rate(self) -> float:
@@ -274,10 +274,12 @@ class Pacer:
 
     def _begin(self, length: int, spent: float | None = None) -> None:
         # The step at which the last of the shards asks next; this very step if there is one.
-        self._start = max(
-            shard.env_steps + (0 if index == 0 else shard.skip + 1)
-            for index, shard in self._shards.items()
-        )
+        self._start = self._shards[0].env_steps
+        if len(self._shards) > 1:
+            self._start = max(
+                self._start,
+                *(s.env_steps + s.skip + 1 for i, s in self._shards.items() if i > 0),
+            )
         self._stop = self._start + length
         self._spent_at_start = spent
 
