@@ -1,7 +1,8 @@
-"""Where XLA's threads leave what they pushed, for the publisher's thread to fetch."""
+"""Where XLA's threads leave what they pushed, for the publisher to fetch."""
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,8 +29,8 @@ class Parcel:
     rows: Any = field(repr=False)  # float32 [K, D], array-like
 
     def open(self) -> Frame:
-        """Converts to numpy. On the publisher's thread: within the callback it can deadlock when
-        several devices share few cores."""
+        """Converts to numpy. Not within the callback: there it can deadlock when several devices
+        share few cores."""
         rows = np.asarray(self.rows)[: len(self.env_index)]
         fields = unpack(self.layout, rows)
         return Frame(
@@ -51,6 +52,8 @@ class Mailbox:
     """A bounded queue. `put` is called on XLA's threads, all else by the viewer's."""
 
     def __init__(self) -> None:
+        self.ring: Callable[[], object] = lambda: None
+        """Called on any thread when the publisher should look in at once. Set by the publisher."""
         self._parcels: deque[Parcel] = deque()
         self._changed = threading.Condition()
         self._woken = False
@@ -71,11 +74,12 @@ class Mailbox:
             if len(self._parcels) >= CAPACITY:
                 self._parcels.popleft()
             self._parcels.append(parcel)
-            # The publisher is not woken: it would run right now, and make this callback wait for
-            # the interpreter. It looks in by itself sixty times a second; only when room runs
-            # out is it called.
-            if len(self._parcels) == CAPACITY // 2:
-                self._changed.notify_all()
+            # The publisher is not rung for: it would run right now, and make this callback wait
+            # for the interpreter. It looks in by itself, as often as a page is sent frames; only
+            # when room runs out is it called.
+            half_full = len(self._parcels) == CAPACITY // 2
+        if half_full:
+            self.ring()
 
     def take(self) -> list[Parcel]:
         """Fetches all, oldest first."""
@@ -85,21 +89,18 @@ class Mailbox:
             self._changed.notify_all()
             return parcels
 
-    def rest(self, seconds: float) -> bool:
-        """Lets parcels gather for `seconds`, unless `wake` is called or half the room used up.
-        Returns whether `wake` was."""
+    def wake(self) -> None:
+        """Rings: there is something other than parcels to do."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: len(self._parcels) >= CAPACITY // 2 or self._woken or self._closed, seconds
-            )
+            rung, self._woken = self._woken, True
+        if not rung:
+            self.ring()
+
+    def woken(self) -> bool:
+        """Whether `wake` was called since this was asked last."""
+        with self._changed:
             woken, self._woken = self._woken, False
             return woken
-
-    def wake(self) -> None:
-        """Ends a `rest`: there is something other than parcels to do."""
-        with self._changed:
-            self._woken = True
-            self._changed.notify_all()
 
     def close(self) -> None:
         """Releases everybody who waits; what is put from now on is dropped."""
@@ -107,3 +108,4 @@ class Mailbox:
             self._closed = True
             self._parcels.clear()
             self._changed.notify_all()
+        self.ring()

@@ -74,7 +74,7 @@ class _Stretch:
 
 @dataclass
 class Player:
-    """Plays one rollout. Used by the publisher's thread alone.
+    """Plays one rollout. Used by the publisher alone.
 
     Stretches are played one after the other at the robot's own pace; when one ends, the newest
     follows. `due` tells when the next must begin to be sent to be there in time.

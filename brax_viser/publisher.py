@@ -1,10 +1,13 @@
-"""The thread that brings what has come from the device to the page, and a person's wishes back."""
+"""What brings what has come from the device to the page, and a person's wishes back."""
 
+import asyncio
+import concurrent.futures
+import contextlib
 import math
-import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import viser
 
@@ -14,8 +17,10 @@ from brax_viser.gui.panel import Command, Panel, PanelView, StreamView
 from brax_viser.mailbox import Parcel
 from brax_viser.playback import Player, View
 from brax_viser.progress import count as in_words
-from brax_viser.scene.block import Look
+from brax_viser.scene.block import Look, Model
 from brax_viser.scene.scene import Scene
+
+T = TypeVar("T")
 
 PANEL_SECONDS = 0.25
 IDLE_SECONDS = 1.0
@@ -48,7 +53,12 @@ class Channel:
 
 
 class Publisher:
-    """Draws, and keeps the panel. Everything here runs on its thread, but where said otherwise."""
+    """Draws, and keeps the panel.
+
+    A task on viser's own event loop, and everything here runs there, but where said otherwise.
+    Writing viser's handles from any other thread is a race: its buffer sets an `asyncio.Event` at
+    once, which raises now and then while the loop is looking at it.
+    """
 
     def __init__(
         self,
@@ -56,33 +66,36 @@ class Publisher:
         server: viser.ViserServer,
         obey: Callable[[Command], None],
     ):
-        """Sets the page up; `start` starts the thread.
+        """Sets the page up; `start` starts the task.
 
         Args:
             board: what is shared with the device's calls.
             server: whose page it is.
-            obey: carries out what a person has asked for, on the thread.
+            obey: carries out what a person has asked for, on the loop.
         """
         self.board = board
-        self.scene = Scene(server)
-        self.panel = Panel(server, self.enqueue)
+        self._loop = server.get_event_loop()
+        self._rung = asyncio.Event()
+        board.mailbox.ring = self._ring
+        self.scene, self.panel = asyncio.run_coroutine_threadsafe(
+            _call(lambda: (Scene(server), Panel(server, self.enqueue))), self._loop
+        ).result()
         self.look = Look()
         self.notice: str | None = None  # something that has happened and is worth knowing
         self.complaint: str | None = None  # about the indices that were typed
         self._server, self._obey = server, obey
-        self._commands: deque[Command] = deque()  # appended by any thread, drained by this one
+        self._commands: deque[Command] = deque()  # appended by any thread, drained on the loop
         self._channels: dict[str, Channel] = {}
-        self._lock = threading.RLock()  # of the scene and the channels
-        self._thread = threading.Thread(target=self._run, name="brax_viser", daemon=True)
+        self._task: concurrent.futures.Future[None] | None = None
 
     def start(self) -> None:
         """Called by the viewer."""
-        self._thread.start()
+        self._task = asyncio.run_coroutine_threadsafe(self._run(), self._loop)
 
     def join(self, timeout: float) -> None:
         """Called by the viewer, once the board is closed."""
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout)
+        if self._task is not None and not self._on_loop():
+            concurrent.futures.wait([self._task], timeout)
 
     def enqueue(self, command: Command) -> None:
         """Called on any thread: something is to be done."""
@@ -91,28 +104,28 @@ class Publisher:
 
     def show_model(self, feed: Feed, role: str, num_envs: int | None) -> None:
         """Called on any thread: gives a rollout its robots, before any step has come."""
-        with self._lock:
+        adapter = feed.adapter
+        # Reading the model takes a while, which the loop need not wait for.
+        model = Model.of(adapter.mj_model, feed.grid, adapter.init_links(), adapter.dt)
+
+        def show() -> None:
             known = self._channels.get(role)
             if known is None or known.feed is not feed:
-                self._channels[role] = Channel(feed, Player(feed.adapter.dt))
-            adapter = feed.adapter
-            self.scene.show(
-                role, adapter.mj_model, feed.grid, adapter.init_links(), adapter.dt, num_envs
-            )
+                self._channels[role] = Channel(feed, Player(adapter.dt))
+            self.scene.show(role, model, feed.grid, num_envs)
             self.scene.arrange(self._roles())
+
+        self.now(show)
 
     def drawn_envs(self) -> tuple[int, ...]:
         """Called on any thread: indices, in the order of the cells, of the first rollout shown."""
-        with self._lock:
-            for block in self.scene.blocks.values():
-                return tuple(int(env) for env in block.drawn_envs)
-            return ()
+        for block in self.scene.blocks.values():
+            return tuple(block.drawn_envs.tolist())
+        return ()
 
     def unfollow(self) -> None:
         """Called on any thread: another robot is selected than the one that is followed."""
-        with self._lock:
-            if self.scene.followed is not None:
-                self.scene.follow(None)
+        self.now(lambda: self.scene.follow(None))
 
     def hurry(self) -> None:
         """Called on any thread: other environments are wanted, and not only after this stretch."""
@@ -120,9 +133,8 @@ class Publisher:
             for feed in self.board.shown.values():
                 for rollout in feed.rollouts.values():
                     rollout.pacer.hurry()
-        with self._lock:
-            for channel in self._channels.values():
-                channel.player.hurry()
+        for channel in tuple(self._channels.values()):
+            channel.player.hurry()
         self.board.hold.refresh()
         self.board.mailbox.wake()
 
@@ -130,7 +142,31 @@ class Publisher:
         show = self.board.control.show
         return ("train", "eval") if show == "both" else (show,)
 
-    def _run(self) -> None:
+    def _on_loop(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
+
+    def now(self, what: Callable[[], object]) -> None:
+        """Called on any thread: does something on the loop and waits for it, unless the viewer is
+        closed."""
+        if self._on_loop():
+            what()
+            return
+        if self.board.control.closed:
+            return
+        done = asyncio.run_coroutine_threadsafe(_call(what), self._loop)
+        while not (done.done() or self.board.control.closed):
+            concurrent.futures.wait([done], timeout=0.1)
+        if done.done():
+            done.result()
+
+    def _ring(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to hear it
+            self._loop.call_soon_threadsafe(self._rung.set)
+
+    async def _run(self) -> None:
         board, next_panel, woken = self.board, 0.0, True
         while not board.control.closed:
             start = board.wall_clock()
@@ -139,18 +175,23 @@ class Publisher:
             try:
                 while self._commands:
                     self._obey(self._commands.popleft())
-                with self._lock:
-                    self._receive(board.mailbox.take(), start)
-                    self._draw(start)
-                    if woken or start >= next_panel:
-                        self._decorate()
-                        self.panel.show(self._panel_view(start))
-                        next_panel = start + (PANEL_SECONDS if active else IDLE_SECONDS)
-            # The thread must live on: a page that is stuck hides the very fault.
+                self._receive(board.mailbox.take(), start)
+                self._draw(start)
+                if woken or start >= next_panel:
+                    self._decorate()
+                    self.panel.show(self._panel_view(start))
+                    next_panel = start + (PANEL_SECONDS if active else IDLE_SECONDS)
+            # The task must live on: a page that is stuck hides the very fault.
             except Exception as error:
                 board.failed("the page", error)
             wake_up = start + (1 / control.fps if active else IDLE_SECONDS)
-            woken = board.mailbox.rest(wake_up - board.wall_clock())
+            # At least a turn for viser, whose task of sending is on the same loop.
+            await asyncio.sleep(0)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wake_up - board.wall_clock()):
+                    await self._rung.wait()
+            self._rung.clear()
+            woken = board.mailbox.woken()
 
     def _receive(self, parcels: list[Parcel], now: float) -> None:
         for parcel in parcels:
@@ -270,3 +311,7 @@ class Publisher:
                 notice=self.notice,
                 fault=board.fault,
             )
+
+
+async def _call(what: Callable[[], T]) -> T:
+    return what()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # it imports Brax, which takes a second that the page need no
     from brax_viser.adapters import BraxAdapter
 
 SWITCH_SECONDS = 2e-4
-"""How long a callback waits at most for another Python thread, the publisher and viser's among
+"""How long a callback waits at most for another Python thread, viser's with the publisher among
 them. Python's own 5 ms would be more than most environment steps take. Process-wide while a
 viewer is open; see `sys.setswitchinterval`."""
 
@@ -87,8 +87,8 @@ class Viewer:
     """Serves one page that shows what `VisualizedEnv`s emit.
 
     The server starts with the object and stops with `close`. Three kinds of threads meet here:
-    XLA's, which call `Feed.ask` and `Feed.push`; viser's, which run the page's callbacks and
-    only enqueue; and the publisher, which does everything else.
+    XLA's, which call `Feed.ask` and `Feed.push`; viser's, whose event loop runs the page's
+    callbacks, which only enqueue, and the publisher, which does everything else; and the user's.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Viewer:
         self._publisher = Publisher(self._board, self._server, self._obey)
         self._server.on_client_connect(self._count_pages)
         self._server.on_client_disconnect(self._count_pages)
-        self._server.scene.on_click()(self._clicked)
+        self._publisher.now(lambda: self._server.scene.on_click()(self._clicked))
         _interpreter.shorten()
         self._interrupts = InterruptWatch(self._board.hold.interrupt)
         self._interrupts.start()
@@ -407,7 +407,7 @@ class Viewer:
         self._publisher.hurry()
 
     def _obey(self, command: Command) -> None:
-        """Carries out what a person has asked for in a page; on the publisher's thread."""
+        """Carries out what a person has asked for in a page; on viser's loop."""
         name, value = command
         selection, look = self._board.selection, self._publisher.look
         match name:

@@ -9,6 +9,7 @@ from brax.envs.base import PipelineEnv
 
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.env import INFO_KEY
+from brax_viser.episode import EpisodeLog
 from envs.cartpole import CartPole
 
 
@@ -100,7 +101,7 @@ def test_states_are_those_of_the_env_inside_bit_by_bit(shared_viewer):
     jax.tree.map(np.testing.assert_array_equal, bare, watched)
 
 
-def test_info_gains_one_integer_per_env_and_nothing_else(shared_viewer):
+def test_info_gains_one_record_per_env_and_nothing_else(shared_viewer):
     env = envs.training.wrap(VisualizedEnv(CartPole(), viewer=shared_viewer), episode_length=9)
     bare = envs.training.wrap(CartPole(), episode_length=9)
     keys = jax.random.split(jax.random.PRNGKey(0), 6)
@@ -109,8 +110,8 @@ def test_info_gains_one_integer_per_env_and_nothing_else(shared_viewer):
     assert set(state.info) - set(jax.jit(bare.reset)(keys).info) == {INFO_KEY}
     for _ in range(12):  # beyond the end of the episode: auto-reset keeps the key
         state = step(state, jnp.zeros((6, 1)))
-        assert state.info[INFO_KEY].shape == (6,)
-        assert state.info[INFO_KEY].dtype == jnp.int32
+        assert isinstance(state.info[INFO_KEY], EpisodeLog)
+        assert [x.shape for x in state.info[INFO_KEY]] == [(6,)] * len(EpisodeLog._fields)
 
 
 class ForgetfulEnv(CartPole):
@@ -141,8 +142,8 @@ def test_outside_of_a_vmap_wrapper_it_sees_the_whole_batch_too(shared_viewer):
     env = VisualizedEnv(envs.training.VmapWrapper(CartPole()), viewer=shared_viewer)
     state = jax.jit(env.reset)(jax.random.split(jax.random.PRNGKey(0), 5))
     state = jax.block_until_ready(jax.jit(env.step)(state, jnp.zeros((5, 1))))
-    assert state.info[INFO_KEY].shape == (5,)
-    assert env._host.num_envs == {"train": 5}
+    assert state.info[INFO_KEY].countdown.shape == (5,)
+    assert env._host.rollouts["train"].num_envs == 5
 
 
 def test_a_model_with_unfused_bodies_is_refused(shared_viewer):

@@ -8,8 +8,25 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "brax_viser"
-DEVICE = ("emit.py", "env.py", "adapters.py", "trainer.py")
-PURE = ("stream.py", "frame.py", "progress.py", "mailbox.py")
+DEVICE = (
+    "emit.py",
+    "callback.py",
+    "env.py",
+    "episode.py",
+    "rank.py",
+    "adapters.py",
+    "trainer.py",
+    "protocol.py",
+)
+PURE = (
+    "stream.py",
+    "selection.py",
+    "playback.py",
+    "hold.py",
+    "frame.py",
+    "progress.py",
+    "mailbox.py",
+)
 HOST = tuple(
     str(p.relative_to(PACKAGE)) for d in ("scene", "gui") for p in PACKAGE.glob(f"{d}/*.py")
 )

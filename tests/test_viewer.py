@@ -155,7 +155,7 @@ def test_progress_tells_the_phases_of_a_training_apart():
     progress.reported(500, {"eval/episode_reward": 12.34}, 51.0)
     view = progress.view(51.0)
     assert view.env_steps == 500
-    assert view.reward == "evaluation reward 12.3 at 500 steps"
+    assert view.reward == "evaluation reward 12.3 at 500"
     progress.reported(1000, {"episode/sum_reward": 20.0}, 52.0)
     assert progress.view(52.0).phase != "done"  # reported from within the last epoch
     progress.reported(1000, {"eval/episode_reward": 20.0}, 53.0)

@@ -57,7 +57,7 @@ class Model:
 
 
 class Block:
-    """The robots of one rollout. Used by the publisher's thread alone."""
+    """The robots of one rollout. Used on viser's own thread alone."""
 
     def __init__(
         self,

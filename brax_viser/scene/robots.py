@@ -41,7 +41,7 @@ class Paint:
 
 
 class Robots:
-    """The viser handles of K environments. Used by the publisher thread alone."""
+    """The viser handles of K environments. Used on viser's own thread alone."""
 
     def __init__(
         self,

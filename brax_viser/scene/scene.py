@@ -1,6 +1,5 @@
 """The whole 3-D scene: a block of robots for each rollout that is shown, on one stage."""
 
-import mujoco
 import numpy as np
 import viser
 
@@ -22,7 +21,7 @@ link to the camera is meant, within the second whichever is closest to the click
 
 
 class Scene:
-    """Shows rollouts side by side. Used by one thread at a time: the viewer locks."""
+    """Shows rollouts side by side. Used on viser's own thread alone."""
 
     def __init__(self, server: viser.ViserServer):
         self._server = server
@@ -34,27 +33,17 @@ class Scene:
         self._followed: tuple[str, int] | None = None
         self._anchor = np.zeros(3)  # m, where a followed robot stays
 
-    def show(
-        self,
-        role: str,
-        model: mujoco.MjModel,
-        grid: Grid,
-        init_links: tuple[np.ndarray, np.ndarray],
-        dt: float,
-        num_envs: int | None = None,
-    ) -> None:
+    def show(self, role: str, model: Model, grid: Grid, num_envs: int | None = None) -> None:
         """Gives a rollout a block, in place of the one it had.
 
         Args:
             role: of the rollout.
-            model: read, never written.
+            model: the robot.
             grid: its cells.
-            init_links: poses before the first step, float32 [L, 3] and [L, 4] wxyz.
-            dt: s per step.
             num_envs: how many environments there will be; None if that is not known yet.
         """
         count = grid.capacity if num_envs is None else min(num_envs, grid.capacity)
-        self._wanted[role] = (Model.of(model, grid, init_links, dt), grid, count)
+        self._wanted[role] = (model, grid, count)
 
     def arrange(self, roles: tuple[str, ...]) -> None:
         """Lays out the blocks of those rollouts that are shown and known of, side by side."""
@@ -63,17 +52,19 @@ class Scene:
             return
         for block in self.blocks.values():
             block.remove()
-        self.blocks.clear()
+        self.blocks = {}
         self.follow(None)
         if not roles:
             return
         offsets, self._bounds = _side_by_side([self._wanted[role] for role in roles])
         self._scale = scene_scale(self._bounds)
+        blocks = {}
         for role, offset in zip(roles, offsets, strict=True):
             model, grid, count = self._wanted[role]
-            self.blocks[role] = Block(
+            blocks[role] = Block(
                 self._server, f"{ROOT}/{role}", model, grid, count, offset, self._scale
             )
+        self.blocks = blocks
         model, grid, _ = self._wanted[roles[0]]
         set_stage(self._server, f"{ROOT}/floor", self._bounds, self._scale, grid, model.floor)
 
