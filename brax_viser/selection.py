@@ -1,6 +1,6 @@
 """Which environments are drawn: a rule, and what it comes to for a rollout. Pure logic."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -106,6 +106,7 @@ class Choice:
     env_index: np.ndarray | None = None  # int32 [K], in the order of the cells; None: not yet
     made_of: Selection | None = None
     since: float = -np.inf  # s, when it was made
+    extra: int | None = None  # drawn only because it is selected
     _reports: dict[int, Ranking] = field(default_factory=dict)
     _pending: bool = False
     _random: np.random.Generator = field(default_factory=np.random.default_rng)
@@ -125,9 +126,8 @@ class Choice:
         self.made_of, self.since = selection, now
         self._reports, self._pending = {}, selection.rule in RANKED
         if not self._pending:
-            self.env_index = _with(
-                selection.given(num_envs, capacity, self._random), keep, num_envs, capacity
-            )
+            chosen = selection.given(num_envs, capacity, self._random)
+            self._settle(chosen, keep, num_envs, capacity)
 
     def rule_for(self, shard: int) -> int:
         """Which rule the device is to rank by now; GIVEN if it need not."""
@@ -167,7 +167,7 @@ class Choice:
         # Ties by index, as on the device.
         order = np.lexsort((index, -score))
         chosen = index[order][np.isfinite(score[order])][:capacity].astype(np.int32)
-        self.env_index = _with(chosen, keep, num_envs, capacity)
+        self._settle(chosen, keep, num_envs, capacity)
         self._pending = False
 
     def is_stale(self, selection: Selection, now: float, *, begins: bool, seconds: float) -> bool:
@@ -186,20 +186,10 @@ class Choice:
             return False
         return begins or now - self.since >= seconds
 
-
-def _with(chosen: np.ndarray, keep: int | None, num_envs: int, capacity: int) -> np.ndarray:
-    """`chosen`, with `keep` in it: appended, or in the last place where there is no room."""
-    if keep is None or keep >= num_envs or keep in chosen:
-        return chosen
-    return np.append(chosen[: capacity - 1], np.int32(keep))
-
-
-def summary(selection: Selection, drawn: int, num_envs: int) -> str:
-    """In words what is drawn."""
-    if drawn or selection.rule not in RANKED:
-        return f"{drawn:,} of {num_envs:,} envs"
-    nothing: Mapping[str, str] = {
-        "nan": f"None of {num_envs:,} envs has a NaN or an Inf",
-        "terminated": f"None of {num_envs:,} envs has terminated yet",
-    }
-    return nothing.get(selection.rule, f"None of {num_envs:,} envs")
+    def _settle(self, chosen: np.ndarray, keep: int | None, num_envs: int, capacity: int) -> None:
+        """`keep` is drawn in any case: appended, or in the last place where there is no room."""
+        self.extra = None
+        if keep is not None and keep < num_envs and keep not in chosen:
+            self.extra = keep
+            chosen = np.append(chosen[: capacity - 1], np.int32(keep))
+        self.env_index = chosen

@@ -255,7 +255,10 @@ class Viewer:
         with self._board.lock:
             self._board.selected_env = None if env is None else int(env)
         self._publisher.unfollow()
-        if env is not None and env not in self._publisher.drawn_envs():
+        with self._board.lock:
+            extras = {r.choice.extra for f in self._feeds for r in f.rollouts.values()}
+        missing = env is not None and env not in self._publisher.drawn_envs()
+        if missing or extras - {None, env}:
             self._choose_anew()
         self._board.mailbox.wake()
 

@@ -11,22 +11,9 @@ from brax_viser.env import INFO_KEY
 from brax_viser.episode import EpisodeLog
 from brax_viser.protocol import NEVER
 from envs.cartpole import CartPole
+from tests.sample import FallingCartPole
 
 NUM_ENVS, STEPS = 12, 60
-
-
-class Rewarding(CartPole):
-    """A cart-pole that falls soon, and whose rewards tell steps and envs apart."""
-
-    def reset(self, rng):
-        state = super().reset(rng)
-        push = 2.0 * jax.random.uniform(rng, (2,)) - 1.0
-        pipeline_state = self.pipeline_init(state.pipeline_state.q, 3.0 * push)
-        return state.replace(pipeline_state=pipeline_state)
-
-    def step(self, state, action):
-        state = super().step(state, action)
-        return state.replace(reward=1.0 + 0.1 * state.pipeline_state.q[1])
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +25,7 @@ def viewer():
 @pytest.fixture(scope="module")
 def inner():
     """The bare env's reset and step, as a batch, and the actions of a rollout."""
-    env = Rewarding()
+    env = FallingCartPole()
     keys = jax.random.split(jax.random.PRNGKey(1), NUM_ENVS)
     actions = jax.random.uniform(jax.random.PRNGKey(2), (STEPS, NUM_ENVS, 1), minval=-1, maxval=1)
     return jax.jit(jax.vmap(env.reset))(keys), jax.jit(jax.vmap(env.step)), keys, actions
@@ -81,10 +68,10 @@ def test_returns_are_whole_across_resets_and_repeated_actions(
     viewer, inner, order, episode_length, action_repeat
 ):
     if order == "inside":
-        env = VisualizedEnv(Rewarding(), grid=(2, 2), viewer=viewer)
+        env = VisualizedEnv(FallingCartPole(), grid=(2, 2), viewer=viewer)
         env = envs.training.wrap(env, episode_length, action_repeat)
     else:
-        env = envs.training.wrap(Rewarding(), episode_length, action_repeat)
+        env = envs.training.wrap(FallingCartPole(), episode_length, action_repeat)
         env = VisualizedEnv(env, grid=(2, 2), viewer=viewer)
     *_, keys, actions = inner
     state, step = jax.jit(env.reset)(keys), jax.jit(env.step)
@@ -108,7 +95,7 @@ def test_returns_are_whole_across_resets_and_repeated_actions(
 
 def test_what_a_loop_of_the_users_own_resets_starts_anew(viewer):
     """Where the whole state is replaced, so is the record."""
-    env = VisualizedEnv(Rewarding(), grid=(2, 2), viewer=viewer)
+    env = VisualizedEnv(FallingCartPole(), grid=(2, 2), viewer=viewer)
     reset, step = jax.jit(env.reset), jax.jit(env.step)
     first = state = reset(jax.random.PRNGKey(0))
     total = 0.0

@@ -1,0 +1,433 @@
+"""What a person steers while thousands of environments are stepped: choice, hold, streams."""
+
+import logging
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from brax import envs
+
+from brax_viser import Viewer, VisualizedEnv
+from brax_viser import viewer as viewer_module
+from brax_viser.env import INFO_KEY
+from brax_viser.gui.words import drawn, head
+from brax_viser.protocol import HEADER_COLUMNS, HEADER_HEAD
+from tests.conftest import Page, eventually
+from tests.sample import FallingCartPole
+
+NUM_ENVS, NUM_DRAWN = 4096, 64
+ROW = 2 * 7 + 5
+"""Numbers of an env in a push: 2 links of 7; reward, return, length, termination, finite."""
+
+
+class Training:
+    """A rollout of 4,096 environments, step by step or on and on, in one viewer for all tests."""
+
+    def __init__(self, viewer: Viewer):
+        self.viewer = viewer
+        env = VisualizedEnv(FallingCartPole("positional"), grid=(8, 8), viewer=viewer)
+        self.env = envs.training.wrap(env, episode_length=100)
+        self._reset = jax.jit(self.env.reset)
+        self._steps = jax.jit(self._take)
+        self._keys = jax.random.split(jax.random.PRNGKey(0), NUM_ENVS)
+        self.state: Any = self._reset(self._keys)
+        self.page: Page | None = None
+        self._stop = False
+        self._thread: threading.Thread | None = None
+
+    def _take(self, state: envs.State, count: jax.Array) -> envs.State:
+        def body(i: jax.Array, state: envs.State) -> envs.State:
+            action = jnp.full((NUM_ENVS, 1), jnp.sin(0.3 * i))
+            return self.env.step(state, action)
+
+        return jax.lax.fori_loop(0, count, body, state)
+
+    def steps(self, count: int = 1) -> None:
+        """Takes some steps, and returns when they are taken."""
+        self.state = jax.block_until_ready(self._steps(self.state, count))
+
+    def log(self) -> Any:
+        """The record of all environments after the last step, in numpy."""
+        return jax.device_get(self.state.info[INFO_KEY])
+
+    def run(self) -> None:
+        """Goes on by itself, in compiled loops of 50 steps."""
+
+        def on_and_on() -> None:
+            while not self._stop:
+                self.steps(50)
+
+        self._stop = False
+        self._thread = threading.Thread(target=on_and_on, daemon=True)
+        self._thread.start()
+
+    def halt(self) -> None:
+        """Ends what `run` began, whatever it waits for."""
+        self._stop = True
+        self.viewer.resume()
+        if self._thread is not None:
+            self._thread.join(timeout=60)
+            assert not self._thread.is_alive()
+            self._thread = None
+
+    def restart(self) -> None:
+        self.state = self._reset(self._keys)
+
+
+@pytest.fixture(scope="module")
+def the_training() -> Iterator[Training]:
+    with Viewer(port=0, mode="every_step") as viewer:
+        yield Training(viewer)
+
+
+@pytest.fixture
+def training(the_training) -> Iterator[Training]:
+    """As it is at first, whatever the test before has done."""
+    viewer = the_training.viewer
+    viewer.mode, viewer.streaming, viewer.selected_env = "every_step", True, None
+    viewer.select("first")
+    the_training.restart()
+    the_training.page = Page(viewer)
+    the_training.steps()
+    eventually(lambda: on_screen(the_training) == list(range(64)), "the first ones are drawn")
+    yield the_training
+    the_training.halt()
+    the_training.page.close()
+
+
+def on_screen(training: Training) -> list[int]:
+    return list(training.viewer.stats().drawn_envs)
+
+
+def test_of_4096_envs_trained_what_is_moved_is_that_of_the_64_drawn(training):
+    before = training.viewer.stats()
+    training.steps(10)
+    after = training.viewer.stats()
+    assert after.streams["train"].num_envs == NUM_ENVS
+    assert after.frames - before.frames == 10
+    header = HEADER_HEAD + len(HEADER_COLUMNS) * NUM_DRAWN
+    assert after.bytes_moved - before.bytes_moved == 10 * 4 * (NUM_DRAWN * ROW + header)
+
+
+@pytest.mark.parametrize("rule", ["worst", "best", "terminated"])
+def test_what_is_drawn_is_the_true_worst_best_or_just_terminated_of_4096(training, rule):
+    training.steps(40)  # by now some have fallen, and returns differ
+    training.viewer.select(rule)
+    before = training.viewer.stats()
+    training.steps()
+    log = training.log()
+    score = {
+        "worst": -log.episode_return,
+        "best": log.episode_return,
+        "terminated": -log.since_termination.astype(float),
+    }[rule]
+    assert len(np.unique(score)) > 20  # the order means something
+    expected = np.argsort(-score, kind="stable")[:NUM_DRAWN]
+    eventually(lambda: on_screen(training) == expected.tolist(), f"the {rule} are drawn")
+    # Ranking sends as much again: what the device has ranked first, to be compared over devices.
+    moved = training.viewer.stats().bytes_moved - before.bytes_moved
+    assert moved == 2 * 4 * (NUM_DRAWN * ROW + HEADER_HEAD + len(HEADER_COLUMNS) * NUM_DRAWN)
+
+
+def test_none_is_drawn_where_none_has_a_nan_and_then_just_those_that_have(training):
+    training.steps()
+    training.viewer.select("nan")
+    training.steps()
+    eventually(lambda: on_screen(training) == [], "none is drawn")
+    panel = training.viewer._publisher._panel_view
+    assert "None of 4,096 envs has a NaN" in drawn(panel(0.0))
+
+    broken = [7, 1234, 4000]
+    motion = training.state.pipeline_state.xd
+    motion = motion.replace(vel=motion.vel.at[jnp.array(broken), 0].set(jnp.nan))
+    pipeline_state = training.state.pipeline_state.replace(xd=motion)
+    training.state = training.state.replace(pipeline_state=pipeline_state)
+
+    def found() -> bool:
+        training.steps()
+        return on_screen(training) == broken
+
+    # It is not looked for at each step, for nobody is there to be drawn meanwhile.
+    eventually(found, "those with a NaN are drawn", timeout=10)
+    training.viewer.select("first")
+    training.steps()
+    eventually(lambda: len(on_screen(training)) == 64, "robots are back")
+
+
+def test_pages_and_indices_and_a_selected_env_that_keeps_its_cell(training):
+    viewer = training.viewer
+    viewer.select(("page", 64))
+    training.steps()
+    eventually(lambda: on_screen(training) == list(range(4032, 4096)), "the last page")
+    viewer.selected_env = 5
+    training.steps()
+    eventually(lambda: on_screen(training) == [*range(4032, 4095), 5], "it is drawn too")
+    viewer.select([100, 3, 77])
+    training.steps()
+    eventually(lambda: on_screen(training) == [100, 3, 77, 5], "those, in this order")
+    viewer.selected_env = 77
+    training.steps()
+    eventually(lambda: on_screen(training) == [100, 3, 77], "the one before is drawn no more")
+
+
+def test_chosen_ones_are_kept_if_they_are_to_be(training):
+    viewer = training.viewer
+    viewer.stretch_seconds = 0.5
+    viewer.select("random", sticky=True)
+    training.steps()
+    eventually(lambda: on_screen(training) != list(range(64)), "others than the first")
+    kept = on_screen(training)
+    threading.Event().wait(0.7)  # longer than a stretch
+    training.steps(2)
+    eventually(lambda: viewer.stats().frames and on_screen(training) == kept, "kept")
+    viewer.select("random")
+    threading.Event().wait(0.7)
+    training.steps(2)
+    eventually(lambda: on_screen(training) != kept, "chosen anew")
+    viewer.stretch_seconds = 3.0
+
+
+def held_at(training: Training) -> int:
+    eventually(lambda: training.viewer.stats().held, "held", timeout=30)
+    return training.viewer.stats().env_steps
+
+
+def test_it_is_held_stepped_and_looked_at_meanwhile_and_goes_on(training):
+    viewer = training.viewer
+    training.run()
+    eventually(lambda: viewer.stats().env_steps > 50, "it runs", timeout=30)
+    viewer.pause()
+    at = held_at(training)
+    assert not threading.Event().wait(0.3) and viewer.stats().env_steps == at
+    assert "Held at step" in head(viewer._publisher._panel_view(0.0))
+    overhead = viewer.stats().overhead
+
+    # The page is live: other environments can be looked at, of this very step.
+    frames = viewer.stats().frames
+    viewer.select("worst")
+    eventually(lambda: on_screen(training) != list(range(64)), "the worst of this step")
+    assert viewer.stats().frames > frames
+    assert viewer.stats().env_steps == at and viewer.stats().held
+    viewer.select([9, 8, 7])
+    eventually(lambda: on_screen(training) == [9, 8, 7], "chosen ones of this step")
+    assert viewer.stats().env_steps == at
+
+    viewer.step()
+    eventually(lambda: viewer.stats().env_steps == at + 1 and viewer.stats().held, "one step")
+    frame = lambda: viewer._publisher.scene.blocks["train"].frame  # noqa: E731
+    eventually(lambda: frame().env_steps == at + 1, "on screen is the step where it is held")
+    viewer.step(10)
+    eventually(lambda: viewer.stats().env_steps == at + 11 and viewer.stats().held, "ten more")
+    eventually(lambda: frame().env_steps == at + 11, "and that is shown")
+    # Neither pause nor the person's thinking counts as a cost of watching.
+    assert viewer.stats().overhead < overhead + 0.5
+
+    viewer.resume()
+    eventually(lambda: viewer.stats().env_steps > at + 30, "it runs on", timeout=30)
+    assert not viewer.stats().held
+
+
+def test_it_runs_to_the_selected_envs_termination_and_is_held_there(training):
+    viewer = training.viewer
+    with pytest.raises(ValueError, match="no env is selected"):
+        viewer.run_to_termination()
+    training.run()
+    viewer.run_to_termination(2000)
+    assert viewer.selected_env == 2000
+    for _ in range(2):
+        held_at(training)
+        block = viewer._publisher.scene.blocks["train"]
+
+        def fallen(block=block) -> bool:
+            frame = block.frame
+            if frame is None or 2000 not in frame.env_index:
+                return False
+            return frame.since_termination[list(frame.env_index).index(2000)] == 0
+
+        eventually(fallen, "the fallen robot is on screen")
+        at = viewer.stats().env_steps
+        assert viewer.stats().env_steps == block.frame.env_steps
+        viewer.run_to_termination()
+        eventually(lambda: viewer.stats().env_steps > at, "on to the next")  # noqa: B023
+    viewer.resume()
+
+
+def test_the_last_page_closed_lets_a_held_training_go_on_and_says_so(training, monkeypatch, caplog):
+    monkeypatch.setattr(viewer_module, "RELOAD_SECONDS", 0.5)
+    viewer = training.viewer
+    training.run()
+    viewer.pause()
+    at = held_at(training)
+    training.page.close()
+    reloaded = Page(viewer)  # at once: no reason to let it go
+    threading.Event().wait(0.8)
+    assert viewer.stats().held
+    with caplog.at_level(logging.WARNING, "brax_viser"):
+        reloaded.close()
+        eventually(lambda: viewer.stats().env_steps > at + 10, "it goes on", timeout=30)
+    assert "the last page was closed" in caplog.text
+    assert not viewer.stats().held
+    training.page = Page(viewer)
+    assert "The last page was closed while" in head(viewer._publisher._panel_view(0.0))
+    viewer.pause()
+    held_at(training)
+    assert "The last page was closed" not in head(viewer._publisher._panel_view(0.0))
+
+
+def test_a_viewer_that_is_closed_lets_a_held_training_go_on_and_says_so(caplog):
+    viewer = Viewer(port=0)
+    env = VisualizedEnv(FallingCartPole(), grid=(2, 2), viewer=viewer)
+    step = jax.jit(jax.vmap(env.step))
+    state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), 4))
+    viewer.pause()
+    done = threading.Event()
+
+    def one_step() -> None:
+        jax.block_until_ready(step(state, jnp.zeros((4, 1))))
+        done.set()
+
+    threading.Thread(target=one_step, daemon=True).start()
+    eventually(lambda: viewer.stats().held, "held", timeout=60)
+    assert not done.wait(0.3)
+    with caplog.at_level(logging.WARNING, "brax_viser"):
+        viewer.close()
+        assert done.wait(10)
+    assert "the viewer was closed" in caplog.text
+
+
+def test_switched_off_while_held_nothing_moves_and_on_again_it_does(training):
+    viewer = training.viewer
+    training.run()
+    viewer.pause()
+    held_at(training)
+    viewer.streaming = False
+    frames = viewer.stats().frames
+    viewer.step(5)
+    threading.Event().wait(0.3)
+    eventually(lambda: viewer.stats().held, "stepped unseen")
+    assert viewer.stats().frames == frames
+    viewer.streaming = True
+    eventually(lambda: viewer.stats().frames > frames, "the step at which it is held is shown")
+
+
+@pytest.mark.parametrize(
+    ("command", "outcome"),
+    [
+        (("streaming", False), lambda v: not v.streaming),
+        (("toggle_streaming", None), lambda v: not v.streaming),
+        (("mode", "latest"), lambda v: v.mode == "latest"),
+        (("speed", 2.5), lambda v: v.speed == 2.5),
+        (("max_overhead", 0.1), lambda v: v.max_overhead == 0.1),
+        (("stretch_seconds", 7.0), lambda v: v.stretch_seconds == 7.0),
+        (("show", "both"), lambda v: v.show == "both"),
+        (("rule", "worst"), lambda v: v._board.selection.rule == "worst"),
+        (("rule", "indices"), lambda v: v._board.selection.indices == (0, 1, 2, 3)),
+        (("indices", "3, 1"), lambda v: v._board.selection.indices == (3, 1)),
+        (("indices", "three"), lambda v: "'three'" in str(v._publisher.complaint)),
+        (("sticky", True), lambda v: v._board.selection.sticky),
+        (("others", "hide"), lambda v: v._publisher.look.others == "hide"),
+        (("labels", True), lambda v: v._publisher.look.labels),
+        (("colour_by", "return"), lambda v: v._publisher.look.colour_by == "return"),
+        (("hold", 0), lambda v: v._board.hold.paused),
+        (("go_on", "1 step"), lambda v: v._board.hold.paused),
+    ],
+    ids=lambda x: "-".join(map(str, x)) if isinstance(x, tuple) else "",
+)
+def test_what_is_asked_for_in_the_page_is_done_and_shown(one_viewer, command, outcome):
+    one_viewer._publisher.enqueue(command)
+    eventually(lambda: outcome(one_viewer), str(command))
+    assert one_viewer._board.fault is None
+
+
+@pytest.fixture(scope="module")
+def a_viewer():
+    with Viewer(port=0) as viewer:
+        VisualizedEnv(FallingCartPole(), grid=(2, 2), viewer=viewer)
+        yield viewer
+
+
+@pytest.fixture
+def one_viewer(a_viewer):
+    yield a_viewer
+    a_viewer.streaming, a_viewer.mode, a_viewer.speed = True, "realtime", 1.0
+    a_viewer.max_overhead, a_viewer.stretch_seconds, a_viewer.show = 0.02, 3.0, "train"
+    a_viewer.select("first")
+    a_viewer.resume()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("speed", 0.05, "0.1 to 4.0 robot seconds"),
+        ("stretch_seconds", 31, "0.5 to 30"),
+        ("max_overhead", 0, "above 0"),
+        ("show", "all", "must be one of 'train', 'eval', 'both'"),
+        ("selected_env", -1, "must be an env index"),
+        ("selected_env", 1.5, "must be an env index"),
+    ],
+)
+def test_a_bad_value_is_refused_with_the_limit(one_viewer, name, value, words):
+    with pytest.raises(ValueError, match=words):
+        setattr(one_viewer, name, value)
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5, True])
+def test_a_bad_number_of_steps_is_refused(one_viewer, n):
+    with pytest.raises(ValueError, match="at least 1"):
+        one_viewer.step(n)
+
+
+HELD = """
+    import sys, threading, time
+    from brax import envs
+    from brax.training.agents.ppo import train as ppo
+    from brax_viser import Viewer, VisualizedEnv
+
+    viewer = Viewer(port=0)
+
+    def hold():
+        while viewer.stats().env_steps < 20:
+            time.sleep(0.01)
+        viewer.pause()
+        while not viewer.stats().held:
+            time.sleep(0.01)
+        print("held", flush=True)
+
+    threading.Thread(target=hold, daemon=True).start()
+    env = VisualizedEnv(
+        envs.get_environment("inverted_pendulum", backend="spring"), grid=(2, 2), viewer=viewer
+    )
+    ppo.train(
+        environment=env, num_timesteps=10**9, num_envs=8, episode_length=100, unroll_length=5,
+        batch_size=8, num_minibatches=2, run_evals=False,
+    )
+"""
+
+
+def test_ctrl_c_ends_a_training_that_is_held():
+    """The main thread is inside of XLA then, where Python runs no signal handler."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HELD)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line == "held\n":
+                break
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode not in (0, None), errors
+    assert "KeyboardInterrupt" in errors
