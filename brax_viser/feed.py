@@ -153,7 +153,7 @@ class Feed:
                 self._deliver(rollout, origin, layout, shard, columns, rows)
             with board.lock:
                 if rule != GIVEN:
-                    self._rank(rollout, origin, shard, columns)
+                    self._rank(rollout, origin, shard, rule, columns)
                 self._fill(answer, rollout, origin, shard, push=rule != GIVEN)
                 nbytes = rows.nbytes + header.nbytes  # type: ignore[attr-defined]
                 board.bytes_moved += nbytes
@@ -238,12 +238,15 @@ class Feed:
                 granted, answer[:] = answer[1], order.answer
                 answer[1] = granted
 
-    def _rank(self, rollout: Rollout, origin: Origin, shard: int, columns: np.ndarray) -> None:
+    def _rank(
+        self, rollout: Rollout, origin: Origin, shard: int, rule: int, columns: np.ndarray
+    ) -> None:
         """A device has ranked its environments."""
         board = self._board
         row, since_termination, bits, finite = columns
         rollout.choice.report(
             shard,
+            rule,
             Ranking(
                 shard * origin.num_envs + row, bits.view(np.float32), since_termination, finite > 0
             ),
@@ -303,7 +306,10 @@ class Feed:
             with board.lock:
                 push = board.shown[role] is self and board.control.streaming
                 push = push and board.control.show in (role, "both")
-                if push and rollout.choice.made_of != board.selection:
+                # Time stands still: only another selection makes a choice a stale one.
+                if push and rollout.choice.is_stale(
+                    board.selection, board.clock(), begins=False, seconds=np.inf
+                ):
                     self._choose(rollout, board.clock())
                 self._fill(answer, rollout, origin, shard, push=push)
         if board.hold.counts(role):

@@ -107,6 +107,7 @@ class Choice:
     made_of: Selection | None = None
     since: float = -np.inf  # s, when it was made
     extra: int | None = None  # drawn only because it is selected
+    outdated: bool = False  # to be made anew, though the selection is the same
     _reports: dict[int, Ranking] = field(default_factory=dict)
     _pending: bool = False
     _random: np.random.Generator = field(default_factory=np.random.default_rng)
@@ -123,7 +124,7 @@ class Choice:
             now: s.
             keep: an environment to be drawn in any case.
         """
-        self.made_of, self.since = selection, now
+        self.made_of, self.since, self.outdated = selection, now, False
         self._reports, self._pending = {}, selection.rule in RANKED
         if not self._pending:
             chosen = selection.given(num_envs, capacity, self._random)
@@ -149,21 +150,26 @@ class Choice:
     def report(
         self,
         shard: int,
+        rule: int,
         ranking: Ranking,
         num_shards: int,
         num_envs: int,
         capacity: int,
         keep: int | None,
     ) -> None:
-        """One device has ranked its environments; with the last of them the choice is made."""
+        """One device has ranked its environments; with the last of them the choice is made.
+
+        What it was asked for before the choice was begun anew, by another rule, counts no more.
+        """
+        if rule != self.rule_for(shard):
+            return
         self._reports[shard] = ranking
         if len(self._reports) < num_shards:
             return
         assert self.made_of is not None
-        rule = self.made_of.rule
         reports = self._reports.values()
         index = np.concatenate([r.env_index for r in reports])
-        score = np.concatenate([r.score(rule) for r in reports])
+        score = np.concatenate([r.score(self.made_of.rule) for r in reports])
         # Ties by index, as on the device.
         order = np.lexsort((index, -score))
         chosen = index[order][np.isfinite(score[order])][:capacity].astype(np.int32)
@@ -180,7 +186,7 @@ class Choice:
             seconds: s, after which to choose anew where there are no stretches; inf where there
                 are.
         """
-        if selection != self.made_of:
+        if selection != self.made_of or self.outdated:
             return True
         if self._pending or selection.sticky or selection.rule not in ("random", *RANKED):
             return False

@@ -406,7 +406,7 @@ class Viewer:
         with self._board.lock:
             for feed in self._feeds:
                 for rollout in feed.rollouts.values():
-                    rollout.choice.made_of = None
+                    rollout.choice.outdated = True
         self._publisher.hurry()
 
     def _obey(self, command: Command) -> None:

@@ -146,9 +146,9 @@ def test_none_is_drawn_where_none_has_a_nan_and_then_just_those_that_have(traini
     assert "None of 4,096 envs has a NaN" in drawn(panel(0.0))
 
     broken = [7, 1234, 4000]
-    motion = training.state.pipeline_state.xd
+    motion = training.state.pipeline_state.xd_i
     motion = motion.replace(vel=motion.vel.at[jnp.array(broken), 0].set(jnp.nan))
-    pipeline_state = training.state.pipeline_state.replace(xd=motion)
+    pipeline_state = training.state.pipeline_state.replace(xd_i=motion)
     training.state = training.state.replace(pipeline_state=pipeline_state)
 
     def found() -> bool:
@@ -316,6 +316,62 @@ def test_switched_off_while_held_nothing_moves_and_on_again_it_does(training):
     assert viewer.stats().frames == frames
     viewer.streaming = True
     eventually(lambda: viewer.stats().frames > frames, "the step at which it is held is shown")
+
+
+def test_evaluation_and_training_are_told_apart_and_shown_side_by_side(training):
+    viewer = training.viewer
+    blocks = lambda: viewer._publisher.scene.blocks  # noqa: E731
+    shown = blocks()["train"]
+    wrapped = VisualizedEnv(FallingCartPole(), grid=(4, 2), viewer=viewer, role="eval")
+    evaluation = envs.training.wrap(wrapped, episode_length=100)
+    step = jax.jit(evaluation.step)
+    state = jax.jit(evaluation.reset)(jax.random.split(jax.random.PRNGKey(1), 6))
+
+    def evaluate(state: envs.State) -> envs.State:
+        return jax.block_until_ready(step(state, jnp.zeros((6, 1))))
+
+    # Training is shown by default, and an evaluation's first step does not take it away.
+    assert viewer.show == "train"
+    frames = viewer.stats().frames
+    state = evaluate(state)
+    threading.Event().wait(0.2)
+    assert viewer.stats().frames == frames
+    assert blocks() == {"train": shown} and len(on_screen(training)) == 64
+    assert viewer.stats().streams["eval"].num_envs == 6
+    assert viewer.stats().streams["train"].num_envs == NUM_ENVS
+
+    viewer.show = "eval"
+    training.steps(10)
+    state = evaluate(state)
+    assert viewer.stats().frames == frames + 1  # that of the evaluation
+    eventually(lambda: list(blocks()) == ["eval"] and blocks()["eval"].frame, "it is shown")
+    assert on_screen(training) == list(range(6))
+    # What is held and stepped is what is looked at.
+    viewer.pause()
+    for_it = threading.Thread(target=evaluate, args=(state,), daemon=True)
+    for_it.start()
+    eventually(lambda: viewer.stats().held, "held in the evaluation")
+    viewer.resume()
+    for_it.join(timeout=20)
+
+    viewer.show = "both"
+    eventually(lambda: list(blocks()) == ["train", "eval"], "room for both")
+    for _ in range(3):
+        training.steps()
+        state = evaluate(state)
+    eventually(lambda: all(b.frame is not None for b in blocks().values()), "both have come")
+    assert {role: b.frame.role for role, b in blocks().items()} == {
+        "train": "train",
+        "eval": "eval",
+    }
+    spans = [block._origins[:, 1] for block in blocks().values()]
+    assert spans[0].min() > spans[1].max()  # side by side, and not within each other
+    titles = [block._title.text for block in blocks().values()]
+    assert titles[0].startswith("Training · step") and titles[1].startswith("Evaluation · step")
+    viewer.show = "train"
+    training.steps()
+    eventually(lambda: list(blocks()) == ["train"], "training alone again")
+    assert not blocks()["train"]._title.visible
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brax_viser.gui.panel import parse_indices, written
-from brax_viser.protocol import BEST, GIVEN, NEVER, NONFINITE
-from brax_viser.selection import Choice, Ranking, Selection
+from brax_viser.protocol import BEST, GIVEN, NEVER, NONFINITE, TERMINATED, WORST
+from brax_viser.selection import RANKED, Choice, Ranking, Selection
 
 RANDOM = np.random.default_rng(0)
 
@@ -58,9 +58,9 @@ def test_rules_that_rank_wait_for_all_devices_and_take_the_best_of_all():
     choice.begin(Selection.of("best"), 20, 4, now=0.0, keep=None)
     assert choice.env_index is None and choice.pending
     assert choice.rule_for(0) == choice.rule_for(1) == BEST
-    choice.report(0, ranking([3, 1, 2], [5.0, 4.0, 1.0]), 2, 20, 4, None)
+    choice.report(0, BEST, ranking([3, 1, 2], [5.0, 4.0, 1.0]), 2, 20, 4, None)
     assert choice.rule_for(0) == GIVEN and choice.rule_for(1) == BEST and choice.pending
-    choice.report(1, ranking([12, 11, 15], [4.5, 4.0, 0.0]), 2, 20, 4, None)
+    choice.report(1, BEST, ranking([12, 11, 15], [4.5, 4.0, 0.0]), 2, 20, 4, None)
     assert not choice.pending
     assert choice.env_index is not None
     assert choice.env_index.tolist() == [3, 12, 1, 11]
@@ -77,7 +77,7 @@ def test_the_true_best_and_worst_are_chosen_over_devices(returns, rule):
     for shard in range(2):
         mine = np.array(returns[4 * shard : 4 * shard + 4], np.float32)
         top = np.argsort(sign * mine, kind="stable")[:3]
-        choice.report(shard, ranking(4 * shard + top, mine[top]), 2, 8, 3, None)
+        choice.report(shard, RANKED[rule], ranking(4 * shard + top, mine[top]), 2, 8, 3, None)
     expected = np.argsort(sign * np.array(returns, np.float32), kind="stable")[:3]
     assert choice.env_index is not None
     assert choice.env_index.tolist() == expected.tolist()
@@ -87,14 +87,25 @@ def test_nobody_is_drawn_where_the_rule_finds_nobody():
     choice = Choice()
     choice.begin(Selection.of("nan"), 8, 3, now=0.0, keep=None)
     assert choice.rule_for(0) == NONFINITE
-    choice.report(0, ranking([0, 1, 2]), 1, 8, 3, None)
+    choice.report(0, NONFINITE, ranking([0, 1, 2]), 1, 8, 3, None)
     assert choice.found_nobody
     choice.begin(Selection.of("nan"), 8, 3, now=1.0, keep=None)
-    choice.report(0, ranking([5, 0, 1], finite=[False, True, True]), 1, 8, 3, None)
+    choice.report(0, NONFINITE, ranking([5, 0, 1], finite=[False, True, True]), 1, 8, 3, None)
     assert choice.env_index is not None and choice.env_index.tolist() == [5]
     choice.begin(Selection.of("terminated"), 8, 3, now=2.0, keep=None)
-    choice.report(0, ranking([6, 2, 1], since=[0, 4, NEVER]), 1, 8, 3, None)
+    choice.report(0, TERMINATED, ranking([6, 2, 1], since=[0, 4, NEVER]), 1, 8, 3, None)
     assert choice.env_index.tolist() == [6, 2]
+
+
+def test_a_ranking_by_a_rule_that_is_wanted_no_more_does_not_count():
+    choice = Choice()
+    choice.begin(Selection.of("best"), 20, 4, now=0.0, keep=None)
+    choice.begin(Selection.of("worst"), 20, 4, now=1.0, keep=None)
+    choice.report(0, BEST, ranking([3, 1], [5.0, 4.0]), 1, 20, 4, None)
+    assert choice.pending and choice.env_index is None
+    choice.begin(Selection.of("first"), 20, 4, now=2.0, keep=None)
+    choice.report(0, WORST, ranking([3, 1], [5.0, 4.0]), 1, 20, 4, None)
+    assert choice.env_index is not None and choice.env_index.tolist() == [0, 1, 2, 3]
 
 
 def test_the_selected_env_keeps_a_cell():
@@ -106,7 +117,7 @@ def test_the_selected_env_keeps_a_cell():
     choice.begin(Selection.of("first"), 100, 4, now=0.0, keep=500)  # there is no such one
     assert choice.env_index.tolist() == [0, 1, 2, 3]
     choice.begin(Selection.of("worst"), 100, 2, now=0.0, keep=7)
-    choice.report(0, ranking([4, 5], [0.0, 1.0]), 1, 100, 2, 7)
+    choice.report(0, WORST, ranking([4, 5], [0.0, 1.0]), 1, 100, 2, 7)
     assert choice.env_index.tolist() == [4, 7]
 
 
@@ -118,10 +129,15 @@ def test_it_is_chosen_anew_at_each_stretch_unless_it_is_to_be_kept():
     assert stale(best)  # nothing has been chosen at all
     choice.begin(best, 10, 2, now=99.0, keep=None)
     assert not stale(best, begins=True)  # the devices are still ranking
-    choice.report(0, ranking([1, 2], [2.0, 1.0]), 1, 10, 2, None)
+    choice.report(0, BEST, ranking([1, 2], [2.0, 1.0]), 1, 10, 2, None)
     assert stale(best, begins=True) and not stale(best)
     assert stale(best, seconds=0.5) and not stale(best, seconds=3.0)
     assert stale(Selection.of("worst"))
+    choice.outdated = True
+    assert stale(best)
+    choice.begin(best, 10, 2, now=99.0, keep=None)
+    choice.report(0, BEST, ranking([1, 2], [2.0, 1.0]), 1, 10, 2, None)
+    assert not stale(best)
     kept = Selection.of("best", sticky=True)
     choice.made_of = kept
     assert not stale(kept, begins=True)

@@ -14,6 +14,8 @@ from brax.training.agents.ppo import networks
 from brax.training.agents.ppo import train as ppo
 
 from brax_viser import Viewer, VisualizedEnv
+from brax_viser.callback import VARIABLE
+from brax_viser.stream import MODES, SHOWS
 from tests.conftest import Page, eventually
 
 SMALL: dict[str, Any] = dict(
@@ -60,7 +62,10 @@ def stock_repeated() -> list[np.ndarray]:
 
 
 class Fidgeting:
-    """Flips switch and mode for as long as the training runs, as no person could."""
+    """Moves every control while steps are taken, as no person could."""
+
+    SELECTIONS = ("first", "worst", [3, 1], "random", "terminated", ("page", 2), "best", "nan")
+    MOVES = ("pause", "step", "step", "resume", "run_to_termination", "step", "resume")
 
     def __init__(self, viewer: Viewer):
         self.flips = 0
@@ -68,10 +73,24 @@ class Fidgeting:
         self._thread = threading.Thread(target=self._fidget)
 
     def _fidget(self) -> None:
+        viewer, known = self._viewer, ()
+        viewer.pause()
         while not self._stop.wait(0.003):
+            stats = viewer.stats()
+            before, known = known, tuple(s.env_steps for s in stats.streams.values())
+            if before == known and not stats.held:
+                continue  # it compiles, and is not to be kept from that
             self.flips += 1
-            self._viewer.streaming = self.flips % 3 > 0
-            self._viewer.mode = ("latest", "every_step")[self.flips % 2]
+            n = self.flips
+            viewer.streaming = n % 7 > 0
+            viewer.mode = MODES[n % 3]
+            viewer.show = SHOWS[n // 20 % 3]
+            viewer.speed = (0.1, 1.0, 4.0)[n % 3]
+            viewer.stretch_seconds = (0.5, 3.0)[n % 2]
+            viewer.max_overhead = (0.001, 0.02, 1.0)[n // 2 % 3]
+            viewer.select(self.SELECTIONS[n % len(self.SELECTIONS)], sticky=n % 5 == 0)
+            viewer.selected_env = n % 16
+            getattr(viewer, self.MOVES[n % len(self.MOVES)])()
 
     def __enter__(self) -> "Fidgeting":
         self._thread.start()
@@ -80,10 +99,12 @@ class Fidgeting:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        self._viewer.resume()
 
 
 def test_parameters_are_identical_in_two_trainings_of_one_env(viewer, page, stock_evaluated):
     """Latest, then every step, in one process and one viewer: both show, both learn the same."""
+    viewer.mode = "latest"
     env = VisualizedEnv(bare(), grid=(3, 3), viewer=viewer)
     reported = []
 
@@ -110,14 +131,41 @@ def test_parameters_are_identical_in_two_trainings_of_one_env(viewer, page, stoc
     assert page.frames > 0
 
 
-def test_parameters_are_identical_with_the_switch_flipped_all_the_time(
+@pytest.mark.parametrize(
+    ("mechanism", "settings"), [("direct", "evaluated"), ("io_callback", "repeated")]
+)
+def test_parameters_are_identical_whatever_is_done_in_the_page(
+    viewer, page, mechanism, settings, monkeypatch, request
+):
+    """Held and stepped, chosen by return, slowed down, switched off and on: all at once."""
+    monkeypatch.setenv(VARIABLE, mechanism)
+    env = VisualizedEnv(bare(), grid=(3, 3), viewer=viewer)
+    chosen = {"evaluated": WITH_EVALUATION, "repeated": REPEATED}[settings]
+    with Fidgeting(viewer) as fidgeting:
+        learned = train(env, chosen)
+    assert_identical(learned, request.getfixturevalue(f"stock_{settings}"))
+    assert fidgeting.flips > 20
+    assert viewer.stats().frames > 0
+    assert viewer._board.hold._pauses[0] > 0, "it was never held"
+    assert viewer._board.fault is None
+
+
+def test_parameters_are_identical_in_real_time_with_an_evaluation_of_its_own_beside(
     viewer, page, stock_evaluated
 ):
-    env = VisualizedEnv(bare(), grid=(4, 4), viewer=viewer)
-    with Fidgeting(viewer) as fidgeting:
-        assert_identical(train(env, WITH_EVALUATION), stock_evaluated)
-    assert fidgeting.flips > 100
-    assert 0 < viewer.stats().frames
+    viewer.show, viewer.stretch_seconds = "both", 0.5
+    env = VisualizedEnv(bare(), grid=(3, 3), viewer=viewer)
+    eval_env = VisualizedEnv(bare(), grid=(2, 2), viewer=viewer, role="eval")
+    assert_identical(train(env, WITH_EVALUATION, eval_env=eval_env), stock_evaluated)
+    stats = viewer.stats()
+    assert {role: stream.num_envs for role, stream in stats.streams.items()} == {
+        "train": 16,
+        "eval": 4,
+    }
+    assert stats.frames > 10
+    blocks = viewer._publisher.scene.blocks
+    eventually(lambda: all(b.frame is not None for b in blocks.values()), "both are shown")
+    assert blocks["train"].count == 9 and blocks["eval"].count == 4
 
 
 def test_parameters_are_identical_while_off_and_nothing_moves(viewer, page, stock_repeated):
