@@ -131,7 +131,7 @@ class Feed:
                 push = self._paced(rollout, origin, countdown, shard, start)
                 self._fill(answer, rollout, origin, shard, push=push)
                 rollout.called[shard] = board.clock()
-                board.meter.asked(start, rollout.called[shard])
+                board.meter.asked(start, rollout.called[shard], pushes=answer[0] > 0)
             self._hold_here(answer, rollout, origin, shard, refreshed)
         # Whatever it is, raising here would end the user's training.
         except Exception as error:
@@ -194,6 +194,7 @@ class Feed:
             board.meter.spent,
             active=shown and control.wants(role),
             shard=shard,
+            polling=board.meter.polling,
         )
         if shard == 0:
             board.progress.stepped(role, (pacer.env_steps - known) * rollout.num_envs, now)

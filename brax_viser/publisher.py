@@ -233,6 +233,10 @@ class Publisher:
 
     def _play(self, channel: Channel, rollout: Rollout, now: float) -> View | None:
         board, pacer = self.board, rollout.pacer
+        if not board.control.streaming:
+            # Who has switched it off wants stillness, not the rest of what was on its way.
+            channel.player.clear()
+            return None
         if board.control.mode != "realtime":
             return channel.player.newest(now)
         view = channel.player.play(

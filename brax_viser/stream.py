@@ -30,6 +30,10 @@ SAVED_SECONDS = 1.0
 """How long an unspent budget can be saved up, at least: a person who opens a page sees the first
 stretch at once."""
 
+SENDING_SHARE = 0.2
+"""Of the budget, what asking leaves for sending in any case: asking cannot stop, for it notices the
+switch, and where it costs more than the whole budget a page must not stand still for ever."""
+
 PACE_SECONDS = 10.0
 """Time constant of the step rate that is compared with the robot's pace: longer, so that an update
 or a short evaluation does not change what is shown."""
@@ -132,6 +136,7 @@ class Pacer:
         *,
         active: bool,
         shard: int = 0,
+        polling: float = 0.0,
     ) -> Answer:
         """Answers one due step.
 
@@ -142,6 +147,7 @@ class Pacer:
             spent: s, what watching has cost so far, in all.
             active: whether this rollout's steps are wanted at all.
             shard: which device asks.
+            polling: s, the part of `spent` that went on asking in vain.
         """
         own = self._shards.setdefault(shard, _Shard())
         steps = self._count(own, countdown)
@@ -155,7 +161,8 @@ class Pacer:
         if control.closed:
             return self._answer(own, False, FOREVER)
         stretch = max(round(control.stretch_seconds / self.dt), 2)
-        self._budget.update(now, spent, control.max_overhead, stretch * self._step_cost)
+        at_once = stretch * self._step_cost
+        self._budget.update(now, spent, polling, control.max_overhead, at_once)
         if active and not self._active:
             self.hurry()
         self._active = active
@@ -267,7 +274,8 @@ class Pacer:
         if self._spent_at_start is None or sent <= 0:
             return
         over = step >= self._stop
-        cost = (spent - self._spent_at_start) / sent
+        # One that took far longer than the others was stopped by something else.
+        cost = min((spent - self._spent_at_start) / sent, 10 * self._step_cost)
         self._step_cost += (0.3 if over else 0.05) * (cost - self._step_cost)
         if over:
             self._spent_at_start = None
@@ -317,28 +325,41 @@ class Budget:
     """What watching may still cost: it grows with wall-clock time and shrinks with what is spent.
 
     A stretch is begun when it can be paid for, so that over any time from the first step on the
-    share is exceeded by no more than the call that finds the budget used up.
+    share is exceeded by no more than the call that finds the budget used up. Two things are
+    forgiven, so that nothing starves: what asking alone costs beyond its part of the budget, and a
+    debt that no `COST_SECONDS` could pay back, as a process leaves that was stopped within a call.
     """
 
     def __init__(self) -> None:
         self.credit = 0.0  # s
         self._now: float | None = None
-        self._spent = 0.0
+        self._spent = self._polling = 0.0
+        self._unpaid = 0.0  # s of asking, still to be paid
 
-    def update(self, now: float, spent: float, share: float, at_once: float) -> None:
+    def update(
+        self, now: float, spent: float, polling: float, share: float, at_once: float
+    ) -> None:
         """Brings the credit up to date.
 
         Args:
             now: s.
             spent: s, what watching has cost so far, in all.
+            polling: s, the part of it that went on asking in vain.
             share: of wall-clock that it may take.
             at_once: s, the largest cost that must be affordable at a time.
         """
-        passed = 0.0 if self._now is None else max(now - self._now, 0.0)
-        spending = 0.0 if self._now is None else spent - self._spent
-        most = max(share * SAVED_SECONDS, 1.25 * at_once)
-        self.credit = min(self.credit + share * passed, most) - spending
-        self._now, self._spent = now, spent
+        if self._now is None:
+            self._now, self._spent, self._polling = now, spent, polling
+        passed = max(now - self._now, 0.0)
+        granted = share * passed
+        polled = polling - self._polling
+        self._unpaid = min(self._unpaid + polled, share * COST_SECONDS)
+        paid = min(self._unpaid, (1 - SENDING_SHARE) * granted)
+        self._unpaid -= paid
+        spending = spent - self._spent - polled + paid
+        most, least = max(share * SAVED_SECONDS, 1.25 * at_once), share * COST_SECONDS
+        self.credit = max(min(self.credit + granted, most) - spending, -max(least, at_once))
+        self._now, self._spent, self._polling = now, spent, polling
 
 
 class CostMeter:
@@ -352,12 +373,23 @@ class CostMeter:
         self._bins: deque[_Bin] = deque()
         self._since: float | None = None
         self.spent = 0.0  # s, in all
+        self.polling = 0.0  # s, the part of it that went on asking in vain
         self.calls = 0  # in all
-        self.crossing = 20e-6  # s, running mean of what a call costs outside of our function
+        self._gaps = deque([20e-6], maxlen=32)  # s, before the last pushes
 
-    def asked(self, start: float, stop: float) -> None:
+    @property
+    def crossing(self) -> float:
+        """s: what a call costs outside of our function. The least of the last ones: a gap before
+        a push is longer where the processor is busy with something else, which is no cost of ours
+        that every other call had as well."""
+        return min(self._gaps)
+
+    def asked(self, start: float, stop: float, *, pushes: bool = True) -> None:
         """An `ask` ran from `start` to `stop`; getting there cost a crossing as well."""
-        self._add(stop, stop - start + self.crossing)
+        cost = stop - start + self.crossing
+        if not pushes:
+            self.polling += cost
+        self._add(stop, cost)
 
     def pushed(
         self, before: float, start: float, stop: float, nbytes: int, *, frame: bool = True
@@ -367,7 +399,7 @@ class CostMeter:
         Between the two lie the gather, the transfer and one crossing into Python: all of it is
         ours, and it is the one crossing that can be timed from inside.
         """
-        self.crossing += 0.1 * (max(start - before, 0.0) - self.crossing)
+        self._gaps.append(max(start - before, 0.0))
         self._add(stop, max(stop - before, 0.0), nbytes, int(frame))
 
     def share(self, now: float) -> float:

@@ -11,11 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from tests.conftest import eventually
 
-SCENE = {"x": 40, "y": 160, "width": 800, "height": 500}
+WINDOW = {"width": 960, "height": 640}
+"""No larger than need be: each pixel is rendered by the processor that trains."""
+
+PANEL = 324
+SCENE = {"x": 10, "y": 80, "width": WINDOW["width"] - PANEL - 20, "height": WINDOW["height"] - 90}
 """The part of the window that holds robots and nothing else."""
+
+COUNTS = {None: 1, " k": 1e3, " M": 1e6, " G": 1e9}
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +52,19 @@ def training(tmp_path_factory) -> Iterator[str]:
     process.wait()
 
 
+@pytest.fixture(scope="module")
+def page(chromium, training):
+    """The page that most of the tests use, one after the other."""
+    page = chromium.new_page(viewport=WINDOW)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(training)
+    page.get_by_label("Streaming").wait_for(timeout=60_000)
+    yield page
+    assert not errors
+    page.close()
+
+
 def scene(page) -> np.ndarray:
     """int [H, W, 3]: what the 3-D view shows."""
     image = Image.open(io.BytesIO(page.screenshot(clip=SCENE))).convert("RGB")
@@ -58,20 +78,69 @@ def moved(page, seconds: float) -> bool:
     return bool((np.abs(scene(page) - before).max(axis=2) > 40).sum() > 30)
 
 
+def text(page) -> str:
+    return page.inner_text("body")
+
+
 def steps(page) -> float:
     """The number of steps that the panel tells."""
-    found = re.search(r"Steps\s+([\d.]+)( [kMG])?", page.inner_text("body"))
-    assert found is not None, page.inner_text("body")
-    return float(found[1]) * {None: 1, " k": 1e3, " M": 1e6, " G": 1e9}[found[2]]
+    found = re.search(r"([\d.]+)( [kMG])? of 500 M steps", text(page))
+    assert found is not None, text(page)
+    return float(found[1]) * COUNTS[found[2]]
 
 
-def test_robots_move_stop_at_the_switch_and_move_again(chromium, training):
-    page = chromium.new_page(viewport={"width": 1280, "height": 800})
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(training)
+def held_at(page) -> str:
+    """The step at which the training is held, as the panel says it."""
+    found = []
+
+    def held() -> bool:  # between two steps it is not, for a moment
+        found[:] = re.findall(r"Held at step ([^:]+):", text(page))
+        return bool(found)
+
+    eventually(held, "it is held", timeout=30)
+    return found[0]
+
+
+def choose(page, label: str, option: str) -> None:
+    """Picks from a list in the panel."""
+    page.get_by_label(label, exact=True).click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def robots(page) -> list[tuple[float, float]]:
+    """(x, y) in the window of what looks like a robot: ants are brown, all else is grey."""
+    image = scene(page)
+    brown = (image[..., 0] - image[..., 2]) > 25
+    # Legs are thin: what is left of a robot is its torso.
+    labels, count = ndimage.label(ndimage.binary_opening(brown, iterations=3))
+    sizes = ndimage.sum_labels(brown, labels, range(1, count + 1))
+    centres = ndimage.center_of_mass(brown, labels, range(1, count + 1))
+    ordered = sorted(zip(sizes, centres, strict=True), reverse=True)
+    return [(x + SCENE["x"], y + SCENE["y"]) for _, (y, x) in ordered]
+
+
+def select_a_robot(page) -> int:
+    """Clicks on the robot that is seen best, and returns its env."""
+    for x, y in robots(page)[:3]:
+        page.mouse.click(x, y)
+        try:
+            page.get_by_text(re.compile(r"Env \d+ · return")).wait_for(timeout=10_000)
+        except TimeoutError:
+            continue
+        break
+    found = re.search(r"Env (\d+) · return", text(page))
+    assert found is not None, text(page)
+    return int(found[1])
+
+
+def return_of_the_selected(page) -> float:
+    found = re.search(r"Env \d+ · return (-?[\d,.]+)", text(page))
+    assert found is not None
+    return float(found[1].replace(",", ""))
+
+
+def test_robots_move_stop_at_the_switch_and_move_again(chromium, page, training):
     switch = page.get_by_label("Streaming")
-    switch.wait_for(timeout=60_000)
     assert switch.is_checked()
     # Before XLA has compiled anything there are robots, and the reason why they stand still.
     page.get_by_text(re.compile("Compiling|Live")).wait_for(timeout=60_000)
@@ -82,13 +151,13 @@ def test_robots_move_stop_at_the_switch_and_move_again(chromium, training):
 
     switch.uncheck()
     page.get_by_text("streaming is off").wait_for(timeout=30_000)
-    page.wait_for_timeout(1000)  # what was under way is drawn
+    page.wait_for_timeout(1000)
     known = steps(page)
     assert not moved(page, 3.0)
     eventually(lambda: steps(page) > known, "the training goes on", timeout=30)
     assert not moved(page, 1.0)
 
-    other = chromium.new_page(viewport={"width": 900, "height": 700})
+    other = chromium.new_page(viewport=WINDOW)
     other.goto(training)
     elsewhere = other.get_by_label("Streaming")
     elsewhere.wait_for(timeout=60_000)
@@ -97,5 +166,79 @@ def test_robots_move_stop_at_the_switch_and_move_again(chromium, training):
     eventually(switch.is_checked, "the first page follows the second", timeout=10)
     other.close()
     eventually(lambda: moved(page, 1.0), "robots move again", timeout=60)
-    assert not errors
-    page.close()
+
+
+def test_modes_say_what_they_cost_and_robots_move_in_each(page):
+    for mode, words in (("Latest", "budget 2 %"), ("Every step", "no budget")):
+        choose(page, "Motion", mode)
+        page.get_by_text(words).wait_for(timeout=20_000)
+        eventually(lambda: moved(page, 0.5), f"robots move in {mode}", timeout=30)
+        assert page.get_by_label("Speed").count() == 0  # which is of real time alone
+    choose(page, "Motion", "Real time")
+    page.get_by_text(re.compile(r"On screen: step .* ago")).wait_for(timeout=20_000)
+    eventually(lambda: moved(page, 0.5), "robots move in real time", timeout=30)
+
+
+def test_two_pages_agree_on_a_training_that_is_held_and_stepped(chromium, page, training):
+    other = chromium.new_page(viewport=WINDOW)
+    other.goto(training)
+    page.get_by_role("button", name="Hold training").click()
+    at = held_at(page)
+    eventually(lambda: held_at(other) == at, "the other page says the same", timeout=30)
+    other.get_by_role("button", name="Resume training").wait_for(timeout=10_000)
+    page.wait_for_timeout(1000)
+    assert not moved(page, 2.0) and held_at(page) == at
+
+    other.get_by_role("button", name="1 step", exact=True).click()
+    eventually(lambda: held_at(page) != at, "one step further", timeout=20)
+    at = held_at(page)
+    page.get_by_role("button", name="10 steps").click()
+    eventually(lambda: held_at(other) != at, "ten steps further", timeout=20)
+    eventually(lambda: held_at(page) == held_at(other), "both say the same", timeout=10)
+    at = held_at(page)
+    page.mouse.move(400, 400)
+    page.keyboard.press("n")
+    eventually(lambda: held_at(page) != at, "one step further by key", timeout=20)
+    other.close()  # one page is left: the training stays held
+    page.wait_for_timeout(6000)
+    held_at(page)
+    page.keyboard.press("Space")
+    page.get_by_role("button", name="Hold training").wait_for(timeout=20_000)
+    eventually(lambda: moved(page, 1.0), "robots move again", timeout=60)
+
+
+def test_a_robot_is_clicked_the_worst_are_chosen_and_one_is_followed(page):
+    page.get_by_role("button", name="Hold training").click()
+    held_at(page)
+    choose(page, "Envs", "Best return")
+    page.wait_for_timeout(2000)
+    select_a_robot(page)
+    best = return_of_the_selected(page)
+    page.get_by_text("9 of 64 envs are drawn").wait_for(timeout=10_000)
+    first = scene(page)
+    choose(page, "Envs", "Worst return")
+    # While it is held, at this very step.
+    eventually(lambda: np.abs(scene(page) - first).max() > 40, "others are drawn", timeout=20)
+    page.wait_for_timeout(1000)
+    env = select_a_robot(page)
+    worst = return_of_the_selected(page)
+    assert worst < best
+
+    choose(page, "The others", "Hide")
+    eventually(lambda: len(robots(page)) == 1, "one robot is left", timeout=20)
+    choose(page, "The others", "Show")
+    page.get_by_label("Follow").check()
+    page.get_by_role("button", name="Resume training").click()
+    middles = []
+    moves = False
+    for _ in range(6):
+        moves |= moved(page, 1.0)
+        # The camera looks at it: wherever it runs, it stays in the middle of the scene.
+        x, y = (WINDOW["width"] - PANEL) / 2, WINDOW["height"] / 2
+        middles.append(min(np.hypot(x - a, y - b) for a, b in robots(page)))
+    assert moves
+    assert max(middles) < 90, middles
+    assert f"Env {env} " in text(page)
+    page.get_by_role("button", name="See all robots").click()
+    choose(page, "Envs", "First ones")
+    eventually(lambda: not page.get_by_label("Follow").is_checked(), "followed no more")

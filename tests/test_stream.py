@@ -1,5 +1,6 @@
 """Pacing and its cost, with a clock of the test's own."""
 
+import functools
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from brax_viser.frame import Frame
 from brax_viser.playback import Player, View
 from brax_viser.protocol import FOREVER, FRESH, NEVER
-from brax_viser.stream import Budget, Control, CostMeter, Pacer, Rate
+from brax_viser.stream import SENDING_SHARE, Budget, Control, CostMeter, Pacer, Rate
 
 RATES = st.floats(0.2, 100_000.0)  # batched steps per second
 DT = 0.05  # s of robot time per step
@@ -21,7 +22,7 @@ class Device:
 
     def __init__(self, rate: float, call_cost: float = 0.0, shards: int = 1, dt: float = DT):
         self.pacer, self.rate, self.call_cost = Pacer(dt), rate, call_cost
-        self.now, self.spent, self.steps = 1000.0, 0.0, 0
+        self.now, self.spent, self.polling, self.steps = 1000.0, 0.0, 0.0, 0
         self.left = [FRESH] * shards
         self.player, self.played = Player(dt), 0
         self.asks: list[float] = []
@@ -41,10 +42,17 @@ class Device:
                 continue
             countdown = FRESH if left == FRESH else 0
             answer = self.pacer.ask(
-                self.now, countdown, control, self.spent, active=active, shard=shard
+                self.now,
+                countdown,
+                control,
+                self.spent,
+                active=active,
+                shard=shard,
+                polling=self.polling,
             )
             cost = self.call_cost * (1 + answer.push)
             self.spent += cost
+            self.polling += 0.0 if answer.push else cost
             self.now += cost
             self.allowed += cost * control.max_overhead
             self.worst_debt = max(self.worst_debt, self.spent - self.allowed)
@@ -190,7 +198,7 @@ def test_latest_keeps_its_frame_rate(rate, fps):
 @settings(deadline=None, max_examples=120)
 def test_the_budget_is_never_exceeded_by_more_than_a_call(rate, cost, budget, mode, dt):
     # Asking ten times a second is what notices the switch in time: below that no budget can go.
-    assume(cost / 0.05 < budget)
+    assume(cost / 0.05 < (1 - SENDING_SHARE) * budget)
     device = Device(rate, cost, dt=dt)
     control = Control(watched=True, mode=mode, max_overhead=budget)
     # While the rate is not known yet, it has to ask more often than it will. What was not spent
@@ -201,8 +209,9 @@ def test_the_budget_is_never_exceeded_by_more_than_a_call(rate, cost, budget, mo
     device.allowed = device.spent + max(saved, 0.0)
     device.worst_debt = -math.inf
     play(device, control, 20.0)
-    # A step that is sent takes two calls, and the next one finds out that it was one too many.
-    assert device.worst_debt <= 3.5 * cost
+    # A step that is sent takes two calls, and the next one finds out that it was one too many;
+    # and one that has asked in vain may not have been paid for yet.
+    assert device.worst_debt <= 4.5 * cost
 
 
 @given(
@@ -396,20 +405,61 @@ def test_rate_weighs_recent_events_most():
     assert 10.0 <= rate.value < 16.0
 
 
+@given(rate=st.floats(60.0, 10_000.0), mode=st.sampled_from(["realtime", "latest"]))
+@settings(deadline=None, max_examples=10)
+def test_it_goes_on_where_asking_alone_costs_more_than_the_budget(rate, mode):
+    """On a processor that is busy with something else, calls can take milliseconds."""
+    device = Device(rate, call_cost=5e-3)
+    control = Control(watched=True, mode=mode, max_overhead=0.02)
+    play(device, control, 30.0)
+    count = len(device.pushes)
+    play(device, control, 600.0)
+    assert device.spent - device.began > 0.02 * 600 or len(device.asks) > 100
+    assert len(device.pushes) - count >= 0.5 * SENDING_SHARE * 0.02 * 600 / 10e-3
+
+
+@pytest.mark.parametrize("mode", ["realtime", "latest"])
+def test_a_process_that_was_stopped_within_a_call_does_not_pay_for_it_for_ever(mode):
+    device = Device(200.0, call_cost=100e-6)
+    control = Control(watched=True, mode=mode)
+    play(device, control, 10.0)
+    device.spent, device.now = device.spent + 3600.0, device.now + 3600.0
+    count = len(device.pushes)
+    play(device, control, 30.0)
+    assert len(device.pushes) > count + 60
+
+
 def test_a_budget_is_saved_up_to_what_is_needed_at_once():
     budget = Budget()
-    budget.update(0.0, 5.0, 0.02, 0.0)  # what was spent before counts no more
+    update = functools.partial(budget.update, polling=0.0, share=0.02)
+    update(0.0, 5.0, at_once=0.0)  # what was spent before counts no more
     assert budget.credit == 0.0
-    budget.update(0.5, 5.0, 0.02, 0.0)
+    update(0.5, 5.0, at_once=0.0)
     assert budget.credit == pytest.approx(0.01)
-    budget.update(100.0, 5.0, 0.02, 0.0)
+    update(100.0, 5.0, at_once=0.0)
     assert budget.credit == pytest.approx(0.02)
-    budget.update(200.0, 5.0, 0.02, 0.4)
+    update(200.0, 5.0, at_once=0.4)
     assert budget.credit == pytest.approx(0.5)
-    budget.update(200.0, 6.0, 0.02, 0.4)
-    assert budget.credit == pytest.approx(-0.5)
-    budget.update(100.0, 6.0, 0.02, 0.4)  # a clock that is set back
-    assert budget.credit == pytest.approx(-0.5)
+    update(200.0, 5.7, at_once=0.4)
+    assert budget.credit == pytest.approx(-0.2)
+    update(100.0, 5.7, at_once=0.4)  # a clock that is set back
+    assert budget.credit == pytest.approx(-0.2)
+    update(100.0, 55.7, at_once=0.4)
+    assert budget.credit == pytest.approx(-0.4)  # no more than is paid back within 20 s
+
+
+def test_asking_is_paid_for_but_leaves_a_part_of_the_budget_for_sending():
+    budget = Budget()
+    budget.update(0.0, 0.0, 0.0, 0.02, 1.0)
+    budget.update(1.0, 0.01, 0.01, 0.02, 1.0)
+    assert budget.credit == pytest.approx(0.01)
+    budget.update(2.0, 1.01, 1.01, 0.02, 1.0)  # asking has cost a whole second
+    assert budget.credit == pytest.approx(0.01 + SENDING_SHARE * 0.02)
+    budget.update(3.0, 1.01, 1.01, 0.02, 1.0)  # and is paid for bit by bit
+    assert budget.credit == pytest.approx(0.01 + 2 * SENDING_SHARE * 0.02)
+    for second in range(4, 104):
+        budget.update(float(second), 1.01, 1.01, 0.02, 1.0)
+    assert budget.credit > 1.0
 
 
 def test_cost_is_a_share_of_the_last_seconds():
@@ -421,7 +471,12 @@ def test_cost_is_a_share_of_the_last_seconds():
         meter.pushed(start + 1e-3, start + 1.2e-3, start + 1.3e-3, nbytes=500, frame=False)
     crossing = meter.crossing  # what it has found a call into Python to cost: 0.2 ms here
     assert crossing == pytest.approx(2e-4, rel=0.01)
+    assert meter.polling == 0.0
     assert meter.share(39.9) == pytest.approx((1.3e-3 + crossing) / 0.1, rel=0.05)
     assert meter.bytes_per_second(39.9) == pytest.approx(15_000, rel=0.05)
     assert meter.frames_per_second(39.9) == pytest.approx(10, rel=0.05)
     assert meter.share(1000.0) == 0.0
+    meter.pushed(2000.0, 2000.5, 2000.6, nbytes=1)  # one that had to wait tells nothing of the rest
+    assert meter.crossing == crossing
+    meter.asked(2001.0, 2001.1, pushes=False)
+    assert meter.polling == pytest.approx(0.1 + crossing)

@@ -66,7 +66,8 @@ def status(view: PanelView) -> str:
     if view.fault is not None:
         return f"Streaming stopped by a fault, the training goes on: {view.fault}"
     if view.held:
-        return f"Held at step {count(progress.env_steps)}: the training waits for you"
+        # To the last digit: a single step is to be seen.
+        return f"Held at step {progress.env_steps:,}: the training waits for you"
     if view.until_env is not None:
         return f"Running on until env {view.until_env} terminates"
     if view.paused:
