@@ -257,6 +257,7 @@ class Publisher:
             self.look.labels,
             self.look.others if selects else "show",
             self.board.selected_env if selects else None,
+            self.look.in_cells,
         )
 
     def _decorate(self) -> None:

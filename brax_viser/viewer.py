@@ -441,7 +441,7 @@ class Viewer:
                 self._follow(*value)
             case "toggle_follow":
                 self._follow(self._publisher.scene.followed is None, value)
-            case "others" | "labels" | "colour_by":
+            case "others" | "labels" | "colour_by" | "in_cells":
                 self._publisher.look = replace(look, **{name: value})
             case "see_all":
                 self._follow(False, value)

@@ -390,6 +390,7 @@ def test_evaluation_and_training_are_told_apart_and_shown_side_by_side(training)
         (("indices", "three"), lambda v: "'three'" in str(v._publisher.complaint)),
         (("sticky", True), lambda v: v._board.selection.sticky),
         (("others", "hide"), lambda v: v._publisher.look.others == "hide"),
+        (("in_cells", False), lambda v: not v._publisher.look.in_cells),
         (("labels", True), lambda v: v._publisher.look.labels),
         (("colour_by", "return"), lambda v: v._publisher.look.colour_by == "return"),
         (("hold", 0), lambda v: v._board.hold.paused),

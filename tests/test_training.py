@@ -189,7 +189,7 @@ def test_parameters_are_identical_with_action_repeat_and_without_pmapped_reset(
     assert stats.frames == stats.env_steps
 
 
-def test_a_viewer_closed_in_the_middle_leaves_the_training_alone(stock_evaluated):
+def test_a_viewer_closed_in_the_middle_leaves_the_training_alone(stock_repeated):
     viewer = Viewer(port=0, mode="every_step")
     page = Page(viewer)
     env = VisualizedEnv(bare(), grid=(4, 4), viewer=viewer)
@@ -201,7 +201,7 @@ def test_a_viewer_closed_in_the_middle_leaves_the_training_alone(stock_evaluated
         return push(*args)
 
     env._host.push = push_and_close
-    assert_identical(train(env, WITH_EVALUATION), stock_evaluated)
+    assert_identical(train(env, REPEATED), stock_repeated)
     closer.join(timeout=20)
     assert 20 <= viewer.stats().frames < 500
     viewer.close()  # once more: nothing happens

@@ -186,6 +186,13 @@ class Panel:
             "Labels", False, hint="Above each robot: env index, return and time of its episode."
         )
         self._on_change(self._labels, "labels", bool)
+        self._in_cells = gui.add_checkbox(
+            "Stay in cells",
+            True,
+            hint="On: a robot that runs out of its cell comes back in on the other side. Off: "
+            "robots are shown where they are, however far they run.",
+        )
+        self._on_change(self._in_cells, "in_cells", bool)
         self._all = gui.add_button_group(
             "Camera", ("See all robots",), hint="Brings your camera back to where it was first."
         )
@@ -275,6 +282,7 @@ class Panel:
         self._set(self._colour, value=_label(COLOURS, view.look.colour_by))
         self._set(self._legend, content=words.legend(view))
         self._set(self._labels, value=view.look.labels)
+        self._set(self._in_cells, value=view.look.in_cells)
         self._set(self._budget, value=round(100 * control.max_overhead, 3))
         self._set(self._stretch, value=control.stretch_seconds)
 

@@ -12,7 +12,7 @@ from brax_viser.playback import View
 from brax_viser.scene.grid import Grid
 from brax_viser.scene.looks import colours_of
 from brax_viser.scene.robots import Paint, Robots
-from brax_viser.scene.shapes import Shape, floor_height, shapes_of
+from brax_viser.scene.shapes import Shape, floor_height, roaming_body, shapes_of
 
 MAX_LABELS = 256
 """Labels are a message each, several times a second: more would crowd out the robots, on the wire
@@ -32,6 +32,7 @@ class Look:
     labels: bool = False
     others: str = "show"  # one of OTHERS
     selected_env: int | None = None
+    in_cells: bool = True  # who runs out of a cell comes back in on its other side
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Model:
     init_rot: np.ndarray  # float32 [L, 4], wxyz
     floor: float  # z of the floor, m
     dt: float  # s per step
+    roaming_link: int | None  # the one by which a robot leaves its cell, if it can
 
     @classmethod
     def of(
@@ -53,7 +55,9 @@ class Model:
         dt: float,
     ) -> "Model":
         """Reads a MuJoCo model, and never writes it."""
-        return cls(shapes_of(model), *init_links, floor_height(model, grid.reach), dt)
+        body = roaming_body(model)
+        link = None if body is None else body - 1
+        return cls(shapes_of(model), *init_links, floor_height(model, grid.reach), dt, link)
 
 
 class Block:
@@ -122,6 +126,8 @@ class Block:
             self.pos[:count], self.rot[:count] = pos, rot
         else:
             self.pos[:count][good], self.rot[:count][good] = pos[good], rot[good]
+        if look.in_cells and self.model.roaming_link is not None:
+            self._bring_back(count)
         self.frame = frame
         self._hidden = np.ones(self.count, bool)
         self._hidden[:count] = view.hidden
@@ -177,6 +183,14 @@ class Block:
         if self._ring is not None:
             self._ring.remove()
         self._title.remove()
+
+    def _bring_back(self, count: int) -> None:
+        """Who has run out of a cell comes back in on the other side, by whole cells: motion stays
+        what it is, and a grid of runners does not become an empty floor."""
+        away = self.pos[:count, self.model.roaming_link, :2]
+        away = away - self.model.init_pos[self.model.roaming_link, :2]
+        spacing = np.array(self.grid.spacing[:2], np.float32)
+        self.pos[:count, :, :2] -= (spacing * np.round(away / spacing))[:, None]
 
     def _others(self) -> np.ndarray:
         """bool [count]: who is not the selected environment; nobody if none is drawn."""

@@ -169,3 +169,17 @@ def _one_colour(mesh: trimesh.Trimesh) -> np.ndarray | None:
         return None
     colours = np.unique(np.asarray(mesh.visual.vertex_colors), axis=0)
     return colours[0] if len(colours) == 1 else None
+
+
+def roaming_body(model: mujoco.MjModel) -> int | None:
+    """The first body that hangs on the world and can travel without limit; None if there is none.
+
+    A free joint lets it, and so does a slide without a range, as half of a walker in a plane has.
+    """
+    for body in np.flatnonzero(model.body_parentid[1:] == 0) + 1:
+        joints = model.body_jntadr[body] + np.arange(model.body_jntnum[body])
+        kinds = model.jnt_type[joints]
+        unlimited = (kinds == mujoco.mjtJoint.mjJNT_SLIDE) & (model.jnt_limited[joints] == 0)
+        if unlimited.any() or (kinds == mujoco.mjtJoint.mjJNT_FREE).any():
+            return int(body)
+    return None

@@ -1,0 +1,220 @@
+"""How robots are marked, coloured, labelled, pointed at and followed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import viser
+from brax import envs
+
+from brax_viser.adapters import adapter_for
+from brax_viser.frame import Frame
+from brax_viser.playback import View
+from brax_viser.protocol import NEVER
+from brax_viser.scene.block import MAX_LABELS, Block, Look, Model
+from brax_viser.scene.grid import Grid, framing_camera
+from brax_viser.scene.looks import ALIVE, BROKEN, FALLEN, colours_of, range_of
+from brax_viser.scene.robots import FADED, PARKED
+from brax_viser.scene.scene import Scene
+
+COUNT = 6
+
+
+def frame_of(model: Model, count: int = COUNT, first: int = 10) -> Frame:
+    """Environments 10, 11, ... in their initial pose, with returns 0, 1, ..."""
+    return Frame(
+        role="train",
+        env_steps=7,
+        env_index=np.arange(first, first + count, dtype=np.int32),
+        num_envs=1000,
+        link_pos=np.repeat(model.init_pos[None], count, axis=0),
+        link_rot=np.repeat(model.init_rot[None], count, axis=0),
+        reward=np.linspace(1.0, 0.0, count, dtype=np.float32),
+        episode_return=np.arange(count, dtype=np.float32),
+        episode_length=np.full(count, 20, np.int32),
+        since_termination=np.full(count, NEVER, np.int32),
+        finite=np.ones(count, bool),
+    )
+
+
+def view_of(frame: Frame) -> View:
+    hidden = np.zeros(len(frame.env_index), bool)
+    return View(frame, frame.link_pos, frame.link_rot, hidden, 0.0, 0.0)
+
+
+class Stage:
+    """A scene with one block of robots."""
+
+    def __init__(self, server: viser.ViserServer, name: str, grid: tuple[int, ...] = (3, 2)):
+        adapter = adapter_for(envs.get_environment(name, backend="generalized"))
+        self.grid = Grid.of(adapter.mj_model, adapter.init_qpos, grid, None)
+        self.model = Model.of(adapter.mj_model, self.grid, adapter.init_links(), 0.05)
+        self.scene = Scene(server)
+        self.scene.show("train", self.model, self.grid)
+        self.scene.arrange(("train",))
+        self.frame = frame_of(self.model, self.grid.capacity)
+
+    @property
+    def block(self) -> Block:
+        return self.scene.blocks["train"]
+
+    def draw(self, look: Look, **changes: object) -> None:
+        self.frame = replace(self.frame, **changes)
+        self.scene.draw({"train": view_of(self.frame)}, {"train": look})
+        self.block.decorate(look)
+
+    def move(self, env: int, by: tuple[float, float, float], look: Look) -> None:
+        """m."""
+        pos = self.frame.link_pos.copy()
+        pos[env - 10] += np.array(by, np.float32)
+        self.draw(look, link_pos=pos)
+
+
+@pytest.fixture
+def server():
+    server = viser.ViserServer(port=0, verbose=False)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def ants(server):
+    stage = Stage(server, "ant")
+    stage.draw(Look())
+    return stage
+
+
+def test_a_click_selects_the_robot_under_it_from_wherever_one_looks(ants):
+    scene, scale = ants.scene, ants.scene._scale
+    for eye in (framing_camera(scene._bounds * scale).position, np.array([0.0, 0.0, 30.0])):
+        for env in range(10, 16):
+            target = scale * ants.block.place_of(env)
+            ray = (target - eye) / np.linalg.norm(target - eye)
+            assert scene.pick(eye, ray) == ("train", env)
+        assert scene.pick(eye, np.array([0.0, 0.0, 1.0])) is None  # the sky
+    # Who is not shown cannot be meant.
+    ants.draw(Look(others="hide", selected_env=12))
+    eye = np.array([0.0, 0.0, 30.0])
+    target = scale * ants.block.place_of(14)
+    assert scene.pick(eye, (target - eye) / np.linalg.norm(target - eye)) != ("train", 14)
+
+
+def test_a_followed_robot_stays_where_it_is_and_the_world_moves(ants):
+    scene, look = ants.scene, Look(selected_env=13)
+    scene.follow(("train", 13))
+    seen = lambda: scene._scale * ants.block.place_of(13) + np.array(scene._root.position)  # noqa: E731
+    before = seen()
+    ants.move(13, (1.7, -0.9, 0.4), look)
+    np.testing.assert_allclose(seen()[:2], before[:2], atol=1e-5)
+    assert seen()[2] > before[2] + 0.1 * scene._scale  # a jump is seen as one
+    scene.follow(None)
+    assert tuple(scene._root.position) == (0.0, 0.0, 0.0)
+    scene.follow(("train", 99))  # who is not drawn cannot be followed
+    assert scene.followed is None
+
+
+def test_runners_come_back_into_their_cells_by_whole_cells(ants):
+    cell = np.array(ants.grid.spacing[:2])
+    home = ants.block.place_of(12)
+    ants.move(12, (3.2 * cell[0], -1.4 * cell[1], 0.0), Look())
+    np.testing.assert_allclose(
+        ants.block.place_of(12)[:2] - home[:2], [0.2 * cell[0], -0.4 * cell[1]], atol=1e-4
+    )
+    # All of the robot, and no other one.
+    shift = ants.block.pos[2] - ants.model.init_pos
+    np.testing.assert_allclose(shift, shift[:1].repeat(len(shift), 0), atol=1e-4)
+    np.testing.assert_array_equal(ants.block.pos[3], ants.model.init_pos)
+    ants.draw(Look(in_cells=False))
+    np.testing.assert_array_equal(ants.block.pos[2], ants.frame.link_pos[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "roams"),
+    [("halfcheetah", True), ("humanoid", True), ("inverted_pendulum", False), ("pusher", False)],
+)
+def test_only_who_can_travel_without_limit_is_brought_back(server, name, roams):
+    stage = Stage(server, name)
+    assert (stage.model.roaming_link is not None) == roams
+    stage.move(11, (50.0, 0.0, 0.0), Look())
+    away = abs(stage.block.pos[1] - stage.model.init_pos).max()
+    assert away < 0.51 * stage.grid.spacing[0] + 1e-3 if roams else away == 50.0
+
+
+def test_the_others_are_faded_or_hidden(ants):
+    part = ants.block.robots._parts[0]
+    per_robot = len(part.shape.body)
+    ants.draw(Look(others="fade", selected_env=14))
+    faded = np.reshape(part.handle.batched_opacities, (COUNT, per_robot))
+    np.testing.assert_allclose(faded[4], 1.0)
+    np.testing.assert_allclose(np.delete(faded, 4, axis=0), FADED)
+    ants.draw(Look(others="hide", selected_env=14))
+    height = np.reshape(part.handle.batched_positions, (COUNT, per_robot, 3))[..., 2]
+    assert (height[4] > PARKED[2]).all() and (np.delete(height, 4, axis=0) == PARKED[2]).all()
+    assert part.handle.batched_opacities is None
+    ring = ants.block._ring
+    assert ring is not None and ring.visible
+    np.testing.assert_allclose(ring.batched_positions[0, :2], ants.block.place_of(14)[:2])
+    ants.draw(Look(others="hide"))  # nobody is selected: nobody is another
+    assert (np.reshape(part.handle.batched_positions, (-1, 3))[:, 2] > PARKED[2]).all()
+    assert not ring.visible
+
+
+def test_robots_are_coloured_by_return_and_get_their_own_colours_back(ants):
+    part = ants.block.robots._parts[0]
+    own = np.array(part.handle.batched_colors)
+    ants.draw(Look(colour_by="return"))
+    shown = np.reshape(part.handle.batched_colors, (COUNT, len(part.shape.body), 3))
+    expected = colours_of("return", ants.frame, 0.05)
+    assert expected is not None
+    np.testing.assert_array_equal(shown, np.repeat(expected[:, None], shown.shape[1], axis=1))
+    assert len(np.unique(expected, axis=0)) == COUNT
+    ants.draw(Look())
+    np.testing.assert_array_equal(part.handle.batched_colors, own)
+
+
+def test_colours_say_what_they_are_to_say(ants):
+    frame = ants.frame
+    assert colours_of("model", frame, 0.05) is None
+    by_return, by_reward = colours_of("return", frame, 0.05), colours_of("reward", frame, 0.05)
+    assert by_return is not None and by_reward is not None
+    np.testing.assert_array_equal(by_return, by_reward[::-1])  # rewards fall where returns rise
+    assert by_return[0].tolist() == [68, 1, 84] and by_return[-1].tolist() == [253, 231, 37]
+    assert range_of("return", frame) == (0.0, 5.0) and range_of("termination", frame) is None
+
+    since = np.array([0, 10, NEVER, NEVER, 5, 0], np.int32)
+    finite = np.array([True, True, True, False, True, True])
+    ended = colours_of("termination", replace(frame, since_termination=since, finite=finite), 0.05)
+    assert ended is not None
+    assert tuple(ended[0]) == FALLEN and tuple(ended[2]) == ALIVE and tuple(ended[3]) == BROKEN
+    assert FALLEN[0] > ended[4][0] > ended[1][0] > ALIVE[0]  # it fades within a second
+
+    odd = replace(frame, episode_return=np.array([np.nan, 1, 2, 3, np.inf, 5], np.float32))
+    shown = colours_of("return", odd, 0.05)
+    assert shown is not None and range_of("return", odd) == (1.0, 5.0)
+    same = colours_of("return", replace(frame, episode_return=np.ones(COUNT, np.float32)), 0.05)
+    assert same is not None and len(np.unique(same, axis=0)) == 1
+
+
+def test_labels_tell_env_return_and_time_and_go_again(ants):
+    ants.draw(Look(labels=True, others="hide", selected_env=11))
+    labels = ants.block._labels
+    assert [label.text for label in labels[:2]] == ["10 · 0.0 · 1.0 s", "11 · 1.0 · 1.0 s"]
+    assert [label.visible for label in labels] == [env == 11 for env in range(10, 16)]
+    assert labels[1].position[2] > ants.scene._scale * ants.block.place_of(11)[2]
+    ants.draw(Look())
+    assert ants.block._labels == []
+
+
+def test_labels_are_no_more_than_a_page_can_take(server):
+    stage = Stage(server, "inverted_pendulum", grid=(20, 20))
+    stage.draw(Look(labels=True))
+    assert len(stage.block._labels) == MAX_LABELS
+
+
+def test_who_has_no_finite_pose_is_shown_where_it_was(ants):
+    pos = ants.frame.link_pos.copy()
+    pos[2, 3] = np.nan
+    ants.draw(Look(), link_pos=pos, finite=np.arange(COUNT) != 2)
+    assert np.isfinite(ants.block.pos).all()
+    for handle in ants.block.robots.handles:
+        assert np.isfinite(handle.batched_positions).all()
