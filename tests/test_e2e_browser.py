@@ -237,7 +237,6 @@ def test_a_robot_is_clicked_the_worst_are_chosen_and_one_is_followed(page):
     nine = ants(page).sum()
     choose(page, "The others", "Hide")
     eventually(lambda: 0 < ants(page).sum() < 0.5 * nine, "one robot is left", timeout=20)
-    choose(page, "The others", "Show")
     page.get_by_label("Follow").check()
     page.get_by_role("button", name="Resume training").click()
     middles = []
@@ -251,6 +250,7 @@ def test_a_robot_is_clicked_the_worst_are_chosen_and_one_is_followed(page):
     assert moves
     assert max(middles) < 90, middles
     assert f"Env {env} " in text(page)
+    choose(page, "The others", "Show")
     page.get_by_role("button", name="See all robots").click()
     choose(page, "Envs", "First ones")
     eventually(lambda: not page.get_by_label("Follow").is_checked(), "followed no more")
