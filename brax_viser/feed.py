@@ -57,6 +57,12 @@ class Switchboard:
         """s; stands still while the training is held, so that nothing counts the pause."""
         return self.hold.training_clock()
 
+    @property
+    def kept_env(self) -> int | None:
+        """The environment that is drawn in any case: the one that is run to its end, if any."""
+        until = self.hold.until_env
+        return self.selected_env if until is None else until
+
     def set(self, **changes: object) -> None:
         """Changes the control; the device learns of it with its next call."""
         with self.lock:
@@ -217,9 +223,7 @@ class Feed:
 
     def _choose(self, rollout: Rollout, now: float) -> None:
         board = self._board
-        rollout.choice.begin(
-            board.selection, rollout.num_envs, self.capacity, now, board.selected_env
-        )
+        rollout.choice.begin(board.selection, rollout.num_envs, self.capacity, now, board.kept_env)
 
     def _fill(
         self, answer: np.ndarray, rollout: Rollout, origin: Origin, shard: int, *, push: bool
@@ -232,7 +236,7 @@ class Feed:
             rule, drawn = rollout.choice.rule_for(shard), rollout.choice.env_index
             if rule != GIVEN:
                 answer[0], answer[2] = 1, rule
-            elif drawn is not None:
+            elif drawn is not None and not rollout.choice.pending:
                 order = rollout.asked_for.get(shard)
                 if order is None or order.drawn is not drawn:
                     order = rollout.asked_for[shard] = _order(origin, shard, drawn)
@@ -254,8 +258,10 @@ class Feed:
             origin.num_shards,
             rollout.num_envs,
             self.capacity,
-            board.selected_env,
+            board.kept_env,
         )
+        if not rollout.choice.pending and board.hold.paused:
+            board.hold.refresh()  # devices that have ranked before and wait now
         if not rollout.choice.pending and rollout.choice.found_nobody:
             # Nobody to draw: let the page know, and do not rank at each and every step.
             board.mailbox.wake()
@@ -278,6 +284,7 @@ class Feed:
             parcel = Parcel(
                 feed=self,
                 role=origin.role,
+                shard=shard,
                 env_steps=rollout.pacer.steps_of(shard),
                 env_index=order.mine,
                 drawn=order.drawn,

@@ -30,11 +30,14 @@ class Hold:
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _paused: bool = False
     _target: float = 0  # steps of the stepped rollout at which its parts wait
+    _pending: int | None = None  # steps to take from the one at which the first part comes by
     _until_env: int | None = None  # run on to the next termination of this environment
+    _since: float = -1  # steps: that termination must be after this one
     _stepped: str = "train"
     _parts: dict[Key, _Part] = field(default_factory=dict)
     _refreshed: int = 0
     _interrupts: int = 0
+    _interrupted: bool = False  # whoever waits next is to end the training
     _closed: bool = False
     # (s, in all, up to the last release; s, since when it is held now, or None). A pair, so that
     # it can be read without the lock: the clock is read some times in each call from the device.
@@ -64,7 +67,7 @@ class Hold:
         """Holds the training at its next steps that are known of; `role` is what `step` counts."""
         with self._changed:
             self._paused, self._target, self._until_env = True, 0, None
-            self._stepped = role
+            self._stepped, self._pending = role, None
             # Whoever was told to go on, and has not got round to it, stays.
             if any(part.blocked for part in self._parts.values()):
                 self._stand_still()
@@ -80,18 +83,20 @@ class Hold:
         if not self._paused:
             self.pause(role)
             return
-        self._go_on(role, lambda known: known + count, None)
+        self._go_on(role, count, None)
 
     def run_to_termination(self, env: int, role: str = "train") -> None:
         """Goes on until `terminated` says that this environment's episode has ended."""
         self.pause(role)
-        self._go_on(role, lambda _: math.inf, env)
+        self._go_on(role, None, env)
 
     def terminated(self, role: str, env_steps: int) -> None:
         """The environment that was waited for has ended its episode with this step."""
         with self._changed:
-            if role == self._stepped and self._until_env is not None:
-                self._target, self._until_env = env_steps, None
+            if role != self._stepped or self._until_env is None or env_steps <= self._since:
+                return
+            # Other devices may be further.
+            self._target, self._until_env = max(env_steps, self._furthest(role)), None
 
     def refresh(self) -> None:
         """Other environments are to be shown: those who wait are to push once more."""
@@ -100,12 +105,16 @@ class Hold:
             self._changed.notify_all()
 
     def interrupt(self) -> bool:
-        """Ends the training, if it is held: `wait` raises KeyboardInterrupt. Returns whether."""
+        """Ends the training, if it is held or about to be: `wait` raises KeyboardInterrupt.
+        Returns whether."""
         with self._changed:
-            if not self.held:
+            if not self._paused:
                 return False
-            self._interrupts += 1
-            self._release()
+            if self.held:
+                self._interrupts += 1
+                self._release()
+            else:
+                self._interrupted = True
             return True
 
     def close(self) -> None:
@@ -136,6 +145,11 @@ class Hold:
         with self._changed:
             part = self._parts.setdefault((role, shard), _Part())
             part.env_steps = env_steps
+            if self._interrupted and self._paused:
+                self._release()
+                raise KeyboardInterrupt
+            if self._pending is not None and role == self._stepped:
+                self._target, self._pending = env_steps + self._pending - 1, None
             # With one more part at its step, there may be nothing on its way any more.
             self._changed.notify_all()
             if not self._must_wait(role, part):
@@ -168,6 +182,8 @@ class Hold:
         """Another training begins: what is known of the last one's rollouts counts no more."""
         with self._changed:
             self._parts.clear()
+            self._target, self._pending, self._until_env = 0, None, None
+            self._interrupted = False
 
     def _must_wait(self, role: str, part: _Part) -> bool:
         if self._closed or not self._paused:
@@ -177,16 +193,24 @@ class Hold:
         stepped = [p.env_steps for (r, _), p in self._parts.items() if r == self._stepped]
         return min(stepped, default=0) >= self._target
 
-    def _go_on(self, role: str, target: Callable[[int], float], env: int | None) -> None:
+    def _go_on(self, role: str, count: int | None, env: int | None) -> None:
         with self._changed:
             self._stepped, self._until_env = role, env
-            known = [p.env_steps for (r, _), p in self._parts.items() if r == role]
-            self._target = target(max(known, default=0))
+            known = self._furthest(role)
+            waits = any(p.blocked for (r, _), p in self._parts.items() if r == role)
+            self._since = known if waits else -1
+            # Steps are known of only while it is held: where it is not, they count from the first.
+            self._target = known + count if waits and count is not None else math.inf
+            self._pending = None if waits else count
             self._stand_still_no_more()
             self._changed.notify_all()
 
+    def _furthest(self, role: str) -> int:
+        return max([p.env_steps for (r, _), p in self._parts.items() if r == role], default=0)
+
     def _release(self) -> None:
-        self._paused, self._until_env = False, None
+        self._paused, self._until_env, self._pending = False, None, None
+        self._interrupted = False
         self._stand_still_no_more()
         self._changed.notify_all()
 

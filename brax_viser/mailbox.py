@@ -21,6 +21,7 @@ class Parcel:
 
     feed: Any  # the `Feed` it came through
     role: str
+    shard: int  # the device's index
     env_steps: int
     env_index: np.ndarray  # int32 [K'], K' <= K: the rows beyond are padding
     drawn: np.ndarray  # int32 [K''], all that are drawn at this step, over all devices

@@ -51,7 +51,7 @@ class _Stretch:
 
     frames: list[Frame]
     came: list[float]  # s, when each did
-    began: float  # s, when the very first did
+    began: float  # s, when it was wanted, or when the very first did where that was earlier
     resets: list[np.ndarray] = field(default_factory=list)  # bool [K]: reset before frame i
 
     def follows(self, frame: Frame) -> bool:
@@ -96,7 +96,9 @@ class Player:
         if self._stretches and self._stretches[-1].follows(frame):
             self._stretches[-1].append(frame, now)
         else:
-            self._stretches.append(_Stretch([frame], [now], now))
+            # An update of the training may have lain between wanting a stretch and its first step.
+            wanted = now if self.due == -math.inf else max(self.due, now - MAX_LAG)
+            self._stretches.append(_Stretch([frame], [now], min(wanted, now)))
 
     def hurry(self) -> None:
         """The next stretch is to be played as soon as it can be, not when this one has ended."""

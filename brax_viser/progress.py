@@ -105,6 +105,8 @@ class Progress:
         """The trainer has called `progress_fn`."""
         with self._lock:
             self._reported = max(self._reported, num_steps)
+            # What was granted before a reset is never told of: from here on it counts exactly.
+            self._counted = max(self._counted, num_steps)
             for key, words in _REWARDS.items():
                 if key in metrics:
                     reward = float(metrics[key])  # type: ignore[arg-type]

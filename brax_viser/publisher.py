@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
 import viser
 
 from brax_viser.feed import Feed, Rollout, Switchboard
@@ -39,13 +40,16 @@ class Channel:
     view: View | None = None  # what is on screen
     look: Look | None = None
     empty: bool = False  # whether the rule has found nobody
-    _parts: dict[int, list[Frame]] = field(default_factory=dict)  # by step, from some devices
+    # By step and device, those that have come: (all that are drawn, what this device has of them).
+    _parts: dict[int, dict[int, tuple[np.ndarray, Frame]]] = field(default_factory=dict)
 
     def receive(self, parcel: Parcel, now: float) -> None:
         """A device's part of a step; with the last of them the step goes to the player."""
-        parts = self._parts.setdefault(parcel.env_steps, [])
-        parts.append(parcel.open())
-        frame = joined(parts, parcel.drawn)
+        parts = self._parts.setdefault(parcel.env_steps, {})
+        parts[parcel.shard] = parcel.drawn, parcel.open()
+        # While the training is held, other environments can be asked for at the same step.
+        together = [frame for drawn, frame in parts.values() if drawn is parcel.drawn]
+        frame = joined(together, parcel.drawn)
         if frame is not None:
             # Steps before it will not be completed any more.
             self._parts = {k: v for k, v in self._parts.items() if k > parcel.env_steps}
@@ -201,8 +205,14 @@ class Publisher:
                 self.show_model(parcel.feed, parcel.role, parcel.num_envs)
                 channel = self._channels[parcel.role]
             channel.receive(parcel, now)
+            if parcel.role not in self._roles():
+                channel.player.newest(now)  # nobody plays it: what has come is not to pile up
 
     def _draw(self, now: float) -> None:
+        for role, feed in tuple(self.board.shown.items()):
+            if role in self._roles() and role not in self._channels:
+                rollout = feed.rollouts.get(role)
+                self.show_model(feed, role, rollout.num_envs if rollout else None)
         self.scene.arrange(self._roles())
         views: dict[str, View | None] = {}
         for role in self._roles():
@@ -217,8 +227,13 @@ class Publisher:
                     channel.view = views[role] = None
             channel.empty = empty
             view = None if empty else self._play(channel, rollout, now)
-            look = self._look_at(role)
-            if view is not None and not (view.looks_like(channel.view) and look == channel.look):
+            look, block = self._look_at(role), self.scene.blocks.get(role)
+            if view is None and not empty:
+                view = channel.view
+            # A block may have been made anew, or be looked at in another way.
+            shown = block is not None and view is not None and block.frame is view.frame
+            same = view is None or (view.looks_like(channel.view) and look == channel.look)
+            if view is not None and not (same and shown):
                 views[role] = channel.view = view
             channel.look = look
         if not views:

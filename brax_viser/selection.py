@@ -1,7 +1,7 @@
 """Which environments are drawn: a rule, and what it comes to for a rollout. Pure logic."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -41,12 +41,18 @@ class Selection:
             raise ValueError(
                 f"select({what!r}): must be {names}, ('page', number) or a list of env indices"
             )
+        if any(isinstance(i, bool) or int(i) != i for i in what):
+            raise ValueError(f"select({what!r}): env indices are whole numbers")
         indices = tuple(int(i) for i in what)
         if not indices or min(indices) < 0 or len(set(indices)) != len(indices):
             raise ValueError(
                 f"select({what!r}): must be at least one env index, each 0 or more, none twice"
             )
         return cls("indices", indices=indices, sticky=sticky)
+
+    def same_rule(self, other: "Selection") -> bool:
+        """Whether both choose alike, be it for once or anew at each stretch."""
+        return replace(self, sticky=other.sticky) == other
 
     def num_pages(self, num_envs: int, capacity: int) -> int:
         """How many pages of `capacity` environments there are."""
@@ -107,7 +113,7 @@ class Choice:
     made_of: Selection | None = None
     since: float = -np.inf  # s, when it was made
     extra: int | None = None  # drawn only because it is selected
-    outdated: bool = False  # to be made anew, though the selection is the same
+    _chosen: np.ndarray | None = None  # int32 [K], by the rule alone
     _reports: dict[int, Ranking] = field(default_factory=dict)
     _pending: bool = False
     _random: np.random.Generator = field(default_factory=np.random.default_rng)
@@ -124,7 +130,7 @@ class Choice:
             now: s.
             keep: an environment to be drawn in any case.
         """
-        self.made_of, self.since, self.outdated = selection, now, False
+        self.made_of, self.since = selection, now
         self._reports, self._pending = {}, selection.rule in RANKED
         if not self._pending:
             chosen = selection.given(num_envs, capacity, self._random)
@@ -186,15 +192,26 @@ class Choice:
             seconds: s, after which to choose anew where there are no stretches; inf where there
                 are.
         """
-        if selection != self.made_of or self.outdated:
+        if self.made_of is None or not selection.same_rule(self.made_of):
             return True
-        if self._pending or selection.sticky or selection.rule not in ("random", *RANKED):
+        if self._pending or selection.rule not in ("random", *RANKED):
+            return False
+        if selection.sticky and not self.found_nobody:
             return False
         return begins or now - self.since >= seconds
 
+    def keep(self, env: int | None, num_envs: int, capacity: int) -> bool:
+        """Another environment is to be drawn in any case; the rest stay. Returns whether this
+        changes anything."""
+        if self._chosen is None or self._pending:
+            return False
+        before = self.env_index
+        self._settle(self._chosen, env, num_envs, capacity)
+        return not np.array_equal(before, self.env_index)  # type: ignore[arg-type]
+
     def _settle(self, chosen: np.ndarray, keep: int | None, num_envs: int, capacity: int) -> None:
         """`keep` is drawn in any case: appended, or in the last place where there is no room."""
-        self.extra = None
+        self._chosen, self.extra = chosen, None
         if keep is not None and keep < num_envs and keep not in chosen:
             self.extra = keep
             chosen = np.append(chosen[: capacity - 1], np.int32(keep))

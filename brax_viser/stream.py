@@ -110,7 +110,8 @@ class Pacer:
     @property
     def env_steps(self) -> int:
         """Batched steps known of."""
-        return max([shard.env_steps for shard in self._shards.values()], default=0)
+        # A copy: it is read while another device asks for the first time.
+        return max([shard.env_steps for shard in list(self._shards.values())], default=0)
 
     @property
     def rate(self) -> float:
@@ -125,7 +126,7 @@ class Pacer:
     @property
     def sending(self) -> bool:
         """Whether a burst is under way or planned."""
-        return self._stop > min((s.env_steps + 1 for s in self._shards.values()), default=0)
+        return self._stop > min([s.env_steps + 1 for s in list(self._shards.values())], default=0)
 
     def ask(
         self,
@@ -358,7 +359,7 @@ class Budget:
         self._unpaid -= paid
         spending = spent - self._spent - polled + paid
         most, least = max(share * SAVED_SECONDS, 1.25 * at_once), share * COST_SECONDS
-        self.credit = max(min(self.credit + granted, most) - spending, -max(least, at_once))
+        self.credit = max(min(self.credit + granted - spending, most), -max(least, at_once))
         self._now, self._spent, self._polling = now, spent, polling
 
 
@@ -399,7 +400,8 @@ class CostMeter:
         Between the two lie the gather, the transfer and one crossing into Python: all of it is
         ours, and it is the one crossing that can be timed from inside.
         """
-        self._gaps.append(max(start - before, 0.0))
+        if start > before:  # while the training is held, the clock stands still
+            self._gaps.append(start - before)
         self._add(stop, max(stop - before, 0.0), nbytes, int(frame))
 
     def share(self, now: float) -> float:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import viser
@@ -167,6 +167,8 @@ class Viewer:
         if on:
             self._board.fault = None
             self._board.hold.refresh()
+        elif self._board.hold.until_env is not None:
+            self.pause()  # a termination that nobody looks for would never be found
         self._board.mailbox.wake()
 
     @property
@@ -256,10 +258,13 @@ class Viewer:
             self._board.selected_env = None if env is None else int(env)
         self._publisher.unfollow()
         with self._board.lock:
-            extras = {r.choice.extra for f in self._feeds for r in f.rollouts.values()}
-        missing = env is not None and env not in self._publisher.drawn_envs()
-        if missing or extras - {None, env}:
-            self._choose_anew()
+            changes = [
+                rollout.choice.keep(self._board.kept_env, rollout.num_envs, feed.capacity)
+                for feed in self._feeds
+                for rollout in feed.rollouts.values()
+            ]
+        if any(changes):
+            self._publisher.hurry()
         self._board.mailbox.wake()
 
     def pause(self) -> None:
@@ -270,6 +275,7 @@ class Viewer:
 
     def resume(self) -> None:
         """Lets a held training go on."""
+        self._publisher.notice = None
         self._board.hold.resume()
         self._board.mailbox.wake()
 
@@ -301,8 +307,14 @@ class Viewer:
             self.selected_env = env
         if self.selected_env is None:
             raise ValueError("run_to_termination(): no env is selected: give its index")
+        with self._board.lock:
+            rollouts = [feed.rollouts.get(self._stepped) for feed in self._feeds]
+        num_envs = max([rollout.num_envs for rollout in rollouts if rollout], default=None)
+        if num_envs is not None and self.selected_env >= num_envs:
+            raise ValueError(f"env {self.selected_env} does not exist: there are {num_envs}")
         self._publisher.notice = None
-        self.streaming = True  # it takes looking at every step of it
+        if not self.streaming:
+            self.streaming = True  # it takes looking at every step of it
         self._board.hold.run_to_termination(self.selected_env, self._stepped)
         self._board.mailbox.wake()
 
@@ -314,6 +326,7 @@ class Viewer:
     def training_ended(self, error: str | None = None) -> None:
         """Tells the page that the training is over, or why it failed. The page stays usable."""
         self._board.progress.ended(self._board.clock(), error)
+        self._board.hold.resume()  # there is nothing left to hold
         self._board.mailbox.wake()
 
     def progress(self) -> ProgressView:
@@ -395,23 +408,20 @@ class Viewer:
 
     def _select(self, selection: Selection) -> None:
         with self._board.lock:
-            if selection == self._board.selection:
-                return
-            self._board.selection = selection
+            before, self._board.selection = self._board.selection, selection
         self._publisher.complaint = None
-        self._publisher.hurry()
-
-    def _choose_anew(self) -> None:
-        """The rule stays, what it comes to changes."""
-        with self._board.lock:
-            for feed in self._feeds:
-                for rollout in feed.rollouts.values():
-                    rollout.choice.outdated = True
-        self._publisher.hurry()
+        if not selection.same_rule(before):
+            self._publisher.hurry()
+        self._board.mailbox.wake()
 
     def _obey(self, command: Command) -> None:
         """Carries out what a person has asked for in a page; on viser's loop."""
-        name, value = command
+        try:
+            self._carry_out(*command)
+        except ValueError as error:  # what cannot be done is said, and is no fault of ours
+            self._publisher.notice = str(error)
+
+    def _carry_out(self, name: str, value: Any) -> None:
         selection, look = self._board.selection, self._publisher.look
         match name:
             case "streaming" | "mode" | "speed" | "max_overhead" | "stretch_seconds" | "show":
@@ -452,7 +462,9 @@ class Viewer:
 
     def _select_by_click(self, origin: np.ndarray, direction: np.ndarray) -> None:
         picked = self._publisher.scene.pick(origin, direction)
-        if picked is not None and picked[0] == next(iter(self._publisher.scene.blocks)):
+        if picked is None:
+            self.selected_env = None
+        elif picked[0] == next(iter(self._publisher.scene.blocks)):
             self.selected_env = picked[1]
 
     def _go_on(self, how: str) -> None:
@@ -471,23 +483,25 @@ class Viewer:
 
     def _turn_page(self, by: int) -> None:
         selection, feed = self._board.selection, self._board.shown.get(self._stepped)
-        if selection.rule != "page" or feed is None or not feed.rollouts:
+        if selection.rule != "page" or feed is None:
             return
-        num_envs = max(rollout.num_envs for rollout in feed.rollouts.values())
-        pages = selection.num_pages(num_envs, feed.capacity)
+        rollout = feed.rollouts.get(self._stepped)
+        if rollout is None:
+            return
+        pages = selection.num_pages(rollout.num_envs, feed.capacity)
         page = min(selection.page, pages) + by
         self._select(replace(selection, page=(page - 1) % pages + 1))
 
     def _follow(self, on: bool, client_id: int) -> None:
         scene, env = self._publisher.scene, self.selected_env
         before = scene.followed
-        scene.follow((next(iter(scene.blocks)), env) if on and env is not None else None)
+        role = next(iter(scene.blocks), None)
+        scene.follow((role, env) if on and env is not None and role is not None else None)
         clients = self._server.get_clients()
         if scene.followed is not None and client_id in clients:
             scene.look_at_followed(clients[client_id].camera)
-        elif before is not None and scene.followed is None:
-            for client in clients.values():
-                scene.look_at_all(client.camera)
+        elif before is not None and scene.followed is None and client_id in clients:
+            scene.look_at_all(clients[client_id].camera)
 
     def _clicked(self, event: viser.SceneClickEvent) -> None:
         self._publisher.enqueue(
@@ -510,11 +524,11 @@ class Viewer:
     def _let_go(self) -> None:
         """Nobody looks any more: a training is not to stand still for nobody."""
         if self._board.hold.paused and not self._board.control.watched:
+            self.resume()
             self._publisher.notice = (
                 "The last page was closed while the training was held: it went on"
             )
             log.warning("the last page was closed: the training that it held goes on")
-            self.resume()
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """What a person steers while thousands of environments are stepped: choice, hold, streams."""
 
+import asyncio
 import logging
 import signal
 import subprocess
@@ -19,7 +20,10 @@ from brax_viser import Viewer, VisualizedEnv
 from brax_viser import viewer as viewer_module
 from brax_viser.env import INFO_KEY
 from brax_viser.gui.words import drawn, head
+from brax_viser.mailbox import Parcel
+from brax_viser.playback import Player
 from brax_viser.protocol import HEADER_COLUMNS, HEADER_HEAD
+from brax_viser.publisher import Channel
 from tests.conftest import Page, eventually
 from tests.sample import FallingCartPole
 
@@ -346,6 +350,13 @@ def test_evaluation_and_training_are_told_apart_and_shown_side_by_side(training)
     assert viewer.stats().frames == frames + 1  # that of the evaluation
     eventually(lambda: list(blocks()) == ["eval"] and blocks()["eval"].frame, "it is shown")
     assert on_screen(training) == list(range(6))
+    # What is looked at in another way is seen at once, whether or not anything moves.
+    viewer.streaming = False
+    viewer.selected_env = 3
+    eventually(lambda: blocks()["eval"]._ring is not None, "who is selected is marked")
+    viewer._publisher.enqueue(("click", (np.zeros(3), np.array([0.0, 0.0, 1.0]))))
+    eventually(lambda: viewer.selected_env is None, "a click on nothing selects nobody")
+    viewer.streaming = True
     # What is held and stepped is what is looked at.
     viewer.pause()
     for_it = threading.Thread(target=evaluate, args=(state,), daemon=True)
@@ -395,6 +406,7 @@ def test_evaluation_and_training_are_told_apart_and_shown_side_by_side(training)
         (("colour_by", "return"), lambda v: v._publisher.look.colour_by == "return"),
         (("hold", 0), lambda v: v._board.hold.paused),
         (("go_on", "1 step"), lambda v: v._board.hold.paused),
+        (("max_overhead", 7.0), lambda v: "at most 1" in str(v._publisher.notice)),
     ],
     ids=lambda x: "-".join(map(str, x)) if isinstance(x, tuple) else "",
 )
@@ -440,6 +452,42 @@ def test_a_bad_value_is_refused_with_the_limit(one_viewer, name, value, words):
 def test_a_bad_number_of_steps_is_refused(one_viewer, n):
     with pytest.raises(ValueError, match="at least 1"):
         one_viewer.step(n)
+
+
+class Typed:
+    """What viser tells of a key that was pressed in a field."""
+
+    client = object()
+
+
+@pytest.mark.parametrize(("typed", "expected"), [("0", 0.02), ("0.5", 0.005), ("500", 0.02)])
+def test_a_budget_that_is_being_typed_is_no_fault(one_viewer, typed, expected):
+    panel = one_viewer._publisher.panel
+    panel._budget._impl.value = float(typed)
+    for callback in panel._budget._impl.update_cb:
+        asyncio.run(callback(Typed()))
+    threading.Event().wait(0.2)
+    assert one_viewer.max_overhead == expected and one_viewer._board.fault is None
+    assert panel._budget.value == float(typed)  # it is not taken out of one's hands
+
+
+def test_parts_of_one_step_from_several_devices_come_together_whatever_was_asked_before():
+    layout = (("link_pos", (1, 3)), ("link_rot", (1, 4)), ("reward", ()), ("episode_return", ()))
+    layout += (("episode_length", ()), ("since_termination", ()), ("finite", ()))
+
+    def parcel(shard: int, drawn: np.ndarray) -> Parcel:
+        mine = drawn[drawn // 10 == shard]
+        rows = np.ones((len(mine), 12), np.float32)
+        return Parcel(None, "train", shard, 7, mine, drawn, 20, layout, rows)
+
+    old, new = np.array([0, 1, 12], np.int32), np.array([15, 3, 11], np.int32)
+    channel = Channel(None, Player(0.05))  # type: ignore[arg-type]
+    for one in (parcel(0, old), parcel(1, new), parcel(1, new)):
+        channel.receive(one, 1.0)
+    assert channel.player.newest(1.0) is None
+    channel.receive(parcel(0, new), 1.0)
+    view = channel.player.newest(1.0)
+    assert view is not None and view.frame.env_index.tolist() == [15, 3, 11]
 
 
 HELD = """

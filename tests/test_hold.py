@@ -130,6 +130,63 @@ def test_it_runs_on_to_a_termination(hold):
     device.stop()
 
 
+def test_a_termination_that_is_over_already_does_not_count(hold):
+    hold.pause()
+    device = Device(hold)
+    at = held_at(hold, device)
+    hold.run_to_termination(7)
+    hold.terminated("train", at)  # the very step at which it was held, pushed once more
+    assert hold.until_env == 7
+    eventually(lambda: device.steps > at + 10, "it runs on")
+    device.stop()
+
+
+def test_devices_that_are_further_when_an_env_terminates_are_waited_for(hold):
+    hold.pause()
+    hold.run_to_termination(7)
+    hold.wait("train", 0, 10, hold.refreshes)
+    hold.wait("train", 1, 12, hold.refreshes)
+    hold.terminated("train", 10)
+    assert not hold._must_wait("train", hold._parts["train", 0])  # on to step 12
+    assert hold._must_wait("train", hold._parts["train", 1])
+
+
+def test_steps_are_counted_from_where_the_training_is_and_not_from_what_is_known_of_it(hold):
+    device = Device(hold)
+    eventually(lambda: device.steps > 1000, "it runs, and nobody counts")
+    hold.pause("eval")
+    held_at(hold, device)
+    at = device.steps
+    hold.resume()
+    eventually(lambda: device.steps > at + 1000, "it runs on")
+    hold.pause()
+    hold.step(500)
+    eventually(lambda: hold.held, "held")
+    held = device.steps
+    assert held >= at + 1000 + 499
+    device.stop()
+
+
+def test_the_next_training_is_not_stepped_by_what_was_left_of_the_last(hold):
+    hold.pause()
+    device = Device(hold, limit=5)
+    held_at(hold, device)
+    hold.step(100)
+    eventually(lambda: device.steps == 5, "it ends before")
+    hold.forget()
+    another = Device(hold)
+    assert held_at(hold, another) == 1
+    another.stop()
+
+
+def test_an_interrupt_on_the_way_to_the_next_step_ends_it_there(hold):
+    hold.pause()
+    assert hold.interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        hold.wait("train", 0, 1, hold.refreshes)
+    assert not hold.paused
+
+
 def test_while_held_a_refresh_pushes_the_same_step_again(hold):
     hold.pause()
     device = Device(hold)

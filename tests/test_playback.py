@@ -88,8 +88,8 @@ def test_shown_robot_time_advances_evenly(rate, speed, pause, every):
 
     device.step = with_updates
     pace = every / (every / rate + pause) * DT
-    if pace < 2.5 * speed:
-        return  # not faster than the robot
+    if pace < 2.5 * speed or pause > 0.5 * 2.0 / speed:
+        return  # not faster than the robot, or an update takes about as long as a stretch
     control = Control(watched=True, speed=speed, stretch_seconds=2.0)
     play(device, control, 12.0 / speed)  # it learns how long a stretch takes to come
     shown = play(device, control, 20.0 / speed)
@@ -105,7 +105,7 @@ def test_shown_robot_time_advances_evenly(rate, speed, pause, every):
     stretches = 20.0 / 2.0
     assert len(moving) - sum(even) <= 2 * stretches + 2
     # Nor does it stand still: all but what is lost between two stretches is played.
-    assert sum(a for _, a in moving) >= 0.75 * 20.0
+    assert sum(a for _, a in moving) >= 0.85 * 20.0
 
 
 def test_poses_between_two_steps_are_interpolated():
@@ -157,7 +157,7 @@ def test_a_stretch_is_begun_when_the_rest_of_it_will_come_in_time():
         page.add(frame(step))
         if x_of(page.look(DT / 2)) >= 1000 and begun is None:
             begun = step
-    assert begun is not None and begun > 1015
+    assert begun is not None and begun > 1012
     page.sending = False
     shown = [x_of(view) for view in page.watch(2.0)]
     assert np.diff(shown).max() <= TICK / DT + 1e-3

@@ -24,6 +24,11 @@ def block(viewer):
     return viewer._publisher.scene.blocks["train"]
 
 
+def drawn(viewer) -> None:
+    """Waits until what is being drawn is drawn to its end."""
+    viewer._publisher.now(lambda: None)
+
+
 def expected_geoms(model: mujoco.MjModel, x_pos: np.ndarray, x_rot: np.ndarray) -> np.ndarray:
     """[G, 3] m: where each visible geom's centre is if link i is body i + 1, by MuJoCo's maths."""
     centres = []
@@ -54,6 +59,7 @@ def test_poses_on_screen_are_the_trainers(viewer, page, name, backend):
 
     scene, model = block(viewer), bare.sys.mj_model
     eventually(lambda: np.array_equal(scene.pos, x.pos[:6]), "the newest step is on screen")
+    drawn(viewer)
     assert viewer.stats().frames == 3
     cells = env._host.grid.origins(6)
     for env_index in range(6):
@@ -82,6 +88,7 @@ def test_orientations_on_screen_are_the_trainers(viewer, page):
     state = jax.jit(jax.vmap(env.step))(state, jnp.ones((2, 2)))
     x = jax.device_get(state.pipeline_state.x)
     eventually(lambda: np.array_equal(block(viewer).rot, x.rot), "the step is on screen")
+    drawn(viewer)
     for part in block(viewer).robots._parts:
         shape, handle = part.shape, part.handle
         for k, rot in enumerate(np.reshape(handle.batched_wxyzs, (2, -1, 4))):
@@ -249,6 +256,7 @@ def test_chosen_envs_take_the_cells_in_order(viewer, page):
     state = step(state, jnp.zeros((9, 1)))
     x = jax.device_get(state.pipeline_state.x.pos)
     eventually(lambda: np.array_equal(block(viewer).pos[:2], x[[6, 1]]), "6 and 1 are drawn")
+    drawn(viewer)
     assert viewer.stats().drawn_envs == (6, 1)
     # The third cell stays empty.
     for part in block(viewer).robots._parts:

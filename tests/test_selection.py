@@ -36,7 +36,8 @@ def test_random_ones_are_distinct_and_others_each_time():
 
 
 @pytest.mark.parametrize(
-    "what", ["last", 3, [], [1, 1], [-1], ("page", 0), ("page", 1.5), ("page", True), "indices"]
+    "what",
+    ["last", 3, [], [1, 1], [-1], [1.5], ("page", 0), ("page", 1.5), ("page", True), "indices"],
 )
 def test_a_bad_selection_is_refused(what):
     with pytest.raises(ValueError, match="select"):
@@ -121,6 +122,20 @@ def test_the_selected_env_keeps_a_cell():
     assert choice.env_index.tolist() == [4, 7]
 
 
+def test_another_env_is_kept_in_place_of_the_one_before_and_the_rest_stay():
+    choice = Choice()
+    choice.begin(Selection.of("random"), 100, 4, now=0.0, keep=None)
+    assert choice.env_index is not None
+    first = choice.env_index.tolist()
+    others = [env for env in range(100) if env not in first]
+    assert choice.keep(others[0], 100, 4)
+    assert choice.env_index.tolist() == [*first[:3], others[0]] and choice.extra == others[0]
+    assert not choice.keep(others[0], 100, 4)
+    assert choice.keep(first[3], 100, 4)
+    assert choice.env_index.tolist() == first and choice.extra is None
+    assert not choice.keep(None, 100, 4)
+
+
 def test_it_is_chosen_anew_at_each_stretch_unless_it_is_to_be_kept():
     choice, best = Choice(), Selection.of("best")
     stale = lambda selection, **kwargs: choice.is_stale(  # noqa: E731
@@ -133,14 +148,13 @@ def test_it_is_chosen_anew_at_each_stretch_unless_it_is_to_be_kept():
     assert stale(best, begins=True) and not stale(best)
     assert stale(best, seconds=0.5) and not stale(best, seconds=3.0)
     assert stale(Selection.of("worst"))
-    choice.outdated = True
-    assert stale(best)
-    choice.begin(best, 10, 2, now=99.0, keep=None)
-    choice.report(0, BEST, ranking([1, 2], [2.0, 1.0]), 1, 10, 2, None)
-    assert not stale(best)
+    # Those that are drawn are kept from the moment on that they are to be.
     kept = Selection.of("best", sticky=True)
-    choice.made_of = kept
-    assert not stale(kept, begins=True)
+    assert not stale(kept) and not stale(kept, begins=True) and not stale(kept, seconds=0.5)
+    assert stale(best, begins=True)
+    choice.begin(kept, 10, 2, now=99.0, keep=None)
+    choice.report(0, BEST, ranking([], []), 1, 10, 2, None)
+    assert stale(kept, begins=True)  # where nobody was found there is nobody to be kept
     choice.made_of = Selection.of("first")
     assert not stale(Selection.of("first"), begins=True)
 

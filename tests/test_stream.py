@@ -448,6 +448,15 @@ def test_a_budget_is_saved_up_to_what_is_needed_at_once():
     assert budget.credit == pytest.approx(-0.4)  # no more than is paid back within 20 s
 
 
+def test_what_another_rollout_has_cost_meanwhile_leaves_no_debt():
+    """Each has a budget of its own, and all are charged with everything."""
+    evaluation = Budget()
+    evaluation.update(0.0, 0.0, 0.0, 0.02, 0.02)
+    # A minute later: the training has taken a quarter of what it was allowed.
+    evaluation.update(60.0, 0.3, 0.0, 0.02, 0.02)
+    assert evaluation.credit > 0.0
+
+
 def test_asking_is_paid_for_but_leaves_a_part_of_the_budget_for_sending():
     budget = Budget()
     budget.update(0.0, 0.0, 0.0, 0.02, 1.0)

@@ -45,6 +45,7 @@ class Panel:
     def __init__(self, server: viser.ViserServer, enqueue: Callable[[Command], None]):
         self._server, self._enqueue = server, enqueue
         self._shown_indices: tuple[int, ...] = ()
+        self._numbers: dict[str, float] = {}  # as last shown, by label
         gui = server.gui
         gui.configure_theme(
             show_logo=False,
@@ -112,7 +113,7 @@ class Panel:
             1.0,
             hint="How fast real time is played: 1 is the robot's own speed.",
         )
-        self._on_change(self._speed, "speed", float)
+        self._on_number(self._speed, "speed")
         self._cost = gui.add_html("")
 
     def _add_choice(self) -> None:
@@ -209,7 +210,7 @@ class Panel:
             hint="Share of the training's time that watching may cost, in Real time and Latest: "
             "stretches and frames are spaced further apart to keep it.",
         )
-        self._on_change(self._budget, "max_overhead", lambda percent: float(percent) / 100)
+        self._on_number(self._budget, "max_overhead", 0.01)
         self._stretch = gui.add_number(
             "Stretch, s",
             3.0,
@@ -218,7 +219,7 @@ class Panel:
             step=0.5,
             hint="How much of the robot's time one stretch of Real time shows.",
         )
-        self._on_change(self._stretch, "stretch_seconds", float)
+        self._on_number(self._stretch, "stretch_seconds")
 
     def _add_keys(self) -> None:
         keys: tuple[tuple[str, Any, Command], ...] = (
@@ -259,6 +260,16 @@ class Panel:
                 value = of(handle.value)
                 self._enqueue((name, (value, event.client_id) if with_client else value))
 
+    def _on_number(self, handle: Any, name: str, unit: float = 1.0) -> None:
+        """A number that can be typed. Each key is an update, so what is on its way from "2" to
+        "0.5" comes too: what is out of the limits is not meant yet."""
+
+        @handle.on_update
+        async def _(event: viser.GuiEvent) -> None:
+            value = float(handle.value)
+            if event.client is not None and handle.min <= value <= handle.max:
+                self._enqueue((name, value * unit))
+
     def show(self, view: PanelView) -> None:
         """Brings the widgets up to date; only what has changed is sent."""
         progress, control = view.progress, view.control
@@ -272,7 +283,8 @@ class Panel:
         self._show_hold(view)
         self._set(self._streaming, value=control.streaming)
         self._set(self._mode, value=_label(MODES, control.mode))
-        self._set(self._speed, value=control.speed, visible=control.mode == "realtime")
+        self._set(self._speed, visible=control.mode == "realtime")
+        self._show_number(self._speed, control.speed)
         self._set(self._cost, content=words.cost(view))
         self._show_choice(view)
         self._set(self._selected, content=words.selected(view))
@@ -283,8 +295,8 @@ class Panel:
         self._set(self._legend, content=words.legend(view))
         self._set(self._labels, value=view.look.labels)
         self._set(self._in_cells, value=view.look.in_cells)
-        self._set(self._budget, value=round(100 * control.max_overhead, 3))
-        self._set(self._stretch, value=control.stretch_seconds)
+        self._show_number(self._budget, round(100 * control.max_overhead, 3))
+        self._show_number(self._stretch, control.stretch_seconds)
 
     def _show_hold(self, view: PanelView) -> None:
         self._set(
@@ -320,6 +332,12 @@ class Panel:
         moves = selection.rule in ("random", *RANKED)
         self._set(self._sticky, visible=moves, value=selection.sticky)
         self._set(self._drawn, content=words.drawn(view))
+
+    def _show_number(self, handle: Any, value: float) -> None:
+        # Not while a person types: only what has been changed otherwise.
+        if self._numbers.get(handle.label) != value:
+            self._numbers[handle.label] = value
+            self._set(handle, value=value)
 
     def _set(self, handle: Any, **values: object) -> None:
         for attribute, value in values.items():

@@ -65,6 +65,10 @@ def status(view: PanelView) -> str:
     progress, seconds = view.progress, f"{view.progress.phase_seconds:.0f} s"
     if view.fault is not None:
         return f"Streaming stopped by a fault, the training goes on: {view.fault}"
+    if progress.phase == "done":
+        return "Training has finished"
+    if progress.phase == "failed":
+        return f"Training has failed: {progress.error}"
     if view.held:
         # To the last digit: a single step is to be seen.
         return f"Held at step {progress.env_steps:,}: the training waits for you"
@@ -81,22 +85,21 @@ def status(view: PanelView) -> str:
         case "compiling":
             return f"Compiling the training step, {seconds}"
         case "training":
+            if view.control.show == "eval":
+                return "Training; the next evaluation is shown when it comes"
             return "Live"
         case "evaluating":
             if view.control.show == "train":
                 return "Evaluating the policy; the robots go on after it"
             return "Live: evaluating the policy"
-        case "quiet":
-            return f"No step for {seconds}: updating, compiling, or finished"
-        case "done":
-            return "Training has finished"
         case _:
-            return f"Training has failed: {progress.error}"
+            return f"No step for {seconds}: updating, compiling, or finished"
 
 
 def head(view: PanelView) -> str:
     """Which environment, and what is happening."""
-    dot = _DOT.get("held" if view.paused else view.progress.phase, _WAITING_DOT)
+    ended = view.progress.phase in ("done", "failed")
+    dot = _DOT.get("held" if view.paused and not ended else view.progress.phase, _WAITING_DOT)
     if view.fault is not None:
         dot = _DOT["failed"]
     name = " · ".join(part for part in (view.env, view.progress.algorithm) if part)

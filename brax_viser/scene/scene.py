@@ -48,14 +48,14 @@ class Scene:
     def arrange(self, roles: tuple[str, ...]) -> None:
         """Lays out the blocks of those rollouts that are shown and known of, side by side."""
         roles = tuple(role for role in roles if role in self._wanted)
-        if tuple(self.blocks) == roles and all(self._is_as_wanted(role) for role in roles):
+        if not roles or (
+            tuple(self.blocks) == roles and all(self._is_as_wanted(role) for role in roles)
+        ):
             return
         for block in self.blocks.values():
             block.remove()
         self.blocks = {}
         self.follow(None)
-        if not roles:
-            return
         offsets, self._bounds = _side_by_side([self._wanted[role] for role in roles])
         self._scale = scene_scale(self._bounds)
         blocks = {}
