@@ -463,9 +463,12 @@ class Typed:
 @pytest.mark.parametrize(("typed", "expected"), [("0", 0.02), ("0.5", 0.005), ("500", 0.02)])
 def test_a_budget_that_is_being_typed_is_no_fault(one_viewer, typed, expected):
     panel = one_viewer._publisher.panel
+    # What was set from code before must have come to the page, or it would come while one types.
+    eventually(lambda: panel._budget.value == 2.0, "the budget is shown")
     panel._budget._impl.value = float(typed)
     for callback in panel._budget._impl.update_cb:
         asyncio.run(callback(Typed()))
+    eventually(lambda: one_viewer.max_overhead == expected, "it is obeyed")
     threading.Event().wait(0.2)
     assert one_viewer.max_overhead == expected and one_viewer._board.fault is None
     assert panel._budget.value == float(typed)  # it is not taken out of one's hands
