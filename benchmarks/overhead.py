@@ -4,13 +4,16 @@ python -m benchmarks.overhead --env ant --backend positional --num-envs 64
 
 Two stock trainers run on two threads and pass a baton after each of their epochs, so that only
 one computes at a time: stock, wrapped, stock, wrapped, ... The wrapped one's viewer goes through
-the modes, without recompiling, while a page (a websocket client in another process) receives;
-in mode "no_page" it has gone. Each wrapped epoch is compared with the mean of the stock epochs
-before and after it. The first epochs, in which XLA compiles, are left out.
+the modes, `pairs` epochs in each and without recompiling, while a page (a websocket client in
+another process) receives; in mode "no_page" it has gone. Each wrapped epoch is compared with the
+mean of the stock epochs before and after it. The first epochs, in which XLA compiles, are left out.
+
+Many short pairs tell more than few long ones: a shared machine's speed changes within seconds.
 """
 
 import functools
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -43,10 +46,10 @@ class Settings:
     num_envs: int = 64
     grid: tuple[int, int] = (8, 8)
     """Columns and rows of drawn environments."""
-    pairs: int = 7
+    pairs: int = 30
     """Wrapped epochs per mode, each between two stock ones; at least 5."""
-    epoch_steps: int = 100_000
-    """Environment steps per epoch; choose it so that an epoch takes some seconds."""
+    epoch_steps: int = 5_000
+    """Environment steps per epoch; choose it so that an epoch takes about a second."""
     modes: tuple[str, ...] = ("off", "no_page", "realtime", "latest", "every_step")
     fps: float = 30.0
     max_overhead: float = 0.02
@@ -184,7 +187,7 @@ def measure(settings: Settings) -> tuple[list[Epoch], dict[str, list[Epoch]]]:
         raise SystemExit(f"--pairs {settings.pairs}: fewer than 5 say nothing on a noisy machine")
     baton = Baton()
     kwargs = settings.ppo()
-    order = [mode for _ in range(settings.pairs) for mode in settings.modes]
+    order = [mode for mode in settings.modes for _ in range(settings.pairs)]
     stock: list[Epoch] = []
     wrapped: dict[str, list[Epoch]] = {mode: [] for mode in settings.modes}
     failures: list[BaseException] = []
@@ -274,7 +277,7 @@ def report(settings: Settings, stock: list[Epoch], wrapped: dict[str, list[Epoch
     )
     columns = (
         "mode",
-        "ratio to stock: median (min to max)",
+        "ratio to stock: median, its 95 % interval (min to max)",
         "us per batched step: stock, watched",
         "in calls: % of the time, us each",
         "frames/s at the page",
@@ -286,14 +289,14 @@ def report(settings: Settings, stock: list[Epoch], wrapped: dict[str, list[Epoch
         ratios, base, own = [], [], []
         epochs = wrapped[mode]
         for turn, epoch in enumerate(epochs):
-            index = turn * len(settings.modes) + place
+            index = place * settings.pairs + turn
             beside = mean(s.steps_per_second for s in stock[index : index + 2])
             ratios.append(epoch.steps_per_second / beside)
             base.append(1e6 * settings.num_envs / beside)
             own.append(1e6 * settings.num_envs / epoch.steps_per_second)
         table.add_row(
             mode,
-            f"{median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
+            _in_words(sorted(ratios)),
             f"{median(base):.0f}, {median(own):.0f}",
             f"{median(100 * e.spent / e.seconds for e in epochs):.1f}, "
             f"{median(1e6 * e.spent / max(e.calls, 1) for e in epochs):.0f}",
@@ -301,6 +304,16 @@ def report(settings: Settings, stock: list[Epoch], wrapped: dict[str, list[Epoch
             f"{median(e.bytes / e.seconds for e in epochs) / 1e6:.2f}",
         )
     Console(width=120).print(table)
+
+
+def _in_words(ratios: list[float]) -> str:
+    """Sorted ratios as median, interval of the median by order statistics, and extremes."""
+    # The number of values below the median is binomial: its standard deviation is sqrt(n) / 2.
+    count, middle = len(ratios), (len(ratios) - 1) / 2
+    low = max(math.floor(middle - 0.98 * math.sqrt(count)), 0)
+    high = min(math.ceil(middle + 0.98 * math.sqrt(count)), count - 1)
+    interval = f"{ratios[low]:.3f} to {ratios[high]:.3f}"
+    return f"{median(ratios):.3f}, {interval} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
 
 
 def main() -> None:
