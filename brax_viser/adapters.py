@@ -1,50 +1,73 @@
 """What an environment's state means: where its links are, and which MuJoCo model they belong to."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import mujoco
 import numpy as np
-from brax.envs.base import Env, State, Wrapper
-from brax.envs.wrappers.training import EpisodeWrapper
+from jax.core import Tracer
 
 from brax_viser.emit import Payload
+from brax_viser.wrapping import action_repeat, is_env, is_playground
+
+MODEL_FIELDS = (
+    "geom_size",
+    "geom_pos",
+    "geom_quat",
+    "geom_rgba",
+    "mat_rgba",
+    "geom_friction",
+    "body_mass",
+    "link.inertia.mass",
+)
+"""Fields of the physics model that are sent where domain randomisation makes them differ: what
+can be drawn, and what a label can say. The last is of Brax's own, in place of `body_mass`."""
 
 
 @dataclass(frozen=True)
-class BraxAdapter:
-    """Brax environments on any of the four backends (mjx, generalized, spring, positional).
+class Adapter:
+    """What is read of an environment, once, and of its states, with every step."""
 
-    All of them keep link poses in `pipeline_state.x`, in the world frame; link i is body i + 1
-    of `sys.mj_model`, because Brax fuses bodies without joints before it compiles the model.
-    """
-
-    name: str  # the env's class, "Ant"
-    backend: str
+    name: str  # "Ant", "Go1 Joystick"
+    backend: str  # which physics
     mj_model: mujoco.MjModel
     init_qpos: np.ndarray  # float [nq], where `reset` starts from, before its noise
     dt: float  # s, what one `step` of the wrapped env takes, repeated actions included
+    base: Any  # the innermost environment
+    _leaves: dict[str, Any] = field(default_factory=dict)  # of its model, as it was made
 
-    def payload(self, state: State) -> Payload:
+    info_can_be_replaced = False
+    """Whether a wrapper around may replace the whole of `state.info` at an episode's end."""
+
+    def payload(self, state: Any) -> Payload:
         """The arrays to show, of a state with any number of leading batch axes."""
-        assert state.pipeline_state is not None
-        x: Any = state.pipeline_state.x
-        return {
-            "link_pos": x.pos,
-            "link_rot": x.rot,
-            "reward": state.reward,
-        }
+        raise NotImplementedError
 
-    def inspected(self, state: State) -> list[jax.Array]:
+    def inspected(self, state: Any) -> list[jax.Array]:
         """What else is looked through for NaN and Inf: velocities, and what the policy is given.
 
         Pixels are left out. They cannot be either, and it would take long.
         """
-        pipeline: Any = state.pipeline_state
         obs = state.obs.items() if isinstance(state.obs, Mapping) else [("state", state.obs)]
-        return [pipeline.qd, *(x for name, x in obs if not name.startswith("pixels/"))]
+        return [self._qvel(state), *(x for name, x in obs if not name.startswith("pixels/"))]
+
+    def randomised(self) -> Payload:
+        """Fields of the model that is stepped right now in which environments differ.
+
+        While a step is traced under domain randomisation, the wrapper that does it has put
+        traced arrays, one per environment, in the place of those that the environment was made
+        with. Arrays [*batch, ...], of `MODEL_FIELDS`; empty without domain randomisation.
+        """
+        leaves = _leaves_of(self._model())
+        return {
+            name: leaves[name]
+            for name in MODEL_FIELDS
+            if name in leaves
+            and leaves[name] is not self._leaves.get(name)
+            and isinstance(leaves[name], Tracer)
+        }
 
     def init_links(self) -> tuple[np.ndarray, np.ndarray]:
         """Link poses before anything has run: float32 [L, 3] in m, float32 [L, 4] wxyz."""
@@ -53,20 +76,68 @@ class BraxAdapter:
         mujoco.mj_kinematics(self.mj_model, data)
         return data.xpos[1:].astype(np.float32), data.xquat[1:].astype(np.float32)
 
+    def _model(self) -> Any:
+        """The physics model, a pytree, as it is right now."""
+        raise NotImplementedError
 
-def adapter_for(env: Env) -> BraxAdapter:
+    def _qvel(self, state: Any) -> jax.Array:
+        raise NotImplementedError
+
+
+class BraxAdapter(Adapter):
+    """Brax environments on any of the four backends (mjx, generalized, spring, positional).
+
+    All of them keep link poses in `pipeline_state.x`, in the world frame; link i is body i + 1
+    of `sys.mj_model`, because Brax fuses bodies without joints before it compiles the model.
+    """
+
+    def payload(self, state: Any) -> Payload:
+        x = state.pipeline_state.x
+        return {"link_pos": x.pos, "link_rot": x.rot, "reward": state.reward}
+
+    def _model(self) -> Any:
+        return self.base.sys
+
+    def _qvel(self, state: Any) -> jax.Array:
+        return state.pipeline_state.qd
+
+
+class PlaygroundAdapter(Adapter):
+    """MuJoCo Playground's environments, stepped by MJX or by MuJoCo Warp: link i is body i + 1."""
+
+    info_can_be_replaced = True  # by BraxAutoResetWrapper(full_reset=True)
+
+    def payload(self, state: Any) -> Payload:
+        data = state.data
+        return {
+            "link_pos": data.xpos[..., 1:, :],
+            "link_rot": data.xquat[..., 1:, :],
+            "reward": state.reward,
+        }
+
+    def _model(self) -> Any:
+        return self.base.mjx_model
+
+    def _qvel(self, state: Any) -> jax.Array:
+        return state.data.qvel
+
+
+def adapter_for(env: Any) -> Adapter:
     """Reads what is needed of `env`.
 
     Raises:
         TypeError: `env` is not an environment.
         ValueError: it has no MuJoCo model, or one whose bodies are not its links.
     """
-    if not isinstance(env, Env):
+    if not is_env(env):
         raise TypeError(
             f"env={env!r} is a {type(env).__name__}: it must be a brax.envs.Env, such as "
-            "brax.envs.get_environment('ant') returns"
+            "brax.envs.get_environment('ant') returns, or a mujoco_playground.MjxEnv, such as "
+            "mujoco_playground.registry.load('CartpoleBalance') does"
         )
     base: Any = env.unwrapped
+    if is_playground(base):
+        return _playground_adapter(env, base)
     model = getattr(getattr(base, "sys", None), "mj_model", None)
     if model is None:
         raise ValueError(
@@ -85,15 +156,42 @@ def adapter_for(env: Env) -> BraxAdapter:
         backend=env.backend,
         mj_model=model,
         init_qpos=np.asarray(jax.device_get(base.sys.init_q), np.float64),
-        dt=float(base.dt) * _action_repeat(env),
+        dt=float(base.dt) * action_repeat(env),
+        base=base,
+        _leaves=_leaves_of(base.sys),
     )
 
 
-def _action_repeat(env: Env) -> int:
-    """Physics-wise, how many steps of the innermost env one of this env's is."""
-    repeat = 1
-    while isinstance(env, Wrapper):
-        if isinstance(env, EpisodeWrapper):
-            repeat *= env.action_repeat
-        env = env.env
-    return repeat
+def _playground_adapter(env: Any, base: Any) -> PlaygroundAdapter:
+    model = base.mj_model
+    # Most of these environments start from the model's first keyframe, where it has any.
+    init_qpos = model.key_qpos[0] if model.nkey else model.qpos0
+    return PlaygroundAdapter(
+        name=_playground_name(type(base)),
+        backend=str(base.mjx_model.impl.value),
+        mj_model=model,
+        init_qpos=np.asarray(init_qpos, np.float64),
+        dt=float(base.dt) * action_repeat(env),
+        base=base,
+        _leaves=_leaves_of(base.mjx_model),
+    )
+
+
+def _playground_name(cls: type) -> str:
+    """`...dm_control_suite.cartpole.Balance` as "Cartpole Balance", `...go1.joystick.Joystick` as
+    "Go1 Joystick": the class alone does not say which robot it is."""
+    *_, package, module = ["", *cls.__module__.split(".")]
+    robot = package if module.replace("_", "") == cls.__name__.lower() else module
+    return f"{robot.replace('_', ' ').capitalize()} {cls.__name__}"
+
+
+def _leaves_of(model: Any) -> dict[str, Any]:
+    """By name, those of `MODEL_FIELDS` that the model has."""
+    leaves = {}
+    for name in MODEL_FIELDS:
+        value = model
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        if value is not None:
+            leaves[name] = value
+    return leaves

@@ -6,6 +6,7 @@ its own that swallows every batch axis first, and then talks to the host:
     skipped step    countdown - 1, nothing else: one compare
     due step        ask(...)  -> answer              two integers go out, 3 + K come back
       while push    push(...) -> answer              K rows gathered on the device go out
+           or model push_model(...) -> answer        what differs between K envs' models goes out
 
 An answer says whether to push rows of this very step, which ones, and how many steps to let pass
 before the next call. That number is stored in the environment's state, so no call is dead code,
@@ -25,7 +26,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 
 from brax_viser.callback import call_host
-from brax_viser.protocol import ANSWER_HEAD
+from brax_viser.protocol import ANSWER_HEAD, PUSH_MODEL
 from brax_viser.rank import finite, top
 
 Payload = Mapping[str, jax.Array]
@@ -42,12 +43,14 @@ class Origin(NamedTuple):
     num_envs: int  # environments in this shard's batch
     num_shards: int  # devices that step a batch each
     num_rows: int  # K: rows that one push carries
+    model: Layout = ()  # what differs between the environments' models, and can be pushed
 
 
 class Host(Protocol):
-    """The two functions that the device calls. They run on XLA's threads and must not raise.
+    """The functions that the device calls. They run on XLA's threads and must not raise.
 
-    Both answer with int32 [3 + K]: (push?, skip, rule, *rows). `skip` is how many steps to let
+    All answer with int32 [3 + K]: (push?, skip, rule, *rows), push? being 0, `protocol.PUSH` or
+    `protocol.PUSH_MODEL`. `skip` is how many steps to let
     pass before the next `ask`; it counts with the answer that does not ask for a push. The rows
     are indices into the shard's batch where `rule` is `protocol.GIVEN`, and ignored otherwise: then
     the device chooses the K environments that the rule ranks first.
@@ -69,6 +72,13 @@ class Host(Protocol):
         """
         ...
 
+    def push_model(self, origin: Origin, shard: jax.Array, rows: jax.Array) -> np.ndarray:
+        """`shard` int32 []; `rows` float32 [K, D], laid out as `origin.model` says.
+
+        Only for rows that the host gave itself, and as valid as those of `push`.
+        """
+        ...
+
 
 def emit(
     host: Host,
@@ -79,6 +89,7 @@ def emit(
     payload: Payload,
     *,
     inspected: Sequence[jax.Array] = (),
+    model: Payload | None = None,
     state_is_kept: bool = False,
 ) -> jax.Array:
     """Offers one step to the host and returns the countdown to store in the state.
@@ -93,6 +104,8 @@ def emit(
             that `rank.top` needs. A field "finite" is added.
         inspected: arrays [*batch, ...] that are looked through for NaN and Inf, as the payload
             is, and do not travel.
+        model: arrays [*batch, ...] in which the environments' models differ. They travel when
+            the host asks for them, which is not with each step.
         state_is_kept: whether the program around returns the state. The countdown in it then
             keeps the call alive, which is cheaper: see `callback.call_host`. If it says so and
             does not, nothing is seen; what is computed is the same in any case.
@@ -101,13 +114,13 @@ def emit(
         int32 [*batch], all elements alike.
     """
     # A callback has no derivative and must not ask for one: APG differentiates through steps.
-    payload, inspected = jax.lax.stop_gradient((dict(payload), tuple(inspected)))
+    arrays = jax.lax.stop_gradient((dict(payload), tuple(inspected), dict(model or {})))
     call = functools.partial(_emit_batch, host, role, num_shards, state_is_kept)
-    return _swallow_batch_axes(call)(countdown, shard, payload, inspected)
+    return _swallow_batch_axes(call)(countdown, shard, *arrays)
 
 
 def _swallow_batch_axes(call: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`call(countdown, shard, payload, inspected)` that sees a `vmap` as one more leading axis."""
+    """`call(countdown, shard, *arrays)` that sees a `vmap` as one more leading axis."""
     once = custom_vmap(call)
 
     @once.def_vmap
@@ -134,12 +147,14 @@ def _emit_batch(
     shard: jax.Array,
     payload: Payload,
     inspected: Sequence[jax.Array],
+    model: Payload,
 ) -> jax.Array:
-    """The whole batch at once: countdown [*batch], payload and inspected [*batch, ...]."""
+    """The whole batch at once: countdown [*batch], all other arrays [*batch, ...]."""
     batch = countdown.shape
     num_envs = math.prod(batch)
     num_rows = min(host.capacity, num_envs)
-    origin = Origin(role, num_envs, num_shards, num_rows)
+    model_layout = tuple((name, x.shape[len(batch) :]) for name, x in model.items())
+    origin = Origin(role, num_envs, num_shards, num_rows, model_layout)
     layout = (
         *((name, x.shape[len(batch) :]) for name, x in payload.items()),
         ("finite", ()),
@@ -151,13 +166,13 @@ def _emit_batch(
     # maximum, because a reset of some environments must not call the host for all of them.
     left = jnp.max(countdown)
 
-    def due(operands: tuple[Payload, Sequence[jax.Array]]) -> jax.Array:
-        fields, others = jax.tree.map(
+    def due(operands: tuple[Payload, Sequence[jax.Array], Payload]) -> jax.Array:
+        fields, others, models = jax.tree.map(
             lambda x: x.reshape(num_envs, *x.shape[len(batch) :]), operands
         )
         fields = {**fields, "finite": finite([*fields.values(), *others])}
 
-        def send(answer: jax.Array) -> jax.Array:
+        def send_rows(answer: jax.Array) -> jax.Array:
             rule, rows = answer[2], answer[ANSWER_HEAD:]
             # Ranking all environments is worth a branch of its own.
             rows = jax.lax.cond(rule > 0, lambda: top(rule, fields, num_rows), lambda: rows)
@@ -169,21 +184,43 @@ def _emit_batch(
                 jax.lax.bitcast_convert_type(chosen["episode_return"], jnp.int32),
                 chosen["finite"].astype(jnp.int32),
             ]
-            # One packed array: each argument of a callback costs a transfer of its own.
-            packed = [x.reshape(num_rows, -1).astype(jnp.float32) for x in chosen.values()]
             return call_host(
                 push,
                 answer_shape,
                 jnp.concatenate(header),
-                jnp.concatenate(packed, axis=1),
+                _packed(chosen),
                 kept_alive=state_is_kept,
             )
+
+        def send_model(answer: jax.Array) -> jax.Array:
+            rows = answer[ANSWER_HEAD:]
+            chosen = {name: jnp.take(x, rows, axis=0, mode="clip") for name, x in models.items()}
+            return call_host(
+                functools.partial(host.push_model, origin),
+                answer_shape,
+                shard,
+                _packed(chosen),
+                kept_alive=state_is_kept,
+            )
+
+        def send(answer: jax.Array) -> jax.Array:
+            if not models:
+                return send_rows(answer)
+            return jax.lax.cond(answer[0] == PUSH_MODEL, send_model, send_rows, answer)
 
         first = call_host(ask, answer_shape, jnp.stack([left, shard]), kept_alive=state_is_kept)
         return jax.lax.while_loop(lambda answer: answer[0] > 0, send, first)[1]
 
-    skip = jax.lax.cond(left <= 0, due, lambda _: left - 1, (dict(payload), tuple(inspected)))
+    operands = (dict(payload), tuple(inspected), dict(model))
+    skip = jax.lax.cond(left <= 0, due, lambda _: left - 1, operands)
     return jnp.broadcast_to(skip, batch)
+
+
+def _packed(rows: Payload) -> jax.Array:
+    """float32 [K, D], of arrays [K, ...]: each argument of a callback costs its own transfer."""
+    return jnp.concatenate(
+        [x.reshape(len(x), -1).astype(jnp.float32) for x in rows.values()], axis=1
+    )
 
 
 def unpack(layout: Layout, rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,38 +1,66 @@
 """`VisualizedEnv`: the wrapper that lets a viewer see what a trainer steps."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
-from brax.envs.base import Env, State, Wrapper
-from brax.envs.wrappers.training import AutoResetWrapper, EpisodeWrapper
 
 from brax_viser.adapters import adapter_for
 from brax_viser.emit import emit, shard_of_this_device
-from brax_viser.episode import advance, episode_begins, first_log
+from brax_viser.episode import EpisodeLog, advance, episode_begins, first_log
 from brax_viser.trainer import calling_trainer
+from brax_viser.wrapping import (
+    layers,
+    of_kind,
+    resets_inside,
+    stand_in,
+    truncates_inside,
+    wrapper_class,
+)
 
 if TYPE_CHECKING:  # device code must not import viser, and the viewer does
+    from brax.envs.base import Wrapper as AnyWrapper
+
     from brax_viser.viewer import Viewer
+else:
+    AnyWrapper = object  # Brax's or Playground's, as the environment is: see `__new__`
 
 INFO_KEY = "brax_viser"
 """The one key that the wrapper keeps in `state.info`: an `episode.EpisodeLog`."""
 
+PRESERVED_KEY = "AutoResetWrapper_preserve_info"
+"""The key of `state.info` that Playground's BraxAutoResetWrapper leaves alone when it replaces all
+the rest: there our own is, in a dictionary, where that is possible."""
 
-class VisualizedEnv(Wrapper):
-    """A Brax environment whose states a browser can watch while any trainer steps it.
 
-    Hand it to a stock trainer in place of `env`. What is learned stays bit-identical: the wrapper
-    adds one small record per environment to `state.info` and reads the state, no more.
+class VisualizedEnv(AnyWrapper):
+    """An environment whose states a browser can watch while any trainer steps it.
 
-    Inside Brax's AutoResetWrapper, where trainers put it, the last pose of an episode is seen
-    before the reset replaces it; around an AutoResetWrapper, the pose after the reset is.
+    Hand it to a trainer in place of `env`. What is learned stays bit-identical: the wrapper adds
+    one small record per environment to `state.info` and reads the state, no more. Of a Brax
+    environment it makes a `brax.envs.Wrapper`, of one of MuJoCo Playground's a
+    `mujoco_playground.wrapper.Wrapper`.
+
+    It works in any place among the trainer's own wrappers. What is seen depends on it:
+
+    * Inside of auto-resets (Brax's AutoResetWrapper, Playground's BraxAutoResetWrapper), where
+      trainers put it, the last pose of an episode is seen before the reset replaces it; around
+      them, the pose after the reset is seen instead.
+    * Inside of an EpisodeWrapper each repeat of an action is seen; around it, the last one is.
+    * Inside or outside of a vmap, and inside of Brax's EvalWrapper, makes no difference.
+    * Wrappers for domain randomisation step `env.unwrapped`, past all that is in between. Inside
+      of one, this wrapper hands out an `unwrapped` of the base's class, with the base's attributes,
+      that comes by here; so `unwrapped` is not the very object that was wrapped.
     """
+
+    def __new__(cls, env: Any = None, **_: Any) -> "VisualizedEnv":
+        # Without an `env` it is being copied, and of its kind already.
+        return object.__new__(cls if env is None else of_kind(cls, wrapper_class(env)))
 
     def __init__(
         self,
-        env: Env,
+        env: Any,
         *,
         grid: Sequence[int] = (8, 8),
         spacing: Sequence[float] | None = None,
@@ -42,7 +70,8 @@ class VisualizedEnv(Wrapper):
         """Wraps `env` and shows it.
 
         Args:
-            env: a `brax.envs.Env` with a MuJoCo model, on any backend.
+            env: a `brax.envs.Env` with a MuJoCo model, on any backend, or a
+                `mujoco_playground.MjxEnv`; wrapped in other wrappers or not.
             grid: (columns, rows) or (columns, rows, layers): how many environments are drawn at
                 most, and where. The trainer's other environments are not transferred.
             spacing: metres between neighbours, (x, y) or (x, y, z); None derives it from how far
@@ -56,7 +85,7 @@ class VisualizedEnv(Wrapper):
                 already.
         """
         adapter = adapter_for(env)
-        if any(isinstance(inner, VisualizedEnv) for inner in _wrappers(env)):
+        if any(isinstance(inner, VisualizedEnv) for inner in layers(env)):
             raise ValueError("env is wrapped in VisualizedEnv already: wrap it once")
         if role not in (None, "train", "eval"):
             raise ValueError(f"role={role!r}: must be 'train', 'eval' or None")
@@ -69,35 +98,52 @@ class VisualizedEnv(Wrapper):
         self.viewer = Viewer() if viewer is None else viewer
         self._adapter = adapter
         self._role = role
-        self._resets_inside = any(isinstance(e, AutoResetWrapper) for e in _wrappers(env))
-        self._truncates_inside = any(isinstance(e, EpisodeWrapper) for e in _wrappers(env))
+        self._base: Any = env.unwrapped
+        self._stand_in = stand_in(self, self._base)
+        self._resets_inside = resets_inside(env)
+        self._truncates_inside = truncates_inside(env)
         self._host = self.viewer.attach(adapter, cells, role)
 
-    def reset(self, rng: jax.Array) -> State:
-        """The inner `reset`, with the wrapper's key in `info`. No call to the host."""
-        self._host.traced(calling_trainer(read_arguments=True))
-        state = self.env.reset(rng)
-        return replace(state, info={**state.info, INFO_KEY: first_log(state.done)})
+    @property
+    def unwrapped(self) -> Any:
+        """The base environment, of its own class and with its own attributes, whose `reset` and
+        `step` are seen by the viewer. See `wrapping.stand_in`."""
+        return self._stand_in
 
-    def step(self, state: State, action: jax.Array) -> State:
+    def reset(self, rng: jax.Array) -> Any:
+        """The inner `reset`, with the wrapper's key in `info`. No call to the host."""
+        return self._reset(self.env, rng)
+
+    def step(self, state: Any, action: jax.Array) -> Any:
         """The inner `step`, offered to the host.
 
         Raises:
             ValueError: `state` was not made by this wrapper's `reset`.
         """
-        if INFO_KEY not in state.info:
-            raise ValueError(
-                f"state.info has no {INFO_KEY!r}: the state must come from this VisualizedEnv's "
-                "reset or step, not from the env inside"
-            )
+        return self._step(self.env, state, action)
+
+    def reset_base(self, rng: jax.Array) -> Any:
+        """`reset` of the base environment, past the wrappers in between; see `unwrapped`."""
+        return self._reset(self._base, rng)
+
+    def step_base(self, state: Any, action: jax.Array) -> Any:
+        """`step` of the base environment, past the wrappers in between; see `unwrapped`."""
+        return self._step(self._base, state, action)
+
+    def _reset(self, env: Any, rng: jax.Array) -> Any:
+        self._host.traced(calling_trainer(read_arguments=True))
+        state = env.reset(rng)
+        return replace(state, info=self._with_log(state.info, first_log(state.done)))
+
+    def _step(self, env: Any, state: Any, action: jax.Array) -> Any:
         trainer = calling_trainer()
         self._host.traced(trainer)
         # The key is taken out, not just passed on: some envs build `info` anew in `step`, others
         # require its structure to stay as their own `reset` made it.
-        info = dict(state.info)
-        log, steps = info.pop(INFO_KEY), info.get("steps")
+        info, log = self._without_log(state.info)
+        steps = info.get("steps")
         begins = episode_begins(log, state.done, steps, resets_inside=self._resets_inside)
-        state = self.env.step(replace(state, info=info), action)
+        state = env.step(replace(state, info=info), action)
         log = advance(log, begins, state.reward, self._terminated(state), steps)
         shard, num_shards = shard_of_this_device()
         countdown = emit(
@@ -113,22 +159,38 @@ class VisualizedEnv(Wrapper):
                 "since_termination": log.since_termination,
             },
             inspected=self._adapter.inspected(state),
+            model=self._adapter.randomised(),
             state_is_kept=trainer is not None and trainer.keeps_state,
         )
-        log = log._replace(countdown=countdown)
-        return replace(state, info={**state.info, INFO_KEY: log})
+        return replace(state, info=self._with_log(state.info, log._replace(countdown=countdown)))
 
-    def _terminated(self, state: State) -> jax.Array:
+    def _terminated(self, state: Any) -> jax.Array:
         """Whether the environment itself has ended the episode; running out of time is no end."""
         done = state.done > 0
         if self._truncates_inside:
             done &= state.info["truncation"] == 0
         return done
 
+    def _with_log(self, info: dict[str, Any], log: EpisodeLog) -> dict[str, Any]:
+        preserved = info.get(PRESERVED_KEY, {})
+        if self._adapter.info_can_be_replaced and isinstance(preserved, dict):
+            return {**info, PRESERVED_KEY: {**preserved, INFO_KEY: log}}
+        return {**info, INFO_KEY: log}
 
-def _wrappers(env: Env) -> Iterator[Env]:
-    """`env` and all that it is wrapped around, outermost first."""
-    yield env
-    while isinstance(env, Wrapper):
-        env = env.env
-        yield env
+    def _without_log(self, info: dict[str, Any]) -> tuple[dict[str, Any], EpisodeLog]:
+        info = dict(info)
+        if INFO_KEY in info:
+            return info, info.pop(INFO_KEY)
+        preserved = info.get(PRESERVED_KEY)
+        if not isinstance(preserved, dict) or INFO_KEY not in preserved:
+            raise ValueError(
+                f"state.info has no {INFO_KEY!r}: the state must come from this VisualizedEnv's "
+                "reset or step, not from the env inside"
+            )
+        preserved = dict(preserved)
+        log = preserved.pop(INFO_KEY)
+        if preserved:
+            info[PRESERVED_KEY] = preserved
+        else:  # the environment has none of its own
+            del info[PRESERVED_KEY]
+        return info, log

@@ -11,16 +11,25 @@ import numpy as np
 
 from brax_viser.emit import Layout, Origin
 from brax_viser.hold import Hold
-from brax_viser.mailbox import Mailbox, Parcel
+from brax_viser.mailbox import Mailbox, ModelParcel, Parcel
 from brax_viser.progress import Progress
-from brax_viser.protocol import ANSWER_HEAD, FOREVER, FRESH, GIVEN, HEADER_COLUMNS, HEADER_HEAD
+from brax_viser.protocol import (
+    ANSWER_HEAD,
+    FOREVER,
+    FRESH,
+    GIVEN,
+    HEADER_COLUMNS,
+    HEADER_HEAD,
+    PUSH,
+    PUSH_MODEL,
+)
 from brax_viser.scene.grid import Grid
 from brax_viser.selection import Choice, Ranking, Selection
 from brax_viser.stream import Control, CostMeter, Pacer
 from brax_viser.trainer import TrainerCall
 
 if TYPE_CHECKING:
-    from brax_viser.adapters import BraxAdapter
+    from brax_viser.adapters import Adapter
 
 log = logging.getLogger("brax_viser")
 
@@ -86,6 +95,8 @@ class Rollout:
     choice: Choice = field(default_factory=Choice)
     asked_for: dict[int, "Order"] = field(default_factory=dict)  # by shard
     called: dict[int, float] = field(default_factory=dict)  # by shard: s, end of its last call
+    # Environments of which is known in what their models differ from the one that they share.
+    models: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +114,7 @@ class Feed:
     def __init__(
         self,
         board: Switchboard,
-        adapter: "BraxAdapter",
+        adapter: "Adapter",
         grid: Grid,
         role: str | None,
         on_new_training: Callable[["Feed", TrainerCall], None],
@@ -174,12 +185,48 @@ class Feed:
             board.failed("push", error)
         return answer
 
+    def push_model(self, origin: Origin, shard: object, rows: object) -> np.ndarray:
+        """See `emit.Host.push_model`."""
+        board, start = self._board, self._board.clock()
+        answer = _quiet(origin)
+        try:
+            device = int(np.asarray(shard))
+            refreshed = board.hold.refreshes
+            rollout = self.rollouts.get(origin.role)
+            if rollout is None:  # another training has begun meanwhile
+                return answer
+            with board.lock:
+                order = rollout.asked_for[device]
+                rollout.models.update(order.mine.tolist())
+                parcel = ModelParcel(
+                    feed=self,
+                    role=origin.role,
+                    env_index=order.mine,
+                    num_envs=rollout.num_envs,
+                    layout=origin.model,
+                    rows=rows.copy() if isinstance(rows, np.ndarray) else rows,
+                )
+            board.mailbox.put_model(parcel)
+            with board.lock:
+                self._fill(answer, rollout, origin, device, push=True)
+                nbytes = rows.nbytes  # type: ignore[attr-defined]
+                board.bytes_moved += nbytes
+                before, rollout.called[device] = rollout.called[device], board.clock()
+                board.meter.pushed(before, start, rollout.called[device], nbytes, frame=False)
+            self._hold_here(answer, rollout, origin, device, refreshed)
+        # As in `ask`: never into the user's training.
+        except Exception as error:
+            board.failed("push_model", error)
+        return answer
+
     def _rollout(self, origin: Origin, countdown: int) -> Rollout:
         num_envs = origin.num_envs * origin.num_shards
         rollout = self.rollouts.get(origin.role)
         if rollout is None or rollout.num_envs != num_envs:
             rollout = Rollout(Pacer(self.adapter.dt), num_envs)
             self.rollouts[origin.role] = rollout
+        if countdown == FRESH:
+            rollout.models.clear()  # it may have been given other ones
         if countdown == FRESH or origin.role not in self._board.shown:
             # Of several environments of one viewer, that which has begun last is shown.
             self._board.shown[origin.role] = self
@@ -235,13 +282,15 @@ class Feed:
         elif push:
             rule, drawn = rollout.choice.rule_for(shard), rollout.choice.env_index
             if rule != GIVEN:
-                answer[0], answer[2] = 1, rule
+                answer[0], answer[2] = PUSH, rule
             elif drawn is not None and not rollout.choice.pending:
                 order = rollout.asked_for.get(shard)
                 if order is None or order.drawn is not drawn:
                     order = rollout.asked_for[shard] = _order(origin, shard, drawn)
                 granted, answer[:] = answer[1], order.answer
                 answer[1] = granted
+                if origin.model and not rollout.models.issuperset(order.mine.tolist()):
+                    answer[0] = PUSH_MODEL
 
     def _rank(
         self, rollout: Rollout, origin: Origin, shard: int, rule: int, columns: np.ndarray
@@ -329,7 +378,7 @@ class Feed:
 def _order(origin: Origin, shard: int, drawn: np.ndarray) -> Order:
     mine = drawn[drawn // origin.num_envs == shard]
     answer = np.zeros(ANSWER_HEAD + origin.num_rows, np.int32)
-    answer[0] = len(mine) > 0
+    answer[0] = PUSH if len(mine) else 0
     answer[ANSWER_HEAD : ANSWER_HEAD + len(mine)] = mine % origin.num_envs
     return Order(drawn, mine, answer)
 

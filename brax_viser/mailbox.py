@@ -49,16 +49,44 @@ class Parcel:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class ModelParcel:
+    """In what environments' models differ from the one that they share, not yet looked at."""
+
+    feed: Any
+    role: str
+    env_index: np.ndarray  # int32 [K'], K' <= K: the rows beyond are padding
+    num_envs: int
+    layout: Layout  # of `adapters.MODEL_FIELDS`
+    rows: Any = field(repr=False)  # float32 [K, D], array-like
+
+    def open(self) -> dict[int, dict[str, np.ndarray]]:
+        """By environment: its own value of each field that differs. As with `Parcel.open`."""
+        rows = np.asarray(self.rows)[: len(self.env_index)]
+        fields = unpack(self.layout, rows)
+        return {
+            int(env): {name: values[row] for name, values in fields.items()}
+            for row, env in enumerate(self.env_index)
+        }
+
+
 class Mailbox:
     """A bounded queue. `put` is called on XLA's threads, all else by the viewer's."""
 
     def __init__(self) -> None:
         self.ring: Callable[[], object] = lambda: None
         """Called on any thread when the publisher should look in at once. Set by the publisher."""
+        self._models: deque[ModelParcel] = deque()
         self._parcels: deque[Parcel] = deque()
         self._changed = threading.Condition()
         self._woken = False
         self._closed = False
+
+    def put_model(self, parcel: ModelParcel) -> None:
+        """Leaves what comes but once: it is never lost for want of room."""
+        with self._changed:
+            if not self._closed:
+                self._models.append(parcel)
 
     def put(self, parcel: Parcel, *, wait: bool) -> None:
         """Leaves a parcel.
@@ -82,10 +110,11 @@ class Mailbox:
         if half_full:
             self.ring()
 
-    def take(self) -> list[Parcel]:
-        """Fetches all, oldest first."""
+    def take(self) -> list[Parcel | ModelParcel]:
+        """Fetches all, oldest first; models before the frames that they belong to."""
         with self._changed:
-            parcels = list(self._parcels)
+            parcels = [*self._models, *self._parcels]
+            self._models.clear()
             self._parcels.clear()
             self._changed.notify_all()
             return parcels

@@ -5,7 +5,7 @@ import concurrent.futures
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -15,11 +15,12 @@ import viser
 from brax_viser.feed import Feed, Rollout, Switchboard
 from brax_viser.frame import Frame, joined
 from brax_viser.gui.panel import Command, Panel, PanelView, StreamView
-from brax_viser.mailbox import Parcel
+from brax_viser.mailbox import ModelParcel, Parcel
 from brax_viser.playback import Player, View
 from brax_viser.progress import count as in_words
 from brax_viser.scene.block import Look, Model
 from brax_viser.scene.scene import Scene
+from brax_viser.scene.variants import Variants
 
 T = TypeVar("T")
 
@@ -37,6 +38,7 @@ class Channel:
 
     feed: Feed
     player: Player
+    variants: Variants
     view: View | None = None  # what is on screen
     look: Look | None = None
     empty: bool = False  # whether the rule has found nobody
@@ -109,13 +111,18 @@ class Publisher:
     def show_model(self, feed: Feed, role: str, num_envs: int | None) -> None:
         """Called on any thread: gives a rollout its robots, before any step has come."""
         adapter = feed.adapter
+        known = self._channels.get(role)
+        if known is not None and known.feed is feed:
+            variants = known.variants
+        else:
+            variants = Variants(adapter.mj_model)
         # Reading the model takes a while, which the loop need not wait for.
-        model = Model.of(adapter.mj_model, feed.grid, adapter.init_links(), adapter.dt)
+        model = Model.of(adapter.mj_model, feed.grid, adapter.init_links(), adapter.dt, variants)
 
         def show() -> None:
             known = self._channels.get(role)
             if known is None or known.feed is not feed:
-                self._channels[role] = Channel(feed, Player(adapter.dt))
+                self._channels[role] = Channel(feed, Player(adapter.dt), variants)
             self.scene.show(role, model, feed.grid, num_envs)
             self.scene.arrange(self._roles())
 
@@ -197,13 +204,17 @@ class Publisher:
             self._rung.clear()
             woken = board.mailbox.woken()
 
-    def _receive(self, parcels: list[Parcel], now: float) -> None:
+    def _receive(self, parcels: Sequence[Parcel | ModelParcel], now: float) -> None:
         for parcel in parcels:
             channel = self._channels.get(parcel.role)
             if channel is None or channel.feed is not parcel.feed:
                 # Another environment of this viewer is being stepped now: show that one.
                 self.show_model(parcel.feed, parcel.role, parcel.num_envs)
                 channel = self._channels[parcel.role]
+            if isinstance(parcel, ModelParcel):
+                if channel.variants.update(parcel.open()):
+                    self.show_model(parcel.feed, parcel.role, parcel.num_envs)
+                continue
             channel.receive(parcel, now)
             if parcel.role not in self._roles():
                 channel.player.newest(now)  # nobody plays it: what has come is not to pile up

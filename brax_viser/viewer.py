@@ -24,7 +24,7 @@ from brax_viser.stream import MODES, SHOWS, Control
 from brax_viser.trainer import TrainerCall
 
 if TYPE_CHECKING:  # it imports Brax, which takes a second that the page need not wait for
-    from brax_viser.adapters import BraxAdapter
+    from brax_viser.adapters import Adapter
 
 SWITCH_SECONDS = 2e-4
 """How long a callback waits at most for another Python thread, viser's with the publisher among
@@ -382,7 +382,7 @@ class Viewer:
     ) -> None:
         self.close()
 
-    def attach(self, adapter: "BraxAdapter", grid: Grid, role: str | None) -> Feed:
+    def attach(self, adapter: "Adapter", grid: Grid, role: str | None) -> Feed:
         """Called by `VisualizedEnv`: shows the model at once, and returns whom to ask."""
         feed = Feed(self._board, adapter, grid, role, self._new_training)
         self._feeds.append(feed)

@@ -13,6 +13,7 @@ from brax_viser.scene.grid import Grid
 from brax_viser.scene.looks import colours_of
 from brax_viser.scene.robots import Paint, Robots
 from brax_viser.scene.shapes import Shape, floor_height, roaming_body, shapes_of
+from brax_viser.scene.variants import Variants
 
 MAX_LABELS = 256
 """Labels are a message each, several times a second: more would crowd out the robots, on the wire
@@ -45,6 +46,7 @@ class Model:
     floor: float  # z of the floor, m
     dt: float  # s per step
     roaming_link: int | None  # the one by which a robot leaves its cell, if it can
+    variants: Variants  # in what environments' robots differ from this one
 
     @classmethod
     def of(
@@ -53,11 +55,15 @@ class Model:
         grid: Grid,
         init_links: tuple[np.ndarray, np.ndarray],
         dt: float,
+        variants: Variants | None = None,
     ) -> "Model":
         """Reads a MuJoCo model, and never writes it."""
+        variants = variants or Variants(model)
         body = roaming_body(model)
         link = None if body is None else body - 1
-        return cls(shapes_of(model), *init_links, floor_height(model, grid.reach), dt, link)
+        shapes = shapes_of(model, variants.apart)
+        floor = floor_height(model, grid.reach)
+        return cls(shapes, *init_links, floor, dt, link, variants)
 
 
 class Block:
@@ -94,6 +100,7 @@ class Block:
         self.drawn_envs = np.arange(count, dtype=np.int32)  # in the order of the cells
         self.frame: Frame | None = None  # whose numbers are shown; row i is in cell i
         self._hidden = np.zeros(count, bool)
+        self._varied = 0  # the version of the model's variants that is drawn
         self._look = Look()
         self._labels: list[viser.LabelHandle] = []
         self._ring: viser.BatchedMeshHandle | None = None
@@ -119,6 +126,9 @@ class Block:
             self.drawn_envs = frame.env_index
             self._cell_of_env = {int(env): cell for cell, env in enumerate(frame.env_index)}
             self.pos[:], self.rot[:] = self.model.init_pos, self.model.init_rot
+            self._varied = -1
+        if self._varied != self.model.variants.version:
+            self._vary()
         pos, rot = view.link_pos, view.link_rot
         # What is not finite has no place. Where it was, or would start from, is shown instead.
         good = np.isfinite(pos).all(axis=(1, 2)) & np.isfinite(rot).all(axis=(1, 2))
@@ -183,6 +193,16 @@ class Block:
         if self._ring is not None:
             self._ring.remove()
         self._title.remove()
+
+    def _vary(self) -> None:
+        """Gives each cell's robot the looks of its environment."""
+        variants = self.model.variants
+        self._varied = variants.version
+        if not variants.apart:
+            return
+        nobody = np.full(self.count - len(self.drawn_envs), -1, np.int32)
+        envs = np.concatenate([self.drawn_envs, nobody])
+        self.robots.vary([variants.places(shape, envs) for shape in self.model.shapes])
 
     def _bring_back(self, count: int) -> None:
         """Who has run out of a cell comes back in on the other side, by whole cells: motion stays
@@ -262,7 +282,10 @@ class Block:
         for cell, label in enumerate(self._labels):
             assert frame is not None
             seconds = frame.episode_length[cell] * self.model.dt
-            text = f"{frame.env_index[cell]} · {frame.episode_return[cell]:.1f} · {seconds:.1f} s"
+            env = int(frame.env_index[cell])
+            own = self.model.variants.in_words(env)
+            text = f"{env} · {frame.episode_return[cell]:.1f} · {seconds:.1f} s"
+            text += f" · {own}" if own else ""
             if label.text != text:
                 label.text = text
             label.visible = not self._hidden[cell]

@@ -7,6 +7,7 @@ import viser
 from trimesh.visual import ColorVisuals, TextureVisuals
 
 from brax_viser.scene.shapes import Shape
+from brax_viser.scene.variants import Places
 
 _IDENTITY = np.array([1.0, 0.0, 0.0, 0.0], np.float32)
 
@@ -30,6 +31,7 @@ class _Part:
     # A textured mesh has no colour or opacity per instance: what is painted or faded of it is
     # drawn by a plain copy instead. None as long as nothing is.
     plain: viser.BatchedMeshHandle | None = None
+    rgba: np.ndarray | None = None  # uint8 [K, 3], where environments differ in it
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +70,8 @@ class Robots:
         self._body = np.concatenate([shape.body for shape in shapes])
         self._offset = np.concatenate([shape.pos for shape in shapes]).astype(np.float32)
         self._turn = np.concatenate([shape.quat for shape in shapes]).astype(np.float32)
+        # What is drawn: also with a leading axis [K], once environments differ. See `vary`.
+        self._own_offset, self._own_turn = self._offset, self._turn
         start = 0
         for index, shape in enumerate(shapes):
             pos, quat = _static_poses(shape, origins)
@@ -94,12 +98,34 @@ class Robots:
         base_pos = np.concatenate([np.zeros((count, 1, 3), np.float32), link_pos], axis=1)
         base_rot = np.concatenate([np.tile(_IDENTITY, (count, 1, 1)), link_rot], axis=1)
         base_pos, base_rot = base_pos[:, self._body], base_rot[:, self._body]
-        pos = base_pos + rotate(base_rot, self._offset) + self.origins[:, None]
-        rot = multiply(base_rot, self._turn)
+        pos = base_pos + rotate(base_rot, self._own_offset) + self.origins[:, None]
+        rot = multiply(base_rot, self._own_turn)
         if hidden.any():
             pos[hidden] = PARKED
         for part in self._parts:
             self._move(part, pos[:, part.places], rot[:, part.places].reshape(-1, 4))
+
+    def vary(self, places: list[Places | None]) -> None:
+        """Gives shapes a place, a size and a colour of their own in each environment, from now on.
+
+        Within `server.atomic()`, and before the next `draw` and `paint`.
+
+        Args:
+            places: for each of the shapes; None where it is alike in all.
+        """
+        count = len(self.origins)
+        offset = np.repeat(self._offset[None], count, axis=0)
+        turn = np.repeat(self._turn[None], count, axis=0)
+        for part, own in zip(self._parts, places, strict=True):
+            if own is None:
+                continue
+            offset[:, part.places.start], turn[:, part.places.start] = own.pos, own.quat
+            part.handle.batched_scales = own.scale.astype(np.float32)
+            if part.plain is not None:
+                part.plain.batched_scales = part.handle.batched_scales
+            part.rgba = own.rgba[:, :3]
+        self._own_offset, self._own_turn = offset, turn
+        self.paint(self._paint)
 
     def paint(self, paint: Paint) -> None:
         """Colours and fades robots, from now on; `Paint()` lets them look as their model says."""
@@ -114,8 +140,9 @@ class Robots:
             assert isinstance(handle, viser.BatchedMeshHandle)
             rgba = _base_colour(part.shape)
             count = len(part.shape.body)
+            usual = rgba[:3] if part.rgba is None else part.rgba
             handle.batched_colors = (
-                rgba[:3] if paint.colours is None else np.repeat(paint.colours, count, axis=0)
+                usual if paint.colours is None else np.repeat(paint.colours, count, axis=0)
             )
             handle.batched_opacities = (
                 None
@@ -165,7 +192,7 @@ class Robots:
 
     def _plain_copy(self, part: _Part) -> viser.BatchedMeshHandle:
         handle = part.handle
-        return _add_plain(
+        copy = _add_plain(
             self._server,
             f"{self._path}/{self._parts.index(part)}_plain",
             part.shape,
@@ -173,6 +200,8 @@ class Robots:
             handle.batched_wxyzs,
             self._scale,
         )
+        copy.batched_scales = handle.batched_scales
+        return copy
 
 
 def _static_poses(shape: Shape, origins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """The distinct geometries of a MuJoCo model, each with every body that carries it."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import mujoco
@@ -30,19 +31,27 @@ class Shape:
     body: np.ndarray  # int [M], body ids; 0 is the world: static, one in every cell
     pos: np.ndarray  # float [M, 3], m, in the body's frame
     quat: np.ndarray  # float [M, 4], wxyz, in the body's frame
+    geom: int | None = None  # the geom that it is, where it is drawn for itself; then M is 1
+    end: int = 0  # of a capsule that is drawn for itself: 1 and -1 are its ends, 0 what is between
 
 
-def shapes_of(model: mujoco.MjModel) -> list[Shape]:
+def shapes_of(model: mujoco.MjModel, apart: Collection[int] = ()) -> list[Shape]:
     """Groups a model's visible geoms into as few distinct geometries as there are.
 
     The geoms of one body that can share a texture move as one, so they are one geometry, placed
     by the first of them. Bodies whose geoms are alike up to that placement share it, so an ant's
     four legs are drawn by two batches. The floor is left out: see `floor_of`.
+
+    Args:
+        model: is not changed.
+        apart: ids of geoms that are shapes for themselves, because environments differ in them.
     """
+    shown = visible_geoms(model)
+    together = [g for g in shown if g not in apart]
     places: dict[tuple[object, ...], list[tuple[int, int]]] = {}
     members: dict[tuple[object, ...], list[int]] = {}
     for body in range(model.nbody):
-        geoms = [g for g in visible_geoms(model) if model.geom_bodyid[g] == body]
+        geoms = [g for g in together if model.geom_bodyid[g] == body]
         for group in conversions.group_geoms_by_visual_compat(model, geoms):
             key = _fingerprint(model, group)
             members.setdefault(key, group)
@@ -52,6 +61,35 @@ def shapes_of(model: mujoco.MjModel) -> list[Shape]:
         bodies, first = np.array(places[key]).T
         mesh, rgba = _merged_mesh(model, group)
         shapes.append(Shape(mesh, rgba, bodies, model.geom_pos[first], model.geom_quat[first]))
+    for geom in shown:
+        if geom in apart:
+            shapes.extend(_parts_of(model, geom))
+    return shapes
+
+
+def capsule_ends(pos: np.ndarray, quat: np.ndarray, size: np.ndarray) -> dict[int, np.ndarray]:
+    """Centres of a capsule's two half spheres, each float [3], m; by `Shape.end`."""
+    axis = np.zeros(3)
+    mujoco.mju_rotVecQuat(axis, np.array([0.0, 0.0, size[1]]), np.asarray(quat, np.float64))
+    return {1: pos + axis, -1: pos - axis}
+
+
+def _parts_of(model: mujoco.MjModel, geom: int) -> list[Shape]:
+    """A geom for itself. A capsule comes in three: scaled as one its ends would not stay round."""
+    body, size = model.geom_bodyid[[geom]], model.geom_size[geom]
+    pos, quat = model.geom_pos[geom], model.geom_quat[geom]
+    if model.geom_type[geom] != _CAPSULE:
+        mesh = _geom_mesh(model, geom)
+        return [Shape(mesh, _one_colour(mesh), body, pos[None], quat[None], geom)]
+    shapes = []
+    for end, place in {0: pos, **capsule_ends(pos, quat, size)}.items():
+        mesh = (
+            trimesh.creation.icosphere(radius=size[0], subdivisions=2)
+            if end
+            else trimesh.creation.cylinder(radius=size[0], height=2 * size[1], sections=24)
+        )
+        mesh = _smooth(model, geom, mesh)
+        shapes.append(Shape(mesh, _one_colour(mesh), body, place[None], quat[None], geom, end))
     return shapes
 
 
@@ -158,6 +196,11 @@ def _geom_mesh(model: mujoco.MjModel, geom: int) -> trimesh.Trimesh:
     # Textured, or painted face by face: the vertices are split already, and must stay as they are.
     if not isinstance(mesh.visual, ColorVisuals) or (kind == _MESH and _one_colour(mesh) is None):
         return mesh
+    return _smooth(model, geom, mesh)
+
+
+def _smooth(model: mujoco.MjModel, geom: int, mesh: trimesh.Trimesh) -> trimesh.Trimesh:
+    """Shaded round but for its creases, in the geom's colour."""
     smooth = trimesh.graph.smooth_shade(mesh, angle=CREASE)
     rgba = conversions._resolve_flat_rgba(model, geom)
     smooth.visual = ColorVisuals(smooth, vertex_colors=np.tile(rgba, (len(smooth.vertices), 1)))

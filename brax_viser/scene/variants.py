@@ -1,0 +1,129 @@
+"""Robots of one grid that are not all alike: what domain randomisation has changed in each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import mujoco
+import numpy as np
+
+from brax_viser.scene.shapes import Shape, capsule_ends
+
+Fields = Mapping[str, np.ndarray]
+"""Name of a field of the model -> one environment's own value; see `adapters.MODEL_FIELDS`."""
+
+_SEEN = ("geom_size", "geom_pos", "geom_quat", "geom_rgba", "mat_rgba")
+"""Those that change how a robot looks."""
+
+_MASSES = ("link.inertia.mass", "body_mass")
+"""Brax's spring and positional physics have the first, and ignore the second."""
+
+_SAME = 1e-6
+"""Differences below this, in m and in parts of a colour, are float32's."""
+
+
+@dataclass
+class Variants:
+    """What is known of each environment's own model. Used on viser's own thread alone."""
+
+    model: mujoco.MjModel  # the one that they were made from
+    of_env: dict[int, Fields] = field(default_factory=dict)
+    version: int = 0  # changes with each update
+    apart: frozenset[int] = frozenset()  # ids of the geoms that are not alike in all of them
+
+    def update(self, models: Mapping[int, Fields]) -> bool:
+        """Adds environments. Returns whether more geoms have to be drawn one by one."""
+        self.of_env.update(models)
+        self.version += 1
+        apart = self.apart.union(*(self._changed(fields) for fields in models.values()))
+        grown, self.apart = apart != self.apart, apart
+        return grown
+
+    def places(self, shape: Shape, envs: np.ndarray) -> "Places | None":
+        """How a shape is placed in each of K environments; None where it is alike in all."""
+        geom = shape.geom
+        if geom is None:
+            return None
+        count = len(envs)
+        pos = np.repeat(self.model.geom_pos[[geom]], count, axis=0)
+        quat = np.repeat(self.model.geom_quat[[geom]], count, axis=0)
+        size = np.repeat(self.model.geom_size[[geom]], count, axis=0)
+        rgba = np.repeat(_colour(self.model, geom, {})[None], count, axis=0)
+        for row, env in enumerate(envs):
+            fields = self.of_env.get(int(env))
+            if fields is None:
+                continue
+            pos[row] = fields.get("geom_pos", self.model.geom_pos)[geom]
+            quat[row] = fields.get("geom_quat", self.model.geom_quat)[geom]
+            size[row] = fields.get("geom_size", self.model.geom_size)[geom]
+            rgba[row] = _colour(self.model, geom, fields)
+        scale = _scale(self.model, geom, size, end=shape.end)
+        if shape.end:
+            for row in range(count):
+                pos[row] = capsule_ends(pos[row], quat[row], size[row])[shape.end]
+        return Places(pos, quat, scale, (255 * np.clip(rgba, 0, 1)).astype(np.uint8))
+
+    def in_words(self, env: int) -> str:
+        """Mass of an environment's robot, of the model's, and friction where it is another; empty
+        without domain randomisation."""
+        fields = self.of_env.get(env, {})
+        words = []
+        masses = [name for name in _MASSES if name in fields]
+        if masses:
+            own = float(fields[masses[0]].sum())
+            words.append(f"mass {100 * own / float(self.model.body_mass[1:].sum()):.0f} %")
+        if "geom_friction" in fields:
+            own, usual = fields["geom_friction"][:, 0], self.model.geom_friction[:, 0]
+            changed = np.abs(own - usual) > _SAME
+            if changed.any():
+                words.append(f"friction {own[changed].mean():.2f}")
+        return " · ".join(words)
+
+    def _changed(self, fields: Fields) -> set[int]:
+        """Ids of the geoms that look otherwise in an environment than in the model."""
+        model, changed = self.model, np.zeros(self.model.ngeom, bool)
+        for name in _SEEN:
+            if name not in fields:
+                continue
+            differs = (np.abs(fields[name] - getattr(model, name)) > _SAME).any(axis=-1)
+            if name == "mat_rgba":
+                material = model.geom_matid
+                differs = (material >= 0) & differs[np.maximum(material, 0)]
+            changed |= differs
+        return set(np.flatnonzero(changed).tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """One shape's place, size and colour in each of K environments."""
+
+    pos: np.ndarray  # float [K, 3], m, in the body's frame
+    quat: np.ndarray  # float [K, 4], wxyz, in the body's frame
+    scale: np.ndarray  # float [K, 3], of the shape's mesh along its own axes
+    rgba: np.ndarray  # uint8 [K, 4]
+
+
+def _colour(model: mujoco.MjModel, geom: int, fields: Fields) -> np.ndarray:
+    """float [4]: a material's colour goes before the geom's own, as in the shapes' meshes."""
+    material = model.geom_matid[geom]
+    if material >= 0:
+        return np.asarray(fields.get("mat_rgba", model.mat_rgba)[material], np.float64)
+    return np.asarray(fields.get("geom_rgba", model.geom_rgba)[geom], np.float64)
+
+
+def _scale(model: mujoco.MjModel, geom: int, size: np.ndarray, *, end: int) -> np.ndarray:
+    """float [K, 3]: what a mesh made for the model's size is to be scaled by.
+
+    What MuJoCo's `geom_size` means for each type: see "geom/size" in its XML reference.
+    """
+    kind = model.geom_type[geom]
+    types = mujoco.mjtGeom
+    if kind == types.mjGEOM_SPHERE or end:
+        axes = [0, 0, 0]
+    elif kind in (types.mjGEOM_CAPSULE, types.mjGEOM_CYLINDER):
+        axes = [0, 0, 1]
+    elif kind in (types.mjGEOM_BOX, types.mjGEOM_ELLIPSOID):
+        axes = [0, 1, 2]
+    else:  # meshes and height fields have sizes of their own
+        return np.ones((len(size), 3))
+    usual = np.maximum(model.geom_size[geom], 1e-9)
+    return size[:, axes] / usual[axes]
