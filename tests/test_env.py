@@ -57,7 +57,9 @@ def test_a_bad_spacing_is_refused(shared_viewer, spacing, error, words):
 
 @pytest.mark.parametrize("thing", [None, "ant", envs.get_environment, 3])
 def test_what_is_no_env_is_refused(shared_viewer, thing):
-    with pytest.raises(TypeError, match=r"must be a brax\.envs\.Env.* or a mujoco_playground\.MjxEnv"):
+    with pytest.raises(
+        TypeError, match=r"must be a brax\.envs\.Env.* or a mujoco_playground\.MjxEnv"
+    ):
         VisualizedEnv(thing, viewer=shared_viewer)
 
 

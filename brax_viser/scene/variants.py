@@ -17,6 +17,15 @@ _SEEN = ("geom_size", "geom_pos", "geom_quat", "geom_rgba", "mat_rgba")
 _MASSES = ("link.inertia.mass", "body_mass")
 """Brax's spring and positional physics have the first, and ignore the second."""
 
+_SIZES_OF_AXES = {
+    mujoco.mjtGeom.mjGEOM_SPHERE: [0, 0, 0],
+    mujoco.mjtGeom.mjGEOM_CAPSULE: [0, 0, 1],
+    mujoco.mjtGeom.mjGEOM_CYLINDER: [0, 0, 1],
+    mujoco.mjtGeom.mjGEOM_BOX: [0, 1, 2],
+    mujoco.mjtGeom.mjGEOM_ELLIPSOID: [0, 1, 2],
+}
+"""Which of the numbers of `geom_size` is the geom's extent along x, y and z."""
+
 _SAME = 1e-6
 """Differences below this, in m and in parts of a colour, are float32's."""
 
@@ -115,15 +124,8 @@ def _scale(model: mujoco.MjModel, geom: int, size: np.ndarray, *, end: int) -> n
 
     What MuJoCo's `geom_size` means for each type: see "geom/size" in its XML reference.
     """
-    kind = model.geom_type[geom]
-    types = mujoco.mjtGeom
-    if kind == types.mjGEOM_SPHERE or end:
-        axes = [0, 0, 0]
-    elif kind in (types.mjGEOM_CAPSULE, types.mjGEOM_CYLINDER):
-        axes = [0, 0, 1]
-    elif kind in (types.mjGEOM_BOX, types.mjGEOM_ELLIPSOID):
-        axes = [0, 1, 2]
-    else:  # meshes and height fields have sizes of their own
+    axes = [0, 0, 0] if end else _SIZES_OF_AXES.get(mujoco.mjtGeom(model.geom_type[geom]))
+    if axes is None:  # meshes and height fields have sizes of their own
         return np.ones((len(size), 3))
     usual = np.maximum(model.geom_size[geom], 1e-9)
     return size[:, axes] / usual[axes]
