@@ -192,7 +192,7 @@ def largest_difference(one: list[np.ndarray], other: list[np.ndarray]) -> float:
     largest = 0.0
     for a, b in zip(one, other, strict=True):
         if not np.array_equal(a, b):
-            scale = max(float(np.max(np.abs(a))), np.finfo(np.float32).tiny)
+            scale = max(float(np.max(np.abs(a))), float(np.finfo(np.float32).tiny))
             largest = max(largest, float(np.max(np.abs(a - b))) / scale)
     return largest
 
@@ -271,7 +271,7 @@ def main(
     mode: str = "every_step",
     timeout: float = 300.0,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
-    cell: Annotated[str | None, tyro.conf.arg(help=tyro.conf.Suppress)] = None,
+    cell: tyro.conf.Suppress[str | None] = None,
 ) -> None:
     """Measure the table.
 
