@@ -1,4 +1,4 @@
-"""`brax-viser`: train a Brax environment with stock PPO and watch it, without writing a script."""
+"""`brax-viser`: train a Brax environment with a stock trainer and watch it, no script needed."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from brax_viser.presets import DEFAULT_ENV, fit_batch, ppo_preset
+from brax_viser.presets import DEFAULT_ENV, ppo_preset, trainer_settings
 from brax_viser.progress import ProgressView, count, duration
 from brax_viser.viewer import Viewer
 
@@ -36,6 +36,7 @@ PHASES = {
 def train(
     env: Annotated[str, tyro.conf.Positional] = DEFAULT_ENV,
     *,
+    trainer: str = "ppo",
     backend: str | None = None,
     num_envs: int | None = None,
     grid: tuple[int, ...] = (8, 8),
@@ -48,10 +49,11 @@ def train(
     save_dir: str | None = None,
     keep_open: bool = True,
 ) -> None:
-    """Train ENV with Brax's own PPO, and watch it in a browser.
+    """Train ENV with one of Brax's own trainers, and watch it in a browser.
 
     Args:
         env: name of a registered Brax environment, such as ant, humanoid or inverted_pendulum.
+        trainer: ppo, sac, apg, es or ars.
         backend: mjx, generalized, spring or positional; what suits the environment if not given.
         num_envs: environments in the training batch.
         grid: columns and rows (and layers) of drawn environments.
@@ -71,7 +73,7 @@ def train(
         _refuse(str(error))
     with viewer:
         outcome = _Outcome()
-        run = _prepare(viewer, env, backend, grid, spacing, num_envs, num_timesteps, seed)
+        run = _prepare(viewer, env, trainer, backend, grid, spacing, num_envs, num_timesteps, seed)
         # On a thread of its own: XLA runs a training epoch of minutes in one call, which Ctrl-C
         # cannot reach, while the main thread can always be interrupted.
         worker = threading.Thread(target=outcome.keep, args=(run, viewer), daemon=True)
@@ -115,6 +117,7 @@ class _Outcome:
 def _prepare(
     viewer: Viewer,
     name: str,
+    trainer: str,
     backend: str | None,
     grid: tuple[int, ...],
     spacing: tuple[float, ...] | None,
@@ -127,33 +130,25 @@ def _prepare(
 
     from brax_viser.env import VisualizedEnv
 
-    preset = ppo_preset(name)
     try:
-        bare = envs.get_environment(name, backend=backend or preset.backend)
+        settings = trainer_settings(trainer, name, num_envs=num_envs, num_timesteps=num_timesteps)
+        bare = envs.get_environment(name, backend=backend or ppo_preset(name).backend)
         env = VisualizedEnv(bare, grid=grid, spacing=spacing, viewer=viewer)
-        settings = fit_batch(preset.ppo, num_envs) if num_envs is not None else dict(preset.ppo)
     except KeyError:
         _refuse(f"no environment {name!r}; registered: {', '.join(sorted(envs._envs))}")
     except (TypeError, ValueError) as error:
         _refuse(str(error))
-    if num_timesteps is not None:
-        settings["num_timesteps"] = num_timesteps
     if seed is not None:
         settings["seed"] = seed
 
     def run(outcome: _Outcome) -> None:
-        from brax.training.agents.ppo import train as ppo
+        from brax_viser import training
 
         def policy_params_fn(num_steps: int, _: Any, params: Any) -> None:
             if num_steps:  # the first call has the untrained policy
                 outcome.params = params
 
-        _, outcome.params, _ = ppo.train(
-            environment=env,
-            progress_fn=viewer.progress_fn,
-            policy_params_fn=policy_params_fn,
-            **settings,
-        )
+        outcome.params = training.run(trainer, env, settings, viewer.progress_fn, policy_params_fn)
 
     return run
 
@@ -187,7 +182,7 @@ def _update(bar: Progress, task: Any, view: ProgressView) -> None:
 def _save(where: str, outcome: _Outcome) -> None:
     """Writes the newest policy, as `brax.io.model.load_params` reads it."""
     if outcome.params is None:
-        console.print("No policy was saved: the trainer had not finished its first epoch.")
+        console.print("No policy was saved: the trainer had not handed one out yet.")
         return
     from brax.io import model
 

@@ -1,4 +1,4 @@
-"""PPO settings per environment, so that `brax-viser train` needs no script and no tuning."""
+"""Settings per trainer and environment, so that `brax-viser train` needs no script."""
 
 import math
 from collections.abc import Mapping
@@ -11,6 +11,10 @@ DEFAULT_ENV: str = "ant"
 
 DEFAULT_BACKEND: str = "spring"
 """The backend of `DEFAULT_ENV`: the fastest to step, as Brax's notebook says."""
+
+
+TRAINERS: tuple[str, ...] = ("ppo", "sac", "apg", "es", "ars")
+"""Those of `brax.training.agents` that train from nothing but an environment."""
 
 
 @dataclass(frozen=True)
@@ -223,3 +227,142 @@ def fit_batch(ppo: Mapping[str, Any], num_envs: int) -> dict[str, Any]:
     unit = num_envs // math.gcd(num_envs, ppo.get("num_minibatches", 16))
     batch_size = math.ceil(ppo.get("batch_size", 32) / unit) * unit
     return {**ppo, "num_envs": num_envs, "batch_size": batch_size}
+
+
+# Of hopper and walker2d in Brax's notebooks/training.ipynb, which want an accelerator.
+_NOTEBOOK_SAC: dict[str, Any] = {
+    "num_evals": 20,
+    "episode_length": 1000,
+    "normalize_observations": True,
+    "action_repeat": 1,
+    "discounting": 0.997,
+    "learning_rate": 6e-4,
+    "num_envs": 128,
+    "max_devices_per_host": 1,
+    "max_replay_size": 1_048_576,
+    "min_replay_size": 8192,
+    "seed": 1,
+}
+_SAC: dict[str, dict[str, Any]] = {
+    "hopper": {
+        **_NOTEBOOK_SAC,
+        "num_timesteps": 6_553_600,
+        "reward_scaling": 30,
+        "batch_size": 512,
+        "grad_updates_per_step": 64,
+    },
+    "walker2d": {
+        **_NOTEBOOK_SAC,
+        "num_timesteps": 7_864_320,
+        "reward_scaling": 5,
+        "batch_size": 128,
+        "grad_updates_per_step": 32,
+    },
+}
+
+# For all other environments, sized for two CPU cores and not tuned to any of them. None of these
+# trainers reports rewards of its training episodes, so they evaluate, with few environments.
+_EVALUATION: dict[str, Any] = {"num_evals": 10, "num_eval_envs": 16}
+_OTHERS: dict[str, dict[str, Any]] = {
+    # Walker2d's in the notebook, with half the environments and updates, and a smaller memory.
+    "sac": {
+        **_EVALUATION,
+        "num_timesteps": 500_000,
+        "reward_scaling": 5,
+        "discounting": 0.99,
+        "learning_rate": 6e-4,
+        "num_envs": 64,
+        "batch_size": 128,
+        "grad_updates_per_step": 16,
+        "max_replay_size": 262_144,
+        "min_replay_size": 8192,
+    },
+    # The learning rate and the number of environments of Brax's own test of it.
+    "apg": {
+        **_EVALUATION,
+        "policy_updates": 450,
+        "horizon_length": 32,
+        "learning_rate": 3e-3,
+        "num_envs": 64,
+    },
+    # The trainer's own population; a learning rate between its own and that of Brax's test.
+    "es": {
+        **_EVALUATION,
+        "num_timesteps": 5_000_000,
+        "population_size": 128,
+        "learning_rate": 1e-2,
+    },
+    # The trainer's own values, which are those of the paper (arXiv:1803.07055) for its ant.
+    "ars": {
+        **_EVALUATION,
+        "num_timesteps": 5_000_000,
+        "number_of_directions": 60,
+        "top_directions": 20,
+        "step_size": 0.015,
+        "exploration_noise_std": 0.025,
+    },
+}
+
+
+def trainer_settings(
+    trainer: str,
+    env_name: str,
+    *,
+    num_envs: int | None = None,
+    num_timesteps: int | None = None,
+) -> dict[str, Any]:
+    """Keyword arguments of `brax.training.agents.TRAINER.train.train` for `env_name`.
+
+    For PPO see `ppo_preset`. SAC has the values of Brax's notebook for hopper and walker2d. All
+    else is meant to run on a laptop and has not been tuned.
+
+    Args:
+        trainer: one of `TRAINERS`.
+        env_name: as registered in `brax.envs`; any other string will do as well.
+        num_envs: environments in the training batch, in place of the preset's. ES and ARS try
+            each change of the policy both ways, so theirs is an even number.
+        num_timesteps: env steps to train for, in place of the preset's. APG, which counts
+            updates, gets as many as that takes.
+
+    Raises:
+        ValueError: there is no such trainer, or it cannot use that many environments.
+    """
+    if trainer not in TRAINERS:
+        raise ValueError(f"trainer={trainer!r}: must be one of {', '.join(TRAINERS)}")
+    ppo = ppo_preset(env_name).ppo
+    if trainer == "ppo":
+        settings = dict(ppo) if num_envs is None else fit_batch(ppo, num_envs)
+    else:
+        shared = ("episode_length", "action_repeat", "normalize_observations", "seed")
+        settings = {name: ppo[name] for name in shared} | _OTHERS[trainer]
+        if trainer == "sac":
+            settings = dict(_SAC.get(env_name, settings))
+        if num_envs is not None:
+            _set_num_envs(trainer, settings, num_envs)
+    if num_timesteps is not None:
+        if trainer == "apg":
+            steps_per_update = settings["horizon_length"] * settings["num_envs"]
+            # It divides the updates among its evaluations, and rounds.
+            settings["num_evals"] = min(
+                settings["num_evals"], num_timesteps // steps_per_update + 1
+            )
+            settings["policy_updates"] = math.ceil(num_timesteps / steps_per_update)
+        else:
+            settings["num_timesteps"] = num_timesteps
+    if trainer == "sac":
+        # It refuses to be done before it has filled its memory for the first time.
+        whole_steps = settings["num_timesteps"] // 2 // settings["num_envs"]
+        filled = min(settings["min_replay_size"], whole_steps * settings["num_envs"])
+        settings["min_replay_size"] = filled
+    return settings
+
+
+def _set_num_envs(trainer: str, settings: dict[str, Any], num_envs: int) -> None:
+    pairs = {"es": "population_size", "ars": "number_of_directions"}.get(trainer)
+    smallest = 2 if pairs else 1
+    if num_envs < smallest or num_envs % smallest:
+        kind = "an even number, at least 2, for this trainer" if pairs else "at least 1"
+        raise ValueError(
+            f"num_envs={num_envs}: must be {kind}; leave it out to train with the preset's"
+        )
+    settings[pairs or "num_envs"] = num_envs // smallest

@@ -104,16 +104,25 @@ class Progress:
     def reported(self, num_steps: int, metrics: Mapping[str, object], now: float) -> None:
         """The trainer has called `progress_fn`."""
         with self._lock:
-            self._reported = max(self._reported, num_steps)
-            # What was granted before a reset is never told of: from here on it counts exactly.
-            self._counted = max(self._counted, num_steps)
+            num_steps, call = int(num_steps), self._call
+            if call is not None and call.num_reports is not None:
+                last, env_steps = num_steps >= call.num_reports, self._counted
+            else:
+                # Only the report that ends an epoch can be the last; those of episodes come within.
+                last = bool(self._num_timesteps) and num_steps >= self._num_timesteps
+                last &= any(key.startswith(("eval/", "training/")) for key in metrics)
+                self._reported = max(self._reported, num_steps)
+                # What was granted before a reset is never told of: from here on it counts exactly.
+                if call is None or call.counts_ended_episodes:
+                    self._counted = max(self._counted, num_steps)
+                else:
+                    self._counted = num_steps
+                env_steps = num_steps
             for key, words in _REWARDS.items():
                 if key in metrics:
                     reward = float(metrics[key])  # type: ignore[arg-type]
-                    self._reward = f"{words} {reward:,.1f} at {count(num_steps)}"
-            # Only the report that ends an epoch can be the last; those of episodes come within.
-            last = self._num_timesteps and num_steps >= self._num_timesteps
-            if last and any(key.startswith(("eval/", "training/")) for key in metrics):
+                    self._reward = f"{words} {reward:,.1f} at {count(env_steps)}"
+            if last:
                 self._ended = now
 
     def ended(self, now: float, error: str | None = None) -> None:

@@ -24,12 +24,19 @@ class TrainerCall:
     num_timesteps: int | None = None  # env steps that it was asked for
     num_envs: int | None = None  # environments in its training batch
     identity: "weakref.ref[Any] | None" = field(default=None, compare=False)
+    num_reports: int | None = None  # what `progress_fn` counts up to, where it is not env steps
 
     @property
     def keeps_state(self) -> bool:
-        """Whether the compiled program returns the environments' state, as those of PPO and SAC
-        do, their evaluation included. ES and ARS throw it away when a rollout is over."""
-        return self.algorithm in ("PPO", "SAC")
+        """Whether the compiled program returns the environments' state, as all evaluations do and
+        most trainings. ES and ARS throw it away when a rollout is over."""
+        return self.evaluating or self.algorithm in ("PPO", "SAC", "APG", "BC")
+
+    @property
+    def counts_ended_episodes(self) -> bool:
+        """Whether each env step counts. ES and ARS step on until the longest episode is over, and
+        leave out of their `num_timesteps` what an environment does after its first one."""
+        return self.algorithm not in ("ES", "ARS")
 
     def same_run(self, other: "TrainerCall | None") -> bool:
         """Whether both were read off one and the same call of the trainer."""
@@ -63,12 +70,24 @@ def calling_trainer(*, read_arguments: bool = False) -> TrainerCall | None:
 
 def _read_arguments(algorithm: str, evaluating: bool, frame: FrameType) -> TrainerCall:
     variables = frame.f_locals
-    # `env` is the wrapped environment that each call of a stock trainer makes for itself.
+    num_timesteps, num_reports = variables.get("num_timesteps"), None
+    if algorithm == "APG":  # is told how often to update, and reports how often it has evaluated
+        num_reports = max(variables["num_evals"] - 1, 1)
+        num_updates = round(variables["policy_updates"] / num_reports) * num_reports
+        num_timesteps = num_updates * variables["horizon_length"] * variables["num_envs"]
+    elif algorithm == "BC":  # likewise, in DAgger steps
+        num_reports = variables["dagger_steps"]
+        num_timesteps = num_reports * variables["demo_length"] * variables["num_envs"]
+    # `env` is the wrapped environment that each call of a stock trainer makes for itself; BC is
+    # handed a wrapped one, but makes this function.
     made_here = variables.get("env", variables.get("environment"))
+    if algorithm == "BC":
+        made_here = variables["scramble_times"]
     return TrainerCall(
         algorithm,
         evaluating,
-        num_timesteps=variables.get("num_timesteps"),
+        num_timesteps=num_timesteps,
         num_envs=variables.get("num_envs"),
+        num_reports=num_reports,
         identity=None if made_here is None else weakref.ref(made_here),
     )

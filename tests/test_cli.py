@@ -1,5 +1,8 @@
 """The command line, as a user starts it."""
 
+import importlib
+import inspect
+import math
 import re
 import subprocess
 import sys
@@ -13,7 +16,7 @@ from brax import envs
 from brax.io import model
 
 from benchmarks.client import SUBPROTOCOL, hello, messages_of
-from brax_viser.presets import DEFAULT_ENV, fit_batch, ppo_preset
+from brax_viser.presets import DEFAULT_ENV, TRAINERS, fit_batch, ppo_preset, trainer_settings
 
 COMMAND = Path(sys.executable).with_name("brax-viser")
 
@@ -37,6 +40,18 @@ def test_train_prints_the_address_first_learns_and_saves_the_policy(tmp_path):
     normalizer, policy, _ = model.load_params(str(tmp_path / "saved" / "policy"))
     assert np.isfinite(np.asarray(normalizer.mean)).all()
     assert "params" in policy
+
+
+def test_another_trainer_learns_and_saves_its_policy(tmp_path):
+    done = run(
+        *"train inverted_pendulum --trainer ars --backend spring --num-envs 4".split(),
+        *"--num-timesteps 1 --port 0 --grid 2 2 --save-dir saved --no-keep-open".split(),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "evaluation reward" in done.stdout
+    _, policy = model.load_params(str(tmp_path / "saved" / "policy"))
+    assert policy.shape == (4, 1) and np.any(policy != 0)
 
 
 def test_the_page_has_robots_and_says_what_it_waits_for_within_seconds(tmp_path):
@@ -76,6 +91,8 @@ def test_the_page_has_robots_and_says_what_it_waits_for_within_seconds(tmp_path)
         ("train ant --port 0 --num-envs 0", "num_envs=0: must be at least 1"),
         ("train fast --port 0", "no MuJoCo model"),
         ("train ant --port 0 --backend bullet", "backend should be in"),
+        ("train ant --port 0 --trainer dqn", "trainer='dqn': must be one of ppo, sac, apg, es"),
+        ("train ant --port 0 --trainer es --num-envs 3", "num_envs=3: must be an even number"),
         ("train ant --port 0 --mode warp", "mode='warp': must be one of"),
     ],
 )
@@ -97,3 +114,17 @@ def test_every_registered_env_has_a_preset_that_its_trainer_accepts():
     assert DEFAULT_ENV in envs._envs
     with pytest.raises(ValueError, match="num_envs=0: must be at least 1"):
         fit_batch(ppo_preset("ant").ppo, 0)
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_every_trainer_takes_the_settings_of_every_env(trainer):
+    train = importlib.import_module(f"brax.training.agents.{trainer}.train").train
+    for name in [*envs._envs, "an env of the user's own"]:
+        for num_envs, num_timesteps in ((None, None), (2, 1), (64, 5_000)):
+            settings = trainer_settings(
+                trainer, name, num_envs=num_envs, num_timesteps=num_timesteps
+            )
+            inspect.signature(train).bind(None, **settings)
+            assert settings.get("min_replay_size", 0) < settings.get("num_timesteps", math.inf)
+    assert trainer_settings("apg", "ant", num_envs=8, num_timesteps=1000)["policy_updates"] == 4
+    assert trainer_settings("es", "ant", num_envs=8)["population_size"] == 4

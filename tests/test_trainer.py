@@ -3,9 +3,11 @@
 import functools
 
 import jax
+import pytest
 from brax.training.agents.ppo import networks
 from brax.training.agents.ppo import train as ppo
 
+from benchmarks.matrix import train
 from brax_viser.trainer import calling_trainer
 from envs.cartpole import CartPole
 
@@ -24,6 +26,15 @@ class Noting(CartPole):
     def step(self, state, action):
         self.noted.append(("step", calling_trainer()))
         return super().step(state, action)
+
+
+class NeverReady(Noting):
+    class Stop(Exception):
+        pass
+
+    def reset(self, rng):
+        super().reset(rng)
+        raise self.Stop
 
 
 def test_ppo_and_its_arguments_are_recognised_and_told_from_its_evaluation():
@@ -52,6 +63,21 @@ def test_ppo_and_its_arguments_are_recognised_and_told_from_its_evaluation():
     assert not resets[0].evaluating
     for what in ("reset", "step"):
         assert {call.evaluating for w, call in env.noted if w == what} == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "num_timesteps", "num_reports"),
+    # APG: 12 updates of 10 steps of 8 envs, and one evaluation; BC: 4 DAgger steps, likewise.
+    [("sac", 1_600, None), ("apg", 960, 1), ("es", 600, None), ("ars", 600, None), ("bc", 320, 4)],
+)
+def test_goal_and_number_of_envs_are_known_of_every_trainer(trainer, num_timesteps, num_reports):
+    """Read when it first resets, which is as far as it gets here."""
+    env = NeverReady()
+    with pytest.raises(NeverReady.Stop):
+        train(trainer, env)
+    ((_, first),) = env.noted
+    assert (first.algorithm, first.num_envs) == (trainer.upper(), 8)
+    assert (first.num_timesteps, first.num_reports) == (num_timesteps, num_reports)
 
 
 def test_a_loop_of_the_users_own_has_no_trainer():

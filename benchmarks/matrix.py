@@ -1,0 +1,310 @@
+"""Which stock trainer can be watched on which physics: trains, arrives, identical.
+
+python -m benchmarks.matrix --trainers ppo sac --families spring mjx --json matrix.json
+
+Each cell is a training as small as its trainer allows, once with the bare environment and once
+wrapped, in a process of its own: one that crashes or hangs leaves the others alone.
+"""
+
+import functools
+import importlib
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from brax import envs
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.overhead import Page
+from brax_viser import Viewer, VisualizedEnv
+from brax_viser.stream import MODES
+
+BACKENDS = ("spring", "positional", "generalized", "mjx")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of environment."""
+
+    make: Callable[[], Any]  # the bare environment
+    trainer_kwargs: Mapping[str, Any] = field(default_factory=dict)  # what it needs of a trainer
+
+
+def all_families() -> dict[str, Family]:
+    """What can be trained here, by name."""
+    found = {
+        backend: Family(
+            functools.partial(envs.get_environment, "inverted_pendulum", backend=backend)
+        )
+        for backend in BACKENDS
+    }
+    if importlib.util.find_spec("mujoco_playground"):
+        playground = importlib.import_module("mujoco_playground")
+        found["playground"] = Family(
+            functools.partial(
+                playground.registry.load, "CartpoleBalance", config_overrides={"impl": "jax"}
+            ),
+            {"wrap_env_fn": playground.wrapper.wrap_for_brax_training},
+        )
+    return found
+
+
+class DictObservations(envs.Wrapper):
+    """{"state": [D]} in place of [D]: what behaviour cloning insists on."""
+
+    @property
+    def observation_size(self) -> Any:
+        return {"state": (self.env.observation_size,)}
+
+    def reset(self, rng: jax.Array) -> envs.State:
+        return self._named(self.env.reset(rng))
+
+    def step(self, state: envs.State, action: jax.Array) -> envs.State:
+        unnamed = replace(state, obs=state.obs["state"])  # type: ignore[index]
+        return self._named(self.env.step(unnamed, action))
+
+    def _named(self, state: envs.State) -> envs.State:
+        return replace(state, obs={"state": state.obs})  # type: ignore[arg-type]
+
+
+# As little as compiles and still has episodes that end, and two updates or more.
+SMALLEST: dict[str, dict[str, Any]] = {
+    "ppo": dict(
+        num_timesteps=2_000,
+        episode_length=60,
+        num_envs=8,
+        num_eval_envs=4,
+        unroll_length=5,
+        batch_size=8,
+        num_minibatches=2,
+        num_updates_per_batch=2,
+    ),
+    "sac": dict(
+        num_timesteps=1_600,
+        episode_length=60,
+        num_envs=8,
+        num_eval_envs=4,
+        min_replay_size=160,
+        batch_size=16,
+        grad_updates_per_step=2,
+        normalize_observations=True,
+    ),
+    "apg": dict(
+        policy_updates=12,
+        episode_length=60,
+        num_envs=8,
+        num_eval_envs=4,
+        horizon_length=10,
+        learning_rate=3e-3,
+        normalize_observations=True,
+    ),
+    "es": dict(
+        num_timesteps=600,
+        episode_length=60,
+        population_size=4,
+        num_eval_envs=4,
+        normalize_observations=True,
+    ),
+    "ars": dict(
+        num_timesteps=600,
+        episode_length=60,
+        number_of_directions=4,
+        top_directions=2,
+        num_eval_envs=4,
+        normalize_observations=True,
+    ),
+    "bc": dict(
+        demo_length=10,
+        dagger_steps=4,
+        epochs=2,
+        num_envs=8,
+        num_evals=2,
+        num_eval_envs=4,
+        eval_length=60,
+        scramble_time=60,
+        batch_size=16,
+    ),
+}
+"""Keyword arguments of each `brax.training.agents.TRAINER.train.train`."""
+
+NUM_ENVS: int = 8
+"""Environments in the training batch of each."""
+
+
+def train(trainer: str, env: Any, **kwargs: Any) -> list[np.ndarray]:
+    """Runs a stock trainer with its smallest settings.
+
+    Args:
+        trainer: a key of `SMALLEST`.
+        env: bare or wrapped in `VisualizedEnv`.
+        **kwargs: what else the trainer is to be given.
+
+    Returns:
+        Trained parameters, flattened.
+    """
+    settings = {"seed": 3, **SMALLEST[trainer], **_small_networks(trainer), **kwargs}
+    agent = importlib.import_module(f"brax.training.agents.{trainer}.train")
+    if trainer == "bc":  # takes an environment that is wrapped for training already
+        wrap = settings.pop("wrap_env_fn", envs.training.wrap)
+        settings["teacher_inference_fn"] = functools.partial(_teach, env.action_size)
+        env = wrap(DictObservations(env), episode_length=60, action_repeat=1)
+        _, params, _ = agent.train(env=env, **settings)
+    else:
+        _, params, _ = agent.train(environment=env, **settings)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(params))]
+
+
+def _small_networks(trainer: str) -> dict[str, Any]:
+    if trainer == "ars":  # a matrix; there is nothing to choose
+        return {}
+    make = getattr(
+        importlib.import_module(f"brax.training.agents.{trainer}.networks"),
+        f"make_{trainer}_networks",
+    )
+    sizes: dict[str, dict[str, Any]] = {
+        "ppo": {"policy_hidden_layer_sizes": (8,), "value_hidden_layer_sizes": (8,)},
+        "bc": {"policy_hidden_layer_sizes": (8,), "policy_obs_key": "state"},
+    }
+    chosen = sizes.get(trainer, {"hidden_layer_sizes": (8,)})
+    return {"network_factory": functools.partial(make, **chosen)}
+
+
+def _teach(action_size: int, obs: dict[str, jax.Array], _: Any) -> tuple[jax.Array, dict[str, Any]]:
+    """Some policy to imitate."""
+    loc = -obs["state"][..., :action_size]
+    return jnp.tanh(loc), {"loc": loc}
+
+
+def largest_difference(one: list[np.ndarray], other: list[np.ndarray]) -> float:
+    """Of corresponding parameters, relative to the largest of their array; 0 if identical."""
+    assert [x.shape for x in one] == [x.shape for x in other]
+    largest = 0.0
+    for a, b in zip(one, other, strict=True):
+        if not np.array_equal(a, b):
+            scale = max(float(np.max(np.abs(a))), float(np.finfo(np.float32).tiny))
+            largest = max(largest, float(np.max(np.abs(a - b))) / scale)
+    return largest
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What came of one trainer on one family."""
+
+    trainer: str
+    family: str
+    trains: bool = False
+    frames: int = 0  # states that arrived
+    difference: float | None = None  # between parameters, relative; 0 is bit-identical
+    seconds: float = 0.0
+    error: str | None = None
+
+    def in_words(self) -> str:
+        if self.error is not None:
+            return f"[red]{'trains, ' if self.trains else ''}fails[/]"
+        arrives = f"{self.frames} frames" if self.frames else "[red]nothing arrives[/]"
+        same = (
+            "identical" if self.difference == 0 else f"[yellow]differs by {self.difference:.1e}[/]"
+        )
+        return f"trains, {arrives}, {same}"
+
+
+def measure(trainer: str, family: str, mode: str) -> Cell:
+    """One cell, in this process."""
+    start, cell = time.monotonic(), Cell(trainer, family)
+    try:
+        chosen = all_families()[family]
+        stock = train(trainer, chosen.make(), **chosen.trainer_kwargs)
+        cell = replace(cell, trains=True)
+        with Viewer(port=0, mode=mode) as viewer:
+            page = Page(viewer)
+            page.open()  # with nobody to see them, no states are sent
+            env = VisualizedEnv(chosen.make(), grid=(2, 2), viewer=viewer)
+            watched = train(trainer, env, **chosen.trainer_kwargs)
+            cell = replace(
+                cell,
+                frames=viewer.stats().frames,
+                difference=largest_difference(stock, watched),
+                error=viewer._board.fault,
+            )
+            page.close()
+    # A table of what works says what does not.
+    except Exception as error:
+        cell = replace(cell, error=f"{type(error).__name__}: {error}")
+    return replace(cell, seconds=time.monotonic() - start)
+
+
+def measure_apart(trainer: str, family: str, mode: str, timeout: float) -> Cell:
+    """One cell, in a process of its own."""
+    start = time.monotonic()
+    order = json.dumps([trainer, family, mode])
+    command = [sys.executable, "-m", "benchmarks.matrix", "--cell", order]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return Cell(trainer, family, error=f"not done after {timeout:.0f} s", seconds=timeout)
+    for line in reversed(done.stdout.splitlines()):
+        if line.startswith(RESULT):
+            return Cell(**json.loads(line[len(RESULT) :]))
+    last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+    seconds = time.monotonic() - start
+    return Cell(trainer, family, error=f"exit code {done.returncode}: {last}", seconds=seconds)
+
+
+RESULT: str = "cell: "
+"""What the line of a cell's process begins with that has the outcome, as JSON."""
+
+
+def main(
+    trainers: tuple[str, ...] = tuple(SMALLEST),
+    families: tuple[str, ...] = (),
+    mode: str = "every_step",
+    timeout: float = 300.0,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+    cell: tyro.conf.Suppress[str | None] = None,
+) -> None:
+    """Measure the table.
+
+    Args:
+        trainers: its columns.
+        families: its rows; all that are installed if none is given.
+        mode: of the viewer.
+        timeout: s that one cell may take.
+        json_file: where to save it.
+        cell: [trainer, family, mode] as JSON: only that, in this process.
+    """
+    if cell is not None:
+        print(RESULT + json.dumps(asdict(measure(*json.loads(cell)))), flush=True)
+        return
+    rows = families or tuple(all_families())
+    for given, known in ((trainers, SMALLEST), (rows, all_families()), ([mode], MODES)):
+        if unknown := [name for name in given if name not in known]:
+            sys.exit(f"{', '.join(unknown)}: must be among {', '.join(known)}")
+    console, cells = Console(), {}
+    for family in rows:
+        for trainer in trainers:
+            outcome = measure_apart(trainer, family, mode, timeout)
+            cells[family, trainer] = outcome
+            console.print(f"{trainer} on {family}: {outcome.in_words()} ({outcome.seconds:.0f} s)")
+            if outcome.error is not None:
+                console.print(outcome.error, markup=False)
+            if json_file is not None:  # after each, so that an interruption loses nothing
+                json_file.write_text(json.dumps([asdict(c) for c in cells.values()], indent=1))
+    table = Table("", *trainers, title=f"Brax's trainers, mode {mode}")
+    for family in rows:
+        table.add_row(family, *(cells[family, trainer].in_words() for trainer in trainers))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

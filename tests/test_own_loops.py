@@ -1,0 +1,170 @@
+"""Training loops of the user's own: whatever steps the environment, its states arrive."""
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from brax.envs.base import Env
+
+from brax_viser import Viewer, VisualizedEnv
+from brax_viser.callback import MECHANISMS, VARIABLE
+from envs.cartpole import CartPole
+from tests.conftest import Page
+
+NUM_STEPS, NUM_ENVS = 7, 6
+KEYS = jax.random.split(jax.random.PRNGKey(0), NUM_ENVS)
+ACTIONS = jax.random.uniform(jax.random.PRNGKey(1), (NUM_STEPS, NUM_ENVS, 1), minval=-1.0)
+
+
+def bare() -> Env:
+    return CartPole(n_frames=1)
+
+
+def steps(step: Callable, state: Any, actions: jax.Array) -> jax.Array:
+    """Observations [T, *batch, D] of a scan over `actions` [T, *batch, 1]."""
+
+    def body(state, action):
+        state = step(state, action)
+        return state, state.obs
+
+    return jax.lax.scan(body, state, actions)[1]
+
+
+def scan_over_vmap(env: Env) -> Any:
+    state = jax.jit(jax.vmap(env.reset))(KEYS)
+    return jax.jit(functools.partial(steps, jax.vmap(env.step)))(state, ACTIONS)
+
+
+def vmap_over_scan(env: Env) -> Any:
+    def rollout(key, actions):
+        return steps(env.step, env.reset(key), actions)
+
+    return jax.jit(jax.vmap(rollout, in_axes=(0, 1), out_axes=1))(KEYS, ACTIONS)
+
+
+def nested_vmap(env: Env) -> Any:
+    keys, actions = KEYS.reshape(2, 3, -1), ACTIONS.reshape(NUM_STEPS, 2, 3, 1)
+    state = jax.jit(jax.vmap(jax.vmap(env.reset)))(keys)
+    return jax.jit(functools.partial(steps, jax.vmap(jax.vmap(env.step))))(state, actions)
+
+
+def single_without_vmap(env: Env) -> Any:
+    state = jax.jit(env.reset)(KEYS[0])
+    return jax.jit(functools.partial(steps, env.step))(state, ACTIONS[:, 0])
+
+
+def eager(env: Env) -> Any:
+    state, seen = jax.jit(env.reset)(KEYS[0]), []
+    for action in ACTIONS[:, 0]:
+        state = env.step(state, action)
+        seen.append(state.obs)
+    return jnp.stack(seen)
+
+
+def gradient(env: Env, checkpoint: Callable = lambda step: step) -> Any:
+    """Of the final angles, with respect to the actions."""
+    state = jax.jit(jax.vmap(env.reset))(KEYS)
+    step = checkpoint(jax.vmap(env.step))
+
+    def loss(actions):
+        return jnp.sum(steps(step, state, actions)[-1, :, 1] ** 2)
+
+    return jax.jit(jax.value_and_grad(loss))(ACTIONS)
+
+
+def checkpointed_gradient(env: Env) -> Any:
+    return gradient(env, jax.checkpoint)
+
+
+@functools.cache
+def of_the_bare_env(loop: Callable) -> Any:
+    return jax.device_get(loop(bare()))
+
+
+def watch(loop: Callable, viewer: Viewer) -> Any:
+    viewer.mode = "every_step"
+    env = VisualizedEnv(bare(), grid=(2, 2), viewer=viewer)
+    return jax.device_get(jax.block_until_ready(loop(env)))
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize(
+    ("loop", "num_envs"),
+    [
+        (scan_over_vmap, NUM_ENVS),
+        (vmap_over_scan, NUM_ENVS),
+        (nested_vmap, NUM_ENVS),
+        (single_without_vmap, 1),
+        (eager, 1),
+        (gradient, NUM_ENVS),
+    ],
+)
+def test_each_step_is_seen_once_and_results_are_the_same(
+    viewer, page, monkeypatch, loop, num_envs, mechanism
+):
+    monkeypatch.setenv(VARIABLE, mechanism)
+    watched = watch(loop, viewer)
+    stats = viewer.stats()
+    assert stats.frames == stats.env_steps == NUM_STEPS
+    assert stats.streams["train"].num_envs == num_envs
+    assert viewer.progress().algorithm is None
+    jax.tree.map(np.testing.assert_array_equal, watched, of_the_bare_env(loop))
+
+
+def test_under_a_checkpoint_states_are_seen_and_the_gradient_is_the_same(viewer, page, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "direct")
+    watched = watch(checkpointed_gradient, viewer)
+    stats = viewer.stats()
+    print(stats)
+    assert stats.frames == stats.env_steps == NUM_STEPS
+    assert stats.streams["train"].num_envs == NUM_ENVS
+    jax.tree.map(np.testing.assert_array_equal, watched, of_the_bare_env(checkpointed_gradient))
+
+
+def test_io_callback_says_that_it_has_no_checkpoints(viewer, page, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "io_callback")
+    with pytest.raises(NotImplementedError, match="Effects not supported .* `checkpoint`"):
+        watch(checkpointed_gradient, viewer)
+
+
+def sharded() -> None:
+    """Runs in a process with four devices, whose batch XLA divides among them by itself."""
+    mesh = jax.make_mesh((4,), ("batch",))
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    keys = jax.device_put(jax.random.split(jax.random.PRNGKey(0), 8), spec)
+    actions = jnp.ones((NUM_STEPS, 8, 1))
+
+    def loop(env: Env) -> Any:
+        state = jax.jit(jax.vmap(env.reset))(keys)
+        assert len(state.obs.sharding.device_set) == 4
+        return jax.jit(functools.partial(steps, jax.vmap(env.step)))(state, actions)
+
+    with Viewer(port=0) as viewer:
+        page = Page(viewer)
+        watched, stats = watch(loop, viewer), viewer.stats()
+        page.close()
+    np.testing.assert_array_equal(watched, jax.device_get(loop(bare())))
+    print(f"frames {stats.frames}, envs {stats.streams['train'].num_envs}, identical")
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_a_batch_divided_among_devices_by_xla_is_seen_whole(mechanism):
+    flags = "--xla_force_host_platform_device_count=4"
+    done = subprocess.run(
+        [sys.executable, "-c", "from tests.test_own_loops import sharded; sharded()"],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, VARIABLE: mechanism},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"frames {NUM_STEPS}, envs 8, identical" in done.stdout

@@ -1,0 +1,44 @@
+"""The other stock trainers learn the same, bit by bit, watched or not."""
+
+import numpy as np
+import pytest
+from brax import envs
+
+from benchmarks.matrix import NUM_ENVS, train
+from brax_viser import VisualizedEnv
+
+TRAININGS = {
+    # trainer: (batched steps of one training, env steps as the trainer counts its goal)
+    "sac": (200, 1_600),  # 20 to fill its memory first
+    "apg": (121, 960),  # 12 updates of 10, after one that makes it compile just once
+    "es": (180, 600),  # 3 generations of 60
+    "ars": (120, 600),  # 2 of 60
+    "bc": (40, 320),  # 4 demonstrations of 10
+}
+
+
+def bare() -> envs.Env:
+    return envs.get_environment("inverted_pendulum", backend="spring")
+
+
+@pytest.mark.parametrize("trainer", TRAININGS)
+def test_parameters_are_identical_and_every_state_arrives(viewer, page, trainer):
+    viewer.mode = "every_step"
+    env = VisualizedEnv(bare(), grid=(2, 2), viewer=viewer)
+    watched = train(trainer, env, progress_fn=viewer.progress_fn)
+    stats, progress = viewer.stats(), viewer.progress()
+    num_steps, num_timesteps = TRAININGS[trainer]
+    assert stats.frames == stats.env_steps == num_steps
+    assert stats.streams["train"].num_envs == NUM_ENVS
+    assert stats.streams["eval"].num_envs == 4
+    assert progress.algorithm == trainer.upper()
+    assert progress.num_timesteps == num_timesteps
+    assert progress.phase == "done" and progress.fraction == 1.0
+    assert progress.reward is not None and progress.reward.startswith("evaluation reward")
+    if trainer in ("es", "ars"):  # they do not count what an env does after its first episode
+        assert progress.env_steps < num_steps * NUM_ENVS
+
+    stock = train(trainer, bare())
+    assert len(watched) == len(stock) > 1
+    for a, b in zip(watched, stock, strict=True):
+        np.testing.assert_array_equal(a, b)
