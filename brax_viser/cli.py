@@ -43,6 +43,7 @@ def train(
     spacing: tuple[float, ...] | None = None,
     num_timesteps: int | None = None,
     seed: int | None = None,
+    domain_randomization: bool = False,
     mode: str = "realtime",
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -52,14 +53,17 @@ def train(
     """Train ENV with one of Brax's own trainers, and watch it in a browser.
 
     Args:
-        env: name of a registered Brax environment, such as ant, humanoid or inverted_pendulum.
+        env: name of a registered Brax environment, such as ant, humanoid or inverted_pendulum, or
+            of one of MuJoCo Playground's, such as CartpoleBalance or Go1JoystickFlatTerrain.
         trainer: ppo, sac, apg, es or ars.
-        backend: mjx, generalized, spring or positional; what suits the environment if not given.
+        backend: mjx, generalized, spring or positional, for Playground's warp or jax; what suits
+            the environment if not given.
         num_envs: environments in the training batch.
         grid: columns and rows (and layers) of drawn environments.
         spacing: metres between them, along x and y (and z); from the robot's reach if not given.
         num_timesteps: environment steps to train for.
         seed: of the training.
+        domain_randomization: vary the robots as Playground does, where it does.
         mode: realtime, latest or every_step.
         host: address that the page is served on. There is no password.
         port: of the page; the next free one if it is taken.
@@ -73,7 +77,10 @@ def train(
         _refuse(str(error))
     with viewer:
         outcome = _Outcome()
-        run = _prepare(viewer, env, trainer, backend, grid, spacing, num_envs, num_timesteps, seed)
+        bare, settings = _load(env, trainer, backend, num_envs, num_timesteps, domain_randomization)
+        if seed is not None:
+            settings["seed"] = seed
+        run = _prepare(viewer, bare, trainer, settings, grid, spacing)
         # On a thread of its own: XLA runs a training epoch of minutes in one call, which Ctrl-C
         # cannot reach, while the main thread can always be interrupted.
         worker = threading.Thread(target=outcome.keep, args=(run, viewer), daemon=True)
@@ -114,32 +121,58 @@ class _Outcome:
             traceback.print_exc()
 
 
-def _prepare(
-    viewer: Viewer,
+def _load(
     name: str,
     trainer: str,
     backend: str | None,
-    grid: tuple[int, ...],
-    spacing: tuple[float, ...] | None,
     num_envs: int | None,
     num_timesteps: int | None,
-    seed: int | None,
-) -> Callable[[_Outcome], None]:
-    """Shows the environment, and returns the training to run."""
+    randomise: bool,
+) -> tuple[Any, dict[str, Any]]:
+    """The environment of that name, and the trainer's settings for it."""
     from brax import envs
 
+    from brax_viser import playground
+
+    ppo = None
+    try:
+        if name in envs._envs:
+            bare = envs.get_environment(name, backend=backend or ppo_preset(name).backend)
+            if randomise:
+                raise ValueError(f"{name} has no domain randomisation: only Playground's envs do")
+        elif (registry := playground.registry()) is None:
+            _refuse(
+                f"no environment {name!r}; registered: {', '.join(sorted(envs._envs))}. For "
+                f"MuJoCo Playground's: {playground.HOW_TO_INSTALL}"
+            )
+        elif name not in registry.ALL_ENVS:
+            known = [*sorted(envs._envs), *registry.ALL_ENVS]
+            _refuse(f"no environment {name!r}; registered: {', '.join(known)}")
+        else:
+            ppo = playground.ppo_settings(name, backend, randomise=randomise)
+            bare = playground.load(name, backend)
+        return bare, trainer_settings(
+            trainer, name, num_envs=num_envs, num_timesteps=num_timesteps, ppo=ppo
+        )
+    except (TypeError, ValueError) as error:
+        _refuse(str(error))
+
+
+def _prepare(
+    viewer: Viewer,
+    bare: Any,
+    trainer: str,
+    settings: dict[str, Any],
+    grid: tuple[int, ...],
+    spacing: tuple[float, ...] | None,
+) -> Callable[[_Outcome], None]:
+    """Shows the environment, and returns the training to run."""
     from brax_viser.env import VisualizedEnv
 
     try:
-        settings = trainer_settings(trainer, name, num_envs=num_envs, num_timesteps=num_timesteps)
-        bare = envs.get_environment(name, backend=backend or ppo_preset(name).backend)
         env = VisualizedEnv(bare, grid=grid, spacing=spacing, viewer=viewer)
-    except KeyError:
-        _refuse(f"no environment {name!r}; registered: {', '.join(sorted(envs._envs))}")
     except (TypeError, ValueError) as error:
         _refuse(str(error))
-    if seed is not None:
-        settings["seed"] = seed
 
     def run(outcome: _Outcome) -> None:
         from brax_viser import training

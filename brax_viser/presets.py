@@ -304,12 +304,23 @@ _OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
+_SHARED = (
+    "episode_length",
+    "action_repeat",
+    "normalize_observations",
+    "seed",
+    "wrap_env_fn",
+    "randomization_fn",
+)
+
+
 def trainer_settings(
     trainer: str,
     env_name: str,
     *,
     num_envs: int | None = None,
     num_timesteps: int | None = None,
+    ppo: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments of `brax.training.agents.TRAINER.train.train` for `env_name`.
 
@@ -323,18 +334,19 @@ def trainer_settings(
             each change of the policy both ways, so theirs is an even number.
         num_timesteps: env steps to train for, in place of the preset's. APG, which counts
             updates, gets as many as that takes.
+        ppo: PPO's settings, in place of the preset's, as MuJoCo Playground has for its own
+            environments. What is not PPO's alone is taken over for the others.
 
     Raises:
         ValueError: there is no such trainer, or it cannot use that many environments.
     """
     if trainer not in TRAINERS:
         raise ValueError(f"trainer={trainer!r}: must be one of {', '.join(TRAINERS)}")
-    ppo = ppo_preset(env_name).ppo
+    ppo = ppo_preset(env_name).ppo if ppo is None else ppo
     if trainer == "ppo":
         settings = dict(ppo) if num_envs is None else fit_batch(ppo, num_envs)
     else:
-        shared = ("episode_length", "action_repeat", "normalize_observations", "seed")
-        settings = {name: ppo[name] for name in shared} | _OTHERS[trainer]
+        settings = {name: ppo[name] for name in _SHARED if name in ppo} | _OTHERS[trainer]
         if trainer == "sac":
             settings = dict(_SAC.get(env_name, settings))
         if num_envs is not None:
