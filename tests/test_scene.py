@@ -44,7 +44,12 @@ def expected_geoms(model: mujoco.MjModel, x_pos: np.ndarray, x_rot: np.ndarray) 
 
 
 @pytest.mark.parametrize(
-    ("name", "backend"), [("ant", "mjx"), ("humanoid", "positional"), ("reacher", "generalized")]
+    ("name", "backend"),
+    [
+        pytest.param("ant", "mjx", marks=pytest.mark.slow),
+        ("humanoid", "positional"),
+        ("reacher", "generalized"),
+    ],
 )
 def test_poses_on_screen_are_the_trainers(viewer, page, name, backend):
     viewer.mode = "every_step"

@@ -246,7 +246,11 @@ def test_a_fault_within_a_callback_leaves_the_training_alone(viewer, page, where
 
 
 @pytest.mark.parametrize(
-    ("name", "backend"), [("inverted_pendulum", "mjx"), ("inverted_pendulum", "generalized")]
+    ("name", "backend"),
+    [
+        pytest.param("inverted_pendulum", "mjx", marks=pytest.mark.slow),
+        ("inverted_pendulum", "generalized"),
+    ],
 )
 def test_parameters_are_identical_on_the_other_backends(viewer, page, name, backend):
     settings = dict(SMALL, run_evals=False, num_timesteps=2_000)
