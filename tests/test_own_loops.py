@@ -131,7 +131,7 @@ def test_under_a_checkpoint_states_are_seen_and_the_gradient_is_the_same(viewer,
 
 def test_io_callback_says_that_it_has_no_checkpoints(viewer, page, monkeypatch):
     monkeypatch.setenv(VARIABLE, "io_callback")
-    with pytest.raises(NotImplementedError, match="Effects not supported .* `checkpoint`"):
+    with pytest.raises(NotImplementedError, match=r"Effects not supported .* `checkpoint`"):
         watch(checkpointed_gradient, viewer)
 
 
