@@ -6,6 +6,9 @@ primitive whose lowering hands XLA the very same kind of call without that: the 
 numpy arrays. It leans on names that JAX does not promise to keep, so it is used where the
 installed JAX is known to carry it, and `io_callback` everywhere else.
 
+What `io_callback` cannot do is run under `jax.checkpoint`, or in a loop whose predicate is batched:
+JAX then says "Effects not supported in partial-eval of `checkpoint`/`remat`", or the like.
+
 The environment variable `BRAX_VISER_CALLBACK` forces either: "direct" or "io_callback".
 """
 

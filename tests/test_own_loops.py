@@ -137,7 +137,7 @@ def test_io_callback_says_that_it_has_no_checkpoints(viewer, page, monkeypatch):
 
 def sharded() -> None:
     """Runs in a process with four devices, whose batch XLA divides among them by itself."""
-    mesh = jax.make_mesh((4,), ("batch",))
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
     keys = jax.device_put(jax.random.split(jax.random.PRNGKey(0), 8), spec)
     actions = jnp.ones((NUM_STEPS, 8, 1))

@@ -6,6 +6,7 @@ from brax import envs
 
 from benchmarks.matrix import NUM_ENVS, train
 from brax_viser import VisualizedEnv
+from brax_viser.callback import VARIABLE
 
 TRAININGS = {
     # trainer: (batched steps of one training, env steps as the trainer counts its goal)
@@ -42,3 +43,13 @@ def test_parameters_are_identical_and_every_state_arrives(viewer, page, trainer)
     assert len(watched) == len(stock) > 1
     for a, b in zip(watched, stock, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_apg_with_an_evaluation_of_the_same_env_works_by_io_callback_too(viewer, page, monkeypatch):
+    """With an effect in both, JAX would not put them into one program for their meshes differ."""
+    monkeypatch.setenv(VARIABLE, "io_callback")
+    viewer.mode = "every_step"
+    train("apg", VisualizedEnv(bare(), grid=(2, 2), viewer=viewer))
+    stats = viewer.stats()
+    assert stats.frames == stats.env_steps == TRAININGS["apg"][0]
+    assert stats.streams["eval"].num_envs == 4
