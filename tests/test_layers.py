@@ -17,6 +17,7 @@ DEVICE = (
     "adapters.py",
     "trainer.py",
     "protocol.py",
+    "wrapping.py",
 )
 PURE = (
     "stream.py",
