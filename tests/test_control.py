@@ -464,7 +464,7 @@ class Typed:
 def test_a_budget_that_is_being_typed_is_no_fault(one_viewer, typed, expected):
     panel = one_viewer._publisher.panel
     # What was set from code before must have come to the page, or it would come while one types.
-    eventually(lambda: panel._budget.value == 2.0, "the budget is shown")
+    eventually(lambda: panel._numbers[panel._budget.label] == 2.0, "the budget is shown")
     panel._budget._impl.value = float(typed)
     for callback in panel._budget._impl.update_cb:
         asyncio.run(callback(Typed()))
@@ -484,7 +484,7 @@ def test_parts_of_one_step_from_several_devices_come_together_whatever_was_asked
         return Parcel(None, "train", shard, 7, mine, drawn, 20, layout, rows)
 
     old, new = np.array([0, 1, 12], np.int32), np.array([15, 3, 11], np.int32)
-    channel = Channel(None, Player(0.05))  # type: ignore[arg-type]
+    channel = Channel(None, Player(0.05), None)  # type: ignore[arg-type]
     for one in (parcel(0, old), parcel(1, new), parcel(1, new)):
         channel.receive(one, 1.0)
     assert channel.player.newest(1.0) is None

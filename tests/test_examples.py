@@ -17,7 +17,12 @@ class Stop(Exception):
 
 @pytest.mark.parametrize(
     ("name", "cells", "num_envs"),
-    [("humanoid_single", 1, 256), ("cartpole_grid", 8, 8), ("ant_ppo", 64, 2048)],
+    [
+        ("humanoid_single", 1, 256),
+        ("cartpole_grid", 8, 8),
+        ("ant_ppo", 64, 2048),
+        ("playground_cartpole", 64, 256),
+    ],
 )
 def test_example_hands_a_visualized_env_to_the_stock_trainer(monkeypatch, name, cells, num_envs):
     example = importlib.import_module(f"examples.{name}")
