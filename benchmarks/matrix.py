@@ -244,11 +244,16 @@ def measure(trainer: str, family: str, mode: str) -> Cell:
     return replace(cell, seconds=time.monotonic() - start)
 
 
+def print_cell(trainer: str, family: str, mode: str) -> None:
+    """What `measure_apart` runs in the other process."""
+    print(RESULT + json.dumps(asdict(measure(trainer, family, mode))), flush=True)
+
+
 def measure_apart(trainer: str, family: str, mode: str, timeout: float) -> Cell:
     """One cell, in a process of its own."""
     start = time.monotonic()
-    order = json.dumps([trainer, family, mode])
-    command = [sys.executable, "-m", "benchmarks.matrix", "--cell", order]
+    code = f"from benchmarks.matrix import print_cell; print_cell{(trainer, family, mode)}"
+    command = [sys.executable, "-c", code]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -271,7 +276,6 @@ def main(
     mode: str = "every_step",
     timeout: float = 300.0,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
-    cell: tyro.conf.Suppress[str | None] = None,
 ) -> None:
     """Measure the table.
 
@@ -281,11 +285,7 @@ def main(
         mode: of the viewer.
         timeout: s that one cell may take.
         json_file: where to save it.
-        cell: [trainer, family, mode] as JSON: only that, in this process.
     """
-    if cell is not None:
-        print(RESULT + json.dumps(asdict(measure(*json.loads(cell)))), flush=True)
-        return
     rows = families or tuple(all_families())
     for given, known in ((trainers, SMALLEST), (rows, all_families()), ([mode], MODES)):
         if unknown := [name for name in given if name not in known]:
