@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +38,18 @@ class Family:
     """One kind of environment."""
 
     make: Callable[[], Any]  # the bare environment
-    trainer_kwargs: Mapping[str, Any] = field(default_factory=dict)  # what it needs of a trainer
+    trainer_kwargs: Callable[[], Mapping[str, Any]] = dict  # what it needs of a trainer
+
+
+# Imported when it is trained on, because that takes seconds.
+def _playground_env() -> Any:
+    registry = importlib.import_module("mujoco_playground").registry
+    return registry.load("CartpoleBalance", config_overrides={"impl": "jax"})
+
+
+def _playground_kwargs() -> dict[str, Any]:
+    wrapper = importlib.import_module("mujoco_playground").wrapper
+    return {"wrap_env_fn": wrapper.wrap_for_brax_training}
 
 
 def all_families() -> dict[str, Family]:
@@ -50,13 +61,7 @@ def all_families() -> dict[str, Family]:
         for backend in BACKENDS
     }
     if importlib.util.find_spec("mujoco_playground"):
-        playground = importlib.import_module("mujoco_playground")
-        found["playground"] = Family(
-            functools.partial(
-                playground.registry.load, "CartpoleBalance", config_overrides={"impl": "jax"}
-            ),
-            {"wrap_env_fn": playground.wrapper.wrap_for_brax_training},
-        )
+        found["playground"] = Family(_playground_env, _playground_kwargs)
     return found
 
 
@@ -224,13 +229,13 @@ def measure(trainer: str, family: str, mode: str) -> Cell:
     start, cell = time.monotonic(), Cell(trainer, family)
     try:
         chosen = all_families()[family]
-        stock = train(trainer, chosen.make(), **chosen.trainer_kwargs)
+        stock = train(trainer, chosen.make(), **chosen.trainer_kwargs())
         cell = replace(cell, trains=True)
         with Viewer(port=0, mode=mode) as viewer:
             page = Page(viewer)
             page.open()  # with nobody to see them, no states are sent
             env = VisualizedEnv(chosen.make(), grid=(2, 2), viewer=viewer)
-            watched = train(trainer, env, **chosen.trainer_kwargs)
+            watched = train(trainer, env, **chosen.trainer_kwargs())
             cell = replace(
                 cell,
                 frames=viewer.stats().frames,
@@ -244,11 +249,16 @@ def measure(trainer: str, family: str, mode: str) -> Cell:
     return replace(cell, seconds=time.monotonic() - start)
 
 
+def print_cell(trainer: str, family: str, mode: str) -> None:
+    """What `measure_apart` runs in the other process."""
+    print(RESULT + json.dumps(asdict(measure(trainer, family, mode))), flush=True)
+
+
 def measure_apart(trainer: str, family: str, mode: str, timeout: float) -> Cell:
     """One cell, in a process of its own."""
     start = time.monotonic()
-    order = json.dumps([trainer, family, mode])
-    command = [sys.executable, "-m", "benchmarks.matrix", "--cell", order]
+    code = f"from benchmarks.matrix import print_cell; print_cell{(trainer, family, mode)}"
+    command = [sys.executable, "-c", code]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -271,7 +281,6 @@ def main(
     mode: str = "every_step",
     timeout: float = 300.0,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
-    cell: tyro.conf.Suppress[str | None] = None,
 ) -> None:
     """Measure the table.
 
@@ -281,11 +290,7 @@ def main(
         mode: of the viewer.
         timeout: s that one cell may take.
         json_file: where to save it.
-        cell: [trainer, family, mode] as JSON: only that, in this process.
     """
-    if cell is not None:
-        print(RESULT + json.dumps(asdict(measure(*json.loads(cell)))), flush=True)
-        return
     rows = families or tuple(all_families())
     for given, known in ((trainers, SMALLEST), (rows, all_families()), ([mode], MODES)):
         if unknown := [name for name in given if name not in known]:
