@@ -95,16 +95,31 @@ def watch(loop: Callable, viewer: Viewer) -> Any:
     return jax.device_get(jax.block_until_ready(loop(env)))
 
 
-@pytest.mark.parametrize("mechanism", MECHANISMS)
+LOOPS = {
+    scan_over_vmap: NUM_ENVS,
+    vmap_over_scan: NUM_ENVS,
+    nested_vmap: NUM_ENVS,
+    single_without_vmap: 1,
+    eager: 1,
+    gradient: NUM_ENVS,
+}
+SLOW = {eager, vmap_over_scan}
+"""Those that a plain run of the tests leaves out, as it does most of `io_callback`."""
+
+
 @pytest.mark.parametrize(
-    ("loop", "num_envs"),
+    ("loop", "num_envs", "mechanism"),
     [
-        (scan_over_vmap, NUM_ENVS),
-        (vmap_over_scan, NUM_ENVS),
-        (nested_vmap, NUM_ENVS),
-        (single_without_vmap, 1),
-        (eager, 1),
-        (gradient, NUM_ENVS),
+        pytest.param(
+            loop,
+            num_envs,
+            mechanism,
+            marks=[pytest.mark.slow]
+            if loop in SLOW or (mechanism == "io_callback" and loop is not nested_vmap)
+            else [],
+        )
+        for loop, num_envs in LOOPS.items()
+        for mechanism in MECHANISMS
     ],
 )
 def test_each_step_is_seen_once_and_results_are_the_same(
@@ -123,7 +138,6 @@ def test_under_a_checkpoint_states_are_seen_and_the_gradient_is_the_same(viewer,
     monkeypatch.setenv(VARIABLE, "direct")
     watched = watch(checkpointed_gradient, viewer)
     stats = viewer.stats()
-    print(stats)
     assert stats.frames == stats.env_steps == NUM_STEPS
     assert stats.streams["train"].num_envs == NUM_ENVS
     jax.tree.map(np.testing.assert_array_equal, watched, of_the_bare_env(checkpointed_gradient))
@@ -155,7 +169,9 @@ def sharded() -> None:
     print(f"frames {stats.frames}, envs {stats.streams['train'].num_envs}, identical")
 
 
-@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize(
+    "mechanism", ["direct", pytest.param("io_callback", marks=pytest.mark.slow)]
+)
 def test_a_batch_divided_among_devices_by_xla_is_seen_whole(mechanism):
     flags = "--xla_force_host_platform_device_count=4"
     done = subprocess.run(

@@ -80,6 +80,7 @@ def test_episodes_are_told_apart_with_and_without_a_full_reset(viewer, page, ful
     assert (np.asarray(log.since_termination) == NEVER).all()  # they ran out of time
 
 
+@pytest.mark.slow
 def test_parameters_are_identical_under_stock_ppo(viewer, page):
     """MuJoCo Warp's physics, which is Playground's default, and full resets."""
     viewer.mode = "every_step"

@@ -117,6 +117,7 @@ def test_around_the_randomising_wrapper_states_arrive_as_well(viewer, page):
     assert viewer.stats().streams["train"].num_envs == 6
 
 
+@pytest.mark.slow
 def test_parameters_under_stock_ppo_differ_by_rounding_at_most(viewer, page):
     """XLA moves loop invariants otherwise where a callback is in the loop."""
     viewer.mode = "every_step"

@@ -22,7 +22,14 @@ def bare() -> envs.Env:
     return envs.get_environment("inverted_pendulum", backend="spring")
 
 
-@pytest.mark.parametrize("trainer", TRAININGS)
+QUICK = ("apg", "es")
+"""One that differentiates through steps, and one that throws the states away."""
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [pytest.param(t, marks=[] if t in QUICK else [pytest.mark.slow]) for t in TRAININGS],
+)
 def test_parameters_are_identical_and_every_state_arrives(viewer, page, trainer):
     viewer.mode = "every_step"
     env = VisualizedEnv(bare(), grid=(2, 2), viewer=viewer)
@@ -45,6 +52,7 @@ def test_parameters_are_identical_and_every_state_arrives(viewer, page, trainer)
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_apg_with_an_evaluation_of_the_same_env_works_by_io_callback_too(viewer, page, monkeypatch):
     """With an effect in both, JAX would not put them into one program for their meshes differ."""
     monkeypatch.setenv(VARIABLE, "io_callback")
