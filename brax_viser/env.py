@@ -9,7 +9,7 @@ import jax
 from brax_viser.adapters import adapter_for
 from brax_viser.emit import emit, shard_of_this_device
 from brax_viser.episode import EpisodeLog, advance, episode_begins, first_log
-from brax_viser.trainer import calling_trainer
+from brax_viser.trainer import calling_trainer, check_versions
 from brax_viser.wrapping import (
     layers,
     of_kind,
@@ -131,7 +131,9 @@ class VisualizedEnv(AnyWrapper):
         return self._step(self._base, state, action)
 
     def _reset(self, env: Any, rng: jax.Array) -> Any:
-        self._host.traced(calling_trainer(read_arguments=True))
+        trainer = calling_trainer(read_arguments=True)
+        check_versions(trainer)
+        self._host.traced(trainer)
         state = env.reset(rng)
         return replace(state, info=self._with_log(state.info, first_log(state.done)))
 

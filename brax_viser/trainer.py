@@ -9,8 +9,11 @@ import re
 import sys
 import weakref
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from types import FrameType
 from typing import Any
+
+import jax
 
 _TRAINER_MODULE = re.compile(r"brax\.training\.agents\.(\w+)\.train")
 
@@ -43,6 +46,29 @@ class TrainerCall:
         mine = self.identity() if self.identity else None
         theirs = other.identity() if other and other.identity else None
         return mine is not None and mine is theirs
+
+
+def check_versions(call: TrainerCall | None) -> None:
+    """Refuses what is known not to work, before it fails with words that say nothing.
+
+    Raises:
+        RuntimeError: a trainer of Brax's that calls what this JAX no longer has.
+    """
+    brax = version("brax")
+    if (
+        call is not None
+        and call.algorithm in ("PPO", "SAC", "APG")
+        and jax.__version_info__ >= (0, 10)
+        and _numbers(brax) <= (0, 14, 2)
+    ):
+        raise RuntimeError(
+            f"Brax {brax}'s {call.algorithm} does not run with jax {jax.__version__}: it calls "
+            "jax.device_put_replicated, which is gone since jax 0.10. pip install 'jax<0.10'"
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
 def calling_trainer(*, read_arguments: bool = False) -> TrainerCall | None:

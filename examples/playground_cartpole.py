@@ -3,6 +3,8 @@
 pip install -e '.[playground]' && python -m examples.playground_cartpole
 """
 
+from typing import Any
+
 from brax.training.agents.ppo import train as ppo
 from mujoco_playground import registry, wrapper
 from mujoco_playground.config import dm_control_suite_params
@@ -12,7 +14,7 @@ from brax_viser import VisualizedEnv
 
 def main() -> None:
     env = VisualizedEnv(registry.load("CartpoleBalance"), grid=(8, 8))
-    settings = dict(dm_control_suite_params.brax_ppo_config("CartpoleBalance"))
+    settings: dict[str, Any] = dict(dm_control_suite_params.brax_ppo_config("CartpoleBalance"))
     settings.update(num_envs=256, num_timesteps=10_000_000)  # for a laptop
     ppo.train(
         environment=env,

@@ -8,7 +8,7 @@ from brax.training.agents.ppo import networks
 from brax.training.agents.ppo import train as ppo
 
 from benchmarks.matrix import train
-from brax_viser.trainer import calling_trainer
+from brax_viser.trainer import TrainerCall, calling_trainer, check_versions
 from envs.cartpole import CartPole
 
 
@@ -84,3 +84,14 @@ def test_a_loop_of_the_users_own_has_no_trainer():
     env = Noting()
     jax.jit(env.reset)(jax.random.PRNGKey(0))
     assert env.noted == [("reset", None)]
+
+
+def test_versions_that_cannot_work_together_are_named(monkeypatch):
+    """As if a JAX were installed whose lack Brax's PPO only finds out late, in other words."""
+    check_versions(TrainerCall("PPO", evaluating=False))
+    monkeypatch.setattr(jax, "__version__", "0.10.1")
+    monkeypatch.setattr(jax, "__version_info__", (0, 10, 1))
+    check_versions(TrainerCall("ES", evaluating=False))
+    check_versions(None)
+    with pytest.raises(RuntimeError, match=r"does not run with jax 0\.10\.1.*jax<0\.10"):
+        check_versions(TrainerCall("PPO", evaluating=False))
