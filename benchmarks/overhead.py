@@ -51,6 +51,7 @@ class Settings:
     epoch_steps: int = 5_000
     """Environment steps per epoch; choose it so that an epoch takes about a second."""
     modes: tuple[str, ...] = ("off", "no_page", "realtime", "latest", "every_step")
+    """"off", "no_page", those of the viewer, and, as the last, "closed": nobody is ever asked."""
     fps: float = 30.0
     max_overhead: float = 0.02
     """Budget of realtime and latest."""
@@ -200,6 +201,10 @@ def measure(settings: Settings) -> tuple[list[Epoch], dict[str, list[Epoch]]]:
         busy = BusyThread() if settings.busy_thread else None
 
         def set_mode(mode: str) -> None:
+            if mode == "closed":
+                page.close()
+                viewer.close()
+                return
             viewer.streaming = mode != "off"
             if mode == "no_page":
                 page.close()
