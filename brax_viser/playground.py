@@ -8,6 +8,8 @@ import importlib
 import subprocess
 from typing import Any
 
+from brax_viser.presets import NO_EVALUATION
+
 HOW_TO_INSTALL = "pip install 'brax_viser[playground]'"
 
 
@@ -78,6 +80,8 @@ def ppo_settings(name: str, impl: str | None = None, *, randomise: bool = False)
     networks = settings.pop("network_factory", None)
     if networks is not None:
         settings["network_factory"] = functools.partial(make_ppo_networks, **networks)
+    # As for Brax's: on a processor an evaluation takes as long as training, and comes first.
+    settings.update(NO_EVALUATION)
     wrapper = importlib.import_module("mujoco_playground").wrapper
     settings["wrap_env_fn"] = wrapper.wrap_for_brax_training
     if randomise:

@@ -39,7 +39,7 @@ _COMMON: dict[str, Any] = {"normalize_observations": True, "action_repeat": 1, "
 # Evaluation takes as long as training where both run on a processor, and compiles by itself. The
 # reward comes from the training episodes; `num_evals` then just splits the run into epochs, after
 # each of which the policy can be had.
-_NO_EVALUATION: dict[str, Any] = {
+NO_EVALUATION: dict[str, Any] = {
     "run_evals": False,
     "log_training_metrics": True,
     "training_metrics_steps": 250_000,
@@ -54,7 +54,7 @@ _LAPTOP: dict[str, Any] = {
     **_COMMON,
     "num_timesteps": 3_000_000,
     "num_evals": 1,
-    **_NO_EVALUATION,
+    **NO_EVALUATION,
     "training_metrics_steps": 51_200,
     "reward_scaling": 1,
     "episode_length": 300,
@@ -78,7 +78,7 @@ _NOTEBOOK: dict[str, Any] = {
     **_COMMON,
     "num_timesteps": 50_000_000,
     "num_evals": 20,
-    **_NO_EVALUATION,
+    **NO_EVALUATION,
     "reward_scaling": 10,
     "episode_length": 1000,
     "unroll_length": 5,
@@ -98,7 +98,7 @@ _PLAYGROUND: dict[str, Any] = {
     **_COMMON,
     "num_timesteps": 60_000_000,
     "num_evals": 10,
-    **_NO_EVALUATION,
+    **NO_EVALUATION,
     "reward_scaling": 10,
     "episode_length": 1000,
     "unroll_length": 30,
