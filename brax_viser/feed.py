@@ -105,6 +105,7 @@ class Order:
 
     drawn: np.ndarray  # int32 [K''], all that are drawn, over all devices
     mine: np.ndarray  # int32 [K'], those of them that are this device's
+    envs: frozenset[int]  # the same, to be looked up
     answer: np.ndarray  # int32 [3 + K]: push them
 
 
@@ -197,7 +198,7 @@ class Feed:
                 return answer
             with board.lock:
                 order = rollout.asked_for[device]
-                rollout.models.update(order.mine.tolist())
+                rollout.models |= order.envs
                 parcel = ModelParcel(
                     feed=self,
                     role=origin.role,
@@ -289,7 +290,7 @@ class Feed:
                     order = rollout.asked_for[shard] = _order(origin, shard, drawn)
                 granted, answer[:] = answer[1], order.answer
                 answer[1] = granted
-                if origin.model and not rollout.models.issuperset(order.mine.tolist()):
+                if origin.model and not order.envs <= rollout.models:
                     answer[0] = PUSH_MODEL
 
     def _rank(
@@ -380,7 +381,7 @@ def _order(origin: Origin, shard: int, drawn: np.ndarray) -> Order:
     answer = np.zeros(ANSWER_HEAD + origin.num_rows, np.int32)
     answer[0] = PUSH if len(mine) else 0
     answer[ANSWER_HEAD : ANSWER_HEAD + len(mine)] = mine % origin.num_envs
-    return Order(drawn, mine, answer)
+    return Order(drawn, mine, frozenset(mine.tolist()), answer)
 
 
 def _quiet(origin: Origin) -> np.ndarray:

@@ -54,13 +54,10 @@ def check_versions(call: TrainerCall | None) -> None:
     Raises:
         RuntimeError: a trainer of Brax's that calls what this JAX no longer has.
     """
+    if jax.__version_info__ < (0, 10) or call is None:
+        return
     brax = version("brax")
-    if (
-        call is not None
-        and call.algorithm in ("PPO", "SAC", "APG")
-        and jax.__version_info__ >= (0, 10)
-        and _numbers(brax) <= (0, 14, 2)
-    ):
+    if call.algorithm in ("PPO", "SAC", "APG") and _numbers(brax) <= (0, 14, 2):
         raise RuntimeError(
             f"Brax {brax}'s {call.algorithm} does not run with jax {jax.__version__}: it calls "
             "jax.device_put_replicated, which is gone since jax 0.10. pip install 'jax<0.10'"

@@ -164,9 +164,8 @@ def test_a_geom_drawn_in_another_size_is_as_large_as_mujocos_own(geom):
         stacked = np.concatenate(points)
         return np.stack([stacked.min(axis=0), stacked.max(axis=0)])
 
-    drawn, envs_drawn = [], np.array([3, 7])
-    for shape in shapes_of(model, variants.apart):
-        places = variants.places(shape, envs_drawn)
+    drawn, shapes = [], shapes_of(model, variants.apart)
+    for shape, places in zip(shapes, variants.places(shapes, [3, 7]), strict=True):
         if places is not None:
             drawn.append(
                 _placed(shape.mesh.vertices * places.scale[0], places.pos[0], places.quat[0])

@@ -200,9 +200,8 @@ class Block:
         self._varied = variants.version
         if not variants.apart:
             return
-        nobody = np.full(self.count - len(self.drawn_envs), -1, np.int32)
-        envs = np.concatenate([self.drawn_envs, nobody])
-        self.robots.vary([variants.places(shape, envs) for shape in self.model.shapes])
+        nobody = [-1] * (self.count - len(self.drawn_envs))
+        self.robots.vary(variants.places(self.model.shapes, [*self.drawn_envs.tolist(), *nobody]))
 
     def _bring_back(self, count: int) -> None:
         """Who has run out of a cell comes back in on the other side, by whole cells: motion stays

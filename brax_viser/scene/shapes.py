@@ -9,6 +9,8 @@ import trimesh
 from mjviser import conversions
 from trimesh.visual import ColorVisuals
 
+from brax_viser.scene.quaternions import rotate
+
 _PLANE = int(mujoco.mjtGeom.mjGEOM_PLANE)
 _SPHERE = int(mujoco.mjtGeom.mjGEOM_SPHERE)
 _CAPSULE = int(mujoco.mjtGeom.mjGEOM_CAPSULE)
@@ -67,11 +69,18 @@ def shapes_of(model: mujoco.MjModel, apart: Collection[int] = ()) -> list[Shape]
     return shapes
 
 
-def capsule_ends(pos: np.ndarray, quat: np.ndarray, size: np.ndarray) -> dict[int, np.ndarray]:
-    """Centres of a capsule's two half spheres, each float [3], m; by `Shape.end`."""
-    axis = np.zeros(3)
-    mujoco.mju_rotVecQuat(axis, np.array([0.0, 0.0, size[1]]), np.asarray(quat, np.float64))
-    return {1: pos + axis, -1: pos - axis}
+def capsule_end(pos: np.ndarray, quat: np.ndarray, size: np.ndarray, end: int) -> np.ndarray:
+    """float [..., 3], m: where a part of a capsule has its centre; see `Shape.end`.
+
+    Args:
+        pos: float [..., 3], m, of the capsule.
+        quat: float [..., 4], wxyz, of the capsule.
+        size: float [..., 3], MuJoCo's: radius, and half of the length between the ends.
+        end: 1, -1, or 0 for what is between.
+    """
+    along = np.zeros_like(pos)
+    along[..., 2] = end * size[..., 1]
+    return pos + rotate(quat, along)
 
 
 def _parts_of(model: mujoco.MjModel, geom: int) -> list[Shape]:
@@ -82,13 +91,14 @@ def _parts_of(model: mujoco.MjModel, geom: int) -> list[Shape]:
         mesh = _geom_mesh(model, geom)
         return [Shape(mesh, _one_colour(mesh), body, pos[None], quat[None], geom)]
     shapes = []
-    for end, place in {0: pos, **capsule_ends(pos, quat, size)}.items():
+    for end in (0, 1, -1):
         mesh = (
             trimesh.creation.icosphere(radius=size[0], subdivisions=2)
             if end
             else trimesh.creation.cylinder(radius=size[0], height=2 * size[1], sections=24)
         )
         mesh = _smooth(model, geom, mesh)
+        place = capsule_end(pos, quat, size, end)
         shapes.append(Shape(mesh, _one_colour(mesh), body, place[None], quat[None], geom, end))
     return shapes
 

@@ -1,12 +1,12 @@
 """Robots of one grid that are not all alike: what domain randomisation has changed in each."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import mujoco
 import numpy as np
 
-from brax_viser.scene.shapes import Shape, capsule_ends
+from brax_viser.scene.shapes import Shape, capsule_end
 
 Fields = Mapping[str, np.ndarray]
 """Name of a field of the model -> one environment's own value; see `adapters.MODEL_FIELDS`."""
@@ -47,28 +47,23 @@ class Variants:
         grown, self.apart = apart != self.apart, apart
         return grown
 
-    def places(self, shape: Shape, envs: np.ndarray) -> "Places | None":
-        """How a shape is placed in each of K environments; None where it is alike in all."""
-        geom = shape.geom
-        if geom is None:
-            return None
-        count = len(envs)
-        pos = np.repeat(self.model.geom_pos[[geom]], count, axis=0)
-        quat = np.repeat(self.model.geom_quat[[geom]], count, axis=0)
-        size = np.repeat(self.model.geom_size[[geom]], count, axis=0)
-        rgba = np.repeat(_colour(self.model, geom, {})[None], count, axis=0)
-        for row, env in enumerate(envs):
-            fields = self.of_env.get(int(env))
-            if fields is None:
-                continue
-            pos[row] = fields.get("geom_pos", self.model.geom_pos)[geom]
-            quat[row] = fields.get("geom_quat", self.model.geom_quat)[geom]
-            size[row] = fields.get("geom_size", self.model.geom_size)[geom]
-            rgba[row] = _colour(self.model, geom, fields)
+    def places(self, shapes: Sequence[Shape], envs: Sequence[int]) -> "list[Places | None]":
+        """How each shape is placed in each of K environments; None where it is alike in all."""
+        known = [self.of_env.get(env, {}) for env in envs]
+        # float [K, ...]: all geoms of all environments at once, for there can be many of both.
+        own = {
+            name: np.stack([fields.get(name, getattr(self.model, name)) for fields in known])
+            for name in _SEEN
+        }
+        return [None if s.geom is None else self._place(s, s.geom, own) for s in shapes]
+
+    def _place(self, shape: Shape, geom: int, own: Mapping[str, np.ndarray]) -> "Places":
+        pos, quat = own["geom_pos"][:, geom], own["geom_quat"][:, geom]
+        size, material = own["geom_size"][:, geom], self.model.geom_matid[geom]
+        # A material's colour goes before the geom's own, as in the shapes' meshes.
+        rgba = own["mat_rgba"][:, material] if material >= 0 else own["geom_rgba"][:, geom]
+        pos = capsule_end(pos, quat, size, shape.end)
         scale = _scale(self.model, geom, size, end=shape.end)
-        if shape.end:
-            for row in range(count):
-                pos[row] = capsule_ends(pos[row], quat[row], size[row])[shape.end]
         return Places(pos, quat, scale, (255 * np.clip(rgba, 0, 1)).astype(np.uint8))
 
     def in_words(self, env: int) -> str:
@@ -109,14 +104,6 @@ class Places:
     quat: np.ndarray  # float [K, 4], wxyz, in the body's frame
     scale: np.ndarray  # float [K, 3], of the shape's mesh along its own axes
     rgba: np.ndarray  # uint8 [K, 4]
-
-
-def _colour(model: mujoco.MjModel, geom: int, fields: Fields) -> np.ndarray:
-    """float [4]: a material's colour goes before the geom's own, as in the shapes' meshes."""
-    material = model.geom_matid[geom]
-    if material >= 0:
-        return np.asarray(fields.get("mat_rgba", model.mat_rgba)[material], np.float64)
-    return np.asarray(fields.get("geom_rgba", model.geom_rgba)[geom], np.float64)
 
 
 def _scale(model: mujoco.MjModel, geom: int, size: np.ndarray, *, end: int) -> np.ndarray:
