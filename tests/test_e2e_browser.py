@@ -65,6 +65,12 @@ def page(chromium, training):
     page.close()
 
 
+@pytest.fixture
+def live(page) -> None:
+    """Training has begun, whichever of the tests is the first."""
+    page.get_by_text("Live").wait_for(timeout=180_000)
+
+
 def scene(page) -> np.ndarray:
     """int [H, W, 3]: what the 3-D view shows."""
     image = Image.open(io.BytesIO(page.screenshot(clip=SCENE))).convert("RGB")
@@ -178,6 +184,7 @@ def test_robots_move_stop_at_the_switch_and_move_again(chromium, page, training)
     eventually(lambda: moved(page, 1.0), "robots move again", timeout=60)
 
 
+@pytest.mark.usefixtures("live")
 def test_modes_say_what_they_cost_and_robots_move_in_each(page):
     for mode, words in (("Latest", "budget 2 %"), ("Every step", "no budget")):
         choose(page, "Motion", mode)
@@ -189,6 +196,7 @@ def test_modes_say_what_they_cost_and_robots_move_in_each(page):
     eventually(lambda: moved(page, 0.5), "robots move in real time", timeout=30)
 
 
+@pytest.mark.usefixtures("live")
 def test_two_pages_agree_on_a_training_that_is_held_and_stepped(chromium, page, training):
     other = chromium.new_page(viewport=WINDOW)
     other.goto(training)
@@ -217,6 +225,7 @@ def test_two_pages_agree_on_a_training_that_is_held_and_stepped(chromium, page, 
     eventually(lambda: moved(page, 1.0), "robots move again", timeout=60)
 
 
+@pytest.mark.usefixtures("live")
 def test_a_robot_is_clicked_the_worst_are_chosen_and_one_is_followed(page):
     page.get_by_role("button", name="Hold training").click()
     held_at(page)
@@ -241,14 +250,15 @@ def test_a_robot_is_clicked_the_worst_are_chosen_and_one_is_followed(page):
     page.get_by_role("button", name="Resume training").click()
     middles = []
     moves = False
-    for _ in range(4):
+    for _ in range(6):
         moves |= moved(page, 1.0)
         # The camera looks at it: wherever it runs, it stays in the middle of the scene.
         x, y = (WINDOW["width"] - PANEL) / 2, WINDOW["height"] / 2
         a, b = robots(page)[0]
         middles.append(np.hypot(x - a, y - b))
     assert moves
-    assert np.median(middles) < 90 and max(middles) < 150, middles  # it may jump, too
+    # It may jump, too, and one picture may catch a reset between its two places.
+    assert np.median(middles) < 90 and sorted(middles)[-2] < 150, middles
     assert f"Env {env} " in text(page)
     choose(page, "The others", "Show")
     page.get_by_role("button", name="See all robots").click()
