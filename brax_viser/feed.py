@@ -58,6 +58,12 @@ class Switchboard:
     frames: int = 0  # pushed
     bytes_moved: int = 0  # pushed, device to host
     fault: str | None = None
+    process: int = 0  # of the training, this one's index
+    num_processes: int = 1
+    # How a rollout's environments are chosen; in other processes than the first it is told.
+    new_choice: Callable[[], Choice] = Choice
+    # How many of a rollout's shards, by its role, are of processes that are not heard of.
+    absent: Callable[[str, "Rollout"], int] = lambda role, rollout: 0
 
     def __post_init__(self) -> None:
         self.hold.clock = self.wall_clock
@@ -65,6 +71,14 @@ class Switchboard:
     def clock(self) -> float:
         """s; stands still while the training is held, so that nothing counts the pause."""
         return self.hold.training_clock()
+
+    @property
+    def pacing(self) -> Control:
+        """The control, with this process's share of the budget: processes that step together wait
+        for each other, so what watching costs each of them adds up."""
+        if self.num_processes == 1:
+            return self.control
+        return replace(self.control, max_overhead=self.control.max_overhead / self.num_processes)
 
     @property
     def kept_env(self) -> int | None:
@@ -92,11 +106,16 @@ class Rollout:
 
     pacer: Pacer
     num_envs: int  # over all shards
+    num_shards: int  # over all processes
     choice: Choice = field(default_factory=Choice)
     asked_for: dict[int, "Order"] = field(default_factory=dict)  # by shard
     called: dict[int, float] = field(default_factory=dict)  # by shard: s, end of its last call
     # Environments of which is known in what their models differ from the one that they share.
     models: set[int] = field(default_factory=set)
+
+    @property
+    def envs_per_shard(self) -> int:
+        return self.num_envs // self.num_shards
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +123,7 @@ class Order:
     """What one device is asked for, as long as the choice stays."""
 
     drawn: np.ndarray  # int32 [K''], all that are drawn, over all devices
+    here: np.ndarray  # int32, those of them that are this process's
     mine: np.ndarray  # int32 [K'], those of them that are this device's
     envs: frozenset[int]  # the same, to be looked up
     answer: np.ndarray  # int32 [3 + K]: push them
@@ -224,7 +244,9 @@ class Feed:
         num_envs = origin.num_envs * origin.num_shards
         rollout = self.rollouts.get(origin.role)
         if rollout is None or rollout.num_envs != num_envs:
-            rollout = Rollout(Pacer(self.adapter.dt), num_envs)
+            rollout = Rollout(
+                Pacer(self.adapter.dt), num_envs, origin.num_shards, self._board.new_choice()
+            )
             self.rollouts[origin.role] = rollout
         if countdown == FRESH:
             rollout.models.clear()  # it may have been given other ones
@@ -241,16 +263,18 @@ class Feed:
         control = board.control
         known = pacer.env_steps
         shown = board.shown[role] is self
+        if board.num_processes > 1:
+            self._find_leader(rollout, shard)
         plan = pacer.ask(
             now,
             countdown,
-            control,
+            board.pacing,
             board.meter.spent,
             active=shown and control.wants(role),
             shard=shard,
             polling=board.meter.polling,
         )
-        if shard == 0:
+        if shard == pacer.leader:
             board.progress.stepped(role, (pacer.env_steps - known) * rollout.num_envs, now)
         push = plan.push
         if board.hold.counts(role) and not control.closed:
@@ -262,12 +286,20 @@ class Feed:
             stale = rollout.choice.is_stale(
                 board.selection,
                 now,
-                begins=plan.begins and stretches and shard == 0,
-                seconds=np.inf if stretches or shard else control.stretch_seconds,
+                begins=plan.begins and stretches and shard == pacer.leader,
+                seconds=np.inf if stretches or shard != pacer.leader else control.stretch_seconds,
             )
             if stale:
                 self._choose(rollout, now)
         return push
+
+    def _find_leader(self, rollout: Rollout, shard: int) -> None:
+        """Of a training that several processes step, which shards are this one's is only seen."""
+        if not rollout.called:
+            rollout.pacer.leader = shard
+        elif shard not in rollout.called:
+            rollout.pacer.leader = min(rollout.pacer.leader, shard)
+            rollout.asked_for.clear()
 
     def _choose(self, rollout: Rollout, now: float) -> None:
         board = self._board
@@ -287,7 +319,11 @@ class Feed:
             elif drawn is not None and not rollout.choice.pending:
                 order = rollout.asked_for.get(shard)
                 if order is None or order.drawn is not drawn:
-                    order = rollout.asked_for[shard] = _order(origin, shard, drawn)
+                    here = drawn
+                    if self._board.num_processes > 1:
+                        shards = [*rollout.called, shard]
+                        here = drawn[np.isin(drawn // origin.num_envs, shards)]
+                    order = rollout.asked_for[shard] = _order(origin, shard, drawn, here)
                 granted, answer[:] = answer[1], order.answer
                 answer[1] = granted
                 if origin.model and not order.envs <= rollout.models:
@@ -297,15 +333,20 @@ class Feed:
         self, rollout: Rollout, origin: Origin, shard: int, rule: int, columns: np.ndarray
     ) -> None:
         """A device has ranked its environments."""
-        board = self._board
         row, since_termination, bits, finite = columns
+        ranking = Ranking(
+            shard * origin.num_envs + row, bits.view(np.float32), since_termination, finite > 0
+        )
+        self.ranked(origin.role, rollout, shard, rule, ranking)
+
+    def ranked(self, role: str, rollout: Rollout, shard: int, rule: int, ranking: Ranking) -> None:
+        """A device has ranked its environments, here or in another process. Board is locked."""
+        board = self._board
         rollout.choice.report(
             shard,
             rule,
-            Ranking(
-                shard * origin.num_envs + row, bits.view(np.float32), since_termination, finite > 0
-            ),
-            origin.num_shards,
+            ranking,
+            rollout.num_shards - board.absent(role, rollout),
             rollout.num_envs,
             self.capacity,
             board.kept_env,
@@ -315,7 +356,7 @@ class Feed:
         if not rollout.choice.pending and rollout.choice.found_nobody:
             # Nobody to draw: let the page know, and do not rank at each and every step.
             board.mailbox.wake()
-            if not board.hold.counts(origin.role):
+            if not board.hold.counts(role):
                 rollout.pacer.abandon(board.clock(), NOTHING_SECONDS)
 
     def _deliver(
@@ -337,7 +378,7 @@ class Feed:
                 shard=shard,
                 env_steps=rollout.pacer.steps_of(shard),
                 env_index=order.mine,
-                drawn=order.drawn,
+                drawn=order.here,
                 num_envs=rollout.num_envs,
                 layout=layout,
                 # Called directly, what is handed in is XLA's own memory for as long as we are.
@@ -376,12 +417,12 @@ class Feed:
             answer[1] = 0
 
 
-def _order(origin: Origin, shard: int, drawn: np.ndarray) -> Order:
+def _order(origin: Origin, shard: int, drawn: np.ndarray, here: np.ndarray) -> Order:
     mine = drawn[drawn // origin.num_envs == shard]
     answer = np.zeros(ANSWER_HEAD + origin.num_rows, np.int32)
     answer[0] = PUSH if len(mine) else 0
     answer[ANSWER_HEAD : ANSWER_HEAD + len(mine)] = mine % origin.num_envs
-    return Order(drawn, mine, frozenset(mine.tolist()), answer)
+    return Order(drawn, here, mine, frozenset(mine.tolist()), answer)
 
 
 def _quiet(origin: Origin) -> np.ndarray:

@@ -3,11 +3,23 @@
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 Key = tuple[str, int]
 """(role, shard): one device's part of a rollout."""
+
+
+@dataclass(frozen=True)
+class Orders:
+    """How a training that several processes step is held, as all of them are to hold it."""
+
+    version: int = 0  # grows with each change; the same one is obeyed but once
+    paused: bool = False
+    target: float = 0
+    until_env: int | None = None
+    since: float = -1
+    stepped: str = "train"
 
 
 @dataclass
@@ -39,6 +51,9 @@ class Hold:
     _interrupts: int = 0
     _interrupted: bool = False  # whoever waits next is to end the training
     _closed: bool = False
+    _fell: tuple[str, int] | None = None
+    _version: int = 0  # of the orders that are given
+    _obeyed: int = -1  # of those that were obeyed last
     # (s, in all, up to the last release; s, since when it is held now, or None). A pair, so that
     # it can be read without the lock: the clock is read some times in each call from the device.
     _pauses: tuple[float, float | None] = (0.0, None)
@@ -68,6 +83,7 @@ class Hold:
         with self._changed:
             self._paused, self._target, self._until_env = True, 0, None
             self._stepped, self._pending = role, None
+            self._version += 1
             # Whoever was told to go on, and has not got round to it, stays.
             if any(part.blocked for part in self._parts.values()):
                 self._stand_still()
@@ -95,8 +111,10 @@ class Hold:
         with self._changed:
             if role != self._stepped or self._until_env is None or env_steps <= self._since:
                 return
+            self._fell = role, env_steps
             # Other devices may be further.
             self._target, self._until_env = max(env_steps, self._furthest(role)), None
+            self._version += 1
 
     def refresh(self) -> None:
         """Other environments are to be shown: those who wait are to push once more."""
@@ -150,6 +168,7 @@ class Hold:
                 raise KeyboardInterrupt
             if self._pending is not None and role == self._stepped:
                 self._target, self._pending = env_steps + self._pending - 1, None
+                self._version += 1
             # With one more part at its step, there may be nothing on its way any more.
             self._changed.notify_all()
             if not self._must_wait(role, part):
@@ -184,6 +203,68 @@ class Hold:
             self._parts.clear()
             self._target, self._pending, self._until_env = 0, None, None
             self._interrupted = False
+            self._version += 1
+
+    @property
+    def orders(self) -> Orders:
+        """What other processes that step the same training are to `obey`."""
+        with self._changed:
+            return Orders(
+                self._version,
+                self._paused,
+                self._target,
+                self._until_env,
+                self._since,
+                self._stepped,
+            )
+
+    @property
+    def fell(self) -> tuple[str, int] | None:
+        """Rollout and step of the last termination that was waited for and has come."""
+        return self._fell
+
+    def disobey(self) -> None:
+        """Whose orders were obeyed is not heard of any more: the training goes on without."""
+        with self._changed:
+            self._obeyed = -1
+            self._release()
+
+    def obey(self, orders: Orders) -> None:
+        """Does as another process's hold does, where not done already."""
+        with self._changed:
+            if orders.version == self._obeyed:
+                return
+            self._obeyed = orders.version
+            if not orders.paused:
+                self._release()
+                return
+            self._paused, self._target = True, orders.target
+            self._until_env, self._since = orders.until_env, orders.since
+            self._stepped, self._pending = orders.stepped, None
+            self._settle()
+
+    def parts(self) -> dict[Key, tuple[int, bool]]:
+        """Of each part of a rollout: the step that it is known to be at, and whether it waits."""
+        with self._changed:
+            return {key: (part.env_steps, part.blocked) for key, part in self._parts.items()}
+
+    def heard(self, parts: Mapping[Key, tuple[int, bool]], gone: Iterable[Key] = ()) -> None:
+        """Another process has told of its parts, some of which may be `gone`."""
+        with self._changed:
+            for key in gone:
+                self._parts.pop(key, None)
+            for key, (env_steps, blocked) in parts.items():
+                self._parts[key] = _Part(env_steps, blocked)
+            self._settle()
+
+    def _settle(self) -> None:
+        """Something has changed elsewhere: who has to go on does, and the clock with them."""
+        blocked = [k for k, p in self._parts.items() if p.blocked and self._must_wait(k[0], p)]
+        if blocked:
+            self._stand_still()
+        else:
+            self._stand_still_no_more()
+        self._changed.notify_all()
 
     def _must_wait(self, role: str, part: _Part) -> bool:
         if self._closed or not self._paused:
@@ -202,6 +283,7 @@ class Hold:
             # Steps are known of only while it is held: where it is not, they count from the first.
             self._target = known + count if waits and count is not None else math.inf
             self._pending = None if waits else count
+            self._version += 1
             self._stand_still_no_more()
             self._changed.notify_all()
 
@@ -211,6 +293,7 @@ class Hold:
     def _release(self) -> None:
         self._paused, self._until_env, self._pending = False, None, None
         self._interrupted = False
+        self._version += 1
         self._stand_still_no_more()
         self._changed.notify_all()
 

@@ -24,10 +24,11 @@ class Parcel:
     shard: int  # the device's index
     env_steps: int
     env_index: np.ndarray  # int32 [K'], K' <= K: the rows beyond are padding
-    drawn: np.ndarray  # int32 [K''], all that are drawn at this step, over all devices
+    drawn: np.ndarray  # int32 [K''], all that are drawn at this step, over this process's devices
     num_envs: int
     layout: Layout
     rows: Any = field(repr=False)  # float32 [K, D], array-like
+    process: int = 0  # that it is from
 
     def open(self) -> Frame:
         """Converts to numpy. Not within the callback: there it can deadlock when several devices

@@ -2,11 +2,13 @@
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
 from brax_viser.frame import Frame
+from brax_viser.protocol import NEVER
 from brax_viser.stream import REACTION_SECONDS
 
 MAX_TICK = 0.25
@@ -248,6 +250,46 @@ class Player:
         for resets in stretch.resets[max(first, 0) : max(last + 1, 0)]:
             hidden |= resets
         return hidden
+
+
+def beside(views: Sequence[View], cells: np.ndarray) -> View:
+    """What several processes of a training have of it, as one view.
+
+    Args:
+        views: of different environments; the first one's step is the one that is named.
+        cells: int32 [K], the environments that are drawn, in the order of the grid's cells. Of
+            those that no view has, nothing is shown; another one that is on screen still takes
+            the cell of such a one.
+    """
+    have = np.concatenate([view.frame.env_index for view in views])
+    have, rows = np.unique(have, return_index=True)  # of one that two have, the first counts
+    cells = cells.copy()
+    free = np.flatnonzero(~np.isin(cells, have))
+    others = have[~np.isin(have, cells)][: len(free)]
+    cells[free[: len(others)]] = others
+    place = np.minimum(np.searchsorted(have, cells), max(len(have) - 1, 0))
+    there = have[place] == cells if len(have) else np.zeros(len(cells), bool)
+    rows = rows[place[there]]
+
+    def spread(arrays: list[np.ndarray]) -> np.ndarray:
+        joint = np.concatenate(arrays)
+        spread = np.zeros((len(cells), *joint.shape[1:]), joint.dtype)
+        spread[there] = joint[rows]
+        return spread
+
+    first = views[0]
+    names = [f.name for f in fields(Frame) if isinstance(getattr(first.frame, f.name), np.ndarray)]
+    values = {name: spread([getattr(view.frame, name) for view in views]) for name in names}
+    frame = replace(first.frame, **{**values, "env_index": cells})
+    frame.finite[~there] = True
+    frame.since_termination[~there] = NEVER
+    return replace(
+        first,
+        frame=frame,
+        link_pos=spread([view.link_pos for view in views]),
+        link_rot=spread([view.link_rot for view in views]),
+        hidden=spread([view.hidden for view in views]) | ~there,
+    )
 
 
 def between(

@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import viser
@@ -16,11 +16,14 @@ from brax_viser.feed import Feed, Rollout, Switchboard
 from brax_viser.frame import Frame, joined
 from brax_viser.gui.panel import Command, Panel, PanelView, StreamView
 from brax_viser.mailbox import ModelParcel, Parcel
-from brax_viser.playback import Player, View
+from brax_viser.playback import Player, View, beside
 from brax_viser.progress import count as in_words
 from brax_viser.scene.block import Look, Model
 from brax_viser.scene.scene import Scene
 from brax_viser.scene.variants import Variants
+
+if TYPE_CHECKING:  # needs ZeroMQ, which is there where several processes train
+    from brax_viser.hosts.others import Others
 
 T = TypeVar("T")
 
@@ -33,15 +36,11 @@ TITLES = {"train": "Training", "eval": "Evaluation"}
 
 
 @dataclass(eq=False)
-class Channel:
-    """One rollout on its way to the screen."""
+class Lane:
+    """What one process of the training sends of a rollout."""
 
-    feed: Feed
     player: Player
-    variants: Variants
-    view: View | None = None  # what is on screen
-    look: Look | None = None
-    empty: bool = False  # whether the rule has found nobody
+    view: View | None = None
     # By step and device, those that have come: (all that are drawn, what this device has of them).
     _parts: dict[int, dict[int, tuple[np.ndarray, Frame]]] = field(default_factory=dict)
 
@@ -50,12 +49,33 @@ class Channel:
         parts = self._parts.setdefault(parcel.env_steps, {})
         parts[parcel.shard] = parcel.drawn, parcel.open()
         # While the training is held, other environments can be asked for at the same step.
-        together = [frame for drawn, frame in parts.values() if drawn is parcel.drawn]
+        together = [f for drawn, f in parts.values() if np.array_equal(drawn, parcel.drawn)]
         frame = joined(together, parcel.drawn)
         if frame is not None:
             # Steps before it will not be completed any more.
             self._parts = {k: v for k, v in self._parts.items() if k > parcel.env_steps}
             self.player.add(frame, now)
+
+
+@dataclass(eq=False)
+class Channel:
+    """One rollout on its way to the screen."""
+
+    feed: Feed
+    variants: Variants
+    lanes: dict[int, Lane] = field(default_factory=dict)  # by process
+    view: View | None = None  # what is on screen
+    look: Look | None = None
+    empty: bool = False  # whether the rule has found nobody
+
+    def lane(self, process: int) -> Lane:
+        return self.lanes.setdefault(process, Lane(Player(self.feed.adapter.dt)))
+
+    def clear(self) -> None:
+        """Forgets all that has come."""
+        for lane in self.lanes.values():
+            lane.player.clear()
+            lane.view = None
 
 
 class Publisher:
@@ -89,6 +109,7 @@ class Publisher:
         self.look = Look()
         self.notice: str | None = None  # something that has happened and is worth knowing
         self.complaint: str | None = None  # about the indices that were typed
+        self.others: Others | None = None  # processes of the training; None: it has but this one
         self._server, self._obey = server, obey
         self._commands: deque[Command] = deque()  # appended by any thread, drained on the loop
         self._channels: dict[str, Channel] = {}
@@ -122,7 +143,7 @@ class Publisher:
         def show() -> None:
             known = self._channels.get(role)
             if known is None or known.feed is not feed:
-                self._channels[role] = Channel(feed, Player(adapter.dt), variants)
+                self._channels[role] = Channel(feed, variants)
             self.scene.show(role, model, feed.grid, num_envs)
             self.scene.arrange(self._roles())
 
@@ -145,7 +166,10 @@ class Publisher:
                 for rollout in feed.rollouts.values():
                     rollout.pacer.hurry()
         for channel in tuple(self._channels.values()):
-            channel.player.hurry()
+            for lane in tuple(channel.lanes.values()):
+                lane.player.hurry()
+        if self.others is not None:
+            self.others.hurry()
         self.board.hold.refresh()
         self.board.mailbox.wake()
 
@@ -215,9 +239,10 @@ class Publisher:
                 if channel.variants.update(parcel.open()):
                     self.show_model(parcel.feed, parcel.role, parcel.num_envs)
                 continue
-            channel.receive(parcel, now)
+            lane = channel.lane(parcel.process)
+            lane.receive(parcel, now)
             if parcel.role not in self._roles():
-                channel.player.newest(now)  # nobody plays it: what has come is not to pile up
+                lane.player.newest(now)  # nobody plays it: what has come is not to pile up
 
     def _draw(self, now: float) -> None:
         for role, feed in tuple(self.board.shown.items()):
@@ -233,11 +258,11 @@ class Publisher:
                 continue
             empty = not rollout.choice.pending and rollout.choice.found_nobody
             if empty:
-                channel.player.clear()
+                channel.clear()
                 if not channel.empty:
                     channel.view = views[role] = None
             channel.empty = empty
-            view = None if empty else self._play(channel, rollout, now)
+            view = None if empty else self._play(channel, role, rollout, now)
             look, block = self._look_at(role), self.scene.blocks.get(role)
             if view is None and not empty:
                 view = channel.view
@@ -257,23 +282,66 @@ class Publisher:
                 self.show_model(channel.feed, role, view.frame.num_envs if view else None)
         self.scene.draw(views, {role: self._look_at(role) for role in views})
 
-    def _play(self, channel: Channel, rollout: Rollout, now: float) -> View | None:
+    def _play(self, channel: Channel, role: str, rollout: Rollout, now: float) -> View | None:
         board, pacer = self.board, rollout.pacer
         if not board.control.streaming:
             # Who has switched it off wants stillness, not the rest of what was on its way.
-            channel.player.clear()
+            channel.clear()
             return None
-        if board.control.mode != "realtime":
-            return channel.player.newest(now)
-        view = channel.player.play(
+        lane = channel.lane(0)
+        view = self._play_lane(lane, now, sending=pacer.sending, following=pacer.following)
+        if board.control.mode == "realtime":
+            # The pacer goes by the clock that stands still while the training is held.
+            pacer.stretch_due = lane.player.due + (board.clock() - now)
+        if self.others is None:
+            return view
+        return self._play_beside(self.others, channel, role, rollout, view, now)
+
+    def _play_lane(self, lane: Lane, now: float, *, sending: bool, following: bool) -> View | None:
+        control, hold = self.board.control, self.board.hold
+        if control.mode != "realtime":
+            return lane.player.newest(now)
+        return lane.player.play(
             now,
-            board.control.speed,
-            sending=pacer.sending and not board.hold.held,
-            following=pacer.following or board.hold.paused,
+            control.speed,
+            sending=sending and not hold.held,
+            following=following or hold.paused,
         )
-        # The pacer goes by the clock that stands still while the training is held.
-        pacer.stretch_due = channel.player.due + (board.clock() - now)
-        return view
+
+    def _play_beside(
+        self,
+        others: "Others",
+        channel: Channel,
+        role: str,
+        rollout: Rollout,
+        own: View | None,
+        now: float,
+    ) -> View | None:
+        """One view of what all processes send."""
+        playing, changed = {0: own}, False
+        for other in others.living():
+            part = other.report.parts.get(role)
+            if part is None or part.num_envs != rollout.num_envs:
+                continue
+            lane = channel.lane(other.process)
+            playing[other.process] = self._play_lane(
+                lane, now, sending=other.sending.get(role, False), following=part.following
+            )
+            other.due[role] = lane.player.due
+        for process, lane in channel.lanes.items():
+            # Of a process that is not heard of any more, nothing; of one that has nothing new,
+            # what it had.
+            view = (playing[process] or lane.view) if process in playing else None
+            changed |= view is not None and not view.looks_like(lane.view)
+            changed |= view is None and lane.view is not None
+            lane.view = view
+        views = [lane.view for _, lane in sorted(channel.lanes.items()) if lane.view]
+        cells = rollout.choice.env_index
+        if not views or cells is None:
+            return None
+        if not changed and channel.view is not None:
+            return channel.view
+        return beside(views, cells)
 
     def _look_at(self, role: str) -> Look:
         # A person selects among the robots of the training, unless only the others are shown.
@@ -316,7 +384,7 @@ class Publisher:
                 env=f"{shown.adapter.name} · {shown.adapter.backend}" if shown else "",
                 progress=board.progress.view(training),
                 control=control,
-                overhead=meter.share(training),
+                overhead=meter.share(training) + self._share_of_others(),
                 bytes_per_second=meter.bytes_per_second(training),
                 frames_per_second=meter.frames_per_second(training),
                 selection=board.selection,
@@ -341,7 +409,11 @@ class Publisher:
                 complaint=self.complaint,
                 notice=self.notice,
                 fault=board.fault,
+                lost=self.others.lost() if self.others else (),
             )
+
+    def _share_of_others(self) -> float:
+        return sum(other.report.share for other in self.others.living()) if self.others else 0.0
 
 
 async def _call(what: Callable[[], T]) -> T:

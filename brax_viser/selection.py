@@ -112,6 +112,7 @@ class Choice:
     env_index: np.ndarray | None = None  # int32 [K], in the order of the cells; None: not yet
     made_of: Selection | None = None
     since: float = -np.inf  # s, when it was made
+    round: int = 0  # how often it was begun
     extra: int | None = None  # drawn only because it is selected
     _chosen: np.ndarray | None = None  # int32 [K], by the rule alone
     _reports: dict[int, Ranking] = field(default_factory=dict)
@@ -131,6 +132,7 @@ class Choice:
             keep: an environment to be drawn in any case.
         """
         self.made_of, self.since = selection, now
+        self.round += 1
         self._reports, self._pending = {}, selection.rule in RANKED
         if not self._pending:
             chosen = selection.given(num_envs, capacity, self._random)

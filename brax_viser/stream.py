@@ -85,12 +85,13 @@ class Pacer:
     """Decides for one rollout when to ask again and when to send.
 
     What is sent are bursts of consecutive steps: one step in "latest", a stretch in "realtime",
-    one burst without an end in "every_step". Shard 0 plans them, far enough ahead that all
+    one burst without an end in "every_step". One shard plans them, far enough ahead that all
     devices send the very same steps. Not thread-safe: the feed locks.
     """
 
     dt: float  # s of robot time per step
     stretch_due: float = -math.inf  # s, when the next stretch is wanted: set by the player
+    leader: int = 0  # the shard that plans
     _shards: dict[int, _Shard] = field(default_factory=dict)
     _reset_steps: list[int] = field(default_factory=lambda: [0])
     _last_ask: float | None = None
@@ -112,6 +113,12 @@ class Pacer:
         """Batched steps known of."""
         # A copy: it is read while another device asks for the first time.
         return max([shard.env_steps for shard in list(self._shards.values())], default=0)
+
+    @property
+    def last_reset(self) -> tuple[int, int]:
+        """How often the rollout was reset, and the steps known of when it was last."""
+        resets = max([shard.resets for shard in list(self._shards.values())], default=0)
+        return resets, self._reset_steps[resets]
 
     @property
     def rate(self) -> float:
@@ -152,7 +159,7 @@ class Pacer:
         """
         own = self._shards.setdefault(shard, _Shard())
         steps = self._count(own, countdown)
-        if shard == 0:
+        if shard == self.leader:
             if self._last_ask is not None and countdown != FRESH:
                 # A gap of an hour is a laptop that was asleep, and is to be forgotten soon.
                 gap = min(now - self._last_ask, PACE_SECONDS)
@@ -171,7 +178,7 @@ class Pacer:
             self._stop = min(self._stop, own.env_steps)
             return self._answer(own, False, self._within(own, REACTION_SECONDS))
         wait = REACTION_SECONDS
-        if shard == 0:
+        if shard == self.leader:
             wait = self._plan(own.env_steps, now, control, spent, stretch)
         step = own.env_steps
         push = self._start <= step < self._stop
@@ -283,11 +290,11 @@ class Pacer:
 
     def _begin(self, length: int, spent: float | None = None) -> None:
         # The step at which the last of the shards asks next; this very step if there is one.
-        self._start = self._shards[0].env_steps
+        self._start = self._shards[self.leader].env_steps
         if len(self._shards) > 1:
             self._start = max(
                 self._start,
-                *(s.env_steps + s.skip + 1 for i, s in self._shards.items() if i > 0),
+                *(s.env_steps + s.skip + 1 for i, s in self._shards.items() if i != self.leader),
             )
         self._stop = self._start + length
         self._spent_at_start = spent

@@ -2,19 +2,22 @@
 
 import atexit
 import contextlib
+import functools
+import importlib.util
 import io
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import numpy as np
 import viser
 
 from brax_viser.feed import Feed, Switchboard, log
 from brax_viser.gui.panel import PAGES, STEPS, Command, parse_indices
+from brax_viser.hosts import meeting
 from brax_viser.interrupt import InterruptWatch
 from brax_viser.progress import ProgressView
 from brax_viser.publisher import Publisher
@@ -25,6 +28,8 @@ from brax_viser.trainer import TrainerCall
 
 if TYPE_CHECKING:  # it imports Brax, which takes a second that the page need not wait for
     from brax_viser.adapters import Adapter
+    from brax_viser.hosts.others import Others
+    from brax_viser.hosts.relay import Relay
 
 SWITCH_SECONDS = 2e-4
 """How long a callback waits at most for another Python thread, viser's with the publisher among
@@ -60,6 +65,22 @@ class _Interpreter:
 
 _interpreter = _Interpreter()
 
+P = ParamSpec("P")
+
+
+def _by_first_alone(
+    method: Callable[Concatenate["Viewer", P], None],
+) -> Callable[Concatenate["Viewer", P], None]:
+    """For what steers the viewer: where several processes run the training, and the script with
+    it, the first one's page and code steer all of them, and the others' code does nothing."""
+
+    @functools.wraps(method)
+    def steer(self: "Viewer", *args: P.args, **kwargs: P.kwargs) -> None:
+        if self._place.process == 0:
+            method(self, *args, **kwargs)
+
+    return steer
+
 
 @dataclass(frozen=True)
 class StreamStats:
@@ -89,7 +110,15 @@ class Viewer:
     The server starts with the object and stops with `close`. Three kinds of threads meet here:
     XLA's, which call `Feed.ask` and `Feed.push`; viser's, whose event loop runs the page's
     callbacks, which only enqueue, and the publisher, which does everything else; and the user's.
+
+    Of a training that several processes run (`jax.distributed`), the first one's viewer serves the
+    page, and is steered; in the others, where the same script runs, a viewer sends what its devices
+    step to the first one's, does as that one says, and opens no port. Each process makes the same
+    viewers and environments in the same order. What the processes tell each other is encrypted and
+    needs a secret, which `hosts.meeting` tells more about.
     """
+
+    _made = 0  # viewers, in this process
 
     def __init__(
         self,
@@ -117,6 +146,7 @@ class Viewer:
 
         Raises:
             ValueError: a value is out of its limits.
+            ImportError: several processes run the training, and ZeroMQ is not installed.
         """
         _check_choice("mode", mode, MODES)
         if not 0 < fps <= 60:
@@ -130,6 +160,41 @@ class Viewer:
         self._feeds: list[Feed] = []
         self._show_is_chosen = False
         self._reload: threading.Timer | None = None
+        self._place, number = meeting.place(), Viewer._made
+        Viewer._made += 1
+        self._board.process, self._board.num_processes = self._place
+        if self._place.num_processes > 1:
+            _require_zmq()
+        self._others: Others | None = None
+        self._end: Publisher | Relay  # of the feeds' way
+        if self._place.process > 0:
+            self._end = self._relay(number)
+        else:
+            self._end = self._publisher = self._serve(host, port)
+            if self._place.num_processes > 1:
+                self._others = self._publisher.others = self._listen(number)
+                self._others.start()
+        _interpreter.shorten()
+        self._interrupts = InterruptWatch(self._board.hold.interrupt)
+        self._interrupts.start()
+        self._end.start()
+        # XLA waits for pending callbacks at exit: nobody may be left waiting for the publisher.
+        atexit.register(self.close)
+        if self._place.process == 0:
+            print(f"brax_viser: {self.url}", flush=True)
+
+    def _relay(self, number: int) -> "Relay":
+        from brax_viser.hosts.relay import Relay
+
+        return Relay(self._board, self._feeds, self._place, number)
+
+    def _listen(self, number: int) -> "Others":
+        from brax_viser.hosts.others import Others
+
+        return Others(self._board, self._feeds, self._place, number, self.url)
+
+    def _serve(self, host: str, port: int) -> Publisher:
+        """Starts the page's server."""
         # viser prints a banner of its own, with an address that need not be the one to open.
         with contextlib.redirect_stdout(io.StringIO()):
             self._server = viser.ViserServer(
@@ -138,21 +203,18 @@ class Viewer:
         self._host = host
         if port not in (0, self._server.get_port()):
             log.warning("port %d is taken, using %d", port, self._server.get_port())
-        self._publisher = Publisher(self._board, self._server, self._obey)
+        publisher = Publisher(self._board, self._server, self._obey)
         self._server.on_client_connect(self._count_pages)
         self._server.on_client_disconnect(self._count_pages)
-        self._publisher.now(lambda: self._server.scene.on_click()(self._clicked))
-        _interpreter.shorten()
-        self._interrupts = InterruptWatch(self._board.hold.interrupt)
-        self._interrupts.start()
-        self._publisher.start()
-        # XLA waits for pending callbacks at exit: nobody may be left waiting for the publisher.
-        atexit.register(self.close)
-        print(f"brax_viser: {self.url}", flush=True)
+        publisher.now(lambda: self._server.scene.on_click()(self._clicked))
+        return publisher
 
     @property
     def url(self) -> str:
-        """The address to open in a browser."""
+        """The address to open in a browser. In other processes than the first, of the first one's
+        page; empty as long as it has not been heard of."""
+        if not isinstance(self._end, Publisher):
+            return self._end.url or ""
         host = "127.0.0.1" if self._host in ("0.0.0.0", "::", "") else self._host
         return f"http://{host}:{self._server.get_port()}"
 
@@ -162,6 +224,7 @@ class Viewer:
         return self._board.control.streaming
 
     @streaming.setter
+    @_by_first_alone
     def streaming(self, on: bool) -> None:
         self._board.set(streaming=bool(on))
         if on:
@@ -177,6 +240,7 @@ class Viewer:
         return self._board.control.mode
 
     @mode.setter
+    @_by_first_alone
     def mode(self, mode: str) -> None:
         _check_choice("mode", mode, MODES)
         if mode != self.mode:
@@ -189,6 +253,7 @@ class Viewer:
         return self._board.control.max_overhead
 
     @max_overhead.setter
+    @_by_first_alone
     def max_overhead(self, share: float) -> None:
         _check_share(share)
         self._board.set(max_overhead=float(share))
@@ -200,6 +265,7 @@ class Viewer:
         return self._board.control.speed
 
     @speed.setter
+    @_by_first_alone
     def speed(self, speed: float) -> None:
         _check_range("speed", speed, 0.1, 4.0, "robot seconds per second")
         self._board.set(speed=float(speed))
@@ -211,6 +277,7 @@ class Viewer:
         return self._board.control.stretch_seconds
 
     @stretch_seconds.setter
+    @_by_first_alone
     def stretch_seconds(self, seconds: float) -> None:
         _check_range("stretch_seconds", seconds, 0.5, 30.0, "seconds of the robot's time")
         self._board.set(stretch_seconds=float(seconds))
@@ -222,6 +289,7 @@ class Viewer:
         return self._board.control.show
 
     @show.setter
+    @_by_first_alone
     def show(self, show: str) -> None:
         _check_choice("show", show, SHOWS)
         self._show_is_chosen = True
@@ -229,6 +297,7 @@ class Viewer:
             self._board.set(show=show)
             self._publisher.hurry()
 
+    @_by_first_alone
     def select(self, what: "str | Sequence[int] | np.ndarray", *, sticky: bool = False) -> None:
         """Chooses the environments to draw, at most one per cell. Nothing is recompiled.
 
@@ -251,6 +320,7 @@ class Viewer:
         return self._board.selected_env
 
     @selected_env.setter
+    @_by_first_alone
     def selected_env(self, env: int | None) -> None:
         if env is not None and (isinstance(env, bool) or int(env) != env or env < 0):
             raise ValueError(f"selected_env={env!r}: must be an env index, 0 or more, or None")
@@ -267,18 +337,21 @@ class Viewer:
             self._publisher.hurry()
         self._board.mailbox.wake()
 
+    @_by_first_alone
     def pause(self) -> None:
         """Holds the *training* at its next step, until `resume`. The page stays live."""
         self._publisher.notice = None
         self._board.hold.pause(self._stepped)
         self._board.mailbox.wake()
 
+    @_by_first_alone
     def resume(self) -> None:
         """Lets a held training go on."""
         self._publisher.notice = None
         self._board.hold.resume()
         self._board.mailbox.wake()
 
+    @_by_first_alone
     def step(self, n: int = 1) -> None:
         """Lets a held training go on by `n` env steps; holds a training that runs.
 
@@ -293,6 +366,7 @@ class Viewer:
         self._board.hold.step(int(n), self._stepped)
         self._board.mailbox.wake()
 
+    @_by_first_alone
     def run_to_termination(self, env: int | None = None) -> None:
         """Lets the training go on until an environment's episode ends in a termination, and holds
         it there. Running out of time is none. Returns at once, as `step` does.
@@ -335,7 +409,7 @@ class Viewer:
 
     def stats(self) -> Stats:
         """A consistent reading of all counters."""
-        board, drawn_envs = self._board, self._publisher.drawn_envs()
+        board, drawn_envs = self._board, self._end.drawn_envs()
         with board.lock:
             streams: dict[str, StreamStats] = {}
             for feed in self._feeds:
@@ -367,7 +441,11 @@ class Viewer:
         self._interrupts.close()
         atexit.unregister(self.close)
         _interpreter.restore()
-        self._publisher.join(timeout=5.0)
+        self._end.join(timeout=5.0)
+        if self._others is not None:
+            self._others.join(timeout=5.0)
+        if self._place.process > 0:
+            return
         with contextlib.redirect_stdout(io.StringIO()):
             self._server.stop()
 
@@ -393,7 +471,7 @@ class Viewer:
         role = role or "train"
         known = self._board.shown.get(role)
         if known is None or not known.rollouts:
-            self._publisher.show_model(feed, role, None)
+            self._end.show_model(feed, role, None)
         return feed
 
     @property
@@ -404,7 +482,7 @@ class Viewer:
     def _new_training(self, feed: Feed, call: TrainerCall) -> None:
         """A trainer has begun to trace `feed`'s environment, on the trainer's thread."""
         if feed.role != "eval":
-            self._publisher.show_model(feed, "train", call.num_envs)
+            self._end.show_model(feed, "train", call.num_envs)
 
     def _select(self, selection: Selection) -> None:
         with self._board.lock:
@@ -529,6 +607,14 @@ class Viewer:
                 "The last page was closed while the training was held: it went on"
             )
             log.warning("the last page was closed: the training that it held goes on")
+
+
+def _require_zmq() -> None:
+    if importlib.util.find_spec("zmq") is None:
+        raise ImportError(
+            "a training of several processes needs ZeroMQ to show all of them in one page: "
+            "pip install 'brax-viser[hosts]' in each"
+        )
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

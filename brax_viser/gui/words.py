@@ -58,6 +58,7 @@ class PanelView:
     complaint: str | None  # about the indices that were typed
     notice: str | None  # something that has happened and is worth knowing
     fault: str | None  # why streaming was switched off, if it was not the user
+    lost: tuple[int, ...] = ()  # processes of the training that are not heard of any more
 
 
 def status(view: PanelView) -> str:
@@ -103,7 +104,12 @@ def head(view: PanelView) -> str:
     if view.fault is not None:
         dot = _DOT["failed"]
     name = " · ".join(part for part in (view.env, view.progress.algorithm) if part)
-    notice = f'<div style="color:#e8590c">{escape(view.notice)}</div>' if view.notice else ""
+    notices = [view.notice] if view.notice else []
+    if view.lost:
+        which = ", ".join(map(str, view.lost))
+        many = "es" if len(view.lost) > 1 else ""
+        notices.append(f"Process{many} {which} not heard of: the robots there are not drawn")
+    notice = "".join(f'<div style="color:#e8590c">{escape(text)}</div>' for text in notices)
     return (
         '<div style="padding:0.5em 0.75em 0.4em 0.75em;line-height:1.45">'
         f'<div style="font-size:1.15em;font-weight:600">{escape(name)}</div>'

@@ -1,0 +1,1 @@
+"""Trainings that several processes step: the first serves the page, the others send to it."""

@@ -1,0 +1,208 @@
+"""What the processes of one training tell each other, as bytes.
+
+Decoding checks types and sizes; nothing that is received is ever executed.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from brax_viser.emit import Layout
+from brax_viser.hold import Orders
+from brax_viser.mailbox import ModelParcel, Parcel
+from brax_viser.selection import Ranking
+from brax_viser.stream import Control
+
+
+class Array(msgspec.Struct, frozen=True):
+    """A numpy array of int32, float32 or bool."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    @classmethod
+    def of(cls, array: Any) -> "Array":
+        array = np.ascontiguousarray(array)
+        return cls(array.dtype.name, array.shape, array.tobytes())
+
+    def open(self) -> np.ndarray:
+        """Read-only.
+
+        Raises:
+            ValueError: not one of these types, or not as many bytes as the shape takes.
+        """
+        if self.dtype not in ("int32", "float32", "bool"):
+            raise ValueError(f"an array of {self.dtype!r}")
+        return np.frombuffer(self.data, self.dtype).reshape(self.shape)
+
+
+class Task(msgspec.Struct, frozen=True):
+    """What is wanted of one rollout."""
+
+    drawn: Array | None  # int32 [K], over all processes
+    round: int  # of choosing
+    rule: int  # by which to rank in that round, or `protocol.GIVEN`
+    due: float  # s from now, when the next stretch is wanted
+    resets: int  # of the rollout, and how many steps the first process knew of at the last:
+    reset_step: int  # each process counts the steps that it is asked about
+
+
+class Wishes(msgspec.Struct, frozen=True, tag=True):
+    """From the first process: all that the others are to do. The newest one counts."""
+
+    control: Control
+    orders: Orders  # of the hold
+    hurries: int  # how often something else was wanted at once
+    tasks: dict[str, Task]  # by role
+
+
+class Part(msgspec.Struct, frozen=True):
+    """Of one rollout, what one process has."""
+
+    num_envs: int  # over all processes
+    sending: bool
+    following: bool
+    shards: dict[int, tuple[int, bool]]  # env steps known of, and whether it is held there
+
+
+class Report(msgspec.Struct, frozen=True, tag=True):
+    """From another process: how it is. Also the sign that it lives."""
+
+    parts: dict[str, Part]  # by role
+    share: float  # of wall-clock, that watching costs it
+    frames: int
+    bytes_moved: int
+    terminated: tuple[str, int] | None  # role and step at which the env waited for has fallen
+    fault: str | None
+    leaves: bool = False
+
+
+class Step(msgspec.Struct, frozen=True, tag=True):
+    """From another process: a `mailbox.Parcel`."""
+
+    feed: int  # index of the environment among those of the viewer
+    role: str
+    shard: int
+    env_steps: int
+    env_index: Array
+    drawn: Array
+    num_envs: int
+    layout: Layout
+    rows: Array
+    sending: bool  # whether more of this stretch is to come
+
+
+class Models(msgspec.Struct, frozen=True, tag=True):
+    """From another process: a `mailbox.ModelParcel`."""
+
+    feed: int
+    role: str
+    env_index: Array
+    num_envs: int
+    layout: Layout
+    rows: Array
+
+
+class Ranked(msgspec.Struct, frozen=True, tag=True):
+    """From another process: what one of its devices ranks first."""
+
+    role: str
+    round: int
+    rule: int
+    shard: int
+    env_index: Array
+    episode_return: Array
+    since_termination: Array
+    finite: Array
+
+    def ranking(self) -> Ranking:
+        return Ranking(
+            self.env_index.open(),
+            self.episode_return.open(),
+            self.since_termination.open(),
+            self.finite.open(),
+        )
+
+
+FromOthers = Report | Step | Models | Ranked
+
+_encoder = msgspec.msgpack.Encoder()
+_wishes = msgspec.msgpack.Decoder(Wishes)
+_from_others = msgspec.msgpack.Decoder(FromOthers)
+
+DecodeError = msgspec.DecodeError
+
+changed = msgspec.structs.replace
+
+
+def encode(message: Wishes | FromOthers) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_wishes(data: bytes) -> Wishes:
+    """Raises `DecodeError` where it is none."""
+    return _wishes.decode(data)
+
+
+def decode_from_others(data: bytes) -> FromOthers:
+    """Raises `DecodeError` where it is none."""
+    return _from_others.decode(data)
+
+
+def step_of(parcel: Parcel, feeds: Mapping[Any, int], *, sending: bool) -> Step:
+    """A parcel, on its way. Converts to numpy: not within a callback."""
+    return Step(
+        feed=feeds[parcel.feed],
+        role=parcel.role,
+        shard=parcel.shard,
+        env_steps=parcel.env_steps,
+        env_index=Array.of(parcel.env_index),
+        drawn=Array.of(parcel.drawn),
+        num_envs=parcel.num_envs,
+        layout=parcel.layout,
+        rows=Array.of(np.asarray(parcel.rows)[: len(parcel.env_index)]),
+        sending=sending,
+    )
+
+
+def models_of(parcel: ModelParcel, feeds: Mapping[Any, int]) -> Models:
+    """As `step_of`."""
+    return Models(
+        feed=feeds[parcel.feed],
+        role=parcel.role,
+        env_index=Array.of(parcel.env_index),
+        num_envs=parcel.num_envs,
+        layout=parcel.layout,
+        rows=Array.of(np.asarray(parcel.rows)[: len(parcel.env_index)]),
+    )
+
+
+def parcel_of(message: Step, feed: Any, process: int) -> Parcel:
+    """Raises ValueError for arrays that are none."""
+    return Parcel(
+        feed=feed,
+        role=message.role,
+        shard=message.shard,
+        env_steps=message.env_steps,
+        env_index=message.env_index.open(),
+        drawn=message.drawn.open(),
+        num_envs=message.num_envs,
+        layout=message.layout,
+        rows=message.rows.open(),
+        process=process,
+    )
+
+
+def model_parcel_of(message: Models, feed: Any) -> ModelParcel:
+    """Raises ValueError for arrays that are none."""
+    return ModelParcel(
+        feed=feed,
+        role=message.role,
+        env_index=message.env_index.open(),
+        num_envs=message.num_envs,
+        layout=message.layout,
+        rows=message.rows.open(),
+    )

@@ -1,0 +1,337 @@
+"""Several processes of one training: one page, with a loop of one's own over loopback."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from brax_viser.frame import Frame
+from brax_viser.hold import Hold
+from brax_viser.hosts import wire
+from brax_viser.hosts.link import Hub, Spoke
+from brax_viser.playback import View, beside
+from brax_viser.protocol import NEVER
+from brax_viser.stream import Control
+from tests.conftest import eventually
+
+COMMON = """
+    import os, sys, time, threading, traceback
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    import jax
+    process, port = int(sys.argv[1]), sys.argv[2]
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
+    import jax.numpy as jnp, numpy as np
+    from brax import envs
+    from jax.sharding import NamedSharding, PartitionSpec
+    from brax_viser import Viewer, VisualizedEnv
+    from brax_viser.gui import words
+    from tests.conftest import Page, eventually
+
+    bare = envs.get_environment("reacher", backend="spring")
+    viewer = Viewer(port=0, mode="every_step")
+    env = VisualizedEnv(bare, grid=(3, 2), viewer=viewer)
+    viewer.select([13, 2, 9, 0, 6])
+    # In both processes, as the script is the same; the first one's alone counts.
+    viewer.pause()
+
+    def stepper(env, lead):
+        many = envs.training.VmapWrapper(env)
+        def step(state):
+            i = state.info["env"]
+            action = jnp.stack([jnp.sin(0.3 * i), jnp.cos(i)], -1)
+            state = many.step(state, action)
+            return state, lead(state.reward)
+        def reset(keys, i):
+            state = many.reset(keys)
+            state.info["env"] = i
+            return state
+        return reset, step
+
+    mesh = jax.make_mesh((4,), ("host_device",))
+    split, whole = PartitionSpec("host_device"), PartitionSpec()
+    # No device is a step ahead of another: they wait for each other, as trainers' do.
+    reset, step = stepper(env, lambda reward: jax.lax.psum(reward.sum(), "host_device"))
+    sharded = lambda f, *out: jax.jit(jax.shard_map(
+        f, mesh=mesh, in_specs=split, out_specs=out[0] if len(out) == 1 else out, check_vma=False
+    ))
+    reset, step = sharded(reset, split), sharded(step, split, whole)
+    keys, index = jax.random.split(jax.random.key(1), 16), np.arange(16)
+    spread = lambda x: jax.make_array_from_callback(
+        x.shape, NamedSharding(mesh, split), lambda part: x[part]
+    )
+
+    def loop(state, count):
+        for _ in range(count):
+            state, total = step(state)
+            total.block_until_ready()
+        return state
+"""
+
+FIRST = """
+    page = Page(viewer)
+    says = lambda: words.head(viewer._publisher._panel_view(time.monotonic()))
+    shown = lambda: viewer._publisher._channels["train"].view
+    others = viewer._others
+    reference = {}
+    reset_all, step_all = stepper(bare, lambda reward: reward)
+    truth, returns = jax.jit(reset_all)(keys, index), np.zeros(16)
+    step_all = jax.jit(step_all)
+    for n in range(1, 31):
+        truth, reward = step_all(truth)
+        returns = returns + np.asarray(reward)
+        reference[n] = np.asarray(truth.pipeline_state.x.pos), returns
+
+    def look():
+        # Held at 1, stepped to 4, other envs while it is held, and on to 30.
+        held_at = lambda n: (
+            viewer.stats().held
+            and {s for s, _ in viewer._board.hold.parts().values()} == {n}
+            and len(viewer._board.hold.parts()) == 4
+        )
+        eventually(lambda: held_at(1), "all four devices are held at their first step", 60)
+        viewer.step(3)
+        eventually(lambda: held_at(4), "all four go on by three steps, and are held again")
+        whole = lambda n: shown() is not None and not shown().hidden.any() and (
+            shown().frame.env_steps == n
+        )
+        def true_at(n, order):
+            eventually(lambda: whole(n), f"all that are drawn are there at step {n}")
+            frame = shown().frame
+            assert frame.env_index.tolist() == order, frame.env_index
+            np.testing.assert_allclose(frame.link_pos, reference[n][0][order], atol=1e-5)
+            np.testing.assert_allclose(frame.episode_return, reference[n][1][order], atol=1e-4)
+        true_at(4, [13, 2, 9, 0, 6])
+        viewer.select("worst")
+        worst = np.argsort(reference[4][1], kind="stable")[:6].tolist()
+        assert len({i // 8 for i in worst}) == 2, "choose other actions: only one process has them"
+        eventually(lambda: viewer.stats().drawn_envs == tuple(worst), "the worst of all are drawn")
+        true_at(4, worst)
+        viewer.selected_env = 15
+        viewer.step()
+        eventually(lambda: held_at(5), "one more step")
+        eventually(lambda: 15 in viewer.stats().drawn_envs, "the other process's env is drawn")
+        assert viewer.stats().overhead >= sum(o.report.share for o in others.living()) > 0
+        print("stop the other", flush=True)
+        eventually(lambda: others.lost() == (1,), "the other process is lost", 15)
+        eventually(lambda: "Process 1 not heard of" in says(), "the page says so")
+        mine = lambda: shown().frame.env_index[~shown().hidden]
+        eventually(lambda: len(mine()) and (mine() < 8).all(), "only those here are drawn")
+        viewer.select("best")  # is not to wait for who is not there
+        eventually(lambda: set(viewer.stats().drawn_envs) <= {*range(8), 15}, "best of those here")
+        print("wake the other", flush=True)
+        eventually(lambda: others.lost() == (), "it is heard of again", 15)
+        eventually(lambda: held_at(5), "and still held")
+        viewer.selected_env = None
+        viewer.select([9, 0])
+        viewer.step(20)
+        eventually(lambda: held_at(25), "on by twenty steps")
+        true_at(25, [9, 0])
+        viewer.resume()
+
+    def look_or_end():
+        try:
+            look()
+        except BaseException:
+            traceback.print_exc()
+            print(viewer._board.hold.parts(), viewer.stats(), others._known, flush=True)
+            os._exit(1)
+
+    looker = threading.Thread(target=look_or_end)
+    looker.start()
+    state = loop(reset(spread(keys), spread(index)), 30)
+    looker.join()
+    assert viewer._board.fault is None, viewer._board.fault
+    viewer.pause()
+    threading.Timer(2.0, viewer.close).start()  # releases both
+    loop(state, 5)
+    page.close()
+    print("seen", flush=True)
+"""
+
+SECOND = """
+    assert not hasattr(viewer, "_server")
+    eventually(lambda: viewer.url.startswith("http://127.0.0.1:"), "it knows where the page is")
+    state = loop(reset(spread(keys), spread(index)), 30)
+    assert viewer._board.fault is None, viewer._board.fault
+    assert viewer.stats().frames > 0 and 0 < viewer.stats().overhead < 1
+    loop(state, 5)
+    print("sent", flush=True)
+"""
+
+
+class Process:
+    """One of two, and what it says."""
+
+    def __init__(self, code: str, process: int, port: int):
+        code = textwrap.dedent(COMMON) + textwrap.dedent(code)
+        self.popen = subprocess.Popen(
+            [sys.executable, "-c", code, str(process), str(port)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            self.lines.append(line.rstrip())
+
+    def says(self, what: str) -> bool:
+        if self.popen.poll() is not None:
+            self._reader.join(1)
+            assert what in self.lines, "\n".join(self.lines[-60:])
+        return what in self.lines
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_two_processes_are_one_page_and_one_hold():
+    port = free_port()
+    first, second = Process(FIRST, 0, port), Process(SECOND, 1, port)
+    try:
+        eventually(lambda: first.says("stop the other"), "held, stepped and ranked together", 150)
+        second.popen.send_signal(signal.SIGSTOP)
+        eventually(lambda: first.says("wake the other"), "its loss is seen", 60)
+        second.popen.send_signal(signal.SIGCONT)
+        eventually(lambda: first.says("seen"), "they go on together", 60)
+        eventually(lambda: second.says("sent"), "the second as well", 60)
+    except BaseException:
+        print("\n".join([*first.lines[-40:], "-- the other:", *second.lines[-40:]]))
+        raise
+    finally:
+        for process in (first, second):
+            process.popen.kill()
+            process.popen.wait()
+
+
+SURVIVES = """
+    page = Page(viewer)
+    says = lambda: words.head(viewer._publisher._panel_view(time.monotonic()))
+    viewer.resume()
+    state = reset(spread(keys), spread(index))
+    state = loop(state, 3)
+    eventually(lambda: len(viewer._others.living()) == 1, "the other is heard of")
+    print("kill the other", flush=True)
+    try:
+        loop(state, 10_000_000)
+    except Exception as error:
+        print("the collective fails", type(error).__name__, flush=True)
+    eventually(lambda: viewer._others.lost() == (1,), "the page tells of it", 15)
+    eventually(lambda: "Process 1 not heard of" in says(), "the page says so")
+    viewer.select("random")
+    viewer.close()
+    print("survived", flush=True)
+    os._exit(0)  # JAX would wait for the one that is dead
+"""
+
+
+def test_a_process_that_dies_does_not_take_the_page_along():
+    port = free_port()
+    first = Process(SURVIVES, 0, port)
+    second = Process("viewer.resume(); loop(reset(spread(keys), spread(index)), 10_000_000)", 1, port)
+    try:
+        eventually(lambda: first.says("kill the other"), "both run", 120)
+        second.popen.kill()
+        eventually(lambda: first.says("survived"), "the first one's page lives on", 60)
+    finally:
+        for process in (first, second):
+            process.popen.kill()
+            process.popen.wait()
+
+
+def heard_by(hub: Hub, seconds: float = 1.0) -> list[tuple[int, bytes]]:
+    deadline, messages = time.monotonic() + seconds, []
+    while time.monotonic() < deadline:
+        messages += hub.receive(0.05)
+    return messages
+
+
+def test_only_who_knows_the_secret_is_heard():
+    import zmq
+
+    hub = Hub(b"right", "127.0.0.1")
+    address = f"127.0.0.1:{hub.port}"
+    wrong, right = Spoke(b"wrong", address, 1), Spoke(b"right", address, 2)
+    context = zmq.Context()
+    open_one = context.socket(zmq.DEALER)
+    open_one.identity = b"3"
+    open_one.connect(f"tcp://{address}")
+    try:
+        for _ in range(3):
+            wrong.send(b"let me in")
+            open_one.send(b"let me in", zmq.NOBLOCK)
+        right.send(b"hello")
+        assert heard_by(hub) == [(2, b"hello")]
+        assert hub.send(2, b"welcome")
+        assert not hub.send(1, b"who is there?"), "there is a way to one who was not let in"
+        assert right.receive(1.0) == [b"welcome"]
+        assert wrong.receive(0.2) == []
+    finally:
+        open_one.close(linger=0)
+        context.term()
+        for end in (wrong, right, hub):
+            end.close()
+
+
+def test_what_makes_no_sense_is_refused():
+    wishes = wire.Wishes(Control(), Hold().orders, 0, {})
+    data = wire.encode(wishes)
+    assert wire.decode_wishes(data) == wishes
+    with pytest.raises(wire.DecodeError):
+        wire.decode_from_others(data)
+    with pytest.raises(wire.DecodeError):
+        wire.decode_wishes(b"\x00nonsense")
+    with pytest.raises(ValueError, match="object"):
+        wire.Array("object", (1,), b"12345678").open()
+    with pytest.raises(ValueError):
+        wire.Array("float32", (3,), b"1234").open()
+
+
+def view_of(env_index, at: float) -> View:
+    count = len(env_index)
+    frame = Frame(
+        role="train",
+        env_steps=7,
+        env_index=np.array(env_index, np.int32),
+        num_envs=16,
+        link_pos=np.full((count, 2, 3), at, np.float32),
+        link_rot=np.full((count, 2, 4), at, np.float32),
+        reward=np.array(env_index, np.float32),
+        episode_return=np.array(env_index, np.float32),
+        episode_length=np.full(count, 3, np.int32),
+        since_termination=np.full(count, 5, np.int32),
+        finite=np.ones(count, bool),
+    )
+    return View(frame, frame.link_pos, frame.link_rot, np.zeros(count, bool), 0.0, 0.0)
+
+
+def test_views_beside_each_other_keep_the_order_of_the_cells():
+    joint = beside([view_of([2, 5], 1.0), view_of([9, 12], 2.0)], np.array([12, 2, 9, 5]))
+    assert joint.frame.env_index.tolist() == [12, 2, 9, 5]
+    assert joint.link_pos[:, 0, 0].tolist() == [2.0, 1.0, 2.0, 1.0]
+    assert joint.frame.reward.tolist() == [12.0, 2.0, 9.0, 5.0]
+    assert not joint.hidden.any()
+
+
+def test_who_is_missing_leaves_a_cell_that_another_may_take():
+    joint = beside([view_of([2, 5], 1.0)], np.array([12, 2, 9]))
+    assert joint.frame.env_index.tolist() == [5, 2, 9], "5 is still on screen"
+    assert joint.hidden.tolist() == [False, False, True]
+    assert joint.frame.since_termination[2] == NEVER and joint.frame.finite[2]
+    twice = beside([view_of([0, 1], 1.0), view_of([1, 0], 2.0)], np.array([0, 1]))
+    assert twice.link_pos[:, 0, 0].tolist() == [1.0, 1.0], "the first process's own counts"
