@@ -60,6 +60,9 @@ class Switchboard:
     fault: str | None = None
     process: int = 0  # of the training, this one's index
     num_processes: int = 1
+    # Among how many processes the budget is shared. They wait for each other, so what watching
+    # costs each of them adds up.
+    budget_parts: int = 1
     # How a rollout's environments are chosen; in other processes than the first it is told.
     new_choice: Callable[[], Choice] = Choice
     # How many of a rollout's shards, by its role, are of processes that are not heard of.
@@ -74,11 +77,10 @@ class Switchboard:
 
     @property
     def pacing(self) -> Control:
-        """The control, with this process's share of the budget: processes that step together wait
-        for each other, so what watching costs each of them adds up."""
-        if self.num_processes == 1:
+        """The control, with this process's share of the budget."""
+        if self.budget_parts == 1:
             return self.control
-        return replace(self.control, max_overhead=self.control.max_overhead / self.num_processes)
+        return replace(self.control, max_overhead=self.control.max_overhead / self.budget_parts)
 
     @property
     def kept_env(self) -> int | None:
@@ -124,6 +126,7 @@ class Order:
 
     drawn: np.ndarray  # int32 [K''], all that are drawn, over all devices
     here: np.ndarray  # int32, those of them that are this process's
+    shards: frozenset[int]  # that are known to be this process's
     mine: np.ndarray  # int32 [K'], those of them that are this device's
     envs: frozenset[int]  # the same, to be looked up
     answer: np.ndarray  # int32 [3 + K]: push them
@@ -297,9 +300,7 @@ class Feed:
         """Of a training that several processes step, which shards are this one's is only seen."""
         if not rollout.called:
             rollout.pacer.leader = shard
-        elif shard not in rollout.called:
-            rollout.pacer.leader = min(rollout.pacer.leader, shard)
-            rollout.asked_for.clear()
+        rollout.pacer.leader = min(rollout.pacer.leader, shard)
 
     def _choose(self, rollout: Rollout, now: float) -> None:
         board = self._board
@@ -317,13 +318,13 @@ class Feed:
             if rule != GIVEN:
                 answer[0], answer[2] = PUSH, rule
             elif drawn is not None and not rollout.choice.pending:
-                order = rollout.asked_for.get(shard)
-                if order is None or order.drawn is not drawn:
+                order, shards = rollout.asked_for.get(shard), {*rollout.called, shard}
+                if order is None or order.drawn is not drawn or order.shards != shards:
                     here = drawn
                     if self._board.num_processes > 1:
-                        shards = [*rollout.called, shard]
-                        here = drawn[np.isin(drawn // origin.num_envs, shards)]
-                    order = rollout.asked_for[shard] = _order(origin, shard, drawn, here)
+                        here = drawn[np.isin(drawn // origin.num_envs, list(shards))]
+                    order = _order(origin, shard, drawn, here, frozenset(shards))
+                    rollout.asked_for[shard] = order
                 granted, answer[:] = answer[1], order.answer
                 answer[1] = granted
                 if origin.model and not order.envs <= rollout.models:
@@ -417,12 +418,14 @@ class Feed:
             answer[1] = 0
 
 
-def _order(origin: Origin, shard: int, drawn: np.ndarray, here: np.ndarray) -> Order:
+def _order(
+    origin: Origin, shard: int, drawn: np.ndarray, here: np.ndarray, shards: frozenset[int]
+) -> Order:
     mine = drawn[drawn // origin.num_envs == shard]
     answer = np.zeros(ANSWER_HEAD + origin.num_rows, np.int32)
     answer[0] = PUSH if len(mine) else 0
     answer[ANSWER_HEAD : ANSWER_HEAD + len(mine)] = mine % origin.num_envs
-    return Order(drawn, here, mine, frozenset(mine.tolist()), answer)
+    return Order(drawn, here, shards, mine, frozenset(mine.tolist()), answer)
 
 
 def _quiet(origin: Origin) -> np.ndarray:

@@ -384,7 +384,7 @@ class Publisher:
                 env=f"{shown.adapter.name} · {shown.adapter.backend}" if shown else "",
                 progress=board.progress.view(training),
                 control=control,
-                overhead=meter.share(training) + self._share_of_others(),
+                overhead=meter.share(training) + (self.others.share() if self.others else 0.0),
                 bytes_per_second=meter.bytes_per_second(training),
                 frames_per_second=meter.frames_per_second(training),
                 selection=board.selection,
@@ -411,9 +411,6 @@ class Publisher:
                 fault=board.fault,
                 lost=self.others.lost() if self.others else (),
             )
-
-    def _share_of_others(self) -> float:
-        return sum(other.report.share for other in self.others.living()) if self.others else 0.0
 
 
 async def _call(what: Callable[[], T]) -> T:

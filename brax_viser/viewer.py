@@ -409,7 +409,8 @@ class Viewer:
 
     def stats(self) -> Stats:
         """A consistent reading of all counters."""
-        board, drawn_envs = self._board, self._end.drawn_envs()
+        board, drawn_envs, others = self._board, self._end.drawn_envs(), self._others
+        frames, nbytes = others.moved() if others else (0, 0)
         with board.lock:
             streams: dict[str, StreamStats] = {}
             for feed in self._feeds:
@@ -419,9 +420,9 @@ class Viewer:
             train = streams.get("train")
             return Stats(
                 env_steps=train.env_steps if train else 0,
-                frames=board.frames,
-                bytes_moved=board.bytes_moved,
-                overhead=board.meter.share(board.clock()),
+                frames=board.frames + frames,
+                bytes_moved=board.bytes_moved + nbytes,
+                overhead=board.meter.share(board.clock()) + (others.share() if others else 0.0),
                 held=board.hold.held,
                 drawn_envs=drawn_envs,
                 streams=streams,

@@ -27,6 +27,11 @@ PURE = (
     "frame.py",
     "progress.py",
     "mailbox.py",
+    "hosts/wire.py",
+    "hosts/link.py",
+    "hosts/meeting.py",
+    "hosts/others.py",
+    "hosts/relay.py",
 )
 HOST = tuple(
     str(p.relative_to(PACKAGE)) for d in ("scene", "gui") for p in PACKAGE.glob(f"{d}/*.py")

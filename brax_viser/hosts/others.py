@@ -86,6 +86,15 @@ class Others:
         """Processes that were heard of and are not any more."""
         return tuple(sorted(o.process for o in list(self._known.values()) if o.lost))
 
+    def share(self) -> float:
+        """Of wall-clock, what watching costs them, added up: they wait for each other."""
+        return sum(other.report.share for other in self.living())
+
+    def moved(self) -> tuple[int, int]:
+        """(frames, bytes) from their devices to their hosts."""
+        known = list(self._known.values())
+        return sum(o.report.frames for o in known), sum(o.report.bytes_moved for o in known)
+
     def _absent(self, role: str, rollout: Rollout) -> int:
         living = self.living()
         if len(living) == self._place.num_processes - 1:
@@ -194,6 +203,7 @@ class Others:
 
     def _tell_all(self) -> None:
         board, now = self._board, self._board.wall_clock()
+        board.budget_parts = self._count_drawn()
         with board.lock:
             control = replace(board.control, max_overhead=board.pacing.max_overhead)
             facts = {r: self._task(r) for r, feed in board.shown.items() if r in feed.rollouts}
@@ -209,6 +219,18 @@ class Others:
                 wishes = wire.Wishes(control, board.hold.orders, self._hurries, tasks)
                 if self._hub.send(process, wire.encode(wishes)):
                     self._told[process] = now, what
+
+    def _count_drawn(self) -> int:
+        """How many processes have environments that are drawn; the others send nothing."""
+        drawn = set()
+        for role, feed in self._board.shown.items():
+            rollout = feed.rollouts.get(role)
+            if rollout is None or rollout.choice.env_index is None:
+                continue
+            shards = set((rollout.choice.env_index // rollout.envs_per_shard).tolist())
+            drawn |= {o.process for o in self.living() if shards & set(self._shards(o, role))}
+            drawn |= {0} if shards & set(rollout.called) else set()
+        return max(len(drawn), 1)
 
     def _task(self, role: str) -> wire.Task:
         rollout = self._board.shown[role].rollouts[role]

@@ -200,7 +200,6 @@ class Relay:
                     again = True
                 if ranks or wishes.hurries != self._hurries:
                     pacer.hurry()
-                    rollout.asked_for.clear()
         self._hurries = wishes.hurries
         if again:
             board.hold.refresh()
