@@ -24,7 +24,7 @@ from brax_viser.protocol import (
     PUSH_MODEL,
 )
 from brax_viser.scene.grid import Grid
-from brax_viser.selection import Choice, Ranking, Selection
+from brax_viser.selection import NOTHING_SECONDS, Choice, Ranking, Selection
 from brax_viser.stream import Control, CostMeter, Pacer
 from brax_viser.trainer import TrainerCall
 
@@ -35,9 +35,6 @@ log = logging.getLogger("brax_viser")
 
 AFTER_FAULT = 1000
 """Steps to skip after a fault of our own, before the device may ask again whether all is well."""
-
-NOTHING_SECONDS = 0.5
-"""How long to wait before ranking again where a rule has found nobody."""
 
 
 @dataclass

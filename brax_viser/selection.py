@@ -10,6 +10,9 @@ from brax_viser.protocol import BEST, GIVEN, NEVER, NONFINITE, TERMINATED, WORST
 RANKED = {"best": BEST, "worst": WORST, "terminated": TERMINATED, "nan": NONFINITE}
 """Rules for which the device ranks all environments, with its code for them."""
 
+NOTHING_SECONDS = 0.5
+"""How long to wait before ranking again where a rule has found nobody."""
+
 RULES = ("first", "page", "random", *RANKED, "indices")
 
 
@@ -200,6 +203,8 @@ class Choice:
             return False
         if selection.sticky and not self.found_nobody:
             return False
+        if self.found_nobody:
+            seconds = min(seconds, NOTHING_SECONDS)
         return begins or now - self.since >= seconds
 
     def keep(self, env: int | None, num_envs: int, capacity: int) -> bool:

@@ -23,7 +23,7 @@ from brax_viser.gui.words import drawn, head
 from brax_viser.mailbox import Parcel
 from brax_viser.playback import Player
 from brax_viser.protocol import HEADER_COLUMNS, HEADER_HEAD
-from brax_viser.publisher import Channel
+from brax_viser.publisher import Lane
 from tests.conftest import Page, eventually
 from tests.sample import FallingCartPole
 
@@ -151,12 +151,13 @@ def test_none_is_drawn_where_none_has_a_nan_and_then_just_those_that_have(traini
     eventually(lambda: words in drawn(panel(0.0)), "the panel says so")
 
     broken = [7, 1234, 4000]
-    motion = training.state.pipeline_state.xd_i
-    motion = motion.replace(vel=motion.vel.at[jnp.array(broken), 0].set(jnp.nan))
-    pipeline_state = training.state.pipeline_state.replace(xd_i=motion)
-    training.state = training.state.replace(pipeline_state=pipeline_state)
 
     def found() -> bool:
+        # Again and again, for with the end of its episode an env is sound again.
+        motion = training.state.pipeline_state.xd_i
+        motion = motion.replace(vel=motion.vel.at[jnp.array(broken), 0].set(jnp.nan))
+        pipeline_state = training.state.pipeline_state.replace(xd_i=motion)
+        training.state = training.state.replace(pipeline_state=pipeline_state)
         training.steps()
         return on_screen(training) == broken
 
@@ -485,12 +486,12 @@ def test_parts_of_one_step_from_several_devices_come_together_whatever_was_asked
         return Parcel(None, "train", shard, 7, mine, drawn, 20, layout, rows)
 
     old, new = np.array([0, 1, 12], np.int32), np.array([15, 3, 11], np.int32)
-    channel = Channel(None, Player(0.05), None)  # type: ignore[arg-type]
+    lane = Lane(Player(0.05))
     for one in (parcel(0, old), parcel(1, new), parcel(1, new)):
-        channel.receive(one, 1.0)
-    assert channel.player.newest(1.0) is None
-    channel.receive(parcel(0, new), 1.0)
-    view = channel.player.newest(1.0)
+        lane.receive(one, 1.0)
+    assert lane.player.newest(1.0) is None
+    lane.receive(parcel(0, new), 1.0)
+    view = lane.player.newest(1.0)
     assert view is not None and view.frame.env_index.tolist() == [15, 3, 11]
 
 
