@@ -216,8 +216,9 @@ class Cell:
 
     def in_words(self) -> str:
         if self.error is not None:
-            return f"[red]{'trains, ' if self.trains else ''}fails[/]"
-        arrives = f"{self.frames} frames" if self.frames else "[red]nothing arrives[/]"
+            # Where the bare environment does not train either, there is nothing to compare with.
+            return "[red]trains bare, fails watched[/]" if self.trains else "fails without us too"
+        arrives = f"{self.frames} arrive" if self.frames else "[red]nothing arrives[/]"
         same = (
             "identical" if self.difference == 0 else f"[yellow]differs by {self.difference:.1e}[/]"
         )
@@ -305,7 +306,7 @@ def main(
                 console.print(outcome.error, markup=False)
             if json_file is not None:  # after each, so that an interruption loses nothing
                 json_file.write_text(json.dumps([asdict(c) for c in cells.values()], indent=1))
-    table = Table("", *trainers, title=f"Brax's trainers, mode {mode}")
+    table = Table("", *trainers, title=f"Brax's trainers, mode {mode}", show_lines=True)
     for family in rows:
         table.add_row(family, *(cells[family, trainer].in_words() for trainer in trainers))
     console.print(table)
