@@ -1,9 +1,12 @@
 """K copies of one robot, drawn by one batched handle per distinct geometry."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import trimesh
 import viser
+from trimesh.exchange.gltf import export_glb
 from trimesh.visual import ColorVisuals, TextureVisuals
 
 from brax_viser.scene.quaternions import multiply, rotate
@@ -224,8 +227,14 @@ def _add(
     if shape.rgba is not None:
         return _add_plain(server, name, shape, pos, quat, scale)
     # lod="off": the automatic levels decimate small links to nothing within a few metres.
-    return server.scene.add_batched_meshes_trimesh(
-        name, shape.mesh, batched_wxyzs=quat, batched_positions=pos, lod="off", scale=scale
+    return server.scene.add_batched_glb(
+        name,
+        _glb(shape.mesh),
+        batched_wxyzs=quat,
+        batched_positions=pos,
+        lod="off",
+        cast_shadow=shape.casts_shadow,
+        scale=scale,
     )
 
 
@@ -247,8 +256,39 @@ def _add_plain(
         batched_colors=rgba[:3],
         opacity=None if rgba[3] == 255 else float(rgba[3]) / 255,
         lod="off",
+        cast_shadow=shape.casts_shadow,
         scale=scale,
     )
+
+
+def _glb(mesh: trimesh.Trimesh) -> bytes:
+    """A mesh as glTF: matt, and with colours as they are meant.
+
+    glTF takes what says nothing of itself for metal, which is black where there is nothing to
+    mirror, and the colours of vertices for linear light (glTF 2.0, 3.7.2.1 and 3.9.2).
+    """
+    if isinstance(mesh.visual, ColorVisuals):
+        colours = np.asarray(mesh.visual.vertex_colors)
+        alpha = float(colours[:, 3].min())
+        mesh = mesh.copy(include_cache=True)  # the normals are in there
+        linear = np.round(255 * _linear(colours[:, :3] / 255.0)).astype(np.uint8)
+        mesh.visual = ColorVisuals(mesh, vertex_colors=np.column_stack([linear, colours[:, 3]]))
+
+        def matt(tree: dict[str, Any]) -> None:
+            surface = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
+            mode = "OPAQUE" if alpha == 255 else "BLEND"
+            tree["materials"] = [{"pbrMetallicRoughness": surface, "alphaMode": mode}]
+            for part in tree["meshes"]:
+                for primitive in part["primitives"]:
+                    primitive["material"] = 0
+
+        return export_glb(trimesh.Scene([mesh]), tree_postprocessor=matt)
+    return export_glb(trimesh.Scene([mesh]))
+
+
+def _linear(srgb: np.ndarray) -> np.ndarray:
+    """Linear light of colours 0 to 1; IEC 61966-2-1."""
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
 def _base_colour(shape: Shape) -> np.ndarray:

@@ -10,12 +10,14 @@ from mjviser import conversions
 from trimesh.visual import ColorVisuals
 
 from brax_viser.scene.quaternions import rotate
+from brax_viser.scene.skins import pieces_of
+from brax_viser.scene.surfaces import painted, plain_rgba, rgba_of, texture_of
 
 _PLANE = int(mujoco.mjtGeom.mjGEOM_PLANE)
 _SPHERE = int(mujoco.mjtGeom.mjGEOM_SPHERE)
 _CAPSULE = int(mujoco.mjtGeom.mjGEOM_CAPSULE)
 _CYLINDER = int(mujoco.mjtGeom.mjGEOM_CYLINDER)
-_MESH = int(mujoco.mjtGeom.mjGEOM_MESH)
+_MESHES = (int(mujoco.mjtGeom.mjGEOM_MESH), int(mujoco.mjtGeom.mjGEOM_SDF))
 
 CREASE = np.radians(30.0)
 """Edges sharper than this stay sharp when shaded; the others look round."""
@@ -35,14 +37,16 @@ class Shape:
     quat: np.ndarray  # float [M, 4], wxyz, in the body's frame
     geom: int | None = None  # the geom that it is, where it is drawn for itself; then M is 1
     end: int = 0  # of a capsule that is drawn for itself: 1 and -1 are its ends, 0 what is between
+    casts_shadow: bool = True  # planes have no back, and do not stand in the light
 
 
 def shapes_of(model: mujoco.MjModel, apart: Collection[int] = ()) -> list[Shape]:
     """Groups a model's visible geoms into as few distinct geometries as there are.
 
-    The geoms of one body that can share a texture move as one, so they are one geometry, placed
-    by the first of them. Bodies whose geoms are alike up to that placement share it, so an ant's
-    four legs are drawn by two batches. The floor is left out: see `floor_of`.
+    The geoms of one body that look alike but for their colour move as one, so they are one
+    geometry, placed by the first of them. Bodies whose geoms are alike up to that placement share
+    it, so an ant's four legs are drawn by two batches. The floor is left out: see `floor_of`. Of a
+    skin each body has its piece: see `skins.pieces_of`.
 
     Args:
         model: is not changed.
@@ -54,7 +58,7 @@ def shapes_of(model: mujoco.MjModel, apart: Collection[int] = ()) -> list[Shape]
     members: dict[tuple[object, ...], list[int]] = {}
     for body in range(model.nbody):
         geoms = [g for g in together if model.geom_bodyid[g] == body]
-        for group in conversions.group_geoms_by_visual_compat(model, geoms):
+        for group in _groups(model, geoms):
             key = _fingerprint(model, group)
             members.setdefault(key, group)
             places.setdefault(key, []).append((body, group[0]))
@@ -62,10 +66,16 @@ def shapes_of(model: mujoco.MjModel, apart: Collection[int] = ()) -> list[Shape]
     for key, group in members.items():
         bodies, first = np.array(places[key]).T
         mesh, rgba = _merged_mesh(model, group)
-        shapes.append(Shape(mesh, rgba, bodies, model.geom_pos[first], model.geom_quat[first]))
+        places_of = model.geom_pos[first], model.geom_quat[first]
+        solid = bool(model.geom_type[group[0]] != _PLANE)
+        shapes.append(Shape(mesh, rgba, bodies, *places_of, casts_shadow=solid))
     for geom in shown:
         if geom in apart:
             shapes.extend(_parts_of(model, geom))
+    for body, mesh in pieces_of(model):
+        # With no colour of its own: what carries normals is drawn as glTF, which takes them.
+        unmoved = np.zeros((1, 3)), np.array([[1.0, 0.0, 0.0, 0.0]])
+        shapes.append(Shape(mesh, None, np.array([body]), *unmoved))
     return shapes
 
 
@@ -97,7 +107,7 @@ def _parts_of(model: mujoco.MjModel, geom: int) -> list[Shape]:
             if end
             else trimesh.creation.cylinder(radius=size[0], height=2 * size[1], sections=24)
         )
-        mesh = _smooth(model, geom, mesh)
+        mesh = painted(model, geom, _creased(mesh))
         place = capsule_end(pos, quat, size, end)
         shapes.append(Shape(mesh, _one_colour(mesh), body, place[None], quat[None], geom, end))
     return shapes
@@ -107,9 +117,7 @@ def visible_geoms(model: mujoco.MjModel) -> list[int]:
     """Ids of the geoms to draw: of the visible groups, not transparent, not the floor."""
     floor = floor_of(model)
     shown = [
-        g
-        for g in range(model.ngeom)
-        if conversions._resolve_flat_rgba(model, g)[3] > 0 and (floor is None or g != floor)
+        g for g in range(model.ngeom) if rgba_of(model, g)[3] > 0 and (floor is None or g != floor)
     ]
     usual = [g for g in shown if model.geom_group[g] in VISIBLE_GROUPS]
     return usual or shown
@@ -137,6 +145,21 @@ def floor_height(model: mujoco.MjModel, reach: np.ndarray) -> float:
     data = mujoco.MjData(model)
     mujoco.mj_kinematics(model, data)
     return float(data.geom_xpos[floor][2])
+
+
+def _groups(model: mujoco.MjModel, geoms: list[int]) -> list[list[int]]:
+    """Geoms that one mesh can be made of: without a texture and alike transparent, or with the same
+    material."""
+    groups: dict[tuple[str, int], list[int]] = {}
+    for geom in geoms:
+        if model.geom_type[geom] == _PLANE:
+            key = "plane", geom
+        elif texture_of(model, geom) is None:
+            key = "alpha", int(plain_rgba(model, geom)[3])
+        else:
+            key = "material", int(model.geom_matid[geom])
+        groups.setdefault(key, []).append(geom)
+    return list(groups.values())
 
 
 def _fingerprint(model: mujoco.MjModel, group: list[int]) -> tuple[object, ...]:
@@ -188,10 +211,14 @@ def _merged_mesh(
 
 
 def _geom_mesh(model: mujoco.MjModel, geom: int) -> trimesh.Trimesh:
-    """One geom in its own frame, coloured, its creases split so that they are shaded sharp."""
+    """One geom in its own frame, with its colour or texture, its creases split so that they are
+    shaded sharp."""
     kind, size = model.geom_type[geom], model.geom_size[geom]
-    if kind == _MESH:
-        mesh = conversions.mujoco_mesh_to_trimesh(model, geom)
+    if kind in _MESHES:
+        vertices, faces, uv = conversions._extract_mesh_data(model, geom)
+        mesh = trimesh.Trimesh(vertices, faces, process=False)
+        if uv is not None and texture_of(model, geom) is not None:
+            return painted(model, geom, mesh, uv)
     # Round primitives of our own: mjviser's capsule has 4,096 triangles, and a grid draws
     # thousands of them.
     elif kind == _CAPSULE:
@@ -201,20 +228,19 @@ def _geom_mesh(model: mujoco.MjModel, geom: int) -> trimesh.Trimesh:
         mesh = trimesh.creation.icosphere(radius=size[0], subdivisions=2)
     elif kind == _CYLINDER:
         mesh = trimesh.creation.cylinder(radius=size[0], height=2 * size[1], sections=24)
+    elif kind == _PLANE:  # mjviser's is a box, which is seen from behind and shades the scene
+        half = np.where(size[:2] > 0, size[:2], max(10.0, model.stat.extent))
+        corners = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]]) * [*half, 1]
+        mesh = trimesh.Trimesh(corners, [[0, 1, 2], [0, 2, 3]], process=False)
     else:
         mesh = conversions.create_primitive_mesh(model, geom)
-    # Textured, or painted face by face: the vertices are split already, and must stay as they are.
-    if not isinstance(mesh.visual, ColorVisuals) or (kind == _MESH and _one_colour(mesh) is None):
-        return mesh
-    return _smooth(model, geom, mesh)
+    return painted(model, geom, _creased(mesh))
 
 
-def _smooth(model: mujoco.MjModel, geom: int, mesh: trimesh.Trimesh) -> trimesh.Trimesh:
-    """Shaded round but for its creases, in the geom's colour."""
-    smooth = trimesh.graph.smooth_shade(mesh, angle=CREASE)
-    rgba = conversions._resolve_flat_rgba(model, geom)
-    smooth.visual = ColorVisuals(smooth, vertex_colors=np.tile(rgba, (len(smooth.vertices), 1)))
-    return smooth
+def _creased(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
+    """Shaded round but for its creases."""
+    bare = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+    return trimesh.graph.smooth_shade(bare, angle=CREASE)
 
 
 def _one_colour(mesh: trimesh.Trimesh) -> np.ndarray | None:

@@ -7,6 +7,7 @@ import mujoco
 import numpy as np
 
 from brax_viser.scene.shapes import Shape, capsule_end
+from brax_viser.scene.surfaces import takes_material_colour
 
 Fields = Mapping[str, np.ndarray]
 """Name of a field of the model -> one environment's own value; see `adapters.MODEL_FIELDS`."""
@@ -60,8 +61,11 @@ class Variants:
     def _place(self, shape: Shape, geom: int, own: Mapping[str, np.ndarray]) -> "Places":
         pos, quat = own["geom_pos"][:, geom], own["geom_quat"][:, geom]
         size, material = own["geom_size"][:, geom], self.model.geom_matid[geom]
-        # A material's colour goes before the geom's own, as in the shapes' meshes.
-        rgba = own["mat_rgba"][:, material] if material >= 0 else own["geom_rgba"][:, geom]
+        # Where the geom has a colour of its own in one environment, it goes before the material's.
+        rgba = own["geom_rgba"][:, geom]
+        if takes_material_colour(self.model, geom):
+            unset = np.isclose(rgba, self.model.geom_rgba[geom]).all(axis=1, keepdims=True)
+            rgba = np.where(unset, own["mat_rgba"][:, material], rgba)
         pos = capsule_end(pos, quat, size, shape.end)
         scale = _scale(self.model, geom, size, end=shape.end)
         return Places(pos, quat, scale, (255 * np.clip(rgba, 0, 1)).astype(np.uint8))

@@ -1,0 +1,340 @@
+"""The page beside MuJoCo's own renderer: the same robot, from the same camera.
+
+python -m benchmarks.likeness report.html            # every model that is installed
+python -m benchmarks.likeness report.html --models ant g1 kitchen
+
+Each row of the report has the page's picture (a real browser), MuJoCo's, and where their
+silhouettes differ; the command prints how far silhouettes (intersection over union) and colours
+agree. Robots come from packages that ship them: Brax, and, where they are installed, mjlab,
+gymnasium-robotics and dm-control. Wants Chromium, EGL and the `test` extra.
+"""
+
+import base64
+import importlib.util
+import io
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+import mujoco
+import numpy as np
+import tyro
+import viser
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.screenshot import FLAGS
+from brax_viser.scene.block import Block, Model
+from brax_viser.scene.grid import Grid, framing_camera
+from brax_viser.scene.shapes import floor_of, visible_geoms
+from brax_viser.scene.stage import set_stage
+
+SIZE = 480
+"""Side of the pictures, in pixels."""
+
+BACKGROUND = (255, 0, 255)
+"""No robot has this colour, so whatever has not is the robot."""
+
+BRAX = (
+    "ant",
+    "half_cheetah",
+    "hopper",
+    "humanoid",
+    "humanoidstandup",
+    "inverted_pendulum",
+    "inverted_double_pendulum",
+    "pusher",
+    "reacher",
+    "swimmer",
+    "walker2d",
+)
+
+PACKAGED = {
+    "g1": ("mjlab", "asset_zoo/robots/unitree_g1/xmls/g1.xml"),
+    "go1": ("mjlab", "asset_zoo/robots/unitree_go1/xmls/go1.xml"),
+    "yam": ("mjlab", "asset_zoo/robots/i2rt_yam/xmls/yam.xml"),
+    "kitchen": (
+        "gymnasium_robotics",
+        "envs/assets/kitchen_franka/kitchen_assets/kitchen_env_model.xml",
+    ),
+    "shadow_hand": ("gymnasium_robotics", "envs/assets/hand/manipulate_block.xml"),
+    "adroit_hand": ("gymnasium_robotics", "envs/assets/adroit_hand/adroit_hammer.xml"),
+    "fetch": ("gymnasium_robotics", "envs/assets/fetch/pick_and_place.xml"),
+    "dog": ("dm_control", "suite/dog.xml"),
+    "quadruped": ("dm_control", "suite/quadruped.xml"),
+    "fish": ("dm_control", "suite/fish.xml"),
+    "manipulator": ("dm_control", "suite/manipulator.xml"),
+    "rodent": ("dm_control", "locomotion/walkers/assets/rodent.xml"),
+    "fruitfly": ("dm_control", "locomotion/walkers/assets/fruitfly_v2/fruitfly.xml"),
+    "jaco": ("dm_control", "third_party/kinova/jaco_arm.xml"),
+}
+"""Name -> (package, file within it). The packages are not imported: only their files are wanted."""
+
+
+def available() -> dict[str, Callable[[], mujoco.MjModel]]:
+    """The models that can be loaded here, by name."""
+    found: dict[str, Callable[[], mujoco.MjModel]] = {}
+    for name in BRAX:
+        path = _folder("brax") / "envs" / "assets" / f"{name}.xml"
+        if path.exists():
+            found[name] = lambda path=path: mujoco.MjModel.from_xml_path(str(path))
+    for name, (package, file) in PACKAGED.items():
+        if importlib.util.find_spec(package) is not None:
+            path = _folder(package) / file
+            found[name] = lambda path=path: mujoco.MjModel.from_xml_path(str(path))
+    return found
+
+
+def _folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Likeness:
+    """One model, drawn by both."""
+
+    name: str
+    ours: np.ndarray  # uint8 [SIZE, SIZE, 3], the page
+    theirs: np.ndarray  # uint8 [SIZE, SIZE, 3], MuJoCo
+    our_mask: np.ndarray  # bool [SIZE, SIZE], where the robot is
+    their_mask: np.ndarray  # bool [SIZE, SIZE]
+
+    @property
+    def iou(self) -> float:
+        """Intersection over union of the silhouettes."""
+        union = (self.our_mask | self.their_mask).sum()
+        return float((self.our_mask & self.their_mask).sum() / max(union, 1))
+
+    @property
+    def colour_difference(self) -> float:
+        """Mean distance of the colours where both have the robot, 0 to 1, after bringing both to
+        the same mean brightness: lights are not alike, colours have to be."""
+        both = self.our_mask & self.their_mask
+        ours, theirs = self.ours[both] / 255.0, self.theirs[both] / 255.0
+        if not both.any():
+            return 1.0
+        ours = ours * (theirs.mean() / max(ours.mean(), 1e-6))
+        return float(np.abs(np.clip(ours, 0, 1) - theirs).mean())
+
+
+class Easel:
+    """A page that shows one robot on a plain background, and nothing else."""
+
+    def __init__(self, page: Page):
+        self._server = viser.ViserServer(port=0, verbose=False)
+        self._page = page
+        page.set_viewport_size({"width": SIZE, "height": SIZE})
+        page.goto(f"http://127.0.0.1:{self._server.get_port()}")
+        page.locator("canvas[data-engine]").wait_for(timeout=60_000)
+        while not self._server.get_clients():
+            time.sleep(0.05)
+        self._client = next(iter(self._server.get_clients().values()))
+        self._block: Block | None = None
+        # The canvas and those that it is in, and nothing beside them.
+        page.evaluate(
+            """() => {
+                let e = document.querySelector('canvas[data-engine]');
+                for (; e.parentElement; e = e.parentElement)
+                    for (const other of e.parentElement.children)
+                        if (other !== e && !['SCRIPT', 'STYLE', 'HEAD'].includes(other.tagName))
+                            other.style.display = 'none';
+            }"""
+        )
+
+    def draw(self, model: mujoco.MjModel, data: mujoco.MjData) -> tuple[np.ndarray, "Camera"]:
+        """uint8 [SIZE, SIZE, 3], and the camera from which it was seen."""
+        grid = Grid.of(model, data.qpos, (1, 1), None)
+        if self._block is not None:
+            self._block.remove()
+        links = data.xpos[1:].astype(np.float32), data.xquat[1:].astype(np.float32)
+        scene = Model.of(model, grid, links, 0.02)
+        block = Block(self._server, "/robot", scene, grid, 1, np.zeros(3), 1.0)
+        self._block = block
+        bounds = _bounds(model, data)
+        set_stage(self._server, "/floor", bounds, 1.0, grid, scene.floor)
+        self._server.scene.remove_by_name("/floor")
+        plain = np.full((2, 2, 3), BACKGROUND, np.uint8)
+        self._server.scene.set_background_image(plain, format="png")
+        self._server.scene.configure_fog(1.0, 2.0, enabled=False)
+        camera = Camera.of(bounds)
+        client = self._client.camera
+        client.near, client.far = camera.distance / 100, 10 * camera.distance
+        client.fov = camera.fov
+        client.position, client.look_at = camera.position, camera.look_at
+        return self._settled(), camera
+
+    def _settled(self, timeout: float = 40.0) -> np.ndarray:
+        """The picture, once it no longer changes."""
+        deadline, before, same = time.monotonic() + timeout, None, 0
+        time.sleep(1.0)
+        while time.monotonic() < deadline:
+            picture = np.array(Image.open(io.BytesIO(self._page.screenshot())).convert("RGB"))
+            same = same + 1 if before is not None and np.array_equal(picture, before) else 0
+            empty = (np.abs(picture.astype(int) - BACKGROUND).max(axis=-1) < 8).all()
+            if same >= 2 and not empty:
+                return picture
+            before = picture
+            time.sleep(0.3)
+        assert before is not None
+        return before
+
+    def close(self) -> None:
+        self._server.stop()
+
+
+@dataclass(frozen=True, eq=False)
+class Camera:
+    """Where both look from."""
+
+    position: np.ndarray
+    look_at: np.ndarray
+    fov: float  # rad, vertical
+
+    @classmethod
+    def of(cls, bounds: np.ndarray) -> "Camera":
+        pose = framing_camera(bounds, aspect=1.0)
+        return cls(pose.position, pose.look_at, pose.fov)
+
+    @property
+    def distance(self) -> float:
+        return float(np.linalg.norm(self.position - self.look_at))
+
+
+def _bounds(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
+    """float [2, 3], m: box around what is drawn of the robot, planes left out."""
+    geoms = [g for g in visible_geoms(model) if model.geom_type[g] != mujoco.mjtGeom.mjGEOM_PLANE]
+    if model.nskin:  # lies around all of the robot
+        geoms = np.flatnonzero(model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE)
+    rotation = data.geom_xmat[geoms].reshape(-1, 3, 3)
+    middle = data.geom_xpos[geoms] + (rotation @ model.geom_aabb[geoms, :3, None])[..., 0]
+    extent = (np.abs(rotation) @ model.geom_aabb[geoms, 3:, None])[..., 0]
+    return np.stack([(middle - extent).min(axis=0), (middle + extent).max(axis=0)])
+
+
+def mujoco_picture(
+    model: mujoco.MjModel, data: mujoco.MjData, camera: Camera
+) -> tuple[np.ndarray, np.ndarray]:
+    """MuJoCo's picture, uint8 [SIZE, SIZE, 3], and where the robot is in it, bool [SIZE, SIZE]."""
+    model.vis.global_.fovy = np.degrees(camera.fov)
+    model.vis.map.znear, model.vis.map.zfar = 0.001, 1000.0
+    model.vis.global_.offwidth = model.vis.global_.offheight = SIZE
+    floor = floor_of(model)
+    if floor is not None:
+        model.geom_rgba[floor, 3] = 0
+        model.geom_matid[floor] = -1
+    view = mujoco.MjvCamera()
+    view.type = mujoco.mjtCamera.mjCAMERA_FREE
+    offset = camera.look_at - camera.position
+    view.lookat[:] = camera.look_at
+    view.distance = camera.distance
+    view.azimuth = np.degrees(np.arctan2(offset[1], offset[0]))
+    view.elevation = np.degrees(np.arcsin(offset[2] / camera.distance))
+    option = mujoco.MjvOption()
+    option.sitegroup[:] = 0
+    option.flags[mujoco.mjtVisFlag.mjVIS_TENDON] = False
+    with mujoco.Renderer(model, SIZE, SIZE) as renderer:
+        renderer.update_scene(data, view, option)
+        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = False
+        picture = renderer.render().copy()
+        renderer.enable_segmentation_rendering()
+        mask = renderer.render()[..., 1] >= 0
+    return picture, mask
+
+
+def compare(easel: Easel, name: str, model: mujoco.MjModel) -> Likeness:
+    """Both pictures of a model, in its first keyframe, or as it is made."""
+    data = mujoco.MjData(model)
+    if model.nkey:
+        mujoco.mj_resetDataKeyframe(model, data, 0)
+    mujoco.mj_forward(model, data)
+    ours, camera = easel.draw(model, data)
+    theirs, their_mask = mujoco_picture(model, data, camera)
+    our_mask = np.abs(ours.astype(int) - BACKGROUND).max(axis=-1) > 40
+    return Likeness(name, ours, theirs, our_mask, their_mask)
+
+
+@contextmanager
+def easel() -> Iterator[Easel]:
+    """With a browser of its own."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=os.environ.get("CHROMIUM") or shutil.which("chromium"), args=FLAGS
+        )
+        easel = Easel(browser.new_page())
+        yield easel
+        easel.close()
+        browser.close()
+
+
+def _row(likeness: Likeness) -> str:
+    difference = np.full((SIZE, SIZE, 3), 255, np.uint8)
+    difference[likeness.our_mask & likeness.their_mask] = (200, 205, 210)
+    difference[likeness.our_mask & ~likeness.their_mask] = (224, 49, 49)
+    difference[~likeness.our_mask & likeness.their_mask] = (28, 126, 214)
+    pictures = "".join(
+        f'<img width=320 src="data:image/png;base64,{_png(p)}">'
+        for p in (likeness.ours, likeness.theirs, difference)
+    )
+    return (
+        f"<h3>{likeness.name}: silhouettes {likeness.iou:.3f}, colours differ by "
+        f"{likeness.colour_difference:.3f}</h3>{pictures}"
+    )
+
+
+def _png(picture: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "png")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def main(
+    report: Annotated[Path, tyro.conf.Positional],
+    models: tuple[str, ...] = (),
+    pictures: Path | None = None,
+) -> None:
+    """Draw them.
+
+    Args:
+        report: the HTML file to write.
+        models: which; all that are installed if none is given.
+        pictures: a folder to put each pair into, as a PNG file.
+    """
+    known: dict[str, Any] = available()
+    if unknown := [name for name in models if name not in known]:
+        sys.exit(f"{', '.join(unknown)}: must be among {', '.join(known)}")
+    console, rows = Console(), []
+    table = Table("model", "silhouettes: IoU", "colours differ by", "s")
+    with easel() as one:
+        for name in models or known:
+            start = time.monotonic()
+            likeness = compare(one, name, known[name]())
+            rows.append(_row(likeness))
+            seconds = f"{time.monotonic() - start:.1f}"
+            figures = f"{likeness.iou:.3f}", f"{likeness.colour_difference:.3f}"
+            table.add_row(name, *figures, seconds)
+            console.print(name, *figures, seconds)
+            if pictures is not None:
+                pictures.mkdir(parents=True, exist_ok=True)
+                pair = np.concatenate([likeness.ours, likeness.theirs], axis=1)
+                Image.fromarray(pair).save(pictures / f"{name}.png")
+    legend = "The page, MuJoCo, and both: red is only in the page, blue only in MuJoCo's."
+    report.write_text(f"<meta charset=utf-8><p>{legend}</p>{''.join(rows)}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,270 @@
+"""What a geom's surface looks like: colour, texture, and how MuJoCo lays the one on the other.
+
+mjviser's conversions texture meshes that come with texture coordinates. All else (a box with wood
+on it, a ball with letters) MuJoCo textures by the geom's own coordinates, which is done here, and
+it has its own rule for which colour counts.
+"""
+
+import functools
+from collections.abc import Callable
+
+import mujoco
+import numpy as np
+import trimesh
+from PIL import Image
+from trimesh.visual import ColorVisuals, TextureVisuals
+from trimesh.visual.material import PBRMaterial
+
+_UNSET = np.array([0.5, 0.5, 0.5, 1.0], np.float32)
+"""The colour of a geom that was given none."""
+
+_RGB, _RGBA = int(mujoco.mjtTextureRole.mjTEXROLE_RGB), int(mujoco.mjtTextureRole.mjTEXROLE_RGBA)
+_FLAT = int(mujoco.mjtTexture.mjTEXTURE_2D)
+_CUBE = int(mujoco.mjtTexture.mjTEXTURE_CUBE)
+
+PLAIN_SHARE, PLAIN_DISTANCE = 0.95, 0.1
+"""A texture of which this share is within this distance (of 1) of one colour is drawn as that
+colour: a robot with hardly visible marks is one flat, cheap geometry that can be painted."""
+
+MAX_SIDE = 512
+"""Pixels along a face of a texture that is sent: a robot in a grid is rarely larger on screen."""
+
+# Of each face of a cube texture, in the order in which MuJoCo stores them (+x, -x, +y, -y, +z, -z):
+# which coordinate goes right and which goes down its picture. OpenGL specification 4.6, table 8.19.
+_RIGHT = np.array([[0, 0, -1], [0, 0, 1], [1, 0, 0], [1, 0, 0], [1, 0, 0], [-1, 0, 0]], float)
+_DOWN = np.array([[0, -1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1], [0, -1, 0], [0, -1, 0]], float)
+
+
+def rgba_of(model: mujoco.MjModel, geom: int) -> np.ndarray:
+    """float32 [4], 0 to 1: a geom's own colour if it has been given one, else its material's.
+
+    As `mjv_addGeoms` has it; a texture is not in it.
+    """
+    own, material = model.geom_rgba[geom], model.geom_matid[geom]
+    if material < 0 or not np.array_equal(own, _UNSET):
+        return np.clip(own, 0.0, 1.0)
+    return np.clip(model.mat_rgba[material], 0.0, 1.0)
+
+
+def takes_material_colour(model: mujoco.MjModel, geom: int) -> bool:
+    """Whether `rgba_of` is the material's."""
+    return bool(model.geom_matid[geom] >= 0 and np.array_equal(model.geom_rgba[geom], _UNSET))
+
+
+def plain_rgba(model: mujoco.MjModel, geom: int) -> np.ndarray:
+    """uint8 [4]: a geom's one colour, its texture's included, where that has hardly another."""
+    return _plain(model, rgba_of(model, geom), int(model.geom_matid[geom]))
+
+
+def texture_of(model: mujoco.MjModel, geom: int) -> int | None:
+    """Id of the texture that a geom has to be drawn with; None where one colour will do."""
+    return _texture_to_draw(model, int(model.geom_matid[geom]))
+
+
+def painted(
+    model: mujoco.MjModel, geom: int, mesh: trimesh.Trimesh, uv: np.ndarray | None = None
+) -> trimesh.Trimesh:
+    """A geom's mesh with its colour or its texture.
+
+    Args:
+        model: is not changed.
+        geom: whose surface it is.
+        mesh: in the geom's own frame, m.
+        uv: float [V, 2], texture coordinates that the mesh came with.
+    """
+    texture = texture_of(model, geom)
+    if texture is not None and uv is None:
+        if model.tex_type[texture] == _CUBE:
+            mesh, uv = _wrapped(model, geom, mesh)
+        else:
+            uv = _projected(model, geom, mesh)
+    return painted_with(model, mesh, uv, rgba_of(model, geom), int(model.geom_matid[geom]))
+
+
+def painted_with(
+    model: mujoco.MjModel,
+    mesh: trimesh.Trimesh,
+    uv: np.ndarray | None,
+    rgba: np.ndarray,
+    material: int,
+) -> trimesh.Trimesh:
+    """A mesh with a colour, or with a material's texture times that colour.
+
+    Args:
+        model: is not changed.
+        mesh: is given its visual.
+        uv: float [V, 2]; without them there is no texture.
+        rgba: float [4], 0 to 1.
+        material: its id; -1 is none.
+    """
+    texture = _texture_to_draw(model, material)
+    if texture is None or uv is None:
+        colour = np.tile(_plain(model, rgba, material), (len(mesh.vertices), 1))
+        mesh.visual = ColorVisuals(mesh, vertex_colors=colour)
+        return mesh
+    image = _picture(model, texture, rgba)
+    matt = PBRMaterial(
+        baseColorTexture=image,
+        metallicFactor=0.0,
+        roughnessFactor=1.0,
+        alphaMode="BLEND" if image.mode == "RGBA" else "OPAQUE",
+    )
+    mesh.visual = TextureVisuals(uv=uv, material=matt)
+    return mesh
+
+
+def _plain(model: mujoco.MjModel, rgba: np.ndarray, material: int) -> np.ndarray:
+    texture = _texture_id(model, material)
+    if texture is not None:
+        rgba = rgba * _main_colour(_key(model, texture))[0]
+    return np.round(255 * rgba).astype(np.uint8)
+
+
+def _texture_to_draw(model: mujoco.MjModel, material: int) -> int | None:
+    texture = _texture_id(model, material)
+    if texture is None or _main_colour(_key(model, texture))[1] >= PLAIN_SHARE:
+        return None
+    return texture
+
+
+def _texture_id(model: mujoco.MjModel, material: int) -> int | None:
+    if material < 0:
+        return None
+    for role in (_RGB, _RGBA):
+        texture = int(model.mat_texid[material, role])
+        if texture >= 0 and model.tex_type[texture] in (_FLAT, _CUBE):
+            return texture
+    return None
+
+
+def _pixels(model: mujoco.MjModel, texture: int) -> np.ndarray:
+    """uint8 [H, W, C], as MuJoCo has it: the first row is the bottom one."""
+    height, width = model.tex_height[texture], model.tex_width[texture]
+    channels, start = model.tex_nchannel[texture], model.tex_adr[texture]
+    data = model.tex_data[start : start + height * width * channels]
+    return data.reshape(height, width, channels)
+
+
+class _Key:
+    """A texture of a model, so that it is looked through once and not for each geom."""
+
+    def __init__(self, model: mujoco.MjModel, texture: int):
+        self.model, self.texture = model, texture
+
+    def __hash__(self) -> int:
+        return hash((id(self.model), self.texture))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _Key) and other.model is self.model and other.texture == self.texture
+        )
+
+
+_key: Callable[[mujoco.MjModel, int], _Key] = _Key
+
+
+@functools.lru_cache(maxsize=64)
+def _main_colour(key: _Key) -> tuple[np.ndarray, float]:
+    """(float [4], share): the median colour, and of how much of the texture it is about the one."""
+    pixels = _pixels(key.model, key.texture)
+    flat = pixels.reshape(-1, pixels.shape[-1])[:: max(pixels.size // 200_000, 1)] / 255.0
+    if flat.shape[1] == 1:
+        flat = np.repeat(flat, 3, axis=1)
+    median = np.median(flat, axis=0)
+    share = float((np.abs(flat - median).max(axis=1) < PLAIN_DISTANCE).mean())
+    return np.append(median[:3], median[3] if len(median) == 4 else 1.0), share
+
+
+def _picture(model: mujoco.MjModel, texture: int, rgba: np.ndarray) -> Image.Image:
+    """The texture times the colour, as MuJoCo multiplies them: not in linear light, as a factor
+    beside the texture would be."""
+    pixels = _pixels(model, texture)
+    if pixels.shape[-1] == 1:
+        pixels = np.repeat(pixels, 3, axis=-1)
+    pixels = pixels * rgba[: pixels.shape[-1]]
+    if pixels.shape[-1] == 3 and rgba[3] < 1.0:
+        alpha = np.full((*pixels.shape[:2], 1), 255 * rgba[3])
+        pixels = np.concatenate([pixels, alpha], axis=-1)
+    # trimesh and glTF have the first row at the top.
+    image = Image.fromarray(np.flipud(pixels).astype(np.uint8))
+    faces = 6 if model.tex_type[texture] == _CUBE else 1
+    shrink = min(1.0, MAX_SIDE / image.width, MAX_SIDE * faces / image.height)
+    if shrink < 1.0:
+        size = max(round(image.width * shrink), 1), max(round(image.height * shrink), 1)
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    if image.mode == "RGB":
+        image.format = "JPEG"  # a tenth of the bytes of a PNG, for a photograph of wood
+    return image
+
+
+def _own_coordinates(model: mujoco.MjModel, geom: int, mesh: trimesh.Trimesh) -> np.ndarray:
+    """float [V, 3]: those by which MuJoCo lays a texture: in units of the geom's size for a
+    primitive, in m for a mesh or a height field."""
+    if model.geom_dataid[geom] >= 0:
+        return np.asarray(mesh.vertices)
+    return np.asarray(mesh.vertices) / np.maximum(_extent(model, geom), 1e-9)
+
+
+def _extent(model: mujoco.MjModel, geom: int) -> np.ndarray:
+    """float [3], m: half of a geom's size along its axes, as `mjvGeom.size` has it."""
+    size = model.geom_size[geom]
+    match mujoco.mjtGeom(model.geom_type[geom]):
+        case mujoco.mjtGeom.mjGEOM_SPHERE:
+            return np.repeat(size[0], 3)
+        case mujoco.mjtGeom.mjGEOM_CAPSULE | mujoco.mjtGeom.mjGEOM_CYLINDER:
+            return size[[0, 0, 1]]
+        case mujoco.mjtGeom.mjGEOM_PLANE:
+            return np.where(size > 0, size, 1.0) * [1, 1, 0] + [0, 0, 1]
+        case mujoco.mjtGeom.mjGEOM_HFIELD:
+            return model.hfield_size[model.geom_dataid[geom], :3]
+        case _:
+            return size
+
+
+def _projected(model: mujoco.MjModel, geom: int, mesh: trimesh.Trimesh) -> np.ndarray:
+    """float [V, 2]: texture coordinates of a picture laid on along z.
+
+    `settexture` in MuJoCo's renderer.
+    """
+    material, extent = model.geom_matid[geom], _extent(model, geom)[:2]
+    scale = model.mat_texrepeat[material].astype(float)
+    if model.geom_dataid[geom] >= 0:
+        scale = np.where(extent > 0, scale / np.maximum(extent, 1e-9), scale)
+    if model.mat_texuniform[material]:
+        scale = np.where(extent > 0, scale * extent, scale)
+    own = _own_coordinates(model, geom, mesh)[:, :2]
+    return own * scale * [0.5, -0.5] - 0.5
+
+
+def _wrapped(
+    model: mujoco.MjModel, geom: int, mesh: trimesh.Trimesh
+) -> tuple[trimesh.Trimesh, np.ndarray]:
+    """The mesh with the corners of each triangle to itself, and float [V, 2] texture coordinates in
+    the six pictures of a cube, one above the other.
+
+    A triangle is given to the face that its middle points at.
+    """
+    own = _own_coordinates(model, geom, mesh)
+    if model.mat_texuniform[model.geom_matid[geom]]:
+        own = own * np.maximum(_extent(model, geom), 1e-9)
+    faces = np.asarray(mesh.faces)
+    corners = own[faces]  # [F, 3, 3]
+    middle = corners.mean(axis=1)
+    axis = np.argmax(np.abs(middle), axis=1)
+    along = np.take_along_axis(middle, axis[:, None], axis=1)[:, 0]
+    face = 2 * axis + (along < 0)
+    depth = np.abs(np.take_along_axis(corners, axis[:, None, None].repeat(3, 1), axis=2))
+    depth = np.maximum(depth, 1e-9)[..., 0]
+    right = np.einsum("fvx,fx->fv", corners, _RIGHT[face]) / depth
+    down = np.einsum("fvx,fx->fv", corners, _DOWN[face]) / depth
+    inside = 0.5 / MAX_SIDE  # of a pixel, so that no other face shines in
+    across = np.clip((right + 1) / 2, inside, 1 - inside)
+    row = np.clip((down + 1) / 2, inside, 1 - inside)
+    uv = np.stack([across, (face[:, None] + row) / 6], axis=-1).reshape(-1, 2)
+    split = trimesh.Trimesh(
+        np.asarray(mesh.vertices)[faces.ravel()],
+        np.arange(faces.size).reshape(-1, 3),
+        vertex_normals=np.asarray(mesh.vertex_normals)[faces.ravel()],
+        process=False,
+    )
+    return split, uv
