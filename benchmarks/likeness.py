@@ -1,7 +1,7 @@
 """The page beside MuJoCo's own renderer: the same robot, from the same camera.
 
 python -m benchmarks.likeness report.html            # every model that is installed
-python -m benchmarks.likeness report.html --models ant g1 kitchen
+python -m benchmarks.likeness report.html --models ant g1 my_robot.xml
 
 Each row of the report has the page's picture (a real browser), MuJoCo's, and where their
 silhouettes differ; the command prints how far silhouettes (intersection over union) and colours
@@ -12,6 +12,7 @@ gymnasium-robotics and dm-control. Wants Chromium, EGL and the `test` extra.
 import base64
 import importlib.util
 import io
+import json
 import os
 import shutil
 import sys
@@ -37,7 +38,7 @@ from benchmarks.screenshot import FLAGS
 from brax_viser.scene.block import Block, Model
 from brax_viser.scene.grid import Grid, framing_camera
 from brax_viser.scene.shapes import floor_of, visible_geoms
-from brax_viser.scene.stage import set_stage
+from brax_viser.scene.stage import scene_scale, set_stage
 
 SIZE = 480
 """Side of the pictures, in pixels."""
@@ -160,25 +161,29 @@ class Easel:
             self._block.remove()
         links = data.xpos[1:].astype(np.float32), data.xquat[1:].astype(np.float32)
         scene = Model.of(model, grid, links, 0.02)
-        block = Block(self._server, "/robot", scene, grid, 1, np.zeros(3), 1.0)
-        self._block = block
         bounds = _bounds(model, data)
-        set_stage(self._server, "/floor", bounds, 1.0, grid, scene.floor)
+        scale = scene_scale(bounds)
+        self._block = Block(self._server, "/robot", scene, grid, 1, np.zeros(3), scale)
+        set_stage(self._server, "/floor", bounds, scale, grid, scene.floor)
         self._server.scene.remove_by_name("/floor")
         plain = np.full((2, 2, 3), BACKGROUND, np.uint8)
         self._server.scene.set_background_image(plain, format="png")
         self._server.scene.configure_fog(1.0, 2.0, enabled=False)
         camera = Camera.of(bounds)
-        client = self._client.camera
-        client.near, client.far = camera.distance / 100, 10 * camera.distance
-        client.fov = camera.fov
-        client.position, client.look_at = camera.position, camera.look_at
+        for _ in range(2):  # a page that has just opened sets a camera of its own
+            self._look_from(camera, scale)
+            time.sleep(0.5)
         return self._settled(), camera
+
+    def _look_from(self, camera: "Camera", scale: float) -> None:
+        client = self._client.camera
+        client.near, client.far = scale * camera.distance / 100, 10 * scale * camera.distance
+        client.fov = camera.fov
+        client.position, client.look_at = scale * camera.position, scale * camera.look_at
 
     def _settled(self, timeout: float = 40.0) -> np.ndarray:
         """The picture, once it no longer changes."""
         deadline, before, same = time.monotonic() + timeout, None, 0
-        time.sleep(1.0)
         while time.monotonic() < deadline:
             picture = np.array(Image.open(io.BytesIO(self._page.screenshot())).convert("RGB"))
             same = same + 1 if before is not None and np.array_equal(picture, before) else 0
@@ -215,7 +220,7 @@ class Camera:
 def _bounds(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
     """float [2, 3], m: box around what is drawn of the robot, planes left out."""
     geoms = [g for g in visible_geoms(model) if model.geom_type[g] != mujoco.mjtGeom.mjGEOM_PLANE]
-    if model.nskin:  # lies around all of the robot
+    if model.nskin:  # it lies around all of the robot
         geoms = np.flatnonzero(model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE)
     rotation = data.geom_xmat[geoms].reshape(-1, 3, 3)
     middle = data.geom_xpos[geoms] + (rotation @ model.geom_aabb[geoms, :3, None])[..., 0]
@@ -243,7 +248,6 @@ def mujoco_picture(
     view.elevation = np.degrees(np.arcsin(offset[2] / camera.distance))
     option = mujoco.MjvOption()
     option.sitegroup[:] = 0
-    option.flags[mujoco.mjtVisFlag.mjVIS_TENDON] = False
     with mujoco.Renderer(model, SIZE, SIZE) as renderer:
         renderer.update_scene(data, view, option)
         renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
@@ -267,13 +271,16 @@ def compare(easel: Easel, name: str, model: mujoco.MjModel) -> Likeness:
     return Likeness(name, ours, theirs, our_mask, their_mask)
 
 
+def browser_path() -> str | None:
+    """Of Chromium; None if it is not installed."""
+    return os.environ.get("CHROMIUM") or shutil.which("chromium")
+
+
 @contextmanager
 def easel() -> Iterator[Easel]:
     """With a browser of its own."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=os.environ.get("CHROMIUM") or shutil.which("chromium"), args=FLAGS
-        )
+        browser = playwright.chromium.launch(executable_path=browser_path(), args=FLAGS)
         easel = Easel(browser.new_page())
         yield easel
         easel.close()
@@ -305,18 +312,23 @@ def main(
     report: Annotated[Path, tyro.conf.Positional],
     models: tuple[str, ...] = (),
     pictures: Path | None = None,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
     """Draw them.
 
     Args:
         report: the HTML file to write.
-        models: which; all that are installed if none is given.
+        models: which, by name or as an XML file; all that are installed if none is given.
         pictures: a folder to put each pair into, as a PNG file.
+        json_file: where to save the figures.
     """
     known: dict[str, Any] = available()
+    for file in models:
+        if file.endswith(".xml"):
+            known[file] = lambda file=file: mujoco.MjModel.from_xml_path(file)
     if unknown := [name for name in models if name not in known]:
         sys.exit(f"{', '.join(unknown)}: must be among {', '.join(known)}")
-    console, rows = Console(), []
+    console, rows, figures_of = Console(), [], {}
     table = Table("model", "silhouettes: IoU", "colours differ by", "s")
     with easel() as one:
         for name in models or known:
@@ -327,13 +339,20 @@ def main(
             figures = f"{likeness.iou:.3f}", f"{likeness.colour_difference:.3f}"
             table.add_row(name, *figures, seconds)
             console.print(name, *figures, seconds)
+            figures_of[name] = {
+                "iou": likeness.iou,
+                "colour_difference": likeness.colour_difference,
+                "pixels": int(likeness.their_mask.sum()),
+            }
             if pictures is not None:
                 pictures.mkdir(parents=True, exist_ok=True)
                 pair = np.concatenate([likeness.ours, likeness.theirs], axis=1)
-                Image.fromarray(pair).save(pictures / f"{name}.png")
+                Image.fromarray(pair).save(pictures / f"{Path(name).stem}.png")
     legend = "The page, MuJoCo, and both: red is only in the page, blue only in MuJoCo's."
     report.write_text(f"<meta charset=utf-8><p>{legend}</p>{''.join(rows)}")
     console.print(table)
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures_of, indent=1))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from brax_viser.playback import View
 from brax_viser.scene.grid import Grid
 from brax_viser.scene.looks import colours_of
 from brax_viser.scene.robots import Paint, Robots
-from brax_viser.scene.shapes import Shape, floor_height, roaming_body, shapes_of
+from brax_viser.scene.rods import Rods, RodSet, rods_of
+from brax_viser.scene.shapes import Shape, cropped, floor_height, roaming_body, shapes_of
 from brax_viser.scene.variants import Variants
 
 MAX_LABELS = 256
@@ -46,6 +47,7 @@ class Model:
     floor: float  # z of the floor, m
     dt: float  # s per step
     roaming_link: int | None  # the one by which a robot leaves its cell, if it can
+    rods: RodSet | None  # tendons and the like
     variants: Variants  # in what environments' robots differ from this one
 
     @classmethod
@@ -62,8 +64,12 @@ class Model:
         body = roaming_body(model)
         link = None if body is None else body - 1
         shapes = shapes_of(model, variants.apart)
+        if grid.capacity > 1:
+            place = init_links[0][link or 0, :2]
+            half = np.array(grid.spacing[:2]) / 2
+            shapes = cropped(model, shapes, np.stack([place - half, place + half]))
         floor = floor_height(model, grid.reach)
-        return cls(shapes, *init_links, floor, dt, link, variants)
+        return cls(shapes, *init_links, floor, dt, link, rods_of(model), variants)
 
 
 class Block:
@@ -94,6 +100,9 @@ class Block:
         self._server, self._path = server, path
         self._origins = (grid.origins(count) + offset).astype(np.float32)
         self.robots = Robots(server, f"{path}/robots", model.shapes, self._origins, scale)
+        self._rods: Rods | None = None
+        if model.rods is not None:
+            self._rods = Rods(server, f"{path}/rods", model.rods, self._origins, scale)
         self.pos = np.repeat(model.init_pos[None], count, axis=0)
         self.rot = np.repeat(model.init_rot[None], count, axis=0)
         self._cell_of_env: dict[int, int] = {}
@@ -112,7 +121,7 @@ class Block:
             anchor="center-center",
         )
         with server.atomic():
-            self.robots.draw(self.pos, self.rot, self._hidden)
+            self._draw_robots()
 
     def draw(self, view: View, look: Look) -> None:
         """Brings what is to be seen now to the screen, within `server.atomic()`.
@@ -145,14 +154,14 @@ class Block:
         others = self._others()
         if look.others == "hide":
             self._hidden |= others
-        self.robots.draw(self.pos, self.rot, self._hidden)
+        self._draw_robots()
         self._draw_ring()
 
     def clear(self) -> None:
         """Nobody is drawn, within `server.atomic()`."""
         self.drawn_envs, self._cell_of_env, self.frame = np.zeros(0, np.int32), {}, None
         self._hidden = np.ones(self.count, bool)
-        self.robots.draw(self.pos, self.rot, self._hidden)
+        self._draw_robots()
         self._draw_ring()
 
     def decorate(self, look: Look) -> None:
@@ -189,10 +198,17 @@ class Block:
     def remove(self) -> None:
         """Takes everything away."""
         self.robots.remove()
+        if self._rods is not None:
+            self._rods.remove()
         self._draw_labels(False)
         if self._ring is not None:
             self._ring.remove()
         self._title.remove()
+
+    def _draw_robots(self) -> None:
+        self.robots.draw(self.pos, self.rot, self._hidden)
+        if self._rods is not None:
+            self._rods.draw(self.pos, self.rot, self._hidden)
 
     def _vary(self) -> None:
         """Gives each cell's robot the looks of its environment."""

@@ -112,12 +112,15 @@ def reach_of(model: mujoco.MjModel, init_qpos: np.ndarray) -> np.ndarray:
     """float [2, 3], m: box around what one env can touch without its root leaving its place.
 
     The union of the geoms' boxes over random positions of the joints that have limits, the
-    others staying where `reset` puts them. Planes are left out, for they have no end, and so are
-    slides longer than the robot, which stand for free movement.
+    others staying where `reset` puts them. Planes are left out, for they have no end, and terrain,
+    which is much larger than who walks on it; so are slides longer than the robot, which stand for
+    free movement.
     """
     data = mujoco.MjData(model)
     random = np.random.default_rng(0)
-    solid = model.geom_type != int(mujoco.mjtGeom.mjGEOM_PLANE)
+    terrain = model.geom_type == int(mujoco.mjtGeom.mjGEOM_HFIELD)
+    solid = (model.geom_type != int(mujoco.mjtGeom.mjGEOM_PLANE)) & ~terrain
+    solid = solid if solid.any() else terrain
     if not solid.any():
         return np.array([[-1.0, -1.0, 0.0], [1.0, 1.0, 1.0]])
     slide, hinge = int(mujoco.mjtJoint.mjJNT_SLIDE), int(mujoco.mjtJoint.mjJNT_HINGE)

@@ -1,7 +1,7 @@
 """The distinct geometries of a MuJoCo model, each with every body that carries it."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mujoco
 import numpy as np
@@ -14,6 +14,7 @@ from brax_viser.scene.skins import pieces_of
 from brax_viser.scene.surfaces import painted, plain_rgba, rgba_of, texture_of
 
 _PLANE = int(mujoco.mjtGeom.mjGEOM_PLANE)
+_TERRAIN = int(mujoco.mjtGeom.mjGEOM_HFIELD)
 _SPHERE = int(mujoco.mjtGeom.mjGEOM_SPHERE)
 _CAPSULE = int(mujoco.mjtGeom.mjGEOM_CAPSULE)
 _CYLINDER = int(mujoco.mjtGeom.mjGEOM_CYLINDER)
@@ -38,6 +39,7 @@ class Shape:
     geom: int | None = None  # the geom that it is, where it is drawn for itself; then M is 1
     end: int = 0  # of a capsule that is drawn for itself: 1 and -1 are its ends, 0 what is between
     casts_shadow: bool = True  # planes have no back, and do not stand in the light
+    is_terrain: bool = False  # a height field
 
 
 def shapes_of(model: mujoco.MjModel, apart: Collection[int] = ()) -> list[Shape]:
@@ -67,8 +69,17 @@ def shapes_of(model: mujoco.MjModel, apart: Collection[int] = ()) -> list[Shape]
         bodies, first = np.array(places[key]).T
         mesh, rgba = _merged_mesh(model, group)
         places_of = model.geom_pos[first], model.geom_quat[first]
-        solid = bool(model.geom_type[group[0]] != _PLANE)
-        shapes.append(Shape(mesh, rgba, bodies, *places_of, casts_shadow=solid))
+        kind = model.geom_type[group[0]]
+        shapes.append(
+            Shape(
+                mesh,
+                rgba,
+                bodies,
+                *places_of,
+                casts_shadow=bool(kind != _PLANE),
+                is_terrain=bool(kind == _TERRAIN),
+            )
+        )
     for geom in shown:
         if geom in apart:
             shapes.extend(_parts_of(model, geom))
@@ -77,6 +88,33 @@ def shapes_of(model: mujoco.MjModel, apart: Collection[int] = ()) -> list[Shape]
         unmoved = np.zeros((1, 3)), np.array([[1.0, 0.0, 0.0, 0.0]])
         shapes.append(Shape(mesh, None, np.array([body]), *unmoved))
     return shapes
+
+
+def cropped(model: mujoco.MjModel, shapes: list[Shape], box: np.ndarray) -> list[Shape]:
+    """The shapes, of static terrain only what lies in a box: each cell has its own patch of it.
+
+    Args:
+        model: whose they are.
+        shapes: as `shapes_of` returns them.
+        box: float [2, 2], m: lowest and highest x and y, in the robot's world frame.
+    """
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    result = []
+    for shape in shapes:
+        if not (shape.is_terrain and model.body_weldid[shape.body[0]] == 0):
+            result.append(shape)
+            continue
+        corners = rotate(shape.quat[0], np.asarray(shape.mesh.vertices)) + shape.pos[0]
+        body = shape.body[0]
+        corners = rotate(data.xquat[body], corners) + data.xpos[body]
+        middle = corners[np.asarray(shape.mesh.faces)].mean(axis=1)[:, :2]
+        inside = ((middle >= box[0]) & (middle <= box[1])).all(axis=1)
+        if inside.any():
+            patch = shape.mesh.submesh([np.flatnonzero(inside)], append=True)
+            assert isinstance(patch, trimesh.Trimesh)
+            result.append(replace(shape, mesh=patch))
+    return result
 
 
 def capsule_end(pos: np.ndarray, quat: np.ndarray, size: np.ndarray, end: int) -> np.ndarray:
@@ -152,8 +190,8 @@ def _groups(model: mujoco.MjModel, geoms: list[int]) -> list[list[int]]:
     material."""
     groups: dict[tuple[str, int], list[int]] = {}
     for geom in geoms:
-        if model.geom_type[geom] == _PLANE:
-            key = "plane", geom
+        if model.geom_type[geom] in (_PLANE, _TERRAIN):
+            key = "ground", geom
         elif texture_of(model, geom) is None:
             key = "alpha", int(plain_rgba(model, geom)[3])
         else:

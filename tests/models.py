@@ -1,0 +1,55 @@
+"""A model that has what robots of the packages have not, or not all at once."""
+
+ODDITIES = """
+<mujoco>
+  <asset>
+    <texture name="checks" type="2d" builtin="checker" rgb1=".9 .8 .2" rgb2=".2 .3 .6"
+             width="64" height="64"/>
+    <texture name="faces" type="cube" builtin="gradient" rgb1=".8 .2 .2" rgb2=".2 .2 .8"
+             width="64" height="64"/>
+    <material name="checks" texture="checks" texrepeat="2 2"/>
+    <material name="faces" texture="faces"/>
+    <hfield name="hills" nrow="24" ncol="24" size="1.5 1.5 .4 .1"
+            elevation="HILLS"/>
+    <mesh name="wedge" vertex="0 0 0  .3 0 0  0 .3 0  0 0 .3"/>
+  </asset>
+  <worldbody>
+    <light pos="0 0 4" dir="0 0 -1"/>
+    <geom name="hills" type="hfield" hfield="hills" rgba=".5 .6 .4 1"/>
+    <geom name="wall" type="plane" size=".6 .4 .1" pos="0 1.2 .9" euler="90 0 0"
+          material="checks"/>
+    <body name="leader" mocap="true" pos="-.8 0 1">
+      <geom type="sphere" size=".12" rgba=".2 .8 .4 .5" contype="0" conaffinity="0"/>
+      <site name="held" pos=".05 0 0"/>
+    </body>
+    <body name="box" pos="0 0 .9">
+      <freejoint/>
+      <geom type="box" size=".2 .15 .1" material="checks"/>
+      <site name="low" pos="-.2 0 0"/>
+      <site name="high" pos=".2 0 .1"/>
+    </body>
+    <body name="egg" pos=".7 0 1.1">
+      <joint type="hinge" axis="0 1 0"/>
+      <geom type="ellipsoid" size=".12 .15 .22" material="faces"/>
+      <geom type="mesh" mesh="wedge" pos="0 0 .2" rgba=".7 .7 .7 1"/>
+      <site name="hook" pos="0 0 -.2"/>
+    </body>
+  </worldbody>
+  <tendon>
+    <spatial name="rope" width=".015" rgba=".9 .4 .1 1">
+      <site site="held"/> <site site="low"/> <pulley divisor="2"/>
+      <site site="high"/> <site site="hook"/>
+    </spatial>
+  </tendon>
+</mujoco>
+"""
+
+
+def oddities() -> str:
+    """XML with a height field, a plane that is no floor, 2-D and cube textures, a transparent mocap
+    body, a mesh and a tendon over a pulley."""
+    import numpy as np
+
+    x, y = np.meshgrid(np.linspace(0, 6, 24), np.linspace(0, 6, 24))
+    heights = (0.5 + 0.5 * np.sin(x) * np.cos(y)).ravel()
+    return ODDITIES.replace("HILLS", " ".join(f"{h:.3f}" for h in heights))
