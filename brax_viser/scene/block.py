@@ -14,6 +14,7 @@ from brax_viser.scene.looks import colours_of
 from brax_viser.scene.robots import Paint, Robots
 from brax_viser.scene.rods import Rods, RodSet, rods_of
 from brax_viser.scene.shapes import Shape, cropped, floor_height, roaming_body, shapes_of
+from brax_viser.scene.surfaces import linear
 from brax_viser.scene.variants import Variants
 
 MAX_LABELS = 256
@@ -268,7 +269,7 @@ class Block:
                 mesh.faces,
                 batched_wxyzs=np.array([[1.0, 0.0, 0.0, 0.0]], np.float32),
                 batched_positions=np.zeros((1, 3), np.float32),
-                batched_colors=RING_COLOUR,
+                batched_colors=linear(np.array(RING_COLOUR)),
                 lod="off",
                 cast_shadow=False,
                 scale=self.scale,

@@ -11,6 +11,7 @@ from trimesh.visual import ColorVisuals, TextureVisuals
 
 from brax_viser.scene.quaternions import multiply, rotate
 from brax_viser.scene.shapes import Shape
+from brax_viser.scene.surfaces import linear
 from brax_viser.scene.variants import Places
 
 _IDENTITY = np.array([1.0, 0.0, 0.0, 0.0], np.float32)
@@ -145,7 +146,7 @@ class Robots:
             rgba = _base_colour(part.shape)
             count = len(part.shape.body)
             usual = rgba[:3] if part.rgba is None else part.rgba
-            handle.batched_colors = (
+            handle.batched_colors = linear(
                 usual if paint.colours is None else np.repeat(paint.colours, count, axis=0)
             )
             handle.batched_opacities = (
@@ -253,7 +254,7 @@ def _add_plain(
         shape.mesh.faces,
         batched_wxyzs=quat,
         batched_positions=pos,
-        batched_colors=rgba[:3],
+        batched_colors=linear(rgba[:3]),
         opacity=None if rgba[3] == 255 else float(rgba[3]) / 255,
         lod="off",
         cast_shadow=shape.casts_shadow,
@@ -271,8 +272,8 @@ def _glb(mesh: trimesh.Trimesh) -> bytes:
         colours = np.asarray(mesh.visual.vertex_colors)
         alpha = float(colours[:, 3].min())
         mesh = mesh.copy(include_cache=True)  # the normals are in there
-        linear = np.round(255 * _linear(colours[:, :3] / 255.0)).astype(np.uint8)
-        mesh.visual = ColorVisuals(mesh, vertex_colors=np.column_stack([linear, colours[:, 3]]))
+        light = linear(colours[:, :3])
+        mesh.visual = ColorVisuals(mesh, vertex_colors=np.column_stack([light, colours[:, 3]]))
 
         def matt(tree: dict[str, Any]) -> None:
             surface = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
@@ -284,11 +285,6 @@ def _glb(mesh: trimesh.Trimesh) -> bytes:
 
         return export_glb(trimesh.Scene([mesh]), tree_postprocessor=matt)
     return export_glb(trimesh.Scene([mesh]))
-
-
-def _linear(srgb: np.ndarray) -> np.ndarray:
-    """Linear light of colours 0 to 1; IEC 61966-2-1."""
-    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
 def _base_colour(shape: Shape) -> np.ndarray:

@@ -9,6 +9,7 @@ import trimesh
 import viser
 
 from brax_viser.scene.quaternions import rotate
+from brax_viser.scene.surfaces import linear
 
 VISIBLE_GROUPS = (0, 1, 2)
 """Groups of tendons and flexes that MuJoCo's own viewer shows at first."""
@@ -123,7 +124,7 @@ class Rods:
             batched_wxyzs=np.tile(np.array([1.0, 0.0, 0.0, 0.0], np.float32), (count, 1)),
             batched_positions=np.zeros((count, 3), np.float32),
             batched_scales=np.zeros((count, 3), np.float32),
-            batched_colors=np.tile(rods.rgb, (len(origins), 1)),
+            batched_colors=np.tile(linear(rods.rgb), (len(origins), 1)),
             lod="off",
             scale=scale,
         )

@@ -270,9 +270,32 @@ def _geom_mesh(model: mujoco.MjModel, geom: int) -> trimesh.Trimesh:
         half = np.where(size[:2] > 0, size[:2], max(10.0, model.stat.extent))
         corners = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]]) * [*half, 1]
         mesh = trimesh.Trimesh(corners, [[0, 1, 2], [0, 2, 3]], process=False)
+    elif kind == _TERRAIN:
+        mesh = _terrain(model, geom)
     else:
         mesh = conversions.create_primitive_mesh(model, geom)
     return painted(model, geom, _creased(mesh))
+
+
+def _terrain(model: mujoco.MjModel, geom: int) -> trimesh.Trimesh:
+    """A height field with its sides, down to its base; mjviser has but the top."""
+    top = conversions.create_primitive_mesh(model, geom)
+    field = model.geom_dataid[geom]
+    rows, columns = int(model.hfield_nrow[field]), int(model.hfield_ncol[field])
+    index = np.arange(rows * columns).reshape(rows, columns)
+    # All the way round, seen from above against the clock.
+    rim = np.concatenate([index[0], index[1:, -1], index[-1, -2::-1], index[-2:0:-1, 0]])
+    foot = top.vertices[rim] * [1, 1, 0] - [0, 0, model.hfield_size[field, 3]]
+    low, high = len(top.vertices) + np.arange(len(rim)), rim
+    after = np.roll(np.arange(len(rim)), -1)
+    sides = np.concatenate(
+        [
+            np.stack([low, low[after], high], axis=1),
+            np.stack([high, low[after], high[after]], axis=1),
+        ]
+    )
+    vertices = np.concatenate([top.vertices, foot])
+    return trimesh.Trimesh(vertices, np.concatenate([top.faces, sides]), process=False)
 
 
 def _creased(mesh: trimesh.Trimesh) -> trimesh.Trimesh:

@@ -145,6 +145,14 @@ def _pixels(model: mujoco.MjModel, texture: int) -> np.ndarray:
     return data.reshape(height, width, channels)
 
 
+def linear(rgb: np.ndarray) -> np.ndarray:
+    """uint8 [..., 3]: a colour as linear light (IEC 61966-2-1), for all that a page multiplies with
+    light without converting it: glTF's colours of vertices, and viser's of instances."""
+    srgb = np.asarray(rgb, float) / 255.0
+    light = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    return np.round(255 * light).astype(np.uint8)
+
+
 class _Key:
     """A texture of a model, so that it is looked through once and not for each geom."""
 
@@ -232,8 +240,15 @@ def _projected(model: mujoco.MjModel, geom: int, mesh: trimesh.Trimesh) -> np.nd
         scale = np.where(extent > 0, scale / np.maximum(extent, 1e-9), scale)
     if model.mat_texuniform[material]:
         scale = np.where(extent > 0, scale * extent, scale)
-    own = _own_coordinates(model, geom, mesh)[:, :2]
-    return own * scale * [0.5, -0.5] - 0.5
+    own = _own_coordinates(model, geom, mesh)
+    across = own[:, :2]
+    if model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_BOX:
+        # Each side has the whole picture; its corners are its own, for its edges are sharp.
+        side = np.argmax(np.abs(np.asarray(mesh.vertex_normals)), axis=1)
+        across = np.stack([own[:, [1, 2]], own[:, [0, 2]], own[:, [0, 1]]])[
+            side, np.arange(len(own))
+        ]
+    return across * scale * [0.5, -0.5] - 0.5
 
 
 def _wrapped(
