@@ -16,6 +16,7 @@ from brax_viser.scene.grid import Grid, framing_camera
 from brax_viser.scene.looks import ALIVE, BROKEN, FALLEN, colours_of, range_of
 from brax_viser.scene.robots import FADED, PARKED
 from brax_viser.scene.scene import Scene
+from brax_viser.scene.surfaces import linear
 
 COUNT = 6
 
@@ -166,7 +167,8 @@ def test_robots_are_coloured_by_return_and_get_their_own_colours_back(ants):
     shown = np.reshape(part.handle.batched_colors, (COUNT, len(part.shape.body), 3))
     expected = colours_of("return", ants.frame, 0.05)
     assert expected is not None
-    np.testing.assert_array_equal(shown, np.repeat(expected[:, None], shown.shape[1], axis=1))
+    expected_light = linear(expected)
+    np.testing.assert_array_equal(shown, np.repeat(expected_light[:, None], shown.shape[1], axis=1))
     assert len(np.unique(expected, axis=0)) == COUNT
     ants.draw(Look())
     np.testing.assert_array_equal(part.handle.batched_colors, own)

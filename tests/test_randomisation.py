@@ -13,6 +13,7 @@ from brax.envs.wrappers.training import DomainRandomizationVmapWrapper
 
 from brax_viser import VisualizedEnv
 from brax_viser.scene.shapes import shapes_of
+from brax_viser.scene.surfaces import linear
 from brax_viser.scene.variants import Variants
 from envs.cartpole import CartPole
 from tests.conftest import eventually
@@ -84,7 +85,8 @@ def test_states_arrive_what_differs_is_sent_once_and_drawn(viewer, page):
     drawn = np.asarray(part.handle.batched_scales)
     np.testing.assert_allclose(drawn[:, 0], sys_v.geom_size[:4, KNOB, 0] / usual, rtol=1e-5)
     colours = np.asarray(part.handle.batched_colors)
-    np.testing.assert_allclose(colours, 255 * sys_v.geom_rgba[:4, KNOB, :3], atol=1.01)
+    expected = linear((255 * sys_v.geom_rgba[:4, KNOB, :3]).astype(np.uint8))
+    np.testing.assert_allclose(colours.astype(int), expected, atol=2.01)
     # Of the whole robot: the second link of Brax's is the pole.
     masses = np.asarray(sys_v.link.inertia.mass)
     words = channel.variants.in_words(2)

@@ -13,7 +13,15 @@ from brax_viser.scene.grid import Grid
 from brax_viser.scene.looks import colours_of
 from brax_viser.scene.robots import Paint, Robots
 from brax_viser.scene.rods import Rods, RodSet, rods_of
-from brax_viser.scene.shapes import Shape, cropped, floor_height, roaming_body, shapes_of
+from brax_viser.scene.shapes import (
+    USUAL,
+    Parts,
+    Shape,
+    cropped,
+    floor_height,
+    roaming_body,
+    shapes_of,
+)
 from brax_viser.scene.surfaces import linear
 from brax_viser.scene.variants import Variants
 
@@ -59,18 +67,19 @@ class Model:
         init_links: tuple[np.ndarray, np.ndarray],
         dt: float,
         variants: Variants | None = None,
+        wanted: Parts = USUAL,
     ) -> "Model":
         """Reads a MuJoCo model, and never writes it."""
         variants = variants or Variants(model)
         body = roaming_body(model)
         link = None if body is None else body - 1
-        shapes = shapes_of(model, variants.apart)
+        shapes = shapes_of(model, variants.apart, wanted)
         if grid.capacity > 1:
             place = init_links[0][link or 0, :2]
             half = np.array(grid.spacing[:2]) / 2
             shapes = cropped(model, shapes, np.stack([place - half, place + half]))
         floor = floor_height(model, grid.reach)
-        return cls(shapes, *init_links, floor, dt, link, rods_of(model), variants)
+        return cls(shapes, *init_links, floor, dt, link, rods_of(model, wanted.groups), variants)
 
 
 class Block:

@@ -1,6 +1,6 @@
 """Straight pieces between two points that move apart: tendons, and the edges of a flex."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import mujoco
@@ -10,9 +10,6 @@ import viser
 
 from brax_viser.scene.quaternions import rotate
 from brax_viser.scene.surfaces import linear
-
-VISIBLE_GROUPS = (0, 1, 2)
-"""Groups of tendons and flexes that MuJoCo's own viewer shows at first."""
 
 _PULLEY, _SITE = int(mujoco.mjtWrap.mjWRAP_PULLEY), int(mujoco.mjtWrap.mjWRAP_SITE)
 _JOINT = int(mujoco.mjtWrap.mjWRAP_JOINT)
@@ -28,7 +25,7 @@ class RodSet:
     rgb: np.ndarray  # uint8 [S, 3]
 
 
-def rods_of(model: mujoco.MjModel) -> RodSet | None:
+def rods_of(model: mujoco.MjModel, groups: Collection[int]) -> RodSet | None:
     """All rods of a model; None if it has none.
 
     A spatial tendon goes straight from site to site: around a geom that it wraps there is a corner
@@ -37,8 +34,9 @@ def rods_of(model: mujoco.MjModel) -> RodSet | None:
 
     Args:
         model: is not changed.
+        groups: of which tendons and flexes.
     """
-    rods = [*_tendons(model), *_flexes(model)]
+    rods = [*_tendons(model, groups), *_flexes(model, groups)]
     if not rods:
         return None
     body, pos, radius, rgb = zip(*rods, strict=True)
@@ -53,11 +51,11 @@ def rods_of(model: mujoco.MjModel) -> RodSet | None:
 _Rod = tuple[tuple[int, int], tuple[np.ndarray, np.ndarray], float, np.ndarray]
 
 
-def _tendons(model: mujoco.MjModel) -> Iterator[_Rod]:
+def _tendons(model: mujoco.MjModel, groups: Collection[int]) -> Iterator[_Rod]:
     for tendon in range(model.ntendon):
         material = int(model.tendon_matid[tendon])
         rgba = model.tendon_rgba[tendon] if material < 0 else model.mat_rgba[material]
-        if model.tendon_group[tendon] not in VISIBLE_GROUPS or rgba[3] <= 0:
+        if model.tendon_group[tendon] not in groups or rgba[3] <= 0:
             continue
         start = int(model.tendon_adr[tendon])
         before: int | None = None
@@ -76,9 +74,9 @@ def _tendons(model: mujoco.MjModel) -> Iterator[_Rod]:
                 before = site
 
 
-def _flexes(model: mujoco.MjModel) -> Iterator[_Rod]:
+def _flexes(model: mujoco.MjModel, groups: Collection[int]) -> Iterator[_Rod]:
     for flex in range(model.nflex):
-        if model.flex_group[flex] not in VISIBLE_GROUPS or model.flex_interp[flex]:
+        if model.flex_group[flex] not in groups or model.flex_interp[flex]:
             continue  # one that is interpolated has no body of its own at each vertex
         material = int(model.flex_matid[flex])
         rgba = model.flex_rgba[flex] if material < 0 else model.mat_rgba[material]

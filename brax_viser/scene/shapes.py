@@ -11,7 +11,7 @@ from trimesh.visual import ColorVisuals
 
 from brax_viser.scene.quaternions import rotate
 from brax_viser.scene.skins import pieces_of
-from brax_viser.scene.surfaces import painted, plain_rgba, rgba_of, texture_of
+from brax_viser.scene.surfaces import painted, painted_with, plain_rgba, rgba_of, texture_of
 
 _PLANE = int(mujoco.mjtGeom.mjGEOM_PLANE)
 _TERRAIN = int(mujoco.mjtGeom.mjGEOM_HFIELD)
@@ -23,8 +23,22 @@ _MESHES = (int(mujoco.mjtGeom.mjGEOM_MESH), int(mujoco.mjtGeom.mjGEOM_SDF))
 CREASE = np.radians(30.0)
 """Edges sharper than this stay sharp when shaded; the others look round."""
 
-VISIBLE_GROUPS = (0, 1, 2)
-"""Geom groups that MuJoCo's own viewer shows at first; 3 and up hold collision geometry."""
+VISIBLE_GROUPS = frozenset((0, 1, 2))
+"""Groups that MuJoCo's own viewer shows at first; 3 and up hold collision geometry."""
+
+GROUPS = tuple(range(6))
+"""All groups that MuJoCo has."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which parts of a model are drawn."""
+
+    groups: frozenset[int] = VISIBLE_GROUPS  # of geoms, skins, sites, tendons and flexes
+    sites: bool = False
+
+
+USUAL = Parts()
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +56,9 @@ class Shape:
     is_terrain: bool = False  # a height field
 
 
-def shapes_of(model: mujoco.MjModel, apart: Collection[int] = ()) -> list[Shape]:
+def shapes_of(
+    model: mujoco.MjModel, apart: Collection[int] = (), wanted: Parts = USUAL
+) -> list[Shape]:
     """Groups a model's visible geoms into as few distinct geometries as there are.
 
     The geoms of one body that look alike but for their colour move as one, so they are one
@@ -53,8 +69,9 @@ def shapes_of(model: mujoco.MjModel, apart: Collection[int] = ()) -> list[Shape]
     Args:
         model: is not changed.
         apart: ids of geoms that are shapes for themselves, because environments differ in them.
+        wanted: which parts.
     """
-    shown = visible_geoms(model)
+    shown = visible_geoms(model, wanted.groups)
     together = [g for g in shown if g not in apart]
     places: dict[tuple[object, ...], list[tuple[int, int]]] = {}
     members: dict[tuple[object, ...], list[int]] = {}
@@ -83,7 +100,9 @@ def shapes_of(model: mujoco.MjModel, apart: Collection[int] = ()) -> list[Shape]
     for geom in shown:
         if geom in apart:
             shapes.extend(_parts_of(model, geom))
-    for body, mesh in pieces_of(model):
+    if wanted.sites:
+        shapes.extend(_sites(model, wanted.groups))
+    for body, mesh in pieces_of(model, wanted.groups):
         # With no colour of its own: what carries normals is drawn as glTF, which takes them.
         unmoved = np.zeros((1, 3)), np.array([[1.0, 0.0, 0.0, 0.0]])
         shapes.append(Shape(mesh, None, np.array([body]), *unmoved))
@@ -151,14 +170,38 @@ def _parts_of(model: mujoco.MjModel, geom: int) -> list[Shape]:
     return shapes
 
 
-def visible_geoms(model: mujoco.MjModel) -> list[int]:
-    """Ids of the geoms to draw: of the visible groups, not transparent, not the floor."""
+def visible_geoms(model: mujoco.MjModel, groups: Collection[int] = VISIBLE_GROUPS) -> list[int]:
+    """Ids of the geoms to draw: of some groups, not transparent, not the floor. All of them where
+    the usual groups have none: who has put a whole robot into group 3 wants to see it."""
     floor = floor_of(model)
     shown = [
         g for g in range(model.ngeom) if rgba_of(model, g)[3] > 0 and (floor is None or g != floor)
     ]
-    usual = [g for g in shown if model.geom_group[g] in VISIBLE_GROUPS]
-    return usual or shown
+    chosen = [g for g in shown if model.geom_group[g] in groups]
+    return chosen or (shown if set(groups) == VISIBLE_GROUPS else [])
+
+
+def _sites(model: mujoco.MjModel, groups: Collection[int]) -> list[Shape]:
+    """One shape for each kind of site."""
+    places: dict[tuple[object, ...], list[int]] = {}
+    for site in range(model.nsite):
+        if model.site_group[site] in groups and model.site_rgba[site][3] > 0:
+            key = (
+                int(model.site_type[site]),
+                int(model.site_matid[site]),
+                tuple(np.round(model.site_size[site], 6)),
+                tuple(model.site_rgba[site]),
+            )
+            places.setdefault(key, []).append(site)
+    shapes = []
+    for sites in places.values():
+        mesh = _creased(conversions.create_site_mesh(model, sites[0]))
+        material = int(model.site_matid[sites[0]])
+        rgba = model.mat_rgba[material] if material >= 0 else model.site_rgba[sites[0]]
+        mesh = painted_with(model, mesh, None, rgba, material)
+        at = model.site_pos[sites], model.site_quat[sites]
+        shapes.append(Shape(mesh, _one_colour(mesh), model.site_bodyid[sites], *at))
+    return shapes
 
 
 def floor_of(model: mujoco.MjModel) -> int | None:

@@ -1,6 +1,6 @@
 """Skins: MuJoCo bends one mesh over many bodies; here each body moves its own piece of it."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import mujoco
 import numpy as np
@@ -8,15 +8,14 @@ import trimesh
 
 from brax_viser.scene.surfaces import painted_with
 
-VISIBLE_GROUPS = (0, 1, 2)
-"""Skin groups that MuJoCo's own viewer shows at first."""
-
 SHARED = 0.3
 """A triangle that hangs on a second bone by at least this weight is in the pieces of both. They
 overlap then, and no gap opens between them when the joint bends."""
 
 
-def pieces_of(model: mujoco.MjModel) -> Iterator[tuple[int, trimesh.Trimesh]]:
+def pieces_of(
+    model: mujoco.MjModel, groups: Collection[int]
+) -> Iterator[tuple[int, trimesh.Trimesh]]:
     """Each visible skin, cut by the body that moves most of it.
 
     A batch of instances can be moved, not bent; bending a skin for each of a thousand robots would
@@ -25,12 +24,13 @@ def pieces_of(model: mujoco.MjModel) -> Iterator[tuple[int, trimesh.Trimesh]]:
 
     Args:
         model: is not changed.
+        groups: of which skins.
 
     Yields:
         (body id, mesh in the body's frame, m, with the normals of the whole skin).
     """
     for skin in range(model.nskin):
-        if model.skin_group[skin] in VISIBLE_GROUPS and model.skin_rgba[skin][3] > 0:
+        if model.skin_group[skin] in groups and model.skin_rgba[skin][3] > 0:
             yield from _cut(model, skin)
 
 
