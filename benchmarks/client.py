@@ -32,6 +32,11 @@ def poses_of(window: bytes) -> int:
     )
 
 
+def is_last_of_replay(window: bytes) -> bool:
+    """Whether a new page now has all that was there before it."""
+    return any(message["type"] == "ReplayDoneMessage" for message in messages_of(window))
+
+
 def hello() -> bytes:
     """What a page says first: viser takes it for connected once it knows where its camera is."""
     camera = messages.ViewerCameraMessage(
@@ -53,8 +58,11 @@ SUBPROTOCOL = websockets.Subprotocol(f"viser-v{viser.__version__}")
 
 
 async def watch(port: int) -> None:
-    """Receives until the server goes, printing a line of JSON after each tenth of a second."""
-    frames = received = 0
+    """Receives until the server goes, printing a line of JSON after each tenth of a second.
+
+    "first" is how many bytes came until all that was there already had been sent; 0 before that.
+    """
+    frames = received = first = 0
     reported = 0.0
     async with websockets.connect(
         f"ws://127.0.0.1:{port}", subprotocols=[SUBPROTOCOL], max_size=None, compression=None
@@ -64,9 +72,12 @@ async def watch(port: int) -> None:
             assert isinstance(window, bytes)
             frames += poses_of(window) > 0
             received += len(window)
+            if not first and is_last_of_replay(window):
+                first = received
             if time.monotonic() - reported > 0.1:
                 reported = time.monotonic()
-                print(json.dumps({"frames": frames, "bytes": received}), flush=True)
+                counts = {"frames": frames, "bytes": received, "first": first}
+                print(json.dumps(counts), flush=True)
 
 
 def main() -> None:

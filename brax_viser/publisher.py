@@ -113,6 +113,7 @@ class Publisher:
         self._server, self._obey = server, obey
         self._commands: deque[Command] = deque()  # appended by any thread, drained on the loop
         self._channels: dict[str, Channel] = {}
+        self._sent: deque[tuple[float, int]] = deque()  # (s, `scene.sent`) of the last panels
         self._task: concurrent.futures.Future[None] | None = None
 
     def start(self) -> None:
@@ -368,6 +369,14 @@ class Publisher:
         frame = channel.view.frame
         return f"{TITLES[role]} · step {in_words(frame.env_steps * frame.num_envs)}"
 
+    def _page_bytes_per_second(self, now: float) -> float:
+        """What each page is sent of the robots, over the last second or a little more."""
+        while len(self._sent) > 1 and self._sent[1][0] <= now - IDLE_SECONDS:
+            self._sent.popleft()
+        self._sent.append((now, self.scene.sent))
+        (since, before), sent = self._sent[0], self.scene.sent
+        return (sent - before) / (now - since) if now > since else 0.0
+
     def _panel_view(self, now: float) -> PanelView:
         board = self.board
         role = self._roles()[0]
@@ -387,6 +396,7 @@ class Publisher:
                 overhead=meter.share(training) + (self.others.share() if self.others else 0.0),
                 bytes_per_second=meter.bytes_per_second(training),
                 frames_per_second=meter.frames_per_second(training),
+                page_bytes_per_second=self._page_bytes_per_second(now),
                 selection=board.selection,
                 selected_env=selected,
                 selected_facts=block.facts_of(selected) if block and selected is not None else None,

@@ -306,7 +306,7 @@ def test_slerp_agrees_with_scipy(one, other, part):
         return  # half a turn: either way round is the shorter
     rotations = Rotation.from_quat(np.stack([a, b])[:, [1, 2, 3, 0]])
     expected = Slerp([0.0, 1.0], rotations)(part)
-    got = slerp(np.float32(a), np.float32(b), np.float32([part]))
+    got = slerp(np.float32(a), np.float32(b), part)
     difference = Rotation.from_quat(np.float64(got)[[1, 2, 3, 0]]).inv() * expected
     assert difference.magnitude() < 2e-3
     assert np.linalg.norm(got) == pytest.approx(1.0, abs=1e-5)

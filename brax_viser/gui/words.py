@@ -43,6 +43,7 @@ class PanelView:
     overhead: float  # share of wall-clock, 0 to 1
     bytes_per_second: float
     frames_per_second: float
+    page_bytes_per_second: float  # of robots that move, to each page
     selection: Selection
     selected_env: int | None
     selected_facts: tuple[float, float] | None  # (return, s) of its episode, if it is drawn
@@ -138,13 +139,22 @@ def cost(view: PanelView) -> str:
     budget = "no budget" if control.mode == "every_step" else f"budget {_percent(control)}"
     lines = [
         f"Costs {100 * view.overhead:.1f} % of the time ({budget})",
-        f"{view.bytes_per_second / 1e6:.2f} MB/s, {view.frames_per_second:.0f} steps/s moved",
+        f"{_megabytes(view.bytes_per_second)} from the device "
+        f"({view.frames_per_second:.0f} steps/s), "
+        f"{_megabytes(view.page_bytes_per_second)} to each page",
     ]
     if stream.step is not None:
         lines.append(f"On screen: step {count(stream.step)}")
         if control.mode == "realtime" and not (view.paused or stream.following):
             lines[-1] += f", {stream.age:.0f} s ago"
     return _lines(lines)
+
+
+def _megabytes(bytes_per_second: float) -> str:
+    """Two digits that count: 0.42, 1.1 and 17 MB/s."""
+    megabytes = bytes_per_second / 1e6
+    digits = 2 if megabytes < 0.995 else 1 if megabytes < 9.95 else 0
+    return f"{megabytes:.{digits}f} MB/s"
 
 
 def _percent(control: Control) -> str:

@@ -133,8 +133,10 @@ class Block:
         with server.atomic():
             self._draw_robots()
 
-    def draw(self, view: View, look: Look) -> None:
+    def draw(self, view: View, look: Look) -> int:
         """Brings what is to be seen now to the screen, within `server.atomic()`.
+
+        Returns how many bytes of robots each page is sent.
 
         Args:
             view: of a moment; at most `count` environments, in the order of the cells.
@@ -149,11 +151,12 @@ class Block:
         if self._varied != self.model.variants.version:
             self._vary()
         pos, rot = view.link_pos, view.link_rot
-        # What is not finite has no place. Where it was, or would start from, is shown instead.
-        good = np.isfinite(pos).all(axis=(1, 2)) & np.isfinite(rot).all(axis=(1, 2))
-        if good.all():
+        # Who it is is looked up only where somebody is not: all at once takes a tenth of the time.
+        if np.isfinite(pos).all() and np.isfinite(rot).all():
             self.pos[:count], self.rot[:count] = pos, rot
         else:
+            # What is not finite has no place. Where it was, or would start from, is shown instead.
+            good = np.isfinite(pos).all(axis=(1, 2)) & np.isfinite(rot).all(axis=(1, 2))
             self.pos[:count][good], self.rot[:count][good] = pos[good], rot[good]
         if look.in_cells and self.model.roaming_link is not None:
             self._bring_back(count)
@@ -164,15 +167,17 @@ class Block:
         others = self._others()
         if look.others == "hide":
             self._hidden |= others
-        self._draw_robots()
+        sent = self._draw_robots()
         self._draw_ring()
+        return sent
 
-    def clear(self) -> None:
-        """Nobody is drawn, within `server.atomic()`."""
+    def clear(self) -> int:
+        """Nobody is drawn, within `server.atomic()`. Returns what `draw` does."""
         self.drawn_envs, self._cell_of_env, self.frame = np.zeros(0, np.int32), {}, None
         self._hidden = np.ones(self.count, bool)
-        self._draw_robots()
+        sent = self._draw_robots()
         self._draw_ring()
+        return sent
 
     def decorate(self, look: Look) -> None:
         """Brings colours and labels up to date: some times a second are enough."""
@@ -215,10 +220,12 @@ class Block:
             self._ring.remove()
         self._title.remove()
 
-    def _draw_robots(self) -> None:
-        self.robots.draw(self.pos, self.rot, self._hidden)
+    def _draw_robots(self) -> int:
+        """Returns how many bytes each page is sent."""
+        sent = self.robots.draw(self.pos, self.rot, self._hidden)
         if self._rods is not None:
-            self._rods.draw(self.pos, self.rot, self._hidden)
+            sent += self._rods.draw(self.pos, self.rot, self._hidden)
+        return sent
 
     def _vary(self) -> None:
         """Gives each cell's robot the looks of its environment."""
@@ -235,7 +242,11 @@ class Block:
         away = self.pos[:count, self.model.roaming_link, :2]
         away = away - self.model.init_pos[self.model.roaming_link, :2]
         spacing = np.array(self.grid.spacing[:2], np.float32)
-        self.pos[:count, :, :2] -= (spacing * np.round(away / spacing))[:, None]
+        cells = spacing * np.round(away / spacing)
+        if not cells.any():
+            return
+        for axis in range(2):  # by axes: two numbers in a row are slow to go over
+            self.pos[:count, :, axis] -= cells[:, None, axis]
 
     def _others(self) -> np.ndarray:
         """bool [count]: who is not the selected environment; nobody if none is drawn."""

@@ -9,7 +9,7 @@ import viser
 from trimesh.exchange.gltf import export_glb
 from trimesh.visual import ColorVisuals, TextureVisuals
 
-from brax_viser.scene.quaternions import multiply, rotate
+from brax_viser.scene.quaternions import multiply, planes, rotate
 from brax_viser.scene.shapes import Shape
 from brax_viser.scene.surfaces import linear
 from brax_viser.scene.variants import Places
@@ -33,6 +33,9 @@ class _Part:
     shape: Shape
     places: slice  # which of all places of the robot are this shape's
     handle: BatchedHandle
+    # What the handle is given at each `draw`, which copies it.
+    pos: np.ndarray  # float32 [K, M, 3], m
+    rot: np.ndarray  # float32 [K, M, 4], wxyz
     # A textured mesh has no colour or opacity per instance: what is painted or faded of it is
     # drawn by a plain copy instead. None as long as nothing is.
     plain: viser.BatchedMeshHandle | None = None
@@ -75,14 +78,30 @@ class Robots:
         self._body = np.concatenate([shape.body for shape in shapes])
         self._offset = np.concatenate([shape.pos for shape in shapes]).astype(np.float32)
         self._turn = np.concatenate([shape.quat for shape in shapes]).astype(np.float32)
-        # What is drawn: also with a leading axis [K], once environments differ. See `vary`.
-        self._own_offset, self._own_turn = self._offset, self._turn
+        self._static = np.flatnonzero(self._body == 0)
+        self._link = np.maximum(self._body - 1, 0)
+        self._place(*self._alike())
+        # Made once and filled at each `draw`: see `quaternions.planes`.
+        self._at_pos, self._at_rot = (
+            np.empty((len(origins), len(self._body), n), np.float32) for n in (3, 4)
+        )
+        self._base, self._pos = planes(self._at_rot), planes(self._at_pos)
+        self._rot = planes(self._at_rot)
         start = 0
         for index, shape in enumerate(shapes):
             pos, quat = _static_poses(shape, origins)
             handle = _add(server, f"{path}/{index}", shape, pos, quat, scale)
             stop = start + len(shape.body)
-            self._parts.append(_Part(shape, slice(start, stop), handle))
+            places = (len(origins), len(shape.body))
+            self._parts.append(
+                _Part(
+                    shape,
+                    slice(start, stop),
+                    handle,
+                    pos=np.empty((*places, 3), np.float32),
+                    rot=np.empty((*places, 4), np.float32),
+                )
+            )
             start = stop
 
     @property
@@ -90,25 +109,41 @@ class Robots:
         """One per distinct geometry; instance [k * M + m] is env k's m-th occurrence of it."""
         return [part.handle for part in self._parts]
 
-    def draw(self, link_pos: np.ndarray, link_rot: np.ndarray, hidden: np.ndarray) -> None:
+    def draw(self, link_pos: np.ndarray, link_rot: np.ndarray, hidden: np.ndarray) -> int:
         """Moves all K robots. Within `server.atomic()`, so that none is torn between frames.
+
+        Returns how many bytes each page is sent: 28 per instance, of those handles alone that have
+        an instance that moves.
 
         Args:
             link_pos: float32 [K, L, 3], m, in each env's own world frame.
             link_rot: float32 [K, L, 4], wxyz.
             hidden: bool [K], who is not to be seen.
         """
-        count = len(self.origins)
-        # Body 0 is the world, which stays where it is; link i is body i + 1.
-        base_pos = np.concatenate([np.zeros((count, 1, 3), np.float32), link_pos], axis=1)
-        base_rot = np.concatenate([np.tile(_IDENTITY, (count, 1, 1)), link_rot], axis=1)
-        base_pos, base_rot = base_pos[:, self._body], base_rot[:, self._body]
-        pos = base_pos + rotate(base_rot, self._own_offset) + self.origins[:, None]
-        rot = multiply(base_rot, self._own_turn)
+        # Link i is body i + 1. Body 0 is the world, which stays where it is.
+        at_pos, at_rot = self._at_pos, self._at_rot
+        # mode: numpy fills `out` by way of a copy where it has to look for an index out of range.
+        np.take(link_pos, self._link, axis=1, out=at_pos, mode="clip")
+        np.take(link_rot, self._link, axis=1, out=at_rot, mode="clip")
+        if len(self._static):
+            at_pos[:, self._static], at_rot[:, self._static] = 0.0, _IDENTITY
+        base = planes(at_rot, self._base)
+        pos = rotate(base, self._own_offset, self._pos)
+        for axis in range(3):
+            pos[..., axis] += at_pos[..., axis]
+            pos[..., axis] += self.origins[:, None, axis]
+        rot = multiply(base, self._own_turn, self._rot)
         if hidden.any():
             pos[hidden] = PARKED
+        sent = 0
         for part in self._parts:
-            self._move(part, pos[:, part.places], rot[:, part.places].reshape(-1, 4))
+            own_pos, own_rot = pos[:, part.places], rot[:, part.places]
+            for axis in range(3):
+                part.pos[..., axis] = own_pos[..., axis]
+            for axis in range(4):
+                part.rot[..., axis] = own_rot[..., axis]
+            sent += self._move(part, part.pos, part.rot.reshape(-1, 4))
+        return sent
 
     def vary(self, places: list[Places | None]) -> None:
         """Gives shapes a place, a size and a colour of their own in each environment, from now on.
@@ -118,9 +153,7 @@ class Robots:
         Args:
             places: for each of the shapes; None where it is alike in all.
         """
-        count = len(self.origins)
-        offset = np.repeat(self._offset[None], count, axis=0)
-        turn = np.repeat(self._turn[None], count, axis=0)
+        offset, turn = self._alike()
         for part, own in zip(self._parts, places, strict=True):
             if own is None:
                 continue
@@ -129,7 +162,7 @@ class Robots:
             if part.plain is not None:
                 part.plain.batched_scales = part.handle.batched_scales
             part.rgba = own.rgba[:, :3]
-        self._own_offset, self._own_turn = offset, turn
+        self._place(offset, turn)
         self.paint(self._paint)
 
     def paint(self, paint: Paint) -> None:
@@ -180,8 +213,19 @@ class Robots:
                 part.plain.remove()
         self._parts.clear()
 
-    def _move(self, part: _Part, pos: np.ndarray, rot: np.ndarray) -> None:
-        """`pos` float32 [K, M, 3], `rot` float32 [K * M, 4]."""
+    def _alike(self) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [K, M, 3] in m and [K, M, 4]: places of robots that are as the model is."""
+        count = len(self.origins)
+        offset, turn = (np.repeat(a[None], count, axis=0) for a in (self._offset, self._turn))
+        return offset, turn
+
+    def _place(self, offset: np.ndarray, turn: np.ndarray) -> None:
+        """What is drawn is there on its bodies: float32 [K, M, 3] in m and [K, M, 4]."""
+        self._own_offset, self._own_turn = planes(offset), planes(turn)
+
+    def _move(self, part: _Part, pos: np.ndarray, rot: np.ndarray) -> int:
+        """`pos` float32 [K, M, 3], `rot` float32 [K * M, 4]. Returns the bytes that are sent."""
+        sent = 0
         if part.plain is not None:
             special = np.zeros(len(pos), bool)
             if self._paint.colours is not None:
@@ -189,11 +233,9 @@ class Robots:
             elif self._paint.faded is not None:
                 special = self._paint.faded
             stand_in = np.where(special[:, None, None], pos, PARKED)
-            part.plain.batched_positions = stand_in.reshape(-1, 3).astype(np.float32)
-            part.plain.batched_wxyzs = rot
-            pos = np.where(special[:, None, None], PARKED, pos).astype(np.float32)
-        part.handle.batched_positions = pos.reshape(-1, 3)
-        part.handle.batched_wxyzs = rot
+            sent += _send(part.plain, stand_in.reshape(-1, 3), rot)
+            pos = np.where(special[:, None, None], PARKED, pos)
+        return sent + _send(part.handle, pos.reshape(-1, 3), rot)
 
     def _plain_copy(self, part: _Part) -> viser.BatchedMeshHandle:
         handle = part.handle
@@ -207,6 +249,19 @@ class Robots:
         )
         copy.batched_scales = handle.batched_scales
         return copy
+
+
+def _send(handle: BatchedHandle, pos: np.ndarray, rot: np.ndarray) -> int:
+    """Gives a handle what is not as it was: float32 [N, 3] and [N, 4]. Returns its bytes."""
+    sent = 0
+    for name, new in (("batched_positions", pos), ("batched_wxyzs", rot)):
+        old = getattr(handle, name)
+        # Whether anything moves, the first ones mostly tell, and all are compared only if not.
+        if np.array_equal(old[:8], new[:8]) and np.array_equal(old, new):
+            continue
+        setattr(handle, name, new)
+        sent += new.nbytes
+    return sent
 
 
 def _static_poses(shape: Shape, origins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -127,8 +127,8 @@ class Rods:
             scale=scale,
         )
 
-    def draw(self, link_pos: np.ndarray, link_rot: np.ndarray, hidden: np.ndarray) -> None:
-        """As `Robots.draw`."""
+    def draw(self, link_pos: np.ndarray, link_rot: np.ndarray, hidden: np.ndarray) -> int:
+        """As `Robots.draw`. Returns how many bytes each page is sent."""
         one, other = (self._ends(link_pos, link_rot, end) for end in (0, 1))
         along = other - one
         length = np.linalg.norm(along, axis=-1, keepdims=True)
@@ -142,10 +142,17 @@ class Rods:
         radius = np.broadcast_to(self._rods.radius[:, None], length.shape)
         radius = np.where(hidden[:, None, None], 0.0, radius)
         middle = (one + other) / 2 + self._origins[:, None]
-        self._handle.batched_positions = middle.reshape(-1, 3).astype(np.float32)
-        self._handle.batched_wxyzs = turn.reshape(-1, 4).astype(np.float32)
-        scales = np.concatenate([radius, radius, length], axis=-1)
-        self._handle.batched_scales = scales.reshape(-1, 3).astype(np.float32)
+        sent = 0
+        for name, new in (
+            ("batched_positions", middle),
+            ("batched_wxyzs", turn),
+            ("batched_scales", np.concatenate([radius, radius, length], axis=-1)),
+        ):
+            new = new.reshape(-1, new.shape[-1]).astype(np.float32)
+            if not np.array_equal(new, getattr(self._handle, name)):
+                setattr(self._handle, name, new)
+                sent += new.nbytes
+        return sent
 
     def remove(self) -> None:
         self._handle.remove()

@@ -28,6 +28,7 @@ class Scene:
         self._root = server.scene.add_frame(ROOT, show_axes=False)
         self._wanted: dict[str, tuple[Model, Grid, int]] = {}
         self.blocks: dict[str, Block] = {}  # by role
+        self.sent = 0  # bytes of moving robots that each page has been sent, or could have taken
         self._scale = 1.0
         self._bounds = np.zeros((2, 3))
         self._followed: tuple[str, int] | None = None
@@ -73,10 +74,8 @@ class Scene:
         # The page applies what is inside of `atomic` at once: no robot is torn between frames.
         with self._server.atomic():
             for role, view in views.items():
-                if view is None:
-                    self.blocks[role].clear()
-                else:
-                    self.blocks[role].draw(view, looks[role])
+                block = self.blocks[role]
+                self.sent += block.clear() if view is None else block.draw(view, looks[role])
             self._keep_in_place()
 
     def follow(self, whom: tuple[str, int] | None) -> None:

@@ -1,0 +1,163 @@
+"""What pages are sent: nothing of what stands still, and to a slow one the newest alone."""
+
+import asyncio
+import threading
+import time
+import tracemalloc
+from collections import Counter
+
+import numpy as np
+import pytest
+import viser
+import websockets
+import websockets.sync.client
+
+from benchmarks.client import SUBPROTOCOL, hello, messages_of, poses_of
+from brax_viser.scene.block import Look
+from tests.conftest import eventually
+from tests.test_looks import Stage, view_of
+
+
+class Receiver:
+    """A page without a browser that takes a pause after each window."""
+
+    def __init__(self, server: viser.ViserServer, pause: float = 0.0):
+        self.updates: Counter[tuple[str, str]] = Counter()  # by node and property
+        self.created: set[str] = set()  # nodes
+        self.frames = self.bytes = 0
+        self.pause = pause
+        # The library reads no further ahead than one window, so that who is slow is so.
+        self._socket = websockets.sync.client.connect(
+            f"ws://127.0.0.1:{server.get_port()}",
+            subprotocols=[SUBPROTOCOL],
+            max_size=None,
+            compression=None,
+            max_queue=1,
+        )
+        self._socket.send(hello())
+        self._thread = threading.Thread(target=self._receive, daemon=True)
+        self._thread.start()
+
+    def _receive(self) -> None:
+        try:
+            for window in self._socket:
+                assert isinstance(window, bytes)
+                self.bytes += len(window)
+                self.frames += poses_of(window) > 0
+                for message in messages_of(window):
+                    if message["type"] == "FrameMessage":
+                        self.created.add(message["name"])
+                    if message["type"] == "SceneNodeUpdateMessage":
+                        self.updates.update((message["name"], name) for name in message["updates"])
+                time.sleep(self.pause)
+        except websockets.ConnectionClosed:
+            return
+
+    def close(self) -> None:
+        self._socket.close()
+        self._thread.join(timeout=5)
+
+
+@pytest.fixture
+def server():
+    server = viser.ViserServer(port=0, verbose=False)
+    yield server
+    server.stop()
+
+
+def on_loop(server: viser.ViserServer, what) -> None:
+    """Handles are written on viser's own loop, as the publisher does."""
+
+    async def call() -> None:
+        what()
+
+    asyncio.run_coroutine_threadsafe(call(), server.get_event_loop()).result()
+
+
+def test_what_did_not_move_is_not_sent(server):
+    stage = Stage(server, "reacher")
+    robots, count = stage.block.robots, stage.grid.capacity
+    on_loop(server, lambda: stage.draw(Look()))
+    page = Receiver(server)
+    marker = server.scene.add_frame("/marker")
+    sent = stage.scene.sent
+
+    def seen() -> set[tuple[str, str]]:
+        """What has been sent of the robots since the last time."""
+        # What is sent arrives in order: after the marker nothing of before is still to come.
+        before = page.updates["/marker", "axes_length"]
+        marker.axes_length += 1.0
+        eventually(lambda: page.updates["/marker", "axes_length"] > before, "the marker arrives")
+        got = {key for key in page.updates if "/robots/" in key[0]}
+        page.updates.clear()
+        return got
+
+    seen()
+    # A held training: the same view again and again, and views of the same poses.
+    for _ in range(5):
+        on_loop(server, lambda: stage.draw(Look()))
+        on_loop(server, lambda: stage.draw(Look(), link_pos=stage.frame.link_pos.copy()))
+    assert seen() == set() and stage.scene.sent == sent
+    # One robot's tip moves: what else there is, the arena that is in every cell included, does not.
+    pos = stage.frame.link_pos.copy()
+    pos[3, -1, 0] += 0.1
+    on_loop(server, lambda: stage.draw(Look(), link_pos=pos))
+    last = pos.shape[1]  # link i is body i + 1
+    moved = [part for part in robots._parts if last in part.shape.body]
+    assert 0 < len(moved) < len(robots._parts)
+    assert seen() == {(part.handle.name, "batched_positions") for part in moved}
+    assert stage.scene.sent - sent == sum(12 * count * len(part.shape.body) for part in moved)
+    page.close()
+
+
+def test_what_is_counted_is_what_is_sent(server):
+    stage = Stage(server, "ant", grid=(8, 8))
+    page = Receiver(server)
+    eventually(lambda: page.frames, "the page is sent what is there")
+    instances = sum(len(part.shape.body) for part in stage.block.robots._parts) * 64
+    random = np.random.default_rng(0)
+    for _ in range(5):
+        turn = random.normal(size=stage.frame.link_rot.shape).astype(np.float32)
+        turn /= np.linalg.norm(turn, axis=-1, keepdims=True)
+        before, frames, counted = page.bytes, page.frames, stage.scene.sent
+        pos = stage.frame.link_pos + np.float32(0.01)
+        on_loop(server, lambda p=pos, r=turn: stage.draw(Look(), link_pos=p, link_rot=r))
+        eventually(lambda frames=frames: page.frames > frames, "the frame arrives")
+        assert stage.scene.sent - counted == 28 * instances
+        assert 28 * instances <= page.bytes - before < 28 * instances + 4096
+    page.close()
+
+
+def test_a_slow_page_skips_frames_and_is_nobody_elses_burden(server):
+    stage = Stage(server, "ant", grid=(32, 32))
+    fast, slow = Receiver(server), Receiver(server, pause=0.3)
+    eventually(lambda: fast.bytes and slow.bytes, "both have what is there")
+    view, frames, took = view_of(stage.frame), 90, []
+
+    async def draw() -> None:
+        for step in range(frames):
+            view.link_pos[:, :, 2] += 0.001  # 258 kB a frame
+            start = time.perf_counter()
+            stage.scene.draw({"train": view}, {"train": Look()})
+            took.append(time.perf_counter() - start)
+            if step == frames // 3:
+                tracemalloc.start()
+            await asyncio.sleep(1 / 30)
+
+    start = time.perf_counter()
+    asyncio.run_coroutine_threadsafe(draw(), server.get_event_loop()).result(timeout=60)
+    # Two thirds of the frames came after that: 15 MB that the slow page could not take.
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 5e6
+    assert time.perf_counter() - start < 3 * frames / 30  # nobody waited for the slow page
+    assert np.median(took) < 0.1
+    behind = slow.frames
+    eventually(lambda: fast.frames > 3 * behind, "the fast page has what the slow one has not")
+    # What it has not taken is not waiting for it either, but for what the system's buffers hold.
+    slow.pause = 0.0
+    on_loop(server, lambda: server.scene.add_frame("/last", show_axes=False))
+    eventually(lambda: "/last" in slow.created, "the slow page has come to the newest")
+    assert slow.frames < 0.8 * frames
+    slow.close()
+    fast.close()
