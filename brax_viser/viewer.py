@@ -335,6 +335,8 @@ class Viewer:
             ]
         if any(changes):
             self._publisher.hurry()
+        else:
+            self._board.hold.refresh()  # a training that is held tells all of it at this very step
         self._board.mailbox.wake()
 
     @_by_first_alone
