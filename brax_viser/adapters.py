@@ -45,6 +45,12 @@ class Adapter:
     info_can_be_replaced = False
     """Whether a wrapper around may replace the whole of `state.info` at an episode's end."""
 
+    @property
+    def native(self) -> bool:
+        """Whether the physics is MuJoCo's own, by MJX or Warp: then there are controls, and forces
+        that MuJoCo works out of qpos, qvel and ctrl are those of the training."""
+        return True
+
     def payload(self, state: Any) -> Payload:
         """The arrays to show, of a state with any number of leading batch axes."""
         raise NotImplementedError
@@ -126,6 +132,10 @@ class BraxAdapter(Adapter):
     All of them keep link poses in `pipeline_state.x`, in the world frame; link i is body i + 1
     of `sys.mj_model`, because Brax fuses bodies without joints before it compiles the model.
     """
+
+    @property
+    def native(self) -> bool:
+        return self.backend == "mjx"
 
     def payload(self, state: Any) -> Payload:
         x = state.pipeline_state.x

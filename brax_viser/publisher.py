@@ -138,7 +138,15 @@ class Publisher:
         else:
             variants = Variants(adapter.mj_model)
         # Reading the model takes a while, which the loop need not wait for.
-        model = Model.of(adapter.mj_model, feed.grid, adapter.init_links(), adapter.dt, variants)
+        model = Model.of(
+            adapter.mj_model,
+            feed.grid,
+            adapter.init_links(),
+            adapter.dt,
+            variants,
+            native=adapter.native,
+            backend=adapter.backend,
+        )
 
         def show() -> None:
             known = self._channels.get(role)
@@ -352,6 +360,8 @@ class Publisher:
             self.look.others if selects else "show",
             self.board.selected_env if selects else None,
             self.look.in_cells,
+            self.look.overlays if selects else frozenset(),
+            self.look.body if selects else None,
         )
 
     def _decorate(self) -> None:

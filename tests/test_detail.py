@@ -17,7 +17,7 @@ from brax_viser.adapters import MAX_OBSERVATION, adapter_for
 from brax_viser.emit import size_of
 from brax_viser.frame import Frame
 from envs.cartpole import CartPole
-from tests.conftest import Page, eventually
+from tests.conftest import eventually
 
 NUM_ENVS, CHOSEN = 5, 3
 
