@@ -40,6 +40,7 @@ class Look:
     selected_env: int | None = None
     in_cells: bool = True  # who runs out of a cell comes back in on its other side
     overlays: frozenset[str] = frozenset()  # some of overlays.OVERLAYS, of the selected robot
+    numbers: bool = False  # whether the panel tells the numbers of the selected robot
     body: int | None = None  # of the selected robot, the body that a person has pointed at
 
 
