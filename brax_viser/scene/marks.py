@@ -18,8 +18,11 @@ VELOCITY_SECONDS = 0.1
 
 AXES_RGB = np.array([[224, 49, 49], [47, 158, 68], [28, 126, 214]], np.uint8)
 
-_JOINT, _TENDON = mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_TENDON
-_IN_PARENT, _BODY = mujoco.mjtTrn.mjTRN_JOINTINPARENT, mujoco.mjtTrn.mjTRN_BODY
+# As plain numbers: what models hold does not compare with MuJoCo's enumerations.
+_JOINT, _TENDON = int(mujoco.mjtTrn.mjTRN_JOINT), int(mujoco.mjtTrn.mjTRN_TENDON)
+_IN_PARENT, _BODY = int(mujoco.mjtTrn.mjTRN_JOINTINPARENT), int(mujoco.mjtTrn.mjTRN_BODY)
+_BY_SITE, _BY_JOINT = int(mujoco.mjtWrap.mjWRAP_SITE), int(mujoco.mjtWrap.mjWRAP_JOINT)
+_BY_GEOM = (int(mujoco.mjtWrap.mjWRAP_SPHERE), int(mujoco.mjtWrap.mjWRAP_CYLINDER))
 AXIAL = (int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE))
 
 
@@ -219,7 +222,7 @@ def _place_of(
     model: mujoco.MjModel, data: mujoco.MjData, actuator: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Where an actuator acts, along what, and on which body."""
-    kind, target = model.actuator_trntype[actuator], int(model.actuator_trnid[actuator, 0])
+    kind, target = int(model.actuator_trntype[actuator]), int(model.actuator_trnid[actuator, 0])
     gear = model.actuator_gear[actuator, :3]
     if kind in (_JOINT, _IN_PARENT):
         body = int(model.jnt_bodyid[target])
@@ -246,12 +249,12 @@ def _wrap_bodies(model: mujoco.MjModel, tendon: int) -> list[int]:
     bodies = []
     start = int(model.tendon_adr[tendon])
     for index in range(start, start + int(model.tendon_num[tendon])):
-        kind, target = model.wrap_type[index], int(model.wrap_objid[index])
-        if kind == mujoco.mjtWrap.mjWRAP_SITE:
+        kind, target = int(model.wrap_type[index]), int(model.wrap_objid[index])
+        if kind == _BY_SITE:
             bodies.append(int(model.site_bodyid[target]))
-        elif kind in (mujoco.mjtWrap.mjWRAP_SPHERE, mujoco.mjtWrap.mjWRAP_CYLINDER):
+        elif kind in _BY_GEOM:
             bodies.append(int(model.geom_bodyid[target]))
-        elif kind == mujoco.mjtWrap.mjWRAP_JOINT:
+        elif kind == _BY_JOINT:
             bodies.append(int(model.jnt_bodyid[target]))
     return bodies or [0]
 

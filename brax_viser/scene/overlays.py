@@ -43,7 +43,7 @@ _KINDS = {
     "contacts": _Kind(marks.contacts, "contactwidth", False, 2.0),
     "contact_forces": _Kind(marks.contact_forces, "forcewidth", True),
     "joint_axes": _Kind(marks.joint_axes, "jointwidth", True),
-    "actuators": _Kind(marks.actuators, "actuatorwidth", True),
+    "actuators": _Kind(marks.actuators, "actuatorwidth", True, 0.5),
     "violations": _Kind(marks.violations, "constraint", False, 3.0),
     "body_frames": _Kind(marks.body_frames, "framewidth", False),
     "geom_frames": _Kind(marks.geom_frames, "framewidth", False),
@@ -73,7 +73,7 @@ def unavailable(model: mujoco.MjModel, *, native: bool, backend: str) -> dict[st
         reasons["actuators"] = "this robot has no actuators"
     if not np.isin(model.jnt_type, marks.AXIAL).any():
         reasons["joint_axes"] = "this robot has no hinges and no slides"
-    if not (model.wrap_type == mujoco.mjtWrap.mjWRAP_SITE).any():
+    if not (model.wrap_type == int(mujoco.mjtWrap.mjWRAP_SITE)).any():
         reasons["tendons"] = "this robot has no tendons that are laid through space"
     if model.opt.disableflags & int(mujoco.mjtDisableBit.mjDSBL_CONTACT):
         reasons["contacts"] = reasons["contact_forces"] = "contacts are switched off in this model"

@@ -9,6 +9,7 @@ import numpy as np
 from brax_viser.frame import Detail, Frame
 from brax_viser.scene.quaternions import multiply, rotate
 
+_SINGLE = (int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE))
 _CONJUGATE = np.array([1.0, -1.0, -1.0, -1.0])
 
 
@@ -135,8 +136,7 @@ def limits_exceeded(model: mujoco.MjModel, qpos: np.ndarray) -> list[tuple[int, 
     a sign: below its lower end or above its upper end."""
     found = []
     for joint in np.flatnonzero(model.jnt_limited):
-        kind = model.jnt_type[joint]
-        if kind not in (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_SLIDE):
+        if int(model.jnt_type[joint]) not in _SINGLE:
             continue
         value = float(qpos[model.jnt_qposadr[joint]])
         low, high = model.jnt_range[joint]
