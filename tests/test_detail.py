@@ -15,7 +15,10 @@ from brax.spring import pipeline as spring
 from brax_viser import Viewer, VisualizedEnv, callback
 from brax_viser.adapters import MAX_OBSERVATION, adapter_for
 from brax_viser.emit import size_of
-from brax_viser.frame import Frame
+from brax_viser.frame import Frame, joined
+from brax_viser.hosts import wire
+from brax_viser.mailbox import Parcel
+from brax_viser.playback import View, beside
 from envs.cartpole import CartPole
 from tests.conftest import eventually
 
@@ -226,3 +229,39 @@ def test_of_many_observations_the_short_ones_are_sent_by_name(viewer):
     names = {name for name in fields if name.startswith("observation")}
     assert names == {"observation/state", "observation/history"}
     assert size_of([(name, fields[name].shape) for name in names]) == 16
+
+
+def parcel_of(shard: int, env_index: list[int], detail_env: int | None) -> Parcel:
+    """Of one device of two, with room for three rows, of which some are padding."""
+    layout = (("link_pos", (1, 3)), ("link_rot", (1, 4)), ("reward", ()), ("episode_return", ()))
+    layout += (("episode_length", ()), ("since_termination", ()), ("finite", ()))
+    detail = (("action", (2,)), ("observation/eyes", (1,)), ("qpos", (1,)), ("qvel", (1,)))
+    rows = np.arange(3 * size_of(layout), dtype=np.float32).reshape(3, -1) + 100 * shard
+    if detail_env is not None:
+        rows = np.concatenate([rows.ravel(), np.arange(size_of(detail), dtype=np.float32)])
+    drawn = np.array([0, 1, 12], np.int32)
+    index = np.array(env_index, np.int32)
+    return Parcel(None, "train", shard, 7, index, drawn, 20, layout, rows, 0, detail_env, detail)
+
+
+def test_a_detail_survives_the_way_from_another_process_and_the_joining_of_devices():
+    own, other = parcel_of(0, [0, 1], None), parcel_of(1, [12], 12)
+    sent = wire.encode(wire.step_of(other, {None: 0}, sending=True))
+    message = wire.decode_from_others(sent)
+    assert isinstance(message, wire.Step)
+    received = wire.parcel_of(message, None, 3)
+    assert received.rows.size == size_of(other.layout) + 5  # the padding has stayed behind
+    for parcel in (other, received):
+        frame = joined([own.open(), parcel.open()], own.drawn)
+        assert frame is not None and frame.detail is not None
+        assert frame.env_index.tolist() == [0, 1, 12] and frame.detail.env == 12
+        assert frame.detail.action.tolist() == [0, 1]
+        assert frame.detail.observation["eyes"].tolist() == [2]
+        assert (frame.detail.qpos.tolist(), frame.detail.qvel.tolist()) == ([3], [4])
+        assert frame.detail.ctrl is None
+        np.testing.assert_array_equal(frame.link_pos[2, 0], [100, 101, 102])
+    views = [
+        View(f, f.link_pos, f.link_rot, np.zeros(len(f.env_index), bool), 0.0, 0.0)
+        for f in (own.open(), other.open())
+    ]
+    assert beside(views, own.drawn).frame.detail.env == 12
