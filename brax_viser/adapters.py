@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import mujoco
 import numpy as np
 from jax.core import Tracer
@@ -25,6 +26,9 @@ MODEL_FIELDS = (
 """Fields of the physics model that are sent where domain randomisation makes them differ: what
 can be drawn, and what a label can say. The last is of Brax's own, in place of `body_mass`."""
 
+MAX_OBSERVATION = 1024
+"""Numbers of an observation that travel with a detail. More could not be read, and would cost."""
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -41,6 +45,12 @@ class Adapter:
     info_can_be_replaced = False
     """Whether a wrapper around may replace the whole of `state.info` at an episode's end."""
 
+    @property
+    def native(self) -> bool:
+        """Whether the physics is MuJoCo's own, by MJX or Warp: then there are controls, and forces
+        that MuJoCo works out of qpos, qvel and ctrl are those of the training."""
+        return True
+
     def payload(self, state: Any) -> Payload:
         """The arrays to show, of a state with any number of leading batch axes."""
         raise NotImplementedError
@@ -52,6 +62,30 @@ class Adapter:
         """
         obs = state.obs.items() if isinstance(state.obs, Mapping) else [("state", state.obs)]
         return [self._qvel(state), *(x for name, x in obs if not name.startswith("pixels/"))]
+
+    def detail(self, state: Any, action: Any) -> Payload:
+        """What of a single environment is worth looking into: arrays [*batch, ...].
+
+        "qpos" [nq] and "qvel" [nv], in MuJoCo's order, units and frames on all backends; "ctrl"
+        [nu], "act" [na], "mocap_pos" [nmocap, 3] and "mocap_quat" [nmocap, 4] where the backend
+        keeps such and the model has any; "action" [A]; and "observation" [O], or
+        "observation/NAME" where it has several, those of a single axis and of no more than
+        `MAX_OBSERVATION` numbers together. Pixels never travel.
+        """
+        batch = state.done.shape
+        qpos, qvel, data = self._coordinates(state)
+        fields = {"qpos": qpos, "qvel": qvel}
+        for name, count in _KEPT.items():
+            if getattr(self.mj_model, count) and hasattr(data, name):
+                fields[name] = getattr(data, name)
+        if isinstance(action, jax.Array | np.ndarray) and action.shape[: len(batch)] == batch:
+            fields["action"] = jnp.asarray(action)
+        several, left = isinstance(state.obs, Mapping), MAX_OBSERVATION
+        for name, x in state.obs.items() if several else [("", state.obs)]:
+            if x.ndim == len(batch) + 1 and x.shape[-1] <= left and not name.startswith("pixels/"):
+                fields[f"observation/{name}" if several else "observation"] = x
+                left -= x.shape[-1]
+        return fields
 
     def randomised(self) -> Payload:
         """Fields of the model that is stepped right now in which environments differ.
@@ -81,7 +115,15 @@ class Adapter:
         raise NotImplementedError
 
     def _qvel(self, state: Any) -> jax.Array:
+        return self._coordinates(state)[1]
+
+    def _coordinates(self, state: Any) -> tuple[jax.Array, jax.Array, Any]:
+        """(qpos, qvel, what else the backend keeps, by MuJoCo's names)."""
         raise NotImplementedError
+
+
+_KEPT = {"ctrl": "nu", "act": "na", "mocap_pos": "nmocap", "mocap_quat": "nmocap"}
+"""What MuJoCo's physics keeps besides qpos and qvel, and which of the model's sizes counts it."""
 
 
 class BraxAdapter(Adapter):
@@ -91,6 +133,10 @@ class BraxAdapter(Adapter):
     of `sys.mj_model`, because Brax fuses bodies without joints before it compiles the model.
     """
 
+    @property
+    def native(self) -> bool:
+        return self.backend == "mjx"
+
     def payload(self, state: Any) -> Payload:
         x = state.pipeline_state.x
         return {"link_pos": x.pos, "link_rot": x.rot, "reward": state.reward}
@@ -98,8 +144,9 @@ class BraxAdapter(Adapter):
     def _model(self) -> Any:
         return self.base.sys
 
-    def _qvel(self, state: Any) -> jax.Array:
-        return state.pipeline_state.qd
+    def _coordinates(self, state: Any) -> tuple[jax.Array, jax.Array, Any]:
+        # On all backends these are MuJoCo's qpos and qvel: `tests/test_detail.py`.
+        return state.pipeline_state.q, state.pipeline_state.qd, state.pipeline_state
 
 
 class PlaygroundAdapter(Adapter):
@@ -118,8 +165,8 @@ class PlaygroundAdapter(Adapter):
     def _model(self) -> Any:
         return self.base.mjx_model
 
-    def _qvel(self, state: Any) -> jax.Array:
-        return state.data.qvel
+    def _coordinates(self, state: Any) -> tuple[jax.Array, jax.Array, Any]:
+        return state.data.qpos, state.data.qvel, state.data
 
 
 def adapter_for(env: Any) -> Adapter:

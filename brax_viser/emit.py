@@ -4,8 +4,9 @@ A plain `io_callback` under `vmap` runs once per environment. `emit` carries a b
 its own that swallows every batch axis first, and then talks to the host:
 
     skipped step    countdown - 1, nothing else: one compare
-    due step        ask(...)  -> answer              two integers go out, 3 + K come back
-      while push    push(...) -> answer              K rows gathered on the device go out
+    due step        ask(...)  -> answer              two integers go out, 4 + K come back
+      while push    push(...) -> answer              K rows gathered on the device go out, and
+                                                     with them all that is known of one of them
            or model push_model(...) -> answer        what differs between K envs' models goes out
 
 An answer says whether to push rows of this very step, which ones, and how many steps to let pass
@@ -26,7 +27,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 
 from brax_viser.callback import call_host
-from brax_viser.protocol import ANSWER_HEAD, PUSH_MODEL
+from brax_viser.protocol import ANSWER_HEAD, NOBODY, PUSH_MODEL
 from brax_viser.rank import finite, top
 
 Payload = Mapping[str, jax.Array]
@@ -44,16 +45,18 @@ class Origin(NamedTuple):
     num_shards: int  # devices that step a batch each
     num_rows: int  # K: rows that one push carries
     model: Layout = ()  # what differs between the environments' models, and can be pushed
+    detail: Layout = ()  # what can be pushed of one environment alone
 
 
 class Host(Protocol):
     """The functions that the device calls. They run on XLA's threads and must not raise.
 
-    All answer with int32 [3 + K]: (push?, skip, rule, *rows), push? being 0, `protocol.PUSH` or
-    `protocol.PUSH_MODEL`. `skip` is how many steps to let
+    All answer with int32 [4 + K]: (push?, skip, rule, detail, *rows), push? being 0,
+    `protocol.PUSH` or `protocol.PUSH_MODEL`. `skip` is how many steps to let
     pass before the next `ask`; it counts with the answer that does not ask for a push. The rows
     are indices into the shard's batch where `rule` is `protocol.GIVEN`, and ignored otherwise: then
-    the device chooses the K environments that the rule ranks first.
+    the device chooses the K environments that the rule ranks first. `detail` is the index of the
+    one environment of which all that is known is wanted too, or `protocol.NOBODY`.
     """
 
     capacity: int
@@ -68,7 +71,9 @@ class Host(Protocol):
     ) -> np.ndarray:
         """`header` int32 [2 + 4 K]: shard, rule, `protocol.HEADER_COLUMNS`; `rows` float32 [K, D].
 
-        A numpy array handed in is only valid until the function returns.
+        Where a detail was asked for, `rows` is float32 [K * D + E]: the rows, one after the other,
+        and behind them the detail, laid out as `origin.detail` says. A numpy array handed in is
+        only valid until the function returns.
         """
         ...
 
@@ -90,6 +95,7 @@ def emit(
     *,
     inspected: Sequence[jax.Array] = (),
     model: Payload | None = None,
+    detail: Payload | None = None,
     state_is_kept: bool = False,
 ) -> jax.Array:
     """Offers one step to the host and returns the countdown to store in the state.
@@ -106,6 +112,7 @@ def emit(
             is, and do not travel.
         model: arrays [*batch, ...] in which the environments' models differ. They travel when
             the host asks for them, which is not with each step.
+        detail: arrays [*batch, ...] that travel for one environment, if the host asks for one.
         state_is_kept: whether the program around returns the state. The countdown in it then
             keeps the call alive, which is cheaper: see `callback.call_host`. If it says so and
             does not, nothing is seen; what is computed is the same in any case.
@@ -114,7 +121,9 @@ def emit(
         int32 [*batch], all elements alike.
     """
     # A callback has no derivative and must not ask for one: APG differentiates through steps.
-    arrays = jax.lax.stop_gradient((dict(payload), tuple(inspected), dict(model or {})))
+    arrays = jax.lax.stop_gradient(
+        (dict(payload), tuple(inspected), dict(model or {}), dict(detail or {}))
+    )
     call = functools.partial(_emit_batch, host, role, num_shards, state_is_kept)
     return _swallow_batch_axes(call)(countdown, shard, *arrays)
 
@@ -148,17 +157,18 @@ def _emit_batch(
     payload: Payload,
     inspected: Sequence[jax.Array],
     model: Payload,
+    detail: Payload,
 ) -> jax.Array:
     """The whole batch at once: countdown [*batch], all other arrays [*batch, ...]."""
     batch = countdown.shape
     num_envs = math.prod(batch)
     num_rows = min(host.capacity, num_envs)
-    model_layout = tuple((name, x.shape[len(batch) :]) for name, x in model.items())
-    origin = Origin(role, num_envs, num_shards, num_rows, model_layout)
-    layout = (
-        *((name, x.shape[len(batch) :]) for name, x in payload.items()),
-        ("finite", ()),
-    )
+
+    def layout_of(arrays: Payload) -> Layout:
+        return tuple((name, x.shape[len(batch) :]) for name, x in arrays.items())
+
+    origin = Origin(role, num_envs, num_shards, num_rows, layout_of(model), layout_of(detail))
+    layout = (*layout_of(payload), ("finite", ()))
     answer_shape = jax.ShapeDtypeStruct((ANSWER_HEAD + num_rows,), jnp.int32)
     ask, push = functools.partial(host.ask, origin), functools.partial(host.push, origin, layout)
 
@@ -166,8 +176,8 @@ def _emit_batch(
     # maximum, because a reset of some environments must not call the host for all of them.
     left = jnp.max(countdown)
 
-    def due(operands: tuple[Payload, Sequence[jax.Array], Payload]) -> jax.Array:
-        fields, others, models = jax.tree.map(
+    def due(operands: tuple[Payload, Sequence[jax.Array], Payload, Payload]) -> jax.Array:
+        fields, others, models, details = jax.tree.map(
             lambda x: x.reshape(num_envs, *x.shape[len(batch) :]), operands
         )
         fields = {**fields, "finite": finite([*fields.values(), *others])}
@@ -176,7 +186,17 @@ def _emit_batch(
             rule, rows = answer[2], answer[ANSWER_HEAD:]
             # Ranking all environments is worth a branch of its own.
             rows = jax.lax.cond(rule > 0, lambda: top(rule, fields, num_rows), lambda: rows)
-            chosen = {name: jnp.take(x, rows, axis=0, mode="clip") for name, x in fields.items()}
+            return send_chosen(rule, rows)
+
+        def send_detail(answer: jax.Array) -> jax.Array:
+            return send_chosen(
+                answer[2], answer[ANSWER_HEAD:], _packed(_take(details, answer[3:4]))
+            )
+
+        def send_chosen(
+            rule: jax.Array, rows: jax.Array, detail: jax.Array | None = None
+        ) -> jax.Array:
+            chosen = _take(fields, rows)
             header = [
                 jnp.stack([shard, rule]),
                 rows,
@@ -184,36 +204,43 @@ def _emit_batch(
                 jax.lax.bitcast_convert_type(chosen["episode_return"], jnp.int32),
                 chosen["finite"].astype(jnp.int32),
             ]
+            packed = _packed(chosen)
+            if detail is not None:
+                packed = jnp.concatenate([packed.ravel(), detail.ravel()])
             return call_host(
-                push,
-                answer_shape,
-                jnp.concatenate(header),
-                _packed(chosen),
-                kept_alive=state_is_kept,
+                push, answer_shape, jnp.concatenate(header), packed, kept_alive=state_is_kept
             )
 
         def send_model(answer: jax.Array) -> jax.Array:
-            rows = answer[ANSWER_HEAD:]
-            chosen = {name: jnp.take(x, rows, axis=0, mode="clip") for name, x in models.items()}
             return call_host(
                 functools.partial(host.push_model, origin),
                 answer_shape,
                 shard,
-                _packed(chosen),
+                _packed(_take(models, answer[ANSWER_HEAD:])),
                 kept_alive=state_is_kept,
             )
 
+        def send_step(answer: jax.Array) -> jax.Array:
+            if not details:
+                return send_rows(answer)
+            return jax.lax.cond(answer[3] == NOBODY, send_rows, send_detail, answer)
+
         def send(answer: jax.Array) -> jax.Array:
             if not models:
-                return send_rows(answer)
-            return jax.lax.cond(answer[0] == PUSH_MODEL, send_model, send_rows, answer)
+                return send_step(answer)
+            return jax.lax.cond(answer[0] == PUSH_MODEL, send_model, send_step, answer)
 
         first = call_host(ask, answer_shape, jnp.stack([left, shard]), kept_alive=state_is_kept)
         return jax.lax.while_loop(lambda answer: answer[0] > 0, send, first)[1]
 
-    operands = (dict(payload), tuple(inspected), dict(model))
+    operands = (dict(payload), tuple(inspected), dict(model), dict(detail))
     skip = jax.lax.cond(left <= 0, due, lambda _: left - 1, operands)
     return jnp.broadcast_to(skip, batch)
+
+
+def _take(arrays: Payload, rows: jax.Array) -> Payload:
+    """Arrays [K, ...], of arrays [N, ...]."""
+    return {name: jnp.take(x, rows, axis=0, mode="clip") for name, x in arrays.items()}
 
 
 def _packed(rows: Payload) -> jax.Array:
@@ -231,6 +258,11 @@ def unpack(layout: Layout, rows: np.ndarray) -> dict[str, np.ndarray]:
         fields[name] = rows[:, start:stop].reshape(len(rows), *shape)
         start = stop
     return fields
+
+
+def size_of(layout: Layout) -> int:
+    """Numbers in one row."""
+    return sum(math.prod(shape) for _, shape in layout)
 
 
 def shard_of_this_device() -> tuple[jax.Array, int]:

@@ -162,6 +162,7 @@ class VisualizedEnv(AnyWrapper):
             },
             inspected=self._adapter.inspected(state),
             model=self._adapter.randomised(),
+            detail=self._adapter.detail(state, action),
             state_is_kept=trainer is not None and trainer.keeps_state,
         )
         return replace(state, info=self._with_log(state.info, log._replace(countdown=countdown)))

@@ -20,6 +20,7 @@ from brax_viser.protocol import (
     GIVEN,
     HEADER_COLUMNS,
     HEADER_HEAD,
+    NOBODY,
     PUSH,
     PUSH_MODEL,
 )
@@ -85,6 +86,12 @@ class Switchboard:
         until = self.hold.until_env
         return self.selected_env if until is None else until
 
+    def detailed_env(self, role: str) -> int | None:
+        """The environment of a rollout of which all is wanted: the one that a person has selected,
+        of the training unless only the evaluation is shown."""
+        shown = "eval" if self.control.show == "eval" else "train"
+        return self.selected_env if role == shown else None
+
     def set(self, **changes: object) -> None:
         """Changes the control; the device learns of it with its next call."""
         with self.lock:
@@ -109,6 +116,7 @@ class Rollout:
     choice: Choice = field(default_factory=Choice)
     asked_for: dict[int, "Order"] = field(default_factory=dict)  # by shard
     called: dict[int, float] = field(default_factory=dict)  # by shard: s, end of its last call
+    detailed: dict[int, int] = field(default_factory=dict)  # by shard: whose detail was asked for
     # Environments of which is known in what their models differ from the one that they share.
     models: set[int] = field(default_factory=set)
 
@@ -126,7 +134,7 @@ class Order:
     shards: frozenset[int]  # that are known to be this process's
     mine: np.ndarray  # int32 [K'], those of them that are this device's
     envs: frozenset[int]  # the same, to be looked up
-    answer: np.ndarray  # int32 [3 + K]: push them
+    answer: np.ndarray  # int32 [4 + K]: push them
 
 
 class Feed:
@@ -313,7 +321,7 @@ class Feed:
         elif push:
             rule, drawn = rollout.choice.rule_for(shard), rollout.choice.env_index
             if rule != GIVEN:
-                answer[0], answer[2] = PUSH, rule
+                answer[0], answer[2], answer[3] = PUSH, rule, NOBODY
             elif drawn is not None and not rollout.choice.pending:
                 order, shards = rollout.asked_for.get(shard), {*rollout.called, shard}
                 if order is None or order.drawn is not drawn or order.shards != shards:
@@ -326,6 +334,9 @@ class Feed:
                 answer[1] = granted
                 if origin.model and not order.envs <= rollout.models:
                     answer[0] = PUSH_MODEL
+                env = self._board.detailed_env(origin.role)
+                if origin.detail and env in order.envs:
+                    rollout.detailed[shard], answer[3] = env, env % origin.num_envs
 
     def _rank(
         self, rollout: Rollout, origin: Origin, shard: int, rule: int, columns: np.ndarray
@@ -381,6 +392,9 @@ class Feed:
                 layout=layout,
                 # Called directly, what is handed in is XLA's own memory for as long as we are.
                 rows=rows.copy() if isinstance(rows, np.ndarray) else rows,
+                # A flat one has a detail behind its rows.
+                detail_env=rollout.detailed[shard] if rows.ndim == 1 else None,  # type: ignore[attr-defined]
+                detail_layout=origin.detail,
             )
             wait = board.control.mode == "every_step"
         if board.hold.until_env is not None:
@@ -420,6 +434,7 @@ def _order(
 ) -> Order:
     mine = drawn[drawn // origin.num_envs == shard]
     answer = np.zeros(ANSWER_HEAD + origin.num_rows, np.int32)
+    answer[3] = NOBODY
     answer[0] = PUSH if len(mine) else 0
     answer[ANSWER_HEAD : ANSWER_HEAD + len(mine)] = mine % origin.num_envs
     return Order(drawn, here, shards, mine, frozenset(mine.tolist()), answer)
@@ -428,5 +443,6 @@ def _order(
 def _quiet(origin: Origin) -> np.ndarray:
     """An answer that asks for nothing, and for no call any time soon."""
     answer = np.zeros(ANSWER_HEAD + origin.num_rows, np.int32)
+    answer[3] = NOBODY
     answer[1] = AFTER_FAULT
     return answer

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from brax_viser.emit import Layout, unpack
-from brax_viser.frame import Frame
+from brax_viser.emit import Layout, size_of, unpack
+from brax_viser.frame import Detail, Frame
 
 CAPACITY = 256
 """Pushes that may wait. At 60 fetches a second that is room for 15,000 steps a second."""
@@ -27,14 +27,28 @@ class Parcel:
     drawn: np.ndarray  # int32 [K''], all that are drawn at this step, over this process's devices
     num_envs: int
     layout: Layout
-    rows: Any = field(repr=False)  # float32 [K, D], array-like
+    rows: Any = field(repr=False)  # float32 [K, D], array-like; with a detail [K * D + E]
     process: int = 0  # that it is from
+    detail_env: int | None = None  # whose detail is behind the rows
+    detail_layout: Layout = ()
+
+    def split(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """float32 [K', D], and the detail, float32 [E], if there is one. As with `open`."""
+        rows, detail = np.asarray(self.rows), None
+        if self.detail_env is not None:
+            rows, detail = np.split(rows, [len(rows) - size_of(self.detail_layout)])
+            rows = rows.reshape(-1, size_of(self.layout))
+        return rows[: len(self.env_index)], detail
 
     def open(self) -> Frame:
         """Converts to numpy. Not within the callback: there it can deadlock when several devices
         share few cores."""
-        rows = np.asarray(self.rows)[: len(self.env_index)]
+        rows, numbers = self.split()
         fields = unpack(self.layout, rows)
+        detail = None
+        if numbers is not None and self.detail_env is not None:
+            one = unpack(self.detail_layout, numbers[None])
+            detail = Detail.of(self.detail_env, {name: x[0] for name, x in one.items()})
         return Frame(
             role=self.role,
             env_steps=self.env_steps,
@@ -47,6 +61,7 @@ class Parcel:
             episode_length=fields["episode_length"].astype(np.int32),
             since_termination=fields["since_termination"].astype(np.int32),
             finite=fields["finite"] > 0,
+            detail=detail,
         )
 
 

@@ -280,7 +280,8 @@ def beside(views: Sequence[View], cells: np.ndarray) -> View:
     first = views[0]
     names = [f.name for f in fields(Frame) if isinstance(getattr(first.frame, f.name), np.ndarray)]
     values = {name: spread([getattr(view.frame, name) for view in views]) for name in names}
-    frame = replace(first.frame, **{**values, "env_index": cells})
+    detail = next((v.frame.detail for v in views if v.frame.detail is not None), None)
+    frame = replace(first.frame, **{**values, "env_index": cells, "detail": detail})
     frame.finite[~there] = True
     frame.since_termination[~there] = NEVER
     return replace(

@@ -16,8 +16,11 @@ any NaN or Inf."""
 PUSH, PUSH_MODEL = 1, 2
 """What an answer asks for: the chosen rows of this step, or what differs between their models."""
 
-ANSWER_HEAD = 3
-"""Integers of an answer before its K rows: push?, skip, rule."""
+ANSWER_HEAD = 4
+"""Integers of an answer before its K rows: push?, skip, rule, detail."""
+
+NOBODY = -1
+"""In the place of `detail`, where no environment's is wanted."""
 
 HEADER_HEAD = 2
 """Integers of a push's header before its columns: shard, rule."""

@@ -14,11 +14,12 @@ import viser
 
 from brax_viser.feed import Feed, Rollout, Switchboard
 from brax_viser.frame import Frame, joined
+from brax_viser.gui.details import Inside
 from brax_viser.gui.panel import Command, Panel, PanelView, StreamView
 from brax_viser.mailbox import ModelParcel, Parcel
 from brax_viser.playback import Player, View, beside
 from brax_viser.progress import count as in_words
-from brax_viser.scene.block import Look, Model
+from brax_viser.scene.block import Block, Look, Model
 from brax_viser.scene.scene import Scene
 from brax_viser.scene.variants import Variants
 
@@ -139,7 +140,15 @@ class Publisher:
         else:
             variants = Variants(adapter.mj_model)
         # Reading the model takes a while, which the loop need not wait for.
-        model = Model.of(adapter.mj_model, feed.grid, adapter.init_links(), adapter.dt, variants)
+        model = Model.of(
+            adapter.mj_model,
+            feed.grid,
+            adapter.init_links(),
+            adapter.dt,
+            variants,
+            native=adapter.native,
+            backend=adapter.backend,
+        )
 
         def show() -> None:
             known = self._channels.get(role)
@@ -353,6 +362,8 @@ class Publisher:
             self.look.others if selects else "show",
             self.board.selected_env if selects else None,
             self.look.in_cells,
+            self.look.overlays if selects else frozenset(),
+            body=self.look.body if selects else None,
         )
 
     def _decorate(self) -> None:
@@ -387,6 +398,9 @@ class Publisher:
         block = self.scene.blocks.get(role)
         selected = board.selected_env
         frame = channel.view.frame if channel and channel.view else None
+        detail = block.frame.detail if block and block.frame else None
+        has_detail = detail is not None and detail.env == selected
+        inside = self._inside(block, selected) if has_detail and self.look.numbers else None
         with board.lock:
             control, meter = board.control, board.meter
             return PanelView(
@@ -419,8 +433,25 @@ class Publisher:
                 complaint=self.complaint,
                 notice=self.notice,
                 fault=board.fault,
+                model=shown.adapter.mj_model if shown else None,
+                unavailable=block.model.unavailable if block else {},
+                inside=inside,
+                has_detail=has_detail,
                 lost=self.others.lost() if self.others else (),
             )
+
+    def _inside(self, block: Block | None, env: int | None) -> Inside | None:
+        physics = block.inside(env) if block and env is not None else None
+        if physics is None or block is None or block.frame is None or block.frame.detail is None:
+            return None
+        return Inside(
+            block.frame.detail,
+            physics.model,
+            physics.data,
+            physics.native,
+            block.model.backend,
+            self.look.body,
+        )
 
 
 async def _call(what: Callable[[], T]) -> T:

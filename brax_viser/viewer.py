@@ -335,6 +335,8 @@ class Viewer:
             ]
         if any(changes):
             self._publisher.hurry()
+        else:
+            self._board.hold.refresh()  # a training that is held tells all of it at this very step
         self._board.mailbox.wake()
 
     @_by_first_alone
@@ -530,7 +532,12 @@ class Viewer:
                 self._follow(*value)
             case "toggle_follow":
                 self._follow(self._publisher.scene.followed is None, value)
-            case "others" | "labels" | "colour_by" | "in_cells":
+            case "overlay":
+                overlay, on = value
+                others = look.overlays - {overlay}
+                overlays = others | {overlay} if on else others
+                self._publisher.look = replace(look, overlays=overlays)
+            case "others" | "labels" | "colour_by" | "in_cells" | "numbers":
                 self._publisher.look = replace(look, **{name: value})
             case "see_all":
                 self._follow(False, value)
@@ -540,11 +547,14 @@ class Viewer:
                 raise AssertionError(f"unknown command {name!r}")
 
     def _select_by_click(self, origin: np.ndarray, direction: np.ndarray) -> None:
-        picked = self._publisher.scene.pick(origin, direction)
+        publisher = self._publisher
+        picked, body = publisher.scene.pick(origin, direction), None
         if picked is None:
             self.selected_env = None
-        elif picked[0] == next(iter(self._publisher.scene.blocks)):
+        elif picked[0] == next(iter(publisher.scene.blocks)):
             self.selected_env = picked[1]
+            body = publisher.scene.body_at(picked, origin, direction)
+        publisher.look = replace(publisher.look, body=body)
 
     def _go_on(self, how: str) -> None:
         if how == STEPS[0]:

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from brax_viser import callback
-from brax_viser.emit import emit, shard_of_this_device, unpack
+from brax_viser.emit import emit, shard_of_this_device, size_of, unpack
 from brax_viser.protocol import (
     BEST,
     FRESH,
     GIVEN,
     HEADER_COLUMNS,
     NEVER,
+    NOBODY,
     NONFINITE,
     TERMINATED,
     WORST,
@@ -32,26 +33,43 @@ class RecordingHost:
     """Answers every `ask` alike, and keeps what it was told."""
 
     def __init__(
-        self, *, push: bool, skip: int = 0, capacity: int = 4, rows=None, rule=GIVEN, again=0
+        self,
+        *,
+        push: bool,
+        skip: int = 0,
+        capacity: int = 4,
+        rows=None,
+        rule=GIVEN,
+        again=0,
+        detail=NOBODY,
     ):
         self.capacity = capacity
         self.push_wanted, self.skip, self.rows, self.rule = push, skip, rows, rule
+        self.detail = detail
         self.again = again  # pushes more to ask for, of the same step
         self.asked: list[tuple] = []
         self.pushed: list[tuple] = []
+        self.details: list[dict[str, np.ndarray]] = []
         self.headers: list[dict[str, np.ndarray]] = []
 
     def answer(self, origin, push):
         assert origin.num_rows == min(self.capacity, origin.num_envs)
         rows = np.arange(origin.num_rows) if self.rows is None else self.rows
-        return np.array([push, self.skip, self.rule, *rows], np.int32)
+        return np.array([push, self.skip, self.rule, self.detail, *rows], np.int32)
 
     def ask(self, origin, query):
         self.asked.append((origin, *np.asarray(query).tolist()))
         return self.answer(origin, self.push_wanted)
 
     def push(self, origin, layout, header, rows):
-        self.pushed.append((origin, unpack(layout, np.array(rows))))
+        rows, fields = np.array(rows), {}
+        if self.detail != NOBODY:
+            assert rows.shape == (origin.num_rows * size_of(layout) + size_of(origin.detail),)
+            rows, detail = np.split(rows, [origin.num_rows * size_of(layout)])
+            rows = rows.reshape(origin.num_rows, -1)
+            fields = unpack(origin.detail, detail[None])
+        self.pushed.append((origin, unpack(layout, rows)))
+        self.details.append({name: x[0] for name, x in fields.items()})
         shard, rule, *columns = np.array(header)
         assert rule == self.rule
         columns = np.reshape(columns, (len(HEADER_COLUMNS), -1))
@@ -157,6 +175,26 @@ def test_chosen_rows_are_gathered_on_the_device():
     np.testing.assert_array_equal(
         host.headers[0]["return_bits"].view(np.float32), 2 * x[jnp.array([7, 0, 2, 2]), 0]
     )
+
+
+@pytest.mark.parametrize("wanted", [5, NOBODY])
+def test_the_detail_of_one_env_travels_with_the_rows_if_it_is_asked_for(wanted):
+    host = RecordingHost(push=True, rows=[7, 0, 2, 2], detail=wanted)
+
+    def offered(x, countdown):
+        payload = {"pos": x, "episode_return": x[..., 0], "since_termination": jnp.int32(0)}
+        detail = {"qpos": 3.0 * x, "frame": x.reshape(1, 3) - 1.0}
+        return emit(host, "train", countdown, jnp.int32(0), 1, payload, detail=detail)
+
+    x = jnp.arange(24.0).reshape(8, 3)
+    run(jax.jit(jax.vmap(offered)), x, jnp.full(8, FRESH, jnp.int32))
+    np.testing.assert_array_equal(host.pushed[0][1]["pos"], x[jnp.array([7, 0, 2, 2])])
+    if wanted == NOBODY:
+        assert host.details == [{}]
+        return
+    assert dict(host.pushed[0][0].detail) == {"qpos": (3,), "frame": (1, 3)}
+    np.testing.assert_array_equal(host.details[0]["qpos"], 3 * x[5])
+    np.testing.assert_array_equal(host.details[0]["frame"], x[5][None] - 1)
 
 
 def test_the_host_may_ask_for_other_rows_of_the_same_step():

@@ -34,6 +34,23 @@ COLOURS = {
     "Reward of this step": "reward",
     "Termination": "termination",
 }
+OVERLAY_HINTS = {
+    "contacts": "Where two geoms touch: a disc across the contact.",
+    "contact_forces": "The force of each contact, as an arrow as long as the force is large. "
+    "MuJoCo works it out of this step's coordinates and controls.",
+    "joint_axes": "An arrow along the axis of each hinge and slide.",
+    "actuators": "What each actuator is told, as an arrow along what it moves: red forwards, blue "
+    "backwards, full at the end of its range.",
+    "violations": "Red where geoms are within each other, and along joints beyond their limits.",
+    "velocities": "How each body moves: its arrow ends where it would be a tenth of a second on.",
+    "com": "A ball at the centre of mass of the whole robot.",
+    "inertia": "For each body, a box that has its mass and its inertia.",
+    "tendons": "The paths of the tendons, from site to site.",
+    "trail": "Where the body that you clicked on has been in the last three seconds; the trunk, if "
+    "none was.",
+    "body_frames": "x, y and z of each body in red, green and blue.",
+    "geom_frames": "x, y and z of each geom in red, green and blue.",
+}
 STEPS = ("1 step", "10 steps", "Next fall")
 PAGES = ("Previous", "Next")
 HOLD, RESUME = "Hold training", "Resume training"
@@ -64,6 +81,8 @@ class Panel:
             self._add_choice()
         with gui.add_folder("Selected robot"):
             self._add_selected()
+        with gui.add_folder("Look inside", expand_by_default=False):
+            self._add_inside()
         with gui.add_folder("Look"):
             self._add_look()
         with gui.add_folder("Pace and budget", expand_by_default=False):
@@ -171,6 +190,24 @@ class Panel:
             disabled=True,
         )
         self._on_change(self._others, "others", OTHERS.__getitem__)
+
+    def _add_inside(self) -> None:
+        gui = self._server.gui
+        self._looked_into = gui.add_html("")
+        self._overlays = {}
+        for name, label in words.OVERLAY_LABELS.items():
+            handle = gui.add_checkbox(label, False, hint=OVERLAY_HINTS[name])
+            self._overlays[name] = handle
+            self._on_change(handle, "overlay", lambda on, name=name: (name, bool(on)))
+        self._missing = gui.add_html("")
+        self._numbers_wanted = gui.add_checkbox(
+            "Numbers",
+            False,
+            hint="Of the selected robot, live: where its bodies and joints are, what the policy is "
+            "given and what it does.",
+        )
+        self._on_change(self._numbers_wanted, "numbers", bool)
+        self._inside = gui.add_html("")
 
     def _add_look(self) -> None:
         gui = self._server.gui
@@ -291,6 +328,13 @@ class Panel:
         none = view.selected_env is None
         self._set(self._follow, value=view.followed, disabled=none)
         self._set(self._others, value=_label(OTHERS, view.look.others), disabled=none)
+        self._set(self._looked_into, content=words.looked_into(view))
+        for name, handle in self._overlays.items():
+            none = name in view.unavailable
+            self._set(handle, value=name in view.look.overlays and not none, disabled=none)
+        self._set(self._missing, content=words.missing(view))
+        self._set(self._numbers_wanted, value=view.look.numbers)
+        self._set(self._inside, content=words.numbers(view))
         self._set(self._colour, value=_label(COLOURS, view.look.colour_by))
         self._set(self._legend, content=words.legend(view))
         self._set(self._labels, value=view.look.labels)

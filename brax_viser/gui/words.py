@@ -1,9 +1,14 @@
 """What the panel says: sentences and tables made of what it is to show. Pure functions."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from html import escape
 
+import mujoco
+
 from brax_viser.frame import Frame
+from brax_viser.gui import details
+from brax_viser.gui.details import Inside
 from brax_viser.progress import ProgressView, count, duration
 from brax_viser.scene.block import Look
 from brax_viser.scene.looks import css_gradient, range_of
@@ -59,6 +64,10 @@ class PanelView:
     complaint: str | None  # about the indices that were typed
     notice: str | None  # something that has happened and is worth knowing
     fault: str | None  # why streaming was switched off, if it was not the user
+    model: mujoco.MjModel | None = None  # of the robots
+    unavailable: Mapping[str, str] = field(default_factory=dict)  # overlays, and why not
+    inside: Inside | None = None  # the selected robot's, where its numbers are wanted and known
+    has_detail: bool = False  # whether they are known at the step that is on screen
     lost: tuple[int, ...] = ()  # processes of the training that are not heard of any more
 
 
@@ -186,6 +195,59 @@ def selected(view: PanelView) -> str:
         '<div style="margin:0 0.75em 0.4em 0.75em;font-size:0.9em">'
         f"<b>Env {view.selected_env}</b>{escape(facts)}</div>"
     )
+
+
+def looked_into(view: PanelView) -> str:
+    """What is looked into, or what that takes."""
+    if view.selected_env is None:
+        return note("Click a robot first: forces and numbers are those of the selected one.")
+    lines = [f"Env {view.selected_env}, as MuJoCo sees it"]
+    if not view.has_detail:
+        lines = [f"Env {view.selected_env}: what is inside comes with its next steps"]
+    if view.model is not None and (part := details.clicked(view.model, view.look.body)):
+        lines.append(part)
+    return (
+        '<div style="margin:0 0.75em 0.4em 0.75em;font-size:0.85em">'
+        + "<br>".join(lines)
+        + "</div>"
+    )
+
+
+def numbers(view: PanelView) -> str:
+    """The numbers of the selected robot, where they are wanted."""
+    if not view.look.numbers:
+        return ""
+    if view.inside is not None:
+        return details.inside(view.inside)
+    if view.has_detail:
+        return note("Its coordinates have a NaN or an Inf: there is nothing to work out.")
+    return ""
+
+
+def missing(view: PanelView) -> str:
+    """Which overlays there are not for this robot, and why."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in view.unavailable.items():
+        reasons.setdefault(why, []).append(OVERLAY_LABELS[name].lower())
+    lines = [f"No {' and '.join(names)}: {why}." for why, names in reasons.items()]
+    return _lines(lines) if lines else ""
+
+
+OVERLAY_LABELS = {
+    "contacts": "Contact points",
+    "contact_forces": "Contact forces",
+    "joint_axes": "Joint axes",
+    "actuators": "Actuators",
+    "violations": "Overlaps and limits",
+    "velocities": "Velocities",
+    "com": "Centre of mass",
+    "inertia": "Inertia boxes",
+    "tendons": "Tendons",
+    "trail": "Trail",
+    "body_frames": "Body frames",
+    "geom_frames": "Geom frames",
+}
+"""What overlays are called in the panel, in its order."""
 
 
 def legend(view: PanelView) -> str:

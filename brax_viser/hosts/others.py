@@ -213,10 +213,11 @@ class Others:
             for role, task in facts.items():
                 due[role] = other.due.get(role, -float("inf")) if other else -float("inf")
                 tasks[role] = wire.changed(task, due=due[role] - now)
-            what = (control, board.hold.orders, self._hurries, facts, due)
+            selected = board.selected_env
+            what = (control, board.hold.orders, self._hurries, facts, due, selected)
             then, before = self._told.get(process, (-float("inf"), None))
             if what != before or now - then >= LIFE_SECONDS:
-                wishes = wire.Wishes(control, board.hold.orders, self._hurries, tasks)
+                wishes = wire.Wishes(control, board.hold.orders, self._hurries, tasks, selected)
                 if self._hub.send(process, wire.encode(wishes)):
                     self._told[process] = now, what
 

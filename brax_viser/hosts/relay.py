@@ -214,6 +214,9 @@ class Relay:
         if wishes.control.closed:
             board.set(streaming=False, watched=False)
             return
+        if wishes.selected_env != board.selected_env:
+            board.selected_env = wishes.selected_env
+            board.hold.refresh()
         ahead = self._ahead.get(orders.stepped, 0)
         board.hold.obey(replace(orders, target=orders.target - ahead, since=orders.since - ahead))
 

@@ -57,6 +57,7 @@ class Wishes(msgspec.Struct, frozen=True, tag=True):
     orders: Orders  # of the hold
     hurries: int  # how often something else was wanted at once
     tasks: dict[str, Task]  # by role
+    selected_env: int | None = None  # of which all is wanted
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -93,6 +94,8 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     layout: Layout
     rows: Array
     sending: bool  # whether more of this stretch is to come
+    detail_env: int | None = None
+    detail_layout: Layout = ()
 
 
 class Models(msgspec.Struct, frozen=True, tag=True):
@@ -154,6 +157,9 @@ def decode_from_others(data: bytes) -> FromOthers:
 
 def step_of(parcel: Parcel, feeds: Mapping[Any, int], *, sending: bool) -> Step:
     """A parcel, on its way. Converts to numpy: not within a callback."""
+    rows, detail = parcel.split()
+    if detail is not None:
+        rows = np.concatenate([rows.ravel(), detail])
     return Step(
         feed=feeds[parcel.feed],
         role=parcel.role,
@@ -163,8 +169,10 @@ def step_of(parcel: Parcel, feeds: Mapping[Any, int], *, sending: bool) -> Step:
         drawn=Array.of(parcel.drawn),
         num_envs=parcel.num_envs,
         layout=parcel.layout,
-        rows=Array.of(np.asarray(parcel.rows)[: len(parcel.env_index)]),
+        rows=Array.of(rows),
         sending=sending,
+        detail_env=parcel.detail_env,
+        detail_layout=parcel.detail_layout,
     )
 
 
@@ -193,6 +201,8 @@ def parcel_of(message: Step, feed: Any, process: int) -> Parcel:
         layout=message.layout,
         rows=message.rows.open(),
         process=process,
+        detail_env=message.detail_env,
+        detail_layout=message.detail_layout,
     )
 
 

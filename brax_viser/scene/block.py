@@ -11,6 +11,8 @@ from brax_viser.frame import Frame
 from brax_viser.playback import View
 from brax_viser.scene.grid import Grid
 from brax_viser.scene.looks import colours_of
+from brax_viser.scene.overlays import OVERLAYS, Overlays, unavailable
+from brax_viser.scene.physics import Physics, body_hit
 from brax_viser.scene.robots import Paint, Robots
 from brax_viser.scene.rods import Rods, RodSet, rods_of
 from brax_viser.scene.shapes import (
@@ -34,6 +36,9 @@ OTHERS = ("show", "fade", "hide")
 
 RING_COLOUR = (28, 126, 214)
 
+_ALIKE: dict[str, np.ndarray] = {}
+"""What an environment's model has of its own where all are alike: nothing."""
+
 
 @dataclass(frozen=True)
 class Look:
@@ -44,6 +49,9 @@ class Look:
     others: str = "show"  # one of OTHERS
     selected_env: int | None = None
     in_cells: bool = True  # who runs out of a cell comes back in on its other side
+    overlays: frozenset[str] = frozenset()  # some of overlays.OVERLAYS, of the selected robot
+    numbers: bool = False  # whether the panel tells the numbers of the selected robot
+    body: int | None = None  # of the selected robot, the body that a person has pointed at
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,8 @@ class Model:
     roaming_link: int | None  # the one by which a robot leaves its cell, if it can
     rods: RodSet | None  # tendons and the like
     variants: Variants  # in what environments' robots differ from this one
+    native: bool = True  # whether the training's physics is MuJoCo's
+    backend: str = ""  # its name
 
     @classmethod
     def of(
@@ -67,7 +77,13 @@ class Model:
         init_links: tuple[np.ndarray, np.ndarray],
         dt: float,
         variants: Variants | None = None,
+<<<<<<< HEAD
         wanted: Parts = USUAL,
+=======
+        *,
+        native: bool = True,
+        backend: str = "",
+>>>>>>> overlays
     ) -> "Model":
         """Reads a MuJoCo model, and never writes it."""
         variants = variants or Variants(model)
@@ -79,7 +95,16 @@ class Model:
             half = np.array(grid.spacing[:2]) / 2
             shapes = cropped(model, shapes, np.stack([place - half, place + half]))
         floor = floor_height(model, grid.reach)
+<<<<<<< HEAD
         return cls(shapes, *init_links, floor, dt, link, rods_of(model, wanted.groups), variants)
+=======
+        return cls(shapes, *init_links, floor, dt, link, variants, native, backend)
+
+    @property
+    def unavailable(self) -> dict[str, str]:
+        """Overlays that there are not for this robot, and why."""
+        return unavailable(self.variants.model, native=self.native, backend=self.backend)
+>>>>>>> overlays
 
 
 class Block:
@@ -123,6 +148,9 @@ class Block:
         self._look = Look()
         self._labels: list[viser.LabelHandle] = []
         self._ring: viser.BatchedMeshHandle | None = None
+        self._moved = np.zeros((count, 3), np.float32)  # m, back into the cells, of each robot
+        self._physics: Physics | None = None  # of the selected robot, once it is looked into
+        self._overlays: Overlays | None = None
         self._title = server.scene.add_label(
             f"{path}/title",
             "",
@@ -158,6 +186,7 @@ class Block:
             # What is not finite has no place. Where it was, or would start from, is shown instead.
             good = np.isfinite(pos).all(axis=(1, 2)) & np.isfinite(rot).all(axis=(1, 2))
             self.pos[:count][good], self.rot[:count][good] = pos[good], rot[good]
+        self._moved[:] = 0
         if look.in_cells and self.model.roaming_link is not None:
             self._bring_back(count)
         self.frame = frame
@@ -169,7 +198,11 @@ class Block:
             self._hidden |= others
         sent = self._draw_robots()
         self._draw_ring()
+<<<<<<< HEAD
         return sent
+=======
+        self._draw_overlays()
+>>>>>>> overlays
 
     def clear(self) -> int:
         """Nobody is drawn, within `server.atomic()`. Returns what `draw` does."""
@@ -177,7 +210,12 @@ class Block:
         self._hidden = np.ones(self.count, bool)
         sent = self._draw_robots()
         self._draw_ring()
+<<<<<<< HEAD
         return sent
+=======
+        if self._overlays is not None:
+            self._overlays.hide()
+>>>>>>> overlays
 
     def decorate(self, look: Look) -> None:
         """Brings colours and labels up to date: some times a second are enough."""
@@ -210,8 +248,35 @@ class Block:
         length = float(self.frame.episode_length[cell])
         return float(self.frame.episode_return[cell]), length * self.model.dt
 
+    def inside(self, env: int) -> Physics | None:
+        """MuJoCo's model and data in the state of an environment, which stay so until the next
+        call or frame; None where that is not drawn, not known, or not finite."""
+        cell = self._cell_of_env.get(env)
+        if cell is None or self.frame is None or self.frame.detail is None:
+            return None
+        if self.frame.detail.env != env:
+            return None
+        physics = self._own_physics()
+        own = self.model.variants.of_env.get(env, _ALIKE)
+        return physics if physics.place(self.frame, cell, own) else None
+
+    def body_at(self, env: int, start: np.ndarray, direction: np.ndarray) -> int | None:
+        """The body of an environment's robot that a ray meets, or else passes by the nearest.
+
+        Args:
+            env: is drawn.
+            start: float [3], m, in the scene.
+            direction: float [3], of unit length.
+        """
+        cell = self._cell_of_env[env]
+        start = start - self._origins[cell]
+        model = self.model.variants.model
+        return body_hit(model, self.pos[cell], self.rot[cell], start, direction)
+
     def remove(self) -> None:
         """Takes everything away."""
+        if self._overlays is not None:
+            self._overlays.remove()
         self.robots.remove()
         if self._rods is not None:
             self._rods.remove()
@@ -242,11 +307,16 @@ class Block:
         away = self.pos[:count, self.model.roaming_link, :2]
         away = away - self.model.init_pos[self.model.roaming_link, :2]
         spacing = np.array(self.grid.spacing[:2], np.float32)
+<<<<<<< HEAD
         cells = spacing * np.round(away / spacing)
         if not cells.any():
             return
         for axis in range(2):  # by axes: two numbers in a row are slow to go over
             self.pos[:count, :, axis] -= cells[:, None, axis]
+=======
+        self._moved[:count, :2] = -spacing * np.round(away / spacing)
+        self.pos[:count] += self._moved[:count, None]
+>>>>>>> overlays
 
     def _others(self) -> np.ndarray:
         """bool [count]: who is not the selected environment; nobody if none is drawn."""
@@ -299,6 +369,40 @@ class Block:
         # On the floor of its own layer.
         ground = self._origins[self._cell_of_env[env], 2] + self.model.floor  # type: ignore[index]
         self._ring.batched_positions = np.array([[place[0], place[1], ground]], np.float32)
+
+    def _draw_overlays(self) -> None:
+        env, frame = self._look.selected_env, self.frame
+        cell = None if env is None else self._cell_of_env.get(env)
+        if not self._look.overlays or cell is None or frame is None or self._hidden[cell]:
+            if self._overlays is not None:
+                self._overlays.hide()
+            return
+        if self._overlays is None:
+            self._overlays = Overlays(
+                self._server,
+                f"{self._path}/overlays",
+                self._own_physics(),
+                dt=self.model.dt,
+                scale=self.scale,
+                shown=frozenset(OVERLAYS) - self.model.unavailable.keys(),
+            )
+        body = self._look.body
+        if body is None:
+            body = (self.model.roaming_link or 0) + 1
+        self._overlays.draw(
+            self._look.overlays,
+            frame,
+            cell,
+            (self.pos[cell] - self._moved[cell], self.rot[cell]),
+            self._origins[cell] + self._moved[cell],
+            self.model.variants.of_env.get(int(frame.env_index[cell]), _ALIKE),
+            body,
+        )
+
+    def _own_physics(self) -> Physics:
+        if self._physics is None:
+            self._physics = Physics(self.model.variants.model, native=self.model.native)
+        return self._physics
 
     def _draw_labels(self, wanted: bool) -> None:
         frame = self.frame

@@ -140,6 +140,13 @@ class Scene:
                 best, picked = rank, (role, int(block.drawn_envs[owners[index]]))
         return picked
 
+    def body_at(
+        self, whom: tuple[str, int], origin: np.ndarray, direction: np.ndarray
+    ) -> int | None:
+        """The body of a robot, (role, env), that a ray as that of `pick` meets or passes by."""
+        start = (origin - np.asarray(self._root.position)) / self._scale
+        return self.blocks[whom[0]].body_at(whom[1], start, direction)
+
     def _is_as_wanted(self, role: str) -> bool:
         model, _, count = self._wanted[role]
         return self.blocks[role].model is model and self.blocks[role].count == count

@@ -1,0 +1,351 @@
+"""What can be drawn over the selected robot: forces, axes, masses and the like."""
+
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import mujoco
+import numpy as np
+import trimesh
+import viser
+
+from brax_viser.frame import Frame
+from brax_viser.scene import marks
+from brax_viser.scene.marks import Lines
+from brax_viser.scene.physics import Physics, with_world
+from brax_viser.scene.quaternions import multiply, rotate
+
+TRAIL_SECONDS = 3.0
+"""s of robot time that a trail goes back."""
+
+GAP_SECONDS = 0.5
+"""s of robot time without a step, after which a trail begins anew: between two stretches of real
+time the robot has gone elsewhere."""
+
+TRAIL_RGB = np.array([230, 73, 128], np.uint8)
+
+FAR = np.array([0.0, 0.0, -1e4], np.float32)
+"""m: where lines are that are not used, far outside of what any camera shows. The page wants as
+many as there were at first."""
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How one overlay's lines are made and drawn."""
+
+    lines: Callable[[mujoco.MjModel, mujoco.MjData], Lines]
+    width: str  # of `model.vis.scale`, in mean sizes of geoms
+    arrows: bool
+    times: float = 1.0  # the width
+
+
+_KINDS = {
+    "contacts": _Kind(marks.contacts, "contactwidth", False, 2.0),
+    "contact_forces": _Kind(marks.contact_forces, "forcewidth", True),
+    "joint_axes": _Kind(marks.joint_axes, "jointwidth", True),
+    "actuators": _Kind(marks.actuators, "actuatorwidth", True, 0.5),
+    "violations": _Kind(marks.violations, "constraint", False, 3.0),
+    "body_frames": _Kind(marks.body_frames, "framewidth", False),
+    "geom_frames": _Kind(marks.geom_frames, "framewidth", False),
+    "tendons": _Kind(marks.tendons, "connect", False, 0.5),
+    "velocities": _Kind(marks.velocities, "forcewidth", True),
+}
+
+OVERLAYS = (*_KINDS, "com", "inertia", "trail")
+"""What can be switched on."""
+
+
+def unavailable(model: mujoco.MjModel, *, native: bool, backend: str) -> dict[str, str]:
+    """Overlays that there are not for a robot, and why, for a person to read.
+
+    Args:
+        model: the robot.
+        native: whether the training's physics is MuJoCo's.
+        backend: its name.
+    """
+    reasons = {}
+    if not native:
+        reasons["contact_forces"] = (
+            f"the {backend} backend has contact forces of its own kind and does not tell them"
+        )
+        reasons["actuators"] = f"the {backend} backend keeps no controls"
+    if model.nu == 0:
+        reasons["actuators"] = "this robot has no actuators"
+    if not np.isin(model.jnt_type, marks.AXIAL).any():
+        reasons["joint_axes"] = "this robot has no hinges and no slides"
+    if not (model.wrap_type == int(mujoco.mjtWrap.mjWRAP_SITE)).any():
+        reasons["tendons"] = "this robot has no tendons that are laid through space"
+    if model.opt.disableflags & int(mujoco.mjtDisableBit.mjDSBL_CONTACT):
+        reasons["contacts"] = reasons["contact_forces"] = "contacts are switched off in this model"
+    elif not (model.geom_contype.any() or model.geom_conaffinity.any() or model.npair):
+        reasons["contacts"] = reasons["contact_forces"] = "no two geoms of this model can touch"
+    return reasons
+
+
+class Overlays:
+    """The viser handles of one robot's overlays. Used on viser's own thread alone.
+
+    A handle is made when its overlay is first switched on. While it is off nothing is computed for
+    it and nothing sent.
+    """
+
+    def __init__(
+        self,
+        server: viser.ViserServer,
+        path: str,
+        physics: Physics,
+        *,
+        dt: float,
+        scale: float,
+        shown: Collection[str] = OVERLAYS,
+    ):
+        """Makes nothing visible yet.
+
+        Args:
+            server: whose scene it is.
+            path: the scene node to put them under.
+            physics: of the robot; what is drawn is of the state that it is in.
+            dt: s of robot time per step.
+            scale: scene units per metre.
+            shown: which can be drawn of this robot: see `unavailable`.
+        """
+        self._server, self._path, self._physics = server, path, physics
+        self._dt, self._scale, self._can = dt, scale, frozenset(shown)
+        self._batches: dict[str, _Batch] = {}
+        self._meshes: dict[str, viser.BatchedMeshHandle] = {}
+        self._lines: dict[str, tuple[object, Lines]] = {}  # of which data they were made
+        self._trail = Trail(dt)
+
+    def draw(
+        self,
+        wanted: Collection[str],
+        frame: Frame,
+        row: int,
+        pose: tuple[np.ndarray, np.ndarray],
+        shift: np.ndarray,
+        own: Mapping[str, np.ndarray],
+        body: int,
+    ) -> None:
+        """Brings those that are wanted to the screen and takes the others away. Within
+        `server.atomic()`.
+
+        Args:
+            wanted: some of `OVERLAYS`.
+            frame: of the moment.
+            row: of the environment in the frame.
+            pose: float [L, 3] in m and [L, 4] wxyz, of the links as they are drawn, in the
+                environment's own world frame.
+            shift: float [3], m, from that frame to the scene's.
+            own: the environment's own values of fields of the model.
+            body: whose trail is drawn.
+        """
+        wanted = self._can & set(wanted)
+        pos, rot = with_world(*pose)
+        if "trail" in wanted:
+            self._trail.add(frame, row, body)
+            ends = self._trail.ends(pos[body])
+            rgb = np.broadcast_to(TRAIL_RGB, (len(ends), 3))
+            self._batch("trail").show(ends + shift, rgb)
+        detail = frame.detail
+        there = detail is not None and detail.env == frame.env_index[row]
+        if not there or not wanted - {"trail"} or not self._physics.place(frame, row, own):
+            self._hide(set(OVERLAYS) - (wanted & {"trail"}))
+            return
+        self._hide(set(OVERLAYS) - wanted)
+        model, data = self._physics.model, self._physics.data
+        for name in wanted & set(_KINDS):
+            made_of, lines = self._lines.get(name, (None, None))
+            if lines is None or made_of is not detail:
+                lines = _KINDS[name].lines(model, data)
+                self._lines[name] = detail, lines
+            self._batch(name).show(lines.at(data.xpos, data.xquat, pos, rot) + shift, lines.rgb)
+        if "com" in wanted:
+            self._draw_com(pos, rot, shift)
+        if "inertia" in wanted:
+            self._draw_inertia(pos, rot, shift)
+
+    def hide(self) -> None:
+        """Takes all away, within `server.atomic()`."""
+        self._hide(OVERLAYS)
+
+    def remove(self) -> None:
+        for batch in self._batches.values():
+            batch.remove()
+        for handle in self._meshes.values():
+            handle.remove()
+
+    def _hide(self, names: Collection[str]) -> None:
+        for name in names:
+            if name in self._batches:
+                self._batches[name].hide()
+            if name in self._meshes and self._meshes[name].visible:
+                self._meshes[name].visible = False
+            self._lines.pop(name, None)
+            if name == "trail":
+                self._trail.clear()
+
+    def _batch(self, name: str) -> "_Batch":
+        if name not in self._batches:
+            model = self._physics.model
+            kind = _KINDS.get(name, _Kind(marks.body_frames, "framewidth", False))
+            width = kind.times * getattr(model.vis.scale, kind.width) * model.stat.meansize
+            self._batches[name] = _Batch(
+                self._server, f"{self._path}/{name}", width, self._scale, arrows=kind.arrows
+            )
+        return self._batches[name]
+
+    def _draw_com(self, pos: np.ndarray, rot: np.ndarray, shift: np.ndarray) -> None:
+        """A ball at the centre of mass of each tree of bodies, which moves with its root."""
+        model, data = self._physics.model, self._physics.data
+        roots = np.flatnonzero((model.body_parentid == 0) & (model.body_weldid > 0))
+        if not len(roots):
+            return
+        lines = Lines.of(
+            data.subtree_com[roots], np.zeros((len(roots), 3)), roots, marks.AXES_RGB[:1]
+        )
+        centres = lines.at(data.xpos, data.xquat, pos, rot)[:, 0]
+        radius = model.vis.scale.com * model.stat.meansize
+        ball = trimesh.creation.icosphere(radius=radius, subdivisions=2)
+        handle = self._mesh("com", ball, np.ones((len(roots), 3)), model.vis.rgba.com)
+        handle.batched_positions = (centres + shift).astype(np.float32)
+
+    def _draw_inertia(self, pos: np.ndarray, rot: np.ndarray, shift: np.ndarray) -> None:
+        """A box for each body, with its mass and inertia, where its centre of mass is."""
+        model = self._physics.model
+        bodies = np.arange(1, model.nbody)
+        sides = 2 * marks.inertia_boxes(model)[bodies]
+        handle = self._mesh(
+            "inertia", trimesh.creation.box((1, 1, 1)), sides, model.vis.rgba.inertia
+        )
+        handle.batched_scales = sides.astype(np.float32)
+        centres = pos[bodies] + rotate(rot[bodies], model.body_ipos[bodies])
+        handle.batched_positions = (centres + shift).astype(np.float32)
+        handle.batched_wxyzs = multiply(rot[bodies], model.body_iquat[bodies]).astype(np.float32)
+
+    def _mesh(
+        self, name: str, mesh: trimesh.Trimesh, scales: np.ndarray, rgba: np.ndarray
+    ) -> viser.BatchedMeshHandle:
+        """The handle, visible, with as many instances as there are scales."""
+        if name not in self._meshes:
+            count = len(scales)
+            self._meshes[name] = self._server.scene.add_batched_meshes_simple(
+                f"{self._path}/{name}",
+                mesh.vertices,
+                mesh.faces,
+                batched_wxyzs=np.tile(np.array([1.0, 0.0, 0.0, 0.0], np.float32), (count, 1)),
+                batched_positions=np.tile(FAR, (count, 1)),
+                batched_scales=scales.astype(np.float32),
+                batched_colors=(255 * np.asarray(rgba[:3])).astype(np.uint8),
+                opacity=float(rgba[3]) if rgba[3] < 1 else None,
+                lod="off",
+                cast_shadow=False,
+                receive_shadow=False,
+                scale=self._scale,
+            )
+        handle = self._meshes[name]
+        if not handle.visible:
+            handle.visible = True
+        return handle
+
+
+class Trail:
+    """Where a body has been in the last seconds of one episode."""
+
+    def __init__(self, dt: float):
+        self._dt = dt
+        self._whose: tuple[int, int] | None = None  # env and body
+        self._step, self._length = 0, 0  # env steps, of the rollout and of the episode
+        self._points: deque[tuple[int, np.ndarray]] = deque()
+
+    def add(self, frame: Frame, row: int, body: int) -> None:
+        """Goes on with a frame's pose, or begins anew where none leads there."""
+        env, step = int(frame.env_index[row]), frame.env_steps
+        length = int(frame.episode_length[row])
+        passed = step - self._step
+        goes_on = (
+            self._whose == (env, body)
+            and 0 <= passed <= max(GAP_SECONDS / self._dt, 1)
+            and length - self._length == passed
+        )
+        if goes_on and passed == 0:
+            return
+        if not goes_on:
+            self._points.clear()
+        self._whose, self._step, self._length = (env, body), step, length
+        if body > 0 and np.isfinite(frame.link_pos[row, body - 1]).all():
+            self._points.append((step, frame.link_pos[row, body - 1].astype(float)))
+        while self._points and step - self._points[0][0] > TRAIL_SECONDS / self._dt:
+            self._points.popleft()
+
+    def ends(self, now: np.ndarray) -> np.ndarray:
+        """float [N, 2, 3], m: lines from point to point, the last of them to where it is now."""
+        points = np.array([point for _, point in self._points] + [now])
+        if len(points) < 2:
+            return np.zeros((0, 2, 3))
+        return np.stack([points[:-1], points[1:]], axis=1)
+
+    def clear(self) -> None:
+        self._points.clear()
+        self._whose = None
+
+
+class _Batch:
+    """Any number of lines or arrows, as one handle."""
+
+    def __init__(
+        self, server: viser.ViserServer, name: str, width: float, scale: float, *, arrows: bool
+    ):
+        """`width` is in m, `scale` in scene units per metre."""
+        self._server, self._name, self._arrows = server, name, arrows
+        self._width, self._scale = width, scale
+        self._room = 0
+        self._handle: viser.ArrowsHandle | viser.LineSegmentsHandle | None = None
+
+    def show(self, ends: np.ndarray, rgb: np.ndarray) -> None:
+        """Lines float [N, 2, 3] in m, in colours uint8 [N, 3]."""
+        if not len(ends):
+            self.hide()
+            return
+        if len(ends) > self._room or self._handle is None:
+            self._room = 1 << int(len(ends) - 1).bit_length()
+            self._make()
+        assert self._handle is not None
+        points = np.broadcast_to(FAR, (self._room, 2, 3)).copy()
+        points[: len(ends)] = ends
+        colours = np.zeros((self._room, 3), np.uint8)
+        colours[: len(rgb)] = rgb
+        self._handle.points = points
+        self._handle.colors = colours if self._arrows else np.repeat(colours[:, None], 2, axis=1)
+        if not self._handle.visible:
+            self._handle.visible = True
+
+    def hide(self) -> None:
+        if self._handle is not None and self._handle.visible:
+            self._handle.visible = False
+
+    def remove(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+
+    def _make(self) -> None:
+        self.remove()
+        points = np.broadcast_to(FAR, (self._room, 2, 3)).copy()
+        if self._arrows:
+            self._handle = self._server.scene.add_arrows(
+                self._name,
+                points,
+                np.zeros((self._room, 3), np.uint8),
+                shaft_radius=self._width,
+                head_radius=2 * self._width,
+                head_length=3 * self._width,
+                scale=self._scale,
+            )
+        else:
+            self._handle = self._server.scene.add_line_segments(
+                self._name,
+                points,
+                np.zeros((self._room, 2, 3), np.uint8),
+                # Lines are as thick as that in the scene, whatever their scale.
+                thickness=self._width * self._scale,
+                scale=self._scale,
+            )

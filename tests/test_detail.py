@@ -1,0 +1,267 @@
+"""What a person sees of a selected robot is what the trainer has of it, in MuJoCo's own terms."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+from brax import envs
+from brax.generalized import pipeline as generalized
+from brax.positional import pipeline as positional
+from brax.spring import pipeline as spring
+
+from brax_viser import Viewer, VisualizedEnv, callback
+from brax_viser.adapters import MAX_OBSERVATION, adapter_for
+from brax_viser.emit import size_of
+from brax_viser.frame import Frame, joined
+from brax_viser.hosts import wire
+from brax_viser.mailbox import Parcel
+from brax_viser.playback import View, beside
+from envs.cartpole import CartPole
+from tests.conftest import eventually
+
+NUM_ENVS, CHOSEN = 5, 3
+
+
+class Rollout:
+    """Some environments, stepped one by one in a page's every-step mode."""
+
+    def __init__(self, viewer: Viewer, bare: Any, grid=(4, 1)):
+        viewer.mode = "every_step"
+        self.viewer, self.bare = viewer, bare
+        self.env = VisualizedEnv(bare, grid=grid, viewer=viewer)
+        self._step = jax.jit(jax.vmap(self.env.step))
+        keys = jax.random.split(jax.random.PRNGKey(0), NUM_ENVS)
+        self.state: Any = jax.jit(jax.vmap(self.env.reset))(keys)
+        self.frame_bytes: list[int] = []
+        self._random = np.random.default_rng(0)
+        self.action = np.zeros(0)
+
+    def step(self) -> Frame:
+        """Takes a step and returns what is on screen of it."""
+        before = self.viewer.stats().bytes_moved
+        size = (NUM_ENVS, self.env.action_size)
+        self.action = self._random.uniform(-1, 1, size).astype(np.float32)
+        self.state = jax.block_until_ready(self._step(self.state, jnp.asarray(self.action)))
+        at = self.viewer.stats().env_steps
+        self.frame_bytes.append(self.viewer.stats().bytes_moved - before)
+        blocks = self.viewer._publisher.scene.blocks
+        eventually(lambda: (f := blocks["train"].frame) and f.env_steps == at, "it is drawn")
+        frame = blocks["train"].frame
+        assert frame is not None
+        return frame
+
+
+def suite_env(name: str) -> Any:
+    registry = pytest.importorskip("mujoco_playground").registry
+    return registry.load(name, config_overrides={"impl": "jax"})
+
+
+def ant(backend: str) -> Any:
+    return envs.get_environment("ant", backend=backend)
+
+
+@pytest.fixture(params=callback.MECHANISMS)
+def mechanism(request, monkeypatch):
+    monkeypatch.setenv(callback.VARIABLE, request.param)
+
+
+@pytest.mark.usefixtures("page", "mechanism")
+def test_the_detail_is_that_of_the_selected_env_alone_and_nothing_is_sent_without_one(viewer):
+    rollout = Rollout(viewer, ant("spring"))
+    assert rollout.step().detail is None
+    viewer.selected_env = CHOSEN
+    frame = rollout.step()
+    detail = frame.detail
+    assert detail is not None and detail.env == CHOSEN
+    state = rollout.state
+    np.testing.assert_array_equal(detail.qpos, state.pipeline_state.q[CHOSEN])
+    np.testing.assert_array_equal(detail.qvel, state.pipeline_state.qd[CHOSEN])
+    np.testing.assert_array_equal(detail.action, rollout.action[CHOSEN])
+    np.testing.assert_array_equal(detail.observation[""], state.obs[CHOSEN])
+    assert detail.ctrl is None  # the spring backend has no such thing
+    # A robot that is not among those that are drawn has its detail too, for it is drawn then.
+    viewer.selected_env = 4
+    frame = rollout.step()
+    assert 4 in frame.env_index and frame.detail is not None
+    np.testing.assert_array_equal(frame.detail.qpos, rollout.state.pipeline_state.q[4])
+    viewer.selected_env = None
+    assert rollout.step().detail is None
+    without, one, other, after = rollout.frame_bytes
+    numbers = 15 + 14 + 8 + state.obs.shape[1]
+    assert without == after and one == other == without + 4 * numbers
+
+
+@pytest.mark.usefixtures("page")
+def test_a_held_training_tells_of_who_is_selected_at_that_very_step(viewer):
+    import threading
+
+    rollout = Rollout(viewer, CartPole())
+    rollout.step()
+    viewer.pause()
+    thread = threading.Thread(target=rollout.step, daemon=True)
+    thread.start()
+    eventually(lambda: viewer.stats().held, "held")
+    at = viewer.stats().env_steps
+    block = viewer._publisher.scene.blocks["train"]
+    eventually(lambda: block.frame and block.frame.env_steps == at, "the step is drawn")
+    assert block.frame.detail is None
+    for env in (1, 2):
+        viewer.selected_env = env
+        eventually(lambda: block.frame.detail and block.frame.detail.env == env, "told")  # noqa: B023
+        assert block.frame.env_steps == at
+    viewer.resume()
+    thread.join(timeout=30)
+
+
+PIPELINES = {"generalized": generalized, "spring": spring, "positional": positional}
+
+
+@pytest.mark.parametrize("backend", PIPELINES)
+def test_coordinates_of_brax_are_mujocos_where_nothing_strains_the_joints(backend):
+    """Order, units and frames, the free joint's angular velocity among them: a robot in flight,
+    whose joints have not been strained yet, has the same poses and velocities by MuJoCo."""
+    system = ant(backend).sys
+    model, pipeline = system.mj_model, PIPELINES[backend]
+    data, random = mujoco.MjData(model), np.random.default_rng(1)
+    qpos = np.array(system.init_q)
+    qpos[2] = 3.0
+    qpos[3:7] = random.normal(size=4)
+    qpos[3:7] /= np.linalg.norm(qpos[3:7])
+    qpos[7:] = 0.5 * model.jnt_range[1:].sum(axis=1)
+    qvel = random.normal(size=model.nv)
+    state = pipeline.init(system, jnp.asarray(qpos), jnp.asarray(qvel))
+    data.qpos, data.qvel = state.q, state.qd
+    mujoco.mj_forward(model, data)
+    np.testing.assert_allclose(data.xpos[1:], state.x.pos, atol=1e-4)
+    velocity = np.zeros((model.nbody, 6))
+    for body in range(model.nbody):
+        kind = mujoco.mjtObj.mjOBJ_XBODY
+        mujoco.mj_objectVelocity(model, data, kind, body, velocity[body], 0)
+    # The torso turns about an axis that is not the world's: a mix-up of frames could not pass.
+    local = data.xmat[1].reshape(3, 3).T @ velocity[1, :3]
+    assert np.abs(local - velocity[1, :3]).max() > 0.3
+    np.testing.assert_allclose(velocity[1:, :3], state.xd.ang, atol=1e-3)
+    np.testing.assert_allclose(velocity[1:, 3:], state.xd.vel, atol=1e-3)
+    # And the coordinates that the backend itself works out of its links agree with the poses that
+    # a step leads to.
+    after = pipeline.step(system, state, jnp.zeros(system.act_size()))
+    change = np.zeros(model.nv)
+    mujoco.mj_differentiatePos(model, change, float(system.opt.timestep), qpos, np.array(after.q))
+    np.testing.assert_allclose(change[:6], np.array(after.qd)[:6], atol=0.15)
+
+
+NATIVE = {"ant": lambda: ant("mjx"), "cartpole": lambda: suite_env("CartpoleBalance")}
+
+
+@pytest.mark.usefixtures("page")
+@pytest.mark.parametrize("name", [pytest.param("ant", marks=pytest.mark.slow), "cartpole"])
+def test_mjxs_detail_has_controls_and_is_of_the_step_after_the_poses_that_are_drawn(viewer, name):
+    """MuJoCo's poses are those that the last substep began with; its qpos is where it ended."""
+    rollout = Rollout(viewer, NATIVE[name]())
+    viewer.selected_env = CHOSEN
+    rollout.step()
+    frame = rollout.step()
+    detail, model = frame.detail, adapter_for(rollout.bare).mj_model
+    assert detail is not None and detail.ctrl is not None
+    state = rollout.state
+    own = state.data if hasattr(state, "data") else state.pipeline_state
+    np.testing.assert_array_equal(detail.qpos, own.qpos[CHOSEN])
+    np.testing.assert_array_equal(detail.qvel, own.qvel[CHOSEN])
+    np.testing.assert_array_equal(detail.ctrl, own.ctrl[CHOSEN])
+    data = mujoco.MjData(model)
+    data.qpos = detail.qpos
+    system = getattr(rollout.bare, "sys", None)
+    timestep = float(system.opt.timestep) if system else float(rollout.bare.sim_dt)
+    # Euler's method: q after = q before + dt * v after.
+    mujoco.mj_integratePos(model, data.qpos, detail.qvel.astype(float), -timestep)
+    mujoco.mj_kinematics(model, data)
+    row = frame.env_index.tolist().index(CHOSEN)
+    np.testing.assert_allclose(data.xpos[1:], frame.link_pos[row], atol=1e-4)
+
+
+@pytest.mark.usefixtures("page")
+def test_generalized_poses_are_those_of_the_detail(viewer):
+    rollout = Rollout(viewer, ant("generalized"))
+    viewer.selected_env = CHOSEN
+    for _ in range(4):
+        frame = rollout.step()
+    model, detail = rollout.bare.sys.mj_model, frame.detail
+    data = mujoco.MjData(model)
+    data.qpos = detail.qpos
+    mujoco.mj_kinematics(model, data)
+    np.testing.assert_allclose(
+        data.xpos[1:], frame.link_pos[frame.env_index.tolist().index(CHOSEN)], atol=1e-4
+    )
+
+
+class Verbose(CartPole):
+    """Observes several things, some of which are too much to be looked at."""
+
+    def reset(self, rng):
+        return self._seen(super().reset(rng))
+
+    def step(self, state, action):
+        return self._seen(super().step(state.replace(obs=state.obs["state"]), action))
+
+    def _seen(self, state):
+        obs = {
+            "pixels/view_0": jnp.zeros((8, 8, 3)),
+            "long": jnp.zeros(MAX_OBSERVATION),
+            "state": state.obs,
+            "map": jnp.zeros((4, 4)),
+            "history": jnp.tile(state.obs, 3),
+        }
+        return state.replace(obs=obs)
+
+
+@pytest.mark.usefixtures("page")
+def test_of_many_observations_the_short_ones_are_sent_by_name(viewer):
+    env = VisualizedEnv(Verbose(), grid=(2, 1), viewer=viewer)
+    state = env.reset(jax.random.PRNGKey(0))
+    fields = env._adapter.detail(state, jnp.zeros(1))
+    # The long one fits alone and came first by name: what would exceed the limit is left out.
+    assert {name for name in fields if name.startswith("observation")} == {"observation/long"}
+    state.obs.pop("long")
+    fields = env._adapter.detail(state, jnp.zeros(1))
+    names = {name for name in fields if name.startswith("observation")}
+    assert names == {"observation/state", "observation/history"}
+    assert size_of([(name, fields[name].shape) for name in names]) == 16
+
+
+def parcel_of(shard: int, env_index: list[int], detail_env: int | None) -> Parcel:
+    """Of one device of two, with room for three rows, of which some are padding."""
+    layout = (("link_pos", (1, 3)), ("link_rot", (1, 4)), ("reward", ()), ("episode_return", ()))
+    layout += (("episode_length", ()), ("since_termination", ()), ("finite", ()))
+    detail = (("action", (2,)), ("observation/eyes", (1,)), ("qpos", (1,)), ("qvel", (1,)))
+    rows = np.arange(3 * size_of(layout), dtype=np.float32).reshape(3, -1) + 100 * shard
+    if detail_env is not None:
+        rows = np.concatenate([rows.ravel(), np.arange(size_of(detail), dtype=np.float32)])
+    drawn = np.array([0, 1, 12], np.int32)
+    index = np.array(env_index, np.int32)
+    return Parcel(None, "train", shard, 7, index, drawn, 20, layout, rows, 0, detail_env, detail)
+
+
+def test_a_detail_survives_the_way_from_another_process_and_the_joining_of_devices():
+    own, other = parcel_of(0, [0, 1], None), parcel_of(1, [12], 12)
+    sent = wire.encode(wire.step_of(other, {None: 0}, sending=True))
+    message = wire.decode_from_others(sent)
+    assert isinstance(message, wire.Step)
+    received = wire.parcel_of(message, None, 3)
+    assert received.rows.size == size_of(other.layout) + 5  # the padding has stayed behind
+    for parcel in (other, received):
+        frame = joined([own.open(), parcel.open()], own.drawn)
+        assert frame is not None and frame.detail is not None
+        assert frame.env_index.tolist() == [0, 1, 12] and frame.detail.env == 12
+        assert frame.detail.action.tolist() == [0, 1]
+        assert frame.detail.observation["eyes"].tolist() == [2]
+        assert (frame.detail.qpos.tolist(), frame.detail.qvel.tolist()) == ([3], [4])
+        assert frame.detail.ctrl is None
+        np.testing.assert_array_equal(frame.link_pos[2, 0], [100, 101, 102])
+    views = [
+        View(f, f.link_pos, f.link_rot, np.zeros(len(f.env_index), bool), 0.0, 0.0)
+        for f in (own.open(), other.open())
+    ]
+    assert beside(views, own.drawn).frame.detail.env == 12
