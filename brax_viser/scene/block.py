@@ -77,13 +77,10 @@ class Model:
         init_links: tuple[np.ndarray, np.ndarray],
         dt: float,
         variants: Variants | None = None,
-<<<<<<< HEAD
         wanted: Parts = USUAL,
-=======
         *,
         native: bool = True,
         backend: str = "",
->>>>>>> overlays
     ) -> "Model":
         """Reads a MuJoCo model, and never writes it."""
         variants = variants or Variants(model)
@@ -95,16 +92,13 @@ class Model:
             half = np.array(grid.spacing[:2]) / 2
             shapes = cropped(model, shapes, np.stack([place - half, place + half]))
         floor = floor_height(model, grid.reach)
-<<<<<<< HEAD
-        return cls(shapes, *init_links, floor, dt, link, rods_of(model, wanted.groups), variants)
-=======
-        return cls(shapes, *init_links, floor, dt, link, variants, native, backend)
+        rods = rods_of(model, wanted.groups)
+        return cls(shapes, *init_links, floor, dt, link, rods, variants, native, backend)
 
     @property
     def unavailable(self) -> dict[str, str]:
         """Overlays that there are not for this robot, and why."""
         return unavailable(self.variants.model, native=self.native, backend=self.backend)
->>>>>>> overlays
 
 
 class Block:
@@ -198,11 +192,8 @@ class Block:
             self._hidden |= others
         sent = self._draw_robots()
         self._draw_ring()
-<<<<<<< HEAD
-        return sent
-=======
         self._draw_overlays()
->>>>>>> overlays
+        return sent
 
     def clear(self) -> int:
         """Nobody is drawn, within `server.atomic()`. Returns what `draw` does."""
@@ -210,12 +201,9 @@ class Block:
         self._hidden = np.ones(self.count, bool)
         sent = self._draw_robots()
         self._draw_ring()
-<<<<<<< HEAD
-        return sent
-=======
         if self._overlays is not None:
             self._overlays.hide()
->>>>>>> overlays
+        return sent
 
     def decorate(self, look: Look) -> None:
         """Brings colours and labels up to date: some times a second are enough."""
@@ -307,16 +295,12 @@ class Block:
         away = self.pos[:count, self.model.roaming_link, :2]
         away = away - self.model.init_pos[self.model.roaming_link, :2]
         spacing = np.array(self.grid.spacing[:2], np.float32)
-<<<<<<< HEAD
         cells = spacing * np.round(away / spacing)
         if not cells.any():
             return
+        self._moved[:count, :2] = -cells
         for axis in range(2):  # by axes: two numbers in a row are slow to go over
             self.pos[:count, :, axis] -= cells[:, None, axis]
-=======
-        self._moved[:count, :2] = -spacing * np.round(away / spacing)
-        self.pos[:count] += self._moved[:count, None]
->>>>>>> overlays
 
     def _others(self) -> np.ndarray:
         """bool [count]: who is not the selected environment; nobody if none is drawn."""
