@@ -21,6 +21,7 @@ from brax_viser.playback import Player, View, beside
 from brax_viser.progress import count as in_words
 from brax_viser.scene.block import Block, Look, Model
 from brax_viser.scene.scene import Scene
+from brax_viser.scene.shapes import USUAL, Parts
 from brax_viser.scene.variants import Variants
 
 if TYPE_CHECKING:  # needs ZeroMQ, which is there where several processes train
@@ -108,6 +109,7 @@ class Publisher:
             _call(lambda: (Scene(server), Panel(server, self.enqueue))), self._loop
         ).result()
         self.look = Look()
+        self.parts = USUAL  # of the model, that are drawn
         self.notice: str | None = None  # something that has happened and is worth knowing
         self.complaint: str | None = None  # about the indices that were typed
         self.others: Others | None = None  # processes of the training; None: it has but this one
@@ -146,6 +148,7 @@ class Publisher:
             adapter.init_links(),
             adapter.dt,
             variants,
+            self.parts,
             native=adapter.native,
             backend=adapter.backend,
         )
@@ -158,6 +161,13 @@ class Publisher:
             self.scene.arrange(self._roles())
 
         self.now(show)
+
+    def show_parts(self, parts: Parts) -> None:
+        """On the loop: draws other parts of the models from now on."""
+        self.parts = parts
+        for role, channel in tuple(self._channels.items()):
+            rollout = channel.feed.rollouts.get(role)
+            self.show_model(channel.feed, role, rollout.num_envs if rollout else None)
 
     def drawn_envs(self) -> tuple[int, ...]:
         """Called on any thread: indices, in the order of the cells, of the first rollout shown."""
@@ -437,6 +447,7 @@ class Publisher:
                 unavailable=block.model.unavailable if block else {},
                 inside=inside,
                 has_detail=has_detail,
+                parts=self.parts,
                 lost=self.others.lost() if self.others else (),
             )
 

@@ -21,6 +21,7 @@ from brax_viser.hosts import meeting
 from brax_viser.interrupt import InterruptWatch
 from brax_viser.progress import ProgressView
 from brax_viser.publisher import Publisher
+from brax_viser.scene.cameras import cameras_of
 from brax_viser.scene.grid import Grid
 from brax_viser.selection import Selection
 from brax_viser.stream import MODES, SHOWS, Control
@@ -504,6 +505,7 @@ class Viewer:
 
     def _carry_out(self, name: str, value: Any) -> None:
         selection, look = self._board.selection, self._publisher.look
+        parts = self._publisher.parts
         match name:
             case "streaming" | "mode" | "speed" | "max_overhead" | "stretch_seconds" | "show":
                 setattr(self, name, value)
@@ -539,6 +541,15 @@ class Viewer:
                 self._publisher.look = replace(look, overlays=overlays)
             case "others" | "labels" | "colour_by" | "in_cells" | "numbers":
                 self._publisher.look = replace(look, **{name: value})
+            case "group":
+                group, on = value
+                others = parts.groups - {group}
+                groups = others | {group} if on else others
+                self._publisher.show_parts(replace(parts, groups=groups))
+            case "sites":
+                self._publisher.show_parts(replace(parts, sites=value))
+            case "camera":
+                self._look_through(*value)
             case "see_all":
                 self._follow(False, value)
                 if (client := self._server.get_clients().get(value)) is not None:
@@ -592,14 +603,25 @@ class Viewer:
         elif before is not None and scene.followed is None and client_id in clients:
             scene.look_at_all(clients[client_id].camera)
 
+    def _look_through(self, name: str, client_id: int) -> None:
+        client = self._server.get_clients().get(client_id)
+        feed = self._board.shown.get(self._stepped) or (self._feeds[-1] if self._feeds else None)
+        if client is None or feed is None:
+            return
+        eyes = {eye.name: eye for eye in cameras_of(feed.adapter.mj_model)}
+        self._publisher.scene.follow(None)
+        self._publisher.scene.look_through(client.camera, eyes.get(name))
+
     def _clicked(self, event: viser.SceneClickEvent) -> None:
         self._publisher.enqueue(
             ("click", (np.asarray(event.ray_origin), np.asarray(event.ray_direction)))
         )
 
-    async def _count_pages(self, _: viser.ClientHandle) -> None:
+    async def _count_pages(self, page: viser.ClientHandle) -> None:
         # Async, so that it runs on the server's loop: its thread pool may be gone at exit.
         watched = bool(self._server.get_clients())
+        if page.client_id not in self._server.get_clients():
+            self._publisher.scene.forget(page.client_id)
         self._board.set(watched=watched)
         self._board.mailbox.wake()
         if self._reload is not None:

@@ -8,6 +8,8 @@ import viser
 
 from brax_viser.gui import words
 from brax_viser.gui.words import PanelView, StreamView, status
+from brax_viser.scene.cameras import cameras_of
+from brax_viser.scene.shapes import GROUPS, USUAL, groups_of
 from brax_viser.selection import RANKED, Selection
 
 __all__ = ["STEPS", "Command", "Panel", "PanelView", "StreamView", "parse_indices", "status"]
@@ -51,6 +53,7 @@ OVERLAY_HINTS = {
     "body_frames": "x, y and z of each body in red, green and blue.",
     "geom_frames": "x, y and z of each geom in red, green and blue.",
 }
+YOUR_CAMERA = "Your own camera"
 STEPS = ("1 step", "10 steps", "Next fall")
 PAGES = ("Previous", "Next")
 HOLD, RESUME = "Hold training", "Resume training"
@@ -63,6 +66,7 @@ class Panel:
         self._server, self._enqueue = server, enqueue
         self._shown_indices: tuple[int, ...] = ()
         self._numbers: dict[str, float] = {}  # as last shown, by label
+        self._model: Any = None  # a mujoco.MjModel, whose groups and cameras there are to choose
         gui = server.gui
         gui.configure_theme(
             show_logo=False,
@@ -85,6 +89,8 @@ class Panel:
             self._add_inside()
         with gui.add_folder("Look"):
             self._add_look()
+        with gui.add_folder("Parts of the model", expand_by_default=False):
+            self._add_parts()
         with gui.add_folder("Pace and budget", expand_by_default=False):
             self._add_pace()
         self._add_keys()
@@ -235,6 +241,35 @@ class Panel:
             "Camera", ("See all robots",), hint="Brings your camera back to where it was first."
         )
         self._on_pick(self._all, "see_all", with_client=True)
+        self._eye: Any = gui.add_dropdown(
+            "Look through",
+            (YOUR_CAMERA,),
+            initial_value=YOUR_CAMERA,
+            hint="A camera of the model, on the selected robot or else on the first one.",
+            visible=False,
+        )
+        self._on_change(self._eye, "camera", str, with_client=True)
+
+    def _add_parts(self) -> None:
+        gui = self._server.gui
+        self._groups = {}
+        for group in GROUPS:
+            handle = gui.add_checkbox(
+                f"Group {group}",
+                group in USUAL.groups,
+                hint="Geoms, skins, sites and tendons that the model has put into this group. "
+                "Usually 0 to 2 are what is to be seen, and 3 is what collides.",
+                visible=False,
+            )
+            self._groups[group] = handle
+            self._on_change(handle, "group", lambda on, group=group: (group, bool(on)))
+        self._sites = gui.add_checkbox(
+            "Sites",
+            USUAL.sites,
+            hint="Marked places of the model, those in the groups above.",
+            visible=False,
+        )
+        self._on_change(self._sites, "sites", bool)
 
     def _add_pace(self) -> None:
         gui = self._server.gui
@@ -339,6 +374,7 @@ class Panel:
         self._set(self._legend, content=words.legend(view))
         self._set(self._labels, value=view.look.labels)
         self._set(self._in_cells, value=view.look.in_cells)
+        self._show_parts(view)
         self._show_number(self._budget, round(100 * control.max_overhead, 3))
         self._show_number(self._stretch, control.stretch_seconds)
 
@@ -351,6 +387,21 @@ class Panel:
         icon = viser.Icon.PLAYER_PLAY if view.paused else viser.Icon.PLAYER_PAUSE
         self._set(self._hold, icon=icon)
         self._set(self._hold_note, content=words.hold_note(view))
+
+    def _show_parts(self, view: PanelView) -> None:
+        model = view.model
+        if model is not self._model:
+            self._model = model
+            eyes = [] if model is None else [eye.name for eye in cameras_of(model)]
+            self._eye.options = (YOUR_CAMERA, *eyes)
+            self._set(self._eye, visible=bool(eyes))
+            groups = set() if model is None else groups_of(model)
+            for group, handle in self._groups.items():
+                self._set(handle, visible=group in groups)
+            self._set(self._sites, visible=model is not None and model.nsite > 0)
+        for group, handle in self._groups.items():
+            self._set(handle, value=group in view.parts.groups)
+        self._set(self._sites, value=view.parts.sites)
 
     def _show_choice(self, view: PanelView) -> None:
         selection, num_envs = view.selection, view.stream.num_envs

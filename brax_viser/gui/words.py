@@ -12,6 +12,7 @@ from brax_viser.gui.details import Inside
 from brax_viser.progress import ProgressView, count, duration
 from brax_viser.scene.block import Look
 from brax_viser.scene.looks import css_gradient, range_of
+from brax_viser.scene.shapes import USUAL, Parts
 from brax_viser.selection import RANKED, Selection
 from brax_viser.stream import Control
 
@@ -68,6 +69,7 @@ class PanelView:
     unavailable: Mapping[str, str] = field(default_factory=dict)  # overlays, and why not
     inside: Inside | None = None  # the selected robot's, where its numbers are wanted and known
     has_detail: bool = False  # whether they are known at the step that is on screen
+    parts: Parts = USUAL  # of the model, that are drawn
     lost: tuple[int, ...] = ()  # processes of the training that are not heard of any more
 
 

@@ -1,6 +1,6 @@
 """One rollout in the scene: its robots in their cells, and what is written and marked on them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mujoco
 import numpy as np
@@ -9,6 +9,7 @@ import viser
 
 from brax_viser.frame import Frame
 from brax_viser.playback import View
+from brax_viser.scene.cameras import ModelCamera, Sight, sight_of
 from brax_viser.scene.grid import Grid
 from brax_viser.scene.looks import colours_of
 from brax_viser.scene.overlays import OVERLAYS, Overlays, unavailable
@@ -227,6 +228,16 @@ class Block:
         """float [3], m, in the scene: where an environment's robot is; None if it is not drawn."""
         cell = self._cell_of_env.get(env)
         return None if cell is None else self._origins[cell] + self.pos[cell, 0]
+
+    def sight_of(self, eye: ModelCamera) -> Sight | None:
+        """Through a camera of the selected robot, or of the first where none is; m, in the scene.
+        None where nobody is drawn."""
+        cell = self._cell_of_env.get(-1 if (env := self._look.selected_env) is None else env, 0)
+        if not self.count or self._hidden.all():
+            return None
+        sight = sight_of(eye, self.pos[cell], self.rot[cell])
+        origin = self._origins[cell]
+        return replace(sight, position=sight.position + origin, look_at=sight.look_at + origin)
 
     def facts_of(self, env: int) -> tuple[float, float] | None:
         """(return, s) of an environment's episode so far; None if it is not drawn."""

@@ -5,6 +5,7 @@ import viser
 
 from brax_viser.playback import View
 from brax_viser.scene.block import Block, Look, Model
+from brax_viser.scene.cameras import ModelCamera
 from brax_viser.scene.grid import Grid, framing_camera
 from brax_viser.scene.stage import scene_scale, set_stage
 
@@ -33,6 +34,8 @@ class Scene:
         self._bounds = np.zeros((2, 3))
         self._followed: tuple[str, int] | None = None
         self._anchor = np.zeros(3)  # m, where a followed robot stays
+        # By page: what it looks through.
+        self._eyes: dict[int, tuple[viser.CameraHandle, ModelCamera]] = {}
 
     def show(self, role: str, model: Model, grid: Grid, num_envs: int | None = None) -> None:
         """Gives a rollout a block, in place of the one it had.
@@ -77,6 +80,26 @@ class Scene:
                 block = self.blocks[role]
                 self.sent += block.clear() if view is None else block.draw(view, looks[role])
             self._keep_in_place()
+        self._aim()
+
+    def look_through(self, camera: viser.CameraHandle, eye: ModelCamera | None) -> None:
+        """Has a page look through a camera of the model from now on, robots moving or not; None
+        gives it back to the hands on it."""
+        if eye is None:
+            if self._eyes.pop(camera.client.client_id, None) is not None:
+                camera.up_direction, camera.fov = (0.0, 0.0, 1.0), framing_camera(self._bounds).fov
+                self.look_at_all(camera)
+            return
+        self._eyes[camera.client.client_id] = (camera, eye)
+        self._aim()
+
+    def eye_of(self, client_id: int) -> ModelCamera | None:
+        """What a page looks through."""
+        return self._eyes[client_id][1] if client_id in self._eyes else None
+
+    def forget(self, client_id: int) -> None:
+        """A page has gone."""
+        self._eyes.pop(client_id, None)
 
     def follow(self, whom: tuple[str, int] | None) -> None:
         """Keeps one robot, (role, env), where it is now, and moves the world instead."""
@@ -154,6 +177,20 @@ class Scene:
     def _place_of(self, whom: tuple[str, int]) -> np.ndarray | None:
         role, env = whom
         return self.blocks[role].place_of(env) if role in self.blocks else None
+
+    def _aim(self) -> None:
+        """Turns the pages' cameras that look through one of the model's."""
+        for camera, eye in self._eyes.values():
+            block = next(iter(self.blocks.values()), None)
+            sight = block.sight_of(eye) if block is not None else None
+            if sight is None:
+                continue
+            root = np.asarray(self._root.position)
+            with camera.client.atomic():
+                camera.position = root + self._scale * sight.position
+                camera.look_at = root + self._scale * sight.look_at
+                camera.up_direction = sight.up
+                camera.fov = sight.fov
 
     def _keep_in_place(self) -> None:
         if self._followed is None:

@@ -181,6 +181,12 @@ def visible_geoms(model: mujoco.MjModel, groups: Collection[int] = VISIBLE_GROUP
     return chosen or (shown if set(groups) == VISIBLE_GROUPS else [])
 
 
+def groups_of(model: mujoco.MjModel) -> set[int]:
+    """Groups that a model has put anything into."""
+    used = (model.geom_group, model.site_group, model.skin_group, model.tendon_group)
+    return {int(group) for groups in (*used, model.flex_group) for group in groups}
+
+
 def _sites(model: mujoco.MjModel, groups: Collection[int]) -> list[Shape]:
     """One shape for each kind of site."""
     places: dict[tuple[object, ...], list[int]] = {}
