@@ -371,11 +371,16 @@ def report(settings: Settings, results: list[Result]) -> None:
             table.add_column(column, justify="right")
         rows = [result for result in results if result.robot == robot]
         for row in rows:
-            table.add_row(*_in_words(row))
+            table.add_row(*map(_measured, _in_words(row)))
         if len(rows) > 1:
             table.add_section()
-            table.add_row(*_growth(rows[0], rows[-1]))
+            table.add_row(*map(_measured, _growth(rows[0], rows[-1])))
         Console(width=140).print(table)
+
+
+def _measured(cell: str) -> str:
+    """A dash for what was not measured."""
+    return "-" if "nan" in cell else cell
 
 
 def _in_words(row: Result) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """What pages are sent: nothing of what stands still, and to a slow one the newest alone."""
 
 import asyncio
+import socket
 import threading
 import time
 import tracemalloc
@@ -8,12 +9,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import trimesh
 import viser
 import websockets
 import websockets.sync.client
 
 from benchmarks.client import SUBPROTOCOL, hello, messages_of, poses_of
 from brax_viser.scene.block import Look
+from brax_viser.scene.robots import FOCAL_LENGTH, LEAST_TRIANGLES, levels_of
 from tests.conftest import eventually
 from tests.test_looks import Stage, view_of
 
@@ -26,13 +29,18 @@ class Receiver:
         self.created: set[str] = set()  # nodes
         self.frames = self.bytes = 0
         self.pause = pause
-        # The library reads no further ahead than one window, so that who is slow is so.
+        # Reads no further ahead than one window: who is slow is to be slow. The system alone would
+        # take 17 MB for it.
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
+        connection.connect(("127.0.0.1", server.get_port()))
         self._socket = websockets.sync.client.connect(
             f"ws://127.0.0.1:{server.get_port()}",
             subprotocols=[SUBPROTOCOL],
             max_size=None,
             compression=None,
             max_queue=1,
+            sock=connection,
         )
         self._socket.send(hello())
         self._thread = threading.Thread(target=self._receive, daemon=True)
@@ -161,3 +169,19 @@ def test_a_slow_page_skips_frames_and_is_nobody_elses_burden(server):
     assert slow.frames < 0.8 * frames
     slow.close()
     fast.close()
+
+
+def test_no_robot_is_drawn_coarser_than_a_triangle_per_pixel(server):
+    stage = Stage(server, "ant")
+    for part in stage.block.robots._parts:
+        mesh = part.shape.mesh
+        radius, before = np.linalg.norm(mesh.vertices, axis=1).max(), 0.0
+        assert isinstance(part.handle, viser.BatchedMeshHandle)
+        assert part.handle.lod == levels_of(mesh) and len(part.handle.lod) > 0
+        for distance, share in levels_of(mesh):
+            pixels = np.pi * (radius * FOCAL_LENGTH / distance) ** 2
+            triangles = share * len(mesh.faces)
+            assert triangles == pytest.approx(pixels, rel=1e-3) and triangles >= LEAST_TRIANGLES
+            assert distance > max(before, 10 * radius)  # who looks at one robot sees all of it
+            before = distance
+    assert levels_of(trimesh.creation.box()) == ()
