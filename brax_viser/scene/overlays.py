@@ -14,6 +14,7 @@ from brax_viser.scene import marks
 from brax_viser.scene.marks import Lines
 from brax_viser.scene.physics import Physics, with_world
 from brax_viser.scene.quaternions import multiply, rotate
+from brax_viser.scene.surfaces import linear
 
 TRAIL_SECONDS = 3.0
 """s of robot time that a trail goes back."""
@@ -235,7 +236,7 @@ class Overlays:
                 batched_wxyzs=np.tile(np.array([1.0, 0.0, 0.0, 0.0], np.float32), (count, 1)),
                 batched_positions=np.tile(FAR, (count, 1)),
                 batched_scales=scales.astype(np.float32),
-                batched_colors=(255 * np.asarray(rgba[:3])).astype(np.uint8),
+                batched_colors=linear(255 * np.asarray(rgba[:3])),
                 opacity=float(rgba[3]) if rgba[3] < 1 else None,
                 lod="off",
                 cast_shadow=False,
