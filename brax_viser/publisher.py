@@ -448,6 +448,7 @@ class Publisher:
                 inside=inside,
                 has_detail=has_detail,
                 parts=self.parts,
+                dark=self.scene.dark,
                 lost=self.others.lost() if self.others else (),
             )
 

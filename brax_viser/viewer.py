@@ -550,6 +550,8 @@ class Viewer:
                 self._publisher.show_parts(replace(parts, sites=value))
             case "camera":
                 self._look_through(*value)
+            case "dark":
+                self._publisher.scene.dark = value
             case "see_all":
                 self._follow(False, value)
                 if (client := self._server.get_clients().get(value)) is not None:

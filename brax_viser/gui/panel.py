@@ -68,12 +68,7 @@ class Panel:
         self._numbers: dict[str, float] = {}  # as last shown, by label
         self._model: Any = None  # a mujoco.MjModel, whose groups and cameras there are to choose
         gui = server.gui
-        gui.configure_theme(
-            show_logo=False,
-            show_share_button=False,
-            brand_color=(28, 126, 214),
-            control_width="medium",
-        )
+        self._theme(dark=False)
         gui.set_panel_label("brax_viser")
         gui.main_panel.dock_right()
         self._head = gui.add_html("")
@@ -94,6 +89,16 @@ class Panel:
         with gui.add_folder("Pace and budget", expand_by_default=False):
             self._add_pace()
         self._add_keys()
+
+    def _theme(self, *, dark: bool) -> None:
+        self._is_dark = dark
+        self._server.gui.configure_theme(
+            show_logo=False,
+            show_share_button=False,
+            brand_color=(28, 126, 214),
+            control_width="medium",
+            dark_mode=dark,
+        )
 
     def _add_hold(self) -> None:
         gui = self._server.gui
@@ -237,6 +242,8 @@ class Panel:
             "robots are shown where they are, however far they run.",
         )
         self._on_change(self._in_cells, "in_cells", bool)
+        self._dark = gui.add_checkbox("Dark", False, hint="Night in the scene and in the panel.")
+        self._on_change(self._dark, "dark", bool)
         self._all = gui.add_button_group(
             "Camera", ("See all robots",), hint="Brings your camera back to where it was first."
         )
@@ -374,6 +381,9 @@ class Panel:
         self._set(self._legend, content=words.legend(view))
         self._set(self._labels, value=view.look.labels)
         self._set(self._in_cells, value=view.look.in_cells)
+        self._set(self._dark, value=view.dark)
+        if view.dark != self._is_dark:
+            self._theme(dark=view.dark)
         self._show_parts(view)
         self._show_number(self._budget, round(100 * control.max_overhead, 3))
         self._show_number(self._stretch, control.stretch_seconds)

@@ -81,9 +81,12 @@ class Robots:
         self._paint = Paint()
         self._parts: list[_Part] = []
         # All places of all shapes in a row, so that one computation serves the whole robot.
-        self._body = np.concatenate([shape.body for shape in shapes])
-        self._offset = np.concatenate([shape.pos for shape in shapes]).astype(np.float32)
-        self._turn = np.concatenate([shape.quat for shape in shapes]).astype(np.float32)
+        # There may be no shape at all, if a person has chosen groups that have none.
+        none = np.zeros(0, int), np.zeros((0, 3)), np.zeros((0, 4))
+        self._body = np.concatenate([none[0], *(shape.body for shape in shapes)])
+        self._offset = np.concatenate([none[1], *(shape.pos for shape in shapes)])
+        self._turn = np.concatenate([none[2], *(shape.quat for shape in shapes)])
+        self._offset, self._turn = (a.astype(np.float32) for a in (self._offset, self._turn))
         self._static = np.flatnonzero(self._body == 0)
         self._link = np.maximum(self._body - 1, 0)
         self._place(*self._alike())
@@ -197,7 +200,9 @@ class Robots:
     def spheres(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What can be pointed at: centres float [S, 3] in m, radii float [S] in m, and int [S],
         which of the K robots each belongs to."""
-        centres, radii, owners = [], [], []
+        centres: list[np.ndarray] = [np.zeros((0, 3))]
+        radii: list[np.ndarray] = [np.zeros(0)]
+        owners: list[np.ndarray] = [np.zeros(0, int)]
         for part in self._parts:
             moving = part.shape.body > 0
             if not moving.any():

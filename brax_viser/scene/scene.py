@@ -7,7 +7,7 @@ from brax_viser.playback import View
 from brax_viser.scene.block import Block, Look, Model
 from brax_viser.scene.cameras import ModelCamera
 from brax_viser.scene.grid import Grid, framing_camera
-from brax_viser.scene.stage import scene_scale, set_stage
+from brax_viser.scene.stage import DARK, LIGHT, scene_scale, set_stage
 
 ROOT = "/scene"
 """The node that everything stands on. It is moved to keep a followed robot where it is: moving
@@ -31,6 +31,7 @@ class Scene:
         self.blocks: dict[str, Block] = {}  # by role
         self.sent = 0  # bytes of moving robots that each page has been sent, or could have taken
         self._scale = 1.0
+        self._palette = LIGHT
         self._bounds = np.zeros((2, 3))
         self._followed: tuple[str, int] | None = None
         self._anchor = np.zeros(3)  # m, where a followed robot stays
@@ -69,8 +70,25 @@ class Scene:
                 self._server, f"{ROOT}/{role}", model, grid, count, offset, self._scale
             )
         self.blocks = blocks
-        model, grid, _ = self._wanted[roles[0]]
-        set_stage(self._server, f"{ROOT}/floor", self._bounds, self._scale, grid, model.floor)
+        self._set_stage()
+
+    @property
+    def dark(self) -> bool:
+        """Whether it is night around the robots."""
+        return self._palette is DARK
+
+    @dark.setter
+    def dark(self, dark: bool) -> None:
+        if dark != self.dark:
+            self._palette = DARK if dark else LIGHT
+            if self.blocks:
+                self._set_stage()
+
+    def _set_stage(self) -> None:
+        block = next(iter(self.blocks.values()))
+        floor = block.model.floor
+        bounds, scale, palette = self._bounds, self._scale, self._palette
+        set_stage(self._server, f"{ROOT}/floor", bounds, scale, block.grid, floor, palette)
 
     def draw(self, views: dict[str, View | None], looks: dict[str, Look]) -> None:
         """Brings what is to be seen now to the screen, by role; None: nobody is drawn."""
@@ -147,6 +165,8 @@ class Scene:
         picked = None
         for role, block in self.blocks.items():
             centres, radii, owners = block.robots.spheres()
+            if not len(centres):
+                continue
             depth = (centres - start) @ direction
             off = np.linalg.norm(centres - start - depth[:, None] * direction, axis=1) / radii
             off[depth <= 0] = np.inf

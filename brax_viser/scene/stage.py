@@ -1,15 +1,46 @@
 """What stands around the robots: floor, light, sky and the first camera."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import viser
 
 from brax_viser.scene.grid import Grid, framing_camera
 
-SKY_TOP = (152, 186, 222)
-SKY_HORIZON = (226, 235, 243)
-FLOOR = (208, 214, 220)
-FLOOR_LINE = (184, 192, 200)
-FLOOR_SECTION = (150, 160, 171)
+RGB = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Palette:
+    """What surrounds the robots, which have their own colours in any light."""
+
+    sky_top: RGB
+    horizon: RGB
+    floor: RGB
+    line: RGB
+    section: RGB
+    sky_light: float  # intensities, as three.js has them
+    sunlight: float
+
+
+LIGHT = Palette(
+    sky_top=(152, 186, 222),
+    horizon=(226, 235, 243),
+    floor=(208, 214, 220),
+    line=(184, 192, 200),
+    section=(150, 160, 171),
+    sky_light=1.6,
+    sunlight=2.2,
+)
+DARK = Palette(
+    sky_top=(16, 20, 27),
+    horizon=(44, 52, 63),
+    floor=(53, 60, 70),
+    line=(66, 74, 85),
+    section=(92, 102, 115),
+    sky_light=1.3,
+    sunlight=2.4,
+)
 
 
 SHADOW_DEPTH = 18.0
@@ -37,6 +68,7 @@ def set_stage(
     scale: float,
     grid: Grid,
     floor: float,
+    palette: Palette = LIGHT,
 ) -> None:
     """Lays the floor, lights it, and points the first camera at all cells.
 
@@ -50,6 +82,7 @@ def set_stage(
         scale: scene units per metre.
         grid: what the floor's lines are fitted to.
         floor: z of the shared floor, m.
+        palette: colours of it all.
     """
     bounds = bounds * scale
     camera = framing_camera(bounds)
@@ -62,19 +95,22 @@ def set_stage(
     server.initial_camera.far = 20 * far
 
     scene = server.scene
-    scene.set_background_image(_sky(), format="jpeg")
+    scene.set_background_image(_sky(palette), format="jpeg")
     # Fading into the horizon's colour hides where the floor ends.
-    scene.configure_fog(1.2 * far, 5 * far, color=SKY_HORIZON)
+    scene.configure_fog(1.2 * far, 5 * far, color=palette.horizon)
     # viser's own lights bleach pale robots and fall straight down, which hides shadows under them.
     scene.configure_default_lights(enabled=False)
     scene.configure_environment_map(None)
     scene.add_light_hemisphere(
-        "/lights/sky", sky_color=(255, 255, 255), ground_color=(170, 165, 160), intensity=1.6
+        "/lights/sky",
+        sky_color=(255, 255, 255),
+        ground_color=(170, 165, 160),
+        intensity=palette.sky_light,
     )
     scene.add_light_directional(
         "/lights/sun",
         color=(255, 247, 235),
-        intensity=2.2,
+        intensity=palette.sunlight,
         cast_shadow=True,
         position=(-0.55, -0.5, 1.0),
     )
@@ -85,21 +121,21 @@ def set_stage(
         width=12 * far,
         height=12 * far,
         cell_size=line,
-        cell_color=FLOOR_LINE,
+        cell_color=palette.line,
         section_size=5 * line,
-        section_color=FLOOR_SECTION,
+        section_color=palette.section,
         fade_distance=4 * far,
-        plane_color=FLOOR,
+        plane_color=palette.floor,
         plane_opacity=1.0,
         shadow_opacity=0.35,
         position=(0.0, 0.0, floor * scale),
     )
 
 
-def _sky() -> np.ndarray:
+def _sky(palette: Palette) -> np.ndarray:
     """uint8 [64, 2, 3]: a gradient, stretched over the window by the page."""
     height = np.linspace(1.0, 0.0, 64)[:, None, None]
-    top, horizon = np.array(SKY_TOP), np.array(SKY_HORIZON)
+    top, horizon = np.array(palette.sky_top), np.array(palette.horizon)
     return np.broadcast_to(horizon + (top - horizon) * height, (64, 2, 3)).astype(np.uint8)
 
 

@@ -1,0 +1,144 @@
+"""Groups, sites, cameras and the light of day, as a person chooses them in the panel."""
+
+import mujoco
+import numpy as np
+import pytest
+from brax import envs
+
+from brax_viser import VisualizedEnv
+from brax_viser.scene.cameras import sight_of
+from brax_viser.scene.rods import rods_of
+from brax_viser.scene.shapes import USUAL, Parts, groups_of, shapes_of
+from brax_viser.scene.stage import DARK, LIGHT
+from brax_viser.scene.surfaces import plain_rgba, rgba_of, texture_of
+from tests.conftest import eventually
+from tests.models import oddities
+
+GROUPED = """
+<mujoco>
+  <worldbody>
+    <geom type="plane" size="5 5 .1"/>
+    <camera name="corner" pos="3 -3 2" xyaxes="1 1 0 -.3 .3 1"/>
+    <body name="ball" pos="0 0 1">
+      <freejoint/>
+      <geom type="sphere" size=".1" group="1"/>
+      <geom type="box" size=".2 .1 .1" group="3"/>
+      <geom type="cylinder" size=".1 .2" group="3" rgba="1 0 0 0"/>
+      <site type="sphere" size=".02" group="1"/>
+      <site type="sphere" size=".02" pos=".1 0 0" group="1"/>
+      <site type="box" size=".02 .02 .02" group="4"/>
+      <camera name="nose" pos=".1 0 0"/>
+    </body>
+  </worldbody>
+</mujoco>
+"""
+
+
+def geoms_of(shapes):
+    return sum(len(shape.body) for shape in shapes)
+
+
+def test_groups_and_sites_are_drawn_as_asked():
+    model = mujoco.MjModel.from_xml_string(GROUPED)
+    assert groups_of(model) == {0, 1, 3, 4}
+    assert geoms_of(shapes_of(model)) == 1
+    both = Parts(frozenset((1, 3)))
+    assert len(shapes_of(model, wanted=both)[0].mesh.faces) > len(shapes_of(model)[0].mesh.faces)
+    assert shapes_of(model, wanted=Parts(frozenset())) == []
+    sites = shapes_of(model, wanted=Parts(USUAL.groups, sites=True))
+    assert geoms_of(sites) == 1 + 2, "the two alike are one shape, that of group 4 is not wanted"
+    assert len(sites) == 2
+
+
+def test_a_robot_that_is_all_in_hidden_groups_is_seen_at_first():
+    model = mujoco.MjModel.from_xml_string(GROUPED.replace('group="1"', 'group="3"'))
+    assert geoms_of(shapes_of(model)) > 0
+
+
+def test_a_geoms_own_colour_goes_before_its_materials_and_marks_do_not_make_a_texture():
+    model = mujoco.MjModel.from_xml_string(
+        """
+        <mujoco>
+          <asset>
+            <texture name="marked" type="cube" builtin="flat" rgb1=".8 .6 .4" rgb2=".8 .6 .4"
+                     mark="cross" markrgb="1 1 1" width="64" height="64"/>
+            <texture name="checks" type="2d" builtin="checker" rgb1="1 1 1" rgb2="0 0 0"
+                     width="32" height="32"/>
+            <material name="marked" texture="marked" rgba="1 .5 1 1"/>
+            <material name="checks" texture="checks"/>
+          </asset>
+          <worldbody>
+            <geom size=".1" material="marked"/>
+            <geom size=".1" material="marked" rgba="0 1 0 1"/>
+            <geom size=".1" material="checks"/>
+          </worldbody>
+        </mujoco>
+        """
+    )
+    np.testing.assert_allclose(rgba_of(model, 0), [1, 0.5, 1, 1])
+    np.testing.assert_allclose(rgba_of(model, 1), [0, 1, 0, 1])
+    assert texture_of(model, 0) is None and texture_of(model, 2) is not None
+    np.testing.assert_allclose(plain_rgba(model, 0), [204, 76, 102, 255], atol=1)
+
+
+def test_tendons_go_from_site_to_site_but_not_across_a_pulley():
+    model = mujoco.MjModel.from_xml_string(oddities())
+    rods = rods_of(model, USUAL.groups)
+    assert rods is not None and len(rods.radius) == 2
+    names = [[model.body(int(b)).name for b in pair] for pair in rods.body]
+    assert names == [["leader", "box"], ["box", "egg"]]
+    assert rods_of(model, ()) is None
+
+
+@pytest.fixture
+def cartpoles(viewer):
+    env = envs.get_environment("inverted_pendulum", backend="spring")
+    return VisualizedEnv(env, grid=(2, 2), viewer=viewer)
+
+
+def test_the_panel_chooses_groups_and_the_light(viewer, page, cartpoles):
+    publisher = viewer._publisher
+    eventually(lambda: "train" in publisher.scene.blocks, "robots stand there")
+
+    def drawn() -> int | None:
+        block = publisher.scene.blocks.get("train")  # none while it is made anew
+        return None if block is None else len(block.robots.handles)
+
+    handles = drawn()
+    assert handles
+    publisher.enqueue(("group", (0, False)))
+    eventually(lambda: drawn() == 0, "no robot is left")
+    publisher.enqueue(("group", (0, True)))
+    eventually(lambda: drawn() == handles, "they are back")
+    publisher.enqueue(("dark", True))
+    eventually(lambda: publisher.scene._palette is DARK, "it is night")
+    eventually(lambda: publisher.panel._is_dark, "in the panel as well")
+    publisher.enqueue(("dark", False))
+    eventually(lambda: publisher.scene._palette is LIGHT, "it is day")
+    assert viewer._board.fault is None
+
+
+def test_a_page_looks_through_a_camera_of_the_model(viewer, page):
+    model = mujoco.MjModel.from_xml_string(GROUPED)
+    publisher, grid = viewer._publisher, (2, 1)
+    from brax_viser.scene.block import Model
+    from brax_viser.scene.cameras import cameras_of
+    from brax_viser.scene.grid import Grid
+
+    cells = Grid.of(model, np.array([0, 0, 1.0, 1, 0, 0, 0]), grid, None)
+    links = np.array([[0, 0, 1]], np.float32), np.array([[1, 0, 0, 0]], np.float32)
+    robot = Model.of(model, cells, links, 0.02)
+    publisher.now(lambda: publisher.scene.show("train", robot, cells, 2))
+    publisher.now(lambda: publisher.scene.arrange(("train",)))
+    (client,) = viewer._server.get_clients().values()
+    nose = cameras_of(model)[1]
+    publisher.now(lambda: publisher.scene.look_through(client.camera, nose))
+    scene = publisher.scene
+    expected = sight_of(nose, *links).position + scene.blocks["train"]._origins[0]
+    np.testing.assert_allclose(client.camera.position, scene._scale * expected, atol=1e-5)
+    assert scene.eye_of(client.client_id) is nose
+    publisher.now(lambda: scene.look_through(client.camera, None))
+    assert scene.eye_of(client.client_id) is None
+    page.close()
+    eventually(lambda: not viewer._server.get_clients(), "the page has gone")
+    assert not scene._eyes
