@@ -154,8 +154,16 @@ class Easel:
             }"""
         )
 
-    def draw(self, model: mujoco.MjModel, data: mujoco.MjData) -> tuple[np.ndarray, "Camera"]:
-        """uint8 [SIZE, SIZE, 3], and the camera from which it was seen."""
+    def draw(
+        self, model: mujoco.MjModel, data: mujoco.MjData, *, plain: bool = True
+    ) -> tuple[np.ndarray, "Camera"]:
+        """uint8 [SIZE, SIZE, 3], and the camera from which it was seen.
+
+        Args:
+            model: what to draw.
+            data: in which pose.
+            plain: on a plain background, and not where the page has its robots.
+        """
         grid = Grid.of(model, data.qpos, (1, 1), None)
         if self._block is not None:
             self._block.remove()
@@ -165,10 +173,11 @@ class Easel:
         scale = scene_scale(bounds)
         self._block = Block(self._server, "/robot", scene, grid, 1, np.zeros(3), scale)
         set_stage(self._server, "/floor", bounds, scale, grid, scene.floor)
-        self._server.scene.remove_by_name("/floor")
-        plain = np.full((2, 2, 3), BACKGROUND, np.uint8)
-        self._server.scene.set_background_image(plain, format="png")
-        self._server.scene.configure_fog(1.0, 2.0, enabled=False)
+        if plain:
+            self._server.scene.remove_by_name("/floor")
+            background = np.full((2, 2, 3), BACKGROUND, np.uint8)
+            self._server.scene.set_background_image(background, format="png")
+            self._server.scene.configure_fog(1.0, 2.0, enabled=False)
         camera = Camera.of(bounds)
         for _ in range(2):  # a page that has just opened sets a camera of its own
             self._look_from(camera, scale)
@@ -259,12 +268,18 @@ def mujoco_picture(
     return picture, mask
 
 
-def compare(easel: Easel, name: str, model: mujoco.MjModel) -> Likeness:
-    """Both pictures of a model, in its first keyframe, or as it is made."""
+def posed(model: mujoco.MjModel) -> mujoco.MjData:
+    """In the model's first keyframe, or as it is made."""
     data = mujoco.MjData(model)
     if model.nkey:
         mujoco.mj_resetDataKeyframe(model, data, 0)
     mujoco.mj_forward(model, data)
+    return data
+
+
+def compare(easel: Easel, name: str, model: mujoco.MjModel) -> Likeness:
+    """Both pictures of a model."""
+    data = posed(model)
     ours, camera = easel.draw(model, data)
     theirs, their_mask = mujoco_picture(model, data, camera)
     our_mask = np.abs(ours.astype(int) - BACKGROUND).max(axis=-1) > 40
@@ -313,6 +328,7 @@ def main(
     models: tuple[str, ...] = (),
     pictures: Path | None = None,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+    sheet: Path | None = None,
 ) -> None:
     """Draw them.
 
@@ -321,6 +337,7 @@ def main(
         models: which, by name or as an XML file; all that are installed if none is given.
         pictures: a folder to put each pair into, as a PNG file.
         json_file: where to save the figures.
+        sheet: a PNG file to put all of them into, four in a row, as the page has them.
     """
     known: dict[str, Any] = available()
     for file in models:
@@ -328,7 +345,7 @@ def main(
             known[file] = lambda file=file: mujoco.MjModel.from_xml_path(file)
     if unknown := [name for name in models if name not in known]:
         sys.exit(f"{', '.join(unknown)}: must be among {', '.join(known)}")
-    console, rows, figures_of = Console(), [], {}
+    console, rows, figures_of, portraits = Console(), [], {}, []
     table = Table("model", "silhouettes: IoU", "colours differ by", "s")
     with easel() as one:
         for name in models or known:
@@ -348,9 +365,19 @@ def main(
                 pictures.mkdir(parents=True, exist_ok=True)
                 pair = np.concatenate([likeness.ours, likeness.theirs], axis=1)
                 Image.fromarray(pair).save(pictures / f"{Path(name).stem}.png")
+            if sheet is not None:
+                model = known[name]()
+                portraits.append(one.draw(model, posed(model), plain=False)[0])
     legend = "The page, MuJoCo, and both: red is only in the page, blue only in MuJoCo's."
     report.write_text(f"<meta charset=utf-8><p>{legend}</p>{''.join(rows)}")
     console.print(table)
+    if sheet is not None:
+        columns = min(len(portraits), 4)
+        blank = np.full_like(portraits[0], 255)
+        portraits += [blank] * (-len(portraits) % columns)
+        lines = [portraits[i : i + columns] for i in range(0, len(portraits), columns)]
+        picture = np.concatenate([np.concatenate(line, axis=1) for line in lines])
+        Image.fromarray(picture).save(sheet)
     if json_file is not None:
         json_file.write_text(json.dumps(figures_of, indent=1))
 

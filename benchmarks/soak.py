@@ -8,6 +8,7 @@ browser looks on from the first frame to the last, with a second tab that is hid
 taken after the first tenth, when all that is made once has been made, and at the end.
 """
 
+import contextlib
 import gc
 import os
 import shutil
@@ -76,7 +77,11 @@ class Visitors:
 
     def _connect(self) -> websockets.sync.client.ClientConnection:
         socket = websockets.sync.client.connect(
-            self._address, subprotocols=[SUBPROTOCOL], max_size=None, compression=None
+            self._address,
+            subprotocols=[SUBPROTOCOL],
+            max_size=None,
+            compression=None,
+            ping_interval=None,  # who sleeps does not ask whether anybody is there
         )
         socket.send(hello())
         return socket
@@ -90,10 +95,10 @@ class Visitors:
 
     def _come_and_go(self) -> None:
         while not self._over.is_set():
-            with self._connect() as socket:
+            with self._connect() as socket, contextlib.suppress(TimeoutError):
                 deadline = time.monotonic() + 1.0
                 while time.monotonic() < deadline and not self._over.is_set():
-                    socket.recv()
+                    socket.recv(timeout=1.0)  # after the last frame nothing comes any more
             self.visits += 1
 
     def close(self) -> None:
