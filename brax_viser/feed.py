@@ -56,8 +56,7 @@ class Switchboard:
     frames: int = 0  # pushed
     bytes_moved: int = 0  # pushed, device to host
     fault: str | None = None
-    process: int = 0  # of the training, this one's index
-    num_processes: int = 1
+    num_processes: int = 1  # of the training
     # Among how many processes the budget is shared. They wait for each other, so what watching
     # costs each of them adds up.
     budget_parts: int = 1
@@ -131,7 +130,7 @@ class Order:
 
     drawn: np.ndarray  # int32 [K''], all that are drawn, over all devices
     here: np.ndarray  # int32, those of them that are this process's
-    shards: frozenset[int]  # that are known to be this process's
+    known: int  # shards that had called before it was made
     mine: np.ndarray  # int32 [K'], those of them that are this device's
     envs: frozenset[int]  # the same, to be looked up
     answer: np.ndarray  # int32 [4 + K]: push them
@@ -323,13 +322,14 @@ class Feed:
             if rule != GIVEN:
                 answer[0], answer[2], answer[3] = PUSH, rule, NOBODY
             elif drawn is not None and not rollout.choice.pending:
-                order, shards = rollout.asked_for.get(shard), {*rollout.called, shard}
-                if order is None or order.drawn is not drawn or order.shards != shards:
+                # Of a shard that is only now being seen, the environments are this process's too.
+                order, known = rollout.asked_for.get(shard), len(rollout.called)
+                if order is None or order.drawn is not drawn or order.known != known:
                     here = drawn
                     if self._board.num_processes > 1:
-                        here = drawn[np.isin(drawn // origin.num_envs, list(shards))]
-                    order = _order(origin, shard, drawn, here, frozenset(shards))
-                    rollout.asked_for[shard] = order
+                        shards = [*rollout.called, shard]
+                        here = drawn[np.isin(drawn // origin.num_envs, shards)]
+                    order = rollout.asked_for[shard] = _order(origin, shard, drawn, here, known)
                 granted, answer[:] = answer[1], order.answer
                 answer[1] = granted
                 if origin.model and not order.envs <= rollout.models:
@@ -429,15 +429,13 @@ class Feed:
             answer[1] = 0
 
 
-def _order(
-    origin: Origin, shard: int, drawn: np.ndarray, here: np.ndarray, shards: frozenset[int]
-) -> Order:
+def _order(origin: Origin, shard: int, drawn: np.ndarray, here: np.ndarray, known: int) -> Order:
     mine = drawn[drawn // origin.num_envs == shard]
     answer = np.zeros(ANSWER_HEAD + origin.num_rows, np.int32)
     answer[3] = NOBODY
     answer[0] = PUSH if len(mine) else 0
     answer[ANSWER_HEAD : ANSWER_HEAD + len(mine)] = mine % origin.num_envs
-    return Order(drawn, here, shards, mine, frozenset(mine.tolist()), answer)
+    return Order(drawn, here, known, mine, frozenset(mine.tolist()), answer)
 
 
 def _quiet(origin: Origin) -> np.ndarray:

@@ -449,6 +449,7 @@ class Publisher:
                 has_detail=has_detail,
                 parts=self.parts,
                 dark=self.scene.dark,
+                looked_through=self.scene.is_looked_through,
                 lost=self.others.lost() if self.others else (),
             )
 

@@ -163,7 +163,7 @@ class Viewer:
         self._reload: threading.Timer | None = None
         self._place, number = meeting.place(), Viewer._made
         Viewer._made += 1
-        self._board.process, self._board.num_processes = self._place
+        self._board.num_processes = self._place.num_processes
         if self._place.num_processes > 1:
             _require_zmq()
         self._others: Others | None = None
@@ -555,6 +555,7 @@ class Viewer:
             case "see_all":
                 self._follow(False, value)
                 if (client := self._server.get_clients().get(value)) is not None:
+                    self._publisher.scene.look_through(client.camera, None)
                     self._publisher.scene.look_at_all(client.camera)
             case _:
                 raise AssertionError(f"unknown command {name!r}")

@@ -1,5 +1,6 @@
 """Several processes of one training: one page, with a loop of one's own over loopback."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -8,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -206,23 +208,28 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def test_two_processes_are_one_page_and_one_hold():
+@contextlib.contextmanager
+def together(first: str, second: str) -> Iterator[tuple[Process, Process]]:
+    """The two, for as long as the test takes; if it fails, what they have said."""
     port = free_port()
-    first, second = Process(FIRST, 0, port), Process(SECOND, 1, port)
+    processes = Process(first, 0, port), Process(second, 1, port)
     try:
+        yield processes
+    finally:
+        for process in processes:
+            process.popen.kill()
+            process.popen.wait()
+            print("\n".join(["-- one of the two:", *process.lines[-40:]]))  # shown if it fails
+
+
+def test_two_processes_are_one_page_and_one_hold():
+    with together(FIRST, SECOND) as (first, second):
         eventually(lambda: first.says("stop the other"), "held, stepped and ranked together", 150)
         second.popen.send_signal(signal.SIGSTOP)
         eventually(lambda: first.says("wake the other"), "its loss is seen", 60)
         second.popen.send_signal(signal.SIGCONT)
         eventually(lambda: first.says("seen"), "they go on together", 60)
         eventually(lambda: second.says("sent"), "the second as well", 60)
-    except BaseException:
-        print("\n".join([*first.lines[-40:], "-- the other:", *second.lines[-40:]]))
-        raise
-    finally:
-        for process in (first, second):
-            process.popen.kill()
-            process.popen.wait()
 
 
 SURVIVES = """
@@ -250,22 +257,14 @@ SURVIVES = """
         looker.join()
 """
 
+DIES = "loop(reset(spread(keys), spread(index)), 10_000_000)"
+
 
 def test_a_process_that_dies_does_not_take_the_page_along():
-    port = free_port()
-    first = Process(SURVIVES, 0, port)
-    second = Process("loop(reset(spread(keys), spread(index)), 10_000_000)", 1, port)
-    try:
+    with together(SURVIVES, DIES) as (first, second):
         eventually(lambda: first.says("kill the other"), "both run", 120)
         second.popen.kill()
         eventually(lambda: first.says("survived"), "the first one's page lives on", 60)
-    except BaseException:
-        print("\n".join([*first.lines[-40:], "-- the other:", *second.lines[-40:]]))
-        raise
-    finally:
-        for process in (first, second):
-            process.popen.kill()
-            process.popen.wait()
 
 
 def heard_by(hub: Hub, seconds: float = 1.0) -> list[tuple[int, bytes]]:

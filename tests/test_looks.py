@@ -163,6 +163,7 @@ def test_the_others_are_faded_or_hidden(ants):
 def test_robots_are_coloured_by_return_and_get_their_own_colours_back(ants):
     part = ants.block.robots._parts[0]
     own = np.array(part.handle.batched_colors)
+    np.testing.assert_array_equal(own, linear(part.shape.rgba[:3]))
     ants.draw(Look(colour_by="return"))
     shown = np.reshape(part.handle.batched_colors, (COUNT, len(part.shape.body), 3))
     expected = colours_of("return", ants.frame, 0.05)

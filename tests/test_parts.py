@@ -136,9 +136,9 @@ def test_a_page_looks_through_a_camera_of_the_model(viewer, page):
     scene = publisher.scene
     expected = sight_of(nose, *links).position + scene.blocks["train"]._origins[0]
     np.testing.assert_allclose(client.camera.position, scene._scale * expected, atol=1e-5)
-    assert scene.eye_of(client.client_id) is nose
+    assert scene._eyes[client.client_id][1] is nose
     publisher.now(lambda: scene.look_through(client.camera, None))
-    assert scene.eye_of(client.client_id) is None
+    assert client.client_id not in scene._eyes
     page.close()
     eventually(lambda: not viewer._server.get_clients(), "the page has gone")
     assert not scene._eyes

@@ -409,6 +409,8 @@ class Panel:
             for group, handle in self._groups.items():
                 self._set(handle, visible=group in groups)
             self._set(self._sites, visible=model is not None and model.nsite > 0)
+        if not view.looked_through:
+            self._set(self._eye, value=YOUR_CAMERA)
         for group, handle in self._groups.items():
             self._set(handle, value=group in view.parts.groups)
         self._set(self._sites, value=view.parts.sites)

@@ -70,6 +70,7 @@ class PanelView:
     inside: Inside | None = None  # the selected robot's, where its numbers are wanted and known
     has_detail: bool = False  # whether they are known at the step that is on screen
     dark: bool = False
+    looked_through: bool = False  # whether any page looks through a camera of the model
     parts: Parts = USUAL  # of the model, that are drawn
     lost: tuple[int, ...] = ()  # processes of the training that are not heard of any more
 

@@ -111,9 +111,10 @@ class Scene:
         self._eyes[camera.client.client_id] = (camera, eye)
         self._aim()
 
-    def eye_of(self, client_id: int) -> ModelCamera | None:
-        """What a page looks through."""
-        return self._eyes[client_id][1] if client_id in self._eyes else None
+    @property
+    def is_looked_through(self) -> bool:
+        """Whether any page looks through a camera of the model."""
+        return bool(self._eyes)
 
     def forget(self, client_id: int) -> None:
         """A page has gone."""

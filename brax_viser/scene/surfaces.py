@@ -5,8 +5,7 @@ on it, a ball with letters) MuJoCo textures by the geom's own coordinates, which
 it has its own rule for which colour counts.
 """
 
-import functools
-from collections.abc import Callable
+import weakref
 
 import mujoco
 import numpy as np
@@ -116,13 +115,13 @@ def painted_with(
 def _plain(model: mujoco.MjModel, rgba: np.ndarray, material: int) -> np.ndarray:
     texture = _texture_id(model, material)
     if texture is not None:
-        rgba = rgba * _main_colour(_key(model, texture))[0]
+        rgba = rgba * _main_colour(model, texture)[0]
     return np.round(255 * rgba).astype(np.uint8)
 
 
 def _texture_to_draw(model: mujoco.MjModel, material: int) -> int | None:
     texture = _texture_id(model, material)
-    if texture is None or _main_colour(_key(model, texture))[1] >= PLAIN_SHARE:
+    if texture is None or _main_colour(model, texture)[1] >= PLAIN_SHARE:
         return None
     return texture
 
@@ -153,28 +152,23 @@ def linear(rgb: np.ndarray) -> np.ndarray:
     return np.round(255 * light).astype(np.uint8)
 
 
-class _Key:
-    """A texture of a model, so that it is looked through once and not for each geom."""
+def _main_colour(model: mujoco.MjModel, texture: int) -> tuple[np.ndarray, float]:
+    """(float [4], share): the median colour, and of how much of the texture it is about the one.
 
-    def __init__(self, model: mujoco.MjModel, texture: int):
-        self.model, self.texture = model, texture
-
-    def __hash__(self) -> int:
-        return hash((id(self.model), self.texture))
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, _Key) and other.model is self.model and other.texture == self.texture
-        )
+    Looked for once, and not for each geom, as long as the model lives.
+    """
+    known = _main_colours.setdefault(model, {})
+    if texture not in known:
+        known[texture] = _find_main_colour(_pixels(model, texture))
+    return known[texture]
 
 
-_key: Callable[[mujoco.MjModel, int], _Key] = _Key
+_main_colours: "weakref.WeakKeyDictionary[mujoco.MjModel, dict[int, tuple[np.ndarray, float]]]" = (
+    weakref.WeakKeyDictionary()
+)
 
 
-@functools.lru_cache(maxsize=64)
-def _main_colour(key: _Key) -> tuple[np.ndarray, float]:
-    """(float [4], share): the median colour, and of how much of the texture it is about the one."""
-    pixels = _pixels(key.model, key.texture)
+def _find_main_colour(pixels: np.ndarray) -> tuple[np.ndarray, float]:
     flat = pixels.reshape(-1, pixels.shape[-1])[:: max(pixels.size // 200_000, 1)] / 255.0
     if flat.shape[1] == 1:
         flat = np.repeat(flat, 3, axis=1)
