@@ -11,7 +11,7 @@ MODEL = """
   <worldbody>
     <camera name="room" pos="3 -2 2" xyaxes="1 1 0 -.3 .3 1" fovy="50"/>
     <camera name="watcher" mode="targetbody" target="hand" pos="-2 1 1.5"/>
-    <body name="arm" pos=".1 .2 .9">
+    <body name="arm" pos=".1 .2 .9" euler="0 20 40">
       <freejoint/>
       <geom size=".1"/>
       <camera name="chase" mode="track" pos="0 -3 1" xyaxes="1 0 0 0 .3 1"/>

@@ -17,7 +17,7 @@ import pytest
 from brax_viser.frame import Frame
 from brax_viser.hold import Hold
 from brax_viser.hosts import wire
-from brax_viser.hosts.link import Hub, Spoke
+from brax_viser.hosts.link import Hub, Spoke, _keys
 from brax_viser.playback import View, beside
 from brax_viser.protocol import NEVER
 from brax_viser.stream import Control
@@ -284,10 +284,17 @@ def test_only_who_knows_the_secret_is_heard():
     open_one = context.socket(zmq.DEALER)
     open_one.identity = b"3"
     open_one.connect(f"tcp://{address}")
+    # One who has come to know the first process's public key, which is no secret.
+    stranger = context.socket(zmq.DEALER)
+    stranger.identity = b"4"
+    stranger.curve_publickey, stranger.curve_secretkey = zmq.curve_keypair()
+    stranger.curve_serverkey, _ = _keys(b"right", "hub")
+    stranger.connect(f"tcp://{address}")
     try:
         for _ in range(3):
             wrong.send(b"let me in")
             open_one.send(b"let me in", zmq.NOBLOCK)
+            stranger.send(b"let me in", zmq.NOBLOCK)
         right.send(b"hello")
         assert heard_by(hub) == [(2, b"hello")]
         assert hub.send(2, b"welcome")
@@ -296,6 +303,7 @@ def test_only_who_knows_the_secret_is_heard():
         assert wrong.receive(0.2) == []
     finally:
         open_one.close(linger=0)
+        stranger.close(linger=0)
         context.term()
         for end in (wrong, right, hub):
             end.close()

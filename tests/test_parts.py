@@ -6,11 +6,13 @@ import pytest
 from brax import envs
 
 from brax_viser import VisualizedEnv
-from brax_viser.scene.cameras import sight_of
+from brax_viser.scene.block import Block, Model
+from brax_viser.scene.cameras import cameras_of, sight_of
+from brax_viser.scene.grid import Grid
 from brax_viser.scene.rods import rods_of
 from brax_viser.scene.shapes import USUAL, Parts, groups_of, shapes_of
 from brax_viser.scene.stage import DARK, LIGHT
-from brax_viser.scene.surfaces import plain_rgba, rgba_of, texture_of
+from brax_viser.scene.surfaces import linear, plain_rgba, rgba_of, texture_of
 from tests.conftest import eventually
 from tests.models import oddities
 
@@ -121,10 +123,6 @@ def test_the_panel_chooses_groups_and_the_light(viewer, page, cartpoles):
 def test_a_page_looks_through_a_camera_of_the_model(viewer, page):
     model = mujoco.MjModel.from_xml_string(GROUPED)
     publisher, grid = viewer._publisher, (2, 1)
-    from brax_viser.scene.block import Model
-    from brax_viser.scene.cameras import cameras_of
-    from brax_viser.scene.grid import Grid
-
     cells = Grid.of(model, np.array([0, 0, 1.0, 1, 0, 0, 0]), grid, None)
     links = np.array([[0, 0, 1]], np.float32), np.array([[1, 0, 0, 0]], np.float32)
     robot = Model.of(model, cells, links, 0.02)
@@ -139,6 +137,20 @@ def test_a_page_looks_through_a_camera_of_the_model(viewer, page):
     assert scene._eyes[client.client_id][1] is nose
     publisher.now(lambda: scene.look_through(client.camera, None))
     assert client.client_id not in scene._eyes
+    publisher.now(lambda: publisher.scene.look_through(client.camera, nose))
     page.close()
     eventually(lambda: not viewer._server.get_clients(), "the page has gone")
-    assert not scene._eyes
+    eventually(lambda: not scene._eyes, "nobody looks through it any more")
+
+
+def test_a_robot_has_its_colours_from_the_first_moment_on(viewer):
+    model = mujoco.MjModel.from_xml_string(GROUPED)
+    cells = Grid.of(model, np.array([0, 0, 1.0, 1, 0, 0, 0]), (2, 1), None)
+    links = np.array([[0, 0, 1]], np.float32), np.array([[1, 0, 0, 0]], np.float32)
+    robot, blocks = Model.of(model, cells, links, 0.02), []
+    publisher = viewer._publisher
+    publisher.now(
+        lambda: blocks.append(Block(viewer._server, "/own", robot, cells, 2, np.zeros(3), 1.0))
+    )
+    (handle,) = blocks[0].robots.handles
+    np.testing.assert_array_equal(handle.batched_colors, linear(robot.shapes[0].rgba[:3]))
