@@ -254,9 +254,10 @@ def test_a_robot_is_clicked_the_worst_are_chosen_and_one_is_followed(page):
         moves |= moved(page, 1.0)
         # The camera looks at it: wherever it runs, it stays in the middle of the scene.
         x, y = (WINDOW["width"] - PANEL) / 2, WINDOW["height"] / 2
-        a, b = robots(page)[0]
-        middles.append(np.hypot(x - a, y - b))
+        # Nobody where a picture caught the blink of a reset.
+        middles += [np.hypot(x - a, y - b) for a, b in robots(page)[:1]]
     assert moves
+    assert len(middles) >= 4
     # It may jump, too, and one picture may catch a reset between its two places.
     assert np.median(middles) < 90 and sorted(middles)[-2] < 150, middles
     assert f"Env {env} " in text(page)
