@@ -1,5 +1,6 @@
 """What is around an environment, and what is inside of a wrapper: Brax's or MuJoCo Playground's."""
 
+import contextlib
 import functools
 import sys
 from collections.abc import Iterator
@@ -92,3 +93,18 @@ def stand_in(outer: Any, base: Any) -> Any:
     twin = object.__new__(type(cls.__name__, (cls,), members))
     twin.__dict__ = base.__dict__  # the very same: what is written there, the base has as well
     return twin
+
+
+@contextlib.contextmanager
+def shadowed(env: Any, name: str, value: Any) -> Iterator[None]:
+    """Within it, `env.name` is `value`, for this very object and nothing else of its class."""
+    attributes = vars(env)
+    had, before = name in attributes, attributes.get(name)
+    attributes[name] = value
+    try:
+        yield
+    finally:
+        if had:
+            attributes[name] = before
+        else:
+            del attributes[name]
