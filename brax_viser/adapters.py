@@ -1,7 +1,8 @@
 """What an environment's state means: where its links are, and which MuJoCo model they belong to."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from brax_viser.emit import Payload
-from brax_viser.wrapping import action_repeat, is_env, is_playground
+from brax_viser.wrapping import action_repeat, is_env, is_playground, shadowed
 
 MODEL_FIELDS = (
     "geom_size",
@@ -40,6 +41,8 @@ class Adapter:
     init_qpos: np.ndarray  # float [nq], where `reset` starts from, before its noise
     dt: float  # s, what one `step` of the wrapped env takes, repeated actions included
     base: Any  # the innermost environment
+    ctrl_fn: Callable[[jax.Array], jax.Array] | None = None  # a user's, action [A] to ctrl [nu]
+    _changes: Mapping[str, np.ndarray] = field(default_factory=dict)  # see `mujoco_model`
     _leaves: dict[str, Any] = field(default_factory=dict)  # of its model, as it was made
 
     info_can_be_replaced = False
@@ -50,6 +53,49 @@ class Adapter:
         """Whether the physics is MuJoCo's own, by MJX or Warp: then there are controls, and forces
         that MuJoCo works out of qpos, qvel and ctrl are those of the training."""
         return True
+
+    def step(self, env: Any, state: Any, action: Any) -> tuple[Any, jax.Array | None]:
+        """Steps `env`, which has `base` inside, and returns its new state and the control [*batch,
+        nu] that went to the physics; None if that is not known."""
+        state = env.step(state, action)
+        return state, self._told(state, action)
+
+    def _told(self, state: Any, action: Any) -> jax.Array | None:
+        """What the user's function makes of an action."""
+        if self.ctrl_fn is None:
+            return None
+        told = self.ctrl_fn
+        for _ in state.done.shape:
+            told = jax.vmap(told)
+        return told(action)
+
+    @property
+    def substeps(self) -> int:
+        """Steps of the physics in one `step` of the wrapped env."""
+        return round(self.dt / self._timestep)
+
+    @property
+    def _timestep(self) -> float:
+        """s, of the physics."""
+        return float(self._changes.get("opt.timestep", self.mj_model.opt.timestep))
+
+    def mujoco_model(self) -> mujoco.MjModel:
+        """MuJoCo's model of what is trained, of the caller's own.
+
+        `mj_model` is what the environment was made of. What its code has changed since in the
+        model that it steps is in this one as well: Brax's environments set another time step and
+        stronger motors for the spring and positional backends, and MJX is given fewer iterations.
+        """
+        model = copy.copy(self.mj_model)
+        for name, value in self._changes.items():
+            if name.startswith("opt."):
+                name = name.removeprefix("opt.")
+                old = getattr(model.opt, name)
+                new = value if isinstance(old, np.ndarray) else type(old)(value.item())
+                setattr(model.opt, name, new)
+            else:
+                getattr(model, name)[:] = value
+        return model
 
     def payload(self, state: Any) -> Payload:
         """The arrays to show, of a state with any number of leading batch axes."""
@@ -63,13 +109,13 @@ class Adapter:
         obs = state.obs.items() if isinstance(state.obs, Mapping) else [("state", state.obs)]
         return [self._qvel(state), *(x for name, x in obs if not name.startswith("pixels/"))]
 
-    def detail(self, state: Any, action: Any) -> Payload:
+    def detail(self, state: Any, action: Any, ctrl: jax.Array | None = None) -> Payload:
         """What of a single environment is worth looking into: arrays [*batch, ...].
 
         "qpos" [nq] and "qvel" [nv], in MuJoCo's order, units and frames on all backends; "ctrl"
         [nu], "act" [na], "mocap_pos" [nmocap, 3] and "mocap_quat" [nmocap, 4] where the backend
-        keeps such and the model has any; "action" [A]; and "observation" [O], or
-        "observation/NAME" where it has several, those of a single axis and of no more than
+        keeps such, or `step` has found it, and the model has any; "action" [A]; and "observation"
+        [O], or "observation/NAME" where it has several, those of a single axis and of no more than
         `MAX_OBSERVATION` numbers together. Pixels never travel.
         """
         batch = state.done.shape
@@ -78,6 +124,8 @@ class Adapter:
         for name, count in _KEPT.items():
             if getattr(self.mj_model, count) and hasattr(data, name):
                 fields[name] = getattr(data, name)
+        if ctrl is not None and ctrl.shape == (*batch, self.mj_model.nu):
+            fields["ctrl"] = ctrl
         if isinstance(action, jax.Array | np.ndarray) and action.shape[: len(batch)] == batch:
             fields["action"] = jnp.asarray(action)
         several, left = isinstance(state.obs, Mapping), MAX_OBSERVATION
@@ -137,6 +185,25 @@ class BraxAdapter(Adapter):
     def native(self) -> bool:
         return self.backend == "mjx"
 
+    def step(self, env: Any, state: Any, action: Any) -> tuple[Any, jax.Array | None]:
+        """See `Adapter.step`. Brax's own backends do not keep the control, but every environment
+        hands it to `pipeline_step`, which is looked at while the step is being traced. Where that
+        is called within a transformation inside of `env` (a vmap, an action that is repeated), or
+        not just once, there is nothing that could be read out here."""
+        if self.native or self.ctrl_fn is not None:
+            return super().step(env, state, action)
+        outside, pipeline_step = jax.core.get_opaque_trace_state(), self.base.pipeline_step
+        seen: list[Any] = []
+
+        def look(pipeline_state: Any, ctrl: Any) -> Any:
+            inside = jax.core.get_opaque_trace_state()
+            seen.append(ctrl if inside == outside else None)
+            return pipeline_step(pipeline_state, ctrl)
+
+        with shadowed(self.base, "pipeline_step", look):
+            state = env.step(state, action)
+        return state, seen[0] if len(seen) == 1 else None
+
     def payload(self, state: Any) -> Payload:
         x = state.pipeline_state.x
         return {"link_pos": x.pos, "link_rot": x.rot, "reward": state.reward}
@@ -169,8 +236,8 @@ class PlaygroundAdapter(Adapter):
         return state.data.qpos, state.data.qvel, state.data
 
 
-def adapter_for(env: Any) -> Adapter:
-    """Reads what is needed of `env`.
+def adapter_for(env: Any, ctrl_fn: Callable[[jax.Array], jax.Array] | None = None) -> Adapter:
+    """Reads what is needed of `env`; for `ctrl_fn` see `env.VisualizedEnv`.
 
     Raises:
         TypeError: `env` is not an environment.
@@ -184,7 +251,7 @@ def adapter_for(env: Any) -> Adapter:
         )
     base: Any = env.unwrapped
     if is_playground(base):
-        return _playground_adapter(env, base)
+        return _playground_adapter(env, base, ctrl_fn)
     model = getattr(getattr(base, "sys", None), "mj_model", None)
     if model is None:
         raise ValueError(
@@ -205,11 +272,15 @@ def adapter_for(env: Any) -> Adapter:
         init_qpos=np.asarray(jax.device_get(base.sys.init_q), np.float64),
         dt=float(base.dt) * action_repeat(env),
         base=base,
+        ctrl_fn=ctrl_fn,
+        _changes=_changes_of(base.sys, model),
         _leaves=_leaves_of(base.sys),
     )
 
 
-def _playground_adapter(env: Any, base: Any) -> PlaygroundAdapter:
+def _playground_adapter(
+    env: Any, base: Any, ctrl_fn: Callable[[jax.Array], jax.Array] | None
+) -> PlaygroundAdapter:
     model = base.mj_model
     # Most of these environments start from the model's first keyframe, where it has any.
     init_qpos = model.key_qpos[0] if model.nkey else model.qpos0
@@ -220,6 +291,8 @@ def _playground_adapter(env: Any, base: Any) -> PlaygroundAdapter:
         init_qpos=np.asarray(init_qpos, np.float64),
         dt=float(base.dt) * action_repeat(env),
         base=base,
+        ctrl_fn=ctrl_fn,
+        _changes=_changes_of(base.mjx_model, model),
         _leaves=_leaves_of(base.mjx_model),
     )
 
@@ -230,6 +303,54 @@ def _playground_name(cls: type) -> str:
     *_, package, module = ["", *cls.__module__.split(".")]
     robot = package if module.replace("_", "") == cls.__name__.lower() else module
     return f"{robot.replace('_', ' ').capitalize()} {cls.__name__}"
+
+
+_OPTIONS = (
+    "timestep",
+    "gravity",
+    "wind",
+    "density",
+    "viscosity",
+    "magnetic",
+    "impratio",
+    "integrator",
+    "cone",
+    "solver",
+    "iterations",
+    "ls_iterations",
+    "tolerance",
+    "ls_tolerance",
+    "disableflags",
+    "enableflags",
+)
+_PHYSICAL = ("qpos", "body_", "jnt_", "dof_", "geom_", "pair_", "eq_", "tendon_", "actuator_")
+"""How names of fields of the model begin that the motion depends on."""
+
+
+def _changes_of(stepped: Any, model: mujoco.MjModel) -> dict[str, np.ndarray]:
+    """Fields of a JAX model that are not as the MuJoCo model that it was made of has them."""
+    changes = {}
+    for name in _OPTIONS:
+        value = getattr(stepped.opt, name, None)
+        if value is not None and not np.allclose(np.asarray(value), getattr(model.opt, name)):
+            changes[f"opt.{name}"] = np.asarray(value)
+    for f in fields(stepped):
+        value, old = getattr(stepped, f.name), getattr(model, f.name, None)
+        if not f.name.startswith(_PHYSICAL) or not isinstance(value, jax.Array | np.ndarray):
+            continue
+        # The same but for float32; other shapes are JAX's own way of keeping things.
+        if isinstance(old, np.ndarray) and old.shape == value.shape:
+            value = np.asarray(value)
+            if not np.allclose(value, old, rtol=1e-5, atol=1e-7, equal_nan=True):
+                changes[f.name] = value
+    # Brax's own backends keep the strength of motors apart.
+    motors = getattr(stepped, "actuator", None)
+    if motors is not None and len(motors.gear) == model.nu:
+        gear = np.asarray(motors.gear)
+        if not np.allclose(gear, model.actuator_gear[:, 0]):
+            changes["actuator_gear"] = model.actuator_gear.copy()
+            changes["actuator_gear"][:, 0] = gear
+    return changes
 
 
 def _leaves_of(model: Any) -> dict[str, Any]:

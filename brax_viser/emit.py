@@ -6,7 +6,8 @@ its own that swallows every batch axis first, and then talks to the host:
     skipped step    countdown - 1, nothing else: one compare
     due step        ask(...)  -> answer              two integers go out, 4 + K come back
       while push    push(...) -> answer              K rows gathered on the device go out, and
-                                                     with them all that is known of one of them
+                                                     with them all that is known of one of them,
+                                                     or the coordinates of them all
            or model push_model(...) -> answer        what differs between K envs' models goes out
 
 An answer says whether to push rows of this very step, which ones, and how many steps to let pass
@@ -19,7 +20,7 @@ ask for another one, other environments can be looked at meanwhile.
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 
 from brax_viser.callback import call_host
-from brax_viser.protocol import ANSWER_HEAD, NOBODY, PUSH_MODEL
+from brax_viser.protocol import ANSWER_HEAD, NOBODY, PUSH_COORDINATES, PUSH_MODEL
 from brax_viser.rank import finite, top
 
 Payload = Mapping[str, jax.Array]
@@ -46,17 +47,18 @@ class Origin(NamedTuple):
     num_rows: int  # K: rows that one push carries
     model: Layout = ()  # what differs between the environments' models, and can be pushed
     detail: Layout = ()  # what can be pushed of one environment alone
+    coordinates: Layout = ()  # what can be pushed with the rows
 
 
 class Host(Protocol):
     """The functions that the device calls. They run on XLA's threads and must not raise.
 
     All answer with int32 [4 + K]: (push?, skip, rule, detail, *rows), push? being 0,
-    `protocol.PUSH` or `protocol.PUSH_MODEL`. `skip` is how many steps to let
-    pass before the next `ask`; it counts with the answer that does not ask for a push. The rows
-    are indices into the shard's batch where `rule` is `protocol.GIVEN`, and ignored otherwise: then
-    the device chooses the K environments that the rule ranks first. `detail` is the index of the
-    one environment of which all that is known is wanted too, or `protocol.NOBODY`.
+    `protocol.PUSH`, `protocol.PUSH_MODEL` or `protocol.PUSH_COORDINATES`. `skip` is how many steps
+    to let pass before the next `ask`; it counts with the answer that does not ask for a push. The
+    rows are indices into the shard's batch where `rule` is `protocol.GIVEN`, and ignored otherwise:
+    then the device chooses the K environments that the rule ranks first. `detail` is the index of
+    the one environment of which all that is known is wanted too, or `protocol.NOBODY`.
     """
 
     capacity: int
@@ -72,8 +74,10 @@ class Host(Protocol):
         """`header` int32 [2 + 4 K]: shard, rule, `protocol.HEADER_COLUMNS`; `rows` float32 [K, D].
 
         Where a detail was asked for, `rows` is float32 [K * D + E]: the rows, one after the other,
-        and behind them the detail, laid out as `origin.detail` says. A numpy array handed in is
-        only valid until the function returns.
+        and behind them the detail, laid out as `origin.detail` says. Where coordinates were asked
+        for, they are in the rows and in their `layout`, and a detail is behind the rows, of
+        whatever environment where nobody's was asked for. A numpy array handed in is only valid
+        until the function returns.
         """
         ...
 
@@ -96,6 +100,7 @@ def emit(
     inspected: Sequence[jax.Array] = (),
     model: Payload | None = None,
     detail: Payload | None = None,
+    coordinates: Payload | None = None,
     state_is_kept: bool = False,
 ) -> jax.Array:
     """Offers one step to the host and returns the countdown to store in the state.
@@ -113,6 +118,7 @@ def emit(
         model: arrays [*batch, ...] in which the environments' models differ. They travel when
             the host asks for them, which is not with each step.
         detail: arrays [*batch, ...] that travel for one environment, if the host asks for one.
+        coordinates: arrays [*batch, ...] that travel with the rows, if the host asks for them.
         state_is_kept: whether the program around returns the state. The countdown in it then
             keeps the call alive, which is cheaper: see `callback.call_host`. If it says so and
             does not, nothing is seen; what is computed is the same in any case.
@@ -122,7 +128,13 @@ def emit(
     """
     # A callback has no derivative and must not ask for one: APG differentiates through steps.
     arrays = jax.lax.stop_gradient(
-        (dict(payload), tuple(inspected), dict(model or {}), dict(detail or {}))
+        (
+            dict(payload),
+            tuple(inspected),
+            dict(model or {}),
+            dict(detail or {}),
+            dict(coordinates or {}),
+        )
     )
     call = functools.partial(_emit_batch, host, role, num_shards, state_is_kept)
     return _swallow_batch_axes(call)(countdown, shard, *arrays)
@@ -158,6 +170,7 @@ def _emit_batch(
     inspected: Sequence[jax.Array],
     model: Payload,
     detail: Payload,
+    coordinates: Payload,
 ) -> jax.Array:
     """The whole batch at once: countdown [*batch], all other arrays [*batch, ...]."""
     batch = countdown.shape
@@ -167,17 +180,18 @@ def _emit_batch(
     def layout_of(arrays: Payload) -> Layout:
         return tuple((name, x.shape[len(batch) :]) for name, x in arrays.items())
 
-    origin = Origin(role, num_envs, num_shards, num_rows, layout_of(model), layout_of(detail))
+    layouts = (layout_of(arrays) for arrays in (model, detail, coordinates))
+    origin = Origin(role, num_envs, num_shards, num_rows, *layouts)
     layout = (*layout_of(payload), ("finite", ()))
     answer_shape = jax.ShapeDtypeStruct((ANSWER_HEAD + num_rows,), jnp.int32)
-    ask, push = functools.partial(host.ask, origin), functools.partial(host.push, origin, layout)
+    ask = functools.partial(host.ask, origin)
 
     # A scalar predicate keeps `cond` a real branch; a batched one would run both sides. The
     # maximum, because a reset of some environments must not call the host for all of them.
     left = jnp.max(countdown)
 
-    def due(operands: tuple[Payload, Sequence[jax.Array], Payload, Payload]) -> jax.Array:
-        fields, others, models, details = jax.tree.map(
+    def due(operands: tuple[Any, ...]) -> jax.Array:
+        fields, others, models, details, places = jax.tree.map(
             lambda x: x.reshape(num_envs, *x.shape[len(batch) :]), operands
         )
         fields = {**fields, "finite": finite([*fields.values(), *others])}
@@ -189,14 +203,22 @@ def _emit_batch(
             return send_chosen(rule, rows)
 
         def send_detail(answer: jax.Array) -> jax.Array:
-            return send_chosen(
-                answer[2], answer[ANSWER_HEAD:], _packed(_take(details, answer[3:4]))
-            )
+            return send_chosen(answer[2], answer[ANSWER_HEAD:], detail_of=answer[3:4])
+
+        def send_coordinates(answer: jax.Array) -> jax.Array:
+            rows, whose = answer[ANSWER_HEAD:], answer[3:4]
+            return send_chosen(answer[2], rows, detail_of=whose, beside=places)
 
         def send_chosen(
-            rule: jax.Array, rows: jax.Array, detail: jax.Array | None = None
+            rule: jax.Array,
+            rows: jax.Array,
+            *,
+            detail_of: jax.Array | None = None,
+            beside: Payload | None = None,
         ) -> jax.Array:
-            chosen = _take(fields, rows)
+            chosen, others = _take(fields, rows), _take(beside or {}, rows)
+            own = tuple((name, x.shape[1:]) for name, x in others.items())
+            push = functools.partial(host.push, origin, (*layout, *own))
             header = [
                 jnp.stack([shard, rule]),
                 rows,
@@ -204,8 +226,9 @@ def _emit_batch(
                 jax.lax.bitcast_convert_type(chosen["episode_return"], jnp.int32),
                 chosen["finite"].astype(jnp.int32),
             ]
-            packed = _packed(chosen)
-            if detail is not None:
+            packed = _packed({**chosen, **others})
+            if detail_of is not None:
+                detail = _packed(_take(details, detail_of))
                 packed = jnp.concatenate([packed.ravel(), detail.ravel()])
             return call_host(
                 push, answer_shape, jnp.concatenate(header), packed, kept_alive=state_is_kept
@@ -225,15 +248,20 @@ def _emit_batch(
                 return send_rows(answer)
             return jax.lax.cond(answer[3] == NOBODY, send_rows, send_detail, answer)
 
+        def send_state(answer: jax.Array) -> jax.Array:
+            if not places:
+                return send_step(answer)
+            return jax.lax.cond(answer[0] == PUSH_COORDINATES, send_coordinates, send_step, answer)
+
         def send(answer: jax.Array) -> jax.Array:
             if not models:
-                return send_step(answer)
-            return jax.lax.cond(answer[0] == PUSH_MODEL, send_model, send_step, answer)
+                return send_state(answer)
+            return jax.lax.cond(answer[0] == PUSH_MODEL, send_model, send_state, answer)
 
         first = call_host(ask, answer_shape, jnp.stack([left, shard]), kept_alive=state_is_kept)
         return jax.lax.while_loop(lambda answer: answer[0] > 0, send, first)[1]
 
-    operands = (dict(payload), tuple(inspected), dict(model), dict(detail))
+    operands = (dict(payload), tuple(inspected), dict(model), dict(detail), dict(coordinates))
     skip = jax.lax.cond(left <= 0, due, lambda _: left - 1, operands)
     return jnp.broadcast_to(skip, batch)
 

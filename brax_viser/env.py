@@ -1,6 +1,6 @@
 """`VisualizedEnv`: the wrapper that lets a viewer see what a trainer steps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ import jax
 from brax_viser.adapters import adapter_for
 from brax_viser.emit import emit, shard_of_this_device
 from brax_viser.episode import EpisodeLog, advance, episode_begins, first_log
+from brax_viser.frame import COORDINATES
 from brax_viser.trainer import calling_trainer, check_versions
 from brax_viser.wrapping import (
     layers,
@@ -66,6 +67,7 @@ class VisualizedEnv(AnyWrapper):
         spacing: Sequence[float] | None = None,
         viewer: "Viewer | None" = None,
         role: str | None = None,
+        ctrl_fn: Callable[[jax.Array], jax.Array] | None = None,
     ):
         """Wraps `env` and shows it.
 
@@ -78,13 +80,16 @@ class VisualizedEnv(AnyWrapper):
                 the robot reaches.
             viewer: a `Viewer` to share; None makes one, at http://127.0.0.1:8000 if it is free.
             role: "train" or "eval"; None tells them apart by who calls `step`.
+            ctrl_fn: what the environment makes of an action before it goes to the physics: float
+                [A] to float [nu], in JAX. Only for MuJoCo twins, and only where that cannot be
+                seen, as of most environments it can: see `adapters.BraxAdapter.step`.
 
         Raises:
             TypeError: `env` is not an environment, or a number is of the wrong type.
             ValueError: a value is out of its limits, `env` has no MuJoCo model, or it is wrapped
                 already.
         """
-        adapter = adapter_for(env)
+        adapter = adapter_for(env, ctrl_fn)
         if any(isinstance(inner, VisualizedEnv) for inner in layers(env)):
             raise ValueError("env is wrapped in VisualizedEnv already: wrap it once")
         if role not in (None, "train", "eval"):
@@ -145,7 +150,8 @@ class VisualizedEnv(AnyWrapper):
         info, log = self._without_log(state.info)
         steps = info.get("steps")
         begins = episode_begins(log, state.done, steps, resets_inside=self._resets_inside)
-        state = env.step(replace(state, info=info), action)
+        state, ctrl = self._adapter.step(env, replace(state, info=info), action)
+        detail = self._adapter.detail(state, action, ctrl)
         log = advance(log, begins, state.reward, self._terminated(state), steps)
         shard, num_shards = shard_of_this_device()
         countdown = emit(
@@ -162,7 +168,8 @@ class VisualizedEnv(AnyWrapper):
             },
             inspected=self._adapter.inspected(state),
             model=self._adapter.randomised(),
-            detail=self._adapter.detail(state, action),
+            detail=detail,
+            coordinates={name: detail[name] for name in COORDINATES if name in detail},
             state_is_kept=trainer is not None and trainer.keeps_state,
         )
         return replace(state, info=self._with_log(state.info, log._replace(countdown=countdown)))

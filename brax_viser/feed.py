@@ -22,6 +22,7 @@ from brax_viser.protocol import (
     HEADER_HEAD,
     NOBODY,
     PUSH,
+    PUSH_COORDINATES,
     PUSH_MODEL,
 )
 from brax_viser.scene.grid import Grid
@@ -88,8 +89,16 @@ class Switchboard:
     def detailed_env(self, role: str) -> int | None:
         """The environment of a rollout of which all is wanted: the one that a person has selected,
         of the training unless only the evaluation is shown."""
-        shown = "eval" if self.control.show == "eval" else "train"
-        return self.selected_env if role == shown else None
+        return self.selected_env if role == self._looked_into else None
+
+    def wants_twins(self, role: str) -> bool:
+        """Whether environments of a rollout are to have twins in MuJoCo: those of the training,
+        unless only the evaluation is shown."""
+        return self.control.twins > 0 and role == self._looked_into
+
+    @property
+    def _looked_into(self) -> str:
+        return "eval" if self.control.show == "eval" else "train"
 
     def set(self, **changes: object) -> None:
         """Changes the control; the device learns of it with its next call."""
@@ -115,7 +124,8 @@ class Rollout:
     choice: Choice = field(default_factory=Choice)
     asked_for: dict[int, "Order"] = field(default_factory=dict)  # by shard
     called: dict[int, float] = field(default_factory=dict)  # by shard: s, end of its last call
-    detailed: dict[int, int] = field(default_factory=dict)  # by shard: whose detail was asked for
+    # By shard: whose detail was asked for last.
+    detailed: dict[int, int | None] = field(default_factory=dict)
     # Environments of which is known in what their models differ from the one that they share.
     models: set[int] = field(default_factory=set)
 
@@ -332,11 +342,18 @@ class Feed:
                     order = rollout.asked_for[shard] = _order(origin, shard, drawn, here, known)
                 granted, answer[:] = answer[1], order.answer
                 answer[1] = granted
+                if not answer[0]:
+                    return
+                if self._board.wants_twins(origin.role) and origin.coordinates:
+                    answer[0] = PUSH_COORDINATES
                 if origin.model and not order.envs <= rollout.models:
                     answer[0] = PUSH_MODEL
                 env = self._board.detailed_env(origin.role)
-                if origin.detail and env in order.envs:
-                    rollout.detailed[shard], answer[3] = env, env % origin.num_envs
+                if not (origin.detail and env in order.envs):
+                    env = None
+                rollout.detailed[shard] = env
+                if env is not None:
+                    answer[3] = env % origin.num_envs
 
     def _rank(
         self, rollout: Rollout, origin: Origin, shard: int, rule: int, columns: np.ndarray
@@ -393,7 +410,7 @@ class Feed:
                 # Called directly, what is handed in is XLA's own memory for as long as we are.
                 rows=rows.copy() if isinstance(rows, np.ndarray) else rows,
                 # A flat one has a detail behind its rows.
-                detail_env=rollout.detailed[shard] if rows.ndim == 1 else None,  # type: ignore[attr-defined]
+                detail_env=rollout.detailed.get(shard) if rows.ndim == 1 else None,  # type: ignore[attr-defined]
                 detail_layout=origin.detail,
             )
             wait = board.control.mode == "every_step"

@@ -1,7 +1,8 @@
 """What one moment of some environments looks like, on the host."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ class Detail:
     env: int  # which, counted over all devices
     qpos: np.ndarray  # float32 [nq], MuJoCo's order and units
     qvel: np.ndarray  # float32 [nv], likewise; a free joint turns in the body's own frame
-    ctrl: np.ndarray | None  # float32 [nu], that led here; None: the backend keeps none
+    ctrl: np.ndarray | None  # float32 [nu], that led here; None: not known, or there is none
     act: np.ndarray | None  # float32 [na], of actuators that have a state of their own
     mocap_pos: np.ndarray | None  # float32 [nmocap, 3], m
     mocap_quat: np.ndarray | None  # float32 [nmocap, 4], wxyz
@@ -29,6 +30,37 @@ class Detail:
         }
         kept = ("qpos", "qvel", "ctrl", "act", "mocap_pos", "mocap_quat", "action")
         return cls(env, *(fields.get(name) for name in kept), observation)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, eq=False)
+class Coordinates:
+    """What it takes to bring K environments into MuJoCo, and to step them there."""
+
+    qpos: np.ndarray  # float32 [K, nq], as in `Detail`
+    qvel: np.ndarray  # float32 [K, nv]
+    ctrl: np.ndarray | None  # float32 [K, nu], that led here; None: not known, or there is none
+    act: np.ndarray | None  # float32 [K, na]
+    mocap_pos: np.ndarray | None  # float32 [K, nmocap, 3], m
+    mocap_quat: np.ndarray | None  # float32 [K, nmocap, 4], wxyz
+
+
+COORDINATES = tuple(f.name for f in fields(Coordinates))
+"""By which names the device sends them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ghost:
+    """Where MuJoCo gets to with the controls that K environments were given, and how far that is
+    from where those have got to themselves. What is not known is NaN."""
+
+    there: np.ndarray  # bool [K], who has a twin in MuJoCo
+    link_pos: np.ndarray  # float32 [K, L, 3], m
+    link_rot: np.ndarray  # float32 [K, L, 4], wxyz
+    seconds: np.ndarray  # float32 [K], s of robot time since both were the same
+    root: np.ndarray  # float32 [K], m, between the links that roam, or the first ones
+    bodies: np.ndarray  # float32 [K], m, between links, the mean over all of a robot
+    joints: np.ndarray  # float32 [K], rad, between hinges and balls, the mean over all of a robot
+    passed: np.ndarray  # float32 [K], s after which `bodies` passed the threshold; inf: not yet
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +83,35 @@ class Frame:
     since_termination: np.ndarray  # int32 [K], env steps; 0: terminated with this step
     finite: np.ndarray  # bool [K], whether all of the environment's state is
     detail: Detail | None = None  # of one of them, where it was asked for
+    coordinates: Coordinates | None = None  # of all of them, where they were asked for
+    ghost: Ghost | None = None  # of some of them, where they have a twin
+
+
+_PARTS = (Coordinates, Ghost)
+
+
+def assemble(frames: Sequence[Frame], pick: Callable[[list[np.ndarray]], np.ndarray]) -> Frame:
+    """One frame of those of different environments at one moment; what is one number for all is the
+    first one's.
+
+    Args:
+        frames: one at least.
+        pick: makes one array of theirs.
+    """
+
+    def of(parts: Sequence[Any]) -> Any:
+        values = {}
+        for f in fields(parts[0]):
+            found = [getattr(part, f.name) for part in parts]
+            if any(isinstance(x, _PARTS) for x in found):
+                # What one has not, all have not.
+                values[f.name] = None if any(x is None for x in found) else of(found)
+            elif all(isinstance(x, np.ndarray) for x in found):
+                values[f.name] = pick(found)
+        return replace(parts[0], **values)
+
+    frame: Frame = of(frames)
+    return replace(frame, detail=next((f.detail for f in frames if f.detail is not None), None))
 
 
 def joined(frames: list[Frame], env_index: np.ndarray) -> Frame | None:
@@ -68,10 +129,4 @@ def joined(frames: list[Frame], env_index: np.ndarray) -> Frame | None:
     rows = order[place]
     if not np.array_equal(have[rows], env_index):
         return None
-    first = frames[0]
-    values = {f.name: getattr(first, f.name) for f in fields(Frame)}
-    for name, value in values.items():
-        if isinstance(value, np.ndarray):
-            values[name] = np.concatenate([getattr(frame, name) for frame in frames])[rows]
-    values["detail"] = next((f.detail for f in frames if f.detail is not None), None)
-    return Frame(**values)
+    return assemble(frames, lambda arrays: np.concatenate(arrays)[rows])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from brax_viser.emit import Layout, size_of, unpack
-from brax_viser.frame import Detail, Frame
+from brax_viser.frame import COORDINATES, Coordinates, Detail, Frame
 
 CAPACITY = 256
 """Pushes that may wait. At 60 fetches a second that is room for 15,000 steps a second."""
@@ -27,15 +27,15 @@ class Parcel:
     drawn: np.ndarray  # int32 [K''], all that are drawn at this step, over this process's devices
     num_envs: int
     layout: Layout
-    rows: Any = field(repr=False)  # float32 [K, D], array-like; with a detail [K * D + E]
+    rows: Any = field(repr=False)  # float32 [K, D], array-like; with something behind [K * D + E]
     process: int = 0  # that it is from
-    detail_env: int | None = None  # whose detail is behind the rows
+    detail_env: int | None = None  # whose detail is behind the rows; None: nobody's that matters
     detail_layout: Layout = ()
 
     def split(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """float32 [K', D], and the detail, float32 [E], if there is one. As with `open`."""
+        """float32 [K', D], and what is behind, float32 [E], if anything is. As with `open`."""
         rows, detail = np.asarray(self.rows), None
-        if self.detail_env is not None:
+        if rows.ndim == 1:
             rows, detail = np.split(rows, [len(rows) - size_of(self.detail_layout)])
             rows = rows.reshape(-1, size_of(self.layout))
         return rows[: len(self.env_index)], detail
@@ -49,6 +49,9 @@ class Parcel:
         if numbers is not None and self.detail_env is not None:
             one = unpack(self.detail_layout, numbers[None])
             detail = Detail.of(self.detail_env, {name: x[0] for name, x in one.items()})
+        coordinates = None
+        if "qpos" in fields:
+            coordinates = Coordinates(*(fields.get(name) for name in COORDINATES))  # type: ignore[arg-type]
         return Frame(
             role=self.role,
             env_steps=self.env_steps,
@@ -62,6 +65,7 @@ class Parcel:
             since_termination=fields["since_termination"].astype(np.int32),
             finite=fields["finite"] > 0,
             detail=detail,
+            coordinates=coordinates,
         )
 
 

@@ -3,11 +3,11 @@
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from brax_viser.frame import Frame
+from brax_viser.frame import Frame, assemble
 from brax_viser.protocol import NEVER
 from brax_viser.stream import REACTION_SECONDS
 
@@ -36,6 +36,8 @@ class View:
     hidden: np.ndarray  # bool [K]: blinks, for it is being reset
     robot_time: float  # s since the stretch began
     came: float  # s, when the frame did
+    # Of the twins in MuJoCo, as link_pos and link_rot; NaN where there is none.
+    ghost: tuple[np.ndarray, np.ndarray] | None = None
 
     def looks_like(self, other: "View | None") -> bool:
         """Whether there is nothing to draw anew."""
@@ -237,9 +239,15 @@ class Player:
         frame = stretch.frames[index]
         hidden = self._blinking(stretch, index + part, speed, len(frame.env_index))
         pos, rot = frame.link_pos, frame.link_rot
+        twins = None if frame.ghost is None else (frame.ghost.link_pos, frame.ghost.link_rot)
         if part > 0.0:
-            pos, rot = between(frame, stretch.frames[index + 1], part, stays=stretch.resets[index])
-        return View(frame, pos, rot, hidden, self._time, stretch.came[index])
+            after, stays = stretch.frames[index + 1], stretch.resets[index]
+            pos, rot = between((pos, rot), (after.link_pos, after.link_rot), part, stays=stays)
+            if twins is not None and after.ghost is not None:
+                poses = after.ghost.link_pos, after.ghost.link_rot
+                # Who starts anew was elsewhere, and did not fly there.
+                twins = between(twins, poses, part, stays=after.ghost.seconds == 0)
+        return View(frame, pos, rot, hidden, self._time, stretch.came[index], twins)
 
     def _blinking(self, stretch: _Stretch, at: float, speed: float, count: int) -> np.ndarray:
         """bool [K]: which environments were or will be reset within a blink of step `at`."""
@@ -278,25 +286,28 @@ def beside(views: Sequence[View], cells: np.ndarray) -> View:
         return spread
 
     first = views[0]
-    names = [f.name for f in fields(Frame) if isinstance(getattr(first.frame, f.name), np.ndarray)]
-    values = {name: spread([getattr(view.frame, name) for view in views]) for name in names}
-    detail = next((v.frame.detail for v in views if v.frame.detail is not None), None)
-    frame = replace(first.frame, **{**values, "env_index": cells, "detail": detail})
+    frame = replace(assemble([view.frame for view in views], spread), env_index=cells)
     frame.finite[~there] = True
     frame.since_termination[~there] = NEVER
+    ghosts = [view.ghost for view in views]
     return replace(
         first,
         frame=frame,
+        ghost=tuple(spread(list(parts)) for parts in zip(*ghosts, strict=True))
+        if all(ghost is not None for ghost in ghosts)
+        else None,
         link_pos=spread([view.link_pos for view in views]),
         link_rot=spread([view.link_rot for view in views]),
         hidden=spread([view.hidden for view in views]) | ~there,
     )
 
 
-def between(
-    one: Frame, other: Frame, part: float, *, stays: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Poses between two consecutive frames.
+Poses = tuple[np.ndarray, np.ndarray]
+"""Of links: float32 [K, L, 3] in m, and float32 [K, L, 4] wxyz."""
+
+
+def between(one: Poses, other: Poses, part: float, *, stays: np.ndarray) -> Poses:
+    """Poses between those of two consecutive frames.
 
     Args:
         one: the earlier.
@@ -304,16 +315,13 @@ def between(
         part: how far from one to the other, 0 to 1.
         stays: bool [K]: environments that were reset in between, and stay where they were, for
             there is no way from an episode's last pose to the first of the next.
-
-    Returns:
-        float32 [K, L, 3] in m, and float32 [K, L, 4] wxyz.
     """
-    pos = other.link_pos - one.link_pos
+    pos = other[0] - one[0]
     pos *= np.float32(part)
-    pos += one.link_pos
-    rot = slerp(one.link_rot, other.link_rot, part)
+    pos += one[0]
+    rot = slerp(one[1], other[1], part)
     if stays.any():
-        pos[stays], rot[stays] = one.link_pos[stays], one.link_rot[stays]
+        pos[stays], rot[stays] = one[0][stays], one[1][stays]
     return pos, rot
 
 

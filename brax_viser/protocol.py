@@ -13,8 +13,9 @@ GIVEN, BEST, WORST, TERMINATED, NONFINITE = range(5)
 """Rules for choosing rows: the host gives them; highest return; lowest; most recently terminated;
 any NaN or Inf."""
 
-PUSH, PUSH_MODEL = 1, 2
-"""What an answer asks for: the chosen rows of this step, or what differs between their models."""
+PUSH, PUSH_MODEL, PUSH_COORDINATES = 1, 2, 3
+"""What an answer asks for: the chosen rows of this step; what differs between their models; or the
+rows with what it takes to step them elsewhere."""
 
 ANSWER_HEAD = 4
 """Integers of an answer before its K rows: push?, skip, rule, detail."""

@@ -55,6 +55,7 @@ class Control:
     speed: float = 1.0  # of playback in realtime, robot seconds per second
     stretch_seconds: float = 3.0  # robot time of one stretch in realtime
     show: str = "train"  # one of SHOWS
+    twins: int = 0  # how many of the environments that are drawn have one in MuJoCo
     closed: bool = False
 
     def wants(self, role: str) -> bool:

@@ -71,16 +71,8 @@ class Physics:
 
     def _become(self, own: Mapping[str, np.ndarray]) -> None:
         self._own = own
-        self.model = model = copy.copy(self._original)
-        for name, value in own.items():
-            if name == "link.inertia.mass":
-                model.body_mass[1:] = value
-            elif (field := getattr(model, name, None)) is not None:
-                field[:] = value
-        model.body_subtreemass[:] = model.body_mass
-        for body in range(model.nbody - 1, 0, -1):
-            model.body_subtreemass[model.body_parentid[body]] += model.body_subtreemass[body]
-        self.data = mujoco.MjData(model)
+        self.model = varied(self._original, own)
+        self.data = mujoco.MjData(self.model)
 
     def _place_links(self, link_pos: np.ndarray, link_rot: np.ndarray) -> None:
         model, data = self.model, self.data
@@ -111,6 +103,25 @@ class Physics:
         mujoco.mj_comVel(model, data)
         mujoco.mj_tendon(model, data)
         mujoco.mj_collision(model, data)
+
+
+def varied(model: mujoco.MjModel, own: Mapping[str, np.ndarray]) -> mujoco.MjModel:
+    """A copy of a model that has an environment's own values of some fields.
+
+    Args:
+        model: is not changed.
+        own: by the names of `adapters.MODEL_FIELDS`.
+    """
+    model = copy.copy(model)
+    for name, value in own.items():
+        if name == "link.inertia.mass":
+            model.body_mass[1:] = value
+        elif (field := getattr(model, name, None)) is not None:
+            field[:] = np.reshape(value, field.shape)
+    model.body_subtreemass[:] = model.body_mass
+    for body in range(model.nbody - 1, 0, -1):
+        model.body_subtreemass[model.body_parentid[body]] += model.body_subtreemass[body]
+    return model
 
 
 def with_world(link_pos: np.ndarray, link_rot: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

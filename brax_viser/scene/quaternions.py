@@ -45,3 +45,9 @@ def multiply(left: np.ndarray, right: np.ndarray, out: np.ndarray | None = None)
     out[..., 2] = lw * ry - lx * rz + ly * rw + lz * rx
     out[..., 3] = lw * rz + lx * ry - ly * rx + lz * rw
     return out
+
+
+def angle_between(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """rad, [...]: by how much rotations [..., 4] differ, 0 to pi."""
+    cosine = np.abs(np.einsum("...i,...i->...", one, other))
+    return 2 * np.arccos(np.minimum(cosine, 1.0))
