@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
-from jax.core import Tracer
+from jax.core import Tracer, get_opaque_trace_state
 
 from brax_viser.emit import Payload
 from brax_viser.wrapping import action_repeat, is_env, is_playground, shadowed
@@ -23,9 +23,19 @@ MODEL_FIELDS = (
     "geom_friction",
     "body_mass",
     "link.inertia.mass",
+    "body_inertia",
+    "body_ipos",
+    "body_iquat",
+    "qpos0",
+    "dof_armature",
+    "dof_damping",
+    "dof_frictionloss",
+    "actuator_gainprm",
+    "actuator_biasprm",
 )
 """Fields of the physics model that are sent where domain randomisation makes them differ: what
-can be drawn, and what a label can say. The last is of Brax's own, in place of `body_mass`."""
+can be drawn, what a label can say, and what a twin's motion depends on. `link.inertia.mass` is of
+Brax's own, in place of `body_mass`."""
 
 MAX_OBSERVATION = 1024
 """Numbers of an observation that travel with a detail. More could not be read, and would cost."""
@@ -192,11 +202,11 @@ class BraxAdapter(Adapter):
         not just once, there is nothing that could be read out here."""
         if self.native or self.ctrl_fn is not None:
             return super().step(env, state, action)
-        outside, pipeline_step = jax.core.get_opaque_trace_state(), self.base.pipeline_step
+        outside, pipeline_step = get_opaque_trace_state(), self.base.pipeline_step
         seen: list[Any] = []
 
         def look(pipeline_state: Any, ctrl: Any) -> Any:
-            inside = jax.core.get_opaque_trace_state()
+            inside = get_opaque_trace_state()
             seen.append(ctrl if inside == outside else None)
             return pipeline_step(pipeline_state, ctrl)
 

@@ -207,7 +207,7 @@ def _emit_batch(
 
         def send_coordinates(answer: jax.Array) -> jax.Array:
             rows, whose = answer[ANSWER_HEAD:], answer[3:4]
-            return send_chosen(answer[2], rows, detail_of=whose, beside=places)
+            return send_chosen(answer[2], rows, detail_of=whose if details else None, beside=places)
 
         def send_chosen(
             rule: jax.Array,

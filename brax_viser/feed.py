@@ -94,7 +94,8 @@ class Switchboard:
     def wants_twins(self, role: str) -> bool:
         """Whether environments of a rollout are to have twins in MuJoCo: those of the training,
         unless only the evaluation is shown."""
-        return self.control.twins > 0 and role == self._looked_into
+        consecutive = self.control.mode != "latest"
+        return self.control.twins > 0 and consecutive and role == self._looked_into
 
     @property
     def _looked_into(self) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import viser
 
+from brax_viser.drift import Drift, DriftLog
 from brax_viser.feed import Feed, Rollout, Switchboard
+from brax_viser.follower import Follower, Simulated, TwinSettings
 from brax_viser.frame import Frame, joined
 from brax_viser.gui.details import Inside
 from brax_viser.gui.panel import Command, Panel, PanelView, StreamView
@@ -34,6 +37,9 @@ IDLE_SECONDS = 1.0
 """How often the panel is brought up to date while robots move, and while none is shown: seconds
 tick, and what a person changes is shown at once in either case."""
 
+TWIN_PATIENCE = 1.0
+"""s: how far the page may be behind the training for the sake of twins."""
+
 TITLES = {"train": "Training", "eval": "Evaluation"}
 
 
@@ -46,8 +52,8 @@ class Lane:
     # By step and device, those that have come: (all that are drawn, what this device has of them).
     _parts: dict[int, dict[int, tuple[np.ndarray, Frame]]] = field(default_factory=dict)
 
-    def receive(self, parcel: Parcel, now: float) -> None:
-        """A device's part of a step; with the last of them the step goes to the player."""
+    def receive(self, parcel: Parcel) -> Frame | None:
+        """A device's part of a step; with the last of them, the step."""
         parts = self._parts.setdefault(parcel.env_steps, {})
         parts[parcel.shard] = parcel.drawn, parcel.open()
         # While the training is held, other environments can be asked for at the same step.
@@ -56,7 +62,7 @@ class Lane:
         if frame is not None:
             # Steps before it will not be completed any more.
             self._parts = {k: v for k, v in self._parts.items() if k > parcel.env_steps}
-            self.player.add(frame, now)
+        return frame
 
 
 @dataclass(eq=False)
@@ -69,6 +75,21 @@ class Channel:
     view: View | None = None  # what is on screen
     look: Look | None = None
     empty: bool = False  # whether the rule has found nobody
+    drift: DriftLog = field(default_factory=DriftLog)  # of what was on screen
+    controls_known: bool = True  # whether what went to the physics came with the coordinates
+
+    @functools.cached_property
+    def simulated(self) -> Simulated:
+        """What the twins of this rollout step: the training's own."""
+        adapter = self.feed.adapter
+        return Simulated(adapter.mujoco_model(), adapter.substeps, adapter.native)
+
+    @functools.cached_property
+    def made(self) -> Simulated:
+        """The same as its file says."""
+        adapter = self.feed.adapter
+        substeps = max(round(adapter.dt / adapter.mj_model.opt.timestep), 1)
+        return Simulated(adapter.mj_model, substeps, adapter.native)
 
     def lane(self, process: int) -> Lane:
         return self.lanes.setdefault(process, Lane(Player(self.feed.adapter.dt)))
@@ -113,6 +134,8 @@ class Publisher:
         self.notice: str | None = None  # something that has happened and is worth knowing
         self.complaint: str | None = None  # about the indices that were typed
         self.others: Others | None = None  # processes of the training; None: it has but this one
+        self.twins = TwinSettings()
+        self.follower: Follower[Lane] = Follower(board.mailbox.wake, board.wall_clock)
         self._server, self._obey = server, obey
         self._commands: deque[Command] = deque()  # appended by any thread, drained on the loop
         self._channels: dict[str, Channel] = {}
@@ -121,12 +144,14 @@ class Publisher:
 
     def start(self) -> None:
         """Called by the viewer."""
+        self.follower.start()
         self._task = asyncio.run_coroutine_threadsafe(self._run(), self._loop)
 
     def join(self, timeout: float) -> None:
         """Called by the viewer, once the board is closed."""
         if self._task is not None and not self._on_loop():
             concurrent.futures.wait([self._task], timeout)
+        self.follower.close()
 
     def enqueue(self, command: Command) -> None:
         """Called on any thread: something is to be done."""
@@ -174,6 +199,12 @@ class Publisher:
         for block in self.scene.blocks.values():
             return tuple(block.drawn_envs.tolist())
         return ()
+
+    def drift(self) -> Drift | None:
+        """Called on any thread: of what is on screen."""
+        channel = self._channels.get(self._roles()[0])
+        view = channel.view if channel else None
+        return Drift.of(view.frame) if view is not None else None
 
     def unfollow(self) -> None:
         """Called on any thread: another robot is selected than the one that is followed."""
@@ -231,6 +262,8 @@ class Publisher:
                 while self._commands:
                     self._obey(self._commands.popleft())
                 self._receive(board.mailbox.take(), start)
+                for lane, frame in self.follower.take():
+                    lane.player.add(frame, start)
                 self._draw(start)
                 if woken or start >= next_panel:
                     self._decorate()
@@ -260,9 +293,38 @@ class Publisher:
                     self.show_model(parcel.feed, parcel.role, parcel.num_envs)
                 continue
             lane = channel.lane(parcel.process)
-            lane.receive(parcel, now)
+            frame = lane.receive(parcel)
+            if frame is not None:
+                self._hand_on(channel, lane, frame, now)
             if parcel.role not in self._roles():
                 lane.player.newest(now)  # nobody plays it: what has come is not to pile up
+
+    def _hand_on(self, channel: Channel, lane: Lane, frame: Frame, now: float) -> None:
+        """Brings a frame to the player, by way of its twins if it is to have any."""
+        rows: list[int] = []
+        if frame.coordinates is not None:
+            channel.controls_known = (
+                frame.coordinates.ctrl is not None or not channel.simulated.model.nu
+            )
+            if channel.controls_known:
+                rows = self._rows_of_twins(frame)
+        if rows or self.follower.pending(lane):
+            own, made = channel.variants.of_env, self.twins.as_made
+            simulated = channel.made if made else channel.simulated
+            # A stretch comes faster than it is played, and its last steps have time.
+            control, patience = self.board.control, TWIN_PATIENCE
+            if control.mode == "realtime":
+                patience = max(patience, control.stretch_seconds / control.speed)
+            self.follower.send(lane, frame, rows, simulated, own, self.twins, patience)
+        else:
+            lane.player.add(frame, now)
+
+    def _rows_of_twins(self, frame: Frame) -> list[int]:
+        """Which of a frame's environments have one: the selected one before all others."""
+        count, rows = self.board.control.twins, list(range(len(frame.env_index)))
+        chosen = np.flatnonzero(frame.env_index == self.board.selected_env)
+        rows.sort(key=lambda row: row not in chosen)
+        return sorted(rows[:count])
 
     def _draw(self, now: float) -> None:
         for role, feed in tuple(self.board.shown.items()):
@@ -291,6 +353,7 @@ class Publisher:
             same = view is None or (view.looks_like(channel.view) and look == channel.look)
             if view is not None and not (same and shown):
                 views[role] = channel.view = view
+                channel.drift.add(view.frame, channel.feed.adapter.dt)
             channel.look = look
         if not views:
             return
@@ -321,6 +384,7 @@ class Publisher:
         control, hold = self.board.control, self.board.hold
         if control.mode != "realtime":
             return lane.player.newest(now)
+        sending |= self.follower.pending(lane)  # what the twins still have is yet to come
         return lane.player.play(
             now,
             control.speed,
@@ -374,6 +438,7 @@ class Publisher:
             self.look.in_cells,
             self.look.overlays if selects else frozenset(),
             body=self.look.body if selects else None,
+            beside=self.twins.beside,
         )
 
     def _decorate(self) -> None:
@@ -451,6 +516,11 @@ class Publisher:
                 dark=self.scene.dark,
                 looked_through=self.scene.is_looked_through,
                 lost=self.others.lost() if self.others else (),
+                twins=self.twins,
+                twin_cost=self.follower.cost(),
+                twin_fault=self.follower.fault,
+                controls_known=channel.controls_known if channel else True,
+                curves=channel.drift.curves(selected) if channel else None,
             )
 
     def _inside(self, block: Block | None, env: int | None) -> Inside | None:

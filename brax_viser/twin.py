@@ -21,8 +21,9 @@ DRIFT_LIMIT = 0.1
 MOST_THREADS = 4
 """A twin takes tens of microseconds a step: more threads would only wait for each other."""
 
-LEAST_PRIORITY = 19
-"""The nice value of the threads that step: they get what the training leaves of the processor."""
+NICENESS = 10
+"""Of the threads that step: where the training takes all processors, they get a tenth of one. With
+the most there is, 19, they would not keep up there."""
 
 _STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS
 _ALIKE: Mapping[str, np.ndarray] = {}
@@ -201,7 +202,7 @@ class Twins:
             initial_warmstart=np.stack([twin.warmstart for _, twin in step]),
         )
         velocity = slice(1 + self._model.nq, 1 + self._model.nq + self._model.nv)
-        for (row, twin), trace in zip(step, states, strict=True):
+        for (row, twin), trace in zip(step, np.asarray(states), strict=True):
             if trace[-1, 0] < twin.state[0] + 0.99 * self._step_seconds:
                 # MuJoCo begins anew by itself, at time 0, where its numbers have gone astray.
                 trace[:] = np.nan
@@ -264,7 +265,7 @@ def _modest_pool(threads: int) -> Rollout:
         if sys.platform == "linux":
             # Threads inherit it from the one that makes them, and this one ends here: the thread
             # that holds the interpreter's lock must not be kept waiting with it.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_PRIORITY)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         made.append(Rollout(nthread=threads))
 
     maker = threading.Thread(target=make, name="brax_viser twins' threads")

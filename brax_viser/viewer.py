@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 import numpy as np
 import viser
 
+from brax_viser.drift import Drift
 from brax_viser.feed import Feed, Switchboard, log
+from brax_viser.follower import TwinSettings
 from brax_viser.gui.panel import PAGES, STEPS, Command, parse_indices
 from brax_viser.hosts import meeting
 from brax_viser.interrupt import InterruptWatch
@@ -81,6 +83,10 @@ def _by_first_alone(
             method(self, *args, **kwargs)
 
     return steer
+
+
+USUAL_TWINS, MOST_TWINS = 16, 256
+"""How many there are once they are switched on, and at most."""
 
 
 @dataclass(frozen=True)
@@ -340,6 +346,47 @@ class Viewer:
             self._board.hold.refresh()  # a training that is held tells all of it at this very step
         self._board.mailbox.wake()
 
+    @property
+    def twins(self) -> int:
+        """How many of the robots that are drawn have a twin in MuJoCo, which is stepped with the
+        controls of the training beside it: 0 to 256, 0 at first. The selected robot has one first.
+        There are none in mode "latest", which has no consecutive steps."""
+        return self._board.control.twins
+
+    @twins.setter
+    @_by_first_alone
+    def twins(self, count: int) -> None:
+        if isinstance(count, bool) or int(count) != count or not 0 <= count <= MOST_TWINS:
+            raise ValueError(f"twins={count!r}: must be a number of twins, 0 to {MOST_TWINS}")
+        self._board.set(twins=int(count))
+        self._board.hold.refresh()  # a training that is held tells what they need at this very step
+        self._board.mailbox.wake()
+
+    @property
+    def twin_settings(self) -> TwinSettings:
+        """How twins are stepped, judged and drawn; a frozen dataclass, to be replaced."""
+        return self._publisher.twins if isinstance(self._end, Publisher) else TwinSettings()
+
+    @twin_settings.setter
+    @_by_first_alone
+    def twin_settings(self, settings: TwinSettings) -> None:
+        if settings.every is not None and settings.every < 1:
+            raise ValueError(f"every={settings.every}: must be a number of steps, at least 1")
+        if not settings.limit > 0:
+            raise ValueError(f"limit={settings.limit}: must be a distance above 0, in m")
+        self._publisher.twins = settings
+        self._board.mailbox.wake()
+
+    @_by_first_alone
+    def restart_twins(self) -> None:
+        """Starts all twins anew, with the next step, from where their robots are then."""
+        self._publisher.follower.start_anew()
+
+    def drift(self) -> Drift | None:
+        """How far the twins are from their robots, at the step that is on screen; None if none of
+        them has one. In other processes than the first: None."""
+        return self._publisher.drift() if isinstance(self._end, Publisher) else None
+
     @_by_first_alone
     def pause(self) -> None:
         """Holds the *training* at its next step, until `resume`. The page stays live."""
@@ -550,6 +597,16 @@ class Viewer:
                 self._publisher.show_parts(replace(parts, sites=value))
             case "camera":
                 self._look_through(*value)
+            case "twins_on":
+                self.twins = USUAL_TWINS if value else 0
+            case "twins":
+                self.twins = int(value)
+            case "twins_anew":
+                self.restart_twins()
+            case "twins_beside" | "twins_as_made" | "twins_every" | "twins_limit":
+                what = name.removeprefix("twins_")
+                value = (int(value) or None) if what == "every" else value
+                self._publisher.twins = replace(self._publisher.twins, **{what: value})
             case "dark":
                 self._publisher.scene.dark = value
             case "see_all":

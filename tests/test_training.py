@@ -16,6 +16,7 @@ from brax.training.agents.ppo import train as ppo
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.callback import VARIABLE
 from brax_viser.stream import MODES, SHOWS
+from brax_viser.twin import Twins
 from tests.conftest import Page, eventually
 
 SMALL: dict[str, Any] = dict(
@@ -90,6 +91,9 @@ class Fidgeting:
             viewer.max_overhead = (0.001, 0.02, 1.0)[n // 2 % 3]
             viewer.select(self.SELECTIONS[n % len(self.SELECTIONS)], sticky=n % 5 == 0)
             viewer.selected_env = n % 4  # the evaluation has no more
+            viewer.twins = (0, 2, 16)[n // 3 % 3]
+            if n % 11 == 0:
+                viewer.restart_twins()
             getattr(viewer, self.MOVES[n % len(self.MOVES)])()
 
     def __enter__(self) -> "Fidgeting":
@@ -140,12 +144,15 @@ def test_parameters_are_identical_whatever_is_done_in_the_page(
     """Held and stepped, chosen by return, slowed down, switched off and on: all at once."""
     monkeypatch.setenv(VARIABLE, mechanism)
     env = VisualizedEnv(bare(), grid=(3, 3), viewer=viewer)
+    followed, follow = [], Twins.follow
+    monkeypatch.setattr(Twins, "follow", lambda *args: followed.append(1) or follow(*args))
     chosen = {"evaluated": WITH_EVALUATION, "repeated": REPEATED}[settings]
     with Fidgeting(viewer) as fidgeting:
         learned = train(env, chosen)
     assert_identical(learned, request.getfixturevalue(f"stock_{settings}"))
     assert fidgeting.flips > 20
     assert viewer.stats().frames > 0
+    assert followed, "there was never a twin"
     assert viewer._board.hold._pauses[0] > 0, "it was never held"
     assert viewer._board.fault is None
 

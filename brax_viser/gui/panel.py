@@ -7,15 +7,14 @@ from typing import Any
 import viser
 
 from brax_viser.gui import words
+from brax_viser.gui.twins import TwinFolder
+from brax_viser.gui.widgets import Command, Widgets, label_of
 from brax_viser.gui.words import PanelView, StreamView, status
 from brax_viser.scene.cameras import cameras_of
 from brax_viser.scene.shapes import GROUPS, USUAL, groups_of
 from brax_viser.selection import RANKED, Selection
 
 __all__ = ["STEPS", "Command", "Panel", "PanelView", "StreamView", "parse_indices", "status"]
-
-Command = tuple[str, Any]
-"""(what, value): what a person has asked for; `viewer` lists them."""
 
 MODES = {"Real time": "realtime", "Latest": "latest", "Every step": "every_step"}
 SHOWS = {"Training": "train", "Evaluation": "eval", "Both, side by side": "both"}
@@ -59,13 +58,12 @@ PAGES = ("Previous", "Next")
 HOLD, RESUME = "Hold training", "Resume training"
 
 
-class Panel:
+class Panel(Widgets):
     """Widgets on the server, shared by all pages. Callbacks only enqueue."""
 
     def __init__(self, server: viser.ViserServer, enqueue: Callable[[Command], None]):
-        self._server, self._enqueue = server, enqueue
+        super().__init__(server, enqueue)
         self._shown_indices: tuple[int, ...] = ()
-        self._numbers: dict[str, float] = {}  # as last shown, by label
         self._model: Any = None  # a mujoco.MjModel, whose groups and cameras there are to choose
         gui = server.gui
         self._theme(dark=False)
@@ -86,6 +84,7 @@ class Panel:
             self._add_look()
         with gui.add_folder("Parts of the model", expand_by_default=False):
             self._add_parts()
+        self._twins = TwinFolder(server, enqueue)
         with gui.add_folder("Pace and budget", expand_by_default=False):
             self._add_pace()
         self._add_keys()
@@ -319,36 +318,6 @@ class Panel:
 
             command.on_trigger(trigger)
 
-    def _on_click(self, handle: viser.GuiButtonHandle, name: str) -> None:
-        @handle.on_click
-        async def _(event: viser.GuiEvent) -> None:
-            self._enqueue((name, event.client_id))
-
-    def _on_pick(self, handle: Any, name: str, *, with_client: bool = False) -> None:
-        @handle.on_click
-        async def _(event: viser.GuiEvent) -> None:
-            self._enqueue((name, event.client_id if with_client else event.target.value))
-
-    def _on_change(
-        self, handle: Any, name: str, of: Callable[[Any], Any], *, with_client: bool = False
-    ) -> None:
-        @handle.on_update
-        async def _(event: viser.GuiEvent) -> None:
-            # Without a client it is our own `show` that has set the value.
-            if event.client is not None:
-                value = of(handle.value)
-                self._enqueue((name, (value, event.client_id) if with_client else value))
-
-    def _on_number(self, handle: Any, name: str, unit: float = 1.0) -> None:
-        """A number that can be typed. Each key is an update, so what is on its way from "2" to
-        "0.5" comes too: what is out of the limits is not meant yet."""
-
-        @handle.on_update
-        async def _(event: viser.GuiEvent) -> None:
-            value = float(handle.value)
-            if event.client is not None and handle.min <= value <= handle.max:
-                self._enqueue((name, value * unit))
-
     def show(self, view: PanelView) -> None:
         """Brings the widgets up to date; only what has changed is sent."""
         progress, control = view.progress, view.control
@@ -361,7 +330,7 @@ class Panel:
         self._set(self._steps, content=words.steps(progress))
         self._show_hold(view)
         self._set(self._streaming, value=control.streaming)
-        self._set(self._mode, value=_label(MODES, control.mode))
+        self._set(self._mode, value=label_of(MODES, control.mode))
         self._set(self._speed, visible=control.mode == "realtime")
         self._show_number(self._speed, control.speed)
         self._set(self._cost, content=words.cost(view))
@@ -369,7 +338,7 @@ class Panel:
         self._set(self._selected, content=words.selected(view))
         none = view.selected_env is None
         self._set(self._follow, value=view.followed, disabled=none)
-        self._set(self._others, value=_label(OTHERS, view.look.others), disabled=none)
+        self._set(self._others, value=label_of(OTHERS, view.look.others), disabled=none)
         self._set(self._looked_into, content=words.looked_into(view))
         for name, handle in self._overlays.items():
             none = name in view.unavailable
@@ -377,7 +346,7 @@ class Panel:
         self._set(self._missing, content=words.missing(view))
         self._set(self._numbers_wanted, value=view.look.numbers)
         self._set(self._inside, content=words.numbers(view))
-        self._set(self._colour, value=_label(COLOURS, view.look.colour_by))
+        self._set(self._colour, value=label_of(COLOURS, view.look.colour_by))
         self._set(self._legend, content=words.legend(view))
         self._set(self._labels, value=view.look.labels)
         self._set(self._in_cells, value=view.look.in_cells)
@@ -385,6 +354,7 @@ class Panel:
         if view.dark != self._is_dark:
             self._theme(dark=view.dark)
         self._show_parts(view)
+        self._twins.show(view)
         self._show_number(self._budget, round(100 * control.max_overhead, 3))
         self._show_number(self._stretch, control.stretch_seconds)
 
@@ -419,10 +389,10 @@ class Panel:
         selection, num_envs = view.selection, view.stream.num_envs
         self._set(
             self._show,
-            value=_label(SHOWS, view.control.show),
+            value=label_of(SHOWS, view.control.show),
             visible=view.stream.other_known or view.control.show != "train",
         )
-        self._set(self._rule, value=_label(RULES, selection.rule))
+        self._set(self._rule, value=label_of(RULES, selection.rule))
         pages = selection.num_pages(num_envs, view.capacity) if num_envs and view.capacity else 1
         page = min(selection.page, pages)
         self._set(
@@ -439,22 +409,6 @@ class Panel:
         moves = selection.rule in ("random", *RANKED)
         self._set(self._sticky, visible=moves, value=selection.sticky)
         self._set(self._drawn, content=words.drawn(view))
-
-    def _show_number(self, handle: Any, value: float) -> None:
-        # Not while a person types: only what has been changed otherwise.
-        if self._numbers.get(handle.label) != value:
-            self._numbers[handle.label] = value
-            self._set(handle, value=value)
-
-    def _set(self, handle: Any, **values: object) -> None:
-        for attribute, value in values.items():
-            # Compared with the widget, not with what was last sent: a person may have changed it.
-            if getattr(handle, attribute) != value:
-                setattr(handle, attribute, value)
-
-
-def _label(labels: dict[str, str], value: str) -> str:
-    return next(label for label, meaning in labels.items() if meaning == value)
 
 
 def _indices_or_none(text: str) -> tuple[int, ...] | None:

@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 from html import escape
 
 import mujoco
+import numpy as np
 
+from brax_viser.drift import Curves
+from brax_viser.follower import TwinCost, TwinSettings
 from brax_viser.frame import Frame
 from brax_viser.gui import details
 from brax_viser.gui.details import Inside
@@ -73,6 +76,11 @@ class PanelView:
     looked_through: bool = False  # whether any page looks through a camera of the model
     parts: Parts = USUAL  # of the model, that are drawn
     lost: tuple[int, ...] = ()  # processes of the training that are not heard of any more
+    twins: TwinSettings = TwinSettings()  # noqa: RUF009 (it is frozen)
+    twin_cost: TwinCost = TwinCost()  # noqa: RUF009
+    twin_fault: str | None = None  # why there are none
+    controls_known: bool = True  # whether what goes to the physics is
+    curves: Curves | None = None  # of drift
 
 
 def status(view: PanelView) -> str:
@@ -252,6 +260,77 @@ OVERLAY_LABELS = {
     "geom_frames": "Geom frames",
 }
 """What overlays are called in the panel, in its order."""
+
+
+def twins(view: PanelView) -> str:
+    """What the twins are doing and what that costs, or why there are none."""
+    if view.control.twins == 0:
+        return ""
+    if view.twin_fault is not None:
+        return note(f"Twins stopped by a fault, all else goes on: {view.twin_fault}", warning=True)
+    if view.control.mode == "latest":
+        return note("Twins need consecutive steps: choose Real time or Every step.", warning=True)
+    if not view.controls_known:
+        return note(
+            "What goes to the physics is not known here: give VisualizedEnv a ctrl_fn, which makes "
+            "it of the action.",
+            warning=True,
+        )
+    ghost, cost = view.frame.ghost if view.frame else None, view.twin_cost
+    if ghost is None:
+        if cost.skipped > 0.5:
+            return note("MuJoCo does not keep up: fewer twins would.", warning=True)
+        return note("Twins come with the next steps.")
+    text = (
+        f"{int(ghost.there.sum())} twins · {1000 * cost.step_seconds:.1f} ms a step · "
+        f"{100 * cost.share:.0f} % of a processor beside the training"
+    )
+    if cost.skipped > 0:
+        text += f" · {100 * cost.skipped:.0f} % of the steps went without"
+    return note(text)
+
+
+MOST_DRIFTS = 16
+"""Rows of the table of twins."""
+
+
+def drifts(view: PanelView) -> str:
+    """How far each twin has gone, those that have gone furthest first."""
+    frame = view.frame
+    if frame is None or frame.ghost is None:
+        return ""
+    ghost = frame.ghost
+    rows = np.flatnonzero(ghost.there)
+    rows = rows[np.argsort(-np.nan_to_num(ghost.bodies[rows], nan=np.inf), kind="stable")]
+    lines = []
+    if len(rows) > 1:
+        measures = (ghost.root, ghost.bodies, ghost.joints)
+        middle = tuple(float(np.median(x[rows])) for x in measures)
+        kept = int(np.isinf(ghost.passed[rows]).sum())
+        lines.append(_drift_row("Median", middle, f"{len(rows) - kept} of {len(rows)}", bold=True))
+    for row in rows[:MOST_DRIFTS]:
+        passed = ghost.passed[row]
+        when = "-" if np.isinf(passed) else f"{passed:.2f} s"
+        env = int(frame.env_index[row])
+        values = (float(ghost.root[row]), float(ghost.bodies[row]), float(ghost.joints[row]))
+        lines.append(_drift_row(str(env), values, when, bold=env == view.selected_env))
+    head = "".join(
+        f'<th style="text-align:right;font-weight:400;color:{_GREY}">{text}</th>'
+        for text in ("Env", "Root, m", "Links, m", "Joints, rad", "Parted after")
+    )
+    return (
+        '<div style="margin:0 0.75em 0.5em 0.75em;font-size:0.8em">'
+        f'<table style="width:100%;border-collapse:collapse"><tr>{head}</tr>'
+        + "".join(lines)
+        + "</table></div>"
+    )
+
+
+def _drift_row(name: str, values: tuple[float, ...], when: str, *, bold: bool) -> str:
+    shown = ["-" if np.isnan(x) else f"{x:.3f}" for x in values]
+    weight = "600" if bold else "400"
+    cells = "".join(f'<td style="text-align:right">{escape(x)}</td>' for x in (*shown, when))
+    return f'<tr style="font-weight:{weight}"><td style="text-align:right">{name}</td>{cells}</tr>'
 
 
 def legend(view: PanelView) -> str:

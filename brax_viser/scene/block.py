@@ -1,5 +1,6 @@
 """One rollout in the scene: its robots in their cells, and what is written and marked on them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import mujoco
@@ -37,6 +38,10 @@ OTHERS = ("show", "fade", "hide")
 
 RING_COLOUR = (28, 126, 214)
 
+GHOST_RGB = (151, 71, 255)
+GHOST_OPACITY = 0.4
+"""Of twins in MuJoCo: a colour that no robot has, through which the robot is seen."""
+
 _ALIKE: dict[str, np.ndarray] = {}
 """What an environment's model has of its own where all are alike: nothing."""
 
@@ -53,6 +58,7 @@ class Look:
     overlays: frozenset[str] = frozenset()  # some of overlays.OVERLAYS, of the selected robot
     numbers: bool = False  # whether the panel tells the numbers of the selected robot
     body: int | None = None  # of the selected robot, the body that a person has pointed at
+    beside: bool = False  # whether twins are drawn beside their robots, and not on them
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,19 @@ class Model:
         return unavailable(self.variants.model, native=self.native, backend=self.backend)
 
 
+def ghostly(shapes: Sequence[Shape]) -> list[Shape]:
+    """What moves of a robot, as it is drawn of its twin."""
+    rgba = np.array([*GHOST_RGB, round(255 * GHOST_OPACITY)], np.uint8)
+    found = []
+    for shape in shapes:
+        moves = shape.body > 0
+        if moves.any():
+            body, pos, quat = shape.body[moves], shape.pos[moves], shape.quat[moves]
+            look = replace(shape, body=body, pos=pos, quat=quat, rgba=rgba, casts_shadow=False)
+            found.append(look)
+    return found
+
+
 class Block:
     """The robots of one rollout. Used on viser's own thread alone."""
 
@@ -130,6 +149,8 @@ class Block:
         self._server, self._path = server, path
         self._origins = (grid.origins(count) + offset).astype(np.float32)
         self.robots = Robots(server, f"{path}/robots", model.shapes, self._origins, scale)
+        self._ghosts: Robots | None = None  # once there are any
+        self._ghostly = ghostly(model.shapes)
         self._rods: Rods | None = None
         if model.rods is not None:
             self._rods = Rods(server, f"{path}/rods", model.rods, self._origins, scale)
@@ -192,6 +213,7 @@ class Block:
         if look.others == "hide":
             self._hidden |= others
         sent = self._draw_robots()
+        sent += self._draw_ghosts(view)
         self._draw_ring()
         self._draw_overlays()
         return sent
@@ -201,6 +223,7 @@ class Block:
         self.drawn_envs, self._cell_of_env, self.frame = np.zeros(0, np.int32), {}, None
         self._hidden = np.ones(self.count, bool)
         sent = self._draw_robots()
+        self._hide_ghosts()
         self._draw_ring()
         if self._overlays is not None:
             self._overlays.hide()
@@ -276,6 +299,8 @@ class Block:
         """Takes everything away."""
         if self._overlays is not None:
             self._overlays.remove()
+        if self._ghosts is not None:
+            self._ghosts.remove()
         self.robots.remove()
         if self._rods is not None:
             self._rods.remove()
@@ -291,6 +316,39 @@ class Block:
             sent += self._rods.draw(self.pos, self.rot, self._hidden)
         return sent
 
+    def _draw_ghosts(self, view: View) -> int:
+        """Draws the twins. Returns how many bytes each page is sent."""
+        if view.ghost is None or view.frame.ghost is None:
+            self._hide_ghosts()
+            return 0
+        if self._ghosts is None:
+            self._ghosts = Robots(
+                self._server,
+                f"{self._path}/twins",
+                self._ghostly,
+                self._origins,
+                self.scale,
+            )
+            self._ghosts.paint(Paint(np.tile(np.array(GHOST_RGB, np.uint8), (self.count, 1))))
+            self._varied = -1
+        if self._varied != self.model.variants.version:
+            self._vary()
+        count = len(view.frame.env_index)
+        pos, rot = (np.zeros_like(array) for array in (self.pos, self.rot))
+        pos[:count], rot[:count] = view.ghost
+        hidden = self._hidden.copy()
+        hidden |= ~(np.isfinite(pos).all(axis=(1, 2)) & np.isfinite(rot).all(axis=(1, 2)))
+        hidden[:count] |= ~view.frame.ghost.there
+        hidden[count:] = True
+        pos += self._moved[:, None]
+        if self._look.beside:
+            pos[..., 1] += self.grid.spacing[1] / 2
+        return self._ghosts.draw(pos, rot, hidden)
+
+    def _hide_ghosts(self) -> None:
+        if self._ghosts is not None:
+            self._ghosts.draw(self.pos, self.rot, np.ones(self.count, bool))
+
     def _vary(self) -> None:
         """Gives each cell's robot the looks of its environment."""
         variants = self.model.variants
@@ -298,7 +356,10 @@ class Block:
         if not variants.apart:
             return
         nobody = [-1] * (self.count - len(self.drawn_envs))
-        self.robots.vary(variants.places(self.model.shapes, [*self.drawn_envs.tolist(), *nobody]))
+        envs = [*self.drawn_envs.tolist(), *nobody]
+        self.robots.vary(variants.places(self.model.shapes, envs))
+        if self._ghosts is not None:
+            self._ghosts.vary(variants.places(self._ghostly, envs))
 
     def _bring_back(self, count: int) -> None:
         """Who has run out of a cell comes back in on the other side, by whole cells: motion stays

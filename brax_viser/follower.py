@@ -1,0 +1,205 @@
+"""The thread beside the training on which frames get their twins."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import mujoco
+import numpy as np
+
+from brax_viser.frame import Frame, Ghost
+from brax_viser.stream import COST_SECONDS
+from brax_viser.twin import DRIFT_LIMIT, Twins
+
+L = TypeVar("L")
+"""Of which frames follow each other: of one process and one rollout."""
+
+
+@dataclass(frozen=True)
+class TwinSettings:
+    """What a person wants of the twins."""
+
+    every: int | None = None  # steps after which each starts anew; None: only where it must
+    limit: float = DRIFT_LIMIT  # m, see `twin.DRIFT_LIMIT`
+    as_made: bool = False  # stepped as the model's file says, not as the training has changed it
+    beside: bool = False  # drawn beside the robots, not on them
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What is stepped."""
+
+    model: mujoco.MjModel
+    substeps: int  # per environment step
+    lags: bool  # see `twin.Twins`
+
+
+@dataclass(frozen=True, eq=False)
+class _Job(Generic[L]):
+    lane: L  # that the frame is of; frames of one are steps of the same environments
+    frame: Frame
+    rows: Sequence[int]  # who has a twin
+    simulated: Simulated
+    own: Mapping[int, Mapping[str, np.ndarray]]
+    settings: TwinSettings
+    anew: int  # how often it was asked for a new start
+    until: float  # s, when it goes on without
+
+
+@dataclass(frozen=True)
+class TwinCost:
+    """What the twins take, over the last seconds."""
+
+    share: float = 0.0  # of wall-clock, 0 to 1
+    step_seconds: float = 0.0  # s per step, of all twins together
+    skipped: float = 0.0  # share of the steps that had to go on without, 0 to 1
+
+
+class Follower(Generic[L]):
+    """Gives frames their ghosts, in the order in which they come.
+
+    `send` and `take` are called by the publisher, `start` and `close` by the viewer. The thread
+    waits for MuJoCo without holding the interpreter's lock.
+    """
+
+    def __init__(self, ready: Callable[[], None], clock: Callable[[], float] = time.monotonic):
+        """Does nothing yet.
+
+        Args:
+            ready: called on the follower's thread when there is something to take.
+            clock: s.
+        """
+        self.fault: str | None = None
+        self._ready, self._clock = ready, clock
+        self._changed = threading.Condition()
+        self._waiting: deque[_Job[L]] = deque()
+        self._done: deque[tuple[L, Frame]] = deque()
+        self._pending: dict[L, int] = {}
+        self._anew = 0
+        self._closed = False
+        self._log: deque[tuple[float, float, bool]] = deque()  # s when, s it took, whether skipped
+        self._twins: dict[L, tuple[Simulated, int, Twins]] = {}
+        self._thread = threading.Thread(target=self._run, name="brax_viser twins", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread; what waits is dropped."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join(timeout=5.0)
+
+    def send(
+        self,
+        lane: L,
+        frame: Frame,
+        rows: Sequence[int],
+        simulated: Simulated,
+        own: Mapping[int, Mapping[str, np.ndarray]],
+        settings: TwinSettings,
+        patience: float,
+    ) -> None:
+        """Hands a frame over; it comes back from `take`, with a ghost if there was time.
+
+        Args:
+            lane: whose frame it is.
+            frame: with coordinates, if there are any rows.
+            rows: which of its environments have a twin; none: it is but handed through, behind
+                those that came before it.
+            simulated: what is stepped.
+            own: by environment, in what its model differs.
+            settings: of the twins.
+            patience: s for which it may wait for its turn; then it goes on without a ghost.
+        """
+        with self._changed:
+            until = self._clock() + patience
+            self._waiting.append(
+                _Job(lane, frame, rows, simulated, own, settings, self._anew, until)
+            )
+            self._pending[lane] = self._pending.get(lane, 0) + 1
+            self._changed.notify_all()
+
+    def take(self) -> list[tuple[L, Frame]]:
+        """What is ready: (lane, frame), in order."""
+        with self._changed:
+            done = list(self._done)
+            self._done.clear()
+            for lane, _ in done:
+                self._pending[lane] -= 1
+                if not self._pending[lane]:
+                    del self._pending[lane]
+            return done
+
+    def pending(self, lane: L) -> bool:
+        """Whether frames of it have not been taken back yet."""
+        return lane in self._pending
+
+    def start_anew(self) -> None:
+        """With the next frame all twins start from where their environments are then."""
+        with self._changed:
+            self._anew += 1
+
+    def cost(self) -> TwinCost:
+        """What it takes."""
+        now = self._clock()
+        with self._changed:
+            while self._log and self._log[0][0] < now - COST_SECONDS:
+                self._log.popleft()
+            entries = list(self._log)
+        took = [seconds for _, seconds, skipped in entries if not skipped]
+        span = min(max(now - entries[0][0], 0.1), COST_SECONDS) if entries else 1.0
+        return TwinCost(
+            share=sum(took) / span,
+            step_seconds=sum(took) / len(took) if took else 0.0,
+            skipped=1 - len(took) / len(entries) if entries else 0.0,
+        )
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._closed:
+                    self._changed.wait()
+                if self._closed:
+                    break
+                job = self._waiting.popleft()
+            frame = job.frame
+            if job.rows and self.fault is None:
+                start = self._clock()
+                late = start > job.until
+                if not late:
+                    frame = self._followed(job)
+                with self._changed:
+                    self._log.append((start, self._clock() - start, late))
+            with self._changed:
+                self._done.append((job.lane, frame))
+            self._ready()
+        for _, _, twins in self._twins.values():
+            twins.close()
+
+    def _followed(self, job: _Job[L]) -> Frame:
+        try:
+            return replace(job.frame, ghost=self._ghost(job))
+        # The robots go on without twins, whatever it is; the page says so.
+        except Exception as error:
+            self.fault = f"{type(error).__name__}: {error}"
+            return job.frame
+
+    def _ghost(self, job: _Job[L]) -> Ghost:
+        simulated, anew, twins = self._twins.get(job.lane, (None, 0, None))
+        if twins is None or simulated != job.simulated:
+            if twins is not None:
+                twins.close()
+            made = job.simulated
+            twins = Twins(made.model, made.substeps, lags=made.lags)
+            anew = job.anew
+        if anew != job.anew:
+            twins.start_anew()
+        self._twins[job.lane] = job.simulated, job.anew, twins
+        twins.every, twins.limit = job.settings.every, job.settings.limit
+        return twins.follow(job.frame, job.rows, job.own)

@@ -1,0 +1,551 @@
+"""Twins in MuJoCo do what the training's physics does, as far as the two agree, and say how far."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+from brax import envs
+from brax.envs.wrappers.training import VmapWrapper
+
+from benchmarks.twin import Stepped
+from brax_viser import VisualizedEnv, callback
+from brax_viser.adapters import adapter_for
+from brax_viser.drift import GAP_SECONDS, MOST_POINTS, DriftLog
+from brax_viser.follower import Follower, Simulated, TwinSettings
+from brax_viser.frame import Coordinates, Frame, Ghost, joined
+from brax_viser.hosts import wire
+from brax_viser.playback import Player, View, beside
+from brax_viser.scene.physics import varied
+from brax_viser.scene.quaternions import angle_between
+from brax_viser.twin import Twins
+from tests.conftest import eventually
+from tests.test_detail import NUM_ENVS, Rollout, suite_env
+
+AIR = 100.0  # m: higher than an ant falls within 50 steps
+
+
+def env_of(name: str, backend: str) -> Any:
+    return envs.get_environment(name, backend=backend)
+
+
+@pytest.fixture(scope="module")
+def stepped() -> Stepped:
+    """An ant on mjx, which is given as many iterations of the solver as its file says. Brax's
+    environment grants it one, after which rounding alone decides where a limit is met."""
+    env, made = env_of("ant", "mjx"), env_of("ant", "generalized").sys.mj_model.opt
+    how = {"opt.iterations": made.iterations, "opt.ls_iterations": made.ls_iterations}
+    env.sys = env.sys.tree_replace(how)
+    return Stepped(env)
+
+
+@pytest.fixture(scope="module")
+def ants(stepped) -> tuple[Any, list[Frame]]:
+    """(adapter, 40 steps of 4 ants on the ground)."""
+    return stepped.adapter, list(stepped.frames(40, 4))
+
+
+@pytest.fixture
+def twins(ants):
+    made = []
+
+    def make(adapter: Any = ants[0], **kwargs: Any) -> Twins:
+        twins = Twins(adapter.mujoco_model(), adapter.substeps, lags=adapter.native, **kwargs)
+        made.append(twins)
+        return twins
+
+    yield make
+    for twins in made:
+        twins.close()
+
+
+def test_without_contact_mjx_and_twin_agree_to_a_millimetre_over_50_steps(stepped, capsys):
+    """Eight motors and a free joint; with MJX's solver, integrator and time step."""
+    drift = stepped.drift(50, 4, lift=AIR)
+    assert not drift.touches.any()
+    assert drift.seconds[-1, 0] == pytest.approx(50 * 0.05)
+    with capsys.disabled():
+        print(f"\nin the air, 50 steps: {drift.worst.max():.1e} m, {drift.joints.max():.1e} rad")
+    assert drift.worst.max() < 1e-3
+    assert drift.joints.max() < 1e-3
+    assert np.isinf(drift.passed).all()
+
+
+def test_with_contact_they_part_slowly_and_the_threshold_is_passed_once(ants, twins, capsys):
+    """MJX and MuJoCo solve the same problem; legs that hit the ground make much of little."""
+    follower = twins()
+    ghosts = [follower.follow(frame, range(3), {}) for frame in ants[1]]
+    worst = np.array([np.nanmax(ghost.bodies) for ghost in ghosts])
+    with capsys.disabled():
+        at = {steps: f"{worst[steps]:.1e}" for steps in (1, 5, 10, 20, 39)}
+        print(f"\non the ground, m after so many steps: {at}")
+    assert follower.touching(range(3)).any() or worst[10] > 0
+    assert worst[:6].max() < 1e-3
+    assert (np.diff([ghost.seconds[0] for ghost in ghosts]) > 0).all()
+    for env in range(3):
+        passed = np.array([ghost.passed[env] for ghost in ghosts])
+        parted = np.array([ghost.bodies[env] > follower.limit for ghost in ghosts])
+        if parted.any():
+            first = int(np.argmax(parted))
+            assert np.isinf(passed[:first]).all()
+            assert (passed[first:] == pytest.approx(ghosts[first].seconds[env])).all()
+        else:
+            assert np.isinf(passed).all()
+
+
+def test_what_the_code_of_an_environment_has_changed_is_in_its_twin():
+    adapter = adapter_for(env_of("humanoid", "positional"))
+    model, made = adapter.mujoco_model(), adapter.mj_model
+    assert (model.opt.timestep, adapter.substeps) == (pytest.approx(0.0015), 10)
+    np.testing.assert_allclose(model.actuator_gear[:, 0], adapter.base.sys.actuator.gear)
+    assert model.actuator_gear[0, 0] == 350 and made.actuator_gear[0, 0] == 100
+    assert made.opt.timestep == pytest.approx(0.003)  # the caller's own is as it was
+    fast = adapter_for(env_of("ant", "mjx"))
+    assert (fast.mujoco_model().opt.iterations, fast.mj_model.opt.iterations) == (1, 4)
+
+
+@pytest.mark.parametrize("backend", ["mjx", "generalized", "spring", "positional"])
+def test_the_control_is_what_goes_to_the_physics(backend):
+    """The pendulum's environment makes -3 to 3 of an action of -1 to 1."""
+    env = env_of("inverted_pendulum", backend)
+    adapter = adapter_for(env)
+    given = []
+
+    def step(state, action):
+        state, ctrl = adapter.step(env, state, action)
+        return state, adapter.detail(state, action, ctrl)["ctrl"]
+
+    state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 2))
+    for action in ([[0.5], [-1.0]], [[0.1], [0.0]]):
+        state, ctrl = jax.jit(jax.vmap(step))(state, jnp.array(action))
+        given.append(np.asarray(ctrl))
+    np.testing.assert_allclose(given, [[[1.5], [-3.0]], [[0.3], [0.0]]], rtol=1e-6)
+    assert "pipeline_step" not in vars(env)
+
+
+@pytest.mark.parametrize("where", ["inside a vmap", "twice"])
+def test_a_control_that_cannot_be_seen_is_not_made_up_and_can_be_given(where):
+    class Twice(type(env_of("inverted_pendulum", "spring"))):  # type: ignore[misc]
+        def step(self, state, action):
+            return super().step(super().step(state, action), action)
+
+    bare = env_of("inverted_pendulum", "spring")
+    env = VmapWrapper(bare) if where == "inside a vmap" else Twice(backend="spring")
+    keys = jax.random.split(jax.random.PRNGKey(0), 2)
+    for ctrl_fn in (None, lambda action: 3.0 * action):
+        adapter = adapter_for(env, ctrl_fn)
+        if where == "twice":
+            state = jax.vmap(env.reset)(keys)
+            step = functools.partial(adapter.step, env)
+            _, ctrl = jax.vmap(step)(state, jnp.ones((2, 1)))
+        else:
+            _, ctrl = adapter.step(env, env.reset(keys), jnp.ones((2, 1)))
+        assert (ctrl is None) if ctrl_fn is None else (np.asarray(ctrl) == 3.0).all()
+
+
+def test_a_reset_within_a_stretch_and_a_missing_step_start_a_twin_anew(ants, twins):
+    frames, follower, seen = ants[1], twins(), []
+    for step, frame in enumerate(frames[:20]):
+        length = np.array([step % 7, step, step, step]) + 1
+        frame = dataclasses.replace(frame, episode_length=length)
+        seen.append(follower.follow(frame, range(2), {}).seconds[:2] / 0.05)
+    counted = np.round(seen).astype(int)
+    assert counted[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6] * 2 + [0, 1, 2, 3, 4, 5]
+    assert counted[:, 1].tolist() == list(range(20))
+
+    missing = twins()
+    kept = [frames[i] for i in (0, 1, 2, 5, 6, 6)]
+    ghosts = [missing.follow(frame, range(3), {}) for frame in kept]
+    steps = [round(float(ghost.seconds[0] / 0.05)) for ghost in ghosts]
+    assert steps == [0, 1, 2, 0, 1, 1]  # looked at again while it is held: no step more
+    np.testing.assert_array_equal(ghosts[3].link_pos[:3], kept[3].link_pos[:3])
+    np.testing.assert_array_equal(ghosts[4].link_pos, ghosts[5].link_pos)
+
+
+def test_twins_start_anew_on_demand_and_every_n_steps(ants, twins):
+    _, frames = ants
+    follower = twins()
+    follower.every = 4
+    steps = []
+    for index, frame in enumerate(frames[:14]):
+        if index == 11:
+            follower.start_anew()
+        steps.append(round(float(follower.follow(frame, [1], {}).seconds[1] / 0.05)))
+    assert steps == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 0, 1, 2]
+
+
+def test_only_those_that_are_asked_for_have_a_twin_and_what_is_not_finite_has_none(ants, twins):
+    _, frames = ants
+    follower = twins()
+    follower.follow(frames[0], [0, 2], {})
+    ghost = follower.follow(frames[1], [0, 2], {})
+    assert ghost.there.tolist() == [True, False, True, False]
+    assert np.isnan(ghost.link_pos[1]).all() and np.isnan(ghost.bodies[1])
+    broken = frames[2].coordinates
+    assert broken is not None
+    qpos = broken.qpos.copy()
+    qpos[0, 0] = np.nan
+    frame = dataclasses.replace(frames[2], coordinates=dataclasses.replace(broken, qpos=qpos))
+    assert follower.follow(frame, [0, 2], {}).there.tolist() == [False, False, True, False]
+    assert follower.follow(frames[3], [0, 2], {}).seconds[0] == 0.0
+
+
+def test_a_twin_that_explodes_counts_as_parted_and_starts_anew(ants, twins):
+    """MuJoCo puts it back to where the model begins, at time 0, and would look at home there."""
+    adapter, frames = ants
+    follower = twins()
+    follower.follow(frames[0], [0], {})
+    given = frames[1].coordinates
+    assert given is not None
+    wild = dataclasses.replace(given, ctrl=np.full_like(given.ctrl, 1.0))
+    for twin in follower._twins.values():
+        twin.state[1 + adapter.mj_model.nq :] = 1e9  # rad/s
+    ghost = follower.follow(dataclasses.replace(frames[1], coordinates=wild), [0], {})
+    assert not np.isfinite(ghost.link_pos[0]).any()
+    assert ghost.passed[0] == pytest.approx(0.05)
+    ghost = follower.follow(frames[2], [0], {})
+    assert ghost.seconds[0] == 0.0 and np.isfinite(ghost.link_pos[0]).all()
+
+
+def test_a_twin_has_its_environments_own_masses(ants, twins):
+    adapter, frames = ants
+    heavy = {1: {"body_mass": 3.0 * adapter.mj_model.body_mass}}
+    follower = twins()
+    ghosts = [follower.follow(frame, range(3), heavy) for frame in frames[:8]]
+    assert ghosts[-1].bodies[1] > 10 * max(ghosts[-1].bodies[0], 1e-4)
+    assert adapter.mj_model.body_mass[1] < varied(adapter.mj_model, heavy[1]).body_mass[1]
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_results_do_not_depend_on_the_number_of_threads(ants, twins, threads):
+    _, frames = ants
+    one, other = twins(threads=0), twins(threads=threads)
+    for frame in frames[:5]:
+        a, b = (t.follow(frame, range(3), {}) for t in (one, other))
+        np.testing.assert_array_equal(a.link_pos, b.link_pos)
+
+
+def test_mocap_bodies_are_where_the_training_has_them(twins):
+    model = mujoco.MjModel.from_xml_string(
+        """<mujoco><worldbody>
+        <body name="hand" mocap="true"><geom size="0.1" contype="0" conaffinity="0"/></body>
+        <body name="ball"><freejoint/><geom size="0.1"/></body>
+        </worldbody></mujoco>"""
+    )
+    follower = Twins(model, 2, lags=False, threads=0)
+    for step in range(3):
+        mocap = np.array([[[step, 0.0, 0.0]]], np.float32)
+        turn = np.array([[[1.0, 0, 0, 0]]], np.float32)
+        qpos = np.array([[0, 0, 5, 1, 0, 0, 0]], np.float32)
+        coordinates = Coordinates(qpos, np.zeros((1, 6), np.float32), None, None, mocap, turn)
+        links = np.concatenate([mocap, qpos[:, None, :3]], axis=1)
+        ghost = follower.follow(frame_of(step, coordinates, links), [0], {})
+        np.testing.assert_allclose(ghost.link_pos[0, 0], [step, 0, 0])
+    assert ghost.root[0] > 0  # the ball falls, and it is the one that roams
+    follower.close()
+
+
+def frame_of(
+    step: int, coordinates: Coordinates | None, links: np.ndarray, ghost: Ghost | None = None
+) -> Frame:
+    count = len(links)
+    ones = np.ones(count, np.float32)
+    return Frame(
+        role="train",
+        env_steps=step,
+        env_index=np.arange(count, dtype=np.int32),
+        num_envs=count,
+        link_pos=links.astype(np.float32),
+        link_rot=np.tile(np.array([1, 0, 0, 0], np.float32), (*links.shape[:2], 1)),
+        reward=ones,
+        episode_return=ones,
+        episode_length=np.full(count, step, np.int32),
+        since_termination=np.full(count, 1 << 20, np.int32),
+        finite=ones > 0,
+        coordinates=coordinates,
+        ghost=ghost,
+    )
+
+
+def ghost_of(links: np.ndarray, seconds: float, bodies: float = 0.0) -> Ghost:
+    count = len(links)
+    rot = np.tile(np.array([1, 0, 0, 0], np.float32), (*links.shape[:2], 1))
+    numbers = [np.full(count, x, np.float32) for x in (seconds, bodies, bodies, bodies, np.inf)]
+    return Ghost(np.ones(count, bool), links.astype(np.float32), rot, *numbers)
+
+
+def test_a_ghost_is_played_between_steps_but_does_not_fly_to_where_it_starts_anew():
+    player = Player(dt=0.1)
+    links = np.zeros((1, 1, 3))
+    for step, (x, seconds) in enumerate([(0.0, 0.0), (1.0, 0.1), (2.0, 0.2), (0.0, 0.0)]):
+        ghost = ghost_of(links + x, seconds)
+        player.add(frame_of(step + 1, None, links, ghost), now=0.0)
+    seen = {}
+    for tick in range(31):
+        view = player.play(0.01 * tick, 1.0, sending=False, following=False)
+        assert view is not None and view.ghost is not None
+        seen[tick] = float(view.ghost[0][0, 0, 0])
+    assert seen[5] == pytest.approx(0.5, abs=0.02) and seen[15] == pytest.approx(1.5, abs=0.02)
+    assert seen[25] == pytest.approx(2.0)  # it waits there, and is then at home
+    assert seen[30] == pytest.approx(0.0)
+
+
+def test_ghosts_survive_the_joining_of_devices_and_of_processes(ants, twins):
+    _, frames = ants
+    follower = twins()
+    frame = dataclasses.replace(frames[0], ghost=follower.follow(frames[0], [0, 2], {}))
+
+    def part(rows: list[int]) -> Frame:
+        def pick(x: Any) -> Any:
+            if dataclasses.is_dataclass(x):
+                return dataclasses.replace(
+                    x, **{f.name: pick(getattr(x, f.name)) for f in dataclasses.fields(x)}
+                )
+            return x[rows] if isinstance(x, np.ndarray) else x
+
+        return pick(frame)
+
+    order = np.array([2, 0, 1], np.int32)
+    whole = joined([part([0, 1]), part([2])], order)
+    assert whole is not None and whole.ghost is not None and whole.coordinates is not None
+    assert whole.ghost.there.tolist() == [True, True, False]
+    np.testing.assert_array_equal(whole.coordinates.qpos, frame.coordinates.qpos[order])
+    without = dataclasses.replace(part([2]), coordinates=None, ghost=None)
+    mixed = joined([part([0, 1]), without], order)
+    assert mixed is not None and mixed.ghost is None and mixed.coordinates is None
+
+    views = []
+    for rows in ([0, 1], [2]):
+        own = part(rows)
+        assert own.ghost is not None
+        ghost = (own.ghost.link_pos, own.ghost.link_rot)
+        hidden = np.zeros(len(rows), bool)
+        views.append(View(own, own.link_pos, own.link_rot, hidden, 0.0, 0.0, ghost))
+    both = beside(views, order)
+    assert both.ghost is not None and both.frame.ghost is not None
+    assert both.frame.ghost.there.tolist() == [True, True, False]
+    np.testing.assert_array_equal(both.ghost[0][0], frame.ghost.link_pos[2])
+
+
+class TestFollower:
+    @pytest.fixture
+    def simulated(self, ants):
+        adapter = ants[0]
+        return Simulated(adapter.mujoco_model(), adapter.substeps, adapter.native)
+
+    @pytest.fixture
+    def follower(self):
+        follower: Follower[str] = Follower(lambda: None)
+        yield follower
+        follower.close()
+
+    def taken(self, follower: Follower[str], count: int) -> list[tuple[str, Frame]]:
+        found: list[tuple[str, Frame]] = []
+        eventually(lambda: found.extend(follower.take()) or len(found) >= count, "all are back")
+        return found
+
+    def test_frames_come_back_in_order_with_ghosts_or_without(self, follower, ants, simulated):
+        frames = ants[1][:6]
+        for index, frame in enumerate(frames):
+            lane, rows = ("one", [0, 1]) if index % 2 else ("other", [])
+            follower.send(lane, frame, rows, simulated, {}, TwinSettings(), 60.0)
+        assert follower.pending("one")
+        follower.start()
+        back = self.taken(follower, 6)
+        assert [frame.env_steps for _, frame in back] == [f.env_steps for f in frames]
+        assert [lane for lane, _ in back] == ["other", "one"] * 3
+        assert [frame.ghost is not None for _, frame in back] == [False, True] * 3
+        assert not follower.pending("one") and not follower.pending("other")
+        cost = follower.cost()
+        assert 0 < cost.step_seconds < 1 and cost.skipped == 0 and cost.share > 0
+
+    def test_who_has_waited_too_long_goes_on_without(self, ants, simulated):
+        now = [0.0]
+        follower: Follower[str] = Follower(lambda: None, clock=lambda: now[0])
+        for frame in ants[1][:3]:
+            follower.send("one", frame, [0], simulated, {}, TwinSettings(), 1.0)
+        now[0] = 1.5
+        follower.send("one", ants[1][3], [0], simulated, {}, TwinSettings(), 1.0)
+        follower.start()
+        back = self.taken(follower, 4)
+        assert [frame.ghost is not None for _, frame in back] == [False, False, False, True]
+        assert follower.cost().skipped == 0.75
+        follower.close()
+
+    def test_a_fault_is_told_and_the_frames_go_on(self, follower, ants, simulated):
+        bare = dataclasses.replace(ants[1][0], coordinates=None)
+        follower.start()
+        for frame in (bare, ants[1][1]):
+            follower.send("one", frame, [0], simulated, {}, TwinSettings(), 60.0)
+        back = self.taken(follower, 2)
+        assert [frame.ghost for _, frame in back] == [None, None]
+        assert follower.fault is not None and "AssertionError" in follower.fault
+
+    def test_settings_and_another_physics_take_effect_with_the_next_step(
+        self, follower, ants, simulated
+    ):
+        adapter, frames = ants
+        made = Simulated(adapter.mj_model, 5, True)
+        follower.start()
+        every, far = TwinSettings(every=1), TwinSettings(limit=1e-9)
+        plan = [(simulated, every)] * 4 + [(made, far)] * 2 + [(made, TwinSettings())]
+        for frame, (what, settings) in zip(frames, plan, strict=False):
+            follower.send("one", frame, [0], what, {}, settings, 60.0)
+        ghosts = [frame.ghost for _, frame in self.taken(follower, 7)]
+        steps = [round(float(ghost.seconds[0] / 0.05)) for ghost in ghosts if ghost]
+        assert steps == [0, 1, 0, 1, 0, 1, 2]
+        assert ghosts[5] is not None and ghosts[5].passed[0] == pytest.approx(0.05)
+
+
+def test_drift_is_kept_for_a_while_and_broken_off_between_stretches():
+    log, links = DriftLog(), np.zeros((3, 1, 3))
+    assert log.curves(None) is None
+    for step in range(1, 5):
+        values = ghost_of(links, 0.1 * step)
+        values.bodies[:] = [step, 2 * step, np.nan]
+        log.add(frame_of(step, None, links, values), 0.1)
+    frame = frame_of(5, None, links, values)
+    log.add(frame, 0.1)
+    log.add(frame, 0.1)  # held, and looked at again
+    curves = log.curves(1)
+    assert curves is not None
+    np.testing.assert_allclose(curves.seconds, [-0.4, -0.3, -0.2, -0.1, 0.0], atol=1e-9)
+    np.testing.assert_allclose(curves.median[1], [1.5, 3, 4.5, 6, 6])
+    np.testing.assert_allclose(curves.selected[1], [2, 4, 6, 8, 8])
+    log.add(frame_of(5 + round(GAP_SECONDS / 0.1) + 1, None, links, values), 0.1)
+    curves = log.curves(None)
+    assert curves is not None and np.isnan(curves.median[1]).tolist() == [False] * 5 + [True, False]
+    assert np.isnan(curves.selected).all()
+    for step in range(100, 100 + 2 * MOST_POINTS):
+        log.add(frame_of(step, None, links, values), 0.1)
+    curves = log.curves(None)
+    assert curves is not None and len(curves.seconds) == MOST_POINTS
+
+
+def test_angles_are_the_shorter_way_round():
+    one = np.array([[1.0, 0, 0, 0], [np.cos(0.25), np.sin(0.25), 0, 0]])
+    np.testing.assert_allclose(angle_between(one, -one), 0, atol=1e-7)
+    np.testing.assert_allclose(angle_between(one[:1], one[1:]), 0.5)
+
+
+@pytest.fixture(params=callback.MECHANISMS)
+def mechanism(request, monkeypatch):
+    monkeypatch.setenv(callback.VARIABLE, request.param)
+
+
+@pytest.mark.usefixtures("page", "mechanism")
+def test_a_viewers_twins_stand_where_the_robots_do_and_cost_nothing_while_off(viewer):
+    rollout = Rollout(viewer, env_of("inverted_pendulum", "mjx"))
+    rollout.step()
+    rollout.step()
+    assert viewer.drift() is None
+    viewer.twins, viewer.selected_env = 2, 3
+    for _ in range(8):
+        frame = rollout.step()
+    assert frame.ghost is not None and frame.env_index.tolist() == [0, 1, 2, 3]
+    assert frame.ghost.there.tolist() == [
+        True,
+        False,
+        False,
+        True,
+    ]  # the selected one is among them
+    assert frame.detail is not None and frame.detail.env == 3
+    drift = viewer.drift()
+    assert drift is not None and drift.env_index.tolist() == [0, 3]
+    assert drift.bodies.max() < 1e-5 and drift.seconds.min() > 0.2
+    block = viewer._publisher.scene.blocks["train"]
+    assert block._ghosts is not None
+    robots, ghosts = block.robots.handles, block._ghosts.handles
+    where = [np.reshape(handles[-1].batched_positions, (4, -1, 3)) for handles in (robots, ghosts)]
+    np.testing.assert_allclose(where[0][[0, 3]], where[1][[0, 3]], atol=1e-4)
+    assert (where[1][[1, 2], :, 2] < -1000).all()  # out of sight
+    without = rollout.frame_bytes[1]
+    viewer.twins = 0
+    rollout.step()
+    frame = rollout.step()
+    assert frame.ghost is None and viewer.drift() is None
+    detail = rollout.frame_bytes[-1]
+    assert without < detail < rollout.frame_bytes[-3]
+
+
+@pytest.mark.usefixtures("page")
+def test_twins_need_consecutive_steps_and_the_page_says_so(viewer):
+    rollout = Rollout(viewer, env_of("inverted_pendulum", "spring"))
+    viewer.twins = 4
+    rollout.step()
+    assert rollout.step().ghost is not None
+    viewer.mode = "latest"
+    block = viewer._publisher.scene.blocks["train"]
+
+    def drawn_without() -> bool:
+        rollout.state = rollout._step(rollout.state, jnp.zeros((NUM_ENVS, 1)))
+        jax.block_until_ready(rollout.state)
+        return block.frame is not None and block.frame.coordinates is None
+
+    eventually(drawn_without, "a frame comes without coordinates")
+    assert block.frame is not None and block.frame.ghost is None
+    said = viewer._publisher.panel._twins._note
+    eventually(lambda: "consecutive" in said.content, "the page says why there are none")
+
+
+@pytest.mark.usefixtures("page")
+def test_the_page_says_so_where_a_control_is_not_known(viewer):
+    viewer.mode, viewer.twins = "every_step", 4
+    bare = VmapWrapper(env_of("inverted_pendulum", "spring"))
+    env = VisualizedEnv(bare, grid=(2, 1), viewer=viewer)
+    state = env.reset(jax.random.split(jax.random.PRNGKey(0), 3))
+    step = jax.jit(env.step)
+    for _ in range(2):
+        state = jax.block_until_ready(step(state, jnp.zeros((3, 1))))
+    said = viewer._publisher.panel._twins._note
+    eventually(lambda: "ctrl_fn" in said.content, "the page says what is missing")
+    assert viewer.drift() is None
+
+
+@pytest.mark.usefixtures("page")
+def test_playgrounds_environments_have_twins(viewer):
+    rollout = Rollout(viewer, suite_env("CartpoleBalance"))
+    viewer.twins = 4
+    for _ in range(6):
+        frame = rollout.step()
+    drift = viewer.drift()
+    assert frame.ghost is not None and drift is not None
+    assert drift.bodies.max() < 1e-4 and drift.seconds.min() > 0.04
+
+
+def test_coordinates_survive_the_way_from_another_process(ants):
+    from brax_viser.emit import size_of
+    from brax_viser.mailbox import Parcel
+
+    layout = (("link_pos", (1, 3)), ("link_rot", (1, 4)), ("reward", ()), ("episode_return", ()))
+    layout += (("episode_length", ()), ("since_termination", ()), ("finite", ()))
+    layout += (("qpos", (2,)), ("qvel", (1,)), ("ctrl", (1,)))
+    detail = (("qpos", (2,)), ("qvel", (1,)))
+    rows = np.arange(2 * size_of(layout), dtype=np.float32)
+    rows = np.concatenate([rows, np.zeros(3, np.float32)])
+    drawn = np.array([4], np.int32)
+    parcel = Parcel(None, "train", 0, 7, drawn, drawn, 20, layout, rows, 0, None, detail)
+    message = wire.decode_from_others(wire.encode(wire.step_of(parcel, {None: 0}, sending=True)))
+    assert isinstance(message, wire.Step)
+    for received in (parcel, wire.parcel_of(message, None, 1)):
+        frame = received.open()
+        assert frame.detail is None and frame.coordinates is not None
+        start = size_of(layout) - 4
+        np.testing.assert_array_equal(frame.coordinates.qpos, [[start, start + 1]])
+        np.testing.assert_array_equal(frame.coordinates.ctrl, [[start + 3]])
+
+
+@pytest.mark.parametrize("count", [-1, 1000, 2.5, True])
+def test_a_bad_number_of_twins_is_refused(viewer, count):
+    with pytest.raises(ValueError, match="0 to 256"):
+        viewer.twins = count
+
+
+@pytest.mark.parametrize(("settings", "words"), [({"every": 0}, "at least 1"), ({"limit": 0}, "m")])
+def test_bad_settings_are_refused(viewer, settings, words):
+    with pytest.raises(ValueError, match=words):
+        viewer.twin_settings = TwinSettings(**settings)
