@@ -301,7 +301,7 @@ def report(settings: Settings, stock: list[Epoch], wrapped: dict[str, list[Epoch
             own.append(1e6 * settings.num_envs / epoch.steps_per_second)
         table.add_row(
             mode,
-            _in_words(sorted(ratios)),
+            in_words(sorted(ratios)),
             f"{median(base):.0f}, {median(own):.0f}",
             f"{median(100 * e.spent / e.seconds for e in epochs):.1f}, "
             f"{median(1e6 * e.spent / max(e.calls, 1) for e in epochs):.0f}",
@@ -311,7 +311,7 @@ def report(settings: Settings, stock: list[Epoch], wrapped: dict[str, list[Epoch
     Console(width=120).print(table)
 
 
-def _in_words(ratios: list[float]) -> str:
+def in_words(ratios: list[float]) -> str:
     """Sorted ratios as median, interval of the median by order statistics, and extremes."""
     # The number of values below the median is binomial: its standard deviation is sqrt(n) / 2.
     count, middle = len(ratios), (len(ratios) - 1) / 2

@@ -1,6 +1,7 @@
 """What an environment's state means: where its links are, and which MuJoCo model they belong to."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -37,8 +38,9 @@ MODEL_FIELDS = (
 can be drawn, what a label can say, and what a twin's motion depends on. `link.inertia.mass` is of
 Brax's own, in place of `body_mass`."""
 
-MAX_OBSERVATION = 1024
-"""Numbers of an observation that travel with a detail. More could not be read, and would cost."""
+MAX_OBSERVATION = MAX_INFO = 1024
+"""Numbers of an observation, and of `state.info`, that travel with a detail. More could not be
+read, and would cost."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Adapter:
     dt: float  # s, what one `step` of the wrapped env takes, repeated actions included
     base: Any  # the innermost environment
     ctrl_fn: Callable[[jax.Array], jax.Array] | None = None  # a user's, action [A] to ctrl [nu]
+    # A copy of `base` as it was made: wrappers for domain randomisation write into that.
+    original: Any = None
     _changes: Mapping[str, np.ndarray] = field(default_factory=dict)  # see `mujoco_model`
     _leaves: dict[str, Any] = field(default_factory=dict)  # of its model, as it was made
 
@@ -126,7 +130,8 @@ class Adapter:
         [nu], "act" [na], "mocap_pos" [nmocap, 3] and "mocap_quat" [nmocap, 4] where the backend
         keeps such, or `step` has found it, and the model has any; "action" [A]; and "observation"
         [O], or "observation/NAME" where it has several, those of a single axis and of no more than
-        `MAX_OBSERVATION` numbers together. Pixels never travel.
+        `MAX_OBSERVATION` numbers together; and "info/NAME", what else the environment keeps for
+        itself, no more than `MAX_INFO` numbers together. Pixels and random keys never travel.
         """
         batch = state.done.shape
         qpos, qvel, data = self._coordinates(state)
@@ -143,7 +148,7 @@ class Adapter:
             if x.ndim == len(batch) + 1 and x.shape[-1] <= left and not name.startswith("pixels/"):
                 fields[f"observation/{name}" if several else "observation"] = x
                 left -= x.shape[-1]
-        return fields
+        return {**fields, **_info(state.info, batch)}
 
     def randomised(self) -> Payload:
         """Fields of the model that is stepped right now in which environments differ.
@@ -178,6 +183,22 @@ class Adapter:
     def _coordinates(self, state: Any) -> tuple[jax.Array, jax.Array, Any]:
         """(qpos, qvel, what else the backend keeps, by MuJoCo's names)."""
         raise NotImplementedError
+
+
+def _info(info: Mapping[str, Any], batch: tuple[int, ...]) -> Payload:
+    """What of `state.info` travels: not what wrappers keep there to reset by, which is a lot."""
+    own = {key: x for key, x in info.items() if not key.startswith(("first_", "AutoReset"))}
+    found, left = {}, MAX_INFO
+    for path, x in jax.tree_util.tree_flatten_with_path(own)[0]:
+        if not isinstance(x, jax.Array | np.ndarray) or x.shape[: len(batch)] != batch:
+            continue
+        # Old random keys are unsigned integers, which have nothing else to say here.
+        number = any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.signedinteger))
+        size = math.prod(x.shape[len(batch) :])
+        if (number or x.dtype == bool) and size <= left:
+            found[f"info/{jax.tree_util.keystr(path, simple=True, separator='/')}"] = x
+            left -= size
+    return found
 
 
 _KEPT = {"ctrl": "nu", "act": "na", "mocap_pos": "nmocap", "mocap_quat": "nmocap"}
@@ -283,6 +304,7 @@ def adapter_for(env: Any, ctrl_fn: Callable[[jax.Array], jax.Array] | None = Non
         dt=float(base.dt) * action_repeat(env),
         base=base,
         ctrl_fn=ctrl_fn,
+        original=copy.copy(base),
         _changes=_changes_of(base.sys, model),
         _leaves=_leaves_of(base.sys),
     )
@@ -302,6 +324,7 @@ def _playground_adapter(
         dt=float(base.dt) * action_repeat(env),
         base=base,
         ctrl_fn=ctrl_fn,
+        original=copy.copy(base),
         _changes=_changes_of(base.mjx_model, model),
         _leaves=_leaves_of(base.mjx_model),
     )

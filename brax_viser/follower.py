@@ -140,6 +140,11 @@ class Follower(Generic[L]):
         """Whether frames of it have not been taken back yet."""
         return lane in self._pending
 
+    @property
+    def busy(self) -> bool:
+        """Whether any frame has not been taken back yet."""
+        return bool(self._pending)
+
     def start_anew(self) -> None:
         """With the next frame all twins start from where their environments are then."""
         with self._changed:

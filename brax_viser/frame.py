@@ -1,7 +1,7 @@
 """What one moment of some environments looks like, on the host."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -20,16 +20,19 @@ class Detail:
     mocap_quat: np.ndarray | None  # float32 [nmocap, 4], wxyz
     action: np.ndarray | None  # float32 [A], what the policy did
     observation: Mapping[str, np.ndarray]  # by name, float32 [O]; "" where it has no names
+    info: Mapping[str, np.ndarray] = field(default_factory=dict)  # of `state.info`, float32
 
     @classmethod
     def of(cls, env: int, fields: Mapping[str, np.ndarray]) -> "Detail":
         """Of what `adapters.Adapter.detail` has named."""
-        prefix = "observation"
-        observation = {
-            name[len(prefix) + 1 :]: x for name, x in fields.items() if name.startswith(prefix)
-        }
+
+        def named(prefix: str) -> dict[str, np.ndarray]:
+            start = len(prefix) + 1
+            return {name[start:]: x for name, x in fields.items() if name.startswith(prefix)}
+
         kept = ("qpos", "qvel", "ctrl", "act", "mocap_pos", "mocap_quat", "action")
-        return cls(env, *(fields.get(name) for name in kept), observation)  # type: ignore[arg-type]
+        values = (fields.get(name) for name in kept)
+        return cls(env, *values, named("observation"), named("info"))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)

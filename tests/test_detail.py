@@ -81,7 +81,8 @@ def test_the_detail_is_that_of_the_selected_env_alone_and_nothing_is_sent_withou
     np.testing.assert_array_equal(detail.qvel, state.pipeline_state.qd[CHOSEN])
     np.testing.assert_array_equal(detail.action, rollout.action[CHOSEN])
     np.testing.assert_array_equal(detail.observation[""], state.obs[CHOSEN])
-    assert detail.ctrl is None  # the spring backend has no such thing
+    # The spring backend keeps no controls; it was seen what was handed to it.
+    np.testing.assert_array_equal(detail.ctrl, rollout.action[CHOSEN])
     # A robot that is not among those that are drawn has its detail too, for it is drawn then.
     viewer.selected_env = 4
     frame = rollout.step()
@@ -90,7 +91,7 @@ def test_the_detail_is_that_of_the_selected_env_alone_and_nothing_is_sent_withou
     viewer.selected_env = None
     assert rollout.step().detail is None
     without, one, other, after = rollout.frame_bytes
-    numbers = 15 + 14 + 8 + state.obs.shape[1]
+    numbers = 15 + 14 + 8 + 8 + state.obs.shape[1]
     assert without == after and one == other == without + 4 * numbers
 
 

@@ -121,7 +121,7 @@ def controls(view: Inside) -> str:
         return _title("Controls") + _small("This robot has no actuators.")
     if ctrl is None:
         return _title("Controls") + _small(
-            f"The {view.backend} backend keeps no controls: only the action is known."
+            "What goes to the physics is not known here: only the action is known."
         )
     kind = mujoco.mjtObj.mjOBJ_ACTUATOR
     names = [named(model, kind, i, "actuator") for i in range(model.nu)]

@@ -69,7 +69,6 @@ def unavailable(model: mujoco.MjModel, *, native: bool, backend: str) -> dict[st
         reasons["contact_forces"] = (
             f"the {backend} backend has contact forces of its own kind and does not tell them"
         )
-        reasons["actuators"] = f"the {backend} backend keeps no controls"
     if model.nu == 0:
         reasons["actuators"] = "this robot has no actuators"
     if not np.isin(model.jnt_type, marks.AXIAL).any():
@@ -152,8 +151,10 @@ class Overlays:
         if not there or not wanted - {"trail"} or not self._physics.place(frame, row, own):
             self._hide(set(OVERLAYS) - (wanted & {"trail"}))
             return
-        self._hide(set(OVERLAYS) - wanted)
         model, data = self._physics.model, self._physics.data
+        if detail is not None and detail.ctrl is None:
+            wanted -= {"actuators"}  # what they are told is not known
+        self._hide(set(OVERLAYS) - wanted)
         for name in wanted & set(_KINDS):
             made_of, lines = self._lines.get(name, (None, None))
             if lines is None or made_of is not detail:

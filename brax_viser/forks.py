@@ -1,0 +1,321 @@
+"""What a person does with a sandbox: fork a robot into it, drive it, push it, and see it."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from brax_viser.frame import Detail, Frame
+from brax_viser.playback import View
+from brax_viser.protocol import NEVER
+
+if TYPE_CHECKING:  # they import JAX, which the page need not wait for
+    from brax_viser.adapters import Adapter
+    from brax_viser.sandbox import Sandbox
+    from brax_viser.sandbox_thread import SandboxThread
+
+log = logging.getLogger("brax_viser")
+
+ROLE = "sandbox"
+"""The block of the scene that a sandbox is in."""
+
+IMPULSE_SPEED = 0.5
+"""m/s by which a push changes the speed of the whole robot, unless a person wants another."""
+
+DIRECTIONS = {"Left": (-1, 0), "Right": (1, 0), "Away": (0, 1), "Towards": (0, -1)}
+"""Of pushes, as seen by who pushes: (to the right, away)."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The newest policy that the trainer has handed out."""
+
+    num_steps: int
+    make_policy: Callable[..., Any]
+    params: Any = field(repr=False)  # on the host
+
+
+@dataclass(frozen=True)
+class ForkView:
+    """What the panel shows of it."""
+
+    env: int | None = None  # of the training, that was forked; None: there is no sandbox
+    env_steps: int = 0  # over all environments, at which it was
+    preparing: bool = False
+    fault: str | None = None  # why there is none
+    driver: str = "still"
+    drivers: tuple[str, ...] = ()  # that can be chosen
+    no_policy: str | None = None  # why the policy cannot
+    policy_steps: int | None = None  # of the training, when the policy was handed out
+    speed: float = 1.0
+    gravity: float = 1.0
+    friction: float = 1.0
+    mass: float = 1.0  # of `body`, or of all
+    impulse: float = 1.0  # N s
+    body: int | None = None  # that was pointed at
+    time: float = 0.0  # s since the fork
+    reward: float | None = None
+    done: bool = False
+    trouble: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Fork:
+    """One that has been asked for, and becomes a sandbox."""
+
+    adapter: "Adapter"
+    details: Sequence[Detail]
+    own: Mapping[str, np.ndarray]
+    env_steps: int
+
+
+class Forks:
+    """The one sandbox that there is at most. Used on viser's own thread alone.
+
+    To make one takes seconds, in which the environment's code is compiled; that, and all that the
+    sandbox does, is done on threads of its own.
+    """
+
+    def __init__(self, wake: Callable[[], None]):
+        """Makes none yet.
+
+        Args:
+            wake: called on any thread when there is something new to show.
+        """
+        self.trained: Trained | None = None
+        self.version = 0  # changes with each fork: what is drawn is another robot
+        self._wake = wake
+        self._view = ForkView()
+        self._fork: _Fork | None = None
+        self._thread: SandboxThread | None = None
+        self._steps = 0
+        self._seen: Any = None  # the pose that was shown last
+
+    @property
+    def forked(self) -> "tuple[Adapter, Mapping[str, np.ndarray], Detail] | None":
+        """(whose, in what its model differs, from where), as long as there is a sandbox."""
+        fork = self._fork
+        return None if fork is None else (fork.adapter, fork.own, fork.details[-1])
+
+    @property
+    def thread(self) -> "SandboxThread | None":
+        """Once it runs."""
+        return self._thread
+
+    def fork(
+        self,
+        adapter: "Adapter",
+        details: Sequence[Detail],
+        own: Mapping[str, np.ndarray],
+        env_steps: int,
+    ) -> None:
+        """Makes a sandbox of an environment, in place of the one there was.
+
+        Args:
+            adapter: of the environment.
+            details: consecutive ones of one episode, the last of the moment to go on from.
+            own: in what the environment's model differs from the one that all share.
+            env_steps: over all environments, at that moment.
+        """
+        self.close()
+        self.version += 1
+        fork = self._fork = _Fork(adapter, tuple(details), own, env_steps)
+        mass = float(adapter.mj_model.body_mass[1:].sum())
+        self._view = ForkView(
+            env=details[-1].env,
+            env_steps=env_steps,
+            preparing=True,
+            impulse=float(f"{IMPULSE_SPEED * mass:.2g}"),
+        )
+        threading.Thread(
+            target=self._prepare, args=(fork, self.trained), name="brax_viser fork", daemon=True
+        ).start()
+
+    def close(self) -> None:
+        """Ends it; the robot is taken away."""
+        thread, self._thread, self._fork = self._thread, None, None
+        self._view, self._seen, self._steps = ForkView(), None, 0
+        if thread is not None:
+            thread.end()
+
+    def hand_out(self, trained: Trained) -> None:
+        """There is a newer policy: a sandbox is driven by it from now on."""
+        self.trained = trained
+        if self._thread is not None:
+            self._do(lambda sandbox: _give(sandbox, trained))
+
+    def reset(self) -> None:
+        """Back to the moment of the fork."""
+        self._do(lambda sandbox: sandbox.reset())
+
+    def set(self, **changes: Any) -> None:
+        """Changes some of `ForkView`'s driver, speed, gravity, friction, mass and impulse."""
+        self._view = replace(self._view, **changes)
+        for name, value in changes.items():
+            match name:
+                case "driver":
+                    self._do(lambda sandbox, value=value: setattr(sandbox, "driver", value))
+                case "gravity":
+                    self._do(lambda sandbox, value=value: sandbox.set_gravity(value))
+                case "friction":
+                    self._do(lambda sandbox, value=value: sandbox.set_friction(value))
+                case "mass":
+                    body = self._view.body
+                    self._do(
+                        lambda sandbox, value=value, body=body: sandbox.set_mass(value, body)
+                    )
+                case "speed":
+                    if self._thread is not None:
+                        self._thread.set_speed(value)
+
+    def point_at(self, body: int | None) -> None:
+        """Pushes and masses are of this body from now on; None: of the whole robot."""
+        self._view = replace(self._view, body=body)
+        self._do(self._read_mass)
+
+    def push(self, direction: np.ndarray) -> None:
+        """Pushes the body that was pointed at, or else the one that roams.
+
+        Args:
+            direction: float [3], of unit length, in the world frame.
+        """
+        fork = self._fork
+        if fork is None:
+            return
+        from brax_viser.scene.shapes import roaming_body
+
+        body = self._view.body or roaming_body(fork.adapter.mj_model) or 1
+        impulse = self._view.impulse * direction
+        self._do(lambda sandbox: sandbox.push(body, impulse))
+
+    def drag(self, point: np.ndarray, target: np.ndarray, body: int) -> None:
+        """Draws a body to a target; see `sandbox.Sandbox.drag`."""
+        self._do(lambda sandbox: sandbox.drag(body, point, target))
+
+    def release(self) -> None:
+        """Lets go of it."""
+        self._do(lambda sandbox: sandbox.release())
+
+    def panel(self) -> ForkView:
+        """What there is to tell."""
+        view, thread = self._view, self._thread
+        if thread is not None and thread.fault is not None:
+            view = replace(view, fault=f"{type(thread.fault).__name__}: {thread.fault}")
+        elif thread is not None and not view.preparing:
+            pose = thread.pose
+            view = replace(
+                view, time=pose.time, reward=pose.reward, done=pose.done, trouble=pose.trouble
+            )
+        return view
+
+    def view(self, now: float) -> View | None:
+        """What there is to draw; None if that is nothing, or what it was."""
+        fork = self._fork
+        if fork is None:
+            return None
+        pose = self._thread.pose if self._thread is not None else None
+        if pose is None or self._view.preparing:
+            return None
+        if pose is self._seen:
+            return None
+        self._seen = pose
+        self._steps += 1
+        one = np.ones(1, np.float32)
+        link_pos, link_rot = pose.link_pos[None], pose.link_rot[None]
+        frame = Frame(
+            role=ROLE,
+            env_steps=self._steps,
+            env_index=np.array([fork.details[-1].env], np.int32),
+            num_envs=1,
+            link_pos=link_pos,
+            link_rot=link_rot,
+            reward=(pose.reward or 0.0) * one,
+            episode_return=0.0 * one,
+            episode_length=np.full(1, self._steps, np.int32),
+            since_termination=np.full(1, 0 if pose.done else NEVER, np.int32),
+            finite=np.full(1, pose.trouble is None),
+            detail=pose.detail,
+        )
+        return View(frame, link_pos, link_rot, np.zeros(1, bool), pose.time, now)
+
+    def _do(self, command: "Callable[[Sandbox], Any]") -> None:
+        if self._thread is None:
+            return
+        self._thread.do(command).add_done_callback(self._done)
+
+    def _done(self, future: "Future[Any]") -> None:
+        """On the sandbox's thread, or wherever it is cancelled."""
+        if not future.cancelled() and (error := future.exception()) is not None:
+            log.warning("sandbox: %s", error)
+        self._wake()
+
+    def _prepare(self, fork: _Fork, trained: Trained | None) -> None:
+        """On a thread of its own."""
+        from brax_viser.sandbox import Sandbox
+        from brax_viser.sandbox_thread import SandboxThread
+        from brax_viser.scene.physics import varied
+        from brax_viser.transplant import CannotTransplant, Transplant
+
+        why, transplant = None, None
+        try:
+            try:
+                transplant = Transplant(fork.adapter)
+            except CannotTransplant as error:
+                why = str(error)
+            model = varied(fork.adapter.mujoco_model(), fork.own)
+            repeat = fork.adapter.repeat
+            substeps = max(fork.adapter.substeps // repeat, 1)
+            sandbox = Sandbox(model, substeps, repeat=repeat, transplant=transplant)
+            sandbox.no_policy = why
+            if trained is not None:
+                _give(sandbox, trained)
+            sandbox.fork(fork.details, info=fork.details[-1].info)
+            thread = SandboxThread(sandbox)
+            thread.start()
+        # Whatever it is: the page says so, and all else goes on.
+        except Exception as error:
+            log.error("no sandbox", exc_info=error)
+            self._prepared(fork, None, fault=f"{type(error).__name__}: {error}")
+            return
+        self._prepared(fork, thread)
+        thread.do(self._read).add_done_callback(self._done)
+
+    def _prepared(
+        self, fork: _Fork, thread: "SandboxThread | None", fault: str | None = None
+    ) -> None:
+        if self._fork is not fork:  # another one has been asked for meanwhile
+            if thread is not None:
+                thread.end()
+            return
+        self._thread = thread
+        self._view = replace(self._view, preparing=False, fault=fault)
+        self._wake()
+
+    def _read(self, sandbox: "Sandbox") -> None:
+        """On the sandbox's thread: what can be done with it."""
+        self._view = replace(
+            self._view,
+            driver=sandbox.driver,
+            drivers=sandbox.drivers,
+            no_policy=sandbox.no_policy,
+            policy_steps=self.trained.num_steps if self.trained else None,
+        )
+
+    def _read_mass(self, sandbox: "Sandbox") -> None:
+        body = self._view.body
+        own = sandbox.masses[1:] if body is None else sandbox.masses[body : body + 1]
+        self._view = replace(self._view, mass=float(own.mean()))
+
+
+def _give(sandbox: "Sandbox", trained: Trained) -> None:
+    from brax_viser.transplant import Policy
+
+    if sandbox.policy is not None and sandbox.policy.make is trained.make_policy:
+        # The very function that is compiled for.
+        sandbox.policy = Policy(sandbox.policy.make, trained.params)
+    else:
+        sandbox.policy = Policy(trained.make_policy, trained.params)
