@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
-from jax.core import Tracer
+from jax.core import Tracer, get_opaque_trace_state
 
 from brax_viser.adapters import Adapter, BraxAdapter, PlaygroundAdapter
 from brax_viser.wrapping import shadowed
@@ -132,11 +132,12 @@ class Transplant:
         self._name = adapter.name
         self.action_size = int(self._physics.base.action_size)
         self.traces = 0  # of anything at all: to see that nothing is compiled twice
-        self._reset_jit = jax.jit(self._reset)
-        self._after_jit = jax.jit(lambda *args: self._stepped(*args)[0])
-        self._control_jit = jax.jit(self._control)
-        self._act_jit = jax.jit(self._act, static_argnums=0)
-        self._turn_jit = jax.jit(self._turn, static_argnums=0)
+        # Its own, so that it is traced once and not for each of those below.
+        self._at = jax.jit(self._physics.at)
+        self._reset_jit = self._compiled(self._reset)
+        self._after_jit = self._compiled(lambda *args: self._stepped(*args)[0])
+        self._control_jit = self._compiled(self._control)
+        self._act_jit = self._compiled(self._act, static_argnums=0)
 
     def start(
         self,
@@ -160,10 +161,10 @@ class Transplant:
             The environment's state without its physics, which goes by moments beside it.
         """
         with jax.default_device(self.device):
-            state = self._reset_jit(self._here(key))
+            state = self._reset_jit(jax.device_put(key, self.device))
             if info:
                 state = state.replace(info=_with_leaves(state.info, info, keep_keys=True))
-            named = _with_leaves({"": 0}, {}) if observation is None else dict(observation)
+            named = dict(observation or {})
             own = state.obs if isinstance(state.obs, Mapping) else {"": state.obs}
             own = dict(own)
             if any(not _fits(named.get(name), x) for name, x in own.items()):
@@ -180,8 +181,7 @@ class Transplant:
         """What the environment sends to the physics on an action [A]: ctrl, float [nu].
 
         Raises:
-            CannotTransplant: it does not step the physics just once; so do `act`, `after` and
-                `turn`.
+            CannotTransplant: it does not step the physics just once; so do `act` and `after`.
         """
         with jax.default_device(self.device):
             return np.asarray(self._control_jit(state, action, moment))
@@ -191,7 +191,7 @@ class Transplant:
     ) -> tuple[jax.Array, np.ndarray]:
         """(action [A], ctrl [nu]) of a policy that takes no chances, on the state's observation."""
         with jax.default_device(self.device):
-            key = self._here(key)
+            key = jax.device_put(key, self.device)
             action, ctrl = self._act_jit(policy.make, policy.params, state, moment, key)
             return action, np.asarray(ctrl)
 
@@ -209,25 +209,11 @@ class Transplant:
         with jax.default_device(self.device):
             return self._after_jit(state, action, before, moment)
 
-    def turn(
-        self,
-        policy: Policy,
-        state: Any,
-        action: np.ndarray | jax.Array,
-        before: Moment,
-        moment: Moment,
-        key: jax.Array,
-    ) -> tuple[Any, jax.Array, np.ndarray]:
-        """`after`, and `act` on what it has led to, at the cost of one: (state, action, ctrl)."""
-        with jax.default_device(self.device):
-            key = self._here(key)
-            args = (policy.make, policy.params, state, action, before, moment, key)
-            state, action, ctrl = self._turn_jit(*args)
-            return state, action, np.asarray(ctrl)
-
-    def _here(self, key: jax.Array) -> jax.Array:
-        """The key, from whatever device it was made on."""
-        return jax.device_put(key, self.device)
+    def _compiled(self, function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+        # Told where everything is, it makes no difference between host arrays, results of its own
+        # and arrays that were put there, each of which it would compile anew for.
+        here = jax.sharding.SingleDeviceSharding(self.device)
+        return jax.jit(function, in_shardings=here, out_shardings=here, **settings)
 
     def _reset(self, key: jax.Array) -> Any:
         self.traces += 1
@@ -243,27 +229,23 @@ class Transplant:
         # All that comes after the physics is computed for nothing, so XLA leaves it out.
         return self._stepped(state, action, moment, moment)[1]
 
-    def _turn(
-        self, make: Any, params: Any, state: Any, action: Any, before: Any, moment: Any, key: Any
-    ) -> Any:
-        state, _ = self._stepped(state, action, before, moment)
-        return state, *self._act(make, params, state, moment, key)
-
     def _stepped(
         self, state: Any, action: Any, before: Moment, moment: Moment
     ) -> tuple[Any, jax.Array]:
         """Traces a step: (the state after it, ctrl)."""
         self.traces += 1
         physics, sent = self._physics, []
-        outside = jax.core.get_opaque_trace_state()
-        then = physics.at(moment)
+        outside = get_opaque_trace_state()
+        then = self._at(moment)
 
         def step(ctrl: Any) -> Any:
-            sent.append((ctrl, jax.core.get_opaque_trace_state() == outside))
+            sent.append((ctrl, get_opaque_trace_state() == outside))
             return then
 
+        # Some write into the dicts of the state that they are given, which is the caller's.
+        state = jax.tree.map(lambda x: x, state)
         with physics.replaced(step):
-            state = state.replace(**{physics.field: physics.at(before)})
+            state = state.replace(**{physics.field: self._at(before)})
             state = physics.base.step(state, jnp.asarray(action))
         if len(sent) != 1:
             raise CannotTransplant(
@@ -334,10 +316,13 @@ class _Playground:
             try:
                 self.base._mjx_model = mjx.put_model(adapter.mj_model, impl="jax")
             except NotImplementedError as error:
-                raise CannotTransplant(f"{adapter.name} can be run by Warp alone: {error}") from None
+                raise CannotTransplant(
+                    f"{adapter.name} can be run by Warp alone: {error}"
+                ) from None
             if self.base.mjx_model is not self.base._mjx_model:
                 raise CannotTransplant(f"{adapter.name} keeps its model elsewhere than others do")
-        self._mj_model, self._mjx, self._module = adapter.mj_model, mjx, mjx_env
+        self._mj_model, self._mjx = adapter.mj_model, mjx
+        self._module: Any = mjx_env
 
     def at(self, moment: Moment) -> Any:
         model = self.base.mjx_model
@@ -394,7 +379,7 @@ def _coordinates(moment: Moment) -> dict[str, Any]:
     }
 
 
-def _cpu() -> jax.Device:
+def _cpu() -> Any:
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError as error:
