@@ -10,7 +10,6 @@ import jax
 import mujoco
 import numpy as np
 
-from brax_viser.adapters import Adapter
 from brax_viser.frame import Detail
 from brax_viser.transplant import Moment, Policy, Transplant
 
@@ -30,72 +29,6 @@ DRAG_LIMIT = 5 * 9.81
 RUNAWAY = 1e5
 """m/s or rad/s, which nothing that is simulated well has. MuJoCo itself gives up at 1e10, and says
 so on the terminal and in a file."""
-
-OPTIONS = (
-    *("timestep", "impratio", "tolerance", "ls_tolerance", "gravity", "density", "viscosity"),
-    *("magnetic", "wind", "iterations", "ls_iterations", "integrator", "solver", "cone"),
-    "disableflags",
-)
-"""Of the physics, in which a training's may differ from those of its model's file."""
-
-PARAMETERS = (
-    *("body_mass", "body_inertia", "body_ipos", "body_iquat", "jnt_stiffness", "jnt_range"),
-    *("dof_damping", "dof_armature", "dof_frictionloss", "geom_friction", "geom_size", "geom_pos"),
-    *("geom_quat", "geom_solref", "geom_solimp", "actuator_gainprm", "actuator_biasprm"),
-    *("actuator_gear", "actuator_ctrlrange", "actuator_forcerange", "tendon_stiffness"),
-    *("qpos_spring", "qpos0"),
-)
-"""Of the model, likewise, or under domain randomisation."""
-
-
-def model_of(
-    adapter: Adapter, own: Mapping[str, np.ndarray] | None = None
-) -> tuple[mujoco.MjModel, int]:
-    """A model that MuJoCo steps as the training's physics steps its environments.
-
-    On MJX and Warp it has the solver, its iterations and all else that the environment has set
-    after the model was made; ant, for one, is stepped with a single iteration. Brax's own backends
-    have physics of their own; there, it is MuJoCo's with the strength of the training's motors.
-
-    Args:
-        adapter: of the environment. While a step of it is traced is no time to call this.
-        own: what the environment's model has otherwise than all others'; see
-            `adapters.MODEL_FIELDS`.
-
-    Returns:
-        The model, a copy; and how many of its steps an env step is.
-    """
-    model = copy.copy(adapter.mj_model)
-    system = getattr(adapter.base, "sys", None) if adapter.backend != "jax" else None
-    traced = adapter.base.mjx_model if system is None else system
-    if adapter.native:
-        for name in OPTIONS:
-            if (value := getattr(traced.opt, name, None)) is not None:
-                _write(model.opt, name, value)
-        for name in PARAMETERS:
-            _write(model, name, getattr(traced, name, None))
-    elif system is not None:
-        model.actuator_gear[:, 0] = np.asarray(system.actuator.gear)
-    for name, value in (own or {}).items():
-        if name == "link.inertia.mass":
-            model.body_mass[1:] = value
-        else:
-            _write(model, name, value)
-    mujoco.mj_setConst(model, mujoco.MjData(model))
-    dt = float(adapter.base.dt)
-    substeps = max(1, round(dt / model.opt.timestep))
-    model.opt.timestep = dt / substeps
-    return model, substeps
-
-
-def _write(target: Any, name: str, value: Any) -> None:
-    own = getattr(target, name, None)
-    if value is None or own is None:
-        return
-    if not isinstance(own, np.ndarray):
-        setattr(target, name, type(own)(np.asarray(value)))
-    elif own.shape == np.shape(value) and not np.allclose(own, value, rtol=1e-6):
-        own[:] = value
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +63,7 @@ class Sandbox:
         """Copies the model.
 
         Args:
-            model: as `model_of` returns it.
+            model: as `native.model_of` returns it.
             substeps: steps of the model per env step.
             repeat: env steps per action, and per `Detail` of a fork: the training's action repeat.
             transplant: of the same environment, for a policy to drive, and for rewards.
@@ -195,7 +128,7 @@ class Sandbox:
         self._details, self._info = tuple(details), info
         self._back_to(len(details) - 1)
         self._controls = self._recorded()
-        self.driver = "policy" if self.policy is not None else "still"
+        self.driver = "policy" if "policy" in self.drivers else "still"
 
     def reset(self) -> None:
         """Back to the moment of the fork, or to where the replay begins; factors stay."""
@@ -312,6 +245,7 @@ class Sandbox:
             self._decide()
         self.data.xfrc_applied[:, :3] = self._impulses / self.dt
         self._impulses[:] = 0
+        posed = self.data.qpos.copy(), self.data.qvel.copy()
         for _ in range(self.substeps):
             self.data.qfrc_applied[:] = 0
             if self._grip is not None:
@@ -395,10 +329,9 @@ class Sandbox:
             at = data.xpos[body] + data.xmat[body].reshape(3, 3) @ point
             grip = np.array([at, target], np.float32)
         pos, rot = data.xpos[1:].astype(np.float32), data.xquat[1:].astype(np.float32)
-        known = state is not None and self._steps > 0
-        reward = float(state.reward) if known else None
-        done = bool(state.done) if known else False
-        return Pose(self.time, pos, rot, reward, done, None, grip)
+        if state is None or self._steps == 0:
+            return Pose(self.time, pos, rot, None, False, None, grip)
+        return Pose(self.time, pos, rot, float(state.reward), bool(state.done), None, grip)
 
     def _first(self) -> int:
         return 0 if self._driver == "replay" else len(self._details) - 1
