@@ -69,7 +69,7 @@ def _write(target: Any, name: str, value: Any) -> None:
     own = getattr(target, name, None)
     if value is None or own is None:
         return
-    value = np.asarray(value)
+    value = np.asarray(int(value) if isinstance(own, int) else value)  # some are enumerations
     # Where it is the same, the original's is the more precise one.
     if np.shape(own) != value.shape or np.allclose(own, value, rtol=1e-6, atol=0):
         return

@@ -11,7 +11,7 @@ import mujoco
 import numpy as np
 
 from brax_viser.frame import Detail
-from brax_viser.transplant import Moment, Policy, Transplant
+from brax_viser.transplant import CannotTransplant, Moment, Policy, Transplant
 
 DRIVERS = ("policy", "replay", "still", "limp")
 """What moves the robot: the policy; the controls of its last steps in the training, over and over;
@@ -76,6 +76,7 @@ class Sandbox:
         self.data = mujoco.MjData(self.model)
         self.substeps, self.dt = substeps, substeps * float(model.opt.timestep)  # dt in s
         self.policy: Policy | None = None
+        self.no_policy: str | None = None  # why the environment's code cannot be used, if so
         self.gravity, self.friction = 1.0, 1.0
         self.masses = np.ones(model.nbody)  # factors
         self.pose: Pose
@@ -104,6 +105,9 @@ class Sandbox:
     ) -> None:
         """Goes to a moment of an environment of the training.
 
+        Where the environment's code turns out not to be usable, `no_policy` says why, and all that
+        needs none goes on without.
+
         Args:
             details: of that moment, the last; before it, those of the steps that led there, for a
                 replay. Consecutive steps of one environment, and of one episode.
@@ -112,7 +116,6 @@ class Sandbox:
 
         Raises:
             ValueError: there is no detail, or it is of another model, or not finite.
-            CannotTransplant: the environment's code cannot be used.
         """
         if not details:
             raise ValueError("details=[]: there must be at least the moment to go on from")
@@ -153,10 +156,11 @@ class Sandbox:
             raise ValueError(f"driver={driver!r}: must be one of {', '.join(DRIVERS)}")
         if driver not in self.drivers:
             needs = {
-                "policy": "a policy and the environment's code to show it observations by",
-                "replay": "controls of at least two steps of the training",
+                "policy": self.no_policy
+                or "it needs a policy, and the environment's code to ask it by",
+                "replay": "it needs the controls of at least two steps of the training",
             }
-            raise ValueError(f"driver={driver!r} needs {needs[driver]}")
+            raise ValueError(f"driver={driver!r} cannot be chosen: {needs[driver]}")
         self._driver = driver
         # Zero would not do: a servo would be sent to the middle of its range.
         off = int(mujoco.mjtDisableBit.mjDSBL_ACTUATION)
@@ -350,14 +354,22 @@ class Sandbox:
         mujoco.mj_forward(model, data)
         self._moment = Moment.of(data)
         if self._transplant is not None and detail is not None:
-            self._key, key = jax.random.split(self._key)
-            self._state = self._transplant.start(
-                self._moment, key, observation=detail.observation, info=self._info
-            )
-            self._did(detail)
-            if detail.ctrl is None and detail.action is not None:
-                data.ctrl[:] = self._transplant.control(self._state, self.action, self._moment)
+            try:
+                self._begin(self._transplant, detail)
+            except CannotTransplant as error:
+                self._transplant, self._state, self.no_policy = None, None, str(error)
         self.pose = self._seen()
+
+    def _begin(self, transplant: Transplant, detail: Detail) -> None:
+        self._key, key = jax.random.split(self._key)
+        self._state = transplant.start(
+            self._moment, key, observation=detail.observation, info=self._info
+        )
+        self._did(detail)
+        # Asked in any case: what cannot be done must be known now.
+        ctrl = transplant.control(self._state, self.action, self._moment)
+        if detail.ctrl is None and detail.action is not None:
+            self.data.ctrl[:] = ctrl
 
     def _did(self, detail: Detail) -> None:
         if detail.action is not None and detail.action.shape == self.action.shape:

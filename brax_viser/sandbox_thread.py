@@ -112,6 +112,8 @@ class SandboxThread:
                 self._obey(*told)
 
     def _obey(self, command: Command, future: Future) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
         try:
             result = command(self._sandbox)
         except ValueError as error:
