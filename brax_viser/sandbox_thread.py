@@ -68,8 +68,11 @@ class SandboxThread:
         self._commands.put((command, future))
         return future
 
-    def set_speed(self, speed: float) -> None:
-        """Seconds of the robot's per second, from the next step on; 0 holds it still.
+    def set_speed(self, speed: float) -> Future:
+        """Seconds of the robot's per second, from now on; 0 holds it still.
+
+        Returns:
+            Done once the thread knows.
 
         Raises:
             ValueError: it is negative.
@@ -77,7 +80,7 @@ class SandboxThread:
         if not speed >= 0:
             raise ValueError(f"speed={speed}: must be 0 or more")
         self.speed = speed
-        self.do(lambda sandbox: None)  # it may be waiting for a step that is far off
+        return self.do(lambda sandbox: None)  # it may be waiting for a step that is far off
 
     def _run(self) -> None:
         try:
