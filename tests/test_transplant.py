@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from brax import envs
 from brax.training.agents.ppo import networks
+from etils import epath
+from mujoco_playground import registry
+from mujoco_playground._src import mjx_env
 
 from brax_viser.adapters import Adapter, adapter_for
 from brax_viser.native import model_of
 from brax_viser.transplant import CannotTransplant, Moment, Policy, Transplant
 from envs.cartpole import CartPole
-from tests.test_playground import cartpole
+from tests.test_playground import MENAGERIE, cartpole
 
 KEY = jax.random.PRNGKey(0)
 SLOW = pytest.mark.slow
@@ -138,6 +141,35 @@ def test_playgrounds_cartpole_is_seen_as_it_sees_itself(impl):
     # It sees its pole by xmat, which is that of the substep's beginning.
     ahead = transplant.after(mine, action, moments[0], moment_of(adapter, state))
     assert np.abs(ahead.obs - state.obs).max() > 1e-4
+
+
+@pytest.mark.slow
+def test_a_legged_robot_feels_the_same_by_its_sensors(monkeypatch):
+    """Accelerometer, gyroscope and feet, noise, history: MuJoCo's step, seen by the environment's
+    code, is what a step of its own is."""
+    monkeypatch.setattr(mjx_env, "MENAGERIE_PATH", epath.Path(MENAGERIE))
+    env = registry.load("Go1JoystickFlatTerrain", config_overrides={"impl": "jax"})
+    adapter = adapter_for(env)
+    transplant = Transplant(adapter)
+    model, substeps = model_of(adapter)
+    action = np.random.default_rng(0).uniform(-0.5, 0.5, 12).astype(np.float32)
+    before, state = one_step(env, action)
+    data = mujoco.MjData(model)
+    data.qpos[:], data.qvel[:] = before.data.qpos, before.data.qvel
+    mujoco.mj_forward(model, data)
+    moment = Moment.of(data)
+    mine = transplant.start(moment, KEY, observation=before.obs)
+    mine = mine.replace(info=before.info)  # its random key too, so that noise is the same
+    data.ctrl[:] = transplant.control(mine, action, moment)
+    np.testing.assert_allclose(data.ctrl, state.data.ctrl, atol=1e-6)
+    for _ in range(substeps):
+        posed = data.qpos.copy(), data.qvel.copy()
+        mujoco.mj_step(model, data)
+    after = transplant.after(mine, action, moment, Moment.of(data, *posed))
+    assert set(after.obs) == {"state", "privileged_state"}
+    for name, expected in state.obs.items():
+        np.testing.assert_allclose(after.obs[name], expected, atol=2e-3, err_msg=name)
+    np.testing.assert_allclose(after.reward, state.reward, atol=1e-4)
 
 
 class Counting(CartPole):
@@ -289,6 +321,4 @@ def test_a_training_that_is_traced_meanwhile_is_not_disturbed(kind):
     assert found and all(text == expected for text in found)
     assert "pipeline_step" not in vars(env) and "step" not in vars(env)
     if kind == "playground":
-        from mujoco_playground._src import mjx_env
-
         assert mjx_env.step.__module__ == mjx_env.__name__ and mjx_env.step.__name__ == "step"
