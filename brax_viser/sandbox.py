@@ -20,6 +20,11 @@ the controls that it has right now, for good; or nothing, as if its motors had b
 GRAVITY, FRICTION, MASS = (0.0, 2.0), (0.0, 3.0), (0.2, 5.0)
 """Limits of the factors."""
 
+WARM_UP = 10
+"""Times that contact forces are solved for before a robot goes on. A training's solver has as few
+iterations as one, which do because it begins with the forces of the substep before; those are not
+known here, and without them a robot that stands would be thrown up by its first substep."""
+
 DRAG_FREQUENCY = 12.0
 """rad/s, of a robot that hangs on the spring that it is dragged by. At rest it hangs 7 cm below."""
 
@@ -351,7 +356,9 @@ class Sandbox:
             for name in ("qpos", "qvel", "ctrl", "act", "mocap_pos", "mocap_quat"):
                 if (value := getattr(detail, name)) is not None:
                     getattr(data, name)[:] = value
-        mujoco.mj_forward(model, data)
+        for _ in range(WARM_UP):
+            mujoco.mj_forward(model, data)
+            data.qacc_warmstart[:] = data.qacc
         self._moment = Moment.of(data)
         if self._transplant is not None and detail is not None:
             try:
