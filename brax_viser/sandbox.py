@@ -23,7 +23,7 @@ GRAVITY, FRICTION, MASS = (0.0, 2.0), (0.0, 3.0), (0.2, 5.0)
 WARM_UP = 10
 """Times that contact forces are solved for before a robot goes on. A training's solver has as few
 iterations as one, which do because it begins with the forces of the substep before; those are not
-known here, and without them a robot that stands would be thrown up by its first substep."""
+known here, and without any, a robot that touches the floor may be thrown about."""
 
 DRAG_FREQUENCY = 12.0
 """rad/s, of a robot that hangs on the spring that it is dragged by. At rest it hangs 7 cm below."""

@@ -22,7 +22,12 @@ from tests.test_playground import MENAGERIE, cartpole
 
 KEY = jax.random.PRNGKey(0)
 SLOW = pytest.mark.slow
-BACKENDS = ("mjx", "generalized", pytest.param("spring", marks=SLOW), "positional")
+BACKENDS = (
+    "mjx",
+    "positional",
+    pytest.param("generalized", marks=SLOW),
+    pytest.param("spring", marks=SLOW),
+)
 
 
 def pendulum(backend: str) -> Any:
