@@ -52,6 +52,7 @@ class Adapter:
     mj_model: mujoco.MjModel
     init_qpos: np.ndarray  # float [nq], where `reset` starts from, before its noise
     dt: float  # s, what one `step` of the wrapped env takes, repeated actions included
+    repeat: int  # steps of `base` in one `step` of the wrapped env
     base: Any  # the innermost environment
     ctrl_fn: Callable[[jax.Array], jax.Array] | None = None  # a user's, action [A] to ctrl [nu]
     # A copy of `base` as it was made: wrappers for domain randomisation write into that.
@@ -302,6 +303,7 @@ def adapter_for(env: Any, ctrl_fn: Callable[[jax.Array], jax.Array] | None = Non
         mj_model=model,
         init_qpos=np.asarray(jax.device_get(base.sys.init_q), np.float64),
         dt=float(base.dt) * action_repeat(env),
+        repeat=action_repeat(env),
         base=base,
         ctrl_fn=ctrl_fn,
         original=copy.copy(base),
@@ -322,6 +324,7 @@ def _playground_adapter(
         mj_model=model,
         init_qpos=np.asarray(init_qpos, np.float64),
         dt=float(base.dt) * action_repeat(env),
+        repeat=action_repeat(env),
         base=base,
         ctrl_fn=ctrl_fn,
         original=copy.copy(base),

@@ -12,6 +12,8 @@ import numpy as np
 from brax_viser.frame import Detail, Frame
 from brax_viser.playback import View
 from brax_viser.protocol import NEVER
+from brax_viser.scene.scene import ASIDE
+from brax_viser.scene.shapes import roaming_body
 
 if TYPE_CHECKING:  # they import JAX, which the page need not wait for
     from brax_viser.adapters import Adapter
@@ -19,9 +21,6 @@ if TYPE_CHECKING:  # they import JAX, which the page need not wait for
     from brax_viser.sandbox_thread import SandboxThread
 
 log = logging.getLogger("brax_viser")
-
-ROLE = "sandbox"
-"""The block of the scene that a sandbox is in."""
 
 IMPULSE_SPEED = 0.5
 """m/s by which a push changes the speed of the whole robot, unless a person wants another."""
@@ -57,6 +56,7 @@ class ForkView:
     mass: float = 1.0  # of `body`, or of all
     impulse: float = 1.0  # N s
     body: int | None = None  # that was pointed at
+    dragged: bool = False  # whether there is a handle to drag the robot by
     time: float = 0.0  # s since the fork
     reward: float | None = None
     done: bool = False
@@ -145,8 +145,12 @@ class Forks:
     def hand_out(self, trained: Trained) -> None:
         """There is a newer policy: a sandbox is driven by it from now on."""
         self.trained = trained
-        if self._thread is not None:
-            self._do(lambda sandbox: _give(sandbox, trained))
+
+        def give(sandbox: "Sandbox") -> None:
+            _give(sandbox, trained)
+            self._read(sandbox)
+
+        self._do(give)
 
     def reset(self) -> None:
         """Back to the moment of the fork."""
@@ -165,9 +169,7 @@ class Forks:
                     self._do(lambda sandbox, value=value: sandbox.set_friction(value))
                 case "mass":
                     body = self._view.body
-                    self._do(
-                        lambda sandbox, value=value, body=body: sandbox.set_mass(value, body)
-                    )
+                    self._do(lambda sandbox, value=value, body=body: sandbox.set_mass(value, body))
                 case "speed":
                     if self._thread is not None:
                         self._thread.set_speed(value)
@@ -183,14 +185,15 @@ class Forks:
         Args:
             direction: float [3], of unit length, in the world frame.
         """
-        fork = self._fork
-        if fork is None:
-            return
-        from brax_viser.scene.shapes import roaming_body
-
-        body = self._view.body or roaming_body(fork.adapter.mj_model) or 1
-        impulse = self._view.impulse * direction
+        body, impulse = self.body, self._view.impulse * direction
         self._do(lambda sandbox: sandbox.push(body, impulse))
+
+    @property
+    def body(self) -> int:
+        """The one that is pushed and dragged."""
+        fork = self._fork
+        roams = roaming_body(fork.adapter.mj_model) if fork is not None else None
+        return self._view.body or roams or 1
 
     def drag(self, point: np.ndarray, target: np.ndarray, body: int) -> None:
         """Draws a body to a target; see `sandbox.Sandbox.drag`."""
@@ -227,7 +230,7 @@ class Forks:
         one = np.ones(1, np.float32)
         link_pos, link_rot = pose.link_pos[None], pose.link_rot[None]
         frame = Frame(
-            role=ROLE,
+            role=ASIDE,
             env_steps=self._steps,
             env_index=np.array([fork.details[-1].env], np.int32),
             num_envs=1,
@@ -314,8 +317,4 @@ class Forks:
 def _give(sandbox: "Sandbox", trained: Trained) -> None:
     from brax_viser.transplant import Policy
 
-    if sandbox.policy is not None and sandbox.policy.make is trained.make_policy:
-        # The very function that is compiled for.
-        sandbox.policy = Policy(sandbox.policy.make, trained.params)
-    else:
-        sandbox.policy = Policy(trained.make_policy, trained.params)
+    sandbox.policy = Policy(trained.make_policy, trained.params)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import viser
 
+from brax_viser.aside import Aside, Past
 from brax_viser.drift import Drift, DriftLog
 from brax_viser.feed import Feed, Rollout, Switchboard
 from brax_viser.follower import Follower, Simulated, TwinSettings
@@ -23,7 +24,7 @@ from brax_viser.mailbox import ModelParcel, Parcel
 from brax_viser.playback import Player, View, beside
 from brax_viser.progress import count as in_words
 from brax_viser.scene.block import Block, Look, Model
-from brax_viser.scene.scene import Scene
+from brax_viser.scene.scene import ASIDE, Scene
 from brax_viser.scene.shapes import USUAL, Parts
 from brax_viser.scene.variants import Variants
 
@@ -76,6 +77,7 @@ class Channel:
     look: Look | None = None
     empty: bool = False  # whether the rule has found nobody
     drift: DriftLog = field(default_factory=DriftLog)  # of what was on screen
+    past: Past = field(default_factory=Past)  # of the selected environment
     controls_known: bool = True  # whether what went to the physics came with the coordinates
 
     @functools.cached_property
@@ -136,6 +138,7 @@ class Publisher:
         self.others: Others | None = None  # processes of the training; None: it has but this one
         self.twins = TwinSettings()
         self.follower: Follower[Lane] = Follower(board.mailbox.wake, board.wall_clock)
+        self.aside = Aside(server, self.scene, board.mailbox.wake)
         self._server, self._obey = server, obey
         self._commands: deque[Command] = deque()  # appended by any thread, drained on the loop
         self._channels: dict[str, Channel] = {}
@@ -152,6 +155,7 @@ class Publisher:
         if self._task is not None and not self._on_loop():
             concurrent.futures.wait([self._task], timeout)
         self.follower.close()
+        self.aside.forks.close()
 
     def enqueue(self, command: Command) -> None:
         """Called on any thread: something is to be done."""
@@ -183,13 +187,14 @@ class Publisher:
             if known is None or known.feed is not feed:
                 self._channels[role] = Channel(feed, variants)
             self.scene.show(role, model, feed.grid, num_envs)
-            self.scene.arrange(self._roles())
+            self._arrange()
 
         self.now(show)
 
     def show_parts(self, parts: Parts) -> None:
         """On the loop: draws other parts of the models from now on."""
         self.parts = parts
+        self.aside.remodel()
         for role, channel in tuple(self._channels.items()):
             rollout = channel.feed.rollouts.get(role)
             self.show_model(channel.feed, role, rollout.num_envs if rollout else None)
@@ -257,7 +262,7 @@ class Publisher:
         while not board.control.closed:
             start = board.wall_clock()
             control = board.control
-            active = control.streaming and control.watched
+            active = control.watched and (control.streaming or self.aside.forks.thread is not None)
             try:
                 while self._commands:
                     self._obey(self._commands.popleft())
@@ -301,6 +306,7 @@ class Publisher:
 
     def _hand_on(self, channel: Channel, lane: Lane, frame: Frame, now: float) -> None:
         """Brings a frame to the player, by way of its twins if it is to have any."""
+        channel.past.add(frame)
         rows: list[int] = []
         if frame.coordinates is not None:
             channel.controls_known = (
@@ -319,6 +325,32 @@ class Publisher:
         else:
             lane.player.add(frame, now)
 
+    def fork(self) -> None:
+        """On the loop: makes a sandbox of the selected environment, as it is on screen.
+
+        Raises:
+            ValueError: none is selected, or what is inside of it is not known yet.
+        """
+        env, channel = self.board.selected_env, self._channels.get(self._roles()[0])
+        frame = channel.view.frame if channel is not None and channel.view is not None else None
+        if env is None:
+            raise ValueError("To fork a robot, select it first: click on it")
+        if channel is None or frame is None or frame.detail is None or frame.detail.env != env:
+            raise ValueError(
+                f"What is inside of env {env} is not known yet: it comes with its steps"
+            )
+        own = channel.variants.of_env.get(env, {})
+        self.aside.fork(channel.feed.adapter, channel.past, own, frame)
+        self._arrange()
+
+    def end_fork(self) -> None:
+        """On the loop: takes the sandbox away."""
+        self.aside.end()
+        self._arrange()
+
+    def _arrange(self) -> None:
+        self.aside.arrange(self._roles(), self.parts)
+
     def _rows_of_twins(self, frame: Frame) -> list[int]:
         """Which of a frame's environments have one: the selected one before all others."""
         count, rows = self.board.control.twins, list(range(len(frame.env_index)))
@@ -331,8 +363,10 @@ class Publisher:
             if role in self._roles() and role not in self._channels:
                 rollout = feed.rollouts.get(role)
                 self.show_model(feed, role, rollout.num_envs if rollout else None)
-        self.scene.arrange(self._roles())
+        self._arrange()
         views: dict[str, View | None] = {}
+        if (view := self.aside.view(now)) is not None:
+            views[ASIDE] = view
         for role in self._roles():
             channel = self._channels.get(role)
             rollout = channel and channel.feed.rollouts.get(role)
@@ -359,11 +393,14 @@ class Publisher:
             return
         for role, view in views.items():
             block = self.scene.blocks.get(role)
+            if role == ASIDE:
+                continue
             channel = self._channels[role]
             cells = min(view.frame.num_envs, channel.feed.capacity) if view else None
             if block is None or (cells is not None and block.count != cells):
                 self.show_model(channel.feed, role, view.frame.num_envs if view else None)
         self.scene.draw(views, {role: self._look_at(role) for role in views})
+        self.aside.drawn()
 
     def _play(self, channel: Channel, role: str, rollout: Rollout, now: float) -> View | None:
         board, pacer = self.board, rollout.pacer
@@ -428,6 +465,8 @@ class Publisher:
         return beside(views, cells)
 
     def _look_at(self, role: str) -> Look:
+        if role == ASIDE:
+            return self.aside.look(self.look)
         # A person selects among the robots of the training, unless only the others are shown.
         selects = role == self._roles()[0]
         return Look(
@@ -442,13 +481,14 @@ class Publisher:
         )
 
     def _decorate(self) -> None:
-        roles = self._roles()
         for role, block in self.scene.blocks.items():
             with self._server.atomic():
                 block.decorate(self._look_at(role))
-                block.title(self._title_of(role) if len(roles) > 1 else "")
+                block.title(self._title_of(role) if len(self.scene.blocks) > 1 else "")
 
     def _title_of(self, role: str) -> str:
+        if role == ASIDE:
+            return self.aside.title()
         channel = self._channels.get(role)
         if channel is None or channel.view is None:
             return f"{TITLES[role]}: nothing has come yet"
@@ -521,6 +561,7 @@ class Publisher:
                 twin_fault=self.follower.fault,
                 controls_known=channel.controls_known if channel else True,
                 curves=channel.drift.curves(selected) if channel else None,
+                fork=self.aside.forks.panel(),
             )
 
     def _inside(self, block: Block | None, env: int | None) -> Inside | None:

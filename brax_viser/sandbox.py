@@ -10,7 +10,7 @@ import jax
 import mujoco
 import numpy as np
 
-from brax_viser.frame import Detail
+from brax_viser.frame import COORDINATES, Detail
 from brax_viser.transplant import CannotTransplant, Moment, Policy, Transplant
 
 DRIVERS = ("policy", "replay", "still", "limp")
@@ -47,6 +47,7 @@ class Pose:
     done: bool  # whether the environment says that the episode has ended with this step
     trouble: str | None  # why it cannot go on, unless by `reset` or another fork
     grip: np.ndarray | None  # float32 [2, 3], m: the point that is dragged, and where to
+    detail: Detail  # all that is known of the robot
 
 
 class Sandbox:
@@ -68,7 +69,7 @@ class Sandbox:
         """Copies the model.
 
         Args:
-            model: as `native.model_of` returns it.
+            model: as `adapters.Adapter.mujoco_model` returns it.
             substeps: steps of the model per env step.
             repeat: env steps per action, and per `Detail` of a fork: the training's action repeat.
             transplant: of the same environment, for a policy to drive, and for rewards.
@@ -338,9 +339,20 @@ class Sandbox:
             at = data.xpos[body] + data.xmat[body].reshape(3, 3) @ point
             grip = np.array([at, target], np.float32)
         pos, rot = data.xpos[1:].astype(np.float32), data.xquat[1:].astype(np.float32)
-        if state is None or self._steps == 0:
-            return Pose(self.time, pos, rot, None, False, None, grip)
-        return Pose(self.time, pos, rot, float(state.reward), bool(state.done), None, grip)
+        reward, done = None, False
+        if state is not None and self._steps > 0:
+            reward, done = float(state.reward), bool(state.done)
+        return Pose(self.time, pos, rot, reward, done, None, grip, self._detail())
+
+    def _detail(self) -> Detail:
+        env = self._details[-1].env if self._details else 0
+        known = {name: getattr(self.data, name).astype(np.float32) for name in COORDINATES}
+        obs = {} if self._state is None else self._state.obs
+        named = obs if isinstance(obs, Mapping) else {"": obs}
+        for name, x in named.items():
+            if np.ndim(x) == 1:
+                known[f"observation/{name}"] = np.asarray(x)
+        return Detail.of(env, {**known, "action": np.asarray(self.action)})
 
     def _first(self) -> int:
         return 0 if self._driver == "replay" else len(self._details) - 1

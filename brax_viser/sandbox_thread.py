@@ -52,10 +52,14 @@ class SandboxThread:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends it, after the step or the command that it is at."""
-        self._commands.put(None)
+        """Ends it, after the step or the command that it is at, and waits for that."""
+        self.end()
         if self._thread.is_alive():
             self._thread.join()
+
+    def end(self) -> None:
+        """The same without waiting."""
+        self._commands.put(None)
 
     def do(self, command: Command) -> Future:
         """Has the thread call `command(sandbox)` before the next step.

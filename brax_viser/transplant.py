@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
-from jax.core import Tracer, get_opaque_trace_state
+from jax.core import get_opaque_trace_state
 
 from brax_viser.adapters import Adapter, BraxAdapter, PlaygroundAdapter
 from brax_viser.wrapping import shadowed
@@ -112,12 +112,9 @@ class Transplant:
     def __init__(self, adapter: Adapter):
         """Copies the environment; traces nothing yet.
 
-        Make it before the training starts, or while no step is being traced: under domain
-        randomisation the trainer's wrappers write into the environment while one is.
-
         Raises:
-            CannotTransplant: there is nothing to control, no CPU to compute on, a step is being
-                traced right now, or MJX cannot read the model.
+            CannotTransplant: there is nothing to control, no CPU to compute on, or MJX cannot read
+                the model.
         """
         if not adapter.mj_model.nu:
             raise CannotTransplant(f"{adapter.name} has no actuators, so no policy can drive it")
@@ -280,7 +277,7 @@ class _Brax:
     stepper = "self.pipeline_step"
 
     def __init__(self, adapter: BraxAdapter):
-        self.base, self.nu = _copied(adapter, "sys"), adapter.mj_model.nu
+        self.base, self.nu = copy.copy(adapter.original), adapter.mj_model.nu
         if not hasattr(self.base, "pipeline_init"):
             raise CannotTransplant(f"{adapter.name} is not a brax.envs.base.PipelineEnv")
         self._native = adapter.native
@@ -311,7 +308,7 @@ class _Playground:
         from mujoco import mjx
         from mujoco_playground._src import mjx_env
 
-        self.base, self.nu = _copied(adapter, "mjx_model"), adapter.mj_model.nu
+        self.base, self.nu = copy.copy(adapter.original), adapter.mj_model.nu
         if adapter.backend != "jax":
             try:
                 self.base._mjx_model = mjx.put_model(adapter.mj_model, impl="jax")
@@ -353,16 +350,6 @@ class _Playground:
 _PATCHING = threading.RLock()
 """Held while a function of Playground's is another one: two that put back what they had found
 would leave one of theirs behind."""
-
-
-def _copied(adapter: Adapter, model: str) -> Any:
-    base = copy.copy(adapter.base)
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(getattr(base, model, None))):
-        raise CannotTransplant(
-            f"{adapter.name} is being traced under domain randomisation right now: "
-            "make the Transplant before the training starts, or try again later"
-        )
-    return base
 
 
 def _coordinates(moment: Moment) -> dict[str, Any]:

@@ -18,13 +18,16 @@ import viser
 from brax_viser.drift import Drift
 from brax_viser.feed import Feed, Switchboard, log
 from brax_viser.follower import TwinSettings
+from brax_viser.forks import Trained
 from brax_viser.gui.panel import PAGES, STEPS, Command, parse_indices
+from brax_viser.gui.sandbox import BACK
 from brax_viser.hosts import meeting
 from brax_viser.interrupt import InterruptWatch
 from brax_viser.progress import ProgressView
 from brax_viser.publisher import Publisher
 from brax_viser.scene.cameras import cameras_of
 from brax_viser.scene.grid import Grid
+from brax_viser.scene.scene import ASIDE
 from brax_viser.selection import Selection
 from brax_viser.stream import MODES, SHOWS, Control
 from brax_viser.trainer import TrainerCall
@@ -33,6 +36,7 @@ if TYPE_CHECKING:  # it imports Brax, which takes a second that the page need no
     from brax_viser.adapters import Adapter
     from brax_viser.hosts.others import Others
     from brax_viser.hosts.relay import Relay
+    from brax_viser.sandbox_thread import SandboxThread
 
 SWITCH_SECONDS = 2e-4
 """How long a callback waits at most for another Python thread, viser's with the publisher among
@@ -382,6 +386,38 @@ class Viewer:
         """Starts all twins anew, with the next step, from where their robots are then."""
         self._publisher.follower.start_anew()
 
+    @_by_first_alone
+    def policy_params_fn(
+        self, num_steps: int, make_policy: Callable[..., Any], params: Any
+    ) -> None:
+        """Hand it to the trainer as `policy_params_fn`: sandboxes are driven by the policy."""
+        import jax  # there is a trainer, so it has been imported
+
+        # On the host: what is on the device may be given away to the next epoch.
+        trained = Trained(num_steps, make_policy, jax.device_get(params))
+        self._publisher.now(lambda: self._publisher.aside.forks.hand_out(trained))
+
+    @_by_first_alone
+    def fork(self) -> None:
+        """Takes the selected environment, as it is on screen, into a MuJoCo sandbox beside the
+        others, in place of the one there was. See `sandbox`, which it takes some seconds to make.
+
+        Raises:
+            ValueError: no environment is selected, or what is inside of it is not known yet.
+        """
+        self._publisher.now(self._publisher.fork)
+
+    @property
+    def sandbox(self) -> "SandboxThread | None":
+        """What runs the sandbox, once there is one: `do` has it push the robot, change gravity and
+        the like; see `sandbox.Sandbox`."""
+        return self._publisher.aside.forks.thread if isinstance(self._end, Publisher) else None
+
+    @_by_first_alone
+    def close_sandbox(self) -> None:
+        """Takes the sandbox away, if there is one."""
+        self._publisher.now(self._publisher.end_fork)
+
     def drift(self) -> Drift | None:
         """How far the twins are from their robots, at the step that is on screen; None if none of
         them has one. In other processes than the first: None."""
@@ -552,7 +588,7 @@ class Viewer:
 
     def _carry_out(self, name: str, value: Any) -> None:
         selection, look = self._board.selection, self._publisher.look
-        parts = self._publisher.parts
+        parts, forks = self._publisher.parts, self._publisher.aside.forks
         match name:
             case "streaming" | "mode" | "speed" | "max_overhead" | "stretch_seconds" | "show":
                 setattr(self, name, value)
@@ -607,6 +643,20 @@ class Viewer:
                 what = name.removeprefix("twins_")
                 value = (int(value) or None) if what == "every" else value
                 self._publisher.twins = replace(self._publisher.twins, **{what: value})
+            case "fork":
+                self._fork(value)
+            case "fork_go":
+                forks.reset() if value == BACK else self.close_sandbox()
+            case "fork_push":
+                where, client_id = value
+                client = self._server.get_clients().get(client_id)
+                self._publisher.aside.push(where, client.camera if client else None)
+            case "fork_drag":
+                self._publisher.aside.show_handle(on=value)
+            case "fork_driver" | "fork_speed" | "fork_gravity" | "fork_friction" | "fork_mass":
+                forks.set(**{name.removeprefix("fork_"): value})
+            case "fork_impulse":
+                forks.set(impulse=value)
             case "dark":
                 self._publisher.scene.dark = value
             case "see_all":
@@ -622,10 +672,18 @@ class Viewer:
         picked, body = publisher.scene.pick(origin, direction), None
         if picked is None:
             self.selected_env = None
+        elif picked[0] == ASIDE:
+            publisher.aside.forks.point_at(publisher.scene.body_at(picked, origin, direction))
+            return
         elif picked[0] == next(iter(publisher.scene.blocks)):
             self.selected_env = picked[1]
             body = publisher.scene.body_at(picked, origin, direction)
         publisher.look = replace(publisher.look, body=body)
+
+    def _fork(self, client_id: int) -> None:
+        self._publisher.fork()
+        if (client := self._server.get_clients().get(client_id)) is not None:
+            self._publisher.aside.look_at(client.camera)
 
     def _go_on(self, how: str) -> None:
         if how == STEPS[0]:

@@ -13,7 +13,6 @@ from mujoco import mjx
 
 from brax_viser.adapters import adapter_for
 from brax_viser.frame import Detail
-from brax_viser.native import model_of
 from brax_viser.sandbox import Sandbox
 from brax_viser.sandbox_thread import SandboxThread
 from brax_viser.transplant import Policy, Transplant
@@ -78,7 +77,7 @@ class Pendulum:
     def __init__(self, backend: str):
         self.env: Any = envs.get_environment("inverted_pendulum", backend=backend)
         adapter = adapter_for(self.env)
-        self.model, substeps = model_of(adapter)
+        self.model, substeps = adapter.mujoco_model(), adapter.substeps
         self.sandbox = Sandbox(self.model, substeps, transplant=Transplant(adapter))
         self.sandbox.policy = Policy(balance, GAINS)
 
@@ -120,7 +119,7 @@ def test_a_pendulum_is_kept_up_by_its_policy_and_falls_when_limp(backend):
 def test_with_the_trainings_solver_an_ant_moves_as_in_the_training():
     env = envs.get_environment("ant", backend="mjx")
     adapter = adapter_for(env)
-    model, substeps = model_of(adapter)
+    model, substeps = adapter.mujoco_model(), adapter.substeps
     assert substeps == 5 and (model.opt.iterations, model.opt.ls_iterations) == (1, 4)
     assert adapter.mj_model.opt.iterations == 4  # it is not the same as in the file
     random = np.random.default_rng(0)
@@ -311,7 +310,7 @@ def test_nothing_of_the_training_is_changed():
     leaves = [np.array(x) for x in jax.tree.leaves(env.sys)]
     before = np.zeros(mujoco.mj_sizeModel(adapter.mj_model), np.uint8)
     mujoco.mj_saveModel(adapter.mj_model, None, before)
-    model, substeps = model_of(adapter)
+    model, substeps = adapter.mujoco_model(), adapter.substeps
     sandbox = Sandbox(model, substeps, transplant=Transplant(adapter))
     sandbox.policy = Policy(balance, GAINS)
     start = detail([0.0, 0.1], [0.0, 0.0], [0.0], [0.0])
@@ -337,7 +336,7 @@ def test_an_environment_whose_code_cannot_be_used_is_played_without_its_policy()
     env = Counting()
     env.times = 2
     adapter = adapter_for(env)
-    sandbox = Sandbox(*model_of(adapter), transplant=Transplant(adapter))
+    sandbox = Sandbox(adapter.mujoco_model(), adapter.substeps, transplant=Transplant(adapter))
     sandbox.policy = Policy(balance, GAINS)
     sandbox.fork([detail([0.0, 0.1], [0.0, 0.0], None, [0.0])])
     assert sandbox.driver == "still" and "2 times" in (sandbox.no_policy or "")
@@ -369,7 +368,8 @@ def test_what_is_no_state_of_the_model_is_refused():
 
 def test_actions_last_as_long_as_the_trainings_repeat_them():
     pendulum = Pendulum("mjx")
-    model, substeps = model_of(adapter_for(pendulum.env))
+    adapter = adapter_for(pendulum.env)
+    model, substeps = adapter.mujoco_model(), adapter.substeps
     transplant = pendulum.sandbox._transplant
     assert transplant is not None
     sandbox = Sandbox(model, substeps, repeat=3, transplant=transplant)

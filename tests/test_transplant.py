@@ -15,7 +15,6 @@ from mujoco_playground import registry
 from mujoco_playground._src import mjx_env
 
 from brax_viser.adapters import Adapter, adapter_for
-from brax_viser.native import model_of
 from brax_viser.transplant import CannotTransplant, Moment, Policy, Transplant
 from envs.cartpole import CartPole
 from tests.test_playground import MENAGERIE, cartpole
@@ -46,7 +45,7 @@ def one_step(env: Any, action: np.ndarray) -> tuple[Any, Any]:
 
 
 def start_of(adapter: Adapter) -> tuple[mujoco.MjModel, mujoco.MjData, Moment]:
-    model, _ = model_of(adapter)
+    model = adapter.mujoco_model()
     data = mujoco.MjData(model)
     data.qpos[:] = adapter.init_qpos
     mujoco.mj_forward(model, data)
@@ -55,7 +54,7 @@ def start_of(adapter: Adapter) -> tuple[mujoco.MjModel, mujoco.MjData, Moment]:
 
 def moment_of(adapter: Adapter, state: Any, posed: Any = None) -> Moment:
     """Of a state of MJX's or of Brax's; `posed` as the last substep began."""
-    model, _ = model_of(adapter)
+    model = adapter.mujoco_model()
     data, own = mujoco.MjData(model), getattr(state, "data", None)
     if own is None:
         own = state.pipeline_state
@@ -157,7 +156,7 @@ def test_a_legged_robot_feels_the_same_by_its_sensors(monkeypatch):
     env = registry.load("Go1JoystickFlatTerrain", config_overrides={"impl": "jax"})
     adapter = adapter_for(env)
     transplant = Transplant(adapter)
-    model, substeps = model_of(adapter)
+    model, substeps = adapter.mujoco_model(), adapter.substeps
     action = np.random.default_rng(0).uniform(-0.5, 0.5, 12).astype(np.float32)
     before, state = one_step(env, action)
     data = mujoco.MjData(model)
@@ -287,19 +286,22 @@ def test_who_does_not_step_its_physics_just_once_is_told_so(times, inside, says)
         transplant.control(state, np.zeros(1, np.float32), moment)
 
 
-def test_who_is_being_traced_with_a_model_of_its_own_is_not_copied():
+def test_who_is_being_traced_with_a_model_of_its_own_is_copied_as_it_was_made():
     env = CartPole()
-    adapter, own = adapter_for(env), env.sys
+    adapter, own, made = adapter_for(env), env.sys, []
 
     def randomised(mass):
+        # As Brax's wrapper for domain randomisation does, which leaves it so.
         env.sys = own.replace(body_mass=mass)
-        with pytest.raises(CannotTransplant, match="domain randomisation"):
-            Transplant(adapter)
-        env.sys = own
+        made.append(Transplant(adapter))
         return mass
 
     jax.jit(randomised)(jnp.ones(3))
-    Transplant(adapter)
+    _, _, moment = start_of(adapter)
+    made.append(Transplant(adapter))
+    for transplant in made:
+        state = transplant.start(moment, KEY)
+        assert transplant.control(state, np.ones(1, np.float32), moment).shape == (1,)
 
 
 @pytest.mark.parametrize("kind", ["brax", "playground"])

@@ -7,6 +7,7 @@ from typing import Any
 import viser
 
 from brax_viser.gui import words
+from brax_viser.gui.sandbox import SandboxFolder
 from brax_viser.gui.twins import TwinFolder
 from brax_viser.gui.widgets import Command, Widgets, label_of
 from brax_viser.gui.words import PanelView, StreamView, status
@@ -85,6 +86,7 @@ class Panel(Widgets):
         with gui.add_folder("Parts of the model", expand_by_default=False):
             self._add_parts()
         self._twins = TwinFolder(server, enqueue)
+        self._sandbox = SandboxFolder(server, enqueue)
         with gui.add_folder("Pace and budget", expand_by_default=False):
             self._add_pace()
         self._add_keys()
@@ -355,6 +357,7 @@ class Panel(Widgets):
             self._theme(dark=view.dark)
         self._show_parts(view)
         self._twins.show(view)
+        self._sandbox.show(view)
         self._show_number(self._budget, round(100 * control.max_overhead, 3))
         self._show_number(self._stretch, control.stretch_seconds)
 

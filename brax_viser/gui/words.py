@@ -9,12 +9,14 @@ import numpy as np
 
 from brax_viser.drift import Curves
 from brax_viser.follower import TwinCost, TwinSettings
+from brax_viser.forks import ForkView
 from brax_viser.frame import Frame
 from brax_viser.gui import details
 from brax_viser.gui.details import Inside
 from brax_viser.progress import ProgressView, count, duration
 from brax_viser.scene.block import Look
 from brax_viser.scene.looks import css_gradient, range_of
+from brax_viser.scene.physics import body_name
 from brax_viser.scene.shapes import USUAL, Parts
 from brax_viser.selection import RANKED, Selection
 from brax_viser.stream import Control
@@ -81,6 +83,7 @@ class PanelView:
     twin_fault: str | None = None  # why there are none
     controls_known: bool = True  # whether what goes to the physics is
     curves: Curves | None = None  # of drift
+    fork: ForkView = ForkView()  # noqa: RUF009
 
 
 def status(view: PanelView) -> str:
@@ -288,6 +291,53 @@ def twins(view: PanelView) -> str:
     if cost.skipped > 0:
         text += f" · {100 * cost.skipped:.0f} % of the steps went without"
     return note(text)
+
+
+DRIVER_LABELS = {
+    "policy": "The policy",
+    "replay": "Its last controls",
+    "still": "The same control",
+    "limp": "Nothing",
+}
+"""What drives a sandbox's robot, in the panel's words."""
+
+
+def fork(view: PanelView) -> str:
+    """What the sandbox is doing, or how to get one."""
+    sandbox = view.fork
+    if sandbox.fault is not None:
+        return note(f"There is no sandbox, all else goes on: {sandbox.fault}", warning=True)
+    if sandbox.env is None:
+        if view.selected_env is None:
+            return note("Click a robot, and take it as it is now into a MuJoCo of its own.")
+        return note(f"Takes env {view.selected_env} as it is now into a MuJoCo of its own.")
+    where = f"Env {sandbox.env}, from step {count(sandbox.env_steps)}"
+    if sandbox.preparing:
+        return note(f"{where}: compiling what drives it, which takes some seconds")
+    if sandbox.trouble is not None:
+        return note(f"{where}: {sandbox.trouble}", warning=True)
+    lines = [f"{where}: {sandbox.time:+.1f} s"]
+    if sandbox.reward is not None:
+        lines[0] += f" · reward {sandbox.reward:.2f}"
+    if sandbox.done:
+        lines.append("Its episode would have ended here")
+    if sandbox.driver == "policy" and sandbox.policy_steps is not None:
+        lines.append(f"Driven by the policy of step {count(sandbox.policy_steps)}")
+    elif "policy" not in sandbox.drivers:
+        lines.append(
+            f"No policy: {sandbox.no_policy}"
+            if sandbox.no_policy is not None
+            else "No policy: hand viewer.policy_params_fn to the trainer as policy_params_fn"
+        )
+    return _lines(lines)
+
+
+def pushed(view: PanelView) -> str:
+    """What pushes and masses are of."""
+    sandbox, model = view.fork, view.model
+    if sandbox.body is None or model is None or sandbox.body >= model.nbody:
+        return note("Click a part of the robot in the sandbox to push or weigh that one.")
+    return note(f"Pushes and mass are of: {body_name(model, sandbox.body)}")
 
 
 MOST_DRIFTS = 16

@@ -146,6 +146,7 @@ class Block:
             scale: scene units per metre.
         """
         self.count, self.scale, self.model, self.grid = count, scale, model, grid
+        self.offset = offset
         self._server, self._path = server, path
         self._origins = (grid.origins(count) + offset).astype(np.float32)
         self.robots = Robots(server, f"{path}/robots", model.shapes, self._origins, scale)
@@ -218,6 +219,12 @@ class Block:
         self._draw_overlays()
         return sent
 
+    def origin_of(self, env: int) -> np.ndarray | None:
+        """float [3], m, in the scene: of the world frame that an environment's robot is drawn in;
+        None if it is not drawn."""
+        cell = self._cell_of_env.get(env)
+        return None if cell is None else self._origins[cell] + self._moved[cell]
+
     def clear(self) -> int:
         """Nobody is drawn, within `server.atomic()`. Returns what `draw` does."""
         self.drawn_envs, self._cell_of_env, self.frame = np.zeros(0, np.int32), {}, None
@@ -247,10 +254,11 @@ class Block:
         if self._title.visible != bool(text):
             self._title.visible = bool(text)
 
-    def place_of(self, env: int) -> np.ndarray | None:
-        """float [3], m, in the scene: where an environment's robot is; None if it is not drawn."""
+    def place_of(self, env: int, link: int = 0) -> np.ndarray | None:
+        """float [3], m, in the scene: where a link of an environment's robot is; None if it is not
+        drawn."""
         cell = self._cell_of_env.get(env)
-        return None if cell is None else self._origins[cell] + self.pos[cell, 0]
+        return None if cell is None else self._origins[cell] + self.pos[cell, link]
 
     def sight_of(self, eye: ModelCamera) -> Sight | None:
         """Through a camera of the selected robot, or of the first where none is; m, in the scene.

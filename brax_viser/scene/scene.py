@@ -13,6 +13,9 @@ ROOT = "/scene"
 """The node that everything stands on. It is moved to keep a followed robot where it is: moving
 the cameras instead would fight with the hands on them."""
 
+ASIDE = "sandbox"
+"""The role of the block that is no rollout's."""
+
 GAP = 1.5
 """Distance between two blocks, in cells."""
 
@@ -61,7 +64,9 @@ class Scene:
             block.remove()
         self.blocks = {}
         self.follow(None)
-        offsets, self._bounds = _side_by_side([self._wanted[role] for role in roles])
+        # The robots of the training stay where they are when one is put beside them.
+        settled = sum(role != ASIDE for role in roles)
+        offsets, self._bounds = _side_by_side([self._wanted[role] for role in roles], settled)
         self._scale = scene_scale(self._bounds)
         blocks = {}
         for role, offset in zip(roles, offsets, strict=True):
@@ -148,6 +153,19 @@ class Scene:
         camera.position = target + 3.0 * size * self._scale * away
         camera.look_at = target
 
+    def look_at_block(self, camera: viser.CameraHandle, role: str) -> None:
+        """Brings a page's camera to one block, from the side it looks from already."""
+        block = self.blocks.get(role)
+        if block is None:
+            return
+        low, high = block.grid.bounds(block.count)
+        size = float((high - low).max())
+        target = self._scale * ((low + high) / 2 + block.offset)
+        away = np.asarray(camera.position) - np.asarray(camera.look_at)
+        away /= max(float(np.linalg.norm(away)), 1e-9)
+        camera.position = target + 2.0 * size * self._scale * away
+        camera.look_at = target
+
     def look_at_all(self, camera: viser.CameraHandle) -> None:
         """Brings a page's camera to where it was first: all cells in view."""
         pose = framing_camera(self._bounds * self._scale)
@@ -224,9 +242,10 @@ class Scene:
 
 
 def _side_by_side(
-    blocks: list[tuple[Model, Grid, int]],
+    blocks: list[tuple[Model, Grid, int]], settled: int
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Offsets of the blocks along y, each float [3] in m, and the box around all, float [2, 3]."""
+    """Offsets of the blocks along y, each float [3] in m, and the box around all, float [2, 3]. The
+    middle is that of the first `settled` ones."""
     offsets, boxes, edge = [], [], 0.0
     for model, grid, count in blocks:
         box = grid.bounds(count)
@@ -238,5 +257,7 @@ def _side_by_side(
         offsets.append(offset)
         boxes.append(box + offset)
     whole = np.stack([np.min(boxes, axis=0)[0], np.max(boxes, axis=0)[1]])
-    middle = np.array([0.0, whole[:, 1].mean() if len(blocks) > 1 else 0.0, 0.0])
+    middle = np.zeros(3)
+    if settled > 1:
+        middle[1] = (boxes[0][1, 1] + boxes[settled - 1][0, 1]) / 2
     return [offset - middle for offset in offsets], whole - middle
