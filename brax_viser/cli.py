@@ -177,7 +177,8 @@ def _prepare(
     def run(outcome: _Outcome) -> None:
         from brax_viser import training
 
-        def policy_params_fn(num_steps: int, _: Any, params: Any) -> None:
+        def policy_params_fn(num_steps: int, make_policy: Any, params: Any) -> None:
+            viewer.policy_params_fn(num_steps, make_policy, params)
             if num_steps:  # the first call has the untrained policy
                 outcome.params = params
 

@@ -89,6 +89,7 @@ class Forks:
         self.trained: Trained | None = None
         self.version = 0  # changes with each fork: what is drawn is another robot
         self._wake = wake
+        self._lock = threading.Lock()  # of `_view`
         self._view = ForkView()
         self._fork: _Fork | None = None
         self._thread: SandboxThread | None = None
@@ -158,7 +159,7 @@ class Forks:
 
     def set(self, **changes: Any) -> None:
         """Changes some of `ForkView`'s driver, speed, gravity, friction, mass and impulse."""
-        self._view = replace(self._view, **changes)
+        self._tell(**changes)
         for name, value in changes.items():
             match name:
                 case "driver":
@@ -176,7 +177,7 @@ class Forks:
 
     def point_at(self, body: int | None) -> None:
         """Pushes and masses are of this body from now on; None: of the whole robot."""
-        self._view = replace(self._view, body=body)
+        self._tell(body=body)
         self._do(self._read_mass)
 
     def push(self, direction: np.ndarray) -> None:
@@ -278,30 +279,30 @@ class Forks:
                 _give(sandbox, trained)
             sandbox.fork(fork.details, info=fork.details[-1].info)
             thread = SandboxThread(sandbox)
-            thread.start()
         # Whatever it is: the page says so, and all else goes on.
         except Exception as error:
             log.error("no sandbox", exc_info=error)
             self._prepared(fork, None, fault=f"{type(error).__name__}: {error}")
             return
+        if self._fork is not fork:  # another one has been asked for meanwhile
+            return
+        self._read(sandbox)
+        thread.start()
         self._prepared(fork, thread)
-        thread.do(self._read).add_done_callback(self._done)
 
     def _prepared(
         self, fork: _Fork, thread: "SandboxThread | None", fault: str | None = None
     ) -> None:
-        if self._fork is not fork:  # another one has been asked for meanwhile
-            if thread is not None:
-                thread.end()
-            return
-        self._thread = thread
-        self._view = replace(self._view, preparing=False, fault=fault)
-        self._wake()
+        if self._fork is fork:
+            self._thread = thread
+            self._tell(preparing=False, fault=fault)
+            self._wake()
+        elif thread is not None:
+            thread.end()
 
     def _read(self, sandbox: "Sandbox") -> None:
-        """On the sandbox's thread: what can be done with it."""
-        self._view = replace(
-            self._view,
+        """On the sandbox's thread, or before it has begun: what can be done with it."""
+        self._tell(
             driver=sandbox.driver,
             drivers=sandbox.drivers,
             no_policy=sandbox.no_policy,
@@ -311,7 +312,12 @@ class Forks:
     def _read_mass(self, sandbox: "Sandbox") -> None:
         body = self._view.body
         own = sandbox.masses[1:] if body is None else sandbox.masses[body : body + 1]
-        self._view = replace(self._view, mass=float(own.mean()))
+        self._tell(mass=float(own.mean()))
+
+    def _tell(self, **changes: Any) -> None:
+        """On any thread: the panel is to show this."""
+        with self._lock:
+            self._view = replace(self._view, **changes)
 
 
 def _give(sandbox: "Sandbox", trained: Trained) -> None:

@@ -395,7 +395,7 @@ class Viewer:
 
         # On the host: what is on the device may be given away to the next epoch.
         trained = Trained(num_steps, make_policy, jax.device_get(params))
-        self._publisher.now(lambda: self._publisher.aside.forks.hand_out(trained))
+        self._publisher.enqueue(("trained", trained))
 
     @_by_first_alone
     def fork(self) -> None:
@@ -643,6 +643,8 @@ class Viewer:
                 what = name.removeprefix("twins_")
                 value = (int(value) or None) if what == "every" else value
                 self._publisher.twins = replace(self._publisher.twins, **{what: value})
+            case "trained":
+                forks.hand_out(value)
             case "fork":
                 self._fork(value)
             case "fork_go":

@@ -265,3 +265,38 @@ def test_a_robot_is_clicked_the_worst_are_chosen_and_one_is_followed(page):
     page.get_by_role("button", name="See all robots").click()
     choose(page, "Envs", "First ones")
     eventually(lambda: not page.get_by_label("Follow").is_checked(), "followed no more")
+
+
+def violet(page) -> int:
+    """Pixels of twins, a colour that nothing else in the scene has."""
+    red, green, blue = np.moveaxis(scene(page), 2, 0)
+    return int(((blue - green > 40) & (red - green > 10)).sum())
+
+
+@pytest.mark.usefixtures("live")
+def test_twins_are_on_their_robots_and_a_robot_is_forked_pushed_and_put_away(page):
+    assert violet(page) < 20
+    page.get_by_text("MuJoCo twins", exact=True).click()
+    page.get_by_label("Twins", exact=True).check()
+    page.get_by_text(re.compile(r"\d+ twins · .* ms a step")).wait_for(timeout=60_000)
+    eventually(lambda: violet(page) > 200, "twins are drawn", timeout=60)
+    page.get_by_text("Parted after").wait_for(timeout=20_000)
+    eventually(lambda: page.locator(".uplot").count() == 2, "two curves are drawn", timeout=20)
+    page.get_by_label("Twins", exact=True).uncheck()
+    eventually(lambda: violet(page) < 20, "they are gone", timeout=30)
+    page.get_by_text("MuJoCo twins", exact=True).click()
+
+    env = select_a_robot(page)
+    page.get_by_text("MuJoCo sandbox", exact=True).click()
+    page.get_by_role("button", name="Fork the selected robot").click()
+    page.get_by_text(re.compile(rf"Env {env}, from step .*: \+\d")).wait_for(timeout=120_000)
+    page.get_by_text("Driven by the policy of step").wait_for(timeout=20_000)
+    # The camera has gone there.
+    eventually(lambda: ants(page).sum() > 200, "its robot is seen", timeout=30)
+    choose(page, "Driven by", "Nothing")
+    page.get_by_role("button", name="Up", exact=True).click()
+    eventually(lambda: moved(page, 0.5), "it moves", timeout=30)
+    page.get_by_role("button", name="End", exact=True).click()
+    page.get_by_text(f"Takes env {env} as it is now").wait_for(timeout=20_000)
+    page.get_by_text("MuJoCo sandbox", exact=True).click()
+    page.get_by_role("button", name="See all robots").click()

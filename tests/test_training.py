@@ -1,5 +1,6 @@
 """Stock PPO learns the same, bit by bit, whether anybody watches or not."""
 
+import contextlib
 import functools
 import logging
 import threading
@@ -69,7 +70,7 @@ class Fidgeting:
     MOVES = ("pause", "step", "step", "resume", "run_to_termination", "step", "resume")
 
     def __init__(self, viewer: Viewer):
-        self.flips = 0
+        self.flips, self.forked = 0, False
         self._viewer, self._stop = viewer, threading.Event()
         self._thread = threading.Thread(target=self._fidget)
 
@@ -94,6 +95,10 @@ class Fidgeting:
             viewer.twins = (0, 2, 16)[n // 3 % 3]
             if n % 11 == 0:
                 viewer.restart_twins()
+            if n % 20 == 0 and not self.forked:
+                with contextlib.suppress(ValueError):  # what is selected is not on screen
+                    viewer.fork()
+                    self.forked = True
             getattr(viewer, self.MOVES[n % len(self.MOVES)])()
 
     def __enter__(self) -> "Fidgeting":
@@ -148,11 +153,12 @@ def test_parameters_are_identical_whatever_is_done_in_the_page(
     monkeypatch.setattr(Twins, "follow", lambda *args: followed.append(1) or follow(*args))
     chosen = {"evaluated": WITH_EVALUATION, "repeated": REPEATED}[settings]
     with Fidgeting(viewer) as fidgeting:
-        learned = train(env, chosen)
+        learned = train(env, chosen, policy_params_fn=viewer.policy_params_fn)
     assert_identical(learned, request.getfixturevalue(f"stock_{settings}"))
     assert fidgeting.flips > 20
     assert viewer.stats().frames > 0
     assert followed, "there was never a twin"
+    assert fidgeting.forked
     assert viewer._board.hold._pauses[0] > 0, "it was never held"
     assert viewer._board.fault is None
 

@@ -1,0 +1,263 @@
+"""A robot of the training is taken into a sandbox on the page, and the training does not notice."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+from brax import envs
+
+from brax_viser import Viewer
+from brax_viser.aside import MOST_DETAILS, Past
+from brax_viser.frame import Detail
+from brax_viser.gui.sandbox import BACK, END
+from brax_viser.progress import count
+from brax_viser.scene.robots import PARKED
+from brax_viser.scene.scene import ASIDE
+from tests.conftest import eventually
+from tests.test_detail import CHOSEN, Rollout
+from tests.test_twin import frame_of
+
+PENDULUM = "inverted_pendulum"
+
+
+def leaning(params: Any, deterministic: bool = False) -> Any:
+    """Pushes the cart as hard as the parameter says."""
+
+    def policy(obs: Any, key: Any) -> Any:
+        return jnp.full(1, params["push"]), {}
+
+    return policy
+
+
+@pytest.fixture
+def rollout(viewer, page) -> Rollout:
+    """Pendulums, of which one is selected; some steps have been taken."""
+    rollout = Rollout(viewer, envs.get_environment(PENDULUM, backend="spring"))
+    viewer.selected_env = CHOSEN
+    for _ in range(4):
+        rollout.step()
+    return rollout
+
+
+def panel(viewer: Viewer) -> Any:
+    return viewer._publisher.aside.forks.panel()
+
+
+def forked(viewer: Viewer) -> None:
+    """Forks, and waits until the sandbox is on screen."""
+    viewer.fork()
+    eventually(lambda: viewer.sandbox and panel(viewer).drivers, "it runs", timeout=60)
+    eventually(
+        lambda: (b := viewer._publisher.scene.blocks.get(ASIDE)) and b.frame is not None,
+        "it is drawn",
+    )
+
+
+def told(viewer: Viewer, name: str, value: Any) -> None:
+    """What a person does in the page, and the sandbox has done it."""
+    viewer._publisher.enqueue((name, value))
+    viewer._publisher.now(lambda: None)
+    eventually(lambda: not viewer._publisher._commands, "it is obeyed")
+    if viewer.sandbox is not None:
+        viewer.sandbox.do(lambda sandbox: None).result(timeout=20)
+
+
+def test_a_fork_is_where_its_robot_is_and_the_others_stay_where_they_are(viewer, rollout):
+    scene = viewer._publisher.scene
+    frame, places = scene.blocks["train"].frame, scene.blocks["train"]._origins.copy()
+    viewer._publisher.enqueue(("fork_speed", 0.0))
+    forked(viewer)
+    np.testing.assert_array_equal(scene.blocks["train"]._origins, places)
+    block = scene.blocks[ASIDE]
+    assert not (np.abs(block._origins[:, :2] - places[:, None, :2]) < 0.5).all(axis=-1).any()
+    assert block.drawn_envs.tolist() == [CHOSEN]
+    assert f"sandbox of env {CHOSEN}" in block._title.text
+    detail = frame.detail
+    sandbox = viewer.sandbox.do(lambda sandbox: sandbox).result(timeout=20)
+    assert [d.env for d in sandbox._details] == [CHOSEN] * 4
+    viewer.sandbox.do(lambda sandbox: sandbox.reset()).result(timeout=20)
+    first = viewer.sandbox.pose
+    assert abs(first.time) < 0.2
+    # Brax's own physics has joints that give; MuJoCo's is put where their coordinates say.
+    data = mujoco.MjData(sandbox.model)
+    data.qpos[:] = detail.qpos
+    mujoco.mj_kinematics(sandbox.model, data)
+    assert np.abs(data.xpos[1:] - frame.link_pos[frame.env_index == CHOSEN][0]).max() < 0.05
+    assert panel(viewer).env_steps == 4 * 5
+
+    state = rollout.step()  # the training goes on
+    assert state.env_steps == 5 and viewer.stats().drawn_envs == (0, 1, 2, 3)
+    told(viewer, "fork_go", END)
+    assert viewer.sandbox is None and ASIDE not in scene.blocks
+    assert rollout.step().env_steps == 6
+
+
+def test_without_a_policy_it_says_what_is_missing_and_with_one_is_driven_by_the_newest(
+    viewer, rollout
+):
+    folder = viewer._publisher.panel._sandbox
+    forked(viewer)
+    assert panel(viewer).drivers == ("replay", "still", "limp")
+    eventually(lambda: "hand viewer.policy_params_fn" in folder._note.content, "it says so")
+    viewer.policy_params_fn(1000, leaning, {"push": np.float32(0.0)})
+    eventually(lambda: "policy" in panel(viewer).drivers, "there is one to choose")
+    told(viewer, "fork_driver", "policy")
+
+    def way() -> float:
+        """m that the cart goes in half a second."""
+        run = viewer.sandbox
+        run.do(lambda sandbox: sandbox.reset()).result(timeout=20)
+        steps = round(0.5 / run.do(lambda sandbox: sandbox.dt).result())
+        return run.do(lambda s: [s.step() for _ in range(steps)][-1].link_pos[0, 0]).result()
+
+    told(viewer, "fork_speed", 0.0)
+    still = way()
+    viewer.policy_params_fn(2000, leaning, {"push": np.float32(1.0)})
+    eventually(lambda: panel(viewer).policy_steps == 2000, "it has the newer one")
+    assert way() > still + 0.02
+    eventually(lambda: f"policy of step {count(2000)}" in folder._note.content, "it says which")
+    viewer.policy_params_fn(3000, leaning, {"push": np.float32(-1.0)})
+    eventually(lambda: panel(viewer).policy_steps == 3000, "it has the newest")
+    assert way() < still - 0.02
+
+
+def test_pushes_sliders_and_the_way_back_do_what_they_say(viewer, rollout):
+    forked(viewer)
+    told(viewer, "fork_driver", "limp")
+    told(viewer, "fork_speed", 0.0)
+    run = viewer.sandbox
+    before = run.do(lambda s: s.data.qvel[0]).result()
+    told(viewer, "fork_impulse", 3.0)
+    client = next(iter(viewer._server.get_clients()))  # its camera looks from (3, 3, 3)
+    told(viewer, "fork_push", ("Right", client))
+    after = run.do(lambda s: [s.step(), s.data.qvel[0]][1]).result()
+    # Right of who looks towards -x and -y is where x falls and y grows; the cart goes along x.
+    assert after < before - 0.05
+    told(viewer, "fork_gravity", 0.0)
+    told(viewer, "fork_friction", 2.0)
+    told(viewer, "fork_mass", 3.0)
+    model = run.do(lambda s: s.model).result()
+    made = rollout.env._adapter.mj_model
+    assert model.opt.gravity[2] == 0.0 and made.opt.gravity[2] < -9
+    np.testing.assert_allclose(model.body_mass[1:], 3 * made.body_mass[1:])
+    np.testing.assert_allclose(model.geom_friction, 2 * made.geom_friction)
+    told(viewer, "fork_go", BACK)
+    assert run.pose.time <= 0.05
+    # What cannot be done is said on the terminal, and ends nothing.
+    told(viewer, "fork_gravity", 99.0)
+    assert run.fault is None and panel(viewer).fault is None
+
+
+def test_what_is_clicked_on_in_the_sandbox_is_pushed_and_weighed(viewer, rollout):
+    forked(viewer)
+    told(viewer, "fork_speed", 0.0)
+    scene = viewer._publisher.scene
+    block = scene.blocks[ASIDE]
+    pole = block.place_of(CHOSEN, 1) + np.array([0.0, 0.0, 0.3])
+    told(viewer, "click", (scene._scale * (pole + np.array([0, -5.0, 0])), np.array([0, 1.0, 0])))
+    assert panel(viewer).body == 2 and viewer.selected_env == CHOSEN
+    told(viewer, "fork_mass", 2.0)
+    made = rollout.env._adapter.mj_model
+    model = viewer.sandbox.do(lambda s: s.model).result()
+    np.testing.assert_allclose(model.body_mass[1:], made.body_mass[1:] * [1, 2])
+    viewer.mode = "every_step"
+    note = viewer._publisher.panel._sandbox._body
+    eventually(lambda: "pole" in note.content, "the panel names it")
+
+
+def test_a_handle_follows_the_robot_and_drags_it(viewer, rollout):
+    forked(viewer)
+    told(viewer, "fork_driver", "limp")
+    told(viewer, "fork_drag", True)
+    aside = viewer._publisher.aside
+    grip = aside._grip
+    assert grip is not None and panel(viewer).dragged
+    block = viewer._publisher.scene.blocks[ASIDE]
+    eventually(
+        lambda: np.allclose(
+            grip._handle.position,
+            block.scale * block.place_of(CHOSEN, aside.forks.body - 1),
+            atol=0.05,
+        ),
+        "it is where the robot is",
+    )
+    start = float(viewer.sandbox.pose.link_pos[aside.forks.body - 1, 0])
+    target = block.origin_of(CHOSEN) + np.array([start + 0.5, 0.0, 0.0])
+    viewer._publisher.now(lambda: aside._dragged(block.scale * target))
+    eventually(
+        lambda: viewer.sandbox.pose.link_pos[aside.forks.body - 1, 0] > start + 0.3,
+        "it is drawn there",
+    )
+    told(viewer, "fork_drag", False)
+    assert aside._grip is None
+    eventually(lambda: viewer.sandbox.pose.grip is None, "it is let go")
+
+
+def test_the_selected_robot_alone_can_be_forked_and_only_once_it_is_known(viewer, page):
+    with pytest.raises(ValueError, match="select it first"):
+        viewer.fork()
+    rollout = Rollout(viewer, envs.get_environment(PENDULUM, backend="spring"))
+    rollout.step()
+    viewer.selected_env = CHOSEN
+    with pytest.raises(ValueError, match="not known yet"):
+        viewer.fork()
+    told(viewer, "fork", 0)
+    assert "not known yet" in viewer._publisher.notice
+
+
+def test_an_environment_that_cannot_be_put_into_a_sandbox_is_no_fault_of_the_training(
+    viewer, rollout, monkeypatch, caplog
+):
+    from brax_viser.sandbox import Sandbox
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("not today")
+
+    monkeypatch.setattr(Sandbox, "fork", broken)
+    viewer.fork()
+    eventually(lambda: panel(viewer).fault, "it says so")
+    assert "not today" in panel(viewer).fault and viewer.sandbox is None
+    assert rollout.step().env_steps == 5
+
+
+def test_twins_and_sandbox_are_shown_at_once_and_another_fork_takes_the_place(viewer, rollout):
+    viewer.twins = 4
+    rollout.step()
+    rollout.step()
+    forked(viewer)
+    first = viewer.sandbox
+    viewer.selected_env = 1
+    for _ in range(2):
+        rollout.step()
+    forked(viewer)
+    assert viewer.sandbox is not first
+    assert viewer._publisher.scene.blocks[ASIDE].drawn_envs.tolist() == [1]
+    frame = rollout.step()
+    ghosts = viewer._publisher.scene.blocks["train"]._ghosts
+    assert frame.ghost is not None and ghosts is not None
+    assert np.asarray(ghosts.handles[0].batched_positions)[0, 2] != PARKED[2]
+
+
+def test_the_past_ends_where_a_step_is_missing_or_an_episode_begins():
+    past = Past()
+
+    def frame(step: int, length: int, env: int = 0) -> Any:
+        detail = Detail(env, *(np.full(1, step),) * 2, *(None,) * 5, {})
+        base = frame_of(step, None, np.zeros((3, 1, 3)))
+        lengths = np.zeros(3, np.int32)
+        lengths[env] = length
+        return type(base)(**{**vars(base), "detail": detail, "episode_length": lengths})
+
+    frames = [(1, 1), (2, 2), (4, 4), (5, 5), (6, 6), (7, 1), (8, 2), (9, 3)]
+    for step, length in frames:
+        past.add(frame(step, length))
+    past.add(frame_of(10, None, np.zeros((3, 1, 3))))  # nobody was selected then
+    steps = lambda f: [int(d.qpos[0]) for d in past.until(f)]  # noqa: E731
+    assert steps(frame(9, 3)) == [7, 8, 9]
+    assert steps(frame(6, 6)) == [4, 5, 6]  # what is on screen is behind what has come
+    assert steps(frame(9, 3, env=2)) == [9]
+    for step in range(100, 100 + 2 * MOST_DETAILS):
+        past.add(frame(step, step))
+    assert len(steps(frame(99 + 2 * MOST_DETAILS, 0))) == MOST_DETAILS
