@@ -368,11 +368,17 @@ def _changes_of(stepped: Any, model: mujoco.MjModel) -> dict[str, np.ndarray]:
     changes = {}
     for name in _OPTIONS:
         value = getattr(stepped.opt, name, None)
+        if isinstance(value, jax.Array) and not value.is_fully_addressable:
+            continue
         if value is not None and not np.allclose(np.asarray(value), getattr(model.opt, name)):
             changes[f"opt.{name}"] = np.asarray(value)
     for f in fields(stepped):
         value, old = getattr(stepped, f.name), getattr(model, f.name, None)
         if not f.name.startswith(_PHYSICAL) or not isinstance(value, jax.Array | np.ndarray):
+            continue
+        # MJX puts models on the first device, which may be another process's: the first one's.
+        # That one makes the twins, and can read them.
+        if isinstance(value, jax.Array) and not value.is_fully_addressable:
             continue
         # The same but for float32; other shapes are JAX's own way of keeping things.
         if isinstance(old, np.ndarray) and old.shape == value.shape:

@@ -313,7 +313,7 @@ class Publisher:
                 frame.coordinates.ctrl is not None or not channel.simulated.model.nu
             )
             if channel.controls_known:
-                rows = self._rows_of_twins(frame)
+                rows = self._rows_of_twins(channel, frame)
         if rows or self.follower.pending(lane):
             own, made = channel.variants.of_env, self.twins.as_made
             simulated = channel.made if made else channel.simulated
@@ -351,12 +351,13 @@ class Publisher:
     def _arrange(self) -> None:
         self.aside.arrange(self._roles(), self.parts)
 
-    def _rows_of_twins(self, frame: Frame) -> list[int]:
+    def _rows_of_twins(self, channel: Channel, frame: Frame) -> list[int]:
         """Which of a frame's environments have one: the selected one before all others."""
-        count, rows = self.board.control.twins, list(range(len(frame.env_index)))
-        chosen = np.flatnonzero(frame.env_index == self.board.selected_env)
-        rows.sort(key=lambda row: row not in chosen)
-        return sorted(rows[:count])
+        drawn, rollout = frame.env_index, channel.feed.rollouts.get(frame.role)
+        if self.others is not None and rollout is not None and rollout.choice.env_index is not None:
+            drawn = rollout.choice.env_index  # of all processes
+        envs = sorted(drawn.tolist(), key=lambda env: env != self.board.selected_env)
+        return np.flatnonzero(np.isin(frame.env_index, envs[: self.board.control.twins])).tolist()
 
     def _draw(self, now: float) -> None:
         for role, feed in tuple(self.board.shown.items()):

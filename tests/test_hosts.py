@@ -138,9 +138,16 @@ FIRST = """
         eventually(lambda: held_at(5), "and still held")
         viewer.selected_env = None
         viewer.select([9, 0])
+        viewer.twins = 2
         viewer.step(20)
         eventually(lambda: held_at(25), "on by twenty steps")
         true_at(25, [9, 0])
+        eventually(
+            lambda: (d := viewer.drift()) is not None
+            and d.env_index.tolist() == [9, 0]
+            and d.seconds.min() > 15 * bare.dt,
+            "robots of both processes have had their twins for most of the steps",
+        )
         viewer.resume()
 
     def look_or_end():
