@@ -3,8 +3,8 @@
 python -m benchmarks.twin_cost --env humanoid --backend positional --twins 16
 
 One trainer whose environment a page watches; its epochs are, in turn, without twins and with them.
-An epoch with twins is over when the last of its steps has had its twins: what they are behind by
-then counts as its own. Each is compared with the mean of the epochs before and after it.
+Between two, the twins catch up: no epoch has another one's work. Each epoch with twins is compared
+with the mean of those before and after it.
 """
 
 import time
@@ -36,7 +36,7 @@ class Settings:
     twins: int = 16
     pairs: int = 15
     """Epochs with twins per mode, each between two without; at least 5."""
-    epoch_steps: int = 5_000
+    epoch_steps: int = 12_800
     """Environment steps per epoch; choose it so that an epoch takes some seconds."""
     modes: tuple[str, ...] = ("realtime", "every_step")
 
@@ -76,9 +76,9 @@ def measure(settings: Settings) -> dict[str, list[Epoch]]:
 
         def progress_fn(_: int, __: Mapping[str, Any]) -> None:
             index = int(state["epoch"]) - COMPILING_EPOCHS
+            seconds, cost = time.monotonic() - state["begun"], follower.cost()
             while follower.busy:
                 time.sleep(0.001)
-            seconds, cost = time.monotonic() - state["begun"], follower.cost()
             if 0 <= index < len(plan):
                 epoch = Epoch(seconds, cost.share, cost.step_seconds, cost.skipped)
                 found[plan[index][0]].append(epoch)
