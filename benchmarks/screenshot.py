@@ -1,6 +1,7 @@
 """Takes the README's picture: the page, in a real browser, during a real training.
 
 python -m benchmarks.screenshot docs/page.png
+python -m benchmarks.screenshot docs/twins.png --env humanoid --grid 4 3 --twins
 
 Wants Chromium and the `test` extra. Software rendering will do.
 """
@@ -33,6 +34,8 @@ class Settings:
     grid: tuple[int, int] = (8, 8)
     after: float = 20.0
     """Seconds of live training before the picture."""
+    twins: bool = False
+    """Whether the robots have twins in MuJoCo, and the panel tells of them."""
     width: int = 1440
     height: int = 900
 
@@ -41,6 +44,12 @@ def take(settings: Settings, page: Page, address: str) -> None:
     """Opens the page, waits for the training, and takes the picture."""
     page.goto(address)
     page.get_by_text("Live").wait_for(timeout=300_000)
+    if settings.twins:
+        # What is above is not what the picture is about.
+        for folder in ("Which robots", "Selected robot", "Look", "MuJoCo twins"):
+            page.get_by_text(folder, exact=True).first.click()
+        page.get_by_label("Twins", exact=True).check()
+        page.get_by_label("Twins", exact=True).scroll_into_view_if_needed()
     time.sleep(settings.after)
     # A browser without a GPU is told so by a notice that nobody else will see.
     notice = page.locator(".mantine-Notification-closeButton")

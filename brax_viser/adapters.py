@@ -365,26 +365,23 @@ _PHYSICAL = ("qpos", "body_", "jnt_", "dof_", "geom_", "pair_", "eq_", "tendon_"
 
 def _changes_of(stepped: Any, model: mujoco.MjModel) -> dict[str, np.ndarray]:
     """Fields of a JAX model that are not as the MuJoCo model that it was made of has them."""
+    pairs = {f"opt.{name}": (stepped.opt, model.opt, name) for name in _OPTIONS}
+    names = [f.name for f in fields(stepped) if f.name.startswith(_PHYSICAL)]
+    pairs |= {name: (stepped, model, name) for name in names}
     changes = {}
-    for name in _OPTIONS:
-        value = getattr(stepped.opt, name, None)
-        if isinstance(value, jax.Array) and not value.is_fully_addressable:
-            continue
-        if value is not None and not np.allclose(np.asarray(value), getattr(model.opt, name)):
-            changes[f"opt.{name}"] = np.asarray(value)
-    for f in fields(stepped):
-        value, old = getattr(stepped, f.name), getattr(model, f.name, None)
-        if not f.name.startswith(_PHYSICAL) or not isinstance(value, jax.Array | np.ndarray):
-            continue
+    for key, (new, old, name) in pairs.items():
+        value, usual = getattr(new, name, None), getattr(old, name, None)
         # MJX puts models on the first device, which may be another process's: the first one's.
         # That one makes the twins, and can read them.
-        if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        if value is None or (isinstance(value, jax.Array) and not value.is_fully_addressable):
             continue
-        # The same but for float32; other shapes are JAX's own way of keeping things.
-        if isinstance(old, np.ndarray) and old.shape == value.shape:
-            value = np.asarray(value)
-            if not np.allclose(value, old, rtol=1e-5, atol=1e-7, equal_nan=True):
-                changes[f.name] = value
+        # Other shapes are JAX's own way of keeping things.
+        if usual is None or np.shape(value) != np.shape(usual):
+            continue
+        value = np.asarray(value, np.float64)  # some are enumerations
+        # The same but for float32.
+        if not np.allclose(value, usual, rtol=1e-5, atol=1e-7, equal_nan=True):
+            changes[key] = value
     # Brax's own backends keep the strength of motors apart.
     motors = getattr(stepped, "actuator", None)
     if motors is not None and len(motors.gear) == model.nu:

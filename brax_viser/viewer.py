@@ -362,6 +362,7 @@ class Viewer:
     def twins(self, count: int) -> None:
         if isinstance(count, bool) or int(count) != count or not 0 <= count <= MOST_TWINS:
             raise ValueError(f"twins={count!r}: must be a number of twins, 0 to {MOST_TWINS}")
+        self._publisher.follower.fault = None  # who switches them on again wants another try
         self._board.set(twins=int(count))
         self._board.hold.refresh()  # a training that is held tells what they need at this very step
         self._board.mailbox.wake()

@@ -163,10 +163,13 @@ def test_parameters_are_identical_whatever_is_done_in_the_page(
     assert viewer._board.fault is None
 
 
-def test_parameters_are_identical_in_real_time_with_an_evaluation_of_its_own_beside(
-    viewer, page, stock_evaluated
+def test_parameters_are_identical_in_real_time_with_twins_and_an_evaluation_of_its_own(
+    viewer, page, stock_evaluated, monkeypatch
 ):
     viewer.show, viewer.stretch_seconds = "both", 0.5
+    viewer.twins = 16  # all of the training's that are drawn, from the first step to the last
+    followed, follow = [], Twins.follow
+    monkeypatch.setattr(Twins, "follow", lambda *args: followed.append(args[1]) or follow(*args))
     env = VisualizedEnv(bare(), grid=(3, 3), viewer=viewer)
     eval_env = VisualizedEnv(bare(), grid=(2, 2), viewer=viewer, role="eval")
     assert_identical(train(env, WITH_EVALUATION, eval_env=eval_env), stock_evaluated)
@@ -176,6 +179,7 @@ def test_parameters_are_identical_in_real_time_with_an_evaluation_of_its_own_bes
         "eval": 4,
     }
     assert stats.frames > 10
+    assert len(followed) > 10 and {frame.role for frame in followed} == {"train"}
     blocks = viewer._publisher.scene.blocks
     eventually(lambda: all(b.frame is not None for b in blocks.values()), "both are shown")
     assert blocks["train"].count == 9 and blocks["eval"].count == 4
