@@ -89,16 +89,18 @@ class Switchboard:
     def detailed_env(self, role: str) -> int | None:
         """The environment of a rollout of which all is wanted: the one that a person has selected,
         of the training unless only the evaluation is shown."""
-        return self.selected_env if role == self._looked_into else None
+        return self.selected_env if role == self.looked_into else None
 
     def wants_twins(self, role: str) -> bool:
         """Whether environments of a rollout are to have twins in MuJoCo: those of the training,
         unless only the evaluation is shown."""
         consecutive = self.control.mode != "latest"
-        return self.control.twins > 0 and consecutive and role == self._looked_into
+        return self.control.twins > 0 and consecutive and role == self.looked_into
 
     @property
-    def _looked_into(self) -> str:
+    def looked_into(self) -> str:
+        """The rollout in which a person selects, looks and steps: the training, unless only the
+        evaluation is shown."""
         return "eval" if self.control.show == "eval" else "train"
 
     def set(self, **changes: object) -> None:

@@ -115,14 +115,12 @@ class Publisher:
         self,
         board: Switchboard,
         server: viser.ViserServer,
-        obey: Callable[[Command], None],
     ):
         """Sets the page up; `start` starts the task.
 
         Args:
             board: what is shared with the device's calls.
             server: whose page it is.
-            obey: carries out what a person has asked for, on the loop.
         """
         self.board = board
         self._loop = server.get_event_loop()
@@ -139,7 +137,8 @@ class Publisher:
         self.twins = TwinSettings()
         self.follower: Follower[Lane] = Follower(board.mailbox.wake, board.wall_clock)
         self.aside = Aside(server, self.scene, board.mailbox.wake)
-        self._server, self._obey = server, obey
+        self.obey: Callable[[Command], None]  # what a person has asked for; set by the viewer
+        self._server = server
         self._commands: deque[Command] = deque()  # appended by any thread, drained on the loop
         self._channels: dict[str, Channel] = {}
         self._sent: deque[tuple[float, int]] = deque()  # (s, `scene.sent`) of the last panels
@@ -198,6 +197,12 @@ class Publisher:
         for role, channel in tuple(self._channels.items()):
             rollout = channel.feed.rollouts.get(role)
             self.show_model(channel.feed, role, rollout.num_envs if rollout else None)
+
+    def shown_feed(self) -> Feed | None:
+        """What is stepped in the first rollout shown, or will be."""
+        role = self._roles()[0]
+        channel = self._channels.get(role)
+        return self.board.shown.get(role) or (channel.feed if channel else None)
 
     def drawn_envs(self) -> tuple[int, ...]:
         """Called on any thread: indices, in the order of the cells, of the first rollout shown."""
@@ -265,7 +270,7 @@ class Publisher:
             active = control.watched and (control.streaming or self.aside.forks.thread is not None)
             try:
                 while self._commands:
-                    self._obey(self._commands.popleft())
+                    self.obey(self._commands.popleft())
                 self._receive(board.mailbox.take(), start)
                 for lane, frame in self.follower.take():
                     lane.player.add(frame, start)
@@ -508,7 +513,7 @@ class Publisher:
         board = self.board
         role = self._roles()[0]
         channel = self._channels.get(role)
-        shown = board.shown.get(role) or (channel.feed if channel else None)
+        shown = self.shown_feed()
         rollout = shown.rollouts.get(role) if shown else None
         training = board.clock()
         block = self.scene.blocks.get(role)

@@ -15,19 +15,16 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 import numpy as np
 import viser
 
+from brax_viser.clerk import Clerk
 from brax_viser.drift import Drift
 from brax_viser.feed import Feed, Switchboard, log
 from brax_viser.follower import TwinSettings
 from brax_viser.forks import Trained
-from brax_viser.gui.panel import PAGES, STEPS, Command, parse_indices
-from brax_viser.gui.sandbox import BACK
 from brax_viser.hosts import meeting
 from brax_viser.interrupt import InterruptWatch
 from brax_viser.progress import ProgressView
 from brax_viser.publisher import Publisher
-from brax_viser.scene.cameras import cameras_of
 from brax_viser.scene.grid import Grid
-from brax_viser.scene.scene import ASIDE
 from brax_viser.selection import Selection
 from brax_viser.stream import MODES, SHOWS, Control
 from brax_viser.trainer import TrainerCall
@@ -89,8 +86,8 @@ def _by_first_alone(
     return steer
 
 
-USUAL_TWINS, MOST_TWINS = 16, 256
-"""How many there are once they are switched on, and at most."""
+MOST_TWINS = 256
+"""A person sees no more at once, and MuJoCo has them to step."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +211,9 @@ class Viewer:
         self._host = host
         if port not in (0, self._server.get_port()):
             log.warning("port %d is taken, using %d", port, self._server.get_port())
-        publisher = Publisher(self._board, self._server, self._obey)
+        publisher = Publisher(self._board, self._server)
+        clerk = Clerk(self, self._board, publisher, self._server, self._select)
+        publisher.obey = clerk.obey
         self._server.on_client_connect(self._count_pages)
         self._server.on_client_disconnect(self._count_pages)
         publisher.now(lambda: self._server.scene.on_click()(self._clicked))
@@ -565,7 +564,7 @@ class Viewer:
     @property
     def _stepped(self) -> str:
         """The rollout whose steps are counted when the training is stepped."""
-        return "eval" if self.show == "eval" else "train"
+        return self._board.looked_into
 
     def _new_training(self, feed: Feed, call: TrainerCall) -> None:
         """A trainer has begun to trace `feed`'s environment, on the trainer's thread."""
@@ -579,159 +578,6 @@ class Viewer:
         if not selection.same_rule(before):
             self._publisher.hurry()
         self._board.mailbox.wake()
-
-    def _obey(self, command: Command) -> None:
-        """Carries out what a person has asked for in a page; on viser's loop."""
-        try:
-            self._carry_out(*command)
-        except ValueError as error:  # what cannot be done is said, and is no fault of ours
-            self._publisher.notice = str(error)
-
-    def _carry_out(self, name: str, value: Any) -> None:
-        selection, look = self._board.selection, self._publisher.look
-        parts, forks = self._publisher.parts, self._publisher.aside.forks
-        match name:
-            case "streaming" | "mode" | "speed" | "max_overhead" | "stretch_seconds" | "show":
-                setattr(self, name, value)
-            case "toggle_streaming":
-                self.streaming = not self.streaming
-            case "hold":
-                self.resume() if self._board.hold.paused else self.pause()
-            case "go_on":
-                self._go_on(value)
-            case "rule":
-                self._pick_rule(value)
-            case "page":
-                turn = 1 if value == PAGES[1] else -1
-                self._turn_page(turn)
-            case "indices":
-                try:
-                    self._select(parse_indices(value))
-                    self._publisher.complaint = None
-                except ValueError as error:
-                    self._publisher.complaint = str(error)
-            case "sticky":
-                self._select(replace(selection, sticky=value))
-            case "click":
-                self._select_by_click(*value)
-            case "follow":
-                self._follow(*value)
-            case "toggle_follow":
-                self._follow(self._publisher.scene.followed is None, value)
-            case "overlay":
-                overlay, on = value
-                others = look.overlays - {overlay}
-                overlays = others | {overlay} if on else others
-                self._publisher.look = replace(look, overlays=overlays)
-            case "others" | "labels" | "colour_by" | "in_cells" | "numbers":
-                self._publisher.look = replace(look, **{name: value})
-            case "group":
-                group, on = value
-                others = parts.groups - {group}
-                groups = others | {group} if on else others
-                self._publisher.show_parts(replace(parts, groups=groups))
-            case "sites":
-                self._publisher.show_parts(replace(parts, sites=value))
-            case "camera":
-                self._look_through(*value)
-            case "twins_on":
-                self.twins = USUAL_TWINS if value else 0
-            case "twins":
-                self.twins = int(value)
-            case "twins_anew":
-                self.restart_twins()
-            case "twins_beside" | "twins_as_made" | "twins_every" | "twins_limit":
-                what = name.removeprefix("twins_")
-                value = (int(value) or None) if what == "every" else value
-                self._publisher.twins = replace(self._publisher.twins, **{what: value})
-            case "trained":
-                forks.hand_out(value)
-            case "fork":
-                self._fork(value)
-            case "fork_go":
-                forks.reset() if value == BACK else self.close_sandbox()
-            case "fork_push":
-                where, client_id = value
-                client = self._server.get_clients().get(client_id)
-                self._publisher.aside.push(where, client.camera if client else None)
-            case "fork_drag":
-                self._publisher.aside.show_handle(on=value)
-            case "fork_driver" | "fork_speed" | "fork_gravity" | "fork_friction" | "fork_mass":
-                forks.set(**{name.removeprefix("fork_"): value})
-            case "fork_impulse":
-                forks.set(impulse=value)
-            case "dark":
-                self._publisher.scene.dark = value
-            case "see_all":
-                self._follow(False, value)
-                if (client := self._server.get_clients().get(value)) is not None:
-                    self._publisher.scene.look_through(client.camera, None)
-                    self._publisher.scene.look_at_all(client.camera)
-            case _:
-                raise AssertionError(f"unknown command {name!r}")
-
-    def _select_by_click(self, origin: np.ndarray, direction: np.ndarray) -> None:
-        publisher = self._publisher
-        picked, body = publisher.scene.pick(origin, direction), None
-        if picked is None:
-            self.selected_env = None
-        elif picked[0] == ASIDE:
-            publisher.aside.forks.point_at(publisher.scene.body_at(picked, origin, direction))
-            return
-        elif picked[0] == next(iter(publisher.scene.blocks)):
-            self.selected_env = picked[1]
-            body = publisher.scene.body_at(picked, origin, direction)
-        publisher.look = replace(publisher.look, body=body)
-
-    def _fork(self, client_id: int) -> None:
-        self._publisher.fork()
-        if (client := self._server.get_clients().get(client_id)) is not None:
-            self._publisher.aside.look_at(client.camera)
-
-    def _go_on(self, how: str) -> None:
-        if how == STEPS[0]:
-            self.step()
-        elif how == STEPS[1]:
-            self.step(10)
-        elif self.selected_env is not None:
-            self.run_to_termination()
-
-    def _pick_rule(self, rule: str) -> None:
-        sticky = self._board.selection.sticky
-        # Who wants to choose by index begins with those that are drawn.
-        drawn = self._publisher.drawn_envs() if rule == "indices" else ()
-        self._select(Selection(rule, indices=drawn, sticky=sticky))
-
-    def _turn_page(self, by: int) -> None:
-        selection, feed = self._board.selection, self._board.shown.get(self._stepped)
-        if selection.rule != "page" or feed is None:
-            return
-        rollout = feed.rollouts.get(self._stepped)
-        if rollout is None:
-            return
-        pages = selection.num_pages(rollout.num_envs, feed.capacity)
-        page = min(selection.page, pages) + by
-        self._select(replace(selection, page=(page - 1) % pages + 1))
-
-    def _follow(self, on: bool, client_id: int) -> None:
-        scene, env = self._publisher.scene, self.selected_env
-        before = scene.followed
-        role = next(iter(scene.blocks), None)
-        scene.follow((role, env) if on and env is not None and role is not None else None)
-        clients = self._server.get_clients()
-        if scene.followed is not None and client_id in clients:
-            scene.look_at_followed(clients[client_id].camera)
-        elif before is not None and scene.followed is None and client_id in clients:
-            scene.look_at_all(clients[client_id].camera)
-
-    def _look_through(self, name: str, client_id: int) -> None:
-        client = self._server.get_clients().get(client_id)
-        feed = self._board.shown.get(self._stepped) or (self._feeds[-1] if self._feeds else None)
-        if client is None or feed is None:
-            return
-        eyes = {eye.name: eye for eye in cameras_of(feed.adapter.mj_model)}
-        self._publisher.scene.follow(None)
-        self._publisher.scene.look_through(client.camera, eyes.get(name))
 
     def _clicked(self, event: viser.SceneClickEvent) -> None:
         self._publisher.enqueue(
