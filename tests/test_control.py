@@ -488,11 +488,9 @@ def test_parts_of_one_step_from_several_devices_come_together_whatever_was_asked
     old, new = np.array([0, 1, 12], np.int32), np.array([15, 3, 11], np.int32)
     lane = Lane(Player(0.05))
     for one in (parcel(0, old), parcel(1, new), parcel(1, new)):
-        lane.receive(one, 1.0)
-    assert lane.player.newest(1.0) is None
-    lane.receive(parcel(0, new), 1.0)
-    view = lane.player.newest(1.0)
-    assert view is not None and view.frame.env_index.tolist() == [15, 3, 11]
+        assert lane.receive(one) is None
+    frame = lane.receive(parcel(0, new))
+    assert frame is not None and frame.env_index.tolist() == [15, 3, 11]
 
 
 HELD = """
