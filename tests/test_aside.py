@@ -16,7 +16,7 @@ from brax_viser.progress import count
 from brax_viser.scene.robots import PARKED
 from brax_viser.scene.scene import ASIDE
 from tests.conftest import eventually
-from tests.test_detail import CHOSEN, Rollout
+from tests.test_detail import CHOSEN, Rollout, suite_env
 from tests.test_twin import frame_of
 
 PENDULUM = "inverted_pendulum"
@@ -261,3 +261,23 @@ def test_the_past_ends_where_a_step_is_missing_or_an_episode_begins():
     for step in range(100, 100 + 2 * MOST_DETAILS):
         past.add(frame(step, step))
     assert len(steps(frame(99 + 2 * MOST_DETAILS, 0))) == MOST_DETAILS
+
+
+def test_an_environment_of_playgrounds_is_forked_and_driven(viewer, page):
+    rollout = Rollout(viewer, suite_env("CartpoleBalance"))
+    viewer.selected_env = CHOSEN
+    for _ in range(3):
+        frame = rollout.step()
+    viewer.policy_params_fn(500, leaning, {"push": np.float32(1.0)})
+    viewer._publisher.enqueue(("fork_speed", 0.0))
+    forked(viewer)
+    assert panel(viewer).driver == "policy" and frame.detail is not None
+    told(viewer, "fork_speed", 0.0)
+    run = viewer.sandbox
+    run.do(lambda sandbox: sandbox.reset()).result(timeout=20)
+    np.testing.assert_allclose(run.pose.detail.qpos, frame.detail.qpos, atol=1e-6)
+    # Pushed to the right by all that the policy has.
+    poses = run.do(lambda s: [s.step() for _ in range(40)]).result(timeout=60)
+    assert poses[-1].detail.qvel[0] > frame.detail.qvel[0] + 0.5
+    assert all(pose.reward is not None for pose in poses)
+    np.testing.assert_allclose(poses[-1].detail.ctrl, 1.0)
