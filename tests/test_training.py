@@ -95,8 +95,8 @@ class Fidgeting:
             viewer.twins = (0, 2, 16)[n // 3 % 3]
             if n % 11 == 0:
                 viewer.restart_twins()
-            if n % 20 == 0 and not self.forked:
-                with contextlib.suppress(ValueError):  # what is selected is not on screen
+            if not self.forked:
+                with contextlib.suppress(ValueError):  # who is selected now is not on screen yet
                     viewer.fork()
                     self.forked = True
             getattr(viewer, self.MOVES[n % len(self.MOVES)])()
