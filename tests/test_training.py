@@ -163,13 +163,10 @@ def test_parameters_are_identical_whatever_is_done_in_the_page(
     assert viewer._board.fault is None
 
 
-def test_parameters_are_identical_in_real_time_with_twins_and_an_evaluation_of_its_own(
-    viewer, page, stock_evaluated, monkeypatch
+def test_parameters_are_identical_in_real_time_with_an_evaluation_of_its_own_beside(
+    viewer, page, stock_evaluated
 ):
     viewer.show, viewer.stretch_seconds = "both", 0.5
-    viewer.twins = 16  # all of the training's that are drawn, from the first step to the last
-    followed, follow = [], Twins.follow
-    monkeypatch.setattr(Twins, "follow", lambda *args: followed.append(args[1]) or follow(*args))
     env = VisualizedEnv(bare(), grid=(3, 3), viewer=viewer)
     eval_env = VisualizedEnv(bare(), grid=(2, 2), viewer=viewer, role="eval")
     assert_identical(train(env, WITH_EVALUATION, eval_env=eval_env), stock_evaluated)
@@ -179,7 +176,6 @@ def test_parameters_are_identical_in_real_time_with_twins_and_an_evaluation_of_i
         "eval": 4,
     }
     assert stats.frames > 10
-    assert len(followed) > 10 and {frame.role for frame in followed} == {"train"}
     blocks = viewer._publisher.scene.blocks
     eventually(lambda: all(b.frame is not None for b in blocks.values()), "both are shown")
     assert blocks["train"].count == 9 and blocks["eval"].count == 4
@@ -194,13 +190,17 @@ def test_parameters_are_identical_while_off_and_nothing_moves(viewer, page, stoc
     assert stats.env_steps > 200  # it was asked, and said no
 
 
-def test_parameters_are_identical_with_action_repeat_and_without_pmapped_reset(
-    viewer, page, stock_repeated
+def test_parameters_are_identical_with_twins_action_repeat_and_without_pmapped_reset(
+    viewer, page, stock_repeated, monkeypatch
 ):
     viewer.mode = "every_step"
+    viewer.twins = 16  # of all, from the first step to the last
+    followed, follow = [], Twins.follow
+    monkeypatch.setattr(Twins, "follow", lambda *args: followed.append(args[1]) or follow(*args))
     env = VisualizedEnv(bare(), grid=(4, 4), viewer=viewer)
     assert_identical(train(env, REPEATED), stock_repeated)
     stats = viewer.stats()
+    assert len(followed) > 10 and all(len(frame.env_index) == 16 for frame in followed)
     # Each repeat of an action is a step of the environment, for Brax's count too.
     assert stats.env_steps * 16 >= 8_000
     assert stats.frames == stats.env_steps
