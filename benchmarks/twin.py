@@ -105,7 +105,7 @@ class Stepped:
                 episode_length=np.full(num_envs, number, np.int32),
                 since_termination=np.full(num_envs, number, np.int32),
                 finite=np.ones(num_envs, bool),
-                coordinates=Coordinates(*(host.get(name) for name in COORDINATES)),  # type: ignore[arg-type]
+                coordinates=Coordinates.of(host),
             )
 
     def drift(self, steps: int = STEPS, num_envs: int = NUM_ENVS, **how: Any) -> Drift:

@@ -1,5 +1,6 @@
 """The thread beside the training on which frames get their twins."""
 
+import logging
 import threading
 import time
 from collections import deque
@@ -13,6 +14,8 @@ import numpy as np
 from brax_viser.frame import Frame, Ghost
 from brax_viser.stream import COST_SECONDS
 from brax_viser.twin import DRIFT_LIMIT, Twins
+
+log = logging.getLogger("brax_viser")
 
 L = TypeVar("L")
 """Of which frames follow each other: of one process and one rollout."""
@@ -192,6 +195,7 @@ class Follower(Generic[L]):
             return replace(job.frame, ghost=self._ghost(job))
         # The robots go on without twins, whatever it is; the page says so.
         except Exception as error:
+            log.error("twins stopped, all else goes on", exc_info=error)
             self.fault = f"{type(error).__name__}: {error}"
             return job.frame
 

@@ -46,6 +46,11 @@ class Coordinates:
     mocap_pos: np.ndarray | None  # float32 [K, nmocap, 3], m
     mocap_quat: np.ndarray | None  # float32 [K, nmocap, 4], wxyz
 
+    @classmethod
+    def of(cls, fields: Mapping[str, np.ndarray]) -> "Coordinates":
+        """Of what the device has sent, and more; what it has not is None."""
+        return cls(*(fields.get(name) for name in COORDINATES))  # type: ignore[arg-type]
+
 
 COORDINATES = tuple(f.name for f in fields(Coordinates))
 """By which names the device sends them."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from brax_viser.emit import Layout, size_of, unpack
-from brax_viser.frame import COORDINATES, Coordinates, Detail, Frame
+from brax_viser.frame import Coordinates, Detail, Frame
 
 CAPACITY = 256
 """Pushes that may wait. At 60 fetches a second that is room for 15,000 steps a second."""
@@ -49,9 +49,7 @@ class Parcel:
         if numbers is not None and self.detail_env is not None:
             one = unpack(self.detail_layout, numbers[None])
             detail = Detail.of(self.detail_env, {name: x[0] for name, x in one.items()})
-        coordinates = None
-        if "qpos" in fields:
-            coordinates = Coordinates(*(fields.get(name) for name in COORDINATES))  # type: ignore[arg-type]
+        coordinates = Coordinates.of(fields) if "qpos" in fields else None
         return Frame(
             role=self.role,
             env_steps=self.env_steps,

@@ -111,11 +111,7 @@ class Publisher:
     once, which raises now and then while the loop is looking at it.
     """
 
-    def __init__(
-        self,
-        board: Switchboard,
-        server: viser.ViserServer,
-    ):
+    def __init__(self, board: Switchboard, server: viser.ViserServer):
         """Sets the page up; `start` starts the task.
 
         Args:
@@ -566,7 +562,7 @@ class Publisher:
                 twin_cost=self.follower.cost(),
                 twin_fault=self.follower.fault,
                 controls_known=channel.controls_known if channel else True,
-                curves=channel.drift.curves(selected) if channel else None,
+                curves=channel.drift.curves(selected) if channel and control.twins else None,
                 fork=self.aside.forks.panel(),
             )
 

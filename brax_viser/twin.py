@@ -73,12 +73,8 @@ class Twins:
         self._twins: dict[int, _Twin] = {}  # by environment
         self._anew = False
         self._spec = mujoco.mjtState.mjSTATE_CTRL
-        for count, spec in (
-            (model.nmocap, mujoco.mjtState.mjSTATE_MOCAP_POS),
-            (model.nmocap, mujoco.mjtState.mjSTATE_MOCAP_QUAT),
-        ):
-            if count:
-                self._spec |= spec
+        if model.nmocap:
+            self._spec |= mujoco.mjtState.mjSTATE_MOCAP_POS | mujoco.mjtState.mjSTATE_MOCAP_QUAT
         if threads is None:
             threads = min(max((os.cpu_count() or 1) // 2, 1), MOST_THREADS)
         self._data = [mujoco.MjData(model) for _ in range(max(threads, 1))]

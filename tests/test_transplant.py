@@ -110,6 +110,18 @@ def test_an_ants_poses_are_those_that_its_last_substep_began_with():
     assert abs(float(ahead.reward - state.reward)) > 0.05
 
 
+def test_poses_of_native_physics_are_those_that_the_last_substep_began_with():
+    adapter = adapter_for(pendulum("mjx"))
+    model, data, _ = start_of(adapter)
+    began, now = data.qpos + np.array([0.1, 0.2]), data.qpos + np.array([0.3, 0.4])
+    data.qpos[:] = now
+    state = Transplant(adapter)._physics.at(Moment.of(data, began, data.qvel.copy()))
+    np.testing.assert_allclose(state.q, data.qpos, rtol=1e-6)
+    data.qpos[:] = began
+    mujoco.mj_kinematics(model, data)
+    np.testing.assert_allclose(state.x.pos, data.xpos[1:], atol=1e-6)
+
+
 def test_humanoids_controls_are_scaled_and_its_observation_of_them_is_too():
     env = envs.get_environment("humanoid", backend="positional")
     adapter = adapter_for(env)

@@ -157,6 +157,12 @@ def test_a_reset_within_a_stretch_and_a_missing_step_start_a_twin_anew(ants, twi
     assert counted[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6] * 2 + [0, 1, 2, 3, 4, 5]
     assert counted[:, 1].tolist() == list(range(20))
 
+    # The length of the episode alone does not tell: it may be another episode's.
+    skipped = twins()
+    skipped.follow(frames[0], [0], {})
+    later = dataclasses.replace(frames[5], episode_length=frames[0].episode_length + 1)
+    assert skipped.follow(later, [0], {}).seconds[0] == 0.0
+
     missing = twins()
     kept = [frames[i] for i in (0, 1, 2, 5, 6, 6)]
     ghosts = [missing.follow(frame, range(3), {}) for frame in kept]

@@ -151,6 +151,7 @@ class Block:
         self._origins = (grid.origins(count) + offset).astype(np.float32)
         self.robots = Robots(server, f"{path}/robots", model.shapes, self._origins, scale)
         self._ghosts: Robots | None = None  # once there are any
+        self._ghosts_shown = False
         self._ghostly = ghostly(model.shapes)
         self._rods: Rods | None = None
         if model.rods is not None:
@@ -351,11 +352,14 @@ class Block:
         pos += self._moved[:, None]
         if self._look.beside:
             pos[..., 1] += self.grid.spacing[1] / 2
+        self._ghosts_shown = True
         return self._ghosts.draw(pos, rot, hidden)
 
     def _hide_ghosts(self) -> None:
-        if self._ghosts is not None:
+        # Once: they are not to be placed with each frame for nobody to see.
+        if self._ghosts is not None and self._ghosts_shown:
             self._ghosts.draw(self.pos, self.rot, np.ones(self.count, bool))
+            self._ghosts_shown = False
 
     def _vary(self) -> None:
         """Gives each cell's robot the looks of its environment."""
