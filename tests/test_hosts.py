@@ -139,15 +139,20 @@ FIRST = """
         viewer.selected_env = None
         viewer.select([9, 0])
         viewer.twins = 2
-        viewer.step(20)
-        eventually(lambda: held_at(25), "on by twenty steps")
-        true_at(25, [9, 0])
+        # One by one: a twin may be left out where there is no time for it, and starts anew then.
+        for n in range(6, 16):
+            viewer.step()
+            eventually(lambda: held_at(n), "on by one step")
+            true_at(n, [9, 0])
         eventually(
             lambda: (d := viewer.drift()) is not None
             and d.env_index.tolist() == [9, 0]
-            and d.seconds.min() > 15 * bare.dt,
-            "robots of both processes have had their twins for most of the steps",
+            and d.seconds.min() > 5 * bare.dt,
+            "robots of both processes have their twins",
         )
+        viewer.step(10)
+        eventually(lambda: held_at(25), "on by ten steps")
+        true_at(25, [9, 0])
         viewer.resume()
 
     def look_or_end():
