@@ -36,7 +36,7 @@ from rich.table import Table
 
 from benchmarks.screenshot import FLAGS
 from brax_viser.scene.block import Block, Model
-from brax_viser.scene.grid import Grid, framing_camera
+from brax_viser.scene.grid import Grid, bounds_of, framing_camera
 from brax_viser.scene.shapes import floor_of, visible_geoms
 from brax_viser.scene.stage import scene_scale, set_stage
 
@@ -231,10 +231,7 @@ def _bounds(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
     geoms = [g for g in visible_geoms(model) if model.geom_type[g] != mujoco.mjtGeom.mjGEOM_PLANE]
     if model.nskin:  # it lies around all of the robot
         geoms = np.flatnonzero(model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE)
-    rotation = data.geom_xmat[geoms].reshape(-1, 3, 3)
-    middle = data.geom_xpos[geoms] + (rotation @ model.geom_aabb[geoms, :3, None])[..., 0]
-    extent = (np.abs(rotation) @ model.geom_aabb[geoms, 3:, None])[..., 0]
-    return np.stack([(middle - extent).min(axis=0), (middle + extent).max(axis=0)])
+    return bounds_of(model, data, np.array(geoms, int))
 
 
 def mujoco_picture(

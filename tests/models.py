@@ -53,3 +53,45 @@ def oddities() -> str:
     x, y = np.meshgrid(np.linspace(0, 6, 24), np.linspace(0, 6, 24))
     heights = (0.5 + 0.5 * np.sin(x) * np.cos(y)).ravel()
     return ODDITIES.replace("HILLS", " ".join(f"{h:.3f}" for h in heights))
+
+
+SOFT = """
+<mujoco>
+  <asset>
+    <texture name="checks" type="2d" builtin="checker" rgb1=".9 .2 .2" rgb2=".2 .7 .3"
+             width="64" height="64"/>
+    <material name="checks" texture="checks" texrepeat="1 1"/>
+  </asset>
+  <worldbody>
+    <light pos="0 0 4" dir="0 0 -1"/>
+    <geom type="plane" size="2 2 .1"/>
+    <flexcomp name="cloth" type="grid" count="7 5 1" spacing=".1 .1 .1" pos="0 0 .6" dim="2"
+              radius=".01" rgba=".2 .4 .8 1" mass="1"><edge equality="true"/></flexcomp>
+    <flexcomp name="pinned" type="grid" count="5 5 1" spacing=".1 .1 .1" pos=".8 0 .6" dim="2"
+              radius=".01" material="checks" mass="1">
+      <edge equality="true"/> <pin id="0 4"/>
+    </flexcomp>
+    <flexcomp name="rope" type="grid" count="8 1 1" spacing=".1 .1 .1" pos="0 .6 .6" dim="1"
+              radius=".02" rgba=".8 .4 .1 1" mass="1"><edge equality="true"/></flexcomp>
+    <flexcomp name="block" type="grid" count="3 3 3" spacing=".1 .1 .1" pos="0 -.6 .6" dim="3"
+              radius=".02" rgba=".2 .8 .1 1" mass="1"><edge equality="true"/></flexcomp>
+    <flexcomp name="jelly" type="grid" count="4 4 4" spacing=".1 .1 .1" pos="-.8 0 .6" dim="3"
+              radius=".01" rgba=".8 .8 .1 1" mass="1" dof="trilinear">
+      <elasticity young="5e3"/>
+    </flexcomp>
+  </worldbody>
+</mujoco>
+"""
+
+
+def soft() -> str:
+    """XML with flexes of each kind: cloths, one of them pinned and with a texture, a rope, a body
+    of vertices and one that is interpolated. In its keyframe they have fallen for 0.5 s."""
+    import mujoco
+
+    model = mujoco.MjModel.from_xml_string(SOFT)
+    data = mujoco.MjData(model)
+    while data.time < 0.5:
+        mujoco.mj_step(model, data)
+    qpos = " ".join(f"{number:.6f}" for number in data.qpos)
+    return SOFT.replace("</mujoco>", f'<keyframe><key qpos="{qpos}"/></keyframe></mujoco>')

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import likeness
-from tests.models import oddities
+from tests.models import oddities, soft
 
 LEAST_IOU, MOST_COLOUR = 0.9, 0.25
 
@@ -56,9 +56,10 @@ def check(figures: dict[str, dict[str, float]]) -> None:
 
 
 def test_robots_look_as_in_mujoco(tmp_path):
-    model = tmp_path / "oddities.xml"
-    model.write_text(oddities())
-    check(compared(tmp_path, [*there(FEW), str(model)]))
+    own = {"oddities.xml": oddities(), "soft.xml": soft()}
+    for name, xml in own.items():
+        (tmp_path / name).write_text(xml)
+    check(compared(tmp_path, [*there(FEW), *(str(tmp_path / name) for name in own)]))
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import viser
 from brax_viser.frame import Frame
 from brax_viser.playback import View
 from brax_viser.scene.cameras import ModelCamera, Sight, sight_of
+from brax_viser.scene.flexes import Sheets, Surfaces, surfaces_of
 from brax_viser.scene.grid import Grid
 from brax_viser.scene.looks import colours_of
 from brax_viser.scene.overlays import OVERLAYS, Overlays, unavailable
@@ -72,6 +73,7 @@ class Model:
     dt: float  # s per step
     roaming_link: int | None  # the one by which a robot leaves its cell, if it can
     rods: RodSet | None  # tendons and the like
+    surfaces: Surfaces | None  # of flexes
     variants: Variants  # in what environments' robots differ from this one
     native: bool = True  # whether the training's physics is MuJoCo's
     backend: str = ""  # its name
@@ -99,8 +101,8 @@ class Model:
             half = np.array(grid.spacing[:2]) / 2
             shapes = cropped(model, shapes, np.stack([place - half, place + half]))
         floor = floor_height(model, grid.reach)
-        rods = rods_of(model, wanted.groups)
-        return cls(shapes, *init_links, floor, dt, link, rods, variants, native, backend)
+        bent = rods_of(model, wanted.groups), surfaces_of(model, wanted.groups)
+        return cls(shapes, *init_links, floor, dt, link, *bent, variants, native, backend)
 
     @property
     def unavailable(self) -> dict[str, str]:
@@ -153,9 +155,13 @@ class Block:
         self._ghosts: Robots | None = None  # once there are any
         self._ghosts_shown = False
         self._ghostly = ghostly(model.shapes)
-        self._rods: Rods | None = None
+        self._bent: list[Rods | Sheets] = []  # what is not moved as it is
         if model.rods is not None:
-            self._rods = Rods(server, f"{path}/rods", model.rods, self._origins, scale)
+            self._bent.append(Rods(server, f"{path}/rods", model.rods, self._origins, scale))
+        if model.surfaces is not None:
+            self._bent.append(
+                Sheets(server, f"{path}/flexes", model.surfaces, self._origins, scale)
+            )
         self.pos = np.repeat(model.init_pos[None], count, axis=0)
         self.rot = np.repeat(model.init_rot[None], count, axis=0)
         self._cell_of_env: dict[int, int] = {}
@@ -311,8 +317,8 @@ class Block:
         if self._ghosts is not None:
             self._ghosts.remove()
         self.robots.remove()
-        if self._rods is not None:
-            self._rods.remove()
+        for bent in self._bent:
+            bent.remove()
         self._draw_labels(False)
         if self._ring is not None:
             self._ring.remove()
@@ -321,8 +327,8 @@ class Block:
     def _draw_robots(self) -> int:
         """Returns how many bytes each page is sent."""
         sent = self.robots.draw(self.pos, self.rot, self._hidden)
-        if self._rods is not None:
-            sent += self._rods.draw(self.pos, self.rot, self._hidden)
+        for bent in self._bent:
+            sent += bent.draw(self.pos, self.rot, self._hidden)
         return sent
 
     def _draw_ghosts(self, view: View) -> int:

@@ -121,7 +121,7 @@ def reach_of(model: mujoco.MjModel, init_qpos: np.ndarray) -> np.ndarray:
     terrain = model.geom_type == int(mujoco.mjtGeom.mjGEOM_HFIELD)
     solid = (model.geom_type != int(mujoco.mjtGeom.mjGEOM_PLANE)) & ~terrain
     solid = solid if solid.any() else terrain
-    if not solid.any():
+    if not solid.any() and not model.nflex:
         return np.array([[-1.0, -1.0, 0.0], [1.0, 1.0, 1.0]])
     slide, hinge = int(mujoco.mjtJoint.mjJNT_SLIDE), int(mujoco.mjtJoint.mjJNT_HINGE)
     travel = model.jnt_range[:, 1] - model.jnt_range[:, 0]
@@ -134,24 +134,36 @@ def reach_of(model: mujoco.MjModel, init_qpos: np.ndarray) -> np.ndarray:
         data.qpos[:] = init_qpos
         if sample:
             data.qpos[address] = random.uniform(start, stop)
-        boxes.append(_bounds(model, data, solid))
+        boxes.append(bounds_of(model, data, solid))
     return np.stack([np.min(boxes, axis=0)[0], np.max(boxes, axis=0)[1]])
 
 
-def _bounds(model: mujoco.MjModel, data: mujoco.MjData, geoms: np.ndarray) -> np.ndarray:
-    """float [2, 3], m: axis-aligned box around the chosen geoms at `data.qpos`."""
+def bounds_of(model: mujoco.MjModel, data: mujoco.MjData, geoms: np.ndarray) -> np.ndarray:
+    """float [2, 3], m: axis-aligned box around some geoms and all flexes at `data.qpos`.
+
+    Args:
+        model: is not changed.
+        data: is, for its `qpos` counts and nothing else.
+        geoms: bool [ngeom] or int [G]. There must be any, or a flex.
+    """
     mujoco.mj_kinematics(model, data)
     rotation = data.geom_xmat[geoms].reshape(-1, 3, 3)
     centre, half = model.geom_aabb[geoms, :3, None], model.geom_aabb[geoms, 3:, None]
     middle = data.geom_xpos[geoms] + (rotation @ centre)[..., 0]
     extent = (np.abs(rotation) @ half)[..., 0]
-    return np.stack([(middle - extent).min(axis=0), (middle + extent).max(axis=0)])
+    low, high = middle - extent, middle + extent
+    if model.nflex:
+        mujoco.mj_flex(model, data)
+        low, high = (np.concatenate([box, data.flexvert_xpos]) for box in (low, high))
+    return np.stack([low.min(axis=0), high.max(axis=0)])
 
 
 def _size(model: mujoco.MjModel) -> float:
     """Largest side of the robot as the model places it, m."""
     geoms = model.geom_type != int(mujoco.mjtGeom.mjGEOM_PLANE)
-    return float(np.ptp(_bounds(model, mujoco.MjData(model), geoms), axis=0).max())
+    if not geoms.any() and not model.nflex:
+        return 0.0
+    return float(np.ptp(bounds_of(model, mujoco.MjData(model), geoms), axis=0).max())
 
 
 @dataclass(frozen=True, eq=False)

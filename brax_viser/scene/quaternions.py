@@ -1,4 +1,4 @@
-"""Rotations of many vectors at once. Unit quaternions, wxyz."""
+"""Rotations of many vectors at once, and points that move with bodies. Unit quaternions, wxyz."""
 
 import numpy as np
 
@@ -47,7 +47,54 @@ def multiply(left: np.ndarray, right: np.ndarray, out: np.ndarray | None = None)
     return out
 
 
+def cross(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Cross products of vectors [..., 3]."""
+    a, b, c = (left[..., i] for i in range(3))
+    x, y, z = (right[..., i] for i in range(3))
+    return np.stack([b * z - c * y, c * x - a * z, a * y - b * x], axis=-1)
+
+
+def from_axes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Unit quaternions [..., 4] (wxyz) that turn the axes x and y to unit vectors [..., 3] that are
+    at right angles; where they are not, some unit quaternion.
+
+    By Shepperd's method (Journal of Guidance and Control 1, 1978): of four ways to write it, the
+    one that divides by the largest number.
+    """
+    z = cross(x, y)
+    (a, b, c), (d, e, f), (g, h, i) = (np.moveaxis(v, -1, 0) for v in (x, y, z))
+    ways = np.stack(
+        [
+            np.stack([1 + a + e + i, f - h, g - c, b - d], axis=-1),
+            np.stack([f - h, 1 + a - e - i, b + d, g + c], axis=-1),
+            np.stack([g - c, b + d, 1 - a + e - i, f + h], axis=-1),
+            np.stack([b - d, g + c, f + h, 1 - a - e + i], axis=-1),
+        ],
+        axis=-2,
+    )
+    largest = np.argmax(np.diagonal(ways, axis1=-2, axis2=-1), axis=-1)
+    quat = np.take_along_axis(ways, largest[..., None, None], axis=-2)[..., 0, :]
+    return quat / np.maximum(np.linalg.norm(quat, axis=-1, keepdims=True), 1e-12)
+
+
 def angle_between(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """rad, [...]: by how much rotations [..., 4] differ, 0 to pi."""
     cosine = np.abs(np.einsum("...i,...i->...", one, other))
     return 2 * np.arccos(np.minimum(cosine, 1.0))
+
+
+def points_on(
+    body: np.ndarray, pos: np.ndarray, link_pos: np.ndarray, link_rot: np.ndarray
+) -> np.ndarray:
+    """float32 [K, S, 3], m, in each env's own world frame: where points of bodies are.
+
+    Args:
+        body: int [S], body ids.
+        pos: float32 [S, 3], m, in the bodies' frames.
+        link_pos: float32 [K, L, 3], m, in each env's own world frame.
+        link_rot: float32 [K, L, 4], wxyz.
+    """
+    # Body 0 is the world, which stays where it is; link i is body i + 1.
+    link = np.maximum(body - 1, 0)
+    moved = link_pos[:, link] + rotate(link_rot[:, link], pos)
+    return np.where((body == 0)[:, None], pos, moved).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Straight pieces between two points that move apart: tendons, and the edges of a flex."""
+"""Straight pieces between two points that move apart: tendons, ropes, and the rims of cloth."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -8,7 +8,14 @@ import numpy as np
 import trimesh
 import viser
 
-from brax_viser.scene.quaternions import rotate
+from brax_viser.scene.flexes import (
+    colour_of_flex,
+    edges_of,
+    points_of,
+    rgba_of_flex,
+    rim_of,
+)
+from brax_viser.scene.quaternions import points_on
 from brax_viser.scene.surfaces import linear
 
 _PULLEY, _SITE = int(mujoco.mjtWrap.mjWRAP_PULLEY), int(mujoco.mjtWrap.mjWRAP_SITE)
@@ -29,8 +36,8 @@ def rods_of(model: mujoco.MjModel, groups: Collection[int]) -> RodSet | None:
     """All rods of a model; None if it has none.
 
     A spatial tendon goes straight from site to site: around a geom that it wraps there is a corner
-    cut, for the true way around is not known where only poses are. Of a flex, the edges are drawn:
-    its faces bend, and a batch of instances does not.
+    cut, for the true way around is not known where only poses are. Of a flex, what has no surface:
+    a rope, and the rim of a cloth, which is as thick as the cloth. See `flexes.surfaces_of`.
 
     Args:
         model: is not changed.
@@ -76,16 +83,15 @@ def _tendons(model: mujoco.MjModel, groups: Collection[int]) -> Iterator[_Rod]:
 
 def _flexes(model: mujoco.MjModel, groups: Collection[int]) -> Iterator[_Rod]:
     for flex in range(model.nflex):
-        if model.flex_group[flex] not in groups or model.flex_interp[flex]:
+        hidden = model.flex_group[flex] not in groups or rgba_of_flex(model, flex)[3] <= 0
+        if hidden or model.flex_dim[flex] > 2 or model.flex_interp[flex]:
             continue  # one that is interpolated has no body of its own at each vertex
-        material = int(model.flex_matid[flex])
-        rgba = model.flex_rgba[flex] if material < 0 else model.mat_rgba[material]
-        first, start = int(model.flex_vertadr[flex]), int(model.flex_edgeadr[flex])
-        for edge in model.flex_edge[start : start + int(model.flex_edgenum[flex])]:
-            one, other = (first + int(vertex) for vertex in edge)
-            body = int(model.flex_vertbodyid[one]), int(model.flex_vertbodyid[other])
-            pos = model.flex_vert[one], model.flex_vert[other]
-            yield body, pos, max(float(model.flex_radius[flex]), 1e-3), _rgb(rgba)
+        body, pos = points_of(model, flex)
+        rgb = colour_of_flex(model, flex)
+        for edge in edges_of(model, flex) if model.flex_dim[flex] == 1 else rim_of(model, flex):
+            one, other = (int(vertex) for vertex in edge)
+            ends = (int(body[one]), int(body[other])), (pos[one], pos[other])
+            yield *ends, max(float(model.flex_radius[flex]), 1e-3), rgb
 
 
 def _rgb(rgba: np.ndarray) -> np.ndarray:
@@ -129,7 +135,10 @@ class Rods:
 
     def draw(self, link_pos: np.ndarray, link_rot: np.ndarray, hidden: np.ndarray) -> int:
         """As `Robots.draw`. Returns how many bytes each page is sent."""
-        one, other = (self._ends(link_pos, link_rot, end) for end in (0, 1))
+        one, other = (
+            points_on(self._rods.body[:, end], self._rods.pos[:, end], link_pos, link_rot)
+            for end in (0, 1)
+        )
         along = other - one
         length = np.linalg.norm(along, axis=-1, keepdims=True)
         up = along / np.maximum(length, 1e-9)
@@ -156,12 +165,3 @@ class Rods:
 
     def remove(self) -> None:
         self._handle.remove()
-
-    def _ends(self, link_pos: np.ndarray, link_rot: np.ndarray, end: int) -> np.ndarray:
-        """float32 [K, S, 3], m, in each env's own world frame."""
-        body = self._rods.body[:, end]
-        fixed = (body == 0)[:, None]
-        # Body 0 is the world, which stays where it is; link i is body i + 1.
-        link = np.maximum(body - 1, 0)
-        moved = link_pos[:, link] + rotate(link_rot[:, link], self._rods.pos[:, end])
-        return np.where(fixed, self._rods.pos[:, end], moved).astype(np.float32)

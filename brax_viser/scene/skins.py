@@ -6,7 +6,7 @@ import mujoco
 import numpy as np
 import trimesh
 
-from brax_viser.scene.surfaces import painted_with
+from brax_viser.scene.surfaces import chosen_rgba, painted_with
 
 SHARED = 0.3
 """A triangle that hangs on a second bone by at least this weight is in the pieces of both. They
@@ -43,7 +43,8 @@ def _cut(model: mujoco.MjModel, skin: int) -> Iterator[tuple[int, trimesh.Trimes
         uv = _rows(model.skin_texcoord, model.skin_texcoordadr[skin], len(vertices))
     weight = _weights(model, skin, len(vertices))[:, faces].mean(axis=2)  # [bones, faces]
     strongest = weight.argmax(axis=0)
-    rgba, material = _colour(model, skin)
+    material = int(model.skin_matid[skin])
+    rgba = chosen_rgba(model, model.skin_rgba[skin], material)
     for bone, weights in enumerate(weight):
         mine = (strongest == bone) | (weights >= SHARED)
         if not mine.any():
@@ -73,12 +74,6 @@ def _weights(model: mujoco.MjModel, skin: int, count: int) -> np.ndarray:
         )
         weights[bone, model.skin_bonevertid[rows]] = model.skin_bonevertweight[rows]
     return weights
-
-
-def _colour(model: mujoco.MjModel, skin: int) -> tuple[np.ndarray, int]:
-    material, own = int(model.skin_matid[skin]), model.skin_rgba[skin]
-    unset = np.array_equal(own, np.array([0.5, 0.5, 0.5, 1.0], np.float32))
-    return (model.mat_rgba[material] if material >= 0 and unset else own), material
 
 
 def _rows(array: np.ndarray, start: int, count: int) -> np.ndarray:

@@ -39,10 +39,19 @@ def rgba_of(model: mujoco.MjModel, geom: int) -> np.ndarray:
 
     As `mjv_addGeoms` has it; a texture is not in it.
     """
-    own, material = model.geom_rgba[geom], model.geom_matid[geom]
-    if material < 0 or not np.array_equal(own, _UNSET):
-        return np.clip(own, 0.0, 1.0)
-    return np.clip(model.mat_rgba[material], 0.0, 1.0)
+    return chosen_rgba(model, model.geom_rgba[geom], int(model.geom_matid[geom]))
+
+
+def chosen_rgba(model: mujoco.MjModel, own: np.ndarray, material: int) -> np.ndarray:
+    """float32 [4], 0 to 1: a colour of its own if it is one, else that of its material.
+
+    Args:
+        model: is not changed.
+        own: float32 [4].
+        material: its id; -1 is none.
+    """
+    unset = material >= 0 and np.array_equal(own, _UNSET)
+    return np.clip(model.mat_rgba[material] if unset else own, 0.0, 1.0)
 
 
 def takes_material_colour(model: mujoco.MjModel, geom: int) -> bool:
@@ -52,7 +61,7 @@ def takes_material_colour(model: mujoco.MjModel, geom: int) -> bool:
 
 def plain_rgba(model: mujoco.MjModel, geom: int) -> np.ndarray:
     """uint8 [4]: a geom's one colour, its texture's included, where that has hardly another."""
-    return _plain(model, rgba_of(model, geom), int(model.geom_matid[geom]))
+    return plain(model, rgba_of(model, geom), int(model.geom_matid[geom]))
 
 
 def texture_of(model: mujoco.MjModel, geom: int) -> int | None:
@@ -98,7 +107,7 @@ def painted_with(
     """
     texture = _texture_to_draw(model, material)
     if texture is None or uv is None:
-        colour = np.tile(_plain(model, rgba, material), (len(mesh.vertices), 1))
+        colour = np.tile(plain(model, rgba, material), (len(mesh.vertices), 1))
         mesh.visual = ColorVisuals(mesh, vertex_colors=colour)
         return mesh
     image = _picture(model, texture, rgba)
@@ -112,7 +121,28 @@ def painted_with(
     return mesh
 
 
-def _plain(model: mujoco.MjModel, rgba: np.ndarray, material: int) -> np.ndarray:
+def sampled(model: mujoco.MjModel, rgba: np.ndarray, material: int, uv: np.ndarray) -> np.ndarray:
+    """uint8 [N, 4]: a colour, times a material's texture at N of its points.
+
+    Args:
+        model: is not changed.
+        rgba: float [4], 0 to 1.
+        material: its id; -1 is none.
+        uv: float [N, 2], places in the texture as it is repeated.
+    """
+    texture = _texture_to_draw(model, material)
+    if texture is None or model.tex_type[texture] != _FLAT:
+        return np.tile(plain(model, rgba, material), (len(uv), 1))
+    pixels = _pixels(model, texture)
+    height, width, channels = pixels.shape
+    u, v = np.mod(uv * model.mat_texrepeat[material], 1.0).T
+    found = np.ones((len(uv), 4))
+    found[:, : max(channels, 3)] = pixels[(v * height).astype(int), (u * width).astype(int)] / 255.0
+    return np.round(255 * found * rgba).astype(np.uint8)
+
+
+def plain(model: mujoco.MjModel, rgba: np.ndarray, material: int) -> np.ndarray:
+    """uint8 [4]: a colour, times the main colour of a material's texture if it has one."""
     texture = _texture_id(model, material)
     if texture is not None:
         rgba = rgba * _main_colour(model, texture)[0]
