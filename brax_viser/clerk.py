@@ -125,8 +125,8 @@ class Clerk:
                 forks.set(**{name.removeprefix("fork_"): value})
             case "fork_impulse":
                 forks.set(impulse=value)
-            case "dark":
-                self._publisher.scene.dark = value
+            case "surroundings":
+                self._publisher.scene.surroundings = value
             case "see_all":
                 self._follow(False, value)
                 if (client := self._server.get_clients().get(value)) is not None:

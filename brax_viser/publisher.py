@@ -555,7 +555,7 @@ class Publisher:
                 inside=inside,
                 has_detail=has_detail,
                 parts=self.parts,
-                dark=self.scene.dark,
+                surroundings=self.scene.surroundings,
                 looked_through=self.scene.is_looked_through,
                 lost=self.others.lost() if self.others else (),
                 twins=self.twins,

@@ -9,9 +9,9 @@ from brax_viser import VisualizedEnv
 from brax_viser.scene.block import Block, Model
 from brax_viser.scene.cameras import cameras_of, sight_of
 from brax_viser.scene.grid import Grid
+from brax_viser.scene.palettes import palette_of
 from brax_viser.scene.rods import rods_of
 from brax_viser.scene.shapes import USUAL, Parts, groups_of, shapes_of
-from brax_viser.scene.stage import DARK, LIGHT
 from brax_viser.scene.surfaces import linear, plain_rgba, rgba_of, texture_of
 from tests.conftest import eventually
 from tests.models import oddities
@@ -98,6 +98,67 @@ def cartpoles(viewer):
     return VisualizedEnv(env, grid=(2, 2), viewer=viewer)
 
 
+def lights(viewer) -> dict[str, tuple]:
+    """Of the scene as a page that opens now is told of it: name -> (intensity, direction)."""
+    found = {}
+    for name, handle in viewer._server.scene._handle_from_node_name.items():
+        if name.startswith("/lights/"):
+            found[name] = handle.intensity, tuple(handle.position)
+    return found
+
+
+LIT = """
+<mujoco>
+  <visual><headlight ambient=".1 .1 .1" diffuse=".2 .2 .2"/></visual>
+  <asset>
+    <texture name="sky" type="skybox" builtin="gradient" rgb1=".2 .3 .9" rgb2=".9 .6 .3"
+             width="64" height="384"/>
+  </asset>
+  <worldbody>
+    <light type="directional" dir="1 0 -1" diffuse=".6 .3 .3" castshadow="true"/>
+    <light type="point" pos="0 2 2" diffuse=".2 .2 .2" castshadow="true"/>
+    <light active="false" dir="0 0 -1"/>
+    <geom type="plane" size="2 2 .1" rgba=".4 .2 .1 1"/>
+    <body pos="0 0 1"><freejoint/><geom size=".1"/></body>
+  </worldbody>
+</mujoco>
+"""
+
+
+def test_surroundings_are_those_of_the_model(viewer):
+    model = mujoco.MjModel.from_xml_string(LIT)
+    palette = palette_of(model)
+    assert palette.sky_top == pytest.approx((51, 77, 230), abs=12)
+    assert palette.horizon == pytest.approx((140, 115, 153), abs=12), "in the middle between both"
+    assert palette.floor == (102, 51, 26)
+    sun, lamp = palette.suns
+    assert sun.towards == pytest.approx((-(0.5**0.5), 0.0, 0.5**0.5))
+    assert lamp.towards == pytest.approx((0.0, 0.5**0.5, 0.5**0.5))
+    assert sun.colour == (255, 128, 128) and lamp.colour == (255, 255, 255)
+    assert sun.intensity == pytest.approx(2 * lamp.intensity)
+    assert palette.sky_light == pytest.approx(1.5 * lamp.intensity)
+    assert sun.casts_shadow and not lamp.casts_shadow, "one shadow is enough to pay for"
+    whole = palette.sky_light + sun.intensity + lamp.intensity
+    assert whole == pytest.approx(np.pi * 0.9**2.2)
+    # A model that says nothing has a black sky, MuJoCo's headlight, and a floor of ours.
+    bare = palette_of(mujoco.MjModel.from_xml_string("<mujoco><worldbody/></mujoco>"))
+    assert bare.sky_top == (0, 0, 0) and bare.suns == () and bare.sky_light > 0.3
+
+    publisher, grid = viewer._publisher, (2, 1)
+    cells = Grid.of(model, np.array([0, 0, 1.0, 1, 0, 0, 0]), grid, None)
+    links = np.array([[0, 0, 1]], np.float32), np.array([[1, 0, 0, 0]], np.float32)
+    publisher.now(lambda: publisher.scene.show("train", Model.of(model, cells, links, 0.02), cells))
+    publisher.now(lambda: publisher.scene.arrange(("train",)))
+    before = lights(viewer)
+    assert set(before) == {"/lights/sky", "/lights/sun0"}
+    publisher.enqueue(("surroundings", "model"))
+    eventually(lambda: "/lights/sun1" in lights(viewer), "both of its lights are there")
+    assert lights(viewer)["/lights/sun0"][1] == sun.towards
+    assert not publisher.panel._is_dark
+    publisher.enqueue(("surroundings", "light"))
+    eventually(lambda: lights(viewer) == before, "its second light has gone")
+
+
 def test_the_panel_chooses_groups_and_the_light(viewer, page, cartpoles):
     publisher = viewer._publisher
     eventually(lambda: "train" in publisher.scene.blocks, "robots stand there")
@@ -112,11 +173,13 @@ def test_the_panel_chooses_groups_and_the_light(viewer, page, cartpoles):
     eventually(lambda: drawn() == 0, "no robot is left")
     publisher.enqueue(("group", (0, True)))
     eventually(lambda: drawn() == handles, "they are back")
-    publisher.enqueue(("dark", True))
-    eventually(lambda: publisher.scene._palette is DARK, "it is night")
-    eventually(lambda: publisher.panel._is_dark, "in the panel as well")
-    publisher.enqueue(("dark", False))
-    eventually(lambda: publisher.scene._palette is LIGHT, "it is day")
+    sent = lights(viewer)
+    publisher.enqueue(("surroundings", "dark"))
+    eventually(lambda: publisher.panel._is_dark, "it is night, in the panel as well")
+    assert lights(viewer) != sent
+    publisher.enqueue(("surroundings", "light"))
+    eventually(lambda: not publisher.panel._is_dark, "it is day")
+    assert lights(viewer) == sent
     assert viewer._board.fault is None
 
 

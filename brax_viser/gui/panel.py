@@ -29,6 +29,7 @@ RULES = {
     "NaN or Inf": "nan",
     "Chosen by index": "indices",
 }
+SURROUNDINGS = {"Light": "light", "Dark": "dark", "As the model": "model"}
 OTHERS = {"Show": "show", "Fade": "fade", "Hide": "hide"}
 COLOURS = {
     "As the model": "model",
@@ -243,8 +244,14 @@ class Panel(Widgets):
             "robots are shown where they are, however far they run.",
         )
         self._on_change(self._in_cells, "in_cells", bool)
-        self._dark = gui.add_checkbox("Dark", False, hint="Night in the scene and in the panel.")
-        self._on_change(self._dark, "dark", bool)
+        self._surroundings = gui.add_dropdown(
+            "Surroundings",
+            tuple(SURROUNDINGS),
+            initial_value="Light",
+            hint="Dark: night in the scene and in the panel. As the model: its own sky, lights and "
+            "floor.",
+        )
+        self._on_change(self._surroundings, "surroundings", SURROUNDINGS.__getitem__)
         self._all = gui.add_button_group(
             "Camera", ("See all robots",), hint="Brings your camera back to where it was first."
         )
@@ -352,9 +359,10 @@ class Panel(Widgets):
         self._set(self._legend, content=words.legend(view))
         self._set(self._labels, value=view.look.labels)
         self._set(self._in_cells, value=view.look.in_cells)
-        self._set(self._dark, value=view.dark)
-        if view.dark != self._is_dark:
-            self._theme(dark=view.dark)
+        self._set(self._surroundings, value=label_of(SURROUNDINGS, view.surroundings))
+        dark = view.surroundings == "dark"
+        if dark != self._is_dark:
+            self._theme(dark=dark)
         self._show_parts(view)
         self._twins.show(view)
         self._sandbox.show(view)

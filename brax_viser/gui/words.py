@@ -74,7 +74,7 @@ class PanelView:
     unavailable: Mapping[str, str] = field(default_factory=dict)  # overlays, and why not
     inside: Inside | None = None  # the selected robot's, where its numbers are wanted and known
     has_detail: bool = False  # whether they are known at the step that is on screen
-    dark: bool = False
+    surroundings: str = "light"  # one of scene.SURROUNDINGS
     looked_through: bool = False  # whether any page looks through a camera of the model
     parts: Parts = USUAL  # of the model, that are drawn
     lost: tuple[int, ...] = ()  # processes of the training that are not heard of any more

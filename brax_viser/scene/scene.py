@@ -7,11 +7,14 @@ from brax_viser.playback import View
 from brax_viser.scene.block import Block, Look, Model
 from brax_viser.scene.cameras import ModelCamera
 from brax_viser.scene.grid import Grid, framing_camera
-from brax_viser.scene.stage import DARK, LIGHT, scene_scale, set_stage
+from brax_viser.scene.palettes import DARK, LIGHT, palette_of
+from brax_viser.scene.stage import scene_scale, set_stage
 
 ROOT = "/scene"
 """The node that everything stands on. It is moved to keep a followed robot where it is: moving
 the cameras instead would fight with the hands on them."""
+
+SURROUNDINGS = ("light", "dark", "model")
 
 ASIDE = "sandbox"
 """The role of the block that is no rollout's."""
@@ -34,7 +37,7 @@ class Scene:
         self.blocks: dict[str, Block] = {}  # by role
         self.sent = 0  # bytes of moving robots that each page has been sent, or could have taken
         self._scale = 1.0
-        self._palette = LIGHT
+        self._surroundings = "light"
         self._bounds = np.zeros((2, 3))
         self._followed: tuple[str, int] | None = None
         self._anchor = np.zeros(3)  # m, where a followed robot stays
@@ -78,21 +81,28 @@ class Scene:
         self._set_stage()
 
     @property
-    def dark(self) -> bool:
-        """Whether it is night around the robots."""
-        return self._palette is DARK
+    def surroundings(self) -> str:
+        """One of `SURROUNDINGS`: day, night, or as the model of the first block says."""
+        return self._surroundings
 
-    @dark.setter
-    def dark(self, dark: bool) -> None:
-        if dark != self.dark:
-            self._palette = DARK if dark else LIGHT
+    @surroundings.setter
+    def surroundings(self, wanted: str) -> None:
+        if wanted != self._surroundings:
+            self._surroundings = wanted
             if self.blocks:
                 self._set_stage()
 
     def _set_stage(self) -> None:
         block = next(iter(self.blocks.values()))
         floor = block.model.floor
-        bounds, scale, palette = self._bounds, self._scale, self._palette
+        match self._surroundings:
+            case "light":
+                palette = LIGHT
+            case "dark":
+                palette = DARK
+            case _:
+                palette = palette_of(block.model.variants.model)
+        bounds, scale = self._bounds, self._scale
         set_stage(self._server, f"{ROOT}/floor", bounds, scale, block.grid, floor, palette)
 
     def draw(self, views: dict[str, View | None], looks: dict[str, Look]) -> None:

@@ -1,47 +1,10 @@
 """What stands around the robots: floor, light, sky and the first camera."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import viser
 
 from brax_viser.scene.grid import Grid, framing_camera
-
-RGB = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Palette:
-    """What surrounds the robots, which have their own colours in any light."""
-
-    sky_top: RGB
-    horizon: RGB
-    floor: RGB
-    line: RGB
-    section: RGB
-    sky_light: float  # intensities, as three.js has them
-    sunlight: float
-
-
-LIGHT = Palette(
-    sky_top=(152, 186, 222),
-    horizon=(226, 235, 243),
-    floor=(208, 214, 220),
-    line=(184, 192, 200),
-    section=(150, 160, 171),
-    sky_light=1.6,
-    sunlight=2.2,
-)
-DARK = Palette(
-    sky_top=(16, 20, 27),
-    horizon=(44, 52, 63),
-    floor=(53, 60, 70),
-    line=(66, 74, 85),
-    section=(92, 102, 115),
-    sky_light=1.3,
-    sunlight=2.4,
-)
-
+from brax_viser.scene.palettes import LIGHT, MAX_SUNS, Palette
 
 SHADOW_DEPTH = 18.0
 """How far from the camera the page casts shadows, in scene units: viser fixes it at 20."""
@@ -98,7 +61,7 @@ def set_stage(
     scene.set_background_image(_sky(palette), format="jpeg")
     # Fading into the horizon's colour hides where the floor ends.
     scene.configure_fog(1.2 * far, 5 * far, color=palette.horizon)
-    # viser's own lights bleach pale robots and fall straight down, which hides shadows under them.
+    # viser's own lights bleach pale robots.
     scene.configure_default_lights(enabled=False)
     scene.configure_environment_map(None)
     scene.add_light_hemisphere(
@@ -107,13 +70,19 @@ def set_stage(
         ground_color=(170, 165, 160),
         intensity=palette.sky_light,
     )
-    scene.add_light_directional(
-        "/lights/sun",
-        color=(255, 247, 235),
-        intensity=palette.sunlight,
-        cast_shadow=True,
-        position=(-0.55, -0.5, 1.0),
-    )
+    for index in range(MAX_SUNS):
+        name = f"/lights/sun{index}"
+        if index >= len(palette.suns):
+            scene.remove_by_name(name)
+            continue
+        sun = palette.suns[index]
+        scene.add_light_directional(
+            name,
+            color=sun.colour,
+            intensity=sun.intensity,
+            cast_shadow=sun.casts_shadow,
+            position=sun.towards,
+        )
     # In scene units from here on: a grid's lines do not follow a scale.
     line = _round_length(float(np.ptp(grid.reach[:, :2], axis=0).max()) / 4) * scale
     scene.add_grid(

@@ -133,7 +133,7 @@ def sampled(model: mujoco.MjModel, rgba: np.ndarray, material: int, uv: np.ndarr
     texture = _texture_to_draw(model, material)
     if texture is None or model.tex_type[texture] != _FLAT:
         return np.tile(plain(model, rgba, material), (len(uv), 1))
-    pixels = _pixels(model, texture)
+    pixels = pixels_of(model, texture)
     height, width, channels = pixels.shape
     u, v = np.mod(uv * model.mat_texrepeat[material], 1.0).T
     found = np.ones((len(uv), 4))
@@ -166,7 +166,7 @@ def _texture_id(model: mujoco.MjModel, material: int) -> int | None:
     return None
 
 
-def _pixels(model: mujoco.MjModel, texture: int) -> np.ndarray:
+def pixels_of(model: mujoco.MjModel, texture: int) -> np.ndarray:
     """uint8 [H, W, C], as MuJoCo has it: the first row is the bottom one."""
     height, width = model.tex_height[texture], model.tex_width[texture]
     channels, start = model.tex_nchannel[texture], model.tex_adr[texture]
@@ -189,7 +189,7 @@ def _main_colour(model: mujoco.MjModel, texture: int) -> tuple[np.ndarray, float
     """
     known = _main_colours.setdefault(model, {})
     if texture not in known:
-        known[texture] = _find_main_colour(_pixels(model, texture))
+        known[texture] = _find_main_colour(pixels_of(model, texture))
     return known[texture]
 
 
@@ -210,7 +210,7 @@ def _find_main_colour(pixels: np.ndarray) -> tuple[np.ndarray, float]:
 def _picture(model: mujoco.MjModel, texture: int, rgba: np.ndarray) -> Image.Image:
     """The texture times the colour, as MuJoCo multiplies them: not in linear light, as a factor
     beside the texture would be."""
-    pixels = _pixels(model, texture)
+    pixels = pixels_of(model, texture)
     if pixels.shape[-1] == 1:
         pixels = np.repeat(pixels, 3, axis=-1)
     pixels = pixels * rgba[: pixels.shape[-1]]
