@@ -1,0 +1,136 @@
+"""Pages that open after weeks are sent what there is, as soon as those that open at once."""
+
+import asyncio
+import dataclasses
+import time
+from typing import Any
+
+import pytest
+import viser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from viser.infra import Message
+from viser.infra._async_message_buffer import AsyncMessageBuffer
+
+from brax_viser import backlog
+from tests.conftest import Page, eventually
+
+
+@dataclasses.dataclass
+class Told(Message):
+    """Takes the place of an older one with the same key."""
+
+    key: str
+    number: int
+
+    def redundancy_key(self) -> str:
+        return self.key
+
+
+async def drained(generator: Any, until: int) -> list[int]:
+    """Numbers of the messages that a page is sent, up to one."""
+    found: list[int] = []
+    while until not in found:
+        found += [message.number for message in await anext(generator)]
+    return found
+
+
+PUSHES = st.lists(st.integers(0, 5), min_size=1, max_size=30)
+
+
+@settings(max_examples=60, deadline=None)
+@given(before=PUSHES, after=st.lists(PUSHES, max_size=4), gap=st.sampled_from((0, 3, 10**9)))
+def test_a_page_is_sent_what_viser_would_send_it(before, after, gap):
+    async def run() -> None:
+        buffer = AsyncMessageBuffer(asyncio.get_running_loop(), persistent_messages=True)
+        buffer.window_duration_sec, count = 0.0, 0
+
+        def push(keys: list[int]) -> None:
+            nonlocal count
+            for key in keys:
+                count += 1
+                buffer.push(Told(str(key), count))
+            count += 1
+            buffer.push(Told("last", count))
+
+        push(before)
+        if gap < 10**6:  # else viser's own would be at it for minutes
+            buffer.message_counter += gap
+        theirs = buffer.window_generator(1, Told("all", -1))
+        ours = backlog._Backlog(buffer).window_generator(2, Told("all", -1))  # type: ignore[arg-type]
+        sent = await drained(theirs, -1)
+        assert sent[-1] == -1 and sent[:-1] == sorted(
+            m.number for m in buffer.message_from_id.values()
+        )
+        assert await drained(ours, -1) == sent
+        assert buffer.generator_cursors[2] >= max(buffer.message_from_id)
+        if gap >= 10**6:
+            buffer.message_counter += gap
+            theirs = None
+        for keys in after:
+            push(keys)
+            sent = await drained(ours, count)
+            if theirs is not None:
+                assert sent == await drained(theirs, count)
+            assert buffer.generator_cursors[2] == max(buffer.message_from_id)
+            assert len(set(sent)) == len(sent)
+        await ours.aclose()
+        assert 2 not in buffer.generator_cursors
+
+    asyncio.run(run())
+
+
+def test_nothing_is_sent_in_the_middle_of_what_belongs_together():
+    async def run() -> None:
+        buffer = AsyncMessageBuffer(asyncio.get_running_loop(), persistent_messages=True)
+        buffer.push(Told("a", 1))
+        ours = backlog._Backlog(buffer).window_generator(1)  # type: ignore[arg-type]
+        assert await drained(ours, 1) == [1]
+        buffer.atomic_start()
+        buffer.push(Told("a", 2))
+        task = asyncio.ensure_future(anext(ours))
+        await asyncio.sleep(0.1)
+        assert not task.done()
+        buffer.push(Told("b", 3))
+        buffer.push(Told("a", 4))
+        buffer.atomic_end()
+        found = [message.number for message in await task]
+        found += await drained(ours, 4) if 4 not in found else []
+        assert found == [3, 4], "what was superseded is not sent"
+        await ours.aclose()
+
+    asyncio.run(run())
+
+
+def test_a_page_that_opens_after_weeks_is_not_kept_waiting(viewer):
+    buffer: Any = viewer._server._websock_server._broadcast_buffer
+    first = Page(viewer)
+    eventually(lambda: first.windows > 0, "the first page is sent what there is")
+    with buffer.buffer_lock:
+        # A dozen for each of 30 frames a second, for two weeks.
+        buffer.message_counter += 12 * 30 * 14 * 24 * 3600
+    viewer._publisher.now(lambda: viewer._server.scene.add_frame("/later"))
+    begun = time.monotonic()
+    second = Page(viewer)
+    eventually(lambda: second.windows >= 1, "the second as well", 5)
+    assert time.monotonic() - begun < 5
+    first.close()
+    second.close()
+
+
+def test_where_viser_is_built_otherwise_it_keeps_its_own(viewer, monkeypatch, caplog):
+    monkeypatch.delattr(AsyncMessageBuffer, "_window_loop")
+    server = viser.ViserServer(port=0, verbose=False)
+    try:
+        with caplog.at_level("INFO", logger="brax_viser"):
+            assert not backlog.keep_openings_short(server)
+        assert "the longer the viewer runs" in caplog.text
+        assert "window_generator" not in vars(server._websock_server._broadcast_buffer)
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("name", [*backlog._LOOP, *backlog._STATE])
+def test_the_viser_that_is_installed_is_the_one_this_was_written_for(viewer, name):
+    assert hasattr(viewer._server._websock_server._broadcast_buffer, name)
+    assert "window_generator" in vars(viewer._server._websock_server._broadcast_buffer)
