@@ -2,8 +2,8 @@
 
 viser numbers its messages and forgets those that newer ones have made pointless. A page goes
 through the numbers one by one, from the first on, to find what is left. Robots that move are a
-dozen numbers a frame, hundreds of millions in some weeks; a page that opens goes through them at one
-go, and no other is sent anything meanwhile. Here it goes through what there is.
+dozen numbers a frame, hundreds of millions in some weeks; a page that opens goes through them at
+one go, and no other is sent anything meanwhile. Here it goes through what there is.
 """
 
 import logging

@@ -110,9 +110,12 @@ def test_a_page_that_opens_after_weeks_is_not_kept_waiting(viewer):
         # A dozen for each of 30 frames a second, for two weeks.
         buffer.message_counter += 12 * 30 * 14 * 24 * 3600
     viewer._publisher.now(lambda: viewer._server.scene.add_frame("/later"))
+    second, before = Page(viewer), first.windows
     begun = time.monotonic()
-    second = Page(viewer)
-    eventually(lambda: second.windows >= 1, "the second as well", 5)
+    eventually(lambda: second.windows > 0, "the second as well", 5)
+    viewer._publisher.now(lambda: viewer._server.scene.add_frame("/last"))
+    eventually(lambda: first.windows > before, "the first is not kept waiting", 5)
+    eventually(lambda: buffer.generator_cursors[max(buffer.generator_cursors)] > 10**8, "all", 5)
     assert time.monotonic() - begun < 5
     first.close()
     second.close()
