@@ -29,6 +29,7 @@ from rich.table import Table
 from benchmarks.client import SUBPROTOCOL, hello
 from benchmarks.scene import ROBOTS, Show
 from benchmarks.screenshot import FLAGS
+from brax_viser.backlog import keep_openings_short
 
 PIECE = 500
 """Frames between two looks at the clock."""
@@ -149,6 +150,7 @@ def soak(settings: Settings, session: CDPSession | None, show: Show, port: int) 
 def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
     server = viser.ViserServer(port=0, verbose=False)
+    keep_openings_short(server)  # as a `Viewer` has it
     show = Show(server, ROBOTS[settings.robot](), settings.count)
     start, port = time.monotonic(), server.get_port()
     if settings.page:
