@@ -14,6 +14,7 @@ import numpy as np
 import viser
 
 from brax_viser.aside import Aside, Past
+from brax_viser.backlog import keep_openings_short
 from brax_viser.drift import Drift, DriftLog
 from brax_viser.feed import Feed, Rollout, Switchboard
 from brax_viser.follower import Follower, Simulated, TwinSettings
@@ -134,6 +135,7 @@ class Publisher:
         self.follower: Follower[Lane] = Follower(board.mailbox.wake, board.wall_clock)
         self.aside = Aside(server, self.scene, board.mailbox.wake)
         self.obey: Callable[[Command], None]  # what a person has asked for; set by the viewer
+        self.pages = keep_openings_short(server)
         self._server = server
         self._commands: deque[Command] = deque()  # appended by any thread, drained on the loop
         self._channels: dict[str, Channel] = {}
@@ -505,6 +507,11 @@ class Publisher:
         (since, before), sent = self._sent[0], self.scene.sent
         return (sent - before) / (now - since) if now > since else 0.0
 
+    def _slowest_page(self, now: float) -> float | None:
+        """Share of what it is told that the slowest page takes, 0 to 1; None if that is unknown."""
+        taken = self.pages.taken(now) if self.pages is not None else {}
+        return min(taken.values(), default=None)
+
     def _panel_view(self, now: float) -> PanelView:
         board = self.board
         role = self._roles()[0]
@@ -528,6 +535,7 @@ class Publisher:
                 bytes_per_second=meter.bytes_per_second(training),
                 frames_per_second=meter.frames_per_second(training),
                 page_bytes_per_second=self._page_bytes_per_second(now),
+                slowest_page=self._slowest_page(now),
                 selection=board.selection,
                 selected_env=selected,
                 selected_facts=block.facts_of(selected) if block and selected is not None else None,

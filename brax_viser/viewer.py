@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 import numpy as np
 import viser
 
-from brax_viser.backlog import keep_openings_short
 from brax_viser.clerk import Clerk
 from brax_viser.drift import Drift
 from brax_viser.feed import Feed, Switchboard, log
@@ -209,7 +208,6 @@ class Viewer:
             self._server = viser.ViserServer(
                 host=host, port=port, label="brax_viser", verbose=False
             )
-        keep_openings_short(self._server)
         self._host = host
         if port not in (0, self._server.get_port()):
             log.warning("port %d is taken, using %d", port, self._server.get_port())

@@ -1,18 +1,27 @@
 """Pages that open after weeks are sent what there is, as soon as those that open at once."""
 
 import asyncio
+import contextlib
 import dataclasses
+import functools
+import threading
 import time
 from typing import Any
 
+import numpy as np
 import pytest
+import trimesh
 import viser
+import websockets
+import websockets.sync.client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from viser.infra import Message
 from viser.infra._async_message_buffer import AsyncMessageBuffer
 
+from benchmarks.client import SUBPROTOCOL, hello
 from brax_viser import backlog
+from brax_viser.gui import words
 from tests.conftest import Page, eventually
 
 
@@ -57,7 +66,7 @@ def test_a_page_is_sent_what_viser_would_send_it(before, after, gap):
         if gap < 10**6:  # else viser's own would be at it for minutes
             buffer.message_counter += gap
         theirs = buffer.window_generator(1, Told("all", -1))
-        ours = backlog._Backlog(buffer).window_generator(2, Told("all", -1))  # type: ignore[arg-type]
+        ours = backlog._Backlog(buffer, backlog.Pages()).window_generator(2, Told("all", -1))  # type: ignore[arg-type]
         sent = await drained(theirs, -1)
         assert sent[-1] == -1 and sent[:-1] == sorted(
             m.number for m in buffer.message_from_id.values()
@@ -84,7 +93,7 @@ def test_nothing_is_sent_in_the_middle_of_what_belongs_together():
     async def run() -> None:
         buffer = AsyncMessageBuffer(asyncio.get_running_loop(), persistent_messages=True)
         buffer.push(Told("a", 1))
-        ours = backlog._Backlog(buffer).window_generator(1)  # type: ignore[arg-type]
+        ours = backlog._Backlog(buffer, backlog.Pages()).window_generator(1)  # type: ignore[arg-type]
         assert await drained(ours, 1) == [1]
         buffer.atomic_start()
         buffer.push(Told("a", 2))
@@ -121,12 +130,70 @@ def test_a_page_that_opens_after_weeks_is_not_kept_waiting(viewer):
     second.close()
 
 
+def test_a_page_that_is_slow_is_told_of_and_slows_no_other(viewer):
+    publisher, stop = viewer._publisher, threading.Event()
+    many = np.zeros((20_000, 3), np.float32)
+    box = trimesh.creation.box()
+
+    def add():
+        return viewer._server.scene.add_batched_meshes_simple(
+            "/many", box.vertices, box.faces, np.tile([1.0, 0, 0, 0], (len(many), 1)), many
+        )
+
+    handles: list[Any] = []
+    publisher.now(lambda: handles.append(add()))
+    fast = Page(viewer)
+    slow = websockets.sync.client.connect(
+        f"ws://127.0.0.1:{viewer.url.rsplit(':', 1)[1]}",
+        subprotocols=[SUBPROTOCOL],
+        max_size=None,
+        compression=None,
+        max_queue=1,
+    )
+    slow.send(hello())
+    taken: dict[int, float] = {}
+
+    def step(at: float) -> None:
+        handles[0].batched_positions = many + at
+        taken.update(publisher.pages.taken(time.monotonic()))
+
+    def move() -> None:
+        at = 0.0
+        while not stop.wait(1 / 30):
+            at += 0.01
+            publisher.now(functools.partial(step, at))
+
+    def read_slowly() -> None:
+        with contextlib.suppress(websockets.ConnectionClosed):
+            while not stop.wait(0.3):
+                slow.recv()
+
+    threads = [threading.Thread(target=target) for target in (move, read_slowly)]
+    for thread in threads:
+        thread.start()
+    try:
+        eventually(
+            lambda: len(taken) == 2 and min(taken.values()) < 0.5 and max(taken.values()) > 0.8,
+            "one is slow, and the other is not",
+            60,
+        )
+        told = words.cost(publisher._panel_view(time.monotonic()))
+        assert "A page is slow and skips frames: it takes" in told
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        slow.close()
+        fast.close()
+    eventually(lambda: not publisher.pages.backlogs, "both are forgotten")
+
+
 def test_where_viser_is_built_otherwise_it_keeps_its_own(viewer, monkeypatch, caplog):
     monkeypatch.delattr(AsyncMessageBuffer, "_window_loop")
     server = viser.ViserServer(port=0, verbose=False)
     try:
         with caplog.at_level("INFO", logger="brax_viser"):
-            assert not backlog.keep_openings_short(server)
+            assert backlog.keep_openings_short(server) is None
         assert "the longer the viewer runs" in caplog.text
         assert "window_generator" not in vars(server._websock_server._broadcast_buffer)
     finally:

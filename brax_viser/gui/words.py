@@ -44,6 +44,10 @@ class StreamView:
     other_known: bool  # whether there is another rollout to look at
 
 
+FAST_ENOUGH = 0.8
+"""Share of the frames that a page takes, below which it is said to be slow."""
+
+
 @dataclass(frozen=True)
 class PanelView:
     """All that the panel shows."""
@@ -55,6 +59,7 @@ class PanelView:
     bytes_per_second: float
     frames_per_second: float
     page_bytes_per_second: float  # of robots that move, to each page
+    slowest_page: float | None  # share of it that the slowest page takes, 0 to 1, if known
     selection: Selection
     selected_env: int | None
     selected_facts: tuple[float, float] | None  # (return, s) of its episode, if it is drawn
@@ -167,6 +172,8 @@ def cost(view: PanelView) -> str:
         f"({view.frames_per_second:.0f} steps/s), "
         f"{_megabytes(view.page_bytes_per_second)} to each page",
     ]
+    if view.slowest_page is not None and view.slowest_page < FAST_ENOUGH:
+        lines.append(f"A page is slow and skips frames: it takes {100 * view.slowest_page:.0f} %")
     if stream.step is not None:
         lines.append(f"On screen: step {count(stream.step)}")
         if control.mode == "realtime" and not (view.paused or stream.following):
