@@ -28,6 +28,7 @@ from brax_viser.scene.shapes import (
     shapes_of,
 )
 from brax_viser.scene.surfaces import linear
+from brax_viser.scene.terrain import Terrain
 from brax_viser.scene.variants import Variants
 
 MAX_LABELS = 256
@@ -74,6 +75,7 @@ class Model:
     roaming_link: int | None  # the one by which a robot leaves its cell, if it can
     rods: RodSet | None  # tendons and the like
     surfaces: Surfaces | None  # of flexes
+    terrain: Terrain | None  # that it walks on, if that is not level
     variants: Variants  # in what environments' robots differ from this one
     native: bool = True  # whether the training's physics is MuJoCo's
     backend: str = ""  # its name
@@ -102,6 +104,7 @@ class Model:
             shapes = cropped(model, shapes, np.stack([place - half, place + half]))
         floor = floor_height(model, grid.reach)
         bent = rods_of(model, wanted.groups), surfaces_of(model, wanted.groups)
+        bent = (*bent, Terrain.of(model))
         return cls(shapes, *init_links, floor, dt, link, *bent, variants, native, backend)
 
     @property
@@ -381,9 +384,10 @@ class Block:
 
     def _bring_back(self, count: int) -> None:
         """Who has run out of a cell comes back in on the other side, by whole cells: motion stays
-        what it is, and a grid of runners does not become an empty floor."""
-        away = self.pos[:count, self.model.roaming_link, :2]
-        away = away - self.model.init_pos[self.model.roaming_link, :2]
+        what it is, and a grid of runners does not become an empty floor. On rough ground it stands
+        as high above that of its cell as it does above that where it is."""
+        place = self.pos[:count, self.model.roaming_link, :2].copy()
+        away = place - self.model.init_pos[self.model.roaming_link, :2]
         spacing = np.array(self.grid.spacing[:2], np.float32)
         cells = spacing * np.round(away / spacing)
         if not cells.any():
@@ -391,6 +395,11 @@ class Block:
         self._moved[:count, :2] = -cells
         for axis in range(2):  # by axes: two numbers in a row are slow to go over
             self.pos[:count, :, axis] -= cells[:, None, axis]
+        if self.model.terrain is not None:
+            height = self.model.terrain.height
+            raised = np.nan_to_num(height(place - cells) - height(place)).astype(np.float32)
+            self._moved[:count, 2] = raised
+            self.pos[:count, :, 2] += raised[:, None]
 
     def _others(self) -> np.ndarray:
         """bool [count]: who is not the selected environment; nobody if none is drawn."""

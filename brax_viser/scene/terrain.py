@@ -1,0 +1,74 @@
+"""How high the ground is, where it is not level."""
+
+from dataclasses import dataclass
+
+import mujoco
+import numpy as np
+
+_HFIELD = int(mujoco.mjtGeom.mjGEOM_HFIELD)
+
+
+@dataclass(frozen=True, eq=False)
+class Terrain:
+    """The height fields of a world that lie level and do not move."""
+
+    fields: "tuple[_Field, ...]"
+
+    @classmethod
+    def of(cls, model: mujoco.MjModel) -> "Terrain | None":
+        """None where there are none."""
+        data = mujoco.MjData(model)
+        mujoco.mj_kinematics(model, data)
+        fields = tuple(
+            _Field.of(model, data, geom)
+            for geom in range(model.ngeom)
+            if model.geom_type[geom] == _HFIELD
+            and model.body_weldid[model.geom_bodyid[geom]] == 0
+            and data.geom_xmat[geom][8] > 0.999
+        )
+        return cls(fields) if fields else None
+
+    def height(self, place: np.ndarray) -> np.ndarray:
+        """float [...], m: z of the ground; NaN beside all of it.
+
+        Args:
+            place: float [..., 2], m, x and y in an environment's world frame.
+        """
+        heights = [field.height(place) for field in self.fields]
+        return np.fmax.reduce(heights)
+
+
+@dataclass(frozen=True, eq=False)
+class _Field:
+    centre: np.ndarray  # float [3], m
+    turn: np.ndarray  # float [2, 2], from its own x and y to the world's
+    extent: np.ndarray  # float [2], m, half of its length along x and y
+    z: np.ndarray  # float [rows along y, columns along x], m, above its centre
+
+    @classmethod
+    def of(cls, model: mujoco.MjModel, data: mujoco.MjData, geom: int) -> "_Field":
+        field = int(model.geom_dataid[geom])
+        rows, columns = int(model.hfield_nrow[field]), int(model.hfield_ncol[field])
+        start = int(model.hfield_adr[field])
+        share = model.hfield_data[start : start + rows * columns].reshape(rows, columns)
+        size = model.hfield_size[field]
+        # A compiled height field is placed by its own centre: `geom_xpos` is that.
+        return cls(
+            data.geom_xpos[geom].copy(),
+            data.geom_xmat[geom].reshape(3, 3)[:2, :2].copy(),
+            size[:2].copy(),
+            share * size[2],
+        )
+
+    def height(self, place: np.ndarray) -> np.ndarray:
+        """As `Terrain.height`, between its points by x and y one after the other."""
+        own = (place - self.centre[:2]) @ self.turn
+        most = np.array(self.z.shape[::-1]) - 1
+        at = (own / self.extent + 1) / 2 * most
+        inside = ((at >= 0) & (at <= most)).all(axis=-1)
+        at = np.clip(at, 0, most)
+        low = np.minimum(at.astype(int), most - 1)
+        (x, y), (u, v) = np.moveaxis(low, -1, 0), np.moveaxis(at - low, -1, 0)
+        near = (1 - u) * self.z[y, x] + u * self.z[y, x + 1]
+        far = (1 - u) * self.z[y + 1, x] + u * self.z[y + 1, x + 1]
+        return np.where(inside, self.centre[2] + (1 - v) * near + v * far, np.nan)

@@ -1,0 +1,93 @@
+"""Rough ground: how high it is, and robots that come back into their cells on it."""
+
+import mujoco
+import numpy as np
+import pytest
+
+from brax_viser.frame import Frame
+from brax_viser.playback import View
+from brax_viser.protocol import NEVER
+from brax_viser.scene.block import Block, Look, Model
+from brax_viser.scene.grid import Grid
+from brax_viser.scene.terrain import Terrain
+
+ROUGH = """
+<mujoco>
+  <asset>
+    <hfield name="hills" nrow="40" ncol="60" size="6 4 .8 .1" elevation="HILLS"/>
+  </asset>
+  <worldbody>
+    <geom name="hills" type="hfield" hfield="hills" pos="1 .5 .2" euler="0 0 20"/>
+    <body name="ball" pos="0 0 2"><freejoint/><geom type="sphere" size=".1"/></body>
+  </worldbody>
+</mujoco>
+"""
+
+
+@pytest.fixture(scope="module")
+def rough() -> mujoco.MjModel:
+    x, y = np.meshgrid(np.linspace(0, 9, 60), np.linspace(0, 7, 40))
+    heights = (0.5 + 0.5 * np.sin(x) * np.cos(1.3 * y)).ravel()
+    xml = ROUGH.replace("HILLS", " ".join(f"{height:.4f}" for height in heights))
+    return mujoco.MjModel.from_xml_string(xml)
+
+
+def test_the_ground_is_as_high_as_mujoco_finds_it(rough):
+    terrain = Terrain.of(rough)
+    assert terrain is not None
+    data = mujoco.MjData(rough)
+    mujoco.mj_forward(rough, data)
+    places = np.random.default_rng(0).uniform(-9, 9, (300, 2))
+    expected = []
+    for x, y in places:
+        geom = np.zeros(1, np.int32)
+        down = np.array([0.0, 0.0, -1.0])
+        depth = mujoco.mj_ray(rough, data, np.array([x, y, 9.0]), down, None, 1, 1, geom, None)
+        expected.append(9.0 - depth if depth >= 0 else np.nan)
+    found, expected = terrain.height(places), np.array(expected)
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+    assert 50 < np.isfinite(expected).sum() < 300
+    assert np.ptp(expected[np.isfinite(expected)]) > 0.5
+    np.testing.assert_allclose(found, expected, atol=0.02)  # between its points it has triangles
+
+
+def test_level_ground_has_none():
+    xml = '<mujoco><worldbody><geom type="plane" size="1 1 1"/></worldbody></mujoco>'
+    assert Terrain.of(mujoco.MjModel.from_xml_string(xml)) is None
+
+
+def test_who_comes_back_into_a_cell_stands_on_its_ground(rough, viewer):
+    publisher, terrain = viewer._publisher, Terrain.of(rough)
+    assert terrain is not None
+    start = np.array([0, 0, 2.0, 1, 0, 0, 0])
+    grid = Grid.of(rough, start, (2, 1), (2.0, 2.0))
+    links = np.array([[0, 0, 2]], np.float32), np.array([[1, 0, 0, 0]], np.float32)
+    model = Model.of(rough, grid, links, 0.02)
+    place = np.array([[[0.3, 0.2, 0.0]], [[3.4, -1.9, 0.0]]], np.float32)
+    place[:, 0, 2] = terrain.height(place[:, 0, :2]) + 0.1
+    numbers = np.zeros(2, np.float32)
+    frame = Frame(
+        role="train",
+        env_steps=1,
+        env_index=np.arange(2, dtype=np.int32),
+        num_envs=2,
+        link_pos=place,
+        link_rot=np.tile(links[1], (2, 1, 1)),
+        reward=numbers,
+        episode_return=numbers,
+        episode_length=numbers,
+        since_termination=np.full(2, NEVER),
+        finite=np.ones(2, bool),
+    )
+    blocks: list[Block] = []
+
+    def draw() -> None:
+        blocks.append(Block(viewer._server, "/own", model, grid, 2, np.zeros(3), 1.0))
+        blocks[0].draw(View(frame, place, frame.link_rot, np.zeros(2, bool), 0.0, 0.0), Look())
+
+    publisher.now(draw)
+    own = blocks[0].pos[:, 0]
+    np.testing.assert_allclose(own[0], place[0, 0], atol=1e-6)
+    np.testing.assert_allclose(own[1, :2], [-0.6, 0.1], atol=1e-5)
+    np.testing.assert_allclose(own[:, 2], terrain.height(own[:, :2]) + 0.1, atol=1e-5)
+    np.testing.assert_allclose(blocks[0]._moved[1], own[1] - place[1, 0], atol=1e-5)
