@@ -248,19 +248,21 @@ def test_a_robot_is_clicked_the_worst_are_chosen_and_one_is_followed(page):
     eventually(lambda: 0 < ants(page).sum() < 0.5 * nine, "one robot is left", timeout=20)
     page.get_by_label("Follow").check()
     page.get_by_role("button", name="Resume training").click()
-    middles = []
-    moves = False
-    for _ in range(6):
+    middles, moves = [], False
+    for _ in range(3):
         moves |= moved(page, 1.0)
-        # The camera looks at it: wherever it runs, it stays in the middle of the scene.
-        x, y = (WINDOW["width"] - PANEL) / 2, WINDOW["height"] / 2
-        # Nobody where a picture caught the blink of a reset.
-        middles += [np.hypot(x - a, y - b) for a, b in robots(page)[:1]]
+        # Held, for a page that takes a second for a frame shows robot and camera apart while they
+        # move. It may be in the middle of a jump, which is to be seen as one: across alone.
+        page.get_by_role("button", name="Hold training").click()
+        held_at(page)
+        page.wait_for_timeout(2000)
+        middle = (WINDOW["width"] - PANEL) / 2
+        middles += [abs(middle - across) for across, _ in robots(page)[:1]]
+        page.get_by_role("button", name="Resume training").click()
     assert moves
-    assert len(middles) >= 4
-    # It may jump, which is to be seen as one, and a picture may catch a reset between its two
-    # places; who is not followed has run out of the picture by then.
-    assert np.median(middles) < 90, middles
+    # The camera looks at it, wherever it has run to; who is not followed is out of the picture.
+    assert len(middles) >= 2 and np.median(middles) < 90, middles
+    print("followed, pixels off the middle:", middles)
     assert f"Env {env} " in text(page)
     choose(page, "The others", "Show")
     page.get_by_role("button", name="See all robots").click()
