@@ -36,7 +36,7 @@ def keep_openings_short(server: viser.ViserServer) -> "Pages | None":
     Returns what is known of them; None where viser is built in another way than the one that this
     was written for. It keeps its own then, and all works as it did.
     """
-    buffer = getattr(getattr(server, "_websock_server", None), "_broadcast_buffer", None)
+    buffer: Any = getattr(getattr(server, "_websock_server", None), "_broadcast_buffer", None)
     if not all(hasattr(AsyncMessageBuffer, name) for name in _LOOP) or not all(
         hasattr(buffer, name) for name in _STATE
     ):
@@ -48,7 +48,7 @@ def keep_openings_short(server: viser.ViserServer) -> "Pages | None":
         backlog = pages.backlogs[client_id] = _Backlog(buffer, pages)
         return backlog.window_generator(client_id, *args, **kwargs)
 
-    buffer.window_generator = window_generator  # type: ignore[union-attr]
+    buffer.window_generator = window_generator
     return pages
 
 
@@ -57,7 +57,6 @@ class Pages:
     """How much of what they are told pages take. Used on viser's own loop alone."""
 
     backlogs: "dict[int, _Backlog]" = field(default_factory=dict)  # by client id
-    _counts: dict[int, deque[tuple[float, int, int]]] = field(default_factory=dict)
 
     def taken(self, now: float) -> dict[int, float]:
         """By client id, the share of the last seconds' messages that a page was sent, 0 to 1; the
@@ -68,9 +67,8 @@ class Pages:
             now: s; it is asked several times a second.
         """
         found: dict[int, float] = {}
-        self._counts = {client: self._counts.get(client, deque()) for client in list(self.backlogs)}
         for client, backlog in list(self.backlogs.items()):
-            counts = self._counts.setdefault(client, deque())
+            counts = backlog.counts
             counts.append((now, backlog.sent, backlog.missed))
             while counts[0][0] < now - TAKING_SECONDS:
                 counts.popleft()
@@ -92,6 +90,7 @@ class _Backlog:
 
     def __init__(self, buffer: Any, pages: Pages):
         self.sent = self.missed = 0  # messages that there were for this page, or are gone
+        self.counts: deque[tuple[float, int, int]] = deque()  # (s, sent, missed) of late
         self._buffer, self._pages = buffer, pages
         self._waiting: deque[int] = deque()  # numbers in the buffer, in order
         self._last = self._seen = -1  # in the buffer: handed out or gone; looked at

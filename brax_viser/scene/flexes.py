@@ -13,6 +13,7 @@ import mujoco
 import numpy as np
 import viser
 
+from brax_viser.scene.handles import send
 from brax_viser.scene.quaternions import cross, from_axes, points_on
 from brax_viser.scene.surfaces import chosen_rgba, linear, plain, sampled
 
@@ -26,7 +27,9 @@ class Surfaces:
 
     body: np.ndarray  # int [A], body ids
     pos: np.ndarray  # float32 [A, 3], m, in these bodies' frames
-    weights: np.ndarray | None  # float32 [V, A], how far each moves a vertex; None: each is one
+    # Of each flex, which of the points are its, and float32 [its V, its A], how far each of them
+    # moves a vertex; None: each is one.
+    parts: tuple[tuple[slice, np.ndarray | None], ...]
     faces: np.ndarray  # int [F, 3]
     rgb: np.ndarray  # uint8 [F, 3]
     outwards: np.ndarray  # float32 [V], m, how far the surface lies from its vertices
@@ -43,30 +46,28 @@ def surfaces_of(model: mujoco.MjModel, groups: Collection[int]) -> Surfaces | No
         model: is not changed.
         groups: of which flexes.
     """
-    body, pos, faces, rgb, outwards, weights = [], [], [], [], [], []
-    first = 0  # vertex of the next flex
+    body, pos, faces, rgb, outwards, parts = [], [], [], [], [], []
+    vertex = point = 0  # the first ones of the next flex
     for flex in range(model.nflex):
         dim, count = int(model.flex_dim[flex]), int(model.flex_vertnum[flex])
         rgba = rgba_of_flex(model, flex)
         if dim < 2 or model.flex_group[flex] not in groups or rgba[3] <= 0:
             continue
-        carried = weights_of(model, flex)
         whose, where = points_of(model, flex)
         body.append(whose)
         pos.append(where)
-        weights.append(np.eye(count) if carried is None else carried)
+        parts.append((slice(point, point + len(whose)), weights_of(model, flex)))
         own = _faces(model, flex)
-        faces.append(first + own)
+        faces.append(vertex + own)
         rgb.append(_colours(model, flex, len(own), rgba))
         outwards.append(np.full(count, model.flex_radius[flex] if dim == 3 else 0.0))
-        first += count
+        vertex, point = vertex + count, point + len(whose)
     if not faces:
         return None
-    interpolated = any(w.shape[0] != w.shape[1] for w in weights)
     return Surfaces(
         np.concatenate(body),
         np.concatenate(pos).astype(np.float32),
-        _diagonal(weights) if interpolated else None,
+        tuple(parts),
         np.concatenate(faces),
         np.concatenate(rgb),
         np.concatenate(outwards).astype(np.float32),
@@ -74,7 +75,7 @@ def surfaces_of(model: mujoco.MjModel, groups: Collection[int]) -> Surfaces | No
 
 
 def weights_of(model: mujoco.MjModel, flex: int) -> np.ndarray | None:
-    """float [V, nodes]: how far each node moves each vertex; None where vertices have bodies.
+    """float32 [V, nodes]: how far each node moves each vertex; None where vertices have bodies.
 
     Asked of MuJoCo itself, whatever the order of its interpolation: a vertex is a sum of nodes.
     """
@@ -87,7 +88,7 @@ def weights_of(model: mujoco.MjModel, flex: int) -> np.ndarray | None:
     data.xpos[:] = 0.0
     data.xmat[:] = np.eye(3).ravel()
     vertices = slice(model.flex_vertadr[flex], model.flex_vertadr[flex] + model.flex_vertnum[flex])
-    weights = np.zeros((model.flex_vertnum[flex], count))
+    weights = np.zeros((model.flex_vertnum[flex], count), np.float32)
     for node in range(count):
         asked.flex_node[:] = 0.0
         asked.flex_node[start + node, 0] = 1.0
@@ -156,17 +157,12 @@ class Sheets:
         corner, turn, scale = right_triangles(self.corners(link_pos, link_rot))
         scale[hidden] = 0.0
         corner += self._origins[:, None, None]
-        sent = 0
-        for name, new in (
-            ("batched_positions", corner),
-            ("batched_wxyzs", turn),
-            ("batched_scales", scale),
-        ):
-            new = new.reshape(-1, new.shape[-1]).astype(np.float32)
-            if not np.array_equal(new, getattr(self._handle, name)):
-                setattr(self._handle, name, new)
-                sent += new.nbytes
-        return sent
+        return send(
+            self._handle,
+            batched_positions=corner.reshape(-1, 3).astype(np.float32),
+            batched_wxyzs=turn.reshape(-1, 4).astype(np.float32),
+            batched_scales=scale.reshape(-1, 3).astype(np.float32),
+        )
 
     def corners(self, link_pos: np.ndarray, link_rot: np.ndarray) -> np.ndarray:
         """float32 [K, F, 3, 3], m: of the triangles, in each env's own world frame.
@@ -176,9 +172,12 @@ class Sheets:
             link_rot: float32 [K, L, 4], wxyz.
         """
         own = self._surfaces
-        vertices = points_on(own.body, own.pos, link_pos, link_rot)
-        if own.weights is not None:
-            vertices = np.einsum("va,kac->kvc", own.weights, vertices)
+        points = points_on(own.body, own.pos, link_pos, link_rot)
+        of_each = []
+        for mine, weights in own.parts:
+            part = points[:, mine]
+            of_each.append(part if weights is None else np.einsum("va,kac->kvc", weights, part))
+        vertices = np.concatenate(of_each, axis=1)
         corners = vertices[:, own.faces]
         if not own.outwards.any():
             return corners
@@ -271,13 +270,3 @@ def _colours(model: mujoco.MjModel, flex: int, count: int, rgba: np.ndarray) -> 
     corners = model.flex_elemtexcoord[at : at + 3 * count].reshape(-1, 3)
     uv = model.flex_texcoord[start + corners].mean(axis=1)
     return sampled(model, rgba, material, uv)[:, :3]
-
-
-def _diagonal(blocks: list[np.ndarray]) -> np.ndarray:
-    """float32: one matrix with the blocks along its diagonal, and nothing beside them."""
-    shape = np.sum([block.shape for block in blocks], axis=0)
-    whole, row, column = np.zeros(shape, np.float32), 0, 0
-    for block in blocks:
-        whole[row : row + block.shape[0], column : column + block.shape[1]] = block
-        row, column = row + block.shape[0], column + block.shape[1]
-    return whole

@@ -9,14 +9,13 @@ import viser
 from trimesh.exchange.gltf import export_glb
 from trimesh.visual import ColorVisuals, TextureVisuals
 
+from brax_viser.scene.handles import BatchedHandle, send
 from brax_viser.scene.quaternions import multiply, planes, rotate
 from brax_viser.scene.shapes import Shape
 from brax_viser.scene.surfaces import linear
 from brax_viser.scene.variants import Places
 
 _IDENTITY = np.array([1.0, 0.0, 0.0, 0.0], np.float32)
-
-BatchedHandle = viser.BatchedMeshHandle | viser.BatchedGlbHandle
 
 PARKED = np.array([0.0, 0.0, -1e4], np.float32)
 """m: where an instance is that is not to be seen, far outside of what any camera shows. Unlike a
@@ -244,9 +243,10 @@ class Robots:
             elif self._paint.faded is not None:
                 special = self._paint.faded
             stand_in = np.where(special[:, None, None], pos, PARKED)
-            sent += _send(part.plain, stand_in.reshape(-1, 3), rot)
+            sent += send(part.plain, batched_positions=stand_in.reshape(-1, 3), batched_wxyzs=rot)
             pos = np.where(special[:, None, None], PARKED, pos)
-        return sent + _send(part.handle, pos.reshape(-1, 3), rot)
+        pos = pos.reshape(-1, 3)
+        return sent + send(part.handle, batched_positions=pos, batched_wxyzs=rot)
 
     def _plain_copy(self, part: _Part) -> viser.BatchedMeshHandle:
         handle = part.handle
@@ -260,19 +260,6 @@ class Robots:
         )
         copy.batched_scales = handle.batched_scales
         return copy
-
-
-def _send(handle: BatchedHandle, pos: np.ndarray, rot: np.ndarray) -> int:
-    """Gives a handle what is not as it was: float32 [N, 3] and [N, 4]. Returns its bytes."""
-    sent = 0
-    for name, new in (("batched_positions", pos), ("batched_wxyzs", rot)):
-        old = getattr(handle, name)
-        # Whether anything moves, the first ones mostly tell, and all are compared only if not.
-        if np.array_equal(old[:8], new[:8]) and np.array_equal(old, new):
-            continue
-        setattr(handle, name, new)
-        sent += new.nbytes
-    return sent
 
 
 def _static_poses(shape: Shape, origins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from brax_viser.scene.flexes import (
     rgba_of_flex,
     rim_of,
 )
+from brax_viser.scene.handles import send
 from brax_viser.scene.quaternions import points_on
 from brax_viser.scene.surfaces import linear
 
@@ -151,17 +152,13 @@ class Rods:
         radius = np.broadcast_to(self._rods.radius[:, None], length.shape)
         radius = np.where(hidden[:, None, None], 0.0, radius)
         middle = (one + other) / 2 + self._origins[:, None]
-        sent = 0
-        for name, new in (
-            ("batched_positions", middle),
-            ("batched_wxyzs", turn),
-            ("batched_scales", np.concatenate([radius, radius, length], axis=-1)),
-        ):
-            new = new.reshape(-1, new.shape[-1]).astype(np.float32)
-            if not np.array_equal(new, getattr(self._handle, name)):
-                setattr(self._handle, name, new)
-                sent += new.nbytes
-        return sent
+        scale = np.concatenate([radius, radius, length], axis=-1)
+        return send(
+            self._handle,
+            batched_positions=middle.reshape(-1, 3).astype(np.float32),
+            batched_wxyzs=turn.reshape(-1, 4).astype(np.float32),
+            batched_scales=scale.reshape(-1, 3).astype(np.float32),
+        )
 
     def remove(self) -> None:
         self._handle.remove()
