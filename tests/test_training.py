@@ -64,14 +64,18 @@ def stock_repeated() -> list[np.ndarray]:
 
 
 class Fidgeting:
-    """Moves every control while steps are taken, as no person could."""
+    """Moves every control while steps are taken, as no person could.
+
+    ``seen`` is what it waits for before it lets the training go: a list that a twin makes longer.
+    """
 
     SELECTIONS = ("first", "worst", [3, 1], "random", "terminated", ("page", 2), "best", "nan")
     MOVES = ("pause", "step", "step", "resume", "run_to_termination", "step", "resume")
+    STEPPED = range(17, 200)  # moves before it is let go: its some hundred steps take no time
 
-    def __init__(self, viewer: Viewer):
+    def __init__(self, viewer: Viewer, seen: list[int]):
         self.flips, self.forked = 0, False
-        self._viewer, self._stop = viewer, threading.Event()
+        self._viewer, self._seen, self._stop = viewer, seen, threading.Event()
         self._thread = threading.Thread(target=self._fidget)
 
     def _fidget(self) -> None:
@@ -99,7 +103,9 @@ class Fidgeting:
                 with contextlib.suppress(ValueError):  # who is selected now is not on screen yet
                     viewer.fork()
                     self.forked = True
-            getattr(viewer, self.MOVES[n % len(self.MOVES)])()
+            going = n > self.STEPPED.start and self.forked and self._seen
+            free = going or n > self.STEPPED.stop
+            getattr(viewer, self.MOVES[n % len(self.MOVES)] if free else "step")()
 
     def __enter__(self) -> "Fidgeting":
         self._thread.start()
@@ -152,10 +158,10 @@ def test_parameters_are_identical_whatever_is_done_in_the_page(
     followed, follow = [], Twins.follow
     monkeypatch.setattr(Twins, "follow", lambda *args: followed.append(1) or follow(*args))
     chosen = {"evaluated": WITH_EVALUATION, "repeated": REPEATED}[settings]
-    with Fidgeting(viewer) as fidgeting:
+    with Fidgeting(viewer, followed) as fidgeting:
         learned = train(env, chosen, policy_params_fn=viewer.policy_params_fn)
     assert_identical(learned, request.getfixturevalue(f"stock_{settings}"))
-    assert fidgeting.flips > 10
+    assert fidgeting.flips > Fidgeting.STEPPED.start
     assert viewer.stats().frames > 0
     assert followed, "there was never a twin"
     assert fidgeting.forked
