@@ -5,6 +5,7 @@ its own that swallows every batch axis first, and then talks to the host:
 
     skipped step    countdown - 1, nothing else: one compare
     due step        ask(...)  -> answer              two integers go out, 4 + K come back
+    granted step    the last answer to a push, whose K rows the state has kept, stands in for one
       while push    push(...) -> answer              K rows gathered on the device go out, and
                                                      with them all that is known of one of them,
                                                      or the coordinates of them all
@@ -13,8 +14,9 @@ its own that swallows every batch axis first, and then talks to the host:
 An answer says whether to push rows of this very step, which ones, and how many steps to let pass
 before the next call. That number is stored in the environment's state, so no call is dead code,
 and it is how the switch, the pacing, the selection and the hold work without recompiling
-anything. A training is held by an answer that does not come; and since an answer to a push may
-ask for another one, other environments can be looked at meanwhile.
+anything. Of consecutive steps each answer grants the next, which then takes one call, not two.
+A training is held by an answer that does not come; and since an answer to a push may ask for
+another one, other environments can be looked at meanwhile.
 """
 
 import functools
@@ -28,7 +30,16 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 
 from brax_viser.callback import call_host
-from brax_viser.protocol import ANSWER_HEAD, NOBODY, PUSH_COORDINATES, PUSH_MODEL
+from brax_viser.protocol import (
+    ANSWER_HEAD,
+    GRANTED,
+    NO_ROW,
+    NOBODY,
+    PUSH,
+    PUSH_COORDINATES,
+    PUSH_MODEL,
+    UNASKED,
+)
 from brax_viser.rank import finite, top
 
 Payload = Mapping[str, jax.Array]
@@ -55,23 +66,30 @@ class Host(Protocol):
 
     All answer with int32 [4 + K]: (push?, skip, rule, detail, *rows), push? being 0,
     `protocol.PUSH`, `protocol.PUSH_MODEL` or `protocol.PUSH_COORDINATES`. `skip` is how many steps
-    to let pass before the next `ask`; it counts with the answer that does not ask for a push. The
-    rows are indices into the shard's batch where `rule` is `protocol.GIVEN`, and ignored otherwise:
-    then the device chooses the K environments that the rule ranks first. `detail` is the index of
-    the one environment of which all that is known is wanted too, or `protocol.NOBODY`.
+    to let pass before the next `ask`; it counts with the answer that does not ask for a push.
+    `protocol.GRANTED` in its place has the next step pushed without an `ask`: the rows of that
+    answer, with `protocol.UNASKED` for a rule. What is kept for that can be lost with the state,
+    and then an `ask` comes all the same.
+
+    The rows are indices into the shard's batch where `rule` is `protocol.GIVEN`, and ignored
+    otherwise: then the device chooses the K environments that the rule ranks first. `detail` is the
+    index of the one environment of which all that is known is wanted too, or `protocol.NOBODY`.
     """
 
     capacity: int
     """K: rows that one `push` may carry; the grid's number of cells."""
 
     def ask(self, origin: Origin, query: jax.Array) -> np.ndarray:
-        """`query` int32 [2]: (countdown or `protocol.FRESH`, shard)."""
+        """`query` int32 [2]: (countdown, which can be `protocol.FRESH`, shard)."""
         ...
 
     def push(
         self, origin: Origin, layout: Layout, header: jax.Array, rows: jax.Array
     ) -> np.ndarray:
         """`header` int32 [2 + 4 K]: shard, rule, `protocol.HEADER_COLUMNS`; `rows` float32 [K, D].
+
+        With `protocol.UNASKED` for a rule it takes the place of an `ask` too: the answer may ask
+        for other rows of this step, if those that came are not wanted.
 
         Where a detail was asked for, `rows` is float32 [K * D + E]: the rows, one after the other,
         and behind them the detail, laid out as `origin.detail` says. Where coordinates were asked
@@ -93,6 +111,7 @@ def emit(
     host: Host,
     role: str,
     countdown: jax.Array,
+    granted_rows: jax.Array,
     shard: jax.Array,
     num_shards: int,
     payload: Payload,
@@ -102,13 +121,14 @@ def emit(
     detail: Payload | None = None,
     coordinates: Payload | None = None,
     state_is_kept: bool = False,
-) -> jax.Array:
-    """Offers one step to the host and returns the countdown to store in the state.
+) -> tuple[jax.Array, jax.Array]:
+    """Offers one step to the host and returns what to store in the state until the next.
 
     Args:
         host: who is asked.
         role: "train" or "eval".
         countdown: int32 [*batch], the value that the last call returned, or `protocol.FRESH`.
+        granted_rows: int32 [*batch], as the last call returned it, or `protocol.NO_ROW`.
         shard: int32 [], index of this device's part of the batch.
         num_shards: how many parts there are.
         payload: arrays [*batch, ...] of any real dtype; float32 is what travels. Has the fields
@@ -124,7 +144,8 @@ def emit(
             does not, nothing is seen; what is computed is the same in any case.
 
     Returns:
-        int32 [*batch], all elements alike.
+        int32 [*batch], the countdown, all elements alike; and int32 [*batch], the granted rows:
+        the first K of them, one after the other, and no more than a place to keep them.
     """
     # A callback has no derivative and must not ask for one: APG differentiates through steps.
     arrays = jax.lax.stop_gradient(
@@ -137,24 +158,23 @@ def emit(
         )
     )
     call = functools.partial(_emit_batch, host, role, num_shards, state_is_kept)
-    return _swallow_batch_axes(call)(countdown, shard, *arrays)
+    return _swallow_batch_axes(call)(shard, countdown, granted_rows, *arrays)
 
 
-def _swallow_batch_axes(call: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`call(countdown, shard, *arrays)` that sees a `vmap` as one more leading axis."""
+def _swallow_batch_axes(call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call(shard, *arrays)` that sees a `vmap` as one more leading axis of the arrays."""
     once = custom_vmap(call)
 
     @once.def_vmap
-    def batched(axis_size, in_batched, countdown, shard, *arrays):
+    def batched(axis_size, in_batched, shard, *arrays):
         def spread(x, is_batched):
             return x if is_batched else jnp.broadcast_to(x, (axis_size, *x.shape))
 
-        countdown_batched, shard_batched, *arrays_batched = in_batched
-        countdown = spread(countdown, countdown_batched)
+        shard_batched, *arrays_batched = in_batched
         arrays = jax.tree.map(spread, arrays, tuple(arrays_batched))
         shard = shard[0] if shard_batched else shard
         # Wrapped again, because the vmap outside of this one must be swallowed too.
-        return _swallow_batch_axes(call)(countdown, shard, *arrays), True
+        return _swallow_batch_axes(call)(shard, *arrays), (True, True)
 
     return once
 
@@ -164,15 +184,16 @@ def _emit_batch(
     role: str,
     num_shards: int,
     state_is_kept: bool,
-    countdown: jax.Array,
     shard: jax.Array,
+    countdown: jax.Array,
+    granted_rows: jax.Array,
     payload: Payload,
     inspected: Sequence[jax.Array],
     model: Payload,
     detail: Payload,
     coordinates: Payload,
-) -> jax.Array:
-    """The whole batch at once: countdown [*batch], all other arrays [*batch, ...]."""
+) -> tuple[jax.Array, jax.Array]:
+    """The whole batch at once: all arrays are [*batch, ...]."""
     batch = countdown.shape
     num_envs = math.prod(batch)
     num_rows = min(host.capacity, num_envs)
@@ -189,8 +210,9 @@ def _emit_batch(
     # A scalar predicate keeps `cond` a real branch; a batched one would run both sides. The
     # maximum, because a reset of some environments must not call the host for all of them.
     left = jnp.max(countdown)
+    kept = granted_rows.ravel()[:num_rows]
 
-    def due(operands: tuple[Any, ...]) -> jax.Array:
+    def due(operands: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
         fields, others, models, details, places = jax.tree.map(
             lambda x: x.reshape(num_envs, *x.shape[len(batch) :]), operands
         )
@@ -258,12 +280,24 @@ def _emit_batch(
                 return send_state(answer)
             return jax.lax.cond(answer[0] == PUSH_MODEL, send_model, send_state, answer)
 
-        first = call_host(ask, answer_shape, jnp.stack([left, shard]), kept_alive=state_is_kept)
-        return jax.lax.while_loop(lambda answer: answer[0] > 0, send, first)[1]
+        def asked() -> jax.Array:
+            query = jnp.stack([left, shard])
+            return call_host(ask, answer_shape, query, kept_alive=state_is_kept)
+
+        def granted() -> jax.Array:
+            return jnp.concatenate([jnp.array([PUSH, 0, UNASKED, NOBODY], jnp.int32), kept])
+
+        # A wrapper that replaces the states of some environments may have replaced the rows.
+        is_granted = (left == GRANTED) & (jnp.min(kept) > NO_ROW)
+        first = jax.lax.cond(is_granted, granted, asked)
+        last = jax.lax.while_loop(lambda answer: answer[0] > 0, send, first)
+        return last[1], last[ANSWER_HEAD:]
 
     operands = (dict(payload), tuple(inspected), dict(model), dict(detail), dict(coordinates))
-    skip = jax.lax.cond(left <= 0, due, lambda _: left - 1, operands)
-    return jnp.broadcast_to(skip, batch)
+    is_due = (left <= 0) | (left == GRANTED)
+    skip, rows = jax.lax.cond(is_due, due, lambda _: (left - 1, kept), operands)
+    rows = jnp.concatenate([rows, jnp.full(num_envs - num_rows, NO_ROW, jnp.int32)])
+    return jnp.broadcast_to(skip, batch), rows.reshape(batch)
 
 
 def _take(arrays: Payload, rows: jax.Array) -> Payload:

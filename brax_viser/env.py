@@ -154,10 +154,11 @@ class VisualizedEnv(AnyWrapper):
         detail = self._adapter.detail(state, action, ctrl)
         log = advance(log, begins, state.reward, self._terminated(state), steps)
         shard, num_shards = shard_of_this_device()
-        countdown = emit(
+        countdown, granted_rows = emit(
             self._host,
             self._role or ("eval" if trainer and trainer.evaluating else "train"),
             log.countdown,
+            log.granted_rows,
             shard,
             num_shards,
             {
@@ -172,7 +173,8 @@ class VisualizedEnv(AnyWrapper):
             coordinates={name: detail[name] for name in COORDINATES if name in detail},
             state_is_kept=trainer is not None and trainer.keeps_state,
         )
-        return replace(state, info=self._with_log(state.info, log._replace(countdown=countdown)))
+        log = log._replace(countdown=countdown, granted_rows=granted_rows)
+        return replace(state, info=self._with_log(state.info, log))
 
     def _terminated(self, state: Any) -> jax.Array:
         """Whether the environment itself has ended the episode; running out of time is no end."""

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from brax_viser.protocol import FRESH, NEVER
+from brax_viser.protocol import FRESH, NEVER, NO_ROW
 
 
 class EpisodeLog(NamedTuple):
@@ -16,6 +16,7 @@ class EpisodeLog(NamedTuple):
     """
 
     countdown: jax.Array  # int32 [*batch]: steps to let pass before the host is asked, or FRESH
+    granted_rows: jax.Array  # int32 [*batch], or NO_ROW: see `emit.emit`
     episode_return: jax.Array  # float32 [*batch]: rewards of the episode so far, summed
     episode_length: jax.Array  # int32 [*batch]: env steps of the episode so far
     since_termination: jax.Array  # int32 [*batch]: env steps; 0 with the step that terminates
@@ -28,7 +29,14 @@ def first_log(done: jax.Array) -> EpisodeLog:
     def full(value: float, dtype: jnp.dtype = jnp.int32) -> jax.Array:
         return jnp.full_like(done, value, dtype=dtype)
 
-    return EpisodeLog(full(FRESH), full(0.0, jnp.float32), full(0), full(NEVER), full(0))
+    return EpisodeLog(
+        countdown=full(FRESH),
+        granted_rows=full(NO_ROW),
+        episode_return=full(0.0, jnp.float32),
+        episode_length=full(0),
+        since_termination=full(NEVER),
+        trainer_steps=full(0),
+    )
 
 
 def episode_begins(
@@ -71,7 +79,7 @@ def advance(
     """The record after one more step; all arrays [*batch].
 
     Args:
-        log: as the last step left it. Its countdown is passed on as it is.
+        log: as the last step left it. What the host has said is passed on as it is.
         begins: from `episode_begins`.
         reward: of this step.
         terminated: whether the environment has ended its episode with this step.
@@ -79,10 +87,10 @@ def advance(
     """
     # APG differentiates through steps; what is only looked at must not take part in that.
     reward = jax.lax.stop_gradient(jnp.asarray(reward, jnp.float32))
-    return EpisodeLog(
-        log.countdown,
-        jnp.where(begins, reward, log.episode_return + reward),
-        jnp.where(begins, 1, log.episode_length + 1),
-        jnp.where(terminated, 0, jnp.minimum(log.since_termination + 1, NEVER)),
-        log.trainer_steps if trainer_steps is None else jnp.asarray(trainer_steps, jnp.int32),
+    kept = log.trainer_steps
+    return log._replace(
+        episode_return=jnp.where(begins, reward, log.episode_return + reward),
+        episode_length=jnp.where(begins, 1, log.episode_length + 1),
+        since_termination=jnp.where(terminated, 0, jnp.minimum(log.since_termination + 1, NEVER)),
+        trainer_steps=kept if trainer_steps is None else jnp.asarray(trainer_steps, jnp.int32),
     )

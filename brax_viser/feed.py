@@ -18,12 +18,14 @@ from brax_viser.protocol import (
     FOREVER,
     FRESH,
     GIVEN,
+    GRANTED,
     HEADER_COLUMNS,
     HEADER_HEAD,
     NOBODY,
     PUSH,
     PUSH_COORDINATES,
     PUSH_MODEL,
+    UNASKED,
 )
 from brax_viser.scene.grid import Grid
 from brax_viser.selection import NOTHING_SECONDS, Choice, Ranking, Selection
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
     from brax_viser.adapters import Adapter
 
 log = logging.getLogger("brax_viser")
+
+GRANT_SECONDS = 0.05
+"""How long "every_step" goes on without looking at more than whether anybody has changed anything:
+the pace, the progress and the cost are brought up to date that much later."""
 
 AFTER_FAULT = 1000
 """Steps to skip after a fault of our own, before the device may ask again whether all is well."""
@@ -129,6 +135,8 @@ class Rollout:
     called: dict[int, float] = field(default_factory=dict)  # by shard: s, end of its last call
     # By shard: whose detail was asked for last.
     detailed: dict[int, int | None] = field(default_factory=dict)
+    grants: dict[int, "Grant"] = field(default_factory=dict)  # by shard: of "every_step", the last
+    progressed: int = 0  # steps that the progress was told of
     # Environments of which is known in what their models differ from the one that they share.
     models: set[int] = field(default_factory=set)
 
@@ -147,6 +155,27 @@ class Order:
     mine: np.ndarray  # int32 [K'], those of them that are this device's
     envs: frozenset[int]  # the same, to be looked up
     answer: np.ndarray  # int32 [4 + K]: push them
+
+
+@dataclass(eq=False)
+class Grant:
+    """That the next step is pushed like the last, and what this was found from.
+
+    For `GRANT_SECONDS` the steps after it are granted as well, without finding it anew. The calls
+    come one by one, each after a step of physics that has left nothing of ours in the processor's
+    caches: there, Python takes three times as long as in a loop, and every line counts.
+    """
+
+    order: Order
+    answer: np.ndarray  # int32 [4 + K]
+    rows: bytes  # as the header of the push has them
+    until: float  # s
+    control: Control
+    selection: Selection
+    selected_env: int | None
+    spent: float = 0.0  # s, that the meter does not know of yet
+    nbytes: int = 0
+    frames: int = 0
 
 
 class Feed:
@@ -186,6 +215,7 @@ class Feed:
             refreshed = board.hold.refreshes
             with board.lock:
                 rollout = self._rollout(origin, countdown)
+                self._settle(rollout, shard, start)
                 push = self._paced(rollout, origin, countdown, shard, start)
                 self._fill(answer, rollout, origin, shard, push=push)
                 rollout.called[shard] = board.clock()
@@ -199,31 +229,55 @@ class Feed:
     def push(self, origin: Origin, layout: Layout, header: object, rows: object) -> np.ndarray:
         """See `emit.Host.push`."""
         board, start = self._board, self._board.clock()
-        answer = _quiet(origin)
         try:
-            shard, rule = np.asarray(header)[:HEADER_HEAD].tolist()
-            columns = np.array(header)[HEADER_HEAD:].reshape(len(HEADER_COLUMNS), -1)
+            numbers = np.asarray(header)
+            shard, rule = numbers[:HEADER_HEAD].tolist()
+            columns = numbers[HEADER_HEAD:].reshape(len(HEADER_COLUMNS), -1)
             refreshed = board.hold.refreshes
             rollout = self.rollouts.get(origin.role)
-            if rollout is None:  # another training has begun meanwhile
-                return answer
-            if rule == GIVEN:
+            if rule == UNASKED:
+                if rollout is not None and shard in rollout.grants:
+                    granted = self._go_on(rollout, origin, layout, shard, numbers, rows, start)
+                    if granted is not None:
+                        return granted
+                answer = _quiet(origin)
+                with board.lock:
+                    rollout = self._rollout(origin, GRANTED)
+                    push = self._paced(rollout, origin, GRANTED, shard, start)
+                    self._fill(answer, rollout, origin, shard, push=push)
+                wanted = _wants_rows_alone(answer) and np.array_equal(
+                    answer[ANSWER_HEAD:], columns[0]
+                )
+            elif rollout is None:  # another training has begun meanwhile
+                return _quiet(origin)
+            else:
+                answer, wanted = _quiet(origin), rule == GIVEN
+            if wanted:
                 self._deliver(rollout, origin, layout, shard, columns, rows)
             with board.lock:
-                if rule != GIVEN:
+                if rule > GIVEN:
                     self._rank(rollout, origin, shard, rule, columns)
-                self._fill(answer, rollout, origin, shard, push=rule != GIVEN)
+                if wanted or rule > GIVEN:
+                    answer[0] = 0
+                    self._fill(answer, rollout, origin, shard, push=not wanted)
+                if wanted:
+                    self._grant(answer, rollout, origin, shard)
                 nbytes = rows.nbytes + header.nbytes  # type: ignore[attr-defined]
                 board.bytes_moved += nbytes
-                board.frames += rule == GIVEN
-                before, rollout.called[shard] = rollout.called[shard], board.clock()
+                board.frames += wanted
+                before, rollout.called[shard] = rollout.called.get(shard), board.clock()
                 board.meter.pushed(
-                    before, start, rollout.called[shard], nbytes, frame=rule == GIVEN
+                    None if rule == UNASKED else before,
+                    start,
+                    rollout.called[shard],
+                    nbytes,
+                    frame=wanted,
                 )
             self._hold_here(answer, rollout, origin, shard, refreshed)
         # As in `ask`: never into the user's training.
         except Exception as error:
             board.failed("push", error)
+            return _quiet(origin)
         return answer
 
     def push_model(self, origin: Origin, shard: object, rows: object) -> np.ndarray:
@@ -281,7 +335,6 @@ class Feed:
         """Counts the step, plans the next call, and returns whether this step is to be pushed."""
         board, pacer, role = self._board, rollout.pacer, origin.role
         control = board.control
-        known = pacer.env_steps
         shown = board.shown[role] is self
         if board.num_processes > 1:
             self._find_leader(rollout, shard)
@@ -295,7 +348,8 @@ class Feed:
             polling=board.meter.polling,
         )
         if shard == pacer.leader:
-            board.progress.stepped(role, (pacer.env_steps - known) * rollout.num_envs, now)
+            steps, rollout.progressed = pacer.env_steps - rollout.progressed, pacer.env_steps
+            board.progress.stepped(role, steps * rollout.num_envs, now)
         push = plan.push
         if board.hold.counts(role) and not control.closed:
             # Stepped through: each step is seen, whether or not a page is open to look at it.
@@ -358,6 +412,72 @@ class Feed:
                 if env is not None:
                     answer[3] = env % origin.num_envs
 
+    def _grant(self, answer: np.ndarray, rollout: Rollout, origin: Origin, shard: int) -> None:
+        """Lets the next step be pushed as this one was, without an `ask`, where it is to be.
+        Whoever changes their mind until then asks for other rows in the answer to that push."""
+        board = self._board
+        if answer[0] or answer[1] or board.hold.paused or not rollout.pacer.is_next(shard):
+            return
+        self._fill(answer, rollout, origin, shard, push=True)
+        if _wants_rows_alone(answer):
+            answer[0], answer[1] = 0, GRANTED
+            if board.control.mode == "every_step":
+                rollout.grants[shard] = Grant(
+                    rollout.asked_for[shard],
+                    answer.copy(),
+                    answer[ANSWER_HEAD:].tobytes(),
+                    board.clock() + GRANT_SECONDS,
+                    board.control,
+                    board.selection,
+                    board.selected_env,
+                )
+        answer[0] = 0
+
+    def _go_on(
+        self,
+        rollout: Rollout,
+        origin: Origin,
+        layout: Layout,
+        shard: int,
+        header: np.ndarray,
+        rows: object,
+        start: float,
+    ) -> np.ndarray | None:
+        """The answer to a push that was granted, if it is the one before; None where it takes
+        more than that to find it."""
+        board, grant = self._board, rollout.grants[shard]
+        pushed = header[HEADER_HEAD : HEADER_HEAD + origin.num_rows]
+        with board.lock:
+            if not (
+                start < grant.until
+                and board.control is grant.control
+                and board.selection is grant.selection
+                and board.selected_env == grant.selected_env
+                and not board.hold.paused
+                and board.shown[origin.role] is self
+                and rollout.choice.env_index is grant.order.drawn
+                and len(rollout.called) == grant.order.known
+                and pushed.tobytes() == grant.rows
+                and rollout.pacer.go_on(shard)
+            ):
+                self._settle(rollout, shard, start)
+                return None
+            parcel = self._parcel(rollout, origin, layout, shard, rows)
+            nbytes = rows.nbytes + header.nbytes  # type: ignore[attr-defined]
+            board.bytes_moved += nbytes
+            board.frames += 1
+            grant.nbytes += nbytes
+            grant.frames += 1
+        board.mailbox.put(parcel, wait=True)
+        grant.spent += board.clock() - start
+        return grant.answer
+
+    def _settle(self, rollout: Rollout, shard: int, now: float) -> None:
+        """Lets the meter know of what a grant has cost, and forgets it. Board is locked."""
+        grant = rollout.grants.pop(shard, None)
+        if grant is not None and grant.frames:
+            self._board.meter.went_on(now, grant.spent, grant.nbytes, grant.frames)
+
     def _rank(
         self, rollout: Rollout, origin: Origin, shard: int, rule: int, columns: np.ndarray
     ) -> None:
@@ -400,28 +520,33 @@ class Feed:
         """Hands a frame on to the publisher."""
         board = self._board
         with board.lock:
-            order = rollout.asked_for[shard]
-            parcel = Parcel(
-                feed=self,
-                role=origin.role,
-                shard=shard,
-                env_steps=rollout.pacer.steps_of(shard),
-                env_index=order.mine,
-                drawn=order.here,
-                num_envs=rollout.num_envs,
-                layout=layout,
-                # Called directly, what is handed in is XLA's own memory for as long as we are.
-                rows=rows.copy() if isinstance(rows, np.ndarray) else rows,
-                # A flat one has a detail behind its rows.
-                detail_env=rollout.detailed.get(shard) if rows.ndim == 1 else None,  # type: ignore[attr-defined]
-                detail_layout=origin.detail,
-            )
+            parcel = self._parcel(rollout, origin, layout, shard, rows)
             wait = board.control.mode == "every_step"
         if board.hold.until_env is not None:
-            ended = columns[1][: len(order.mine)] == 0
-            if board.hold.until_env in order.mine[ended]:
+            ended = columns[1][: len(parcel.env_index)] == 0
+            if board.hold.until_env in parcel.env_index[ended]:
                 board.hold.terminated(origin.role, parcel.env_steps)
         board.mailbox.put(parcel, wait=wait)
+
+    def _parcel(
+        self, rollout: Rollout, origin: Origin, layout: Layout, shard: int, rows: object
+    ) -> Parcel:
+        order = rollout.asked_for[shard]
+        return Parcel(
+            feed=self,
+            role=origin.role,
+            shard=shard,
+            env_steps=rollout.pacer.steps_of(shard),
+            env_index=order.mine,
+            drawn=order.here,
+            num_envs=rollout.num_envs,
+            layout=layout,
+            # Called directly, what is handed in is XLA's own memory for as long as we are.
+            rows=rows.copy() if isinstance(rows, np.ndarray) else rows,
+            # A flat one has a detail behind its rows.
+            detail_env=rollout.detailed.get(shard) if rows.ndim == 1 else None,  # type: ignore[attr-defined]
+            detail_layout=origin.detail,
+        )
 
     def _hold_here(
         self, answer: np.ndarray, rollout: Rollout, origin: Origin, shard: int, refreshed: int
@@ -456,6 +581,12 @@ def _order(origin: Origin, shard: int, drawn: np.ndarray, here: np.ndarray, know
     answer[0] = PUSH if len(mine) else 0
     answer[ANSWER_HEAD : ANSWER_HEAD + len(mine)] = mine % origin.num_envs
     return Order(drawn, here, known, mine, frozenset(mine.tolist()), answer)
+
+
+def _wants_rows_alone(answer: np.ndarray) -> bool:
+    """Whether an answer asks for the rows that it has itself, and nothing with them."""
+    push, _, rule, detail = answer[:ANSWER_HEAD].tolist()
+    return (push, rule, detail) == (PUSH, GIVEN, NOBODY)
 
 
 def _quiet(origin: Origin) -> np.ndarray:

@@ -32,6 +32,17 @@ class Parcel:
     detail_env: int | None = None  # whose detail is behind the rows; None: nobody's that matters
     detail_layout: Layout = ()
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether no other device has anything of what is drawn at this step."""
+        return len(self.env_index) == len(self.drawn)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it brings rows to look at, and nothing that twins or sandboxes are made of."""
+        coordinates = any(name == "qpos" for name, _ in self.layout)
+        return self.detail_env is None and not coordinates
+
     def split(self) -> tuple[np.ndarray, np.ndarray | None]:
         """float32 [K', D], and what is behind, float32 [E], if anything is. As with `open`."""
         rows, detail = np.asarray(self.rows), None

@@ -9,6 +9,10 @@ NEVER = 2**30
 FOREVER = 2**30
 """Steps to skip once nobody will ever ask again (the viewer is closed)."""
 
+GRANTED = FOREVER + 1
+"""Countdown after an answer to a push that wants the very next step pushed as well, the same rows
+of it, without being asked. Larger than all others, for the largest of a batch is what counts."""
+
 GIVEN, BEST, WORST, TERMINATED, NONFINITE = range(5)
 """Rules for choosing rows: the host gives them; highest return; lowest; most recently terminated;
 any NaN or Inf."""
@@ -22,6 +26,12 @@ ANSWER_HEAD = 4
 
 NOBODY = -1
 """In the place of `detail`, where no environment's is wanted."""
+
+UNASKED = -1
+"""In the place of the rule, in the header of a push that was granted by the answer to the last."""
+
+NO_ROW = -1
+"""In the place of the granted rows, where none are kept: of a state that `reset` has just made."""
 
 HEADER_HEAD = 2
 """Integers of a push's header before its columns: shard, rule."""

@@ -269,7 +269,7 @@ class Publisher:
             try:
                 while self._commands:
                     self.obey(self._commands.popleft())
-                self._receive(board.mailbox.take(), start)
+                self._receive(self._worth_opening(board.mailbox.take()), start)
                 for lane, frame in self.follower.take():
                     lane.player.add(frame, start)
                 self._draw(start)
@@ -288,6 +288,24 @@ class Publisher:
                     await self._rung.wait()
             self._rung.clear()
             woken = board.mailbox.woken()
+
+    def _worth_opening(
+        self, parcels: Sequence[Parcel | ModelParcel]
+    ) -> Sequence[Parcel | ModelParcel]:
+        """Without steps that nobody will see: where the newest alone is shown, those before it,
+        unless something is made of every step of theirs."""
+        if self.board.control.mode == "realtime":
+            return parcels
+        newest: set[tuple[object, str, int]] = set()
+        kept: list[Parcel | ModelParcel] = []
+        for parcel in reversed(parcels):
+            if isinstance(parcel, Parcel) and parcel.is_whole:
+                whose = parcel.feed, parcel.role, parcel.process
+                if whose in newest and parcel.is_plain:
+                    continue
+                newest.add(whose)
+            kept.append(parcel)
+        return kept[::-1]
 
     def _receive(self, parcels: Sequence[Parcel | ModelParcel], now: float) -> None:
         for parcel in parcels:

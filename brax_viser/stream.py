@@ -77,6 +77,7 @@ class _Shard:
 
     env_steps: int = 0  # batched steps known of
     skip: int = 0  # what the last answer granted
+    went_on: int = 0  # of env_steps, those since the last ask: see `go_on`
     idle_skip: int = 0  # the last time that it was not within a burst
     resets: int = 0
 
@@ -191,6 +192,16 @@ class Pacer:
             skip = self._within(own, wait)
         return self._answer(own, push, skip, begins=step == self._start)
 
+    def go_on(self, shard: int) -> bool:
+        """Counts one more step of a burst, in place of `ask`, where the step after it is of that
+        burst as well and nothing is to be planned. Returns whether."""
+        own = self._shards[shard]
+        if own.skip or not self._start <= own.env_steps + 1 < self._stop - 1:
+            return False
+        own.env_steps += 1
+        own.went_on += 1
+        return True
+
     def granted(self, shard: int) -> int:
         """Steps that the last answer to a shard lets pass."""
         return self._shards[shard].skip
@@ -198,6 +209,10 @@ class Pacer:
     def grant(self, shard: int, skip: int) -> None:
         """Lets another number of steps pass than the last answer said."""
         self._shards[shard].skip = skip
+
+    def is_next(self, shard: int) -> bool:
+        """Whether the step after the last that a shard asked at is sent, as far as is planned."""
+        return self._start <= self._shards[shard].env_steps + 1 < self._stop
 
     def steps_of(self, shard: int) -> int:
         """Batched steps known of, of one device."""
@@ -226,6 +241,8 @@ class Pacer:
         else:
             steps = own.skip + 1
             own.env_steps += steps
+            steps += own.went_on
+        own.went_on = 0
         return steps
 
     def _plan(self, step: int, now: float, control: Control, spent: float, stretch: int) -> float:
@@ -401,16 +418,23 @@ class CostMeter:
         self._add(stop, cost)
 
     def pushed(
-        self, before: float, start: float, stop: float, nbytes: int, *, frame: bool = True
+        self, before: float | None, start: float, stop: float, nbytes: int, *, frame: bool = True
     ) -> None:
         """A `push` ran from `start` to `stop`, after the call before it had ended at `before`.
 
         Between the two lie the gather, the transfer and one crossing into Python: all of it is
-        ours, and it is the one crossing that can be timed from inside.
+        ours, and it is the one crossing that can be timed from inside. Where the call before was
+        for another step, `before` is None, and the crossing is taken for what it was with others.
         """
-        if start > before:  # while the training is held, the clock stands still
+        if before is None:
+            before = start - self.crossing
+        elif start > before:  # while the training is held, the clock stands still
             self._gaps.append(start - before)
         self._add(stop, max(stop - before, 0.0), nbytes, int(frame))
+
+    def went_on(self, now: float, seconds: float, nbytes: int, frames: int) -> None:
+        """Pushes without an `ask`, one after the other, ran for so long in all until `now`."""
+        self._add(now, seconds + frames * self.crossing, nbytes, frames, calls=frames)
 
     def share(self, now: float) -> float:
         """Share of wall-clock over the last `COST_SECONDS`, 0 to 1."""
@@ -429,11 +453,13 @@ class CostMeter:
         span = min(now - self._since, COST_SECONDS) if self._since is not None else 0.0
         return sum(getattr(b, what) for b in self._bins) / span if span > 0 else 0.0
 
-    def _add(self, when: float, seconds: float, nbytes: int = 0, frames: int = 0) -> None:
+    def _add(
+        self, when: float, seconds: float, nbytes: int = 0, frames: int = 0, calls: int = 1
+    ) -> None:
         if self._since is None:
             self._since = when - seconds
         self.spent += seconds
-        self.calls += 1
+        self.calls += calls
         if not self._bins or abs(when - self._bins[-1].since) > BIN_SECONDS:
             self._bins.append(_Bin(when))
             self._forget(when)

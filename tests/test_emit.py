@@ -1,5 +1,6 @@
 """Emission: one host call per batched step, whatever the transformations around it."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -13,11 +14,14 @@ from brax_viser.protocol import (
     BEST,
     FRESH,
     GIVEN,
+    GRANTED,
     HEADER_COLUMNS,
     NEVER,
+    NO_ROW,
     NOBODY,
     NONFINITE,
     TERMINATED,
+    UNASKED,
     WORST,
 )
 
@@ -42,15 +46,18 @@ class RecordingHost:
         rule=GIVEN,
         again=0,
         detail=NOBODY,
+        skips=(),
     ):
         self.capacity = capacity
         self.push_wanted, self.skip, self.rows, self.rule = push, skip, rows, rule
         self.detail = detail
+        self.skips = itertools.cycle(skips) if skips else None  # of answers to pushes
         self.again = again  # pushes more to ask for, of the same step
         self.asked: list[tuple] = []
         self.pushed: list[tuple] = []
         self.details: list[dict[str, np.ndarray]] = []
         self.headers: list[dict[str, np.ndarray]] = []
+        self.rules: list[int] = []  # of pushes
 
     def answer(self, origin, push):
         assert origin.num_rows == min(self.capacity, origin.num_envs)
@@ -71,14 +78,24 @@ class RecordingHost:
         self.pushed.append((origin, unpack(layout, rows)))
         self.details.append({name: x[0] for name, x in fields.items()})
         shard, rule, *columns = np.array(header)
-        assert rule == self.rule
+        assert rule == self.rule or (rule == UNASKED and self.skips is not None)
+        self.rules.append(int(rule))
         columns = np.reshape(columns, (len(HEADER_COLUMNS), -1))
         self.headers.append(dict(zip(HEADER_COLUMNS, columns, strict=True), shard=shard))
-        return self.answer(origin, len(self.pushed) % (1 + self.again) != 0)
+        answer = self.answer(origin, len(self.pushed) % (1 + self.again) != 0)
+        if self.skips is not None and not answer[0]:
+            answer[1] = next(self.skips)
+        return answer
 
 
 def step(host, x, countdown, kept=False):
-    """A toy environment step: the state doubles, and is offered."""
+    """A toy environment step: the state doubles, and is offered. Nothing is ever granted it."""
+    x, countdown, _ = granted_step(host, x, countdown, jnp.full_like(countdown, NO_ROW), kept)
+    return x, countdown
+
+
+def granted_step(host, x, countdown, rows, kept=False):
+    """The same, with the rows kept that the host grants."""
     x = 2.0 * x
     shard, num_shards = shard_of_this_device()
     payload = {
@@ -86,7 +103,7 @@ def step(host, x, countdown, kept=False):
         "episode_return": x[..., 0],
         "since_termination": jnp.full(x.shape[:-1], NEVER, jnp.int32),
     }
-    return x, emit(host, "train", countdown, shard, num_shards, payload, state_is_kept=kept)
+    return x, *emit(host, "train", countdown, rows, shard, num_shards, payload, state_is_kept=kept)
 
 
 def run(function, *args):
@@ -177,6 +194,71 @@ def test_chosen_rows_are_gathered_on_the_device():
     )
 
 
+GRANTING = [GRANTED, GRANTED, 0]  # what the answers to pushes let pass, over and over
+
+
+@pytest.mark.parametrize("num_envs", [3, 8])
+def test_a_granted_step_is_pushed_without_being_asked_for(num_envs):
+    chosen = [2, 0, 1] if num_envs == 3 else [7, 0, 2, 2]
+    host = RecordingHost(push=True, rows=chosen, skips=GRANTING)
+    x = jnp.arange(3.0 * num_envs).reshape(num_envs, 3)
+
+    @jax.jit
+    def rollout(x, countdown, rows):
+        def body(carry, _):
+            return jax.vmap(partial(granted_step, host))(*carry), None
+
+        return jax.lax.scan(body, (x, countdown, rows), length=7)[0]
+
+    full = partial(jnp.full, num_envs, dtype=jnp.int32)
+    _, countdown, rows = run(rollout, x, full(FRESH), full(NO_ROW))
+    # Steps 0, 3 and 6 are asked about; the last answer has granted a step that is not taken.
+    assert [left for _, left, _ in host.asked] == [FRESH, 0, 0]
+    assert host.rules == [GIVEN, UNASKED, UNASKED, GIVEN, UNASKED, UNASKED, GIVEN]
+    assert [h["row"].tolist() for h in host.headers] == [chosen] * 7
+    for n, (_, fields) in enumerate(host.pushed):
+        np.testing.assert_array_equal(fields["pos"], 2 ** (n + 1) * x[jnp.array(chosen)])
+    assert countdown.tolist() == [GRANTED] * num_envs
+    assert rows.tolist() == chosen + [NO_ROW] * (num_envs - len(chosen))
+
+
+def test_a_granted_step_is_one_for_vmaps_in_each_other_and_all_their_axes():
+    host = RecordingHost(push=True, rows=[23, 0, 7, 7], skips=[GRANTED])
+    function = jax.jit(jax.vmap(jax.vmap(jax.vmap(partial(granted_step, host)))))
+    x = jnp.arange(72.0).reshape(2, 3, 4, 3)
+    full = partial(jnp.full, (2, 3, 4), dtype=jnp.int32)
+    kept = run(function, x, full(FRESH), full(NO_ROW))
+    run(function, *kept)
+    assert len(host.asked) == 1 and host.rules == [GIVEN, UNASKED]
+    assert host.headers[1]["row"].tolist() == [23, 0, 7, 7]
+
+
+@pytest.mark.parametrize("lost", [0, 3, 7])
+def test_where_a_reset_has_lost_the_granted_rows_of_an_env_they_are_asked_for(lost):
+    """The first K of the batch keep the rows; of the others nothing is lost."""
+    host = RecordingHost(push=True, rows=[7, 0, 2, 2], skips=[GRANTED])
+    function = jax.jit(jax.vmap(partial(granted_step, host)))
+    full = partial(jnp.full, 8, dtype=jnp.int32)
+    x, countdown, rows = run(function, jnp.ones((8, 3)), full(FRESH), full(NO_ROW))
+    reset = jnp.arange(8) == lost
+    run(function, x, jnp.where(reset, FRESH, countdown), jnp.where(reset, NO_ROW, rows))
+    assert host.rules == [GIVEN, GIVEN if lost < 4 else UNASKED]
+    assert len(host.asked) == (2 if lost < 4 else 1)
+    assert host.headers[1]["row"].tolist() == [7, 0, 2, 2]
+
+
+def test_the_answer_to_a_granted_push_may_ask_for_other_rows_of_that_step():
+    host = RecordingHost(push=True, rows=[1, 1, 1, 1], skips=[GRANTED])
+    function = jax.jit(jax.vmap(partial(granted_step, host)))
+    full = partial(jnp.full, 8, dtype=jnp.int32)
+    x = jnp.arange(24.0).reshape(8, 3)
+    kept = run(function, x, full(FRESH), full(NO_ROW))
+    host.rows, host.again = [5, 6, 7, 0], 2  # the third push is the last
+    run(function, *kept)
+    assert len(host.asked) == 1 and host.rules == [GIVEN, UNASKED, GIVEN]
+    np.testing.assert_array_equal(host.pushed[2][1]["pos"], 4 * x[jnp.array([5, 6, 7, 0])])
+
+
 @pytest.mark.parametrize("wanted", [5, NOBODY])
 def test_the_detail_of_one_env_travels_with_the_rows_if_it_is_asked_for(wanted):
     host = RecordingHost(push=True, rows=[7, 0, 2, 2], detail=wanted)
@@ -184,7 +266,8 @@ def test_the_detail_of_one_env_travels_with_the_rows_if_it_is_asked_for(wanted):
     def offered(x, countdown):
         payload = {"pos": x, "episode_return": x[..., 0], "since_termination": jnp.int32(0)}
         detail = {"qpos": 3.0 * x, "frame": x.reshape(1, 3) - 1.0}
-        return emit(host, "train", countdown, jnp.int32(0), 1, payload, detail=detail)
+        rows = jnp.int32(NO_ROW)
+        return emit(host, "train", countdown, rows, jnp.int32(0), 1, payload, detail=detail)
 
     x = jnp.arange(24.0).reshape(8, 3)
     run(jax.jit(jax.vmap(offered)), x, jnp.full(8, FRESH, jnp.int32))
@@ -235,7 +318,8 @@ def test_the_device_ranks_all_environments_by_a_rule(rule, expected, num_rows):
     @jax.jit
     @jax.vmap
     def ranked(payload, inspected):
-        return emit(host, "train", jnp.int32(0), jnp.int32(0), 1, payload, inspected=inspected)
+        due, rows, shard = jnp.int32(0), jnp.int32(NO_ROW), jnp.int32(0)
+        return emit(host, "train", due, rows, shard, 1, payload, inspected=inspected)
 
     run(ranked, payload, inspected)
     header = host.headers[0]
@@ -283,7 +367,7 @@ def test_unbatched_payload_under_vmap_is_spread_over_the_batch():
     def constant(x, countdown):
         zero = jnp.zeros((), jnp.int32)
         payload = {"pos": x, "episode_return": jnp.zeros(()), "since_termination": zero}
-        return emit(host, "eval", countdown, jnp.int32(0), 1, payload)
+        return emit(host, "eval", countdown, jnp.int32(NO_ROW), jnp.int32(0), 1, payload)
 
     run(jax.jit(jax.vmap(constant)), jnp.ones((8, 3)), jnp.full(8, FRESH, jnp.int32))
     assert host.pushed[0][1]["episode_return"].tolist() == [0.0] * 4

@@ -373,6 +373,46 @@ def test_a_reset_counts_one_step_and_not_what_was_granted():
     assert pacer.env_steps == 2
 
 
+def test_steps_that_are_gone_on_with_count_as_those_that_are_asked_about():
+    every, rate = Control(watched=True, mode="every_step"), 500.0
+    asked, going_on = Pacer(DT), Pacer(DT)
+    left = FRESH
+    for step in range(2000):
+        now = step / rate
+        answer = asked.ask(now, left, every, 0.0, active=True)
+        assert answer.push and asked.is_next(0)
+        # Asked every tenth of a second, and in between gone on with.
+        if step % 50 == 0:
+            going_on.ask(now, left, every, 0.0, active=True)
+        else:
+            assert going_on.go_on(0)
+        left = 0
+        assert going_on.steps_of(0) == asked.steps_of(0) == step + 1
+    assert going_on.rate == pytest.approx(rate, rel=0.06)
+    assert going_on.rate == pytest.approx(asked.rate, rel=0.06)
+
+
+def test_a_burst_is_not_gone_on_with_beyond_its_last_step_but_one():
+    """The last is for `ask` to say what comes after."""
+    pacer = Pacer(DT)
+    control = Control(watched=True, stretch_seconds=10 * DT, max_overhead=1.0)
+    pacer.ask(0.0, FRESH, control, 0.0, active=True)  # nothing is known of its rate: step by step
+    for step in range(1, 2000):
+        pacer.ask(step * 1e-3, 0, control, 0.0, active=True)
+        if not pacer.following and pacer.is_next(0):
+            break
+    gone_on = 0
+    while pacer.go_on(0):
+        gone_on += 1
+    assert gone_on == 8 and pacer.is_next(0)
+    answer = pacer.ask(3.0, 0, control, 0.0, active=True)
+    assert answer.push and not pacer.is_next(0) and not pacer.go_on(0)
+    pacer.grant(0, 5)  # some steps are let pass
+    assert not pacer.go_on(0)
+    pacer.hurry()
+    assert not pacer.go_on(0)
+
+
 def test_a_selection_that_is_changed_is_shown_before_the_stretch_is_over():
     device = Device(1000.0, call_cost=1e-4)
     play(device, REALTIME, 10.0)
@@ -485,6 +525,13 @@ def test_cost_is_a_share_of_the_last_seconds():
     assert meter.bytes_per_second(39.9) == pytest.approx(15_000, rel=0.05)
     assert meter.frames_per_second(39.9) == pytest.approx(10, rel=0.05)
     assert meter.share(1000.0) == 0.0
+    # Of a push without an ask, getting there cost what it costs with others.
+    spent, calls = meter.spent, meter.calls
+    meter.pushed(None, 1500.0, 1500.001, nbytes=1)
+    assert meter.spent - spent == pytest.approx(1e-3 + crossing)
+    meter.went_on(1501.0, 5e-3, nbytes=700, frames=7)
+    assert meter.spent - spent == pytest.approx(6e-3 + 8 * crossing)
+    assert meter.calls - calls == 8 and meter.crossing == crossing
     meter.pushed(2000.0, 2000.5, 2000.6, nbytes=1)  # one that had to wait tells nothing of the rest
     assert meter.crossing == crossing
     meter.asked(2001.0, 2001.1, pushes=False)

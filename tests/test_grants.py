@@ -1,0 +1,198 @@
+"""Steps that are granted one after the other: nobody asks, and still everybody is heard."""
+
+import threading
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from brax import envs
+
+from brax_viser import Viewer, VisualizedEnv, callback
+from brax_viser import feed as feed_module
+from brax_viser.env import INFO_KEY
+from brax_viser.frame import Frame
+from brax_viser.mailbox import Parcel
+from brax_viser.protocol import GIVEN, GRANTED, UNASKED
+from envs.cartpole import CartPole
+from tests.conftest import Page, eventually
+
+NUM_ENVS = 16
+
+
+class Rollout:
+    """Of some environments, and the calls that it makes; one for all tests."""
+
+    def __init__(self, viewer: Viewer):
+        self.viewer = viewer
+        self.calls: list[tuple[str, int]] = []  # ("ask", countdown), ("push", rule)
+        self.parcels: list[Parcel] = []
+        put = viewer._board.mailbox.put
+
+        def put_down(parcel: Parcel, *, wait: bool) -> None:
+            self.parcels.append(parcel)
+            put(parcel, wait=wait)
+
+        viewer._board.mailbox.put = put_down
+        env = VisualizedEnv(CartPole("positional"), grid=(2, 2), viewer=viewer)
+        ask, push = env._host.ask, env._host.push
+
+        def asked(origin: Any, query: Any) -> np.ndarray:
+            self.calls.append(("ask", int(np.asarray(query)[0])))
+            return ask(origin, query)
+
+        def pushed(origin: Any, layout: Any, header: Any, rows: Any) -> np.ndarray:
+            self.calls.append(("push", int(np.asarray(header)[1])))
+            return push(origin, layout, header, rows)
+
+        env._host.ask, env._host.push = asked, pushed
+        self.env = envs.training.wrap(env, episode_length=100)
+        self.state = jax.jit(self.env.reset)(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
+        self._steps = jax.jit(self._take)
+
+    def _take(self, state: envs.State, count: jax.Array) -> envs.State:
+        action = jnp.zeros((NUM_ENVS, 1))
+        return jax.lax.fori_loop(0, count, lambda _, s: self.env.step(s, action), state)
+
+    def steps(self, count: int = 1) -> list[tuple[str, int]]:
+        """Takes steps, and returns the calls that were made."""
+        self.calls.clear()
+        self.state = jax.block_until_ready(self._steps(self.state, jnp.int32(count)))
+        return list(self.calls)
+
+    @property
+    def frames(self) -> list[tuple[int, tuple[int, ...]]]:
+        """(step, environments) of each frame since the test has begun."""
+        return [(parcel.env_steps, tuple(parcel.env_index.tolist())) for parcel in self.parcels]
+
+
+@pytest.fixture(scope="module", params=callback.MECHANISMS)
+def one_rollout(request):
+    with pytest.MonkeyPatch.context() as patch, Viewer(port=0) as viewer:
+        patch.setenv(callback.VARIABLE, request.param)
+        page = Page(viewer)
+        yield Rollout(viewer)
+        page.close()
+
+
+@pytest.fixture
+def rollout(one_rollout):
+    viewer = one_rollout.viewer
+    viewer.streaming, viewer.mode, viewer.show, viewer.twins = True, "every_step", "train", 0
+    viewer.select("first")
+    viewer.selected_env = None
+    one_rollout.parcels.clear()
+    while len(one_rollout.parcels) < 3:  # while it was off, some steps were let pass
+        one_rollout.steps()
+    assert viewer._board.fault is None
+    one_rollout.parcels.clear()
+    return one_rollout
+
+
+ALONE = ("push", UNASKED)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9], ids=["each looked into", "gone on with"])
+def test_each_step_is_one_call_and_known_of_and_seen(rollout, monkeypatch, seconds):
+    monkeypatch.setattr(feed_module, "GRANT_SECONDS", seconds)
+    rollout.viewer.max_overhead = 0.5  # another control: what was granted is looked into
+    rollout.steps()
+    before, meter = rollout.viewer.stats(), rollout.viewer._board.meter
+    known, made = len(rollout.frames), meter.calls
+    assert rollout.steps(50) == [ALONE] * 50
+    after = rollout.viewer.stats()
+    assert after.env_steps - before.env_steps == after.frames - before.frames == 50
+    first = before.env_steps + 1
+    assert rollout.frames[known:] == [(step, (0, 1, 2, 3)) for step in range(first, first + 50)]
+    assert np.all(rollout.state.info[INFO_KEY].countdown == GRANTED)
+    rollout.viewer.max_overhead = 0.4
+    rollout.steps()  # by now the meter knows of all
+    assert meter.calls - made == 51
+    moved = after.bytes_moved - before.bytes_moved
+    assert moved == 50 * (rollout.viewer.stats().bytes_moved - after.bytes_moved)
+
+
+@pytest.mark.parametrize(
+    ("change", "calls"),
+    [
+        (lambda viewer: setattr(viewer, "streaming", False), [ALONE]),
+        (lambda viewer: viewer.select([9, 4]), [ALONE, ("push", GIVEN)]),
+        (lambda viewer: viewer.select("worst"), [ALONE, ("push", 2), ("push", GIVEN)]),
+        # It is drawn by now, and comes with what is inside of it.
+        (lambda viewer: setattr(viewer, "selected_env", 3), [ALONE, ("push", GIVEN)]),
+        (lambda viewer: setattr(viewer, "twins", 2), [ALONE, ("push", GIVEN)]),
+        (lambda viewer: setattr(viewer, "show", "eval"), [ALONE]),
+    ],
+    ids=["off", "chosen", "ranked", "selected", "twins", "another rollout"],
+)
+def test_what_is_changed_counts_from_the_very_next_step(rollout, monkeypatch, change, calls):
+    monkeypatch.setattr(feed_module, "GRANT_SECONDS", 1e9)
+    rollout.viewer.max_overhead = 0.3
+    rollout.steps(3)
+    before = rollout.viewer.stats()
+    rollout.parcels.clear()
+    change(rollout.viewer)
+    assert rollout.steps() == calls
+    frames = rollout.frames
+    assert rollout.viewer.stats().env_steps == before.env_steps + 1
+    if len(calls) == 1:
+        assert not frames, "it was shown, although nobody wanted it"
+        return
+    ((step, envs_drawn),) = frames  # once, and not as it was granted
+    assert step == before.env_steps + 1
+    if calls[-1] == ("push", GIVEN) and rollout.viewer._board.selection.indices:
+        assert envs_drawn == (9, 4)
+
+
+def test_rows_that_are_not_the_granted_ones_are_asked_for_again(rollout):
+    """Whoever puts the environments of a batch in another order takes the kept rows along."""
+    order = jnp.array([2, 0, 1, *range(3, NUM_ENVS)])
+    rollout.state = jax.tree.map(partial(jnp.take, indices=order, axis=0), rollout.state)
+    assert rollout.steps() == [ALONE, ("push", GIVEN)]
+    ((_, drawn),) = rollout.frames
+    assert drawn == (0, 1, 2, 3)
+    assert rollout.steps(2) == [ALONE, ALONE]
+
+
+def test_a_held_training_waits_at_the_step_that_was_granted(rollout):
+    before = rollout.viewer.stats().env_steps
+    rollout.viewer.pause()
+    thread = threading.Thread(target=rollout.steps, args=(5,), daemon=True)
+    thread.start()
+    eventually(lambda: rollout.viewer.stats().held, "it is held")
+    assert rollout.viewer.stats().env_steps == before + 1
+    assert [step for step, _ in rollout.frames] == [before + 1]
+    rollout.viewer.step(2)
+    eventually(lambda: rollout.viewer.stats().env_steps == before + 3, "two steps further")
+    rollout.viewer.resume()
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+    assert [step for step, _ in rollout.frames] == [before + n for n in range(1, 6)]
+
+
+def test_steps_of_which_none_will_be_seen_are_not_opened(rollout, monkeypatch):
+    publisher, opened, open_parcel = rollout.viewer._publisher, [], Parcel.open
+
+    def opening(parcel: Parcel) -> Frame:
+        opened.append(parcel)
+        return open_parcel(parcel)
+
+    def opened_of(parcels: list[Parcel]) -> list[int]:
+        opened.clear()
+        publisher.now(lambda: publisher._receive(publisher._worth_opening(parcels), 0.0))
+        return [parcel.env_steps for parcel in opened if parcel in parcels]
+
+    monkeypatch.setattr(Parcel, "open", opening)
+    monkeypatch.setattr(rollout.viewer._board.mailbox, "put", lambda p, wait: mine.append(p))
+    mine: list[Parcel] = []
+    rollout.steps(5)
+    steps = [parcel.env_steps for parcel in mine]
+    assert opened_of(mine) == steps[-1:]
+    rollout.viewer.mode = "realtime"  # plays each of them
+    assert opened_of(mine) == steps
+    rollout.viewer.mode, rollout.viewer.selected_env = "every_step", 2
+    mine.clear()
+    rollout.steps(3)
+    assert opened_of(mine) == [steps[-1] + n for n in (1, 2, 3)], "its past is kept for the sandbox"
