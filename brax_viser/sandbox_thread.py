@@ -121,10 +121,13 @@ class SandboxThread:
     def _obey(self, command: Command, future: Future) -> None:
         if not future.set_running_or_notify_cancel():
             return
+        result, refused = None, None
         try:
             result = command(self._sandbox)
         except ValueError as error:
-            future.set_exception(error)
+            refused = error
+        self._pose = self._sandbox.pose  # before anybody hears that it is done, and looks
+        if refused is not None:
+            future.set_exception(refused)
         else:
             future.set_result(result)
-        self._pose = self._sandbox.pose

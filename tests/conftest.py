@@ -27,14 +27,18 @@ class Page:
     def __init__(self, viewer: Viewer):
         self.frames = 0
         self.windows = 0
-        port = viewer.url.rsplit(":", 1)[1]
+        port, before = viewer.url.rsplit(":", 1)[1], set(viewer._server.get_clients())
         self._socket = websockets.sync.client.connect(
             f"ws://127.0.0.1:{port}", subprotocols=[SUBPROTOCOL], max_size=None, compression=None
         )
         self._socket.send(hello())
         self._thread = threading.Thread(target=self._receive, daemon=True)
         self._thread.start()
-        eventually(lambda: viewer._board.control.watched, "the viewer sees the page")
+
+        def seen() -> bool:  # this one, and not the one before that may still be there
+            return viewer._board.control.watched and set(viewer._server.get_clients()) - before
+
+        eventually(seen, "the viewer sees the page")
 
     def _receive(self) -> None:
         try:
@@ -50,7 +54,7 @@ class Page:
         self._thread.join(timeout=5)
 
 
-def eventually(condition: Callable[[], object], what: str, timeout: float = 20.0) -> None:
+def eventually(condition: Callable[[], object], what: str, timeout: float = 60.0) -> None:
     """Waits for something that another thread brings about; fails the test if it does not."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -116,16 +116,17 @@ def test_a_page_that_opens_after_weeks_is_not_kept_waiting(viewer):
     first = Page(viewer)
     eventually(lambda: first.windows > 0, "the first page is sent what there is")
     with buffer.buffer_lock:
-        # A dozen for each of 30 frames a second, for two weeks.
-        buffer.message_counter += 12 * 30 * 14 * 24 * 3600
+        # A dozen for each of 30 frames a second, for eight weeks.
+        buffer.message_counter += 12 * 30 * 56 * 24 * 3600
     viewer._publisher.now(lambda: viewer._server.scene.add_frame("/later"))
     second, before = Page(viewer), first.windows
     begun = time.monotonic()
-    eventually(lambda: second.windows > 0, "the second as well", 5)
+    eventually(lambda: second.windows > 0, "the second as well")
     viewer._publisher.now(lambda: viewer._server.scene.add_frame("/last"))
-    eventually(lambda: first.windows > before, "the first is not kept waiting", 5)
-    eventually(lambda: buffer.generator_cursors[max(buffer.generator_cursors)] > 10**8, "all", 5)
-    assert time.monotonic() - begun < 5
+    eventually(lambda: first.windows > before, "the first is not kept waiting")
+    eventually(lambda: buffer.generator_cursors[max(buffer.generator_cursors)] > 10**8, "all")
+    # To go through all of the numbers takes minutes.
+    assert time.monotonic() - begun < 20
     first.close()
     second.close()
 
@@ -177,8 +178,13 @@ def test_a_page_that_is_slow_is_told_of_and_slows_no_other(viewer):
             "one is slow, and the other is not",
             60,
         )
-        told = words.cost(publisher._panel_view(time.monotonic()))
-        assert "A page is slow and skips frames: it takes" in told
+        told: list[str] = []
+
+        def tell() -> None:
+            told.append(words.cost(publisher._panel_view(time.monotonic())))
+
+        slow_words = "A page is slow and skips frames: it takes"
+        eventually(lambda: publisher.now(tell) or slow_words in told[-1], "the panel says so")
     finally:
         stop.set()
         for thread in threads:

@@ -49,6 +49,7 @@ class Rollout:
         self.frame_bytes.append(self.viewer.stats().bytes_moved - before)
         blocks = self.viewer._publisher.scene.blocks
         eventually(lambda: (f := blocks["train"].frame) and f.env_steps == at, "it is drawn")
+        self.viewer._publisher.now(lambda: None)  # its twins are drawn too
         frame = blocks["train"].frame
         assert frame is not None
         return frame

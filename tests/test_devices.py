@@ -53,7 +53,7 @@ SCRIPT = """
             parts = [hold._parts.get(("train", shard)) for shard in range(4)]
             return all(p and p.blocked for p in parts) and steps() == [step] * 4
 
-        eventually(lambda: held_at(1), "all four devices are held at their first step", 120)
+        eventually(lambda: held_at(1), "all four devices are held at their first step", 300)
         viewer.step(3)
         eventually(lambda: held_at(4), "they go on by three steps, and are held again")
         time.sleep(0.3)
@@ -82,6 +82,6 @@ def test_four_devices_are_one_batch_and_one_hold_under_stock_ppo():
         env=environ,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=900,
     )
     assert "identical" in done.stdout, done.stdout + done.stderr

@@ -52,10 +52,16 @@ def training(tmp_path_factory) -> Iterator[str]:
     process.wait()
 
 
+def new_page(chromium):
+    page = chromium.new_page(viewport=WINDOW)
+    page.set_default_timeout(90_000)  # the processor trains, and draws when there is time
+    return page
+
+
 @pytest.fixture(scope="module")
 def page(chromium, training):
     """The page that most of the tests use, one after the other."""
-    page = chromium.new_page(viewport=WINDOW)
+    page = new_page(chromium)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(training)
@@ -84,6 +90,11 @@ def moved(page, seconds: float) -> bool:
     return bool((np.abs(scene(page) - before).max(axis=2) > 40).sum() > 30)
 
 
+def stands_still(page) -> None:
+    """What has come of a stretch is played to its end, and a slow page draws it late."""
+    eventually(lambda: not moved(page, 2.0), "robots stand still", timeout=90)
+
+
 def text(page) -> str:
     return page.inner_text("body")
 
@@ -103,7 +114,7 @@ def held_at(page) -> str:
         found[:] = re.findall(r"Held at step ([^:]+):", text(page))
         return bool(found)
 
-    eventually(held, "it is held", timeout=30)
+    eventually(held, "it is held", timeout=60)
     return found[0]
 
 
@@ -134,18 +145,25 @@ def robots(page) -> list[tuple[float, float]]:
 
 def select_a_robot(page) -> int:
     """Clicks on the robot that is seen best, and returns its env."""
+    # First where it is furthest to any: who was selected before must not be taken for who is now.
+    away = ndimage.distance_transform_edt(~ants(page))
+    assert isinstance(away, np.ndarray)
+    y, x = np.unravel_index(int(away.argmax()), away.shape)
+    page.mouse.click(SCENE["x"] + int(x), SCENE["y"] + int(y))
+    page.get_by_text("Click a robot to select it.").wait_for(timeout=60_000)
     found: list[str] = []
 
     def clicked() -> bool:
         for x, y in robots(page)[:3]:
             page.mouse.click(x, y)
-            page.wait_for_timeout(2000)
-            found[:] = re.findall(r"Env (\d+) · return", text(page))
-            if found:
-                return True
+            for _ in range(20):  # a page that draws slowly says so late
+                page.wait_for_timeout(500)
+                found[:] = re.findall(r"Env (\d+) · return", text(page))
+                if found:
+                    return True
         return False
 
-    eventually(clicked, "a robot that is clicked is selected", timeout=30)
+    eventually(clicked, "a robot that is clicked is selected", timeout=120)
     return int(found[0])
 
 
@@ -167,61 +185,62 @@ def test_robots_move_stop_at_the_switch_and_move_again(chromium, page, training)
 
     switch.uncheck()
     page.get_by_text("streaming is off").wait_for(timeout=30_000)
-    page.wait_for_timeout(1000)
     known = steps(page)
-    assert not moved(page, 3.0)
-    eventually(lambda: steps(page) > known, "the training goes on", timeout=30)
+    stands_still(page)
+    eventually(lambda: steps(page) > known, "the training goes on", timeout=60)
     assert not moved(page, 1.0)
 
-    other = chromium.new_page(viewport=WINDOW)
+    other = new_page(chromium)
     other.goto(training)
     elsewhere = other.get_by_label("Streaming")
     elsewhere.wait_for(timeout=60_000)
-    assert not elsewhere.is_checked()  # both pages show one state
+    eventually(lambda: not elsewhere.is_checked(), "both pages show one state", timeout=60)
     elsewhere.check()
-    eventually(switch.is_checked, "the first page follows the second", timeout=10)
+    eventually(switch.is_checked, "the first page follows the second", timeout=60)
     other.close()
     eventually(lambda: moved(page, 1.0), "robots move again", timeout=60)
 
 
 @pytest.mark.usefixtures("live")
 def test_modes_say_what_they_cost_and_robots_move_in_each(page):
+    speed = page.get_by_text("Speed", exact=True)
+    speed.wait_for(timeout=60_000)
     for mode, words in (("Latest", "budget 2 %"), ("Every step", "no budget")):
         choose(page, "Motion", mode)
-        page.get_by_text(words).wait_for(timeout=20_000)
-        eventually(lambda: moved(page, 0.5), f"robots move in {mode}", timeout=30)
-        assert page.get_by_label("Speed").count() == 0  # which is of real time alone
+        page.get_by_text(words).wait_for(timeout=60_000)
+        eventually(lambda: moved(page, 0.5), f"robots move in {mode}", timeout=60)
+        eventually(lambda: speed.count() == 0, "speed is of real time alone", timeout=60)
     choose(page, "Motion", "Real time")
-    page.get_by_text(re.compile(r"On screen: step .* ago")).wait_for(timeout=20_000)
-    eventually(lambda: moved(page, 0.5), "robots move in real time", timeout=30)
+    speed.wait_for(timeout=60_000)
+    eventually(lambda: moved(page, 0.5), "robots move in real time", timeout=60)
 
 
 @pytest.mark.usefixtures("live")
 def test_two_pages_agree_on_a_training_that_is_held_and_stepped(chromium, page, training):
-    other = chromium.new_page(viewport=WINDOW)
+    other = new_page(chromium)
     other.goto(training)
     page.get_by_role("button", name="Hold training").click()
     at = held_at(page)
-    eventually(lambda: held_at(other) == at, "the other page says the same", timeout=30)
-    other.get_by_role("button", name="Resume training").wait_for(timeout=10_000)
-    page.wait_for_timeout(1000)
-    assert not moved(page, 2.0) and held_at(page) == at
+    eventually(lambda: held_at(other) == at, "the other page says the same", timeout=60)
+    other.get_by_role("button", name="Resume training").wait_for(timeout=60_000)
+    stands_still(page)
+    assert held_at(page) == at
 
     other.get_by_role("button", name="1 step", exact=True).click()
-    eventually(lambda: held_at(page) != at, "one step further", timeout=20)
+    eventually(lambda: held_at(page) != at, "one step further", timeout=60)
     at = held_at(page)
     page.get_by_role("button", name="10 steps").click()
-    eventually(lambda: held_at(other) != at, "ten steps further", timeout=20)
-    eventually(lambda: held_at(page) == held_at(other), "both say the same", timeout=10)
+    eventually(lambda: held_at(other) != at, "ten steps further", timeout=60)
+    eventually(lambda: held_at(page) == held_at(other), "both say the same", timeout=60)
     at = held_at(page)
     page.mouse.move(400, 400)
     page.keyboard.press("n")
-    eventually(lambda: held_at(page) != at, "one step further by key", timeout=20)
+    eventually(lambda: held_at(page) != at, "one step further by key", timeout=60)
     other.close()  # one page is left: the training stays held
     page.wait_for_timeout(6000)
     held_at(page)
     page.keyboard.press("Space")
-    page.get_by_role("button", name="Hold training").wait_for(timeout=20_000)
+    page.get_by_role("button", name="Hold training").wait_for(timeout=60_000)
     eventually(lambda: moved(page, 1.0), "robots move again", timeout=60)
 
 
@@ -229,15 +248,16 @@ def test_two_pages_agree_on_a_training_that_is_held_and_stepped(chromium, page, 
 def test_a_robot_is_clicked_the_worst_are_chosen_and_one_is_followed(page):
     page.get_by_role("button", name="Hold training").click()
     held_at(page)
+    stands_still(page)
     choose(page, "Envs", "Best return")
     page.wait_for_timeout(2000)
     select_a_robot(page)
     best = return_of_the_selected(page)
-    page.get_by_text("9 of 64 envs are drawn").wait_for(timeout=10_000)
+    page.get_by_text("9 of 64 envs are drawn").wait_for(timeout=60_000)
     first = scene(page)
     choose(page, "Envs", "Worst return")
     # While it is held, at this very step.
-    eventually(lambda: np.abs(scene(page) - first).max() > 40, "others are drawn", timeout=20)
+    eventually(lambda: np.abs(scene(page) - first).max() > 40, "others are drawn", timeout=60)
     page.wait_for_timeout(1000)
     env = select_a_robot(page)
     worst = return_of_the_selected(page)
@@ -245,21 +265,21 @@ def test_a_robot_is_clicked_the_worst_are_chosen_and_one_is_followed(page):
 
     nine = ants(page).sum()
     choose(page, "The others", "Hide")
-    eventually(lambda: 0 < ants(page).sum() < 0.5 * nine, "one robot is left", timeout=20)
+    eventually(lambda: 0 < ants(page).sum() < 0.5 * nine, "one robot is left", timeout=60)
     page.get_by_label("Follow").check()
     page.get_by_role("button", name="Resume training").click()
-    middles, moves = [], False
+    middles = []
     for _ in range(3):
-        moves |= moved(page, 1.0)
+        # An update of the policy can take seconds, in which no step comes.
+        eventually(lambda: moved(page, 1.0), "it moves", timeout=60)
         # Held, for a page that takes a second for a frame shows robot and camera apart while they
         # move. It may be in the middle of a jump, which is to be seen as one: across alone.
         page.get_by_role("button", name="Hold training").click()
         held_at(page)
-        page.wait_for_timeout(2000)
+        stands_still(page)
         middle = (WINDOW["width"] - PANEL) / 2
         middles += [abs(middle - across) for across, _ in robots(page)[:1]]
         page.get_by_role("button", name="Resume training").click()
-    assert moves
     # The camera looks at it, wherever it has run to; who is not followed is out of the picture.
     assert len(middles) >= 2 and np.median(middles) < 90, middles
     print("followed, pixels off the middle:", middles)
@@ -283,23 +303,31 @@ def test_twins_are_on_their_robots_and_a_robot_is_forked_pushed_and_put_away(pag
     page.get_by_label("Twins", exact=True).check()
     page.get_by_text(re.compile(r"\d+ twins · .* ms a step")).wait_for(timeout=60_000)
     eventually(lambda: violet(page) > 200, "twins are drawn", timeout=60)
-    page.get_by_text("Parted after").wait_for(timeout=20_000)
-    eventually(lambda: page.locator(".uplot").count() == 2, "two curves are drawn", timeout=20)
+    page.get_by_text("Parted after").wait_for(timeout=60_000)
+    eventually(lambda: page.locator(".uplot").count() == 2, "two curves are drawn", timeout=60)
     page.get_by_label("Twins", exact=True).uncheck()
-    eventually(lambda: violet(page) < 20, "they are gone", timeout=30)
+    eventually(lambda: violet(page) < 20, "they are gone", timeout=60)
     page.get_by_text("MuJoCo twins", exact=True).click()
 
+    # Held, for who moves is missed, and what is inside of a robot comes with its next step.
+    page.get_by_role("button", name="Hold training").click()
+    held_at(page)
+    stands_still(page)
     env = select_a_robot(page)
+    page.get_by_text("Look inside", exact=True).click()
+    page.get_by_text(f"Env {env}, as MuJoCo sees it").wait_for(timeout=60_000)
+    page.get_by_text("Look inside", exact=True).click()
     page.get_by_text("MuJoCo sandbox", exact=True).click()
     page.get_by_role("button", name="Fork the selected robot").click()
     page.get_by_text(re.compile(rf"Env {env}, from step .*: \+\d")).wait_for(timeout=120_000)
-    page.get_by_text("Driven by the policy of step").wait_for(timeout=20_000)
+    page.get_by_role("button", name="Resume training").click()
+    page.get_by_text("Driven by the policy of step").wait_for(timeout=60_000)
     # The camera has gone there.
-    eventually(lambda: ants(page).sum() > 200, "its robot is seen", timeout=30)
+    eventually(lambda: ants(page).sum() > 200, "its robot is seen", timeout=60)
     choose(page, "Driven by", "Nothing")
     page.get_by_role("button", name="Up", exact=True).click()
-    eventually(lambda: moved(page, 0.5), "it moves", timeout=30)
+    eventually(lambda: moved(page, 0.5), "it moves", timeout=60)
     page.get_by_role("button", name="End", exact=True).click()
-    page.get_by_text(f"Takes env {env} as it is now").wait_for(timeout=20_000)
+    page.get_by_text(f"Takes env {env} as it is now").wait_for(timeout=60_000)
     page.get_by_text("MuJoCo sandbox", exact=True).click()
     page.get_by_role("button", name="See all robots").click()

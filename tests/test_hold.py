@@ -35,7 +35,7 @@ class Device:
     def stop(self):
         self._stop = True
         self.hold.resume()
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=30)
         assert not self._thread.is_alive()
 
 
@@ -172,7 +172,8 @@ def test_the_next_training_is_not_stepped_by_what_was_left_of_the_last(hold):
     device = Device(hold, limit=5)
     held_at(hold, device)
     hold.step(100)
-    eventually(lambda: device.steps == 5, "it ends before")
+    eventually(lambda: not device._thread.is_alive(), "it ends before")
+    assert device.steps == 5
     hold.forget()
     another = Device(hold)
     assert held_at(hold, another) == 1

@@ -12,8 +12,6 @@ import pytest
 from benchmarks import likeness
 from tests.models import oddities, soft
 
-LEAST_IOU, MOST_COLOUR = 0.9, 0.25
-
 FEW = ("ant", "humanoid", "go1", "shadow_hand", "dog")
 """One of each kind: capsules, colours by a texture, meshes, letters on a box, a skin."""
 
@@ -32,7 +30,7 @@ def compared(folder: Path, names: list[str]) -> dict[str, dict[str, float]]:
         env={**os.environ, "MUJOCO_GL": "egl"},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(figures.read_text())
@@ -49,9 +47,9 @@ def there(names: tuple[str, ...]) -> list[str]:
 def check(figures: dict[str, dict[str, float]]) -> None:
     for name, figure in figures.items():
         assert figure["pixels"] > 500, f"MuJoCo shows nothing of {name} to compare with"
-    bad = {n: f for n, f in figures.items() if f["iou"] < LEAST_IOU}
+    bad = {n: f for n, f in figures.items() if f["iou"] < likeness.LEAST_IOU}
     assert not bad, f"silhouettes differ: {bad}"
-    pale = {n: f for n, f in figures.items() if f["colour_difference"] > MOST_COLOUR}
+    pale = {n: f for n, f in figures.items() if f["colour_difference"] > likeness.MOST_COLOUR}
     assert not pale, f"colours differ: {pale}"
 
 

@@ -180,7 +180,7 @@ def test_a_batch_divided_among_devices_by_xla_is_seen_whole(mechanism):
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"frames {NUM_STEPS}, envs 8, identical" in done.stdout

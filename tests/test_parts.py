@@ -101,9 +101,13 @@ def cartpoles(viewer):
 def lights(viewer) -> dict[str, tuple]:
     """Of the scene as a page that opens now is told of it: name -> (intensity, direction)."""
     found = {}
-    for name, handle in viewer._server.scene._handle_from_node_name.items():
-        if name.startswith("/lights/"):
-            found[name] = handle.intensity, tuple(handle.position)
+
+    def look() -> None:  # on viser's thread: seen from another, some are just being made
+        for name, handle in viewer._server.scene._handle_from_node_name.items():
+            if name.startswith("/lights/"):
+                found[name] = handle.intensity, tuple(handle.position)
+
+    viewer._publisher.now(look)
     return found
 
 

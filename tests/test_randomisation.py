@@ -75,15 +75,18 @@ def test_states_arrive_what_differs_is_sent_once_and_drawn(viewer, page):
         assert set(own) == {"geom_size", "geom_rgba", "link.inertia.mass"}
         np.testing.assert_array_equal(own["geom_size"], sys_v.geom_size[i])
         np.testing.assert_array_equal(own["geom_rgba"], sys_v.geom_rgba[i])
-    assert channel.variants.apart == {POLE, KNOB}
+    eventually(lambda: channel.variants.apart == {POLE, KNOB}, "what differs is known")
 
-    block = viewer._publisher.scene.blocks["train"]
-    eventually(lambda: block.frame is not None and block._varied > 0, "they are drawn")
+    def drawn() -> bool:  # by a block that was made anew for that
+        block = viewer._publisher.scene.blocks.get("train")
+        return block is not None and block.frame is not None and block._varied > 0
+
+    eventually(drawn, "they are drawn")
     block = viewer._publisher.scene.blocks["train"]
     (part,) = [p for p in block.robots._parts if p.shape.geom == KNOB]
     usual = env.sys.mj_model.geom_size[KNOB, 0]
-    drawn = np.asarray(part.handle.batched_scales)
-    np.testing.assert_allclose(drawn[:, 0], sys_v.geom_size[:4, KNOB, 0] / usual, rtol=1e-5)
+    scales = np.asarray(part.handle.batched_scales)
+    np.testing.assert_allclose(scales[:, 0], sys_v.geom_size[:4, KNOB, 0] / usual, rtol=1e-5)
     colours = np.asarray(part.handle.batched_colors)
     expected = linear((255 * sys_v.geom_rgba[:4, KNOB, :3]).astype(np.uint8))
     np.testing.assert_allclose(colours.astype(int), expected, atol=2.01)
