@@ -32,6 +32,19 @@ def poses_of(window: bytes) -> int:
     )
 
 
+def answers_to(window: bytes) -> list[bytes]:
+    """What a page says to a window: that it has come so far, where it is asked for that."""
+    return [
+        msgspec.msgpack.encode(
+            messages.LocalStorageGetItemResponseMessage(
+                value=None, error=None, request_uuid=message["request_uuid"]
+            ).as_serializable_dict()
+        )
+        for message in messages_of(window)
+        if message["type"] == "LocalStorageGetItemRequestMessage"
+    ]
+
+
 def is_last_of_replay(window: bytes) -> bool:
     """Whether a new page now has all that was there before it."""
     return any(message["type"] == "ReplayDoneMessage" for message in messages_of(window))
@@ -72,6 +85,8 @@ async def watch(port: int) -> None:
             assert isinstance(window, bytes)
             frames += poses_of(window) > 0
             received += len(window)
+            for answer in answers_to(window):
+                await socket.send(answer)
             if not first and is_last_of_replay(window):
                 first = received
             if time.monotonic() - reported > 0.1:

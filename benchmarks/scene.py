@@ -35,6 +35,7 @@ from rich.table import Table
 
 from benchmarks.screenshot import FLAGS
 from brax_viser.adapters import adapter_for
+from brax_viser.backlog import keep_openings_short
 from brax_viser.frame import Frame
 from brax_viser.playback import Player
 from brax_viser.protocol import NEVER
@@ -264,6 +265,7 @@ class Result:
 def measure(settings: Settings, robot: Robot, count: int) -> Result:
     """One count of one robot."""
     server = viser.ViserServer(port=0, verbose=False)
+    keep_openings_short(server)  # and asks pages whether they can follow, as a viewer does
     try:
         show = Show(server, robot, count)
         result = Result(robot.name, count, show.handles, [])

@@ -7,14 +7,23 @@ one go, and no other is sent anything meanwhile. Here it goes through what there
 
 What a page that is too slow misses is seen on the way: newer messages have taken the place of those
 that waited for it. It is sent the newest, and no other page is slower for it.
+
+A page that receives faster than it draws would keep what it has not come to, without an end. It is
+asked now and then whether it has come to what it was sent, by a message that pages answer in its
+turn: one that reads a key of the page's local storage. One that is late is sent nothing until it
+has answered, and the newest then.
 """
 
+import itertools
 import logging
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import viser
+from viser import _messages as messages
 from viser.infra._async_message_buffer import AsyncMessageBuffer
 
 log = logging.getLogger("brax_viser")
@@ -28,6 +37,26 @@ TAKING_SECONDS = 3.0
 
 FEW = 30
 """Messages of which it is not said how many a page takes."""
+
+ASKING_SECONDS = 0.1
+"""How often a page is asked, at most, which answers at once."""
+
+LATE_SECONDS = 0.5
+"""How long after it was asked a page is sent nothing more. One that has taken longer is sent
+nothing more at once, the next time: not more than a frame is on its way to it."""
+
+GIVEN_UP_SECONDS = 60.0
+"""Who has never answered by then is not waited for: it is no page of viser's."""
+
+_ASKED = -1
+"""In the place of a number, where the page is asked."""
+
+_KEY = "brax_viser"
+"""In a page's local storage. It is not there."""
+
+_QUESTION = getattr(messages, "LocalStorageGetItemRequestMessage", None)
+_ANSWER = getattr(messages, "LocalStorageGetItemResponseMessage", None)
+_MOVE = getattr(messages, "SceneNodeUpdateMessage", None)
 
 
 def keep_openings_short(server: viser.ViserServer) -> "Pages | None":
@@ -43,6 +72,13 @@ def keep_openings_short(server: viser.ViserServer) -> "Pages | None":
         log.info("viser %s: pages open the slower, the longer the viewer runs", viser.__version__)
         return None
     pages = Pages()
+    if None not in (_QUESTION, _ANSWER, _MOVE):
+
+        def heard(client_id: int, answer: Any) -> None:
+            if (backlog := pages.backlogs.get(client_id)) is not None:
+                backlog.heard(answer.request_uuid)
+
+        server._websock_server.register_handler(_ANSWER, heard)  # type: ignore[arg-type]
 
     def window_generator(client_id: int, *args: Any, **kwargs: Any) -> Any:
         backlog = pages.backlogs[client_id] = _Backlog(buffer, pages)
@@ -57,6 +93,7 @@ class Pages:
     """How much of what they are told pages take. Used on viser's own loop alone."""
 
     backlogs: "dict[int, _Backlog]" = field(default_factory=dict)  # by client id
+    clock: Callable[[], float] = time.monotonic
 
     def taken(self, now: float) -> dict[int, float]:
         """By client id, the share of the last seconds' messages that a page was sent, 0 to 1; the
@@ -95,6 +132,13 @@ class _Backlog:
         self._waiting: deque[int] = deque()  # numbers in the buffer, in order
         self._last = self._seen = -1  # in the buffer: handed out or gone; looked at
         self._handed = 0  # how many were handed out
+        self._replay: int | None = None  # how many there were when the page opened
+        self._questions = itertools.count()
+        self._question: str | None = None  # the one that has not been answered
+        self._asked = -1e9  # s, when the last one was sent
+        self._took = 0.0  # s, from the last question to its answer
+        self._answers = False  # whether it ever has
+        self._held_up = False  # whether it was late when it was looked at last
         self.message_from_id = self  # of which the loop calls `get`
         self.generator_cursors = _Cursors(self)
 
@@ -104,20 +148,73 @@ class _Backlog:
     @property
     def message_counter(self) -> int:
         """How many messages there are for this page, handed out or not."""
+        if self._is_late():
+            self._held_up = True
+            return self._handed
+        if self._held_up:
+            self._held_up = False
+            self._drop_overtaken()
         if not self._waiting:
             self._find()
+        if self._replay is None:  # viser looks before it begins
+            self._replay = len(self._waiting)
         return self._handed + len(self._waiting)
 
     def get(self, _: int, default: Any = None) -> Any:
         """The next message; `default` if a newer one has taken its place meanwhile."""
         self._handed += 1
-        self._last = self._waiting.popleft()
-        message = self._buffer.message_from_id.get(self._last)
+        number = self._waiting.popleft()
+        if number == _ASKED:
+            return self._ask()
+        self._last = number
+        message = self._buffer.message_from_id.get(number)
         if message is None:
             self.missed += 1
             return default
         self.sent += 1
         return message
+
+    def heard(self, question: str) -> None:
+        """The page has come to where it was asked; on viser's loop."""
+        if question == self._question:
+            self._question, self._answers = None, True
+            self._took = self._pages.clock() - self._asked
+            self._buffer.message_event.set()  # what it is sent next waits for this
+
+    def _ask(self) -> Any:
+        assert _QUESTION is not None
+        self._question = f"{_KEY} {next(self._questions)}"
+        self._asked = self._pages.clock()
+        return _QUESTION(key=_KEY, request_uuid=self._question)
+
+    def _is_due(self) -> bool:
+        """Whether to ask behind what was found: what moves alone is worth it, for a page that is
+        asked draws anew."""
+        if _QUESTION is None or self._question is not None or not self._waiting:
+            return False
+        if self._replay is None or self._handed < self._replay:
+            return False
+        if self._took < LATE_SECONDS and self._pages.clock() - self._asked < ASKING_SECONDS:
+            return False
+        known = self._buffer.message_from_id
+        return any(type(known.get(number)) is _MOVE for number in self._waiting)
+
+    def _is_late(self) -> bool:
+        if self._question is None:
+            return False
+        waited = self._pages.clock() - self._asked
+        if not self._answers and waited > GIVEN_UP_SECONDS:
+            return False
+        return waited >= LATE_SECONDS or self._took >= LATE_SECONDS
+
+    def _drop_overtaken(self) -> None:
+        """Without these, whatever the page is told of is there: viser's loop, which has long seen
+        that there is something new, would wait for more."""
+        with self._buffer.buffer_lock:
+            known = self._buffer.message_from_id
+            there = [n for n in self._waiting if n == _ASKED or n in known]
+        self.missed += len(self._waiting) - len(there)
+        self._waiting = deque(there)
 
     def _find(self) -> None:
         buffer = self._buffer
@@ -133,6 +230,8 @@ class _Backlog:
             self._seen = newest
             if not self._waiting:
                 self._last = newest
+        if self._is_due():
+            self._waiting.append(_ASKED)
 
 
 class _Cursors:

@@ -11,7 +11,7 @@ import pytest
 import websockets
 import websockets.sync.client
 
-from benchmarks.client import SUBPROTOCOL, hello, poses_of
+from benchmarks.client import SUBPROTOCOL, answers_to, hello, poses_of
 from benchmarks.screenshot import FLAGS
 from brax_viser import Viewer
 
@@ -46,6 +46,8 @@ class Page:
                 assert isinstance(window, bytes)
                 self.windows += 1
                 self.frames += poses_of(window) > 0
+                for answer in answers_to(window):
+                    self._socket.send(answer)
         except websockets.ConnectionClosed:
             return
 

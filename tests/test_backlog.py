@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from viser.infra import Message
 from viser.infra._async_message_buffer import AsyncMessageBuffer
 
-from benchmarks.client import SUBPROTOCOL, hello
+from benchmarks.client import SUBPROTOCOL, answers_to, hello
 from brax_viser import backlog
 from brax_viser.gui import words
 from tests.conftest import Page, eventually
@@ -51,7 +51,8 @@ PUSHES = st.lists(st.integers(0, 5), min_size=1, max_size=30)
 @given(before=PUSHES, after=st.lists(PUSHES, max_size=4), gap=st.sampled_from((0, 3, 10**9)))
 def test_a_page_is_sent_what_viser_would_send_it(before, after, gap):
     async def run() -> None:
-        buffer = AsyncMessageBuffer(asyncio.get_running_loop(), persistent_messages=True)
+        loop = asyncio.get_running_loop()
+        buffer: Any = AsyncMessageBuffer(loop, persistent_messages=True)
         buffer.window_duration_sec, count = 0.0, 0
 
         def push(keys: list[int]) -> None:
@@ -65,8 +66,9 @@ def test_a_page_is_sent_what_viser_would_send_it(before, after, gap):
         push(before)
         if gap < 10**6:  # else viser's own would be at it for minutes
             buffer.message_counter += gap
-        theirs = buffer.window_generator(1, Told("all", -1))
-        ours = backlog._Backlog(buffer, backlog.Pages()).window_generator(2, Told("all", -1))  # type: ignore[arg-type]
+        theirs: Any = buffer.window_generator(1, Told("all", -1))
+        pages: Any = backlog._Backlog(buffer, backlog.Pages())
+        ours = pages.window_generator(2, Told("all", -1))
         sent = await drained(theirs, -1)
         assert sent[-1] == -1 and sent[:-1] == sorted(
             m.number for m in buffer.message_from_id.values()
@@ -93,7 +95,8 @@ def test_nothing_is_sent_in_the_middle_of_what_belongs_together():
     async def run() -> None:
         buffer = AsyncMessageBuffer(asyncio.get_running_loop(), persistent_messages=True)
         buffer.push(Told("a", 1))
-        ours = backlog._Backlog(buffer, backlog.Pages()).window_generator(1)  # type: ignore[arg-type]
+        page: Any = backlog._Backlog(buffer, backlog.Pages())
+        ours = page.window_generator(1)
         assert await drained(ours, 1) == [1]
         buffer.atomic_start()
         buffer.push(Told("a", 2))
@@ -109,6 +112,106 @@ def test_nothing_is_sent_in_the_middle_of_what_belongs_together():
         await ours.aclose()
 
     asyncio.run(run())
+
+
+class Drawing:
+    """A page that is sent moves, by the test's own clock."""
+
+    def __init__(self, buffer: AsyncMessageBuffer):
+        self.now, self.count = 0.0, 0
+        self.buffer, pages = buffer, backlog.Pages(clock=lambda: self.now)
+        buffer.window_duration_sec = 0.0
+        self.backlog = pages.backlogs[1] = backlog._Backlog(buffer, pages)
+        self.questions: list[str] = []
+        self.count += 1
+        buffer.push(Told("robots", self.count))
+        self._windows: Any = self.backlog.window_generator(1)
+        self._next: asyncio.Task[Any] | None = None
+
+    async def moved(self) -> list[int]:
+        """Something moves: what the page is sent, or nothing within a moment."""
+        self.count += 1
+        self.buffer.push(Told("robots", self.count))
+        return await self.sent()
+
+    async def sent(self) -> list[int]:
+        self._next = self._next or asyncio.ensure_future(anext(self._windows))
+        await asyncio.wait([self._next], timeout=0.1)
+        if not self._next.done():
+            return []
+        window, self._next = self._next.result(), None
+        self.questions += [m.request_uuid for m in window if not isinstance(m, Told)]
+        return [message.number for message in window if isinstance(message, Told)]
+
+    def answers(self) -> None:
+        self.backlog.heard(self.questions[-1])
+
+
+@pytest.fixture
+def drawing(monkeypatch):
+    """Runs a test of a page on a loop of its own."""
+    monkeypatch.setattr(backlog, "_MOVE", Told)
+
+    def run(test: Any) -> None:
+        async def on_loop() -> None:
+            page = Drawing(AsyncMessageBuffer(asyncio.get_running_loop(), True))
+            assert await page.sent() == [1] and not page.questions  # what is there as it opens
+            assert await page.moved() == [2] and len(page.questions) == 1
+            await test(page)
+
+        asyncio.run(on_loop())
+
+    return run
+
+
+def test_a_page_that_has_not_come_to_what_it_was_sent_is_sent_the_newest_once_it_has(drawing):
+    async def test(page: Drawing) -> None:
+        page.now += 0.9 * backlog.LATE_SECONDS
+        assert await page.moved() == [3]  # it may still answer in time
+        page.now += 0.2 * backlog.LATE_SECONDS
+        assert await page.moved() == [] and await page.moved() == []
+        page.backlog.heard("another's question")
+        assert await page.sent() == []
+        page.answers()
+        assert await page.sent() == [5], "what was overtaken meanwhile is not sent"
+        assert page.backlog.missed == 1
+        # It was slow: until it answers in time there is but one frame on its way to it.
+        for asked in (2, 3, 4):
+            assert len(page.questions) == asked
+            assert await page.moved() == [] and await page.moved() == []
+            page.now += backlog.LATE_SECONDS
+            page.answers()
+            assert await page.sent() == [page.count]
+        page.answers()
+        assert await page.moved() == [page.count]
+        assert await page.moved() == [page.count]
+
+    drawing(test)
+
+
+def test_a_page_that_answers_in_time_is_held_up_by_nothing_and_seldom_asked(drawing):
+    async def test(page: Drawing) -> None:
+        for step in range(3, 63):
+            page.now += 1 / 30
+            if step % 2 and page.backlog._question is not None:
+                page.answers()  # 33 to 67 ms later
+            assert await page.moved() == [step]
+        assert 60 / 30 / backlog.ASKING_SECONDS / 2 <= len(page.questions) <= 21
+        assert page.backlog.missed == 0
+
+    drawing(test)
+
+
+def test_who_never_answers_is_not_waited_for_for_ever(drawing):
+    async def test(page: Drawing) -> None:
+        page.now += backlog.GIVEN_UP_SECONDS - 1
+        assert await page.moved() == []
+        page.now += 2
+        assert await page.moved() == [4]
+        page.now += 1000
+        assert await page.moved() == [5] and len(page.questions) == 1
+
+    drawing(test)
 
 
 def test_a_page_that_opens_after_weeks_is_not_kept_waiting(viewer):
@@ -167,7 +270,8 @@ def test_a_page_that_is_slow_is_told_of_and_slows_no_other(viewer):
     def read_slowly() -> None:
         with contextlib.suppress(websockets.ConnectionClosed):
             while not stop.wait(0.3):
-                slow.recv()
+                for answer in answers_to(slow.recv()):  # type: ignore[arg-type]
+                    slow.send(answer)
 
     threads = [threading.Thread(target=target) for target in (move, read_slowly)]
     for thread in threads:

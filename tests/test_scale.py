@@ -13,7 +13,14 @@ import viser
 import websockets
 import websockets.sync.client
 
-from benchmarks.client import SUBPROTOCOL, hello, is_last_of_replay, messages_of, poses_of
+from benchmarks.client import (
+    SUBPROTOCOL,
+    answers_to,
+    hello,
+    is_last_of_replay,
+    messages_of,
+    poses_of,
+)
 from brax_viser.scene.block import Look
 from brax_viser.scene.robots import FOCAL_LENGTH, LEAST_TRIANGLES, levels_of
 from tests.conftest import eventually
@@ -53,6 +60,8 @@ class Receiver:
                 assert isinstance(window, bytes)
                 self.bytes += len(window)
                 self.frames += poses_of(window) > 0
+                for answer in answers_to(window):
+                    self._socket.send(answer)
                 for message in messages_of(window):
                     if message["type"] == "FrameMessage":
                         self.created.add(message["name"])
