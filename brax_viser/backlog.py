@@ -46,7 +46,8 @@ LATE_SECONDS = 0.5
 nothing more at once, the next time: not more than a frame is on its way to it."""
 
 GIVEN_UP_SECONDS = 60.0
-"""Who has never answered by then is not waited for: it is no page of viser's."""
+"""How long an answer is waited for. Who has never given one is no page of viser's, and is waited
+for no more; of others it is lost, as where a message before it could not be carried out."""
 
 _ASKED = -1
 """In the place of a number, where the page is asked."""
@@ -97,8 +98,8 @@ class Pages:
 
     def taken(self, now: float) -> dict[int, float]:
         """By client id, the share of the last seconds' messages that a page was sent, 0 to 1; the
-        others had been overtaken. Pages of which that cannot be said, as they were told little or
-        ask for nothing (a tab that is hidden), are left out.
+        others had been overtaken. Pages of which that cannot be said, as they were told little, are
+        left out.
 
         Args:
             now: s; it is asked several times a second.
@@ -106,11 +107,12 @@ class Pages:
         found: dict[int, float] = {}
         for client, backlog in list(self.backlogs.items()):
             counts = backlog.counts
-            counts.append((now, backlog.sent, backlog.missed))
+            missed = backlog.missed + backlog.overtaken()
+            counts.append((now, backlog.sent, missed))
             while counts[0][0] < now - TAKING_SECONDS:
                 counts.popleft()
-            _, sent, missed = counts[0]
-            sent, missed = backlog.sent - sent, backlog.missed - missed
+            _, sent, before = counts[0]
+            sent, missed = backlog.sent - sent, missed - before
             if sent + missed >= FEW:
                 found[client] = sent / (sent + missed)
         return found
@@ -151,8 +153,8 @@ class _Backlog:
         if self._is_late():
             self._held_up = True
             return self._handed
-        if self._held_up:
-            self._held_up = False
+        self._held_up = False
+        if self._waiting and self._is_live:
             self._drop_overtaken()
         if not self._waiting:
             self._find()
@@ -192,7 +194,7 @@ class _Backlog:
         asked draws anew."""
         if _QUESTION is None or self._question is not None or not self._waiting:
             return False
-        if self._replay is None or self._handed < self._replay:
+        if not self._is_live:
             return False
         if self._took < LATE_SECONDS and self._pages.clock() - self._asked < ASKING_SECONDS:
             return False
@@ -203,13 +205,30 @@ class _Backlog:
         if self._question is None:
             return False
         waited = self._pages.clock() - self._asked
-        if not self._answers and waited > GIVEN_UP_SECONDS:
+        if waited > GIVEN_UP_SECONDS:
+            if self._answers:  # the answer is lost: it is sent a frame, and asked anew
+                self._question, self._took = None, waited
             return False
         return waited >= LATE_SECONDS or self._took >= LATE_SECONDS
 
+    @property
+    def _is_live(self) -> bool:
+        """Whether it has been handed all that there was when it opened."""
+        return self._replay is not None and self._handed >= self._replay
+
+    def overtaken(self) -> int:
+        """Messages that are gone, and not counted in `missed` yet because the page is late."""
+        if not self._held_up:
+            return 0
+        with self._buffer.buffer_lock:
+            known = self._buffer.message_from_id
+            gone = sum(n != _ASKED and n not in known for n in self._waiting)
+            new = self._buffer.message_counter - 1 - self._seen
+            return gone + new - sum(n > self._seen for n in known)
+
     def _drop_overtaken(self) -> None:
-        """Without these, whatever the page is told of is there: viser's loop, which has long seen
-        that there is something new, would wait for more."""
+        """What waits and is not there any more is not counted as there: viser's loop, which has
+        long seen that there is something new, would wait for more."""
         with self._buffer.buffer_lock:
             known = self._buffer.message_from_id
             there = [n for n in self._waiting if n == _ASKED or n in known]

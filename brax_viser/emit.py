@@ -14,9 +14,9 @@ its own that swallows every batch axis first, and then talks to the host:
 An answer says whether to push rows of this very step, which ones, and how many steps to let pass
 before the next call. That number is stored in the environment's state, so no call is dead code,
 and it is how the switch, the pacing, the selection and the hold work without recompiling
-anything. Of consecutive steps each answer grants the next, which then takes one call, not two.
-A training is held by an answer that does not come; and since an answer to a push may ask for
-another one, other environments can be looked at meanwhile.
+anything. Of consecutive steps of which nothing but rows is wanted, each answer grants the next,
+which then takes one call, not two. A training is held by an answer that does not come; and since an
+answer to a push may ask for another one, other environments can be looked at meanwhile.
 """
 
 import functools

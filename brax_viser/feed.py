@@ -348,8 +348,7 @@ class Feed:
             polling=board.meter.polling,
         )
         if shard == pacer.leader:
-            steps, rollout.progressed = pacer.env_steps - rollout.progressed, pacer.env_steps
-            board.progress.stepped(role, steps * rollout.num_envs, now)
+            self._tell_progress(role, rollout, now)
         push = plan.push
         if board.hold.counts(role) and not control.closed:
             # Stepped through: each step is seen, whether or not a page is open to look at it.
@@ -366,6 +365,18 @@ class Feed:
             if stale:
                 self._choose(rollout, now)
         return push
+
+    def tell_progress(self) -> None:
+        """Tells of steps that were gone on with, before what the trainer reports. Board is
+        locked."""
+        for role, rollout in self.rollouts.items():
+            if rollout.pacer.env_steps > rollout.progressed:
+                self._tell_progress(role, rollout, self._board.clock())
+
+    def _tell_progress(self, role: str, rollout: Rollout, now: float) -> None:
+        known = rollout.pacer.env_steps
+        steps, rollout.progressed = known - rollout.progressed, known
+        self._board.progress.stepped(role, steps * rollout.num_envs, now)
 
     def _find_leader(self, rollout: Rollout, shard: int) -> None:
         """Of a training that several processes step, which shards are this one's is only seen."""
@@ -455,6 +466,7 @@ class Feed:
                 and board.selected_env == grant.selected_env
                 and not board.hold.paused
                 and board.shown[origin.role] is self
+                and rollout.num_envs == origin.num_envs * origin.num_shards
                 and rollout.choice.env_index is grant.order.drawn
                 and len(rollout.called) == grant.order.known
                 and pushed.tobytes() == grant.rows
@@ -482,7 +494,7 @@ class Feed:
         self, rollout: Rollout, origin: Origin, shard: int, rule: int, columns: np.ndarray
     ) -> None:
         """A device has ranked its environments."""
-        row, since_termination, bits, finite = columns
+        row, since_termination, bits, finite = columns.copy()  # kept beyond this call
         ranking = Ranking(
             shard * origin.num_envs + row, bits.view(np.float32), since_termination, finite > 0
         )

@@ -480,17 +480,25 @@ class Viewer:
 
     def progress_fn(self, num_steps: int, metrics: Mapping[str, object]) -> None:
         """Hand it to the trainer as `progress_fn`: steps become exact, evaluations are shown."""
+        self._tell_progress()
         self._board.progress.reported(num_steps, metrics, self._board.clock())
         self._board.mailbox.wake()
 
     def training_ended(self, error: str | None = None) -> None:
         """Tells the page that the training is over, or why it failed. The page stays usable."""
+        self._tell_progress()
         self._board.progress.ended(self._board.clock(), error)
         self._board.hold.resume()  # there is nothing left to hold
         self._board.mailbox.wake()
 
+    def _tell_progress(self) -> None:
+        with self._board.lock:
+            for feed in self._feeds:
+                feed.tell_progress()
+
     def progress(self) -> ProgressView:
         """How far the training is, as the page shows it."""
+        self._tell_progress()
         return self._board.progress.view(self._board.clock())
 
     def stats(self) -> Stats:

@@ -202,6 +202,66 @@ def test_a_page_that_answers_in_time_is_held_up_by_nothing_and_seldom_asked(draw
     drawing(test)
 
 
+def test_of_a_page_that_is_late_it_is_known_what_it_misses(drawing):
+    async def test(page: Drawing) -> None:
+        pages = page.backlog._pages
+        page.now += 2 * backlog.LATE_SECONDS
+        assert not pages.taken(page.now)
+        for _ in range(50):
+            page.now += 1 / 30
+            assert await page.moved() == []
+            taken = pages.taken(page.now)
+        assert taken == {1: 0.0}
+        page.answers()
+        assert await page.sent() == [page.count]
+        assert page.backlog.missed == 49 and page.backlog.overtaken() == 0
+
+    drawing(test)
+
+
+def test_a_page_whose_answer_is_lost_is_asked_anew(drawing):
+    async def test(page: Drawing) -> None:
+        page.answers()
+        page.now += 1
+        assert await page.moved() == [3] and len(page.questions) == 2
+        page.now += backlog.GIVEN_UP_SECONDS - 1
+        assert await page.moved() == []
+        page.now += 2
+        assert await page.moved() == [5] and len(page.questions) == 3
+        page.answers()
+        assert await page.moved() == [6]
+
+    drawing(test)
+
+
+def test_what_is_overtaken_while_a_page_sleeps_does_not_keep_the_newest_from_it():
+    """Two pages share viser's one event: one of them must not clear it for the other."""
+
+    async def run() -> None:
+        buffer: Any = AsyncMessageBuffer(asyncio.get_running_loop(), True)
+        buffer.push(Told("key", 1))
+        pages = backlog.Pages()
+        got: dict[int, list[int]] = {1: [], 2: []}
+
+        async def receive(client: int) -> None:
+            page: Any = backlog._Backlog(buffer, pages)
+            async for window in page.window_generator(client):
+                got[client] += [message.number for message in window]
+
+        tasks = [asyncio.ensure_future(receive(client)) for client in got]
+        for number in range(2, 12):
+            await asyncio.sleep(0.05)
+            buffer.push(Told("key", number))
+            await asyncio.sleep(0.004)  # while they wait for a window to fill
+            buffer.push(Told("key", -number))
+        await asyncio.sleep(0.3)
+        for task in tasks:
+            task.cancel()
+        assert [numbers[-1] for numbers in got.values()] == [-11, -11]
+
+    asyncio.run(run())
+
+
 def test_who_never_answers_is_not_waited_for_for_ever(drawing):
     async def test(page: Drawing) -> None:
         page.now += backlog.GIVEN_UP_SECONDS - 1

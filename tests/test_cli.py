@@ -16,7 +16,7 @@ import websockets.sync.client
 from brax import envs
 from brax.io import model
 
-from benchmarks.client import SUBPROTOCOL, hello, messages_of
+from benchmarks.client import SUBPROTOCOL, answers_to, hello, messages_of
 from brax_viser.presets import DEFAULT_ENV, TRAINERS, fit_batch, ppo_preset, trainer_settings
 
 COMMAND = Path(sys.executable).with_name("brax-viser")
@@ -71,6 +71,8 @@ def test_the_page_has_robots_and_says_what_it_waits_for_within_seconds(tmp_path)
             while robots is None or waits is None:
                 window = page.recv(timeout=300)
                 assert isinstance(window, bytes)
+                for answer in answers_to(window):
+                    page.send(answer)
                 for message in messages_of(window):
                     if message["type"] == "BatchedMeshesMessage":
                         robots = robots or time.monotonic() - started

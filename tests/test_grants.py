@@ -146,6 +146,20 @@ def test_what_is_changed_counts_from_the_very_next_step(rollout, monkeypatch, ch
         assert envs_drawn == (9, 4)
 
 
+def test_the_progress_counts_each_step_once_whenever_the_trainer_reports(rollout, monkeypatch):
+    monkeypatch.setattr(feed_module, "GRANT_SECONDS", 1e9)
+    viewer = rollout.viewer
+    rollout.steps(20)
+    known = viewer.progress().env_steps
+    rollout.steps(5)
+    assert viewer.progress().env_steps == known + 5 * NUM_ENVS
+    rollout.steps(5)
+    viewer.progress_fn(100_000, {})
+    viewer.max_overhead = 0.7  # what was gone on with is looked into
+    rollout.steps(2)
+    assert viewer.progress().env_steps == 100_000 + 2 * NUM_ENVS
+
+
 def test_rows_that_are_not_the_granted_ones_are_asked_for_again(rollout):
     """Whoever puts the environments of a batch in another order takes the kept rows along."""
     order = jnp.array([2, 0, 1, *range(3, NUM_ENVS)])
