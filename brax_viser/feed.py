@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -226,7 +226,7 @@ class Feed:
             board.failed("ask", error)
         return answer
 
-    def push(self, origin: Origin, layout: Layout, header: object, rows: object) -> np.ndarray:
+    def push(self, origin: Origin, layout: Layout, header: Any, rows: Any) -> np.ndarray:
         """See `emit.Host.push`."""
         board, start = self._board, self._board.clock()
         try:
@@ -262,7 +262,7 @@ class Feed:
                     self._fill(answer, rollout, origin, shard, push=not wanted)
                 if wanted:
                     self._grant(answer, rollout, origin, shard)
-                nbytes = rows.nbytes + header.nbytes  # type: ignore[attr-defined]
+                nbytes = rows.nbytes + header.nbytes
                 board.bytes_moved += nbytes
                 board.frames += wanted
                 before, rollout.called[shard] = rollout.called.get(shard), board.clock()
@@ -280,7 +280,7 @@ class Feed:
             return _quiet(origin)
         return answer
 
-    def push_model(self, origin: Origin, shard: object, rows: object) -> np.ndarray:
+    def push_model(self, origin: Origin, shard: object, rows: Any) -> np.ndarray:
         """See `emit.Host.push_model`."""
         board, start = self._board, self._board.clock()
         answer = _quiet(origin)
@@ -304,7 +304,7 @@ class Feed:
             board.mailbox.put_model(parcel)
             with board.lock:
                 self._fill(answer, rollout, origin, device, push=True)
-                nbytes = rows.nbytes  # type: ignore[attr-defined]
+                nbytes = rows.nbytes
                 board.bytes_moved += nbytes
                 before, rollout.called[device] = rollout.called[device], board.clock()
                 board.meter.pushed(before, start, rollout.called[device], nbytes, frame=False)
@@ -451,7 +451,7 @@ class Feed:
         layout: Layout,
         shard: int,
         header: np.ndarray,
-        rows: object,
+        rows: Any,
         start: float,
     ) -> np.ndarray | None:
         """The answer to a push that was granted, if it is the one before; None where it takes
@@ -475,7 +475,7 @@ class Feed:
                 self._settle(rollout, shard, start)
                 return None
             parcel = self._parcel(rollout, origin, layout, shard, rows)
-            nbytes = rows.nbytes + header.nbytes  # type: ignore[attr-defined]
+            nbytes = rows.nbytes + header.nbytes
             board.bytes_moved += nbytes
             board.frames += 1
             grant.nbytes += nbytes
@@ -527,7 +527,7 @@ class Feed:
         layout: Layout,
         shard: int,
         columns: np.ndarray,
-        rows: object,
+        rows: Any,
     ) -> None:
         """Hands a frame on to the publisher."""
         board = self._board
@@ -541,7 +541,7 @@ class Feed:
         board.mailbox.put(parcel, wait=wait)
 
     def _parcel(
-        self, rollout: Rollout, origin: Origin, layout: Layout, shard: int, rows: object
+        self, rollout: Rollout, origin: Origin, layout: Layout, shard: int, rows: Any
     ) -> Parcel:
         order = rollout.asked_for[shard]
         return Parcel(
@@ -556,7 +556,7 @@ class Feed:
             # Called directly, what is handed in is XLA's own memory for as long as we are.
             rows=rows.copy() if isinstance(rows, np.ndarray) else rows,
             # A flat one has a detail behind its rows.
-            detail_env=rollout.detailed.get(shard) if rows.ndim == 1 else None,  # type: ignore[attr-defined]
+            detail_env=rollout.detailed.get(shard) if rows.ndim == 1 else None,
             detail_layout=origin.detail,
         )
 
