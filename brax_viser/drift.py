@@ -47,6 +47,8 @@ class _Point:
     seconds: float  # s of robot time shown so far
     env_index: np.ndarray  # int32 [K], of those that have a twin
     values: np.ndarray  # float32 [3, K], of `MEASURES`
+    # float [3], over all; kept, because the panel asks for all of a curve again and again.
+    median: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,10 +80,10 @@ class DriftLog:
         if self._points and not 0.0 < passed < GAP_SECONDS:
             # Another stretch: the curve is broken off, for nothing leads from the one to the other.
             before, passed = before + dt, dt
-            self._points.append(_Point(before, _NOBODY, np.zeros((len(MEASURES), 0), np.float32)))
+            self._append(before, _NOBODY, np.zeros((len(MEASURES), 0), np.float32))
         seconds = before + passed
         values = np.stack([getattr(frame.ghost, name)[there] for name in MEASURES])
-        self._points.append(_Point(seconds, frame.env_index[there], values))
+        self._append(seconds, frame.env_index[there], values)
 
     def curves(self, selected_env: int | None) -> Curves | None:
         """What there is to plot; None if nothing is."""
@@ -89,13 +91,16 @@ class DriftLog:
             return None
         newest = self._points[-1].seconds
         seconds = np.array([point.seconds - newest for point in self._points])
-        median = np.stack([_median(point.values) for point in self._points], axis=1)
+        median = np.stack([point.median for point in self._points], axis=1)
         selected = np.full_like(median, np.nan)
         for index, point in enumerate(self._points):
             column = np.flatnonzero(point.env_index == selected_env)
             if len(column):
                 selected[:, index] = point.values[:, column[0]]
         return Curves(seconds, median, selected)
+
+    def _append(self, seconds: float, env_index: np.ndarray, values: np.ndarray) -> None:
+        self._points.append(_Point(seconds, env_index, values, _median(values)))
 
 
 def _median(values: np.ndarray) -> np.ndarray:

@@ -14,9 +14,10 @@ its own that swallows every batch axis first, and then talks to the host:
 An answer says whether to push rows of this very step, which ones, and how many steps to let pass
 before the next call. That number is stored in the environment's state, so no call is dead code,
 and it is how the switch, the pacing, the selection and the hold work without recompiling
-anything. Of consecutive steps of which nothing but rows is wanted, each answer grants the next,
-which then takes one call, not two. A training is held by an answer that does not come; and since an
-answer to a push may ask for another one, other environments can be looked at meanwhile.
+anything. Of consecutive steps of which nothing but rows is wanted, or rows and coordinates, each
+answer grants the next, which then takes one call, not two. A training is held by an answer that
+does not come; and since an answer to a push may ask for another one, other environments can be
+looked at meanwhile.
 """
 
 import functools
@@ -33,6 +34,7 @@ from brax_viser.callback import call_host
 from brax_viser.protocol import (
     ANSWER_HEAD,
     GRANTED,
+    GRANTED_COORDINATES,
     NO_ROW,
     NOBODY,
     PUSH,
@@ -68,8 +70,9 @@ class Host(Protocol):
     `protocol.PUSH`, `protocol.PUSH_MODEL` or `protocol.PUSH_COORDINATES`. `skip` is how many steps
     to let pass before the next `ask`; it counts with the answer that does not ask for a push.
     `protocol.GRANTED` in its place has the next step pushed without an `ask`: the rows of that
-    answer, with `protocol.UNASKED` for a rule. What is kept for that can be lost with the state,
-    and then an `ask` comes all the same.
+    answer, with `protocol.UNASKED` for a rule; `protocol.GRANTED_COORDINATES` has the coordinates
+    pushed with them. What is kept for that can be lost with the state, and then an `ask` comes all
+    the same.
 
     The rows are indices into the shard's batch where `rule` is `protocol.GIVEN`, and ignored
     otherwise: then the device chooses the K environments that the rule ranks first. `detail` is the
@@ -285,16 +288,18 @@ def _emit_batch(
             return call_host(ask, answer_shape, query, kept_alive=state_is_kept)
 
         def granted() -> jax.Array:
-            return jnp.concatenate([jnp.array([PUSH, 0, UNASKED, NOBODY], jnp.int32), kept])
+            with_places = (left == GRANTED_COORDINATES).astype(jnp.int32)
+            push = PUSH + (PUSH_COORDINATES - PUSH) * with_places
+            return jnp.concatenate([push[None], jnp.array([0, UNASKED, NOBODY], jnp.int32), kept])
 
         # A wrapper that replaces the states of some environments may have replaced the rows.
-        is_granted = (left == GRANTED) & (jnp.min(kept) > NO_ROW)
+        is_granted = (left >= GRANTED) & (jnp.min(kept) > NO_ROW)
         first = jax.lax.cond(is_granted, granted, asked)
         last = jax.lax.while_loop(lambda answer: answer[0] > 0, send, first)
         return last[1], last[ANSWER_HEAD:]
 
     operands = (dict(payload), tuple(inspected), dict(model), dict(detail), dict(coordinates))
-    is_due = (left <= 0) | (left == GRANTED)
+    is_due = (left <= 0) | (left >= GRANTED)
     skip, rows = jax.lax.cond(is_due, due, lambda _: (left - 1, kept), operands)
     rows = jnp.concatenate([rows, jnp.full(num_envs - num_rows, NO_ROW, jnp.int32)])
     return jnp.broadcast_to(skip, batch), rows.reshape(batch)

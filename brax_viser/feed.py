@@ -19,6 +19,7 @@ from brax_viser.protocol import (
     FRESH,
     GIVEN,
     GRANTED,
+    GRANTED_COORDINATES,
     HEADER_COLUMNS,
     HEADER_HEAD,
     NOBODY,
@@ -167,6 +168,7 @@ class Grant:
     """
 
     order: Order
+    layout: Layout
     answer: np.ndarray  # int32 [4 + K]
     rows: bytes  # as the header of the push has them
     until: float  # s
@@ -245,7 +247,7 @@ class Feed:
                     rollout = self._rollout(origin, GRANTED)
                     push = self._paced(rollout, origin, GRANTED, shard, start)
                     self._fill(answer, rollout, origin, shard, push=push)
-                wanted = _wants_rows_alone(answer) and np.array_equal(
+                wanted = _grant_of(answer) == _granted_by(origin, layout) and np.array_equal(
                     answer[ANSWER_HEAD:], columns[0]
                 )
             elif rollout is None:  # another training has begun meanwhile
@@ -261,7 +263,7 @@ class Feed:
                     answer[0] = 0
                     self._fill(answer, rollout, origin, shard, push=not wanted)
                 if wanted:
-                    self._grant(answer, rollout, origin, shard)
+                    self._grant(answer, rollout, origin, layout, shard)
                 nbytes = rows.nbytes + header.nbytes
                 board.bytes_moved += nbytes
                 board.frames += wanted
@@ -423,18 +425,22 @@ class Feed:
                 if env is not None:
                     answer[3] = env % origin.num_envs
 
-    def _grant(self, answer: np.ndarray, rollout: Rollout, origin: Origin, shard: int) -> None:
+    def _grant(
+        self, answer: np.ndarray, rollout: Rollout, origin: Origin, layout: Layout, shard: int
+    ) -> None:
         """Lets the next step be pushed as this one was, without an `ask`, where it is to be.
         Whoever changes their mind until then asks for other rows in the answer to that push."""
         board = self._board
         if answer[0] or answer[1] or board.hold.paused or not rollout.pacer.is_next(shard):
             return
         self._fill(answer, rollout, origin, shard, push=True)
-        if _wants_rows_alone(answer):
-            answer[0], answer[1] = 0, GRANTED
-            if board.control.mode == "every_step":
+        grant = _grant_of(answer)
+        if grant is not None:
+            answer[0], answer[1] = 0, grant
+            if board.control.mode == "every_step" and grant == _granted_by(origin, layout):
                 rollout.grants[shard] = Grant(
                     rollout.asked_for[shard],
+                    layout,
                     answer.copy(),
                     answer[ANSWER_HEAD:].tobytes(),
                     board.clock() + GRANT_SECONDS,
@@ -469,6 +475,7 @@ class Feed:
                 and rollout.num_envs == origin.num_envs * origin.num_shards
                 and rollout.choice.env_index is grant.order.drawn
                 and len(rollout.called) == grant.order.known
+                and layout is grant.layout
                 and pushed.tobytes() == grant.rows
                 and rollout.pacer.go_on(shard)
             ):
@@ -595,10 +602,20 @@ def _order(origin: Origin, shard: int, drawn: np.ndarray, here: np.ndarray, know
     return Order(drawn, here, known, mine, frozenset(mine.tolist()), answer)
 
 
-def _wants_rows_alone(answer: np.ndarray) -> bool:
-    """Whether an answer asks for the rows that it has itself, and nothing with them."""
+def _grant_of(answer: np.ndarray) -> int | None:
+    """What lets the device push what an answer asks for without being asked, if anything does: the
+    rows are those of the answer, and no detail comes with them."""
     push, _, rule, detail = answer[:ANSWER_HEAD].tolist()
-    return (push, rule, detail) == (PUSH, GIVEN, NOBODY)
+    if (rule, detail) != (GIVEN, NOBODY):
+        return None
+    return {PUSH: GRANTED, PUSH_COORDINATES: GRANTED_COORDINATES}.get(push)
+
+
+def _granted_by(origin: Origin, layout: Layout) -> int:
+    """What lets the device push what has come."""
+    places = len(origin.coordinates)
+    with_coordinates = places > 0 and layout[-places:] == origin.coordinates
+    return GRANTED_COORDINATES if with_coordinates else GRANTED
 
 
 def _quiet(origin: Origin) -> np.ndarray:

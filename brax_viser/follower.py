@@ -68,15 +68,14 @@ class Follower(Generic[L]):
     waits for MuJoCo without holding the interpreter's lock.
     """
 
-    def __init__(self, ready: Callable[[], None], clock: Callable[[], float] = time.monotonic):
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
         """Does nothing yet.
 
         Args:
-            ready: called on the follower's thread when there is something to take.
             clock: s.
         """
         self.fault: str | None = None
-        self._ready, self._clock = ready, clock
+        self._clock = clock
         self._changed = threading.Condition()
         self._waiting: deque[_Job[L]] = deque()
         self._done: deque[tuple[L, Frame]] = deque()
@@ -185,8 +184,8 @@ class Follower(Generic[L]):
                 with self._changed:
                     self._log.append((start, self._clock() - start, late))
             with self._changed:
+                # The publisher is not rung for: see `mailbox.Mailbox.put`.
                 self._done.append((job.lane, frame))
-            self._ready()
         for _, _, twins in self._twins.values():
             twins.close()
 

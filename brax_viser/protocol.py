@@ -9,9 +9,10 @@ NEVER = 2**30
 FOREVER = 2**30
 """Steps to skip once nobody will ever ask again (the viewer is closed)."""
 
-GRANTED = FOREVER + 1
-"""Countdown after an answer to a push that wants the very next step pushed as well, the same rows
-of it, without being asked. Larger than all others, for the largest of a batch is what counts."""
+GRANTED, GRANTED_COORDINATES = FOREVER + 1, FOREVER + 2
+"""Countdowns after an answer to a push that wants the very next step pushed as well, the same rows
+of it, without being asked: by `PUSH`, or by `PUSH_COORDINATES`. Larger than all others, for the
+largest of a batch is what counts."""
 
 GIVEN, BEST, WORST, TERMINATED, NONFINITE = range(5)
 """Rules for choosing rows: the host gives them; highest return; lowest; most recently terminated;

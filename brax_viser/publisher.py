@@ -132,7 +132,7 @@ class Publisher:
         self.complaint: str | None = None  # about the indices that were typed
         self.others: Others | None = None  # processes of the training; None: it has but this one
         self.twins = TwinSettings()
-        self.follower: Follower[Lane] = Follower(board.mailbox.wake, board.wall_clock)
+        self.follower: Follower[Lane] = Follower(board.wall_clock)
         self.aside = Aside(server, self.scene, board.mailbox.wake)
         self.obey: Callable[[Command], None]  # what a person has asked for; set by the viewer
         self.pages = keep_openings_short(server)

@@ -15,11 +15,13 @@ from brax_viser.protocol import (
     FRESH,
     GIVEN,
     GRANTED,
+    GRANTED_COORDINATES,
     HEADER_COLUMNS,
     NEVER,
     NO_ROW,
     NOBODY,
     NONFINITE,
+    PUSH_COORDINATES,
     TERMINATED,
     UNASKED,
     WORST,
@@ -70,7 +72,7 @@ class RecordingHost:
 
     def push(self, origin, layout, header, rows):
         rows, fields = np.array(rows), {}
-        if self.detail != NOBODY:
+        if rows.ndim == 1:
             assert rows.shape == (origin.num_rows * size_of(layout) + size_of(origin.detail),)
             rows, detail = np.split(rows, [origin.num_rows * size_of(layout)])
             rows = rows.reshape(origin.num_rows, -1)
@@ -257,6 +259,36 @@ def test_the_answer_to_a_granted_push_may_ask_for_other_rows_of_that_step():
     run(function, *kept)
     assert len(host.asked) == 1 and host.rules == [GIVEN, UNASKED, GIVEN]
     np.testing.assert_array_equal(host.pushed[2][1]["pos"], 4 * x[jnp.array([5, 6, 7, 0])])
+
+
+@pytest.mark.parametrize("with_detail", [False, True])
+def test_a_step_is_granted_with_its_coordinates_or_without(with_detail):
+    """A detail that an environment has to offer is behind them, whoever's it is."""
+    grants = [GRANTED_COORDINATES, GRANTED_COORDINATES, GRANTED, 0]
+    host = RecordingHost(push=PUSH_COORDINATES, rows=[7, 0, 2, 2], skips=grants)
+
+    def offered(x, countdown, rows):
+        x = 2.0 * x
+        payload = {"pos": x, "episode_return": x[..., 0], "since_termination": jnp.int32(0)}
+        places = {"qvel": x[..., :1], "qpos": 3.0 * x}
+        detail = {"frame": x} if with_detail else {}
+        own = {"detail": detail, "coordinates": places}
+        return x, *emit(host, "train", countdown, rows, jnp.int32(0), 1, payload, **own)
+
+    full = partial(jnp.full, 8, dtype=jnp.int32)
+    x = jnp.arange(24.0).reshape(8, 3)
+    kept = (x, full(FRESH), full(NO_ROW))
+    for _ in range(5):
+        kept = run(jax.jit(jax.vmap(offered)), *kept)
+    assert len(host.asked) == 2 and host.rules == [GIVEN, UNASKED, UNASKED, UNASKED, GIVEN]
+    for n, (origin, fields) in enumerate(host.pushed):
+        chosen = 2 ** (n + 1) * x[jnp.array([7, 0, 2, 2])]
+        np.testing.assert_array_equal(fields["pos"], chosen)
+        assert ("qpos" in fields) == (n != 3)
+        if "qpos" in fields:
+            np.testing.assert_array_equal(fields["qpos"], 3 * chosen)
+            np.testing.assert_array_equal(fields["qvel"], chosen[:, :1])
+            assert origin.coordinates == tuple((k, fields[k].shape[1:]) for k in ("qpos", "qvel"))
 
 
 @pytest.mark.parametrize("wanted", [5, NOBODY])

@@ -15,7 +15,7 @@ from brax_viser import feed as feed_module
 from brax_viser.env import INFO_KEY
 from brax_viser.frame import Frame
 from brax_viser.mailbox import Parcel
-from brax_viser.protocol import GIVEN, GRANTED, UNASKED
+from brax_viser.protocol import GIVEN, GRANTED, GRANTED_COORDINATES, UNASKED
 from envs.cartpole import CartPole
 from tests.conftest import Page, eventually
 
@@ -144,6 +144,38 @@ def test_what_is_changed_counts_from_the_very_next_step(rollout, monkeypatch, ch
     assert step == before.env_steps + 1
     if calls[-1] == ("push", GIVEN) and rollout.viewer._board.selection.indices:
         assert envs_drawn == (9, 4)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9], ids=["each looked into", "gone on with"])
+def test_what_twins_are_made_of_is_granted_as_well(rollout, monkeypatch, seconds):
+    monkeypatch.setattr(feed_module, "GRANT_SECONDS", seconds)
+    rollout.viewer.twins = 2
+    assert rollout.steps()[:2] == [ALONE, ("push", GIVEN)]
+    rollout.parcels.clear()
+    assert rollout.steps(20) == [ALONE] * 20
+    assert np.all(rollout.state.info[INFO_KEY].countdown == GRANTED_COORDINATES)
+    assert [parcel.open().coordinates is None for parcel in rollout.parcels] == [False] * 20
+    assert [parcel.detail_env for parcel in rollout.parcels] == [None] * 20
+    assert len({step for step, _ in rollout.frames}) == 20
+    rollout.parcels.clear()
+    rollout.viewer.twins = 0
+    assert rollout.steps(2) == [ALONE, ("push", GIVEN), ALONE]
+    assert [parcel.open().coordinates is None for parcel in rollout.parcels] == [True] * 2
+    assert rollout.viewer._board.fault is None
+
+
+def test_an_older_state_that_was_granted_something_else_is_asked_anew(rollout, monkeypatch):
+    monkeypatch.setattr(feed_module, "GRANT_SECONDS", 1e9)
+    rollout.viewer.max_overhead = 0.6
+    rollout.steps(3)
+    older = rollout.state
+    rollout.viewer.twins = 2
+    rollout.steps(3)
+    rollout.state = older
+    rollout.parcels.clear()
+    assert rollout.steps(2) == [ALONE, ("push", GIVEN), ALONE]
+    assert [parcel.open().coordinates is None for parcel in rollout.parcels] == [False] * 2
+    assert rollout.viewer._board.fault is None
 
 
 def test_the_progress_counts_each_step_once_whenever_the_trainer_reports(rollout, monkeypatch):

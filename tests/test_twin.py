@@ -345,7 +345,7 @@ class TestFollower:
 
     @pytest.fixture
     def follower(self):
-        follower: Follower[str] = Follower(lambda: None)
+        follower: Follower[str] = Follower()
         yield follower
         follower.close()
 
@@ -371,7 +371,7 @@ class TestFollower:
 
     def test_who_has_waited_too_long_goes_on_without(self, ants, simulated):
         now = [0.0]
-        follower: Follower[str] = Follower(lambda: None, clock=lambda: now[0])
+        follower: Follower[str] = Follower(clock=lambda: now[0])
         for frame in ants[1][:3]:
             follower.send("one", frame, [0], simulated, {}, TwinSettings(), 1.0)
         now[0] = 1.5
