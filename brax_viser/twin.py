@@ -41,6 +41,7 @@ class _Twin:
     link_rot: np.ndarray  # float32 [L, 4], wxyz
     env_steps: int  # batched, of the rollout
     episode_length: int
+    astray: bool = False  # its numbers are no longer finite
     steps: int = 0  # since both were the same
     passed: float = np.inf  # s after which the threshold was passed
 
@@ -122,8 +123,9 @@ class Twins:
         envs = frame.env_index.tolist()
         step: list[tuple[int, _Twin]] = []
         twins: dict[int, _Twin] = {}
+        finite = _finite(coordinates)
         for row in rows:
-            if not self._finite(coordinates, row):
+            if not finite[row]:
                 continue
             twin = self._twins.get(envs[row])
             mine = own.get(envs[row], _ALIKE)
@@ -146,12 +148,8 @@ class Twins:
             frame.env_steps == twin.env_steps + 1
             and frame.episode_length[row] == twin.episode_length + 1
             and (self.every is None or twin.steps < self.every)
-            and bool(np.isfinite(twin.state).all())
+            and not twin.astray
         )
-
-    def _finite(self, coordinates: Coordinates, row: int) -> bool:
-        values = [getattr(coordinates, name) for name in ("qpos", "qvel", "ctrl", "act")]
-        return all(np.isfinite(value[row]).all() for value in values if value is not None)
 
     def _start(self, frame: Frame, row: int, own: Mapping[str, np.ndarray]) -> _Twin:
         """A twin that is where its environment is."""
@@ -189,24 +187,28 @@ class Twins:
         given = [coordinates.ctrl, coordinates.mocap_pos, coordinates.mocap_quat]
         parts = [x[rows].reshape(len(rows), -1) for x in given if x is not None]
         controls = np.concatenate([np.zeros((len(rows), 0)), *parts], axis=1)
+        start = np.array([twin.state for _, twin in step])
         states, _ = self._pool.rollout(
             [twin.model for _, twin in step],
             self._data,
-            np.stack([twin.state for _, twin in step]),
+            start,
             np.repeat(controls[:, None].astype(float), self._substeps, axis=1),
             control_spec=int(self._spec),
-            initial_warmstart=np.stack([twin.warmstart for _, twin in step]),
+            initial_warmstart=np.array([twin.warmstart for _, twin in step]),
         )
+        traces = np.asarray(states)  # [T, substeps, S]
+        # MuJoCo begins anew by itself, at time 0, where its numbers have gone astray.
+        traces[traces[:, -1, 0] < start[:, 0] + 0.99 * self._step_seconds] = np.nan
+        last, before = traces[:, -1], traces[:, -2] if self._substeps > 1 else start
+        astray = ~np.isfinite(last).all(axis=1)
+        # What the solver has found is not handed out. It is where it begins next, no more.
         velocity = slice(1 + self._model.nq, 1 + self._model.nq + self._model.nv)
-        for (row, twin), trace in zip(step, np.asarray(states), strict=True):
-            if trace[-1, 0] < twin.state[0] + 0.99 * self._step_seconds:
-                # MuJoCo begins anew by itself, at time 0, where its numbers have gone astray.
-                trace[:] = np.nan
-            before = trace[-2] if self._substeps > 1 else twin.state
-            twin.state = trace[-1]
-            # What the solver has found is not handed out. It is where it begins next, no more.
-            twin.warmstart = (trace[-1] - before)[velocity] / self._model.opt.timestep
-            self._links(twin, before if self._lags else twin.state, coordinates, row)
+        warmstart = (last - before)[:, velocity] / self._model.opt.timestep
+        seen = before if self._lags else last
+        for index, (row, twin) in enumerate(step):
+            twin.state, twin.warmstart = last[index], warmstart[index]
+            twin.astray = bool(astray[index])
+            self._links(twin, seen[index], coordinates, row)
             twin.env_steps, twin.episode_length = frame.env_steps, int(frame.episode_length[row])
             twin.steps += 1
 
@@ -259,6 +261,16 @@ class Twins:
         hinges = np.abs((turned + np.pi) % (2 * np.pi) - np.pi)
         balls = angle_between(mine[:, self._balls], qpos[:, self._balls])
         return np.concatenate([hinges, balls], axis=1).mean(axis=1)
+
+
+def _finite(coordinates: Coordinates) -> np.ndarray:
+    """bool [K], of each environment: whether there is a place to start from."""
+    found = np.ones(len(coordinates.qpos), bool)
+    for name in ("qpos", "qvel", "ctrl", "act"):
+        values = getattr(coordinates, name)
+        if values is not None:
+            found &= np.isfinite(values).all(axis=1)
+    return found
 
 
 def _modest_pool(threads: int) -> Rollout:
