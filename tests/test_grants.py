@@ -164,6 +164,24 @@ def test_what_twins_are_made_of_is_granted_as_well(rollout, monkeypatch, seconds
     assert rollout.viewer._board.fault is None
 
 
+def test_a_ghost_does_not_have_the_panel_worked_out_anew(rollout, monkeypatch):
+    """Once, each step with twins did, which took the training more time than the twins."""
+    viewer = rollout.viewer
+    viewer.twins = 2
+    rollout.steps(3)
+    mailbox, rung = viewer._board.mailbox, []
+    wake = mailbox.wake
+    monkeypatch.setattr(mailbox, "wake", lambda: (rung.append(1), wake()))
+    rollout.steps(20)
+
+    def seen() -> bool:
+        drift = viewer.drift()
+        return drift is not None and drift.env_steps == viewer.stats().env_steps
+
+    eventually(seen, "the last of them is on screen, with its ghosts")
+    assert not rung
+
+
 def test_an_older_state_that_was_granted_something_else_is_asked_anew(rollout, monkeypatch):
     monkeypatch.setattr(feed_module, "GRANT_SECONDS", 1e9)
     rollout.viewer.max_overhead = 0.6
