@@ -200,14 +200,14 @@ class Twins:
         # MuJoCo begins anew by itself, at time 0, where its numbers have gone astray.
         traces[traces[:, -1, 0] < start[:, 0] + 0.99 * self._step_seconds] = np.nan
         last, before = traces[:, -1], traces[:, -2] if self._substeps > 1 else start
-        astray = ~np.isfinite(last).all(axis=1)
+        finite = np.all(np.isfinite(last), axis=1)
         # What the solver has found is not handed out. It is where it begins next, no more.
         velocity = slice(1 + self._model.nq, 1 + self._model.nq + self._model.nv)
         warmstart = (last - before)[:, velocity] / self._model.opt.timestep
         seen = before if self._lags else last
         for index, (row, twin) in enumerate(step):
             twin.state, twin.warmstart = last[index], warmstart[index]
-            twin.astray = bool(astray[index])
+            twin.astray = not finite[index]
             self._links(twin, seen[index], coordinates, row)
             twin.env_steps, twin.episode_length = frame.env_steps, int(frame.episode_length[row])
             twin.steps += 1
