@@ -170,8 +170,8 @@ def test_a_ghost_does_not_have_the_panel_worked_out_anew(rollout, monkeypatch):
     viewer.twins = 2
     rollout.steps(3)
     mailbox, rung = viewer._board.mailbox, []
-    wake = mailbox.wake
-    monkeypatch.setattr(mailbox, "wake", lambda: (rung.append(1), wake()))
+    ring = mailbox.ring
+    monkeypatch.setattr(mailbox, "ring", lambda: (rung.append(1), ring()))
     rollout.steps(20)
 
     def seen() -> bool:
