@@ -22,8 +22,8 @@ MOST_THREADS = 4
 """A twin takes tens of microseconds a step: more threads would only wait for each other."""
 
 NICENESS = 10
-"""Of the threads that step: where the training takes all processors, they get a tenth of one. With
-the most there is, 19, they would not keep up there."""
+"""Of the threads that step, added to the training's own: where that takes all processors, they get
+a tenth of one. With the most there is, 19, they would not keep up there."""
 
 _STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS
 _ALIKE: Mapping[str, np.ndarray] = {}
@@ -281,7 +281,7 @@ def _modest_pool(threads: int) -> Rollout:
         if sys.platform == "linux":
             # Threads inherit it from the one that makes them, and this one ends here: the thread
             # that holds the interpreter's lock must not be kept waiting with it.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+            os.nice(NICENESS)  # on Linux it is the thread's alone
         made.append(Rollout(nthread=threads))
 
     maker = threading.Thread(target=make, name="brax_viser twins' threads")

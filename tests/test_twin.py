@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import os
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -22,7 +25,7 @@ from brax_viser.hosts import wire
 from brax_viser.playback import Player, View, beside
 from brax_viser.scene.physics import varied
 from brax_viser.scene.quaternions import angle_between
-from brax_viser.twin import Twins
+from brax_viser.twin import NICENESS, Twins
 from tests.conftest import eventually
 from tests.test_detail import NUM_ENVS, Rollout, suite_env
 
@@ -233,6 +236,33 @@ def test_results_do_not_depend_on_the_number_of_threads(ants, twins, threads):
     for frame in frames[:5]:
         a, b = (t.follow(frame, range(3), {}) for t in (one, other))
         np.testing.assert_array_equal(a.link_pos, b.link_pos)
+
+
+NICE_TRAINING = """
+import os, sys, time, mujoco
+from brax_viser.twin import Twins
+
+def nicenesses():
+    tasks = map(int, os.listdir("/proc/self/task"))
+    return {task: os.getpriority(os.PRIO_PROCESS, task) for task in tasks}
+
+os.nice(int(sys.argv[1]))
+before = nicenesses()
+twins = Twins(mujoco.MjModel.from_xml_string("<mujoco/>"), 1, lags=False, threads=2)
+time.sleep(0.1)  # the thread that made them has ended, but may still be listed
+after = nicenesses()
+print([after[task] for task in after if task not in before])
+print([task for task in before if after[task] != before[task]])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a niceness by thread")
+@pytest.mark.parametrize("training", [0, 4, 15])
+def test_the_threads_that_step_are_nicer_than_the_training_and_no_other_is(training):
+    command = [sys.executable, "-c", NICE_TRAINING, str(training)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    nicer = min(os.nice(0) + training + NICENESS, 19)
+    assert printed.splitlines() == [str([nicer] * 2), "[]"]
 
 
 def test_mocap_bodies_are_where_the_training_has_them(twins):
