@@ -124,15 +124,22 @@ class Adapter:
         obs = state.obs.items() if isinstance(state.obs, Mapping) else [("state", state.obs)]
         return [self._qvel(state), *(x for name, x in obs if not name.startswith("pixels/"))]
 
-    def detail(self, state: Any, action: Any, ctrl: jax.Array | None = None) -> Payload:
+    def detail(
+        self,
+        state: Any,
+        action: Any,
+        ctrl: jax.Array | None = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> Payload:
         """What of a single environment is worth looking into: arrays [*batch, ...].
 
         "qpos" [nq] and "qvel" [nv], in MuJoCo's order, units and frames on all backends; "ctrl"
         [nu], "act" [na], "mocap_pos" [nmocap, 3] and "mocap_quat" [nmocap, 4] where the backend
         keeps such, or `step` has found it, and the model has any; "action" [A]; and "observation"
         [O], or "observation/NAME" where it has several, those of a single axis and of no more than
-        `MAX_OBSERVATION` numbers together; and "info/NAME", what else the environment keeps for
-        itself, no more than `MAX_INFO` numbers together. Pixels and random keys never travel.
+        `MAX_OBSERVATION` numbers together; and "info/NAME" of `info`, what else the environment
+        keeps for itself, no more than `MAX_INFO` numbers together. Pixels and random keys never
+        travel.
         """
         batch = state.done.shape
         qpos, qvel, data = self._coordinates(state)
@@ -149,7 +156,7 @@ class Adapter:
             if x.ndim == len(batch) + 1 and x.shape[-1] <= left and not name.startswith("pixels/"):
                 fields[f"observation/{name}" if several else "observation"] = x
                 left -= x.shape[-1]
-        return {**fields, **_info(state.info, batch)}
+        return {**fields, **_info(info or {}, batch)}
 
     def randomised(self) -> Payload:
         """Fields of the model that is stepped right now in which environments differ.
@@ -187,7 +194,7 @@ class Adapter:
 
 
 def _info(info: Mapping[str, Any], batch: tuple[int, ...]) -> Payload:
-    """What of `state.info` travels: not what wrappers keep there to reset by, which is a lot."""
+    """What of it travels: not what wrappers inside keep there to reset by, which is a lot."""
     own = {key: x for key, x in info.items() if not key.startswith(("first_", "AutoReset"))}
     found, left = {}, MAX_INFO
     for path, x in jax.tree_util.tree_flatten_with_path(own)[0]:

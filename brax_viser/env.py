@@ -107,6 +107,7 @@ class VisualizedEnv(AnyWrapper):
         self._stand_in = stand_in(self, self._base)
         self._resets_inside = resets_inside(env)
         self._truncates_inside = truncates_inside(env)
+        self._own_info: frozenset[str] | None = None  # keys of `info` that its `reset` makes
         self._host = self.viewer.attach(adapter, cells, role)
 
     @property
@@ -140,6 +141,7 @@ class VisualizedEnv(AnyWrapper):
         check_versions(trainer)
         self._host.traced(trainer)
         state = env.reset(rng)
+        self._own_info = frozenset(state.info)
         return replace(state, info=self._with_log(state.info, first_log(state.done)))
 
     def _step(self, env: Any, state: Any, action: jax.Array) -> Any:
@@ -151,7 +153,7 @@ class VisualizedEnv(AnyWrapper):
         steps = info.get("steps")
         begins = episode_begins(log, state.done, steps, resets_inside=self._resets_inside)
         state, ctrl = self._adapter.step(env, replace(state, info=info), action)
-        detail = self._adapter.detail(state, action, ctrl)
+        detail = self._adapter.detail(state, action, ctrl, self._own(state.info))
         log = advance(log, begins, state.reward, self._terminated(state), steps)
         shard, num_shards = shard_of_this_device()
         countdown, granted_rows = emit(
@@ -182,6 +184,13 @@ class VisualizedEnv(AnyWrapper):
         if self._truncates_inside:
             done &= state.info["truncation"] == 0
         return done
+
+    def _own(self, info: dict[str, Any]) -> dict[str, Any]:
+        """`info` without what wrappers around this one keep there, as an episode's metrics: at this
+        point that is of the step before still, and XLA would have to keep a copy of each piece of
+        it, in every step, until the branch in which the host is called."""
+        own = self._own_info
+        return {key: x for key, x in info.items() if own is None or key in own}
 
     def _with_log(self, info: dict[str, Any], log: EpisodeLog) -> dict[str, Any]:
         preserved = info.get(PRESERVED_KEY, {})

@@ -234,6 +234,35 @@ def test_of_many_observations_the_short_ones_are_sent_by_name(viewer):
     assert size_of([(name, fields[name].shape) for name in names]) == 16
 
 
+class Keeping(CartPole):
+    """Keeps something for itself, and counts in it."""
+
+    def reset(self, rng: jax.Array) -> Any:
+        return super().reset(rng).replace(info={"mine": {"count": jnp.zeros(())}})
+
+    def step(self, state: Any, action: jax.Array) -> Any:
+        info = {**state.info, "mine": {"count": state.info["mine"]["count"] + 1}}
+        return super().step(state, action).replace(info=info)
+
+
+@pytest.mark.usefixtures("page")
+def test_of_info_what_the_env_keeps_is_sent_and_not_what_trainers_keep_there(viewer):
+    viewer.mode, viewer.selected_env = "every_step", CHOSEN
+    wrapped = VisualizedEnv(Keeping(), grid=(4, 1), viewer=viewer)
+    env = envs.training.wrap(wrapped, episode_length=20)
+    state = jax.jit(env.reset)(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
+    # Brax's wrappers work these out after the step is seen: they are of the step before there.
+    assert {"mine", "steps", "episode_metrics", "first_obs"} <= set(state.info)
+    step = jax.jit(env.step)
+    for _ in range(3):
+        state = jax.block_until_ready(step(state, jnp.zeros((NUM_ENVS, env.action_size))))
+    blocks = viewer._publisher.scene.blocks
+    eventually(lambda: (f := blocks["train"].frame) and f.env_steps == 3, "it is drawn")
+    frame = blocks["train"].frame
+    assert frame is not None and frame.detail is not None
+    assert {name: x.tolist() for name, x in frame.detail.info.items()} == {"mine/count": 3.0}
+
+
 def parcel_of(shard: int, env_index: list[int], detail_env: int | None) -> Parcel:
     """Of one device of two, with room for three rows, of which some are padding."""
     layout = (("link_pos", (1, 3)), ("link_rot", (1, 4)), ("reward", ()), ("episode_return", ()))
