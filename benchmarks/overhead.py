@@ -8,7 +8,9 @@ the modes, `pairs` epochs in each and without recompiling, while a page (a webso
 another process) receives; in mode "no_page" it has gone. Each wrapped epoch is compared with the
 mean of the stock epochs before and after it. The first epochs, in which XLA compiles, are left out.
 
-Many short pairs tell more than few long ones: a shared machine's speed changes within seconds.
+Many short pairs tell more than few long ones: a shared machine's speed changes within seconds,
+and XLA's executor on CPUs goes through one epoch with more of its threads than through another.
+How much of a ratio is chance, `--null` says.
 """
 
 import functools
@@ -57,6 +59,8 @@ class Settings:
     """Budget of realtime and latest."""
     busy_thread: bool = False
     """Run a thread of pure Python beside both trainings."""
+    null: bool = False
+    """Wrap neither training: how far two of the very same differ, each compiled for itself."""
     switch_interval: float | None = None
     """Seconds after which Python lets another thread run, in place of the viewer's own choice;
     0.005 is Python's default."""
@@ -267,10 +271,12 @@ def measure(settings: Settings) -> tuple[list[Epoch], dict[str, list[Epoch]]]:
         def bare() -> envs.Env:
             return envs.get_environment(settings.env, backend=settings.backend)
 
-        visualized = VisualizedEnv(bare(), grid=settings.grid, viewer=viewer)
+        second = bare()
+        if not settings.null:
+            second = VisualizedEnv(second, grid=settings.grid, viewer=viewer)
         threads = [
             threading.Thread(target=train, args=("stock", "wrapped", bare())),
-            threading.Thread(target=train, args=("wrapped", "stock", visualized)),
+            threading.Thread(target=train, args=("wrapped", "stock", second)),
         ]
         for thread in threads:
             thread.start()
@@ -290,6 +296,7 @@ def report(settings: Settings, stock: list[Epoch], wrapped: dict[str, list[Epoch
     table = Table(
         title=f"{settings.env}/{settings.backend}, {drawn} of {settings.num_envs} envs drawn, "
         f"{settings.pairs} pairs, one page, called by {mechanism()}"
+        + (" (neither of them watched)" if settings.null else "")
     )
     columns = (
         "mode",
