@@ -10,7 +10,11 @@ mean of the stock epochs before and after it. The first epochs, in which XLA com
 
 Many short pairs tell more than few long ones: a shared machine's speed changes within seconds,
 and XLA's executor on CPUs goes through one epoch with more of its threads than through another.
-How much of a ratio is chance, `--null` says.
+
+Nor is one process enough for a difference of a hundredth. Where a process happens to have its
+memory and its threads favours one of its two trainings for as long as it lives, by about so much,
+which no number of pairs makes smaller; `--processes` starts several, one after the other. How much
+of a ratio is chance, `--null` says.
 """
 
 import functools
@@ -20,8 +24,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from statistics import mean, median
 from typing import Any
 
@@ -59,6 +65,9 @@ class Settings:
     """Budget of realtime and latest."""
     busy_thread: bool = False
     """Run a thread of pure Python beside both trainings."""
+    processes: int = 1
+    """How many fresh processes measure all of this, one after the other. Of several, the medians of
+    each are compared."""
     null: bool = False
     """Wrap neither training: how far two of the very same differ, each compiled for itself."""
     switch_interval: float | None = None
@@ -196,8 +205,21 @@ class Epoch:
     calls: int = 0  # to the host
 
 
-def measure(settings: Settings) -> tuple[list[Epoch], dict[str, list[Epoch]]]:
-    """Runs both trainers. Returns stock epochs, and wrapped ones by mode."""
+Run = tuple[list[Epoch], dict[str, list[Epoch]]]
+"""What one process found: stock epochs, and wrapped ones by mode."""
+
+
+def measure_all(settings: Settings) -> list[Run]:
+    """`measure` in as many processes as are asked for."""
+    if settings.processes == 1:
+        return [measure(settings)]
+    fresh = get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as pool:
+        return list(pool.map(measure, [settings] * settings.processes))
+
+
+def measure(settings: Settings) -> Run:
+    """Runs both trainers."""
     if settings.pairs < 5:
         raise SystemExit(f"--pairs {settings.pairs}: fewer than 5 say nothing on a noisy machine")
     baton = Baton()
@@ -290,17 +312,19 @@ def measure(settings: Settings) -> tuple[list[Epoch], dict[str, list[Epoch]]]:
     return stock, wrapped
 
 
-def report(settings: Settings, stock: list[Epoch], wrapped: dict[str, list[Epoch]]) -> None:
+def report(settings: Settings, runs: Sequence[Run]) -> None:
     """Prints the table."""
     drawn = min(settings.grid[0] * settings.grid[1], settings.num_envs)
+    several = f" in each of {len(runs)} processes" if len(runs) > 1 else ""
     table = Table(
         title=f"{settings.env}/{settings.backend}, {drawn} of {settings.num_envs} envs drawn, "
-        f"{settings.pairs} pairs, one page, called by {mechanism()}"
+        f"{settings.pairs} pairs{several}, one page, called by {mechanism()}"
         + (" (neither of them watched)" if settings.null else "")
     )
+    in_brackets = "min to max" if len(runs) == 1 else "the processes' medians"
     columns = (
         "mode",
-        "ratio to stock: median, its 95 % interval (min to max)",
+        f"ratio to stock: median, its 95 % interval ({in_brackets})",
         "us per batched step: stock, watched",
         "in calls: % of the time, us each",
         "frames/s at the page",
@@ -309,18 +333,19 @@ def report(settings: Settings, stock: list[Epoch], wrapped: dict[str, list[Epoch
     for column in columns:
         table.add_column(column)
     for place, mode in enumerate(settings.modes):
-        ratios, base, own = [], [], []
-        epochs = wrapped[mode]
-        for turn, epoch in enumerate(epochs):
-            index = place * settings.pairs + turn
-            beside = mean(s.steps_per_second for s in stock[index : index + 2])
-            ratios.append(epoch.steps_per_second / beside)
-            base.append(1e6 * settings.num_envs / beside)
-            own.append(1e6 * settings.num_envs / epoch.steps_per_second)
+        ratios, base = [], []
+        for stock, wrapped in runs:
+            turns = range(place * settings.pairs, (place + 1) * settings.pairs)
+            beside = [mean(s.steps_per_second for s in stock[i : i + 2]) for i in turns]
+            base += [1e6 * settings.num_envs / speed for speed in beside]
+            speeds = [epoch.steps_per_second for epoch in wrapped[mode]]
+            ratios.append([own / other for own, other in zip(speeds, beside, strict=True)])
+        epochs = [epoch for _, wrapped in runs for epoch in wrapped[mode]]
+        own = median(1e6 * settings.num_envs / e.steps_per_second for e in epochs)
         table.add_row(
             mode,
-            in_words(sorted(ratios)),
-            f"{median(base):.0f}, {median(own):.0f}",
+            in_words(ratios[0]) if len(ratios) == 1 else of_several(ratios),
+            f"{median(base):.0f}, {own:.0f}",
             f"{median(100 * e.spent / e.seconds for e in epochs):.1f}, "
             f"{median(1e6 * e.spent / max(e.calls, 1) for e in epochs):.0f}",
             f"{median(e.frames / e.seconds for e in epochs):.1f}",
@@ -329,19 +354,33 @@ def report(settings: Settings, stock: list[Epoch], wrapped: dict[str, list[Epoch
     Console(width=120).print(table)
 
 
-def in_words(ratios: list[float]) -> str:
-    """Sorted ratios as median, interval of the median by order statistics, and extremes."""
+def of_several(ratios: Sequence[Sequence[float]]) -> str:
+    """Ratios by process as the median of the processes' medians, its interval, and all of them."""
+    medians = sorted(median(own) for own in ratios)
+    low, high = interval(medians)
+    each = ", ".join(f"{x:.3f}" for x in medians)
+    return f"{median(medians):.3f}, {low:.3f} to {high:.3f} ({each})"
+
+
+def in_words(ratios: Sequence[float]) -> str:
+    """Ratios as median, interval of the median, and extremes."""
+    low, high = interval(ratios)
+    extremes = f"{min(ratios):.3f} to {max(ratios):.3f}"
+    return f"{median(ratios):.3f}, {low:.3f} to {high:.3f} ({extremes})"
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Of the median, to 95 %, by order statistics; of five values or fewer, their extremes."""
     # The number of values below the median is binomial: its standard deviation is sqrt(n) / 2.
-    count, middle = len(ratios), (len(ratios) - 1) / 2
+    ordered, count, middle = sorted(values), len(values), (len(values) - 1) / 2
     low = max(math.floor(middle - 0.98 * math.sqrt(count)), 0)
     high = min(math.ceil(middle + 0.98 * math.sqrt(count)), count - 1)
-    interval = f"{ratios[low]:.3f} to {ratios[high]:.3f}"
-    return f"{median(ratios):.3f}, {interval} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
+    return ordered[low], ordered[high]
 
 
 def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
-    report(settings, *measure(settings))
+    report(settings, measure_all(settings))
 
 
 if __name__ == "__main__":

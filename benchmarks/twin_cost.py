@@ -119,7 +119,7 @@ def report(settings: Settings, found: dict[str, list[Epoch]]) -> None:
         ratios = [b / e.seconds for e, b in zip(own, beside, strict=True)]
         table.add_row(
             mode,
-            in_words(sorted(ratios)),
+            in_words(ratios),
             f"{median(beside):.2f}, {median(e.seconds for e in own):.2f}",
             f"{1000 * median(e.step_seconds for e in own):.1f}",
             f"{100 * mean(e.skipped for e in own):.0f}",

@@ -219,12 +219,17 @@ def _emit_batch(
         fields, others, models, details, places = jax.tree.map(
             lambda x: x.reshape(num_envs, *x.shape[len(batch) :]), operands
         )
-        fields = {**fields, "finite": finite([*fields.values(), *others])}
+
+        def looked_through(fields: Payload, others: Sequence[jax.Array]) -> Payload:
+            return {**fields, "finite": finite([*fields.values(), *others])}
+
+        def ranked(rule: jax.Array) -> jax.Array:
+            return top(rule, looked_through(fields, others), num_rows)
 
         def send_rows(answer: jax.Array) -> jax.Array:
             rule, rows = answer[2], answer[ANSWER_HEAD:]
             # Ranking all environments is worth a branch of its own.
-            rows = jax.lax.cond(rule > 0, lambda: top(rule, fields, num_rows), lambda: rows)
+            rows = jax.lax.cond(rule > 0, lambda: ranked(rule), lambda: rows)
             return send_chosen(rule, rows)
 
         def send_detail(answer: jax.Array) -> jax.Array:
@@ -241,8 +246,11 @@ def _emit_batch(
             detail_of: jax.Array | None = None,
             beside: Payload | None = None,
         ) -> jax.Array:
-            chosen, others = _take(fields, rows), _take(beside or {}, rows)
-            own = tuple((name, x.shape[1:]) for name, x in others.items())
+            chosen, besides = _take(fields, rows), _take(beside or {}, rows)
+            # Of the chosen alone, and only where they are sent: of all, at each call, it was a
+            # good part of what a call costs.
+            chosen = looked_through(chosen, [_take_from(x, rows) for x in others])
+            own = tuple((name, x.shape[1:]) for name, x in besides.items())
             push = functools.partial(host.push, origin, (*layout, *own))
             header = [
                 jnp.stack([shard, rule]),
@@ -251,7 +259,7 @@ def _emit_batch(
                 jax.lax.bitcast_convert_type(chosen["episode_return"], jnp.int32),
                 chosen["finite"].astype(jnp.int32),
             ]
-            packed = _packed({**chosen, **others})
+            packed = _packed({**chosen, **besides})
             if detail_of is not None:
                 detail = _packed(_take(details, detail_of))
                 packed = jnp.concatenate([packed.ravel(), detail.ravel()])
@@ -307,7 +315,11 @@ def _emit_batch(
 
 def _take(arrays: Payload, rows: jax.Array) -> Payload:
     """Arrays [K, ...], of arrays [N, ...]."""
-    return {name: jnp.take(x, rows, axis=0, mode="clip") for name, x in arrays.items()}
+    return {name: _take_from(x, rows) for name, x in arrays.items()}
+
+
+def _take_from(x: jax.Array, rows: jax.Array) -> jax.Array:
+    return jnp.take(x, rows, axis=0, mode="clip")
 
 
 def _packed(rows: Payload) -> jax.Array:
