@@ -405,6 +405,22 @@ def test_unbatched_payload_under_vmap_is_spread_over_the_batch():
     assert host.pushed[0][1]["episode_return"].tolist() == [0.0] * 4
 
 
+def operations(jaxpr, *, sent):
+    """Names of what a program does, with what it does where something is sent, or without."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        if equation.primitive.name != "while" or sent:
+            for inner in jax.core.jaxprs_in_params(equation.params):
+                yield from operations(inner, sent=sent)
+
+
+def test_nobody_is_looked_through_where_the_host_is_only_asked():
+    host, countdown = RecordingHost(push=True), jnp.full(8, FRESH, jnp.int32)
+    program = jax.make_jaxpr(jax.jit(jax.vmap(partial(step, host))))(jnp.ones((8, 3)), countdown)
+    assert "is_finite" in operations(program.jaxpr, sent=True)
+    assert "is_finite" not in operations(program.jaxpr, sent=False)
+
+
 def test_shape_evaluation_calls_nobody():
     host = RecordingHost(push=True)
     jax.eval_shape(jax.vmap(partial(step, host)), jnp.ones((8, 3)), jnp.full(8, FRESH, jnp.int32))
