@@ -11,10 +11,10 @@ mean of the stock epochs before and after it. The first epochs, in which XLA com
 Many short pairs tell more than few long ones: a shared machine's speed changes within seconds,
 and XLA's executor on CPUs goes through one epoch with more of its threads than through another.
 
-Nor is one process enough for a difference of a hundredth. Where a process happens to have its
-memory and its threads favours one of its two trainings for as long as it lives, by about so much,
-which no number of pairs makes smaller; `--processes` starts several, one after the other. How much
-of a ratio is chance, `--null` says.
+Nor is one process enough for a difference of a hundredth: the same trainings came to 0.980 in one
+and to 0.996 in the next, each within a few thousandths, as if a process favoured one of its two for
+as long as it lives. More pairs do not help there; `--processes` starts several, one after the other.
+How much of a ratio is chance, `--null` says.
 """
 
 import functools
