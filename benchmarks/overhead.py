@@ -13,8 +13,8 @@ and XLA's executor on CPUs goes through one epoch with more of its threads than 
 
 Nor is one process enough for a difference of a hundredth: the same trainings came to 0.980 in one
 and to 0.996 in the next, each within a few thousandths, as if a process favoured one of its two for
-as long as it lives. More pairs do not help there; `--processes` starts several, one after the other.
-How much of a ratio is chance, `--null` says.
+as long as it lives. More pairs do not help there; `--processes` starts several, one by one. How
+much of a ratio is chance, `--null` says.
 """
 
 import functools

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from brax_viser import callback
 from brax_viser.emit import emit, shard_of_this_device, size_of, unpack
@@ -410,8 +411,13 @@ def operations(jaxpr, *, sent):
     for equation in jaxpr.eqns:
         yield equation.primitive.name
         if equation.primitive.name != "while" or sent:
-            for inner in jax.core.jaxprs_in_params(equation.params):
-                yield from operations(inner, sent=sent)
+            for inner in jax.tree.leaves(equation.params, is_leaf=is_program):
+                if is_program(inner):
+                    yield from operations(getattr(inner, "jaxpr", inner), sent=sent)
+
+
+def is_program(x):
+    return isinstance(x, ClosedJaxpr | Jaxpr)
 
 
 def test_nobody_is_looked_through_where_the_host_is_only_asked():
