@@ -321,10 +321,12 @@ def report(settings: Settings, runs: Sequence[Run]) -> None:
         f"{settings.pairs} pairs{several}, one page, called by {mechanism()}"
         + (" (neither of them watched)" if settings.null else "")
     )
-    in_brackets = "min to max" if len(runs) == 1 else "the processes' medians"
+    ratio = "median, its 95 % interval (min to max)"
+    if len(runs) > 1:
+        ratio = "median of the processes' medians (all of them)"
     columns = (
         "mode",
-        f"ratio to stock: median, its 95 % interval ({in_brackets})",
+        f"ratio to stock: {ratio}",
         "us per batched step: stock, watched",
         "in calls: % of the time, us each",
         "frames/s at the page",
@@ -355,27 +357,20 @@ def report(settings: Settings, runs: Sequence[Run]) -> None:
 
 
 def of_several(ratios: Sequence[Sequence[float]]) -> str:
-    """Ratios by process as the median of the processes' medians, its interval, and all of them."""
+    """Ratios by process as the median of the processes' medians, and all of these. No interval: of
+    the few processes that one has time for, it would be their extremes."""
     medians = sorted(median(own) for own in ratios)
-    low, high = interval(medians)
-    each = ", ".join(f"{x:.3f}" for x in medians)
-    return f"{median(medians):.3f}, {low:.3f} to {high:.3f} ({each})"
+    return f"{median(medians):.3f} ({', '.join(f'{x:.3f}' for x in medians)})"
 
 
 def in_words(ratios: Sequence[float]) -> str:
-    """Ratios as median, interval of the median, and extremes."""
-    low, high = interval(ratios)
-    extremes = f"{min(ratios):.3f} to {max(ratios):.3f}"
-    return f"{median(ratios):.3f}, {low:.3f} to {high:.3f} ({extremes})"
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Of the median, to 95 %, by order statistics; of five values or fewer, their extremes."""
+    """Ratios as median, interval of the median by order statistics, and extremes."""
     # The number of values below the median is binomial: its standard deviation is sqrt(n) / 2.
-    ordered, count, middle = sorted(values), len(values), (len(values) - 1) / 2
+    ordered, count, middle = sorted(ratios), len(ratios), (len(ratios) - 1) / 2
     low = max(math.floor(middle - 0.98 * math.sqrt(count)), 0)
     high = min(math.ceil(middle + 0.98 * math.sqrt(count)), count - 1)
-    return ordered[low], ordered[high]
+    interval = f"{ordered[low]:.3f} to {ordered[high]:.3f}"
+    return f"{median(ordered):.3f}, {interval} ({ordered[0]:.3f} to {ordered[-1]:.3f})"
 
 
 def main() -> None:
