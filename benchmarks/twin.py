@@ -127,7 +127,7 @@ class Stepped:
                 assert frame.coordinates is not None
                 if frame.coordinates.ctrl is None and adapter.mj_model.nu:
                     raise ValueError(f"{adapter.name}: its control is not known")
-                ghost = twins.follow(frame, rows, {})
+                (ghost,) = twins.follow([frame], rows, {})
                 found.append(ghost)
                 worst.append(np.linalg.norm(ghost.link_pos - frame.link_pos, axis=-1).max(axis=-1))
                 touches.append(twins.touching(rows))

@@ -36,7 +36,7 @@ class Settings:
     twins: int = 16
     pairs: int = 15
     """Epochs with twins per mode, each between two without; at least 5."""
-    epoch_steps: int = 12_800
+    epoch_steps: int = 51_200
     """Environment steps per epoch; choose it so that an epoch takes some seconds."""
     modes: tuple[str, ...] = ("realtime", "every_step")
 

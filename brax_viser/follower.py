@@ -20,6 +20,9 @@ log = logging.getLogger("brax_viser")
 L = TypeVar("L")
 """Of which frames follow each other: of one process and one rollout."""
 
+MOST_AT_ONCE = 32
+"""Steps. More would hardly be cheaper each, and the first would wait long for the last."""
+
 
 @dataclass(frozen=True)
 class TwinSettings:
@@ -49,7 +52,20 @@ class _Job(Generic[L]):
     own: Mapping[int, Mapping[str, np.ndarray]]
     settings: TwinSettings
     anew: int  # how often it was asked for a new start
+    ready: float  # s, until when it may wait for others to be taken with it
     until: float  # s, when it goes on without
+
+    def goes_with(self, other: "_Job[L]") -> bool:
+        """Whether both can be taken at once, as steps of the same twins."""
+        mine, its = self.frame.env_index, other.frame.env_index
+        return (
+            self.lane is other.lane
+            and self.simulated == other.simulated
+            and self.own is other.own
+            and (self.settings, self.anew) == (other.settings, other.anew)
+            and self.rows == other.rows
+            and (mine is its or np.array_equal(mine, its))
+        )
 
 
 @dataclass(frozen=True)
@@ -82,7 +98,8 @@ class Follower(Generic[L]):
         self._pending: dict[L, int] = {}
         self._anew = 0
         self._closed = False
-        self._log: deque[tuple[float, float, bool]] = deque()  # s when, s it took, whether skipped
+        # (s when, s it took, steps that were taken, steps that had to go on without)
+        self._log: deque[tuple[float, float, int, int]] = deque()
         self._twins: dict[L, tuple[Simulated, int, Twins]] = {}
         self._thread = threading.Thread(target=self._run, name="brax_viser twins", daemon=True)
 
@@ -106,6 +123,7 @@ class Follower(Generic[L]):
         own: Mapping[int, Mapping[str, np.ndarray]],
         settings: TwinSettings,
         patience: float,
+        leisure: float = 0.0,
     ) -> None:
         """Hands a frame over; it comes back from `take`, with a ghost if there was time.
 
@@ -118,11 +136,13 @@ class Follower(Generic[L]):
             own: by environment, in what its model differs.
             settings: of the twins.
             patience: s for which it may wait for its turn; then it goes on without a ghost.
+            leisure: s for which it may wait for others, which cost less together.
         """
         with self._changed:
-            until = self._clock() + patience
+            now = self._clock()
+            ready, until = now + leisure, now + patience
             self._waiting.append(
-                _Job(lane, frame, rows, simulated, own, settings, self._anew, until)
+                _Job(lane, frame, rows, simulated, own, settings, self._anew, ready, until)
             )
             self._pending[lane] = self._pending.get(lane, 0) + 1
             self._changed.notify_all()
@@ -159,46 +179,66 @@ class Follower(Generic[L]):
             while self._log and self._log[0][0] < now - COST_SECONDS:
                 self._log.popleft()
             entries = list(self._log)
-        took = [seconds for _, seconds, skipped in entries if not skipped]
+        took = sum(seconds for _, seconds, _, _ in entries)
+        steps, skipped = (sum(entry[column] for entry in entries) for column in (2, 3))
         span = min(max(now - entries[0][0], 0.1), COST_SECONDS) if entries else 1.0
         return TwinCost(
-            share=sum(took) / span,
-            step_seconds=sum(took) / len(took) if took else 0.0,
-            skipped=1 - len(took) / len(entries) if entries else 0.0,
+            share=took / span,
+            step_seconds=took / steps if steps else 0.0,
+            skipped=skipped / (steps + skipped) if entries else 0.0,
         )
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._waiting and not self._closed:
-                    self._changed.wait()
-                if self._closed:
-                    break
-                job = self._waiting.popleft()
-            frame = job.frame
-            if job.rows and self.fault is None:
+        while jobs := self._next():
+            frames = [job.frame for job in jobs]
+            if jobs[0].rows and self.fault is None:
                 start = self._clock()
-                late = start > job.until
+                late = start > jobs[0].until
                 if not late:
-                    frame = self._followed(job)
+                    frames = self._followed(jobs)
+                took = 0.0 if late else self._clock() - start
                 with self._changed:
-                    self._log.append((start, self._clock() - start, late))
+                    self._log.append((start, took, len(jobs) * (not late), len(jobs) * late))
             with self._changed:
                 # The publisher is not rung for: see `mailbox.Mailbox.put`.
-                self._done.append((job.lane, frame))
+                self._done.extend((jobs[0].lane, frame) for frame in frames)
         for _, _, twins in self._twins.values():
             twins.close()
 
-    def _followed(self, job: _Job[L]) -> Frame:
+    def _next(self) -> list[_Job[L]]:
+        """Waits for something to do: those that are taken at once, in order; none: it is closed."""
+        waiting = self._waiting
+        with self._changed:
+            while not self._closed:
+                wait = None
+                if waiting:
+                    wait = waiting[0].ready - self._clock() if waiting[0].rows else 0.0
+                    if wait <= 0 or len(waiting) >= MOST_AT_ONCE:
+                        break
+                self._changed.wait(wait)
+            if self._closed:
+                return []
+            jobs = [waiting.popleft()]
+            now = self._clock()
+            while waiting and len(jobs) < MOST_AT_ONCE:
+                # Who is late goes on without, and does not wait for those who are not.
+                if not waiting[0].goes_with(jobs[0]) or jobs[0].until < now <= waiting[0].until:
+                    break
+                jobs.append(waiting.popleft())
+            return jobs
+
+    def _followed(self, jobs: Sequence[_Job[L]]) -> list[Frame]:
+        frames = [job.frame for job in jobs]
         try:
-            return replace(job.frame, ghost=self._ghost(job))
+            ghosts = self._ghosts(jobs[0], frames)
+            return [replace(x, ghost=ghost) for x, ghost in zip(frames, ghosts, strict=True)]
         # The robots go on without twins, whatever it is; the page says so.
         except Exception as error:
             log.error("twins stopped, all else goes on", exc_info=error)
             self.fault = f"{type(error).__name__}: {error}"
-            return job.frame
+            return frames
 
-    def _ghost(self, job: _Job[L]) -> Ghost:
+    def _ghosts(self, job: _Job[L], frames: Sequence[Frame]) -> list[Ghost]:
         simulated, anew, twins = self._twins.get(job.lane, (None, 0, None))
         if twins is None or simulated != job.simulated:
             if twins is not None:
@@ -210,4 +250,4 @@ class Follower(Generic[L]):
             twins.start_anew()
         self._twins[job.lane] = job.simulated, job.anew, twins
         twins.every, twins.limit = job.settings.every, job.settings.limit
-        return twins.follow(job.frame, job.rows, job.own)
+        return twins.follow(frames, job.rows, job.own)

@@ -42,6 +42,10 @@ tick, and what a person changes is shown at once in either case."""
 TWIN_PATIENCE = 1.0
 """s: how far the page may be behind the training for the sake of twins."""
 
+TWIN_LEISURE = 0.1
+"""s for which a step of a stretch waits for others, to be taken by twins together with them. What
+is shown as it comes is taken together as it is fetched, for the page's next frame."""
+
 TITLES = {"train": "Training", "eval": "Evaluation"}
 
 
@@ -339,10 +343,13 @@ class Publisher:
             own, made = channel.variants.of_env, self.twins.as_made
             simulated = channel.made if made else channel.simulated
             # A stretch comes faster than it is played, and its last steps have time.
-            control, patience = self.board.control, TWIN_PATIENCE
+            control, patience, leisure = self.board.control, TWIN_PATIENCE, 0.0
             if control.mode == "realtime":
                 patience = max(patience, control.stretch_seconds / control.speed)
-            self.follower.send(lane, frame, rows, simulated, own, self.twins, patience)
+                rollout = channel.feed.rollouts.get(frame.role)
+                if rollout is not None and not (rollout.pacer.following or self.board.hold.paused):
+                    leisure = TWIN_LEISURE
+            self.follower.send(lane, frame, rows, simulated, own, self.twins, patience, leisure)
         else:
             lane.player.add(frame, now)
 

@@ -107,6 +107,7 @@ class Pacer:
     _earliest: float = -math.inf  # s, before which no other stretch is begun
     _next_frame: float = -math.inf  # s, when "latest" sends again
     _slow: bool = True
+    _rests: bool = False  # until something has been saved
     _active: bool = False
     _hurries: bool = False
 
@@ -271,9 +272,13 @@ class Pacer:
         playing = length * self.dt / control.speed
         self._earliest = min(self._earliest, now + playing)  # a clock can be set back
         due = now if self._slow else max(self.stretch_due, self._earliest)
-        wait = max(due - now, self._saving(length * self._step_cost, control))
+        # Twins go on from step to step. Where the budget does not pay for all of them, many that
+        # follow each other and then none are worth more than every other one.
+        needed = stretch if self._rests and control.twins else length
+        wait = max(due - now, self._saving(needed * self._step_cost, control))
+        self._rests = wait > due - now
         if wait <= 0 or self._hurries:
-            self._hurries = False
+            self._hurries = self._rests = False
             # What the player wants may have been said before this stretch was begun.
             self._earliest = now + 0.5 * playing
             self._begin(length, spent)

@@ -3,8 +3,8 @@
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 import mujoco
 import numpy as np
@@ -31,10 +31,19 @@ _ALIKE: Mapping[str, np.ndarray] = {}
 
 @dataclass(eq=False)
 class _Twin:
-    """One environment's, after the last step that was seen of it."""
+    """One environment's, from where it started to where it starts anew."""
 
     model: mujoco.MjModel
     own: Mapping[str, np.ndarray]  # in what the model differs from the one that is shared
+    passed: float = np.inf  # s after which the threshold was passed
+
+
+@dataclass(frozen=True, eq=False)
+class _Moment:
+    """A twin, after a step that was seen of its environment."""
+
+    twin: _Twin
+    steps: int  # since both were the same
     state: np.ndarray  # float64 [S], of `_STATE`
     warmstart: np.ndarray  # float64 [nv], where MuJoCo's solver begins
     link_pos: np.ndarray  # float32 [L, 3], m
@@ -42,8 +51,22 @@ class _Twin:
     env_steps: int  # batched, of the rollout
     episode_length: int
     astray: bool = False  # its numbers are no longer finite
-    steps: int = 0  # since both were the same
-    passed: float = np.inf  # s after which the threshold was passed
+
+
+@dataclass(eq=False)
+class _Run:
+    """Steps of a twin that follow each other, all to be taken at once."""
+
+    row: int  # of its environment in the frames
+    before: _Moment
+    env_steps: int  # after the last of the steps; batched, of the rollout
+    episode_length: int  # likewise
+    steps: list[int] = field(default_factory=list)  # to which frame each of them leads
+    seen: list[tuple[int, int]] = field(default_factory=list)  # (frame, after how many steps)
+
+    @classmethod
+    def after(cls, row: int, moment: _Moment) -> "_Run":
+        return cls(row, moment, moment.env_steps, moment.episode_length)
 
 
 class Twins:
@@ -71,7 +94,7 @@ class Twins:
         self.every: int | None = None  # steps after which to start anew, all the same
         self._model, self._substeps, self._lags = model, substeps, lags
         self._step_seconds = substeps * model.opt.timestep
-        self._twins: dict[int, _Twin] = {}  # by environment
+        self._moments: dict[int, _Moment] = {}  # by environment, the last
         self._anew = False
         self._spec = mujoco.mjtState.mjSTATE_CTRL
         if model.nmocap:
@@ -81,6 +104,9 @@ class Twins:
         self._data = [mujoco.MjData(model) for _ in range(max(threads, 1))]
         self._pool = _modest_pool(threads)
         self._placed = mujoco.MjData(model)
+        # Is never stepped: but for what it is given, it is as the model begins. To make one for
+        # each start would take longer than many steps.
+        self._starting = mujoco.MjData(model)
         self._root = (roaming_body(model) or 1) - 1
         self._hinges = model.jnt_qposadr[model.jnt_type == mujoco.mjtJoint.mjJNT_HINGE.value]
         balls = model.jnt_qposadr[model.jnt_type == mujoco.mjtJoint.mjJNT_BALL.value]
@@ -98,77 +124,111 @@ class Twins:
         """bool, for each of these environments: whether MuJoCo finds any contact of its twin."""
         found = []
         for env in envs:
-            twin, data = self._twins.get(env), self._placed
-            if twin is not None and np.isfinite(twin.state).all():
-                data.qpos[:] = twin.state[1 : 1 + self._model.nq]
-                mujoco.mj_fwdPosition(twin.model, data)
+            moment, data = self._moments.get(env), self._placed
+            if moment is not None and not moment.astray:
+                data.qpos[:] = moment.state[1 : 1 + self._model.nq]
+                mujoco.mj_fwdPosition(moment.twin.model, data)
                 found.append(bool((data.contact.dist < 0).any()))
             else:
                 found.append(False)
         return np.array(found, bool)
 
     def follow(
-        self, frame: Frame, rows: Sequence[int], own: Mapping[int, Mapping[str, np.ndarray]]
-    ) -> Ghost:
-        """Steps the twins of some environments to a frame.
+        self,
+        frames: Sequence[Frame],
+        rows: Sequence[int],
+        own: Mapping[int, Mapping[str, np.ndarray]],
+    ) -> list[Ghost]:
+        """Steps the twins of some environments to a frame, and on to those after it.
+
+        Several frames at once cost less than one by one: MuJoCo and Python each find in the
+        processor's caches what they need again.
 
         Args:
-            frame: of the next batched step; has coordinates, and their ctrl if the model has any
-                actuator.
-            rows: which of its environments have a twin.
+            frames: of the next batched steps, of the same environments; one at least. They have
+                coordinates, and their ctrl if the model has any actuator.
+            rows: which of the environments have a twin.
             own: by environment, in what its model differs from the one that is shared.
         """
-        coordinates = frame.coordinates
-        assert coordinates is not None
-        envs = frame.env_index.tolist()
-        step: list[tuple[int, _Twin]] = []
-        twins: dict[int, _Twin] = {}
-        finite = _finite(coordinates)
+        envs = frames[0].env_index.tolist()
+        finite = [_finite(_coordinates(frame)) for frame in frames]
+        moments: list[dict[int, _Moment]] = [{} for _ in frames]  # by row
+        runs: list[_Run] = []
         for row in rows:
-            if not finite[row]:
-                continue
-            twin = self._twins.get(envs[row])
-            mine = own.get(envs[row], _ALIKE)
-            if twin is None or self._anew or twin.own is not mine:
-                twin = None
-            elif twin.env_steps == frame.env_steps:
-                pass  # the training is held, and is looked at again
-            elif self._goes_on(twin, frame, row):
-                step.append((row, twin))
-            else:
-                twin = None
-            twins[row] = twin or self._start(frame, row, mine)
+            known, mine = self._moments.get(envs[row]), own.get(envs[row], _ALIKE)
+            if known is not None and (self._anew or known.twin.own is not mine):
+                known = None
+            runs += self._runs(frames, finite, row, range(len(frames)), known, mine)
         self._anew = False
-        self._twins = {envs[row]: twin for row, twin in twins.items()}
-        self._step(step, frame, coordinates)
-        return self._ghost(frame, coordinates, twins)
+        while runs:
+            again: list[_Run] = []
+            for run, taken in self._taken(runs, frames):
+                lost: list[int] = []
+                for index, steps in run.seen:
+                    if steps < len(taken):
+                        moments[index][run.row] = taken[steps]
+                    else:
+                        lost.append(index)
+                if lost:  # it went astray on the way there
+                    mine = run.before.twin.own
+                    again += self._runs(frames, finite, run.row, lost, None, mine)
+            runs = again
+        self._moments = {envs[row]: moment for row, moment in moments[-1].items()}
+        return self._ghosts(frames, moments)
 
-    def _goes_on(self, twin: _Twin, frame: Frame, row: int) -> bool:
+    def _runs(
+        self,
+        frames: Sequence[Frame],
+        finite: Sequence[np.ndarray],
+        row: int,
+        indices: Iterable[int],
+        known: _Moment | None,
+        own: Mapping[str, np.ndarray],
+    ) -> list[_Run]:
+        """How one twin gets to some of the frames, in their order; `known` is where it was."""
+        run = _Run.after(row, known) if known is not None else None
+        runs = [run] if run is not None else []
+        for index in indices:
+            frame = frames[index]
+            if not finite[index][row]:
+                run = None
+                continue
+            if run is not None and frame.env_steps == run.env_steps:
+                pass  # the training is held, and is looked at again
+            elif run is not None and self._goes_on(run, frame):
+                run.steps.append(index)
+                run.env_steps, run.episode_length = frame.env_steps, frame.episode_length[row]
+            else:
+                run = _Run.after(row, self._start(frame, row, own))
+                runs.append(run)
+            run.seen.append((index, len(run.steps)))
+        return runs
+
+    def _goes_on(self, run: _Run, frame: Frame) -> bool:
         return (
-            frame.env_steps == twin.env_steps + 1
-            and frame.episode_length[row] == twin.episode_length + 1
-            and (self.every is None or twin.steps < self.every)
-            and not twin.astray
+            frame.env_steps == run.env_steps + 1
+            and frame.episode_length[run.row] == run.episode_length + 1
+            and (self.every is None or run.before.steps + len(run.steps) < self.every)
+            and not run.before.astray
         )
 
-    def _start(self, frame: Frame, row: int, own: Mapping[str, np.ndarray]) -> _Twin:
+    def _start(self, frame: Frame, row: int, own: Mapping[str, np.ndarray]) -> _Moment:
         """A twin that is where its environment is."""
-        coordinates = frame.coordinates
-        assert coordinates is not None
-        known = self._twins.get(int(frame.env_index[row]))
-        model = known.model if known is not None and known.own is own else None
+        coordinates = _coordinates(frame)
+        known = self._moments.get(int(frame.env_index[row]))
+        model = known.twin.model if known is not None and known.twin.own is own else None
         if model is None:
             model = varied(self._model, own) if own else self._model
-        data = mujoco.MjData(model)
+        data = self._starting
         for name in ("qpos", "qvel", "act"):
             value = getattr(coordinates, name)
             if value is not None:
                 getattr(data, name)[:] = value[row]
         state = np.zeros(mujoco.mj_stateSize(model, _STATE))
         mujoco.mj_getState(model, data, state, _STATE)
-        return _Twin(
-            model,
-            own,
+        return _Moment(
+            _Twin(model, own),
+            0,
             state,
             np.zeros(model.nv),
             frame.link_pos[row],
@@ -177,90 +237,138 @@ class Twins:
             int(frame.episode_length[row]),
         )
 
-    def _step(
-        self, step: Sequence[tuple[int, _Twin]], frame: Frame, coordinates: Coordinates
-    ) -> None:
-        """All that go on, at once and without the interpreter's lock."""
-        if not step:
-            return
-        rows = [row for row, _ in step]
-        given = [coordinates.ctrl, coordinates.mocap_pos, coordinates.mocap_quat]
-        parts = [x[rows].reshape(len(rows), -1) for x in given if x is not None]
-        controls = np.concatenate([np.zeros((len(rows), 0)), *parts], axis=1)
-        start = np.array([twin.state for _, twin in step])
+    def _taken(
+        self, runs: Sequence[_Run], frames: Sequence[Frame]
+    ) -> list[tuple[_Run, list[_Moment]]]:
+        """Takes the steps of runs: where each was before, and after each of its steps, up to the
+        one with which it went astray."""
+        by_length: dict[int, list[_Run]] = {}
+        for run in runs:
+            by_length.setdefault(len(run.steps), []).append(run)
+        found: list[tuple[_Run, list[_Moment]]] = []
+        for length, alike in by_length.items():
+            if length:
+                found += zip(alike, self._step(alike, frames), strict=True)
+            else:
+                found += [(run, [run.before]) for run in alike]
+        return found
+
+    def _step(self, runs: Sequence[_Run], frames: Sequence[Frame]) -> list[list[_Moment]]:
+        """See `_taken`; of as many steps each, at once and without the interpreter's lock."""
+        count, length, substeps = len(runs), len(runs[0].steps), self._substeps
+        given = [_coordinates(frames[index]) for run in runs for index in run.steps]
+        rows = [run.row for run in runs for _ in run.steps]
+        controls = np.array([self._control(x, row) for x, row in zip(given, rows, strict=True)])
+        start = np.array([run.before.state for run in runs])
         states, _ = self._pool.rollout(
-            [twin.model for _, twin in step],
+            [run.before.twin.model for run in runs],
             self._data,
             start,
-            np.repeat(controls[:, None].astype(float), self._substeps, axis=1),
+            np.repeat(controls.reshape(count, length, -1), substeps, axis=1),
             control_spec=int(self._spec),
-            initial_warmstart=np.array([twin.warmstart for _, twin in step]),
+            initial_warmstart=np.array([run.before.warmstart for run in runs]),
+            # One part for each thread: they would be woken for each of more parts.
+            chunk_size=-(-count // len(self._data)),
         )
-        traces = np.asarray(states)  # [T, substeps, S]
+        traces = np.asarray(states).reshape(count, length, substeps, -1)
+        last = traces[:, :, -1]
+        before = traces[:, :, -2] if substeps > 1 else np.hstack([start[:, None], last[:, :-1]])
         # MuJoCo begins anew by itself, at time 0, where its numbers have gone astray.
-        traces[traces[:, -1, 0] < start[:, 0] + 0.99 * self._step_seconds] = np.nan
-        last, before = traces[:, -1], traces[:, -2] if self._substeps > 1 else start
-        finite = np.all(np.isfinite(last), axis=1)
+        due = start[:, :1] + self._step_seconds * (np.arange(length) + 0.99)
+        finite = np.isfinite(last).all(axis=2) & (last[:, :, 0] >= due)
         # What the solver has found is not handed out. It is where it begins next, no more.
         velocity = slice(1 + self._model.nq, 1 + self._model.nq + self._model.nv)
-        warmstart = (last - before)[:, velocity] / self._model.opt.timestep
+        warmstart = (last - before)[:, :, velocity] / self._model.opt.timestep
         seen = before if self._lags else last
-        for index, (row, twin) in enumerate(step):
-            twin.state, twin.warmstart = last[index], warmstart[index]
-            twin.astray = not finite[index]
-            self._links(twin, seen[index], coordinates, row)
-            twin.env_steps, twin.episode_length = frame.env_steps, int(frame.episode_length[row])
-            twin.steps += 1
+        found: list[list[_Moment]] = []
+        for at, run in enumerate(runs):
+            taken = [run.before]
+            for step, index in enumerate(run.steps):
+                state, astray = last[at, step], not finite[at, step]
+                pos, rot = self._links(run, seen[at, step], _coordinates(frames[index]))
+                if astray:
+                    state, pos, rot = (np.full_like(x, np.nan) for x in (state, pos, rot))
+                moment = _Moment(
+                    run.before.twin,
+                    run.before.steps + step + 1,
+                    state,
+                    warmstart[at, step],
+                    pos,
+                    rot,
+                    frames[index].env_steps,
+                    int(frames[index].episode_length[run.row]),
+                    astray,
+                )
+                taken.append(moment)
+                if astray:
+                    break
+            found.append(taken)
+        return found
 
-    def _links(self, twin: _Twin, state: np.ndarray, coordinates: Coordinates, row: int) -> None:
-        """Places the links of a twin, in a state."""
+    def _control(self, coordinates: Coordinates, row: int) -> np.ndarray:
+        """float64 [C]: what a step is taken with, as `_spec` has it."""
+        given = [coordinates.ctrl, coordinates.mocap_pos, coordinates.mocap_quat]
+        return np.concatenate([np.zeros(0), *(x[row].ravel() for x in given if x is not None)])
+
+    def _links(
+        self, run: _Run, state: np.ndarray, coordinates: Coordinates
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [L, 3] in m, and float32 [L, 4] wxyz: the links of a twin in a state."""
         data = self._placed
         data.qpos[:] = state[1 : 1 + self._model.nq]
         if coordinates.mocap_pos is not None and coordinates.mocap_quat is not None:
-            data.mocap_pos[:] = coordinates.mocap_pos[row]
-            data.mocap_quat[:] = coordinates.mocap_quat[row]
-        mujoco.mj_kinematics(twin.model, data)
-        twin.link_pos = data.xpos[1:].astype(np.float32)
-        twin.link_rot = data.xquat[1:].astype(np.float32)
+            data.mocap_pos[:] = coordinates.mocap_pos[run.row]
+            data.mocap_quat[:] = coordinates.mocap_quat[run.row]
+        mujoco.mj_kinematics(run.before.twin.model, data)
+        return data.xpos[1:].astype(np.float32), data.xquat[1:].astype(np.float32)
 
-    def _ghost(self, frame: Frame, coordinates: Coordinates, twins: Mapping[int, _Twin]) -> Ghost:
-        count = len(frame.env_index)
-        ghost = Ghost(
-            np.zeros(count, bool),
-            np.full_like(frame.link_pos, np.nan),
-            np.full_like(frame.link_rot, np.nan),
-            *(np.full(count, np.nan, np.float32) for _ in range(5)),
-        )
-        if not twins:
-            return ghost
-        rows, all_of_them = list(twins), list(twins.values())
+    def _ghosts(
+        self, frames: Sequence[Frame], moments: Sequence[Mapping[int, _Moment]]
+    ) -> list[Ghost]:
         # All at once: by one each, as much time would go into numpy as into MuJoCo.
-        pos = np.stack([twin.link_pos for twin in all_of_them])
-        away = np.linalg.norm(pos - frame.link_pos[rows], axis=2)
-        seconds = self._step_seconds * np.array([twin.steps for twin in all_of_them])
-        ghost.there[rows] = True
-        ghost.link_pos[rows] = pos
-        ghost.link_rot[rows] = np.stack([twin.link_rot for twin in all_of_them])
-        ghost.seconds[rows] = seconds
-        ghost.root[rows], ghost.bodies[rows] = away[:, self._root], away.mean(axis=1)
-        ghost.joints[rows] = self._joint_errors(all_of_them, coordinates.qpos[rows])
-        # What has no distance has no limit that it would keep.
-        for index in np.flatnonzero(~(ghost.bodies[rows] <= self.limit)):
-            twin = all_of_them[index]
-            twin.passed = min(twin.passed, seconds[index])
-        ghost.passed[rows] = [twin.passed for twin in all_of_them]
-        return ghost
+        count, link_pos = len(frames[0].env_index), np.concatenate([x.link_pos for x in frames])
+        link_rot = np.concatenate([x.link_rot for x in frames])
+        ghosts = Ghost(
+            np.zeros(len(link_pos), bool),
+            np.full_like(link_pos, np.nan),
+            np.full_like(link_rot, np.nan),
+            *(np.full(len(link_pos), np.nan, np.float32) for _ in range(5)),
+        )
+        rows = [index * count + row for index, those in enumerate(moments) for row in those]
+        seen = [moment for those in moments for moment in those.values()]
+        if seen:
+            pos = np.stack([moment.link_pos for moment in seen])
+            away = np.linalg.norm(pos - link_pos[rows], axis=2)
+            qpos = np.concatenate([_coordinates(frame).qpos for frame in frames])[rows]
+            ghosts.there[rows] = True
+            ghosts.link_pos[rows] = pos
+            ghosts.link_rot[rows] = np.stack([moment.link_rot for moment in seen])
+            ghosts.seconds[rows] = self._step_seconds * np.array([m.steps for m in seen])
+            ghosts.root[rows], ghosts.bodies[rows] = away[:, self._root], away.mean(axis=1)
+            ghosts.joints[rows] = self._joint_errors(seen, qpos)
+            for row, moment in zip(rows, seen, strict=True):
+                # What has no distance has no limit that it would keep.
+                if not ghosts.bodies[row] <= self.limit:
+                    moment.twin.passed = min(moment.twin.passed, ghosts.seconds[row])
+                ghosts.passed[row] = moment.twin.passed
+        values = [getattr(ghosts, x.name) for x in fields(Ghost)]
+        return [Ghost(*(x[i : i + count] for x in values)) for i in range(0, len(link_pos), count)]
 
-    def _joint_errors(self, twins: Sequence[_Twin], qpos: np.ndarray) -> np.ndarray:
-        """rad, [T]: the mean over hinges and balls. NaN where the model has neither."""
+    def _joint_errors(self, moments: Sequence[_Moment], qpos: np.ndarray) -> np.ndarray:
+        """rad, [M]: the mean over hinges and balls. NaN where the model has neither."""
         if not len(self._hinges) + len(self._balls):
-            return np.full(len(twins), np.nan)
-        mine = np.stack([twin.state[1 : 1 + self._model.nq] for twin in twins])
+            return np.full(len(moments), np.nan)
+        mine = np.stack([moment.state[1 : 1 + self._model.nq] for moment in moments])
         turned = mine[:, self._hinges] - qpos[:, self._hinges]
         # Some backends keep angles within a turn, others count the turns.
         hinges = np.abs((turned + np.pi) % (2 * np.pi) - np.pi)
         balls = angle_between(mine[:, self._balls], qpos[:, self._balls])
         return np.concatenate([hinges, balls], axis=1).mean(axis=1)
+
+
+def _coordinates(frame: Frame) -> Coordinates:
+    assert frame.coordinates is not None
+    return frame.coordinates
 
 
 def _finite(coordinates: Coordinates) -> np.ndarray:

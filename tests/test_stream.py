@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -194,13 +195,14 @@ def test_latest_keeps_its_frame_rate(rate, fps):
     budget=st.floats(0.005, 0.5),
     mode=st.sampled_from(["realtime", "latest"]),
     dt=st.floats(0.005, 0.1),
+    twins=st.sampled_from([0, 16]),
 )
 @settings(deadline=None, max_examples=120)
-def test_the_budget_is_never_exceeded_by_more_than_a_call(rate, cost, budget, mode, dt):
+def test_the_budget_is_never_exceeded_by_more_than_a_call(rate, cost, budget, mode, dt, twins):
     # Asking ten times a second is what notices the switch in time: below that no budget can go.
     assume(cost / 0.05 < (1 - SENDING_SHARE) * budget)
     device = Device(rate, cost, dt=dt)
-    control = Control(watched=True, mode=mode, max_overhead=budget)
+    control = Control(watched=True, mode=mode, max_overhead=budget, twins=twins)
     # While the rate is not known yet, it has to ask more often than it will. What was not spent
     # by then may be spent later, up to a limit.
     device.run(3.0 + 3 / rate, control, active=False)
@@ -211,7 +213,7 @@ def test_the_budget_is_never_exceeded_by_more_than_a_call(rate, cost, budget, mo
     play(device, control, 20.0)
     # A step that is sent takes two calls, and the next one finds out that it was one too many;
     # and one that has asked in vain may not have been paid for yet.
-    assert device.worst_debt <= 4.5 * cost
+    assert device.worst_debt <= 5 * cost
 
 
 @given(
@@ -219,12 +221,13 @@ def test_the_budget_is_never_exceeded_by_more_than_a_call(rate, cost, budget, mo
     cost=st.floats(1e-6, 5e-3),
     budget=st.floats(0.005, 0.5),
     mode=st.sampled_from(["realtime", "latest"]),
+    twins=st.sampled_from([0, 16]),
 )
 @settings(deadline=None, max_examples=80)
-def test_it_never_starves(rate, cost, budget, mode):
+def test_it_never_starves(rate, cost, budget, mode, twins):
     assume(cost / 0.05 < 0.5 * budget)
     device = Device(rate, cost)
-    control = Control(watched=True, mode=mode, max_overhead=budget)
+    control = Control(watched=True, mode=mode, max_overhead=budget, twins=twins)
     play(device, control, 5.0)
     # What one stretch costs, saved up beside the asking; and a stretch lasts three seconds.
     stretch = 2 * cost * 60 if mode == "realtime" else 2 * cost
@@ -255,13 +258,33 @@ def test_stretches_are_whole_consecutive_and_follow_one_another(rate, seconds, s
     assert {len(run) for run in whole} == {max(round(seconds / DT), 2)}
 
 
-@given(rate=st.floats(0.2, 20.0))
+@given(rate=st.floats(0.2, 20.0), twins=st.sampled_from([0, 16]))
 @settings(deadline=None, max_examples=30)
-def test_a_training_slower_than_the_robot_shows_every_step(rate):
+def test_a_training_slower_than_the_robot_shows_every_step(rate, twins):
     device = Device(rate, call_cost=1e-5)
-    device.run(30.0 + 10 / rate, REALTIME)
+    device.run(30.0 + 10 / rate, replace(REALTIME, twins=twins))
     assert device.pacer.following
     assert len(device.pushes) == device.steps
+
+
+@given(rate=st.floats(15.0, 20.0), dear=st.floats(1.3, 1.9))
+@settings(deadline=None, max_examples=30)
+def test_where_not_every_step_can_be_paid_for_twins_are_given_many_that_follow_each_other(
+    rate, dear
+):
+    """A twin starts anew after each gap: of every other step it would learn nothing."""
+    cost = dear * REALTIME.max_overhead / rate / 2  # an ask and a push of each step: `dear` budgets
+    sent = {}
+    for twins in (0, 16):
+        device = Device(rate, call_cost=cost)
+        play(device, replace(REALTIME, twins=twins, stretch_seconds=1.0), 120.0)
+        assert device.pacer.following
+        sent[twins] = stretches(device.sent[0])
+    lengths = {twins: [len(run) for run in runs[3:-1]] for twins, runs in sent.items()}
+    assert np.median(lengths[16]) >= 0.9 / DT and min(lengths[16]) >= 0.5 / DT
+    assert np.median(lengths[0]) < 0.3 / DT
+    counts = {twins: sum(map(len, runs)) for twins, runs in sent.items()}
+    assert counts[16] > 0.8 * counts[0]
 
 
 def test_a_training_that_gets_fast_goes_over_to_stretches_and_back():

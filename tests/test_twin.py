@@ -5,6 +5,7 @@ import functools
 import os
 import subprocess
 import sys
+import time
 from typing import Any
 
 import jax
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 from brax import envs
 from brax.envs.wrappers.training import VmapWrapper
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from benchmarks.twin import Stepped
 from brax_viser import VisualizedEnv, callback
 from brax_viser.adapters import adapter_for
 from brax_viser.drift import GAP_SECONDS, MOST_POINTS, DriftLog
-from brax_viser.follower import Follower, Simulated, TwinSettings
+from brax_viser.follower import MOST_AT_ONCE, Follower, Simulated, TwinSettings
 from brax_viser.frame import Coordinates, Frame, Ghost, joined
 from brax_viser.hosts import wire
 from brax_viser.playback import Player, View, beside
@@ -81,7 +84,7 @@ def test_without_contact_mjx_and_twin_agree_to_a_millimetre_over_50_steps(steppe
 def test_with_contact_they_part_slowly_and_the_threshold_is_passed_once(ants, twins, capsys):
     """MJX and MuJoCo solve the same problem; legs that hit the ground make much of little."""
     follower = twins()
-    ghosts = [follower.follow(frame, range(3), {}) for frame in ants[1]]
+    ghosts = [follower.follow([frame], range(3), {})[0] for frame in ants[1]]
     worst = np.array([np.nanmax(ghost.bodies) for ghost in ghosts])
     with capsys.disabled():
         at = {steps: f"{worst[steps]:.1e}" for steps in (1, 5, 10, 20, 39)}
@@ -155,20 +158,20 @@ def test_a_reset_within_a_stretch_and_a_missing_step_start_a_twin_anew(ants, twi
     for step, frame in enumerate(frames[:20]):
         length = np.array([step % 7, step, step, step]) + 1
         frame = dataclasses.replace(frame, episode_length=length)
-        seen.append(follower.follow(frame, range(2), {}).seconds[:2] / 0.05)
+        seen.append(follower.follow([frame], range(2), {})[0].seconds[:2] / 0.05)
     counted = np.round(seen).astype(int)
     assert counted[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6] * 2 + [0, 1, 2, 3, 4, 5]
     assert counted[:, 1].tolist() == list(range(20))
 
     # The length of the episode alone does not tell: it may be another episode's.
     skipped = twins()
-    skipped.follow(frames[0], [0], {})
+    skipped.follow([frames[0]], [0], {})
     later = dataclasses.replace(frames[5], episode_length=frames[0].episode_length + 1)
-    assert skipped.follow(later, [0], {}).seconds[0] == 0.0
+    assert skipped.follow([later], [0], {})[0].seconds[0] == 0.0
 
     missing = twins()
     kept = [frames[i] for i in (0, 1, 2, 5, 6, 6)]
-    ghosts = [missing.follow(frame, range(3), {}) for frame in kept]
+    ghosts = [missing.follow([frame], range(3), {})[0] for frame in kept]
     steps = [round(float(ghost.seconds[0] / 0.05)) for ghost in ghosts]
     assert steps == [0, 1, 2, 0, 1, 1]  # looked at again while it is held: no step more
     np.testing.assert_array_equal(ghosts[3].link_pos[:3], kept[3].link_pos[:3])
@@ -183,15 +186,15 @@ def test_twins_start_anew_on_demand_and_every_n_steps(ants, twins):
     for index, frame in enumerate(frames[:14]):
         if index == 11:
             follower.start_anew()
-        steps.append(round(float(follower.follow(frame, [1], {}).seconds[1] / 0.05)))
+        steps.append(round(float(follower.follow([frame], [1], {})[0].seconds[1] / 0.05)))
     assert steps == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 0, 1, 2]
 
 
 def test_only_those_that_are_asked_for_have_a_twin_and_what_is_not_finite_has_none(ants, twins):
     _, frames = ants
     follower = twins()
-    follower.follow(frames[0], [0, 2], {})
-    ghost = follower.follow(frames[1], [0, 2], {})
+    follower.follow([frames[0]], [0, 2], {})
+    ghost = follower.follow([frames[1]], [0, 2], {})[0]
     assert ghost.there.tolist() == [True, False, True, False]
     assert np.isnan(ghost.link_pos[1]).all() and np.isnan(ghost.bodies[1])
     broken = frames[2].coordinates
@@ -199,32 +202,106 @@ def test_only_those_that_are_asked_for_have_a_twin_and_what_is_not_finite_has_no
     qpos = broken.qpos.copy()
     qpos[0, 0] = np.nan
     frame = dataclasses.replace(frames[2], coordinates=dataclasses.replace(broken, qpos=qpos))
-    assert follower.follow(frame, [0, 2], {}).there.tolist() == [False, False, True, False]
-    assert follower.follow(frames[3], [0, 2], {}).seconds[0] == 0.0
+    assert follower.follow([frame], [0, 2], {})[0].there.tolist() == [False, False, True, False]
+    assert follower.follow([frames[3]], [0, 2], {})[0].seconds[0] == 0.0
 
 
 def test_a_twin_that_explodes_counts_as_parted_and_starts_anew(ants, twins):
     """MuJoCo puts it back to where the model begins, at time 0, and would look at home there."""
     adapter, frames = ants
     follower = twins()
-    follower.follow(frames[0], [0], {})
+    follower.follow([frames[0]], [0], {})
     given = frames[1].coordinates
     assert given is not None
     wild = dataclasses.replace(given, ctrl=np.full_like(given.ctrl, 1.0))
-    for twin in follower._twins.values():
-        twin.state[1 + adapter.mj_model.nq :] = 1e9  # rad/s
-    ghost = follower.follow(dataclasses.replace(frames[1], coordinates=wild), [0], {})
+    for moment in follower._moments.values():
+        moment.state[1 + adapter.mj_model.nq :] = 1e9  # rad/s
+    ghost = follower.follow([dataclasses.replace(frames[1], coordinates=wild)], [0], {})[0]
     assert not np.isfinite(ghost.link_pos[0]).any()
     assert ghost.passed[0] == pytest.approx(0.05)
-    ghost = follower.follow(frames[2], [0], {})
+    ghost = follower.follow([frames[2]], [0], {})[0]
     assert ghost.seconds[0] == 0.0 and np.isfinite(ghost.link_pos[0]).all()
+
+
+def with_events(frames: list[Frame]) -> list[Frame]:
+    """The same steps, in which much happens: one env is reset, one is not finite for a while, a
+    step is missing, and one is looked at twice."""
+    changed = []
+    for step, frame in enumerate(frames):
+        coordinates = frame.coordinates
+        assert coordinates is not None
+        qpos = coordinates.qpos.copy()
+        qpos[2, 0] = np.nan if step in (5, 6) else qpos[2, 0]
+        length = np.array([step, step % 4, step, step]) + 1
+        coordinates = dataclasses.replace(coordinates, qpos=qpos)
+        changed.append(dataclasses.replace(frame, episode_length=length, coordinates=coordinates))
+    return [*changed[:9], changed[8], *changed[10:]]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 7), min_size=14, max_size=14),
+    every=st.sampled_from([None, 3]),
+    threads=st.sampled_from([0, 2]),
+)
+@settings(
+    deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_many_steps_at_once_come_to_the_same_as_one_by_one(ants, twins, sizes, every, threads):
+    frames = with_events(ants[1][:14])
+    one, many = twins(), twins(threads=threads)
+    one.every = many.every = every
+    alone = [one.follow([frame], [0, 1, 2], {})[0] for frame in frames]
+    together: list[Ghost] = []
+    for size in sizes:
+        if part := frames[len(together) : len(together) + size]:
+            together += many.follow(part, [0, 1, 2], {})
+    assert len(together) == len(frames)
+    for a, b in zip(alone, together, strict=True):
+        assert a.there[:2].all() and not a.there[3]
+        for name in ("there", "seconds", "passed"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+        for name in ("link_pos", "link_rot", "root", "bodies", "joints"):
+            # The solver begins where it left off, which is known within a call alone to the last
+            # digit.
+            np.testing.assert_allclose(getattr(a, name), getattr(b, name), atol=1e-5)
+    counted = np.array([np.round(ghost.seconds / 0.05) for ghost in together])
+    if every is None:
+        assert counted[:, 0].tolist() == [*range(9), 8, 0, 1, 2, 3]
+        assert counted[:, 1].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 0, 0, 1, 0, 1]
+    else:
+        assert counted[:9, 0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0]
+    assert [ghost.there[2] for ghost in together[4:8]] == [True, False, False, True]
+    assert counted[7, 2] == 0
+
+
+def test_a_twin_that_explodes_on_the_way_starts_anew_at_the_next_step(ants, twins):
+    adapter, frames = ants
+    follower = twins()
+    follower.follow(frames[:1], [0, 1], {})
+    follower._moments[0].state[1 + adapter.mj_model.nq :] = 1e9  # rad/s
+    ghosts = follower.follow(frames[1:6], [0, 1], {})
+    assert not np.isfinite(ghosts[0].link_pos[0]).any()
+    assert ghosts[0].passed[0] == pytest.approx(0.05)
+    steps = np.array([np.round(ghost.seconds[:2] / 0.05) for ghost in ghosts])
+    assert steps.tolist() == [[1, 1], [0, 2], [1, 3], [2, 4], [3, 5]]
+    assert all(np.isinf(ghost.passed[0]) for ghost in ghosts[1:])
+    np.testing.assert_allclose(ghosts[4].link_pos[0], frames[5].link_pos[0], atol=1e-3)
+
+
+def test_a_start_takes_no_longer_than_a_step(ants, twins, monkeypatch):
+    """Robots that are learning fall all the time, and what MuJoCo makes for a simulation takes it
+    longer to make than many steps."""
+    follower = twins()
+    monkeypatch.setattr(mujoco, "MjData", None)
+    for frame in ants[1][:8:2]:
+        assert follower.follow([frame], [0, 1], {})[0].seconds[0] == 0.0
 
 
 def test_a_twin_has_its_environments_own_masses(ants, twins):
     adapter, frames = ants
     heavy = {1: {"body_mass": 3.0 * adapter.mj_model.body_mass}}
     follower = twins()
-    ghosts = [follower.follow(frame, range(3), heavy) for frame in frames[:8]]
+    ghosts = [follower.follow([frame], range(3), heavy)[0] for frame in frames[:8]]
     assert ghosts[-1].bodies[1] > 10 * max(ghosts[-1].bodies[0], 1e-4)
     assert adapter.mj_model.body_mass[1] < varied(adapter.mj_model, heavy[1]).body_mass[1]
 
@@ -234,7 +311,7 @@ def test_results_do_not_depend_on_the_number_of_threads(ants, twins, threads):
     _, frames = ants
     one, other = twins(threads=0), twins(threads=threads)
     for frame in frames[:5]:
-        a, b = (t.follow(frame, range(3), {}) for t in (one, other))
+        a, b = (t.follow([frame], range(3), {})[0] for t in (one, other))
         np.testing.assert_array_equal(a.link_pos, b.link_pos)
 
 
@@ -279,7 +356,7 @@ def test_mocap_bodies_are_where_the_training_has_them(twins):
         qpos = np.array([[0, 0, 5, 1, 0, 0, 0]], np.float32)
         coordinates = Coordinates(qpos, np.zeros((1, 6), np.float32), None, None, mocap, turn)
         links = np.concatenate([mocap, qpos[:, None, :3]], axis=1)
-        ghost = follower.follow(frame_of(step, coordinates, links), [0], {})
+        ghost = follower.follow([frame_of(step, coordinates, links)], [0], {})[0]
         np.testing.assert_allclose(ghost.link_pos[0, 0], [step, 0, 0])
     assert ghost.root[0] > 0  # the ball falls, and it is the one that roams
     follower.close()
@@ -333,7 +410,7 @@ def test_a_ghost_is_played_between_steps_but_does_not_fly_to_where_it_starts_ane
 def test_ghosts_survive_the_joining_of_devices_and_of_processes(ants, twins):
     _, frames = ants
     follower = twins()
-    frame = dataclasses.replace(frames[0], ghost=follower.follow(frames[0], [0, 2], {}))
+    frame = dataclasses.replace(frames[0], ghost=follower.follow([frames[0]], [0, 2], {})[0])
 
     def part(rows: list[int]) -> Frame:
         def pick(x: Any) -> Any:
@@ -412,6 +489,70 @@ class TestFollower:
         assert follower.cost().skipped == 0.75
         follower.close()
 
+    @pytest.fixture
+    def taken_at_once(self, monkeypatch):
+        """How many steps each call of `Twins.follow` was given."""
+        counts: list[int] = []
+        follow = Twins.follow
+
+        def counting(self, frames, *args):
+            counts.append(len(frames))
+            return follow(self, frames, *args)
+
+        monkeypatch.setattr(Twins, "follow", counting)
+        return counts
+
+    def test_steps_that_wait_are_taken_at_once_unless_something_has_changed(
+        self, follower, ants, simulated, taken_at_once
+    ):
+        far = TwinSettings(limit=9.0)
+        own: dict[int, Any] = {}
+        plan = [("one", [0], TwinSettings())] * 3 + [("one", [0, 1], TwinSettings())] * 2
+        plan += [("one", [0, 1], far)] * 2 + [("other", [0, 1], far)] + [("other", [], far)] * 2
+        for frame, (lane, rows, how) in zip(ants[1], plan, strict=False):
+            follower.send(lane, frame, rows, simulated, own, how, 60.0)
+        follower.start()
+        back = self.taken(follower, len(plan))
+        assert taken_at_once == [3, 2, 2, 1]
+        assert [frame.env_steps for _, frame in back] == [f.env_steps for f in ants[1][:10]]
+        assert [lane for lane, _ in back] == [lane for lane, _, _ in plan]
+        steps = [frame.ghost and round(float(frame.ghost.seconds[0] / 0.05)) for _, frame in back]
+        assert steps == [0, 1, 2, 3, 4, 5, 6, 0, None, None]
+
+    def test_a_step_that_has_time_waits_for_others_and_not_for_ever(
+        self, follower, ants, simulated, taken_at_once
+    ):
+        follower.start()
+        own: dict[int, Any] = {}
+        at_leisure = functools.partial(
+            follower.send, "one", simulated=simulated, own=own, settings=TwinSettings()
+        )
+        for frame in ants[1][:3]:
+            at_leisure(frame, [0], patience=60.0, leisure=0.3)
+            time.sleep(0.02)
+        assert not follower.take() and not taken_at_once
+        self.taken(follower, 3)
+        assert taken_at_once == [3]
+        for frame in ants[1][3 : 4 + MOST_AT_ONCE]:  # so many wait for nobody
+            at_leisure(frame, [0], patience=60.0, leisure=60.0)
+        self.taken(follower, MOST_AT_ONCE)
+        assert taken_at_once[1:] == [MOST_AT_ONCE] and follower.pending("one")
+
+    def test_who_is_late_is_not_taken_together_with_who_is_not(
+        self, ants, simulated, taken_at_once
+    ):
+        now = [0.0]
+        follower: Follower[str] = Follower(clock=lambda: now[0])
+        own: dict[int, Any] = {}
+        for frame, patience in zip(ants[1], (1.0, 1.0, 3.0, 3.0), strict=False):
+            follower.send("one", frame, [0], simulated, own, TwinSettings(), patience)
+        now[0] = 2.0
+        follower.start()
+        back = self.taken(follower, 4)
+        assert [frame.ghost is not None for _, frame in back] == [False, False, True, True]
+        assert taken_at_once == [2] and follower.cost().skipped == 0.5
+        follower.close()
+
     def test_a_fault_is_told_and_the_frames_go_on(self, follower, ants, simulated):
         bare = dataclasses.replace(ants[1][0], coordinates=None)
         follower.start()
@@ -429,8 +570,8 @@ class TestFollower:
         follower.start()
         every, far = TwinSettings(every=1), TwinSettings(limit=1e-9)
         plan = [(simulated, every)] * 4 + [(made, far)] * 2 + [(made, TwinSettings())]
-        for frame, (what, settings) in zip(frames, plan, strict=False):
-            follower.send("one", frame, [0], what, {}, settings, 60.0)
+        for frame, (what, how) in zip(frames, plan, strict=False):
+            follower.send("one", frame, [0], what, {}, how, 60.0)
         ghosts = [frame.ghost for _, frame in self.taken(follower, 7)]
         steps = [round(float(ghost.seconds[0] / 0.05)) for ghost in ghosts if ghost]
         assert steps == [0, 1, 0, 1, 0, 1, 2]
