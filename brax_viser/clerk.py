@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import viser
 
-from brax_viser.feed import Switchboard
 from brax_viser.gui.panel import PAGES, STEPS, Command, parse_indices
 from brax_viser.gui.sandbox import BACK
 from brax_viser.publisher import Publisher
 from brax_viser.scene.cameras import cameras_of
 from brax_viser.scene.scene import ASIDE
 from brax_viser.selection import Selection
+from brax_viser.switchboard import Switchboard
 
 if TYPE_CHECKING:  # which makes one of these
     from brax_viser.viewer import Viewer

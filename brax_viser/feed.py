@@ -1,25 +1,19 @@
 """The host's end of the wire: what answers the device, on XLA's threads."""
 
 import logging
-import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from brax_viser.emit import Layout, Origin
-from brax_viser.hold import Hold
-from brax_viser.mailbox import Mailbox, ModelParcel, Parcel
-from brax_viser.progress import Progress
+from brax_viser.mailbox import ModelParcel, Parcel
 from brax_viser.protocol import (
     ANSWER_HEAD,
     FOREVER,
     FRESH,
     GIVEN,
     GRANTED,
-    GRANTED_COORDINATES,
     HEADER_COLUMNS,
     HEADER_HEAD,
     NOBODY,
@@ -28,9 +22,11 @@ from brax_viser.protocol import (
     PUSH_MODEL,
     UNASKED,
 )
+from brax_viser.rollout import Grant, Rollout, grant_of, granted_by, order_of
 from brax_viser.scene.grid import Grid
-from brax_viser.selection import NOTHING_SECONDS, Choice, Ranking, Selection
-from brax_viser.stream import Control, CostMeter, Pacer
+from brax_viser.selection import NOTHING_SECONDS, Ranking
+from brax_viser.stream import Pacer
+from brax_viser.switchboard import Switchboard
 from brax_viser.trainer import TrainerCall
 
 if TYPE_CHECKING:
@@ -44,140 +40,6 @@ the pace, the progress and the cost are brought up to date that much later."""
 
 AFTER_FAULT = 1000
 """Steps to skip after a fault of our own, before the device may ask again whether all is well."""
-
-
-@dataclass
-class Switchboard:
-    """What the device's calls, the publisher and the user share. `lock` guards the plain fields;
-    `hold`, `mailbox` and `progress` have locks of their own."""
-
-    control: Control
-    wall_clock: Callable[[], float] = time.monotonic
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    selection: Selection = field(default_factory=Selection)
-    selected_env: int | None = None  # of the training, drawn in any case
-    meter: CostMeter = field(default_factory=CostMeter)
-    hold: Hold = field(default_factory=Hold)
-    mailbox: Mailbox = field(default_factory=Mailbox)
-    progress: Progress = field(default_factory=Progress)
-    shown: dict[str, "Feed"] = field(default_factory=dict)  # by role
-    frames: int = 0  # pushed
-    bytes_moved: int = 0  # pushed, device to host
-    fault: str | None = None
-    num_processes: int = 1  # of the training
-    # Among how many processes the budget is shared. They wait for each other, so what watching
-    # costs each of them adds up.
-    budget_parts: int = 1
-    # How a rollout's environments are chosen; in other processes than the first it is told.
-    new_choice: Callable[[], Choice] = Choice
-    # How many of a rollout's shards, by its role, are of processes that are not heard of.
-    absent: Callable[[str, "Rollout"], int] = lambda role, rollout: 0
-
-    def __post_init__(self) -> None:
-        self.hold.clock = self.wall_clock
-
-    def clock(self) -> float:
-        """s; stands still while the training is held, so that nothing counts the pause."""
-        return self.hold.training_clock()
-
-    @property
-    def pacing(self) -> Control:
-        """The control, with this process's share of the budget."""
-        if self.budget_parts == 1:
-            return self.control
-        return replace(self.control, max_overhead=self.control.max_overhead / self.budget_parts)
-
-    @property
-    def kept_env(self) -> int | None:
-        """The environment that is drawn in any case: the one that is run to its end, if any."""
-        until = self.hold.until_env
-        return self.selected_env if until is None else until
-
-    def detailed_env(self, role: str) -> int | None:
-        """The environment of a rollout of which all is wanted: the one that a person has selected,
-        of the training unless only the evaluation is shown."""
-        return self.selected_env if role == self.looked_into else None
-
-    def wants_twins(self, role: str) -> bool:
-        """Whether environments of a rollout are to have twins in MuJoCo: those of the training,
-        unless only the evaluation is shown."""
-        consecutive = self.control.mode != "latest"
-        return self.control.twins > 0 and consecutive and role == self.looked_into
-
-    @property
-    def looked_into(self) -> str:
-        """The rollout in which a person selects, looks and steps: the training, unless only the
-        evaluation is shown."""
-        return "eval" if self.control.show == "eval" else "train"
-
-    def set(self, **changes: object) -> None:
-        """Changes the control; the device learns of it with its next call."""
-        with self.lock:
-            self.control = replace(self.control, **changes)  # type: ignore[arg-type]
-
-    def failed(self, where: str, error: Exception) -> None:
-        """Switches streaming off after a fault of our own. Logged once; training goes on."""
-        with self.lock:
-            first, self.fault = self.fault is None, f"{type(error).__name__} in {where}: {error}"
-            self.control = replace(self.control, streaming=False)
-        if first:
-            log.error("streaming stopped, training goes on", exc_info=error)
-
-
-@dataclass(eq=False)
-class Rollout:
-    """What is known of one rollout, a training or an evaluation."""
-
-    pacer: Pacer
-    num_envs: int  # over all shards
-    num_shards: int  # over all processes
-    choice: Choice = field(default_factory=Choice)
-    asked_for: dict[int, "Order"] = field(default_factory=dict)  # by shard
-    called: dict[int, float] = field(default_factory=dict)  # by shard: s, end of its last call
-    # By shard: whose detail was asked for last.
-    detailed: dict[int, int | None] = field(default_factory=dict)
-    grants: dict[int, "Grant"] = field(default_factory=dict)  # by shard: of "every_step", the last
-    progressed: int = 0  # steps that the progress was told of
-    # Environments of which is known in what their models differ from the one that they share.
-    models: set[int] = field(default_factory=set)
-
-    @property
-    def envs_per_shard(self) -> int:
-        return self.num_envs // self.num_shards
-
-
-@dataclass(frozen=True, eq=False)
-class Order:
-    """What one device is asked for, as long as the choice stays."""
-
-    drawn: np.ndarray  # int32 [K''], all that are drawn, over all devices
-    here: np.ndarray  # int32, those of them that are this process's
-    known: int  # shards that had called before it was made
-    mine: np.ndarray  # int32 [K'], those of them that are this device's
-    envs: frozenset[int]  # the same, to be looked up
-    answer: np.ndarray  # int32 [4 + K]: push them
-
-
-@dataclass(eq=False)
-class Grant:
-    """That the next step is pushed like the last, and what this was found from.
-
-    For `GRANT_SECONDS` the steps after it are granted as well, without finding it anew. The calls
-    come one by one, each after a step of physics that has left nothing of ours in the processor's
-    caches: there, Python takes three times as long as in a loop, and every line counts.
-    """
-
-    order: Order
-    layout: Layout
-    answer: np.ndarray  # int32 [4 + K]
-    rows: bytes  # as the header of the push has them
-    until: float  # s
-    control: Control
-    selection: Selection
-    selected_env: int | None
-    spent: float = 0.0  # s, that the meter does not know of yet
-    nbytes: int = 0
-    frames: int = 0
 
 
 class Feed:
@@ -247,7 +109,7 @@ class Feed:
                     rollout = self._rollout(origin, GRANTED)
                     push = self._paced(rollout, origin, GRANTED, shard, start)
                     self._fill(answer, rollout, origin, shard, push=push)
-                wanted = _grant_of(answer) == _granted_by(origin, layout) and np.array_equal(
+                wanted = grant_of(answer) == granted_by(origin, layout) and np.array_equal(
                     answer[ANSWER_HEAD:], columns[0]
                 )
             elif rollout is None:  # another training has begun meanwhile
@@ -409,7 +271,7 @@ class Feed:
                     if self._board.num_processes > 1:
                         shards = [*rollout.called, shard]
                         here = drawn[np.isin(drawn // origin.num_envs, shards)]
-                    order = rollout.asked_for[shard] = _order(origin, shard, drawn, here, known)
+                    order = rollout.asked_for[shard] = order_of(origin, shard, drawn, here, known)
                 granted, answer[:] = answer[1], order.answer
                 answer[1] = granted
                 if not answer[0]:
@@ -434,7 +296,7 @@ class Feed:
         if answer[0] or answer[1] or board.hold.paused or not rollout.pacer.is_next(shard):
             return
         self._fill(answer, rollout, origin, shard, push=True)
-        grant = _grant_of(answer)
+        grant = grant_of(answer)
         if grant is not None:
             answer[0], answer[1] = 0, grant
             if board.control.mode == "every_step":
@@ -591,31 +453,6 @@ class Feed:
             with board.lock:
                 rollout.pacer.grant(shard, 0)
             answer[1] = 0
-
-
-def _order(origin: Origin, shard: int, drawn: np.ndarray, here: np.ndarray, known: int) -> Order:
-    mine = drawn[drawn // origin.num_envs == shard]
-    answer = np.zeros(ANSWER_HEAD + origin.num_rows, np.int32)
-    answer[3] = NOBODY
-    answer[0] = PUSH if len(mine) else 0
-    answer[ANSWER_HEAD : ANSWER_HEAD + len(mine)] = mine % origin.num_envs
-    return Order(drawn, here, known, mine, frozenset(mine.tolist()), answer)
-
-
-def _grant_of(answer: np.ndarray) -> int | None:
-    """What lets the device push what an answer asks for without being asked, if anything does: the
-    rows are those of the answer, and no detail comes with them."""
-    push, _, rule, detail = answer[:ANSWER_HEAD].tolist()
-    if (rule, detail) != (GIVEN, NOBODY):
-        return None
-    return {PUSH: GRANTED, PUSH_COORDINATES: GRANTED_COORDINATES}.get(push)
-
-
-def _granted_by(origin: Origin, layout: Layout) -> int:
-    """What lets the device push what has come."""
-    places = len(origin.coordinates)
-    with_coordinates = places > 0 and layout[-places:] == origin.coordinates
-    return GRANTED_COORDINATES if with_coordinates else GRANTED
 
 
 def _quiet(origin: Origin) -> np.ndarray:

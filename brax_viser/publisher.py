@@ -16,7 +16,7 @@ import viser
 from brax_viser.aside import Aside, Past
 from brax_viser.backlog import keep_openings_short
 from brax_viser.drift import Drift, DriftLog
-from brax_viser.feed import Feed, Rollout, Switchboard
+from brax_viser.feed import Feed
 from brax_viser.follower import Follower, Simulated, TwinSettings
 from brax_viser.frame import Frame, joined
 from brax_viser.gui.details import Inside
@@ -24,10 +24,12 @@ from brax_viser.gui.panel import Command, Panel, PanelView, StreamView
 from brax_viser.mailbox import ModelParcel, Parcel
 from brax_viser.playback import Player, View, beside
 from brax_viser.progress import count as in_words
+from brax_viser.rollout import Rollout
 from brax_viser.scene.block import Block, Look, Model
 from brax_viser.scene.scene import ASIDE, Scene
 from brax_viser.scene.shapes import USUAL, Parts
 from brax_viser.scene.variants import Variants
+from brax_viser.switchboard import Switchboard
 
 if TYPE_CHECKING:  # needs ZeroMQ, which is there where several processes train
     from brax_viser.hosts.others import Others

@@ -17,7 +17,7 @@ import viser
 
 from brax_viser.clerk import Clerk
 from brax_viser.drift import Drift
-from brax_viser.feed import Feed, Switchboard, log
+from brax_viser.feed import Feed, log
 from brax_viser.follower import TwinSettings
 from brax_viser.forks import Trained
 from brax_viser.hosts import meeting
@@ -27,6 +27,7 @@ from brax_viser.publisher import Publisher
 from brax_viser.scene.grid import Grid
 from brax_viser.selection import Selection
 from brax_viser.stream import MODES, SHOWS, Control
+from brax_viser.switchboard import Switchboard
 from brax_viser.trainer import TrainerCall
 
 if TYPE_CHECKING:  # it imports Brax, which takes a second that the page need not wait for

@@ -7,13 +7,15 @@ from dataclasses import dataclass, field, replace
 
 import zmq
 
-from brax_viser.feed import Feed, Rollout, Switchboard, log
+from brax_viser.feed import Feed, log
 from brax_viser.hosts import meeting, wire
 from brax_viser.hosts.link import Hub
 from brax_viser.hosts.meeting import Place
 from brax_viser.hosts.relay import LIFE_SECONDS, LOST_SECONDS, TURN_SECONDS
 from brax_viser.protocol import GIVEN
+from brax_viser.rollout import Rollout
 from brax_viser.selection import RANKED
+from brax_viser.switchboard import Switchboard
 
 
 @dataclass(eq=False)

@@ -7,13 +7,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from brax_viser.feed import Feed, Rollout, Switchboard, log
+from brax_viser.feed import Feed, log
 from brax_viser.hosts import meeting, wire
 from brax_viser.hosts.link import Spoke
 from brax_viser.hosts.meeting import Place
 from brax_viser.mailbox import ModelParcel, Parcel
 from brax_viser.protocol import GIVEN
+from brax_viser.rollout import Rollout
 from brax_viser.selection import Choice, Ranking, Selection
+from brax_viser.switchboard import Switchboard
 
 TURN_SECONDS = 0.02
 """How often there is a look at what has come from the devices."""

@@ -1,0 +1,98 @@
+"""What the device's calls, the publisher and the user share."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from brax_viser.hold import Hold
+from brax_viser.mailbox import Mailbox
+from brax_viser.progress import Progress
+from brax_viser.selection import Choice, Selection
+from brax_viser.stream import Control, CostMeter
+
+if TYPE_CHECKING:
+    from brax_viser.feed import Feed
+    from brax_viser.rollout import Rollout
+
+log = logging.getLogger("brax_viser")
+
+
+@dataclass
+class Switchboard:
+    """What the device's calls, the publisher and the user share. `lock` guards the plain fields;
+    `hold`, `mailbox` and `progress` have locks of their own."""
+
+    control: Control
+    wall_clock: Callable[[], float] = time.monotonic
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    selection: Selection = field(default_factory=Selection)
+    selected_env: int | None = None  # of the training, drawn in any case
+    meter: CostMeter = field(default_factory=CostMeter)
+    hold: Hold = field(default_factory=Hold)
+    mailbox: Mailbox = field(default_factory=Mailbox)
+    progress: Progress = field(default_factory=Progress)
+    shown: dict[str, "Feed"] = field(default_factory=dict)  # by role
+    frames: int = 0  # pushed
+    bytes_moved: int = 0  # pushed, device to host
+    fault: str | None = None
+    num_processes: int = 1  # of the training
+    # Among how many processes the budget is shared. They wait for each other, so what watching
+    # costs each of them adds up.
+    budget_parts: int = 1
+    # How a rollout's environments are chosen; in other processes than the first it is told.
+    new_choice: Callable[[], Choice] = Choice
+    # How many of a rollout's shards, by its role, are of processes that are not heard of.
+    absent: Callable[[str, "Rollout"], int] = lambda role, rollout: 0
+
+    def __post_init__(self) -> None:
+        self.hold.clock = self.wall_clock
+
+    def clock(self) -> float:
+        """s; stands still while the training is held, so that nothing counts the pause."""
+        return self.hold.training_clock()
+
+    @property
+    def pacing(self) -> Control:
+        """The control, with this process's share of the budget."""
+        if self.budget_parts == 1:
+            return self.control
+        return replace(self.control, max_overhead=self.control.max_overhead / self.budget_parts)
+
+    @property
+    def kept_env(self) -> int | None:
+        """The environment that is drawn in any case: the one that is run to its end, if any."""
+        until = self.hold.until_env
+        return self.selected_env if until is None else until
+
+    def detailed_env(self, role: str) -> int | None:
+        """The environment of a rollout of which all is wanted: the one that a person has selected,
+        of the training unless only the evaluation is shown."""
+        return self.selected_env if role == self.looked_into else None
+
+    def wants_twins(self, role: str) -> bool:
+        """Whether environments of a rollout are to have twins in MuJoCo: those of the training,
+        unless only the evaluation is shown."""
+        consecutive = self.control.mode != "latest"
+        return self.control.twins > 0 and consecutive and role == self.looked_into
+
+    @property
+    def looked_into(self) -> str:
+        """The rollout in which a person selects, looks and steps: the training, unless only the
+        evaluation is shown."""
+        return "eval" if self.control.show == "eval" else "train"
+
+    def set(self, **changes: object) -> None:
+        """Changes the control; the device learns of it with its next call."""
+        with self.lock:
+            self.control = replace(self.control, **changes)  # type: ignore[arg-type]
+
+    def failed(self, where: str, error: Exception) -> None:
+        """Switches streaming off after a fault of our own. Logged once; training goes on."""
+        with self.lock:
+            first, self.fault = self.fault is None, f"{type(error).__name__} in {where}: {error}"
+            self.control = replace(self.control, streaming=False)
+        if first:
+            log.error("streaming stopped, training goes on", exc_info=error)
