@@ -1,0 +1,98 @@
+"""The host's end alone, called as XLA calls it: with memory that is XLA's again afterwards."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from brax_viser.emit import Layout, Origin
+from brax_viser.feed import Feed
+from brax_viser.protocol import (
+    ANSWER_HEAD,
+    FRESH,
+    GIVEN,
+    HEADER_COLUMNS,
+    HEADER_HEAD,
+    NEVER,
+    PUSH,
+    WORST,
+)
+from brax_viser.selection import Selection
+from brax_viser.stream import Control
+from brax_viser.switchboard import Switchboard
+
+ROWS = 3
+LAYOUT: Layout = (("link_pos", (1, 3)), ("reward", ()))
+
+
+@pytest.fixture
+def board() -> Switchboard:
+    return Switchboard(Control(watched=True, mode="every_step"))
+
+
+@pytest.fixture
+def feed(board):
+    adapter: Any = SimpleNamespace(dt=0.05)
+    grid: Any = SimpleNamespace(capacity=ROWS)
+    return Feed(board, adapter, grid, None, lambda feed, call: None)
+
+
+def origin_of(num_envs: int, num_shards: int = 1) -> Origin:
+    return Origin("train", num_envs, num_shards, ROWS)
+
+
+def pushed(
+    feed: Feed, origin: Origin, shard: int, rule: int, rows: list[int], returns: list[float]
+) -> tuple[int, ...]:
+    """The answer to a push; what was handed in is overwritten afterwards."""
+    header = np.zeros(HEADER_HEAD + len(HEADER_COLUMNS) * ROWS, np.int32)
+    header[:HEADER_HEAD] = shard, rule
+    columns = header[HEADER_HEAD:].reshape(len(HEADER_COLUMNS), ROWS)
+    columns[:] = [rows, [NEVER] * ROWS, np.array(returns, np.float32).view(np.int32), [1] * ROWS]
+    values = np.full((ROWS, 4), 7.0, np.float32)
+    answer = tuple(feed.push(origin, LAYOUT, header, values).tolist())
+    header[:], values[:] = 0, np.nan
+    return answer
+
+
+def test_what_a_device_has_ranked_and_pushed_is_kept_when_its_memory_is_not(feed, board):
+    board.selection = Selection("worst")
+    origin = origin_of(8, num_shards=2)
+    for shard in (0, 1):
+        assert feed.ask(origin, np.array([FRESH, shard], np.int32))[0] == PUSH
+    assert pushed(feed, origin, 0, WORST, [5, 2, 7], [-9.0, -3.0, 1.0])[0] == 0
+    answer = pushed(feed, origin, 1, WORST, [1, 4, 6], [-5.0, -4.0, 2.0])
+    assert feed.rollouts["train"].choice.env_index.tolist() == [5, 8 + 1, 8 + 4]
+    assert (answer[0], answer[2]) == (PUSH, GIVEN)
+    assert answer[ANSWER_HEAD : ANSWER_HEAD + 2] == (1, 4)
+    pushed(feed, origin, 1, GIVEN, [1, 4, 0], [-5.0, -4.0, 0.0])
+    (parcel,) = board.mailbox.take()
+    assert parcel.env_index.tolist() == [9, 12] and (parcel.rows == 7.0).all()
+    assert board.fault is None
+
+
+def test_what_was_granted_to_a_batch_of_another_size_is_asked_for_anew(feed, board):
+    """One trainer steps first many environments and then few, with states that were kept."""
+    rows = [0, 1, 2]
+
+    def step(origin: Origin, query: int) -> tuple[int, ...]:
+        answer = feed.ask(origin, np.array([query, 0], np.int32))
+        assert answer[0] == PUSH
+        return pushed(feed, origin, 0, GIVEN, rows, [0.0] * ROWS)
+
+    many, few = origin_of(64), origin_of(2)
+    step(many, FRESH)
+    step(many, 0)
+    board.mailbox.take()
+    granted = [pushed(feed, many, 0, -1, rows, [0.0] * ROWS) for _ in range(3)]
+    assert len(set(granted)) == 1 and len(board.mailbox.take()) == 3
+    assert 0 in feed.rollouts["train"].grants
+    answer = pushed(feed, few, 0, -1, rows, [0.0] * ROWS)
+    assert not board.mailbox.take()  # these are not the three that were granted
+    assert answer[0] == PUSH and answer[ANSWER_HEAD:] == (0, 1, 0)
+    assert feed.rollouts["train"].num_envs == 2
+    pushed(feed, few, 0, GIVEN, [0, 1, 0], [0.0] * ROWS)
+    (parcel,) = board.mailbox.take()
+    assert parcel.env_index.tolist() == [0, 1] and parcel.num_envs == 2
+    assert board.fault is None
