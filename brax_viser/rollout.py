@@ -56,9 +56,9 @@ class Order:
 class Grant:
     """That the next step is pushed like the last, and what this was found from.
 
-    For `feed.GRANT_SECONDS` the steps after it are granted as well, without finding it anew. The calls
-    come one by one, each after a step of physics that has left nothing of ours in the processor's
-    caches: there, Python takes three times as long as in a loop, and every line counts.
+    For `feed.GRANT_SECONDS` the steps after it are granted as well, without finding it anew. The
+    calls come one by one, each after a step of physics that has left nothing of ours in the
+    processor's caches: there, Python takes three times as long as in a loop, and every line counts.
     """
 
     order: Order

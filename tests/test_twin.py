@@ -26,8 +26,10 @@ from brax_viser.follower import MOST_AT_ONCE, Follower, Simulated, TwinSettings
 from brax_viser.frame import Coordinates, Frame, Ghost, joined
 from brax_viser.hosts import wire
 from brax_viser.playback import Player, View, beside
+from brax_viser.publisher import TWIN_LEISURE
 from brax_viser.scene.physics import varied
 from brax_viser.scene.quaternions import angle_between
+from brax_viser.stream import Pacer
 from brax_viser.twin import NICENESS, Twins
 from tests.conftest import eventually
 from tests.test_detail import NUM_ENVS, Rollout, suite_env
@@ -675,6 +677,28 @@ def test_twins_need_consecutive_steps_and_the_page_says_so(viewer):
     assert block.frame is not None and block.frame.ghost is None
     said = viewer._publisher.panel._twins._note
     eventually(lambda: "consecutive" in said.content, "the page says why there are none")
+
+
+@pytest.mark.usefixtures("page", "patient")
+def test_steps_of_a_stretch_are_in_no_hurry_and_those_that_are_shown_as_they_come_are(
+    viewer, monkeypatch
+):
+    rollout = Rollout(viewer, env_of("inverted_pendulum", "mjx"))
+    follower, given = viewer._publisher.follower, []
+    send = follower.send
+    monkeypatch.setattr(follower, "send", lambda *args: (given.append(args[-1]), send(*args)))
+    viewer.twins = 2
+
+    def handed_on(leisure: float) -> bool:
+        rollout.state = rollout._step(rollout.state, jnp.zeros((NUM_ENVS, 1)))
+        jax.block_until_ready(rollout.state)
+        return given[-1:] == [leisure]
+
+    eventually(lambda: handed_on(0.0), "every step goes on at once")
+    viewer.mode = "realtime"
+    for following, leisure in ((False, TWIN_LEISURE), (True, 0.0)):
+        monkeypatch.setattr(Pacer, "following", following)
+        eventually(lambda leisure=leisure: handed_on(leisure), f"{following=}: {leisure} s")
 
 
 @pytest.mark.usefixtures("page")
