@@ -208,7 +208,7 @@ def test_parameters_are_identical_with_twins_action_repeat_and_without_pmapped_r
     # However late the page is, it waits for them.
     monkeypatch.setattr("brax_viser.publisher.TWIN_PATIENCE", np.inf)
     followed, follow = [], Twins.follow
-    monkeypatch.setattr(Twins, "follow", lambda *args: followed.append(args[1]) or follow(*args))
+    monkeypatch.setattr(Twins, "follow", lambda *args: followed.extend(args[1]) or follow(*args))
     env = VisualizedEnv(bare(), grid=(4, 4), viewer=viewer)
     assert_identical(train(env, REPEATED), stock_repeated)
     stats = viewer.stats()
