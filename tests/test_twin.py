@@ -530,7 +530,7 @@ class TestFollower:
             follower.send, "one", simulated=simulated, own=own, settings=TwinSettings()
         )
         for frame in ants[1][:3]:
-            at_leisure(frame, [0], patience=60.0, leisure=0.3)
+            at_leisure(frame, [0], patience=60.0, leisure=1.5)
             time.sleep(0.02)
         assert not follower.take() and not taken_at_once
         self.taken(follower, 3)
