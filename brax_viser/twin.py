@@ -37,6 +37,13 @@ class _Twin:
     own: Mapping[str, np.ndarray]  # in what the model differs from the one that is shared
     passed: float = np.inf  # s after which the threshold was passed
 
+    def passes(self, seconds: float, distance: float, limit: float) -> float:
+        """Takes note of where it is; returns `passed`, inf until then."""
+        # What has no distance has no limit that it would keep.
+        if not distance <= limit:
+            self.passed = min(self.passed, seconds)
+        return self.passed
+
 
 @dataclass(frozen=True, eq=False)
 class _Moment:
@@ -57,7 +64,7 @@ class _Moment:
 class _Run:
     """Steps of a twin that follow each other, all to be taken at once."""
 
-    row: int  # of its environment in the frames
+    slot: int  # of its environment in the course
     before: _Moment
     env_steps: int  # after the last of the steps; batched, of the rollout
     episode_length: int  # likewise
@@ -65,8 +72,86 @@ class _Run:
     seen: list[tuple[int, int]] = field(default_factory=list)  # (frame, after how many steps)
 
     @classmethod
-    def after(cls, row: int, moment: _Moment) -> "_Run":
-        return cls(row, moment, moment.env_steps, moment.episode_length)
+    def after(cls, slot: int, moment: _Moment) -> "_Run":
+        return cls(slot, moment, moment.env_steps, moment.episode_length)
+
+
+@dataclass(frozen=True, eq=False)
+class _Course:
+    """F frames that follow each other, of T environments that have a twin."""
+
+    frames: Sequence[Frame]
+    rows: np.ndarray  # int [T], of the environments in the frames
+    envs: list[int]  # T of them
+    env_steps: list[int]  # F of them; batched, of the rollout
+    episode_length: list[list[int]]  # [F][T]
+    finite: list[list[bool]]  # [F][T], whether there is a place to start from
+    link_pos: np.ndarray  # float32 [F, T, L, 3], m
+    qpos: np.ndarray  # float32 [F, T, nq]
+    # Float32 [F, T, C]: what a step is taken with, in the order of `mujoco.mjtState`.
+    control: np.ndarray
+    mocap: tuple[np.ndarray, np.ndarray] | None  # float32 [F, T, nmocap, 3], [F, T, nmocap, 4]
+
+    @classmethod
+    def of(cls, frames: Sequence[Frame], rows: Sequence[int]) -> "_Course":
+        chosen, shape = np.array(rows, int), (len(frames), len(rows))
+        each = [_coordinates(frame) for frame in frames]
+
+        def of_all(name: str) -> np.ndarray | None:
+            values = [getattr(coordinates, name) for coordinates in each]
+            if any(x is None for x in values):
+                return None
+            return np.stack([x[chosen] for x in values])
+
+        qpos, pos, quat = of_all("qpos"), of_all("mocap_pos"), of_all("mocap_quat")
+        assert qpos is not None
+        finite = np.array(np.isfinite(qpos).all(axis=2))
+        for values in (of_all(name) for name in ("qvel", "ctrl", "act")):
+            if values is not None:
+                finite &= np.isfinite(values).all(axis=2)
+        given = [x.reshape(*shape, -1) for x in (of_all("ctrl"), pos, quat) if x is not None]
+        return cls(
+            frames,
+            chosen,
+            frames[0].env_index[chosen].tolist(),
+            [frame.env_steps for frame in frames],
+            [frame.episode_length[chosen].tolist() for frame in frames],
+            finite.tolist(),
+            np.stack([frame.link_pos[chosen] for frame in frames]),
+            qpos,
+            np.concatenate([np.zeros((*shape, 0), np.float32), *given], axis=2),
+            (pos, quat) if pos is not None and quat is not None else None,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Taken:
+    """R runs of n steps each: where they were before them [:, 0], and after each of them."""
+
+    runs: Sequence[_Run]
+    states: np.ndarray  # float64 [R, n + 1, S], of `_STATE`
+    warmstarts: np.ndarray  # float64 [R, n + 1, nv]
+    link_pos: np.ndarray  # float32 [R, n + 1, L, 3], m
+    link_rot: np.ndarray  # float32 [R, n + 1, L, 4], wxyz
+    sound: list[int]  # R of them: after how many steps it went astray with the next, or else n
+
+    def moment(self, at: int, steps: int, course: _Course) -> _Moment:
+        """Of one of the runs, after so many of its steps."""
+        run = self.runs[at]
+        if not steps:
+            return run.before
+        index = run.steps[steps - 1]
+        return _Moment(
+            run.before.twin,
+            run.before.steps + steps,
+            self.states[at, steps],
+            self.warmstarts[at, steps],
+            self.link_pos[at, steps],
+            self.link_rot[at, steps],
+            course.env_steps[index],
+            course.episode_length[index][run.slot],
+            astray=steps > self.sound[at],
+        )
 
 
 class Twins:
@@ -150,72 +235,70 @@ class Twins:
             rows: which of the environments have a twin.
             own: by environment, in what its model differs from the one that is shared.
         """
-        envs = frames[0].env_index.tolist()
-        finite = [_finite(_coordinates(frame)) for frame in frames]
-        moments: list[dict[int, _Moment]] = [{} for _ in frames]  # by row
+        course = _Course.of(frames, rows)
         runs: list[_Run] = []
-        for row in rows:
-            known, mine = self._moments.get(envs[row]), own.get(envs[row], _ALIKE)
+        for slot, env in enumerate(course.envs):
+            known, mine = self._moments.get(env), own.get(env, _ALIKE)
             if known is not None and (self._anew or known.twin.own is not mine):
                 known = None
-            runs += self._runs(frames, finite, row, range(len(frames)), known, mine)
+            runs += self._runs(course, slot, range(len(frames)), known, mine)
         self._anew = False
+        taken: list[_Taken] = []
         while runs:
-            again: list[_Run] = []
-            for run, taken in self._taken(runs, frames):
-                lost: list[int] = []
-                for index, steps in run.seen:
-                    if steps < len(taken):
-                        moments[index][run.row] = taken[steps]
-                    else:
-                        lost.append(index)
-                if lost:  # it went astray on the way there
-                    mine = run.before.twin.own
-                    again += self._runs(frames, finite, run.row, lost, None, mine)
-            runs = again
-        self._moments = {envs[row]: moment for row, moment in moments[-1].items()}
-        return self._ghosts(frames, moments)
+            by_length: dict[int, list[_Run]] = {}
+            for run in runs:
+                by_length.setdefault(len(run.steps), []).append(run)
+            newly = [self._take(alike, course) for alike in by_length.values()]
+            taken += newly
+            runs = [run for those in newly for run in self._lost(those, course)]
+        self._moments = {
+            course.envs[run.slot]: those.moment(at, run.seen[-1][1], course)
+            for those in taken
+            for at, run in enumerate(those.runs)
+            if run.seen and run.seen[-1][0] == len(frames) - 1
+        }
+        return self._ghosts(course, taken)
 
     def _runs(
         self,
-        frames: Sequence[Frame],
-        finite: Sequence[np.ndarray],
-        row: int,
+        course: _Course,
+        slot: int,
         indices: Iterable[int],
         known: _Moment | None,
         own: Mapping[str, np.ndarray],
     ) -> list[_Run]:
         """How one twin gets to some of the frames, in their order; `known` is where it was."""
-        run = _Run.after(row, known) if known is not None else None
+        run = _Run.after(slot, known) if known is not None else None
         runs = [run] if run is not None else []
         for index in indices:
-            frame = frames[index]
-            if not finite[index][row]:
+            env_steps, episode_length = course.env_steps[index], course.episode_length[index][slot]
+            if not course.finite[index][slot]:
                 run = None
                 continue
-            if run is not None and frame.env_steps == run.env_steps:
+            if run is not None and env_steps == run.env_steps:
                 pass  # the training is held, and is looked at again
-            elif run is not None and self._goes_on(run, frame):
+            elif (
+                run is not None
+                and env_steps == run.env_steps + 1
+                and episode_length == run.episode_length + 1
+                and (self.every is None or run.before.steps + len(run.steps) < self.every)
+                and not run.before.astray
+            ):
                 run.steps.append(index)
-                run.env_steps, run.episode_length = frame.env_steps, frame.episode_length[row]
+                run.env_steps, run.episode_length = env_steps, episode_length
             else:
-                run = _Run.after(row, self._start(frame, row, own))
+                run = _Run.after(slot, self._start(course, index, slot, own))
                 runs.append(run)
             run.seen.append((index, len(run.steps)))
         return runs
 
-    def _goes_on(self, run: _Run, frame: Frame) -> bool:
-        return (
-            frame.env_steps == run.env_steps + 1
-            and frame.episode_length[run.row] == run.episode_length + 1
-            and (self.every is None or run.before.steps + len(run.steps) < self.every)
-            and not run.before.astray
-        )
-
-    def _start(self, frame: Frame, row: int, own: Mapping[str, np.ndarray]) -> _Moment:
+    def _start(
+        self, course: _Course, index: int, slot: int, own: Mapping[str, np.ndarray]
+    ) -> _Moment:
         """A twin that is where its environment is."""
+        frame, row = course.frames[index], course.rows[slot]
         coordinates = _coordinates(frame)
-        known = self._moments.get(int(frame.env_index[row]))
+        known = self._moments.get(course.envs[slot])
         model = known.twin.model if known is not None and known.twin.own is own else None
         if model is None:
             model = varied(self._model, own) if own else self._model
@@ -234,151 +317,139 @@ class Twins:
             frame.link_pos[row],
             frame.link_rot[row],
             frame.env_steps,
-            int(frame.episode_length[row]),
+            course.episode_length[index][slot],
         )
 
-    def _taken(
-        self, runs: Sequence[_Run], frames: Sequence[Frame]
-    ) -> list[tuple[_Run, list[_Moment]]]:
-        """Takes the steps of runs: where each was before, and after each of its steps, up to the
-        one with which it went astray."""
-        by_length: dict[int, list[_Run]] = {}
-        for run in runs:
-            by_length.setdefault(len(run.steps), []).append(run)
-        found: list[tuple[_Run, list[_Moment]]] = []
-        for length, alike in by_length.items():
-            if length:
-                found += zip(alike, self._step(alike, frames), strict=True)
-            else:
-                found += [(run, [run.before]) for run in alike]
-        return found
+    def _lost(self, taken: _Taken, course: _Course) -> list[_Run]:
+        """How twins that went astray get to the frames after that: anew."""
+        again: list[_Run] = []
+        for run, sound in zip(taken.runs, taken.sound, strict=True):
+            if sound < len(run.steps):
+                lost = [index for index, steps in run.seen if steps > sound + 1]
+                run.seen = [(index, steps) for index, steps in run.seen if steps <= sound + 1]
+                again += self._runs(course, run.slot, lost, None, run.before.twin.own)
+        return again
 
-    def _step(self, runs: Sequence[_Run], frames: Sequence[Frame]) -> list[list[_Moment]]:
-        """See `_taken`; of as many steps each, at once and without the interpreter's lock."""
+    def _take(self, runs: Sequence[_Run], course: _Course) -> _Taken:
+        """Takes the steps of runs that have as many, at once and without the interpreter's lock."""
         count, length, substeps = len(runs), len(runs[0].steps), self._substeps
-        given = [_coordinates(frames[index]) for run in runs for index in run.steps]
-        rows = [run.row for run in runs for _ in run.steps]
-        controls = np.array([self._control(x, row) for x, row in zip(given, rows, strict=True)])
-        start = np.array([run.before.state for run in runs])
-        states, _ = self._pool.rollout(
-            [run.before.twin.model for run in runs],
+        before = [run.before for run in runs]
+        states = np.array([[moment.state] for moment in before]).repeat(length + 1, axis=1)
+        warmstarts = np.array([[x.warmstart] for x in before]).repeat(length + 1, axis=1)
+        link_pos = np.array([[x.link_pos] for x in before]).repeat(length + 1, axis=1)
+        link_rot = np.array([[x.link_rot] for x in before]).repeat(length + 1, axis=1)
+        taken = _Taken(runs, states, warmstarts, link_pos, link_rot, [length] * count)
+        if not length:
+            return taken
+        slots = np.array([[run.slot] for run in runs])
+        steps = np.array([run.steps for run in runs])
+        models = [moment.twin.model for moment in before]
+        found, _ = self._pool.rollout(
+            models,
             self._data,
-            start,
-            np.repeat(controls.reshape(count, length, -1), substeps, axis=1),
+            states[:, 0],
+            np.repeat(course.control[steps, slots], substeps, axis=1),
             control_spec=int(self._spec),
-            initial_warmstart=np.array([run.before.warmstart for run in runs]),
+            initial_warmstart=warmstarts[:, 0],
             # One part for each thread: they would be woken for each of more parts.
             chunk_size=-(-count // len(self._data)),
         )
-        traces = np.asarray(states).reshape(count, length, substeps, -1)
-        last = traces[:, :, -1]
-        before = traces[:, :, -2] if substeps > 1 else np.hstack([start[:, None], last[:, :-1]])
-        # MuJoCo begins anew by itself, at time 0, where its numbers have gone astray.
-        due = start[:, :1] + self._step_seconds * (np.arange(length) + 0.99)
-        finite = np.isfinite(last).all(axis=2) & (last[:, :, 0] >= due)
+        traces = np.asarray(found).reshape(count, length, substeps, -1)
+        last = states[:, 1:] = traces[:, :, -1]
+        earlier = traces[:, :, -2] if substeps > 1 else states[:, :-1]
         # What the solver has found is not handed out. It is where it begins next, no more.
         velocity = slice(1 + self._model.nq, 1 + self._model.nq + self._model.nv)
-        warmstart = (last - before)[:, :, velocity] / self._model.opt.timestep
-        seen = before if self._lags else last
-        found: list[list[_Moment]] = []
-        for at, run in enumerate(runs):
-            taken = [run.before]
-            for step, index in enumerate(run.steps):
-                state, astray = last[at, step], not finite[at, step]
-                pos, rot = self._links(run, seen[at, step], _coordinates(frames[index]))
-                if astray:
-                    state, pos, rot = (np.full_like(x, np.nan) for x in (state, pos, rot))
-                moment = _Moment(
-                    run.before.twin,
-                    run.before.steps + step + 1,
-                    state,
-                    warmstart[at, step],
-                    pos,
-                    rot,
-                    frames[index].env_steps,
-                    int(frames[index].episode_length[run.row]),
-                    astray,
-                )
-                taken.append(moment)
-                if astray:
-                    break
-            found.append(taken)
-        return found
+        warmstarts[:, 1:] = (last - earlier)[:, :, velocity] / self._model.opt.timestep
+        places = (earlier if self._lags else last)[:, :, 1 : 1 + self._model.nq]
+        mocap = course.mocap and tuple(x[steps, slots] for x in course.mocap)
+        self._place(models, places, mocap, link_pos[:, 1:], link_rot[:, 1:])
+        # MuJoCo begins anew by itself, at time 0, where its numbers have gone astray.
+        due = states[:, :1, 0] + self._step_seconds * (np.arange(length) + 0.99)
+        finite = np.isfinite(last).all(axis=2) & (last[:, :, 0] >= due)
+        for at in np.flatnonzero(~finite.all(axis=1)):
+            taken.sound[at] = sound = int(np.argmin(finite[at]))
+            for values in (states, link_pos, link_rot):
+                values[at, sound + 1 :] = np.nan
+        return taken
 
-    def _control(self, coordinates: Coordinates, row: int) -> np.ndarray:
-        """float64 [C]: what a step is taken with, as `_spec` has it."""
-        given = [coordinates.ctrl, coordinates.mocap_pos, coordinates.mocap_quat]
-        return np.concatenate([np.zeros(0), *(x[row].ravel() for x in given if x is not None)])
-
-    def _links(
-        self, run: _Run, state: np.ndarray, coordinates: Coordinates
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """float32 [L, 3] in m, and float32 [L, 4] wxyz: the links of a twin in a state."""
+    def _place(
+        self,
+        models: Sequence[mujoco.MjModel],
+        qpos: np.ndarray,
+        mocap: tuple[np.ndarray, ...] | None,
+        link_pos: np.ndarray,
+        link_rot: np.ndarray,
+    ) -> None:
+        """Fills in the links, [R, n, L, 3] in m and [R, n, L, 4] wxyz, of twins at their places,
+        [R, n, nq]; with them go bodies that no physics moves."""
         data = self._placed
-        data.qpos[:] = state[1 : 1 + self._model.nq]
-        if coordinates.mocap_pos is not None and coordinates.mocap_quat is not None:
-            data.mocap_pos[:] = coordinates.mocap_pos[run.row]
-            data.mocap_quat[:] = coordinates.mocap_quat[run.row]
-        mujoco.mj_kinematics(run.before.twin.model, data)
-        return data.xpos[1:].astype(np.float32), data.xquat[1:].astype(np.float32)
+        own, xpos, xquat = data.qpos, data.xpos[1:], data.xquat[1:]
+        for at, model in enumerate(models):
+            for step in range(qpos.shape[1]):
+                own[:] = qpos[at, step]
+                if mocap is not None:
+                    data.mocap_pos[:], data.mocap_quat[:] = (x[at, step] for x in mocap)
+                mujoco.mj_kinematics(model, data)
+                link_pos[at, step], link_rot[at, step] = xpos, xquat
 
-    def _ghosts(
-        self, frames: Sequence[Frame], moments: Sequence[Mapping[int, _Moment]]
-    ) -> list[Ghost]:
-        # All at once: by one each, as much time would go into numpy as into MuJoCo.
-        count, link_pos = len(frames[0].env_index), np.concatenate([x.link_pos for x in frames])
-        link_rot = np.concatenate([x.link_rot for x in frames])
+    def _ghosts(self, course: _Course, taken: Sequence[_Taken]) -> list[Ghost]:
+        """Of each frame, with the distances between twins and environments."""
+        frames = course.frames
+        shape, links = (len(frames), len(frames[0].env_index)), frames[0].link_pos.shape[1]
         ghosts = Ghost(
-            np.zeros(len(link_pos), bool),
-            np.full_like(link_pos, np.nan),
-            np.full_like(link_rot, np.nan),
-            *(np.full(len(link_pos), np.nan, np.float32) for _ in range(5)),
+            np.zeros(shape, bool),
+            np.full((*shape, links, 3), np.nan, np.float32),
+            np.full((*shape, links, 4), np.nan, np.float32),
+            *(np.full(shape, np.nan, np.float32) for _ in range(5)),
         )
-        rows = [index * count + row for index, those in enumerate(moments) for row in those]
-        seen = [moment for those in moments for moment in those.values()]
+        seen = [
+            (index, run.slot, run.before.steps + steps, group, at, steps)
+            for group, those in enumerate(taken)
+            for at, run in enumerate(those.runs)
+            for index, steps in run.seen
+        ]
         if seen:
-            pos = np.stack([moment.link_pos for moment in seen])
-            away = np.linalg.norm(pos - link_pos[rows], axis=2)
-            qpos = np.concatenate([_coordinates(frame).qpos for frame in frames])[rows]
-            ghosts.there[rows] = True
-            ghosts.link_pos[rows] = pos
-            ghosts.link_rot[rows] = np.stack([moment.link_rot for moment in seen])
-            ghosts.seconds[rows] = self._step_seconds * np.array([m.steps for m in seen])
-            ghosts.root[rows], ghosts.bodies[rows] = away[:, self._root], away.mean(axis=1)
-            ghosts.joints[rows] = self._joint_errors(seen, qpos)
-            for row, moment in zip(rows, seen, strict=True):
-                # What has no distance has no limit that it would keep.
-                if not ghosts.bodies[row] <= self.limit:
-                    moment.twin.passed = min(moment.twin.passed, ghosts.seconds[row])
-                ghosts.passed[row] = moment.twin.passed
+            # All at once: by one each, as much time would go into numpy as into MuJoCo.
+            index, slot, begun, group, at, steps = np.array(seen).T
+            where = [(at[group == i], steps[group == i]) for i in range(len(taken))]
+            pos, rot, states = (
+                np.concatenate([getattr(x, name)[i] for x, i in zip(taken, where, strict=True)])
+                for name in ("link_pos", "link_rot", "states")
+            )
+            into, there = (index, course.rows[slot]), (index, slot)
+            away = np.linalg.norm(pos - course.link_pos[there], axis=2)
+            seconds, bodies = self._step_seconds * begun, away.mean(axis=1)
+            ghosts.there[into], ghosts.link_pos[into] = True, pos
+            ghosts.link_rot[into] = rot
+            ghosts.seconds[into], ghosts.bodies[into] = seconds, bodies
+            ghosts.root[into] = away[:, self._root]
+            ghosts.joints[into] = self._joint_errors(states, course.qpos[there])
+            twins = (taken[i].runs[run].before.twin for i, run in zip(group, at, strict=True))
+            ghosts.passed[into] = [
+                twin.passes(*when, self.limit)
+                for twin, *when in zip(twins, seconds.tolist(), bodies.tolist(), strict=True)
+            ]
         values = [getattr(ghosts, x.name) for x in fields(Ghost)]
-        return [Ghost(*(x[i : i + count] for x in values)) for i in range(0, len(link_pos), count)]
+        return [Ghost(*(x[i] for x in values)) for i in range(len(frames))]
 
-    def _joint_errors(self, moments: Sequence[_Moment], qpos: np.ndarray) -> np.ndarray:
-        """rad, [M]: the mean over hinges and balls. NaN where the model has neither."""
+    def _joint_errors(self, states: np.ndarray, its: np.ndarray) -> np.ndarray:
+        """rad, [M]: the mean over hinges and balls, between states of twins, [M, S], and qpos of
+        environments, [M, nq]. NaN where the model has neither."""
+        mine = states[:, 1 : 1 + self._model.nq]
         if not len(self._hinges) + len(self._balls):
-            return np.full(len(moments), np.nan)
-        mine = np.stack([moment.state[1 : 1 + self._model.nq] for moment in moments])
-        turned = mine[:, self._hinges] - qpos[:, self._hinges]
+            return np.full(len(mine), np.nan)
         # Some backends keep angles within a turn, others count the turns.
-        hinges = np.abs((turned + np.pi) % (2 * np.pi) - np.pi)
-        balls = angle_between(mine[:, self._balls], qpos[:, self._balls])
-        return np.concatenate([hinges, balls], axis=1).mean(axis=1)
+        turned = mine[:, self._hinges] - its[:, self._hinges] + np.pi
+        found = np.abs(turned % (2 * np.pi) - np.pi)
+        if len(self._balls):
+            balls = angle_between(mine[:, self._balls], its[:, self._balls])
+            found = np.concatenate([found, balls], axis=1)
+        return found.mean(axis=1)
 
 
 def _coordinates(frame: Frame) -> Coordinates:
     assert frame.coordinates is not None
     return frame.coordinates
-
-
-def _finite(coordinates: Coordinates) -> np.ndarray:
-    """bool [K], of each environment: whether there is a place to start from."""
-    found = np.ones(len(coordinates.qpos), bool)
-    for name in ("qpos", "qvel", "ctrl", "act"):
-        values = getattr(coordinates, name)
-        if values is not None:
-            found &= np.isfinite(values).all(axis=1)
-    return found
 
 
 def _modest_pool(threads: int) -> Rollout:
