@@ -89,15 +89,15 @@ class DriftLog:
         """What there is to plot; None if nothing is."""
         if not self._points:
             return None
-        newest = self._points[-1].seconds
-        seconds = np.array([point.seconds - newest for point in self._points])
-        median = np.stack([point.median for point in self._points], axis=1)
+        seconds = np.array([point.seconds for point in self._points])
+        median = np.array([point.median for point in self._points]).T
         selected = np.full_like(median, np.nan)
-        for index, point in enumerate(self._points):
-            column = np.flatnonzero(point.env_index == selected_env)
-            if len(column):
-                selected[:, index] = point.values[:, column[0]]
-        return Curves(seconds, median, selected)
+        if selected_env is not None:
+            for index, point in enumerate(self._points):
+                column = np.flatnonzero(point.env_index == selected_env)
+                if len(column):
+                    selected[:, index] = point.values[:, column[0]]
+        return Curves(seconds - seconds[-1], median, selected)
 
     def _append(self, seconds: float, env_index: np.ndarray, values: np.ndarray) -> None:
         self._points.append(_Point(seconds, env_index, values, _median(values)))
@@ -105,6 +105,8 @@ class DriftLog:
 
 def _median(values: np.ndarray) -> np.ndarray:
     """float [3], of [3, K], of those that are finite; NaN where none is."""
+    if values.size and np.isfinite(values).all():
+        return np.median(values, axis=1)  # a third of the time of one row after the other
     found = np.full(len(values), np.nan)
     for row, numbers in enumerate(values):
         known = numbers[np.isfinite(numbers)]

@@ -386,8 +386,11 @@ class Publisher:
         drawn, rollout = frame.env_index, channel.feed.rollouts.get(frame.role)
         if self.others is not None and rollout is not None and rollout.choice.env_index is not None:
             drawn = rollout.choice.env_index  # of all processes
-        envs = sorted(drawn.tolist(), key=lambda env: env != self.board.selected_env)
-        return np.flatnonzero(np.isin(frame.env_index, envs[: self.board.control.twins])).tolist()
+        places = np.argsort(drawn != self.board.selected_env, kind="stable")
+        places = places[: self.board.control.twins]
+        if drawn is frame.env_index:
+            return np.sort(places).tolist()
+        return np.flatnonzero(np.isin(frame.env_index, drawn[places])).tolist()
 
     def _draw(self, now: float) -> None:
         for role, feed in tuple(self.board.shown.items()):
