@@ -105,18 +105,16 @@ class _Course:
 
         qpos, pos, quat = of_all("qpos"), of_all("mocap_pos"), of_all("mocap_quat")
         assert qpos is not None
-        finite = np.array(np.isfinite(qpos).all(axis=2))
-        for values in (of_all(name) for name in ("qvel", "ctrl", "act")):
-            if values is not None:
-                finite &= np.isfinite(values).all(axis=2)
-        given = [x.reshape(*shape, -1) for x in (of_all("ctrl"), pos, quat) if x is not None]
+        ctrl, motion = of_all("ctrl"), (of_all("qvel"), of_all("act"))
+        known = np.concatenate([qpos, *(x for x in (ctrl, *motion) if x is not None)], axis=2)
+        given = [x.reshape(*shape, -1) for x in (ctrl, pos, quat) if x is not None]
         return cls(
             frames,
             chosen,
             frames[0].env_index[chosen].tolist(),
             [frame.env_steps for frame in frames],
             [frame.episode_length[chosen].tolist() for frame in frames],
-            finite.tolist(),
+            np.array(np.isfinite(known).all(axis=2)).tolist(),
             np.stack([frame.link_pos[chosen] for frame in frames]),
             qpos,
             np.concatenate([np.zeros((*shape, 0), np.float32), *given], axis=2),
@@ -126,31 +124,35 @@ class _Course:
 
 @dataclass(frozen=True, eq=False)
 class _Taken:
-    """R runs of n steps each: where they were before them [:, 0], and after each of them."""
+    """Runs whose steps are taken. Of each its moments follow each other in the P moments of all:
+    where it was before its steps, and then after each of them."""
 
     runs: Sequence[_Run]
-    states: np.ndarray  # float64 [R, n + 1, S], of `_STATE`
-    warmstarts: np.ndarray  # float64 [R, n + 1, nv]
-    link_pos: np.ndarray  # float32 [R, n + 1, L, 3], m
-    link_rot: np.ndarray  # float32 [R, n + 1, L, 4], wxyz
-    sound: list[int]  # R of them: after how many steps it went astray with the next, or else n
+    begins: Sequence[int]  # of each run, its first moment
+    states: np.ndarray  # float64 [P, S], of `_STATE`
+    warmstarts: np.ndarray  # float64 [P, nv]
+    link_pos: np.ndarray  # float32 [P, L, 3], m
+    link_rot: np.ndarray  # float32 [P, L, 4], wxyz
+    # Of the runs that went astray, by their place among them, after how many steps: with the next.
+    sound: Mapping[int, int]
 
-    def moment(self, at: int, steps: int, course: _Course) -> _Moment:
-        """Of one of the runs, after so many of its steps."""
+    def last(self, at: int, course: _Course) -> _Moment:
+        """Of one of the runs, the last that was seen."""
         run = self.runs[at]
+        steps = run.seen[-1][1]
         if not steps:
             return run.before
-        index = run.steps[steps - 1]
+        index, moment = run.steps[steps - 1], self.begins[at] + steps
         return _Moment(
             run.before.twin,
             run.before.steps + steps,
-            self.states[at, steps],
-            self.warmstarts[at, steps],
-            self.link_pos[at, steps],
-            self.link_rot[at, steps],
+            self.states[moment],
+            self.warmstarts[moment],
+            self.link_pos[moment],
+            self.link_rot[moment],
             course.env_steps[index],
             course.episode_length[index][run.slot],
-            astray=steps > self.sound[at],
+            astray=steps > self.sound.get(at, steps),
         )
 
 
@@ -245,14 +247,10 @@ class Twins:
         self._anew = False
         taken: list[_Taken] = []
         while runs:
-            by_length: dict[int, list[_Run]] = {}
-            for run in runs:
-                by_length.setdefault(len(run.steps), []).append(run)
-            newly = [self._take(alike, course) for alike in by_length.values()]
-            taken += newly
-            runs = [run for those in newly for run in self._lost(those, course)]
+            taken.append(self._take(runs, course))
+            runs = self._lost(taken[-1], course)
         self._moments = {
-            course.envs[run.slot]: those.moment(at, run.seen[-1][1], course)
+            course.envs[run.slot]: those.last(at, course)
             for those in taken
             for at, run in enumerate(those.runs)
             if run.seen and run.seen[-1][0] == len(frames) - 1
@@ -323,77 +321,96 @@ class Twins:
     def _lost(self, taken: _Taken, course: _Course) -> list[_Run]:
         """How twins that went astray get to the frames after that: anew."""
         again: list[_Run] = []
-        for run, sound in zip(taken.runs, taken.sound, strict=True):
-            if sound < len(run.steps):
-                lost = [index for index, steps in run.seen if steps > sound + 1]
-                run.seen = [(index, steps) for index, steps in run.seen if steps <= sound + 1]
-                again += self._runs(course, run.slot, lost, None, run.before.twin.own)
+        for at, sound in taken.sound.items():
+            run = taken.runs[at]
+            lost = [index for index, steps in run.seen if steps > sound + 1]
+            run.seen = [(index, steps) for index, steps in run.seen if steps <= sound + 1]
+            again += self._runs(course, run.slot, lost, None, run.before.twin.own)
         return again
 
     def _take(self, runs: Sequence[_Run], course: _Course) -> _Taken:
-        """Takes the steps of runs that have as many, at once and without the interpreter's lock."""
-        count, length, substeps = len(runs), len(runs[0].steps), self._substeps
+        """Takes all steps of runs."""
         before = [run.before for run in runs]
-        states = np.array([[moment.state] for moment in before]).repeat(length + 1, axis=1)
-        warmstarts = np.array([[x.warmstart] for x in before]).repeat(length + 1, axis=1)
-        link_pos = np.array([[x.link_pos] for x in before]).repeat(length + 1, axis=1)
-        link_rot = np.array([[x.link_rot] for x in before]).repeat(length + 1, axis=1)
-        taken = _Taken(runs, states, warmstarts, link_pos, link_rot, [length] * count)
-        if not length:
+        moments = np.array([1 + len(run.steps) for run in runs])
+        begins = moments.cumsum() - moments
+        # What is not stepped is already there: where each run was before its steps.
+        states, warmstarts, link_pos, link_rot = (
+            np.array([getattr(moment, name) for moment in before]).repeat(moments, axis=0)
+            for name in ("state", "warmstart", "link_pos", "link_rot")
+        )
+        sound: dict[int, int] = {}
+        taken = _Taken(runs, begins.tolist(), states, warmstarts, link_pos, link_rot, sound)
+        steps = np.arange(len(states)) - begins.repeat(moments)  # before each of the moments
+        after = np.flatnonzero(steps)
+        if not len(after):
             return taken
+        earlier = np.empty_like(states)  # by one substep
+        by_length: dict[int, list[int]] = {}
+        for at, run in enumerate(runs):
+            if run.steps:
+                by_length.setdefault(len(run.steps), []).append(at)
+        for length, alike in by_length.items():
+            into = begins[alike][:, None] + np.arange(1, length + 1)
+            traces = self._rollout([runs[at] for at in alike], states[begins[alike]], course)
+            states[into] = traces[:, :, -1]
+            if self._substeps > 1:
+                earlier[into] = traces[:, :, -2]
+        if self._substeps == 1:
+            earlier[1:] = states[:-1]
+        # What the solver has found is not handed out. It is where it begins next, no more.
+        velocity = slice(1 + self._model.nq, 1 + self._model.nq + self._model.nv)
+        pushed = (states[after] - earlier[after])[:, velocity]
+        warmstarts[after] = pushed / self._model.opt.timestep
+        self._place(taken, course, earlier if self._lags else states)
+        # MuJoCo begins anew by itself, at time 0, where its numbers have gone astray.
+        due = states[begins, 0].repeat(moments) + self._step_seconds * (steps - 0.01)
+        fine = (steps == 0) | (np.isfinite(states).all(axis=1) & (states[:, 0] >= due))
+        if not fine.all():
+            for at, begin in enumerate(taken.begins):
+                own = slice(begin, begin + moments[at])
+                if not fine[own].all():
+                    sound[at] = int(np.argmin(fine[own])) - 1
+                    for values in (states, link_pos, link_rot):
+                        values[own][sound[at] + 1 :] = np.nan
+        return taken
+
+    def _rollout(self, runs: Sequence[_Run], start: np.ndarray, course: _Course) -> np.ndarray:
+        """float64 [R, n, substeps, S]: steps of R runs that have n each, from their states, [R, S];
+        all at once and without the interpreter's lock."""
+        count, length = len(runs), len(runs[0].steps)
         slots = np.array([[run.slot] for run in runs])
-        steps = np.array([run.steps for run in runs])
-        models = [moment.twin.model for moment in before]
-        found, _ = self._pool.rollout(
-            models,
+        control = course.control[np.array([run.steps for run in runs]), slots]
+        states, _ = self._pool.rollout(
+            [run.before.twin.model for run in runs],
             self._data,
-            states[:, 0],
-            np.repeat(course.control[steps, slots], substeps, axis=1),
+            start,
+            control.repeat(self._substeps, axis=1),
             control_spec=int(self._spec),
-            initial_warmstart=warmstarts[:, 0],
+            initial_warmstart=np.array([run.before.warmstart for run in runs]),
             # One part for each thread: they would be woken for each of more parts.
             chunk_size=-(-count // len(self._data)),
         )
-        traces = np.asarray(found).reshape(count, length, substeps, -1)
-        last = states[:, 1:] = traces[:, :, -1]
-        earlier = traces[:, :, -2] if substeps > 1 else states[:, :-1]
-        # What the solver has found is not handed out. It is where it begins next, no more.
-        velocity = slice(1 + self._model.nq, 1 + self._model.nq + self._model.nv)
-        warmstarts[:, 1:] = (last - earlier)[:, :, velocity] / self._model.opt.timestep
-        places = (earlier if self._lags else last)[:, :, 1 : 1 + self._model.nq]
-        mocap = course.mocap and tuple(x[steps, slots] for x in course.mocap)
-        self._place(models, places, mocap, link_pos[:, 1:], link_rot[:, 1:])
-        # MuJoCo begins anew by itself, at time 0, where its numbers have gone astray.
-        due = states[:, :1, 0] + self._step_seconds * (np.arange(length) + 0.99)
-        finite = np.isfinite(last).all(axis=2) & (last[:, :, 0] >= due)
-        for at in np.flatnonzero(~finite.all(axis=1)):
-            taken.sound[at] = sound = int(np.argmin(finite[at]))
-            for values in (states, link_pos, link_rot):
-                values[at, sound + 1 :] = np.nan
-        return taken
+        return np.asarray(states).reshape(count, length, self._substeps, -1)
 
-    def _place(
-        self,
-        models: Sequence[mujoco.MjModel],
-        qpos: np.ndarray,
-        mocap: tuple[np.ndarray, ...] | None,
-        link_pos: np.ndarray,
-        link_rot: np.ndarray,
-    ) -> None:
-        """Fills in the links, [R, n, L, 3] in m and [R, n, L, 4] wxyz, of twins at their places,
-        [R, n, nq]; with them go bodies that no physics moves."""
-        data = self._placed
-        own, xpos, xquat = data.qpos, data.xpos[1:], data.xquat[1:]
-        for at, model in enumerate(models):
-            for step in range(qpos.shape[1]):
-                own[:] = qpos[at, step]
-                if mocap is not None:
-                    data.mocap_pos[:], data.mocap_quat[:] = (x[at, step] for x in mocap)
+    def _place(self, taken: _Taken, course: _Course, states: np.ndarray) -> None:
+        """Fills in the links after each step, as they are in `states`, [P, S]."""
+        data, places = self._placed, states[:, 1 : 1 + self._model.nq]
+        qpos, xpos, xquat = data.qpos, data.xpos[1:], data.xquat[1:]
+        for run, begin in zip(taken.runs, taken.begins, strict=True):
+            model = run.before.twin.model
+            for moment, index in enumerate(run.steps, begin + 1):
+                qpos[:] = places[moment]
+                if course.mocap is not None:  # bodies that no physics moves
+                    pos, quat = course.mocap
+                    data.mocap_pos[:], data.mocap_quat[:] = (
+                        pos[index, run.slot],
+                        quat[index, run.slot],
+                    )
                 mujoco.mj_kinematics(model, data)
-                link_pos[at, step], link_rot[at, step] = xpos, xquat
+                taken.link_pos[moment], taken.link_rot[moment] = xpos, xquat
 
     def _ghosts(self, course: _Course, taken: Sequence[_Taken]) -> list[Ghost]:
-        """Of each frame, with the distances between twins and environments."""
+        """Of each frame."""
         frames = course.frames
         shape, links = (len(frames), len(frames[0].env_index)), frames[0].link_pos.shape[1]
         ghosts = Ghost(
@@ -402,35 +419,35 @@ class Twins:
             np.full((*shape, links, 4), np.nan, np.float32),
             *(np.full(shape, np.nan, np.float32) for _ in range(5)),
         )
-        seen = [
-            (index, run.slot, run.before.steps + steps, group, at, steps)
-            for group, those in enumerate(taken)
-            for at, run in enumerate(those.runs)
-            for index, steps in run.seen
-        ]
-        if seen:
-            # All at once: by one each, as much time would go into numpy as into MuJoCo.
-            index, slot, begun, group, at, steps = np.array(seen).T
-            where = [(at[group == i], steps[group == i]) for i in range(len(taken))]
-            pos, rot, states = (
-                np.concatenate([getattr(x, name)[i] for x, i in zip(taken, where, strict=True)])
-                for name in ("link_pos", "link_rot", "states")
-            )
-            into, there = (index, course.rows[slot]), (index, slot)
-            away = np.linalg.norm(pos - course.link_pos[there], axis=2)
-            seconds, bodies = self._step_seconds * begun, away.mean(axis=1)
-            ghosts.there[into], ghosts.link_pos[into] = True, pos
-            ghosts.link_rot[into] = rot
-            ghosts.seconds[into], ghosts.bodies[into] = seconds, bodies
-            ghosts.root[into] = away[:, self._root]
-            ghosts.joints[into] = self._joint_errors(states, course.qpos[there])
-            twins = (taken[i].runs[run].before.twin for i, run in zip(group, at, strict=True))
-            ghosts.passed[into] = [
-                twin.passes(*when, self.limit)
-                for twin, *when in zip(twins, seconds.tolist(), bodies.tolist(), strict=True)
-            ]
+        for those in taken:
+            self._compare(ghosts, course, those)
         values = [getattr(ghosts, x.name) for x in fields(Ghost)]
         return [Ghost(*(x[i] for x in values)) for i in range(len(frames))]
+
+    def _compare(self, ghosts: Ghost, course: _Course, taken: _Taken) -> None:
+        """Fills in where twins are and how far that is from their environments, by [F, K]."""
+        seen = [
+            (index, run.slot, begin + steps, run.before.steps + steps)
+            for run, begin in zip(taken.runs, taken.begins, strict=True)
+            for index, steps in run.seen
+        ]
+        if not seen:
+            return
+        # All at once: by one each, as much time would go into numpy as into MuJoCo.
+        index, slot, moment, steps = np.array(seen).T
+        into, there, pos = (index, course.rows[slot]), (index, slot), taken.link_pos[moment]
+        away = np.linalg.norm(pos - course.link_pos[there], axis=2)
+        seconds, bodies = self._step_seconds * steps, away.mean(axis=1)
+        ghosts.there[into], ghosts.link_pos[into] = True, pos
+        ghosts.link_rot[into] = taken.link_rot[moment]
+        ghosts.seconds[into], ghosts.bodies[into] = seconds, bodies
+        ghosts.root[into] = away[:, self._root]
+        ghosts.joints[into] = self._joint_errors(taken.states[moment], course.qpos[there])
+        twins = (run.before.twin for run in taken.runs for _ in run.seen)
+        ghosts.passed[into] = [
+            twin.passes(when, distance, self.limit)
+            for twin, when, distance in zip(twins, seconds.tolist(), bodies.tolist(), strict=True)
+        ]
 
     def _joint_errors(self, states: np.ndarray, its: np.ndarray) -> np.ndarray:
         """rad, [M]: the mean over hinges and balls, between states of twins, [M, S], and qpos of
