@@ -88,7 +88,7 @@ class _Course:
     finite: list[list[bool]]  # [F][T], whether there is a place to start from
     link_pos: np.ndarray  # float32 [F, T, L, 3], m
     qpos: np.ndarray  # float32 [F, T, nq]
-    # Float32 [F, T, C]: what a step is taken with, in the order of `mujoco.mjtState`.
+    # Float64 [F, T, C]: what a step is taken with, in the order of `mujoco.mjtState`.
     control: np.ndarray
     mocap: tuple[np.ndarray, np.ndarray] | None  # float32 [F, T, nmocap, 3], [F, T, nmocap, 4]
 
@@ -117,7 +117,7 @@ class _Course:
             np.array(np.isfinite(known).all(axis=2)).tolist(),
             np.stack([frame.link_pos[chosen] for frame in frames]),
             qpos,
-            np.concatenate([np.zeros((*shape, 0), np.float32), *given], axis=2),
+            np.concatenate([np.zeros((*shape, 0)), *given], axis=2),
             (pos, quat) if pos is not None and quat is not None else None,
         )
 
@@ -380,17 +380,21 @@ class Twins:
         count, length = len(runs), len(runs[0].steps)
         slots = np.array([[run.slot] for run in runs])
         control = course.control[np.array([run.steps for run in runs]), slots]
-        states, _ = self._pool.rollout(
+        states = np.empty((count, length * self._substeps, start.shape[1]))
+        self._pool.rollout(
             [run.before.twin.model for run in runs],
             self._data,
             start,
             control.repeat(self._substeps, axis=1),
             control_spec=int(self._spec),
+            skip_checks=True,  # of shapes, in Python: they take longer than a twin's step
+            nstep=states.shape[1],
             initial_warmstart=np.array([run.before.warmstart for run in runs]),
+            state=states,
             # One part for each thread: they would be woken for each of more parts.
             chunk_size=-(-count // len(self._data)),
         )
-        return np.asarray(states).reshape(count, length, self._substeps, -1)
+        return states.reshape(count, length, self._substeps, -1)
 
     def _place(self, taken: _Taken, course: _Course, states: np.ndarray) -> None:
         """Fills in the links after each step, as they are in `states`, [P, S]."""
