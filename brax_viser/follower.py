@@ -12,6 +12,7 @@ import mujoco
 import numpy as np
 
 from brax_viser.frame import Frame, Ghost
+from brax_viser.niceness import give_way
 from brax_viser.stream import COST_SECONDS
 from brax_viser.twin import DRIFT_LIMIT, Twins
 
@@ -189,6 +190,7 @@ class Follower(Generic[L]):
         )
 
     def _run(self) -> None:
+        give_way()
         while jobs := self._next():
             frames = [job.frame for job in jobs]
             if jobs[0].rows and self.fault is None:

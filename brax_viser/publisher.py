@@ -22,6 +22,7 @@ from brax_viser.frame import Frame, joined
 from brax_viser.gui.details import Inside
 from brax_viser.gui.panel import Command, Panel, PanelView, StreamView
 from brax_viser.mailbox import ModelParcel, Parcel
+from brax_viser.niceness import give_way
 from brax_viser.playback import Player, View, beside
 from brax_viser.progress import count as in_words
 from brax_viser.rollout import Rollout
@@ -268,6 +269,7 @@ class Publisher:
 
     async def _run(self) -> None:
         board, next_panel, woken = self.board, 0.0, True
+        give_way()  # the loop's thread, on which viser sends as well
         while not board.control.closed:
             start = board.wall_clock()
             control = board.control

@@ -30,6 +30,8 @@ PURE = (
     "switchboard.py",
     "rollout.py",
     "feed.py",
+    "niceness.py",
+    "stepping.py",
     "twin.py",
     "follower.py",
     "drift.py",

@@ -25,12 +25,13 @@ from brax_viser.drift import GAP_SECONDS, MOST_POINTS, DriftLog
 from brax_viser.follower import MOST_AT_ONCE, Follower, Simulated, TwinSettings
 from brax_viser.frame import Coordinates, Frame, Ghost, joined
 from brax_viser.hosts import wire
+from brax_viser.niceness import NICENESS
 from brax_viser.playback import Player, View, beside
 from brax_viser.publisher import TWIN_LEISURE
 from brax_viser.scene.physics import varied
 from brax_viser.scene.quaternions import angle_between
 from brax_viser.stream import Pacer
-from brax_viser.twin import NICENESS, Twins
+from brax_viser.twin import Twins
 from tests.conftest import eventually
 from tests.test_detail import NUM_ENVS, Rollout, suite_env
 
@@ -103,6 +104,34 @@ def test_with_contact_they_part_slowly_and_the_threshold_is_passed_once(ants, tw
             assert (passed[first:] == pytest.approx(ghosts[first].seconds[env])).all()
         else:
             assert np.isinf(passed).all()
+
+
+@pytest.mark.parametrize("lags", [False, True])
+@pytest.mark.parametrize("substeps", [1, 3])
+def test_it_takes_the_steps_that_mujoco_takes(ants, substeps, lags):
+    """What is followed here is MuJoCo itself, an ant in the air, whose links MuJoCo leaves where
+    they were before a step."""
+    model = ants[0].mujoco_model()
+    data, rng, frames = mujoco.MjData(model), np.random.default_rng(0), []
+    data.qpos[2] = 5.0
+    for frame in ants[1][:12]:
+        data.ctrl[:] = rng.uniform(-1, 1, model.nu)
+        mujoco.mj_step(model, data, substeps)
+        if not lags:
+            mujoco.mj_kinematics(model, data)
+        now = Coordinates.of({x: getattr(data, x)[None].copy() for x in ("qpos", "qvel", "ctrl")})
+        pos, rot = (x[None, 1:].astype(np.float32) for x in (data.xpos, data.xquat))
+        known = {"env_index": np.zeros(1, np.int32), "link_pos": pos, "link_rot": rot}
+        frames.append(dataclasses.replace(frame, coordinates=now, **known))
+    for size in (1, 4, 12):
+        twins = Twins(model, substeps, lags=lags)
+        starts = range(0, len(frames), size)
+        ghosts = [x for at in starts for x in twins.follow(frames[at : at + size], [0], {})]
+        twins.close()
+        seconds = substeps * model.opt.timestep * np.arange(len(frames))
+        np.testing.assert_allclose([ghost.seconds[0] for ghost in ghosts], seconds, rtol=1e-6)
+        assert max(ghost.bodies[0] for ghost in ghosts) < 1e-5
+        assert max(ghost.joints[0] for ghost in ghosts) < 1e-5
 
 
 def test_what_the_code_of_an_environment_has_changed_is_in_its_twin():

@@ -1,0 +1,54 @@
+"""Threads of ours let the training go first, and make none of the training's do so."""
+
+import subprocess
+import sys
+
+import pytest
+
+from brax_viser.niceness import NICENESS
+
+WATCHED = """
+import os, sys, threading, time
+os.nice(int(sys.argv[1]))
+from benchmarks.overhead import Page
+from brax_viser import Viewer, VisualizedEnv
+
+with Viewer(port=0, mode="every_step") as viewer:  # before there is anything of JAX
+    page = Page(viewer)
+    page.open()
+    import jax
+    import jax.numpy as jnp
+    from brax import envs
+
+    env = envs.get_environment("inverted_pendulum", backend="mjx")
+    env = VisualizedEnv(env, grid=(2, 2), viewer=viewer)
+    viewer.twins = 4
+    state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 4))
+    step = jax.jit(jax.vmap(env.step))
+    end = time.monotonic() + 60
+    while viewer.drift() is None and time.monotonic() < end:
+        state = step(state, jnp.zeros((4, 1)))
+        time.sleep(0.02)
+    assert viewer.drift() is not None
+    whose = {thread.native_id: thread.name for thread in threading.enumerate()}
+    viewer._publisher.now(lambda: whose.update({threading.get_native_id(): "page"}))
+    for task in map(int, os.listdir("/proc/self/task")):
+        print(os.getpriority(os.PRIO_PROCESS, task), whose.get(task, "not of Python"), sep=",")
+    page.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a niceness by thread")
+def test_the_page_and_the_twins_are_nicer_than_the_training():
+    command = [sys.executable, "-c", WATCHED, "2"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = [line.split(",") for line in run.stdout.splitlines() if line.count(",") == 1]
+    threads = [(int(niceness) - 2, name) for niceness, name in lines]
+    assert (NICENESS, "page") in threads and (NICENESS, "brax_viser twins") in threads
+    stepping = [name for niceness, name in threads if niceness == 2 * NICENESS]
+    assert stepping and set(stepping) == {"not of Python"}
+    assert (0, "MainThread") in threads
+    # XLA's.
+    assert sum(thread == (0, "not of Python") for thread in threads) > 2
+    others = [thread for thread in threads if thread[0] not in (0, 2 * NICENESS)]
+    assert sorted(others) == [(NICENESS, "brax_viser twins"), (NICENESS, "page")]
