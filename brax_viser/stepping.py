@@ -10,7 +10,7 @@ import numpy as np
 from mujoco.rollout import Rollout
 
 from brax_viser.frame import Coordinates, Frame
-from brax_viser.niceness import give_way
+from brax_viser.niceness import MORE, give_way
 
 MOST_THREADS = 4
 """A twin takes tens of microseconds a step: more threads would only wait for each other."""
@@ -265,13 +265,11 @@ def coordinates_of(frame: Frame) -> Coordinates:
 
 
 def _modest_pool(threads: int) -> Rollout:
-    """Threads that let the caller's go first as well. Where that gives way itself and the training
-    takes all processors, they get a tenth of one; with the most niceness that there is they would
-    not keep up there. They never hold Python's lock, so that nobody waits for them."""
+    """Threads that let the caller's go first as well: nobody waits for them."""
     made: list[Rollout] = []
 
     def make() -> None:
-        give_way()  # in a thread that ends here: those that it starts inherit it
+        give_way(MORE)  # in a thread that ends here: those that it starts inherit it
         made.append(Rollout(nthread=threads))
 
     maker = threading.Thread(target=make, name="brax_viser twins' threads")

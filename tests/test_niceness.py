@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from brax_viser.niceness import NICENESS
+from brax_viser.niceness import MORE, NICENESS
 
 WATCHED = """
 import os, sys, threading, time
@@ -45,10 +45,10 @@ def test_the_page_and_the_twins_are_nicer_than_the_training():
     lines = [line.split(",") for line in run.stdout.splitlines() if line.count(",") == 1]
     threads = [(int(niceness) - 2, name) for niceness, name in lines]
     assert (NICENESS, "page") in threads and (NICENESS, "brax_viser twins") in threads
-    stepping = [name for niceness, name in threads if niceness == 2 * NICENESS]
+    stepping = [name for niceness, name in threads if niceness == NICENESS + MORE]
     assert stepping and set(stepping) == {"not of Python"}
     assert (0, "MainThread") in threads
     # XLA's.
     assert sum(thread == (0, "not of Python") for thread in threads) > 2
-    others = [thread for thread in threads if thread[0] not in (0, 2 * NICENESS)]
+    others = [thread for thread in threads if thread[0] not in (0, NICENESS + MORE)]
     assert sorted(others) == [(NICENESS, "brax_viser twins"), (NICENESS, "page")]

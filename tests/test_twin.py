@@ -25,7 +25,7 @@ from brax_viser.drift import GAP_SECONDS, MOST_POINTS, DriftLog
 from brax_viser.follower import MOST_AT_ONCE, Follower, Simulated, TwinSettings
 from brax_viser.frame import Coordinates, Frame, Ghost, joined
 from brax_viser.hosts import wire
-from brax_viser.niceness import NICENESS
+from brax_viser.niceness import MORE
 from brax_viser.playback import Player, View, beside
 from brax_viser.publisher import TWIN_LEISURE
 from brax_viser.scene.physics import varied
@@ -369,7 +369,7 @@ print([task for task in before if after[task] != before[task]])
 def test_the_threads_that_step_are_nicer_than_the_training_and_no_other_is(training):
     command = [sys.executable, "-c", NICE_TRAINING, str(training)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    nicer = min(os.nice(0) + training + NICENESS, 19)
+    nicer = min(os.nice(0) + training + MORE, 19)
     assert printed.splitlines() == [str([nicer] * 2), "[]"]
 
 
