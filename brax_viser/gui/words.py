@@ -293,7 +293,7 @@ def twins(view: PanelView) -> str:
         return note("Twins come with the next steps.")
     text = (
         f"{int(ghost.there.sum())} twins · {1000 * cost.step_seconds:.1f} ms a step · "
-        f"{100 * cost.share:.0f} % of a processor beside the training"
+        f"{100 * cost.share:.0f} % of the time, beside the training"
     )
     if cost.skipped > 0:
         text += f" · {100 * cost.skipped:.0f} % of the steps went without"
