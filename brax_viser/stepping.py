@@ -232,7 +232,7 @@ class Stepping:
             start,
             control.repeat(self._substeps, axis=1),
             control_spec=int(self._spec),
-            skip_checks=True,  # of shapes, in Python: they take longer than a twin's step
+            skip_checks=True,  # of shapes, in Python: 0.08 ms of 0.2 for a call beside a training
             nstep=states.shape[1],
             initial_warmstart=np.array([run.before.warmstart for run in runs]),
             state=states,
@@ -250,11 +250,8 @@ class Stepping:
             for moment, index in enumerate(run.steps, begin + 1):
                 qpos[:] = places[moment]
                 if course.mocap is not None:  # bodies that no physics moves
-                    pos, quat = course.mocap
-                    data.mocap_pos[:], data.mocap_quat[:] = (
-                        pos[index, run.slot],
-                        quat[index, run.slot],
-                    )
+                    pos, quat = (values[index, run.slot] for values in course.mocap)
+                    data.mocap_pos[:], data.mocap_quat[:] = pos, quat
                 mujoco.mj_kinematics(model, data)
                 taken.link_pos[moment], taken.link_rot[moment] = xpos, xquat
 
