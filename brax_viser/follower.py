@@ -81,8 +81,8 @@ class TwinCost:
 class Follower(Generic[L]):
     """Gives frames their ghosts, in the order in which they come.
 
-    `send` and `take` are called by the publisher, `start` and `close` by the viewer. The thread
-    waits for MuJoCo without holding the interpreter's lock.
+    `send`, `go` and `take` are called by the publisher, `start` and `close` by the viewer. The
+    thread waits for MuJoCo without holding the interpreter's lock.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -99,6 +99,7 @@ class Follower(Generic[L]):
         self._pending: dict[L, int] = {}
         self._anew = 0
         self._closed = False
+        self._idle = False  # whether the thread waits for anything at all
         # (s when, s it took, steps that were taken, steps that had to go on without)
         self._log: deque[tuple[float, float, int, int]] = deque()
         self._twins: dict[L, tuple[Simulated, int, Twins]] = {}
@@ -128,6 +129,9 @@ class Follower(Generic[L]):
     ) -> None:
         """Hands a frame over; it comes back from `take`, with a ghost if there was time.
 
+        Nothing is done about it before `go`: the first of several would be taken without the
+        others, which cost less together.
+
         Args:
             lane: whose frame it is.
             frame: with coordinates, if there are any rows.
@@ -146,7 +150,12 @@ class Follower(Generic[L]):
                 _Job(lane, frame, rows, simulated, own, settings, self._anew, ready, until)
             )
             self._pending[lane] = self._pending.get(lane, 0) + 1
-            self._changed.notify_all()
+
+    def go(self) -> None:
+        """Sets the thread going on what was handed over."""
+        with self._changed:
+            if self._waiting and (self._idle or len(self._waiting) >= MOST_AT_ONCE):
+                self._changed.notify_all()
 
     def take(self) -> list[tuple[L, Frame]]:
         """What is ready: (lane, frame), in order."""
@@ -217,7 +226,9 @@ class Follower(Generic[L]):
                     wait = waiting[0].ready - self._clock() if waiting[0].rows else 0.0
                     if wait <= 0 or len(waiting) >= MOST_AT_ONCE:
                         break
+                self._idle = wait is None
                 self._changed.wait(wait)
+                self._idle = False
             if self._closed:
                 return []
             jobs = [waiting.popleft()]

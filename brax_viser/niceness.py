@@ -1,5 +1,6 @@
 """Which threads let the training go first."""
 
+import contextlib
 import os
 import sys
 
@@ -17,7 +18,14 @@ what steps twins would not keep up beside a training that takes all processors."
 def give_way(niceness: int = NICENESS) -> None:
     """The calling thread lets others go first, and so do those that it starts from now on.
 
+    Besides, when there is something to do for it again, it waits until a processor is free or its
+    turn has come, where it would have interrupted who is at work (SCHED_BATCH, man 7 sched). Its
+    share remains the same.
+
     Nothing is done where niceness is not a thread's but the whole process's: anywhere but on Linux.
     """
     if sys.platform == "linux":
         os.nice(niceness)
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:  # and not what a person has chosen
+            with contextlib.suppress(OSError):  # a sandbox need not know it, as gVisor does not
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

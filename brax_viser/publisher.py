@@ -332,6 +332,7 @@ class Publisher:
                 self._hand_on(channel, lane, frame, now)
             if parcel.role not in self._roles():
                 lane.player.newest(now)  # nobody plays it: what has come is not to pile up
+        self.follower.go()
 
     def _hand_on(self, channel: Channel, lane: Lane, frame: Frame, now: float) -> None:
         """Brings a frame to the player, by way of its twins if it is to have any."""

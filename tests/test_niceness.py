@@ -33,7 +33,9 @@ with Viewer(port=0, mode="every_step") as viewer:  # before there is anything of
     whose = {thread.native_id: thread.name for thread in threading.enumerate()}
     viewer._publisher.now(lambda: whose.update({threading.get_native_id(): "page"}))
     for task in map(int, os.listdir("/proc/self/task")):
-        print(os.getpriority(os.PRIO_PROCESS, task), whose.get(task, "not of Python"), sep=",")
+        interrupts = os.sched_getscheduler(task) == os.SCHED_OTHER
+        niceness = os.getpriority(os.PRIO_PROCESS, task)
+        print(niceness, interrupts, whose.get(task, "not of Python"), sep=",")
     page.close()
 """
 
@@ -42,8 +44,8 @@ with Viewer(port=0, mode="every_step") as viewer:  # before there is anything of
 def test_the_page_and_the_twins_are_nicer_than_the_training():
     command = [sys.executable, "-c", WATCHED, "2"]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
-    lines = [line.split(",") for line in run.stdout.splitlines() if line.count(",") == 1]
-    threads = [(int(niceness) - 2, name) for niceness, name in lines]
+    lines = [line.split(",") for line in run.stdout.splitlines() if line.count(",") == 2]
+    threads = [(int(niceness) - 2, name) for niceness, _, name in lines]
     assert (NICENESS, "page") in threads and (NICENESS, "brax_viser twins") in threads
     stepping = [name for niceness, name in threads if niceness == NICENESS + MORE]
     assert stepping and set(stepping) == {"not of Python"}
@@ -52,3 +54,5 @@ def test_the_page_and_the_twins_are_nicer_than_the_training():
     assert sum(thread == (0, "not of Python") for thread in threads) > 2
     others = [thread for thread in threads if thread[0] not in (0, NICENESS + MORE)]
     assert sorted(others) == [(NICENESS, "brax_viser twins"), (NICENESS, "page")]
+    # Who is nice interrupts nobody.
+    assert all((interrupts == "True") == (niceness == "2") for niceness, interrupts, _ in lines)

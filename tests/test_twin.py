@@ -550,6 +550,21 @@ class TestFollower:
         steps = [frame.ghost and round(float(frame.ghost.seconds[0] / 0.05)) for _, frame in back]
         assert steps == [0, 1, 2, 3, 4, 5, 6, 0, None, None]
 
+    def test_what_is_handed_over_is_taken_at_once_when_it_is_told_to_go(
+        self, follower, ants, simulated, taken_at_once
+    ):
+        follower.start()
+        own: dict[int, Any] = {}
+        for count in (3, 2):
+            eventually(lambda: follower._idle, "it has nothing to do")
+            for frame in ants[1][:count]:
+                follower.send("one", frame, [0], simulated, own, TwinSettings(), 60.0)
+                time.sleep(0.02)
+            assert not follower.take()
+            follower.go()
+            self.taken(follower, count)
+        assert taken_at_once == [3, 2]
+
     def test_a_step_that_has_time_waits_for_others_and_not_for_ever(
         self, follower, ants, simulated, taken_at_once
     ):
@@ -560,12 +575,14 @@ class TestFollower:
         )
         for frame in ants[1][:3]:
             at_leisure(frame, [0], patience=60.0, leisure=1.5)
+            follower.go()
             time.sleep(0.02)
         assert not follower.take() and not taken_at_once
         self.taken(follower, 3)
         assert taken_at_once == [3]
         for frame in ants[1][3 : 4 + MOST_AT_ONCE]:  # so many wait for nobody
             at_leisure(frame, [0], patience=60.0, leisure=60.0)
+            follower.go()
         self.taken(follower, MOST_AT_ONCE)
         assert taken_at_once[1:] == [MOST_AT_ONCE] and follower.pending("one")
 
@@ -589,6 +606,7 @@ class TestFollower:
         follower.start()
         for frame in (bare, ants[1][1]):
             follower.send("one", frame, [0], simulated, {}, TwinSettings(), 60.0)
+            follower.go()
         back = self.taken(follower, 2)
         assert [frame.ghost for _, frame in back] == [None, None]
         assert follower.fault is not None and "AssertionError" in follower.fault
@@ -603,6 +621,7 @@ class TestFollower:
         plan = [(simulated, every)] * 4 + [(made, far)] * 2 + [(made, TwinSettings())]
         for frame, (what, how) in zip(frames, plan, strict=False):
             follower.send("one", frame, [0], what, {}, how, 60.0)
+        follower.go()
         ghosts = [frame.ghost for _, frame in self.taken(follower, 7)]
         steps = [round(float(ghost.seconds[0] / 0.05)) for ghost in ghosts if ghost]
         assert steps == [0, 1, 0, 1, 0, 1, 2]
