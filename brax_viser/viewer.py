@@ -4,7 +4,6 @@ import atexit
 import contextlib
 import functools
 import importlib.util
-import io
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import numpy as np
+import rich
 import viser
 
 from brax_viser.clerk import Clerk
@@ -204,8 +204,9 @@ class Viewer:
 
     def _serve(self, host: str, port: int) -> Publisher:
         """Starts the page's server."""
-        # viser prints a banner of its own, with an address that need not be the one to open.
-        with contextlib.redirect_stdout(io.StringIO()):
+        # viser prints a banner of its own, with an address that need not be the one to open. Rich
+        # captures what this thread prints alone: whatever others print now is not lost.
+        with rich.get_console().capture():
             self._server = viser.ViserServer(
                 host=host, port=port, label="brax_viser", verbose=False
             )
@@ -542,8 +543,11 @@ class Viewer:
             self._others.join(timeout=5.0)
         if self._place.process > 0:
             return
-        with contextlib.redirect_stdout(io.StringIO()):
-            self._server.stop()
+        # That it has stopped, viser prints on its loop's thread, where nobody else prints.
+        with contextlib.suppress(RuntimeError):  # it is stopped
+            loop = self._server.get_event_loop()
+            loop.call_soon_threadsafe(rich.get_console().begin_capture)
+        self._server.stop()
 
     def __enter__(self) -> "Viewer":
         return self

@@ -201,7 +201,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONFAULTHANDLER": "1"},
         )
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -215,7 +215,8 @@ class Process:
     def says(self, what: str) -> bool:
         if self.popen.poll() is not None:
             self._reader.join(20)
-            assert what in self.lines, "\n".join(self.lines[-60:])
+            said = "\n".join(self.lines[-60:])
+            assert what in self.lines, f"it has ended with {self.popen.returncode}:\n{said}"
         return what in self.lines
 
 

@@ -2,11 +2,15 @@
 
 import socket
 import sys
+import threading
 import urllib.request
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
+import viser
 
 from brax_viser import Stats, Viewer, VisualizedEnv
 from brax_viser.gui.panel import status
@@ -30,6 +34,27 @@ def test_a_taken_port_means_the_next_free_one(capsys):
         with Viewer(port=port) as viewer:
             assert int(viewer.url.rsplit(":", 1)[1]) > port
             assert viewer.url in capsys.readouterr().out
+
+
+def test_what_others_print_while_a_viewer_opens_or_closes_is_not_lost(capsys, monkeypatch):
+    def saying(what: Callable[..., Any], word: str) -> Callable[..., Any]:
+        def said(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return what(*args, **kwargs)
+            finally:
+                # As the training's thread would.
+                thread = threading.Thread(target=print, args=(word,))
+                thread.start()
+                thread.join()
+
+        return said
+
+    monkeypatch.setattr(viser, "ViserServer", saying(viser.ViserServer, "reward: 1"))
+    viewer = Viewer(port=0)
+    monkeypatch.setattr(viewer._server, "stop", saying(viewer._server.stop, "reward: 2"))
+    viewer.close()
+    out = capsys.readouterr().out.splitlines()
+    assert out == ["reward: 1", f"brax_viser: {viewer.url}", "reward: 2"]
 
 
 @pytest.mark.parametrize(
