@@ -129,8 +129,8 @@ class Follower(Generic[L]):
     ) -> None:
         """Hands a frame over; it comes back from `take`, with a ghost if there was time.
 
-        Nothing is done about it before `go`: the first of several would be taken without the
-        others, which cost less together.
+        A thread that has nothing to do is not woken before `go`: it would take the first of
+        several without the others, which cost less together.
 
         Args:
             lane: whose frame it is.
