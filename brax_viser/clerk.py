@@ -58,6 +58,9 @@ class Clerk:
         match name:
             case "streaming" | "mode" | "speed" | "max_overhead" | "stretch_seconds" | "show":
                 setattr(self._viewer, name, value)
+            case "stepped":
+                self._board.choose_feed(self._board.looked_into, value)
+                self._publisher.hurry()
             case "toggle_streaming":
                 self._viewer.streaming = not self._viewer.streaming
             case "hold":

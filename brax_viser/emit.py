@@ -166,20 +166,32 @@ def emit(
 
 def _swallow_batch_axes(call: Callable[..., Any]) -> Callable[..., Any]:
     """`call(shard, *arrays)` that sees a `vmap` as one more leading axis of the arrays."""
-    once = custom_vmap(call)
 
-    @once.def_vmap
-    def batched(axis_size, in_batched, shard, *arrays):
-        def spread(x, is_batched):
-            return x if is_batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+    def swallowing(*args: Any) -> Any:
+        traced, out_shape = jax.make_jaxpr(call, return_shape=True)(*args)
+        out_tree = jax.tree.structure(out_shape)
 
-        shard_batched, *arrays_batched = in_batched
-        arrays = jax.tree.map(spread, arrays, tuple(arrays_batched))
-        shard = shard[0] if shard_batched else shard
-        # Wrapped again, because the vmap outside of this one must be swallowed too.
-        return _swallow_batch_axes(call)(shard, *arrays), (True, True)
+        # Constants of `call` are handed in. Left inside, they would be operands of `custom_vmap`
+        # all the same; under a batched `cond` or `switch` JAX batches these too, which it refuses.
+        @custom_vmap
+        def once(_constants: Sequence[jax.Array], *args: Any) -> Any:
+            flat = jax.core.eval_jaxpr(traced.jaxpr, _constants, *jax.tree.leaves(args))
+            return jax.tree.unflatten(out_tree, flat)
 
-    return once
+        @once.def_vmap
+        def batched(axis_size, in_batched, _constants, shard, *arrays):
+            def spread(x, is_batched):
+                return x if is_batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+
+            _, shard_batched, *arrays_batched = in_batched
+            arrays = jax.tree.map(spread, arrays, tuple(arrays_batched))
+            shard = shard[0] if shard_batched else shard
+            # Wrapped again, because the vmap outside of this one must be swallowed too.
+            return _swallow_batch_axes(call)(shard, *arrays), (True, True)
+
+        return once(traced.consts, *args)
+
+    return swallowing
 
 
 def _emit_batch(

@@ -8,7 +8,7 @@ import jax
 
 from brax_viser.adapters import adapter_for
 from brax_viser.emit import emit, shard_of_this_device
-from brax_viser.episode import EpisodeLog, advance, episode_begins, first_log
+from brax_viser.episode import EpisodeLog, advance, asked_of, episode_begins, first_log
 from brax_viser.frame import COORDINATES
 from brax_viser.trainer import calling_trainer, check_versions
 from brax_viser.wrapping import (
@@ -142,7 +142,8 @@ class VisualizedEnv(AnyWrapper):
         self._host.traced(trainer)
         state = env.reset(rng)
         self._own_info = frozenset(state.info)
-        return replace(state, info=self._with_log(state.info, first_log(state.done)))
+        log = first_log(state.done, self._host.number)
+        return replace(state, info=self._with_log(state.info, log))
 
     def _step(self, env: Any, state: Any, action: jax.Array) -> Any:
         trainer = calling_trainer()
@@ -150,6 +151,7 @@ class VisualizedEnv(AnyWrapper):
         # The key is taken out, not just passed on: some envs build `info` anew in `step`, others
         # require its structure to stay as their own `reset` made it.
         info, log = self._without_log(state.info)
+        log = asked_of(log, self._host.number)
         steps = info.get("steps")
         begins = episode_begins(log, state.done, steps, resets_inside=self._resets_inside)
         state, ctrl = self._adapter.step(env, replace(state, info=info), action)

@@ -16,6 +16,7 @@ class EpisodeLog(NamedTuple):
     """
 
     countdown: jax.Array  # int32 [*batch]: steps to let pass before the host is asked, or FRESH
+    answered_by: jax.Array  # int32 [*batch]: number of the `feed.Feed` that set the countdown
     granted_rows: jax.Array  # int32 [*batch], or NO_ROW: see `emit.emit`
     episode_return: jax.Array  # float32 [*batch]: rewards of the episode so far, summed
     episode_length: jax.Array  # int32 [*batch]: env steps of the episode so far
@@ -23,19 +24,35 @@ class EpisodeLog(NamedTuple):
     trainer_steps: jax.Array  # int32 [*batch]: the trainer's own step count, as last seen
 
 
-def first_log(done: jax.Array) -> EpisodeLog:
-    """The record of environments that were reset just now; `done` gives their batch shape."""
+def first_log(done: jax.Array, feed: int) -> EpisodeLog:
+    """The record of environments that were reset just now.
+
+    Args:
+        done: gives their batch shape.
+        feed: number of the `feed.Feed` that will be asked.
+    """
 
     def full(value: float, dtype: jnp.dtype = jnp.int32) -> jax.Array:
         return jnp.full_like(done, value, dtype=dtype)
 
     return EpisodeLog(
         countdown=full(FRESH),
+        answered_by=full(feed),
         granted_rows=full(NO_ROW),
         episode_return=full(0.0, jnp.float32),
         episode_length=full(0),
         since_termination=full(NEVER),
         trainer_steps=full(0),
+    )
+
+
+def asked_of(log: EpisodeLog, feed: int) -> EpisodeLog:
+    """The record, with the countdown of another feed forgotten: states outlive the viewer that
+    watched them, and a closed viewer's countdown says that nobody will ever ask."""
+    own = log.answered_by == feed
+    return log._replace(
+        countdown=jnp.where(own, log.countdown, FRESH),
+        answered_by=jnp.full_like(log.answered_by, feed),
     )
 
 

@@ -1,5 +1,6 @@
 """The host's end of the wire: what answers the device, on XLA's threads."""
 
+import itertools
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from brax_viser.rollout import Grant, Rollout, grant_of, granted_by, order_of
 from brax_viser.scene.grid import Grid
 from brax_viser.selection import NOTHING_SECONDS, Ranking
 from brax_viser.stream import Pacer
-from brax_viser.switchboard import Switchboard
+from brax_viser.switchboard import IDLE_SECONDS, Switchboard
 from brax_viser.trainer import TrainerCall
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ the pace, the progress and the cost are brought up to date that much later."""
 
 AFTER_FAULT = 1000
 """Steps to skip after a fault of our own, before the device may ask again whether all is well."""
+
+
+_numbers = itertools.count()
 
 
 class Feed:
@@ -56,10 +60,17 @@ class Feed:
         self.adapter = adapter
         self.grid = grid
         self.role = role
+        # Equal in all processes of a training, whose programs must be the same.
+        self.number = next(_numbers)
         self.capacity = grid.capacity
         self.rollouts: dict[str, Rollout] = {}  # by role
         self._board = board
         self._on_new_training = on_new_training
+
+    @property
+    def label(self) -> str:
+        """What this environment is called among several of one viewer."""
+        return f"{self.adapter.name} #{self.number + 1}"
 
     def traced(self, call: TrainerCall | None) -> None:
         """`reset` or `step` is being traced: a trainer is getting ready."""
@@ -181,6 +192,7 @@ class Feed:
     def _rollout(self, origin: Origin, countdown: int) -> Rollout:
         num_envs = origin.num_envs * origin.num_shards
         rollout = self.rollouts.get(origin.role)
+        begins = rollout is None
         if rollout is None or rollout.num_envs != num_envs:
             rollout = Rollout(
                 Pacer(self.adapter.dt), num_envs, origin.num_shards, self._board.new_choice()
@@ -188,10 +200,26 @@ class Feed:
             self.rollouts[origin.role] = rollout
         if countdown == FRESH:
             rollout.models.clear()  # it may have been given other ones
-        if countdown == FRESH or origin.role not in self._board.shown:
-            # Of several environments of one viewer, that which has begun last is shown.
-            self._board.shown[origin.role] = self
+        self._take_the_page(origin.role, begins=begins)
         return rollout
+
+    def _take_the_page(self, role: str, *, begins: bool) -> None:
+        """Of several environments of one viewer, the one that has begun last is shown. Where they
+        are stepped in turn it stays so, whichever is reset, until it is stepped no more."""
+        board, shown = self._board, self._board.shown.get(role)
+        if shown is self:
+            return
+        rollout, now = shown.rollouts.get(role) if shown is not None else None, board.clock()
+        if begins or rollout is None or self._alone(role, rollout, now):
+            board.show_feed(role, self)
+        else:
+            board.beside.setdefault(role, {})[self] = now
+
+    def _alone(self, role: str, shown: Rollout, now: float) -> bool:
+        """Whether the environment that is shown is stepped no more, and this one goes on."""
+        last = max(shown.called.values(), default=now)
+        own = max(self.rollouts[role].called.values(), default=-np.inf)
+        return own > last and now - last > IDLE_SECONDS
 
     def _paced(
         self, rollout: Rollout, origin: Origin, countdown: int, shard: int, now: float

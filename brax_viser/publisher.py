@@ -605,6 +605,8 @@ class Publisher:
                 controls_known=channel.controls_known if channel else True,
                 curves=channel.drift.curves(selected) if channel and control.twins else None,
                 fork=self.aside.forks.panel(),
+                shown=shown.label if shown else "",
+                stepped=board.stepped(role),
             )
 
     def _inside(self, block: Block | None, env: int | None) -> Inside | None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("brax_viser")
 
+IDLE_SECONDS = 2.0
+"""s: an environment that nobody has stepped for as long gives way on the page to one that is."""
+
 
 @dataclass
 class Switchboard:
@@ -35,6 +38,8 @@ class Switchboard:
     mailbox: Mailbox = field(default_factory=Mailbox)
     progress: Progress = field(default_factory=Progress)
     shown: dict[str, "Feed"] = field(default_factory=dict)  # by role
+    # By role, other environments of this viewer: s, when each was last stepped.
+    beside: dict[str, dict["Feed", float]] = field(default_factory=dict)
     frames: int = 0  # pushed
     bytes_moved: int = 0  # pushed, device to host
     fault: str | None = None
@@ -83,6 +88,35 @@ class Switchboard:
         """The rollout in which a person selects, looks and steps: the training, unless only the
         evaluation is shown."""
         return "eval" if self.control.show == "eval" else "train"
+
+    def show_feed(self, role: str, feed: "Feed") -> None:
+        """Shows one of several environments of a role. Board is locked."""
+        before, self.shown[role] = self.shown.get(role), feed
+        beside = self.beside.setdefault(role, {})
+        beside.pop(feed, None)
+        if before is not None and before is not feed and role in before.rollouts:
+            beside[before] = max(before.rollouts[role].called.values(), default=self.clock())
+
+    def choose_feed(self, role: str, label: str) -> None:
+        """Shows the environment of a role that has this label, if it is still stepped."""
+        with self.lock:
+            for feed in self.stepped_beside(role):
+                if feed.label == label:
+                    self.show_feed(role, feed)
+
+    def stepped_beside(self, role: str) -> tuple["Feed", ...]:
+        """Environments of a role that are being stepped and not shown, in the order in which they
+        were made. Board is locked."""
+        since = self.clock() - IDLE_SECONDS
+        beside = {f: at for f, at in self.beside.get(role, {}).items() if at >= since}
+        self.beside[role] = beside
+        return tuple(sorted(beside, key=lambda feed: feed.number))
+
+    def stepped(self, role: str) -> tuple[str, ...]:
+        """Labels of the environments of a role that are being stepped, and of the one that is
+        shown. Board is locked."""
+        feeds = {*self.stepped_beside(role), self.shown.get(role)} - {None}
+        return tuple(f.label for f in sorted(feeds, key=lambda feed: feed.number))  # type: ignore[union-attr]
 
     def set(self, **changes: object) -> None:
         """Changes the control; the device learns of it with its next call."""

@@ -511,6 +511,8 @@ class Viewer:
             streams: dict[str, StreamStats] = {}
             for feed in self._feeds:
                 for role, rollout in feed.rollouts.items():
+                    if role in streams and board.shown.get(role) is not feed:
+                        continue  # of several, the one on the page
                     pacer = rollout.pacer
                     streams[role] = StreamStats(pacer.env_steps, rollout.num_envs, pacer.rate)
             train = streams.get("train")

@@ -80,6 +80,30 @@ def gradient(env: Env, checkpoint: Callable = lambda step: step) -> Any:
     return jax.jit(jax.value_and_grad(loss))(ACTIONS)
 
 
+def batched_cond(env: Env) -> Any:
+    """A reset of the user's own, of the environments that are done. Under `vmap` both sides run."""
+
+    def step_or_reset(state, action):
+        return jax.lax.cond(
+            action[0] > 0.5, lambda: env.reset(KEYS[0]), lambda: env.step(state, action)
+        )
+
+    state = jax.jit(jax.vmap(env.reset))(KEYS)
+    return jax.jit(functools.partial(steps, jax.vmap(step_or_reset)))(state, ACTIONS)
+
+
+def batched_switch_in_a_scan(env: Env) -> Any:
+    def twice(state, action):
+        def once(state, _):
+            still, stepped = lambda: state, lambda: env.step(state, action)
+            return jax.lax.switch(jnp.int32(action[0] > 0.5), [stepped, still]), None
+
+        return jax.lax.scan(once, state, None, length=1)[0]
+
+    state = jax.jit(jax.vmap(env.reset))(KEYS)
+    return jax.jit(functools.partial(steps, jax.vmap(twice)))(state, ACTIONS)
+
+
 def checkpointed_gradient(env: Env) -> Any:
     return gradient(env, jax.checkpoint)
 
@@ -102,8 +126,10 @@ LOOPS = {
     single_without_vmap: 1,
     eager: 1,
     gradient: NUM_ENVS,
+    batched_cond: NUM_ENVS,
+    batched_switch_in_a_scan: NUM_ENVS,
 }
-SLOW = {eager, vmap_over_scan}
+SLOW = {eager, vmap_over_scan, batched_switch_in_a_scan}
 """Those that a plain run of the tests leaves out, as it does most of `io_callback`."""
 
 

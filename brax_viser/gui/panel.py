@@ -150,6 +150,13 @@ class Panel(Widgets):
 
     def _add_choice(self) -> None:
         gui = self._server.gui
+        self._stepped = gui.add_dropdown(
+            "Environment",
+            ("",),
+            hint="Several environments of this viewer are stepped in turn: which one is shown.",
+            visible=False,
+        )
+        self._on_change(self._stepped, "stepped", str)
         self._show = gui.add_dropdown(
             "Rollout",
             tuple(SHOWS),
@@ -398,6 +405,11 @@ class Panel(Widgets):
 
     def _show_choice(self, view: PanelView) -> None:
         selection, num_envs = view.selection, view.stream.num_envs
+        if view.stepped:
+            if view.stepped != tuple(self._stepped.options):
+                self._stepped.options = view.stepped
+            self._set(self._stepped, value=view.shown)
+        self._set(self._stepped, visible=len(view.stepped) > 1)
         self._set(
             self._show,
             value=label_of(SHOWS, view.control.show),

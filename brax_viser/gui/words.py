@@ -89,6 +89,8 @@ class PanelView:
     controls_known: bool = True  # whether what goes to the physics is
     curves: Curves | None = None  # of drift
     fork: ForkView = ForkView()  # noqa: RUF009
+    shown: str = ""  # the environment that is shown, among several
+    stepped: tuple[str, ...] = ()  # all that are stepped
 
 
 def status(view: PanelView) -> str:
@@ -139,6 +141,9 @@ def head(view: PanelView) -> str:
         which = ", ".join(map(str, view.lost))
         many = "es" if len(view.lost) > 1 else ""
         notices.append(f"Process{many} {which} not heard of: the robots there are not drawn")
+    if len(view.stepped) > 1:
+        others = ", ".join(name for name in view.stepped if name != view.shown)
+        notices.append(f"{view.shown} is shown. Stepped too, and not shown: {others}")
     notice = "".join(f'<div style="color:#e8590c">{escape(text)}</div>' for text in notices)
     return (
         '<div style="padding:0.5em 0.75em 0.4em 0.75em;line-height:1.45">'
