@@ -1,5 +1,6 @@
 """The sandbox in the scene: its block beside the others, and the handle to drag its robot by."""
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import viser
 from brax_viser.forks import DIRECTIONS, Forks
 from brax_viser.frame import Detail, Frame
 from brax_viser.playback import View
+from brax_viser.reader import Reading
 from brax_viser.scene.block import Look, Model
 from brax_viser.scene.grid import Grid
 from brax_viser.scene.grip import Grip
@@ -56,23 +58,33 @@ class Past:
 class Aside:
     """Used on viser's own thread alone."""
 
-    def __init__(self, server: viser.ViserServer, scene: Scene, wake: Callable[[], None]):
+    def __init__(
+        self,
+        server: viser.ViserServer,
+        scene: Scene,
+        wake: Callable[[], None],
+        read: Callable[[Reading], None],
+    ):
         """Shows nothing yet.
 
         Args:
             server: whose scene it is.
             scene: which the sandbox gets a block of.
             wake: called on any thread when there is something new to show.
+            read: has its robot read, and the scene arranged anew once that is known.
         """
         self.forks = Forks(wake)
-        self._server, self._scene = server, scene
-        self._drawn = 0  # the version of the fork that the scene has
+        self._server, self._scene, self._read = server, scene, read
+        # Versions of the fork: whose robot was asked for, and whose the scene has.
+        self._asked, self._there = 0, 0
+        self._looking: viser.CameraHandle | None = None  # who waits to be brought there
         self._grip: Grip | None = None
 
     @property
     def roles(self) -> tuple[str, ...]:
         """Of the scene's blocks, that is there for a sandbox."""
-        return () if self.forks.forked is None else (ASIDE,)
+        there = self.forks.forked is not None and self._there == self.forks.version
+        return (ASIDE,) if there else ()
 
     def fork(
         self, adapter: "Adapter", past: Past, own: Mapping[str, np.ndarray], frame: Frame
@@ -85,31 +97,39 @@ class Aside:
     def end(self) -> None:
         """Takes the sandbox away."""
         self._let_go()
+        self._looking = None
         self.forks.close()
 
     def arrange(self, roles: Iterable[str], parts: Parts) -> None:
         """Lays out the scene: blocks of rollouts, and that of the sandbox if there is one."""
         forked = self.forks.forked
-        if forked is not None and self._drawn != self.forks.version:
-            self._drawn = self.forks.version
-            adapter, own, detail = forked
-            variants = Variants(adapter.mj_model)
-            variants.update({detail.env: own})
-            grid = Grid.of(adapter.mj_model, adapter.init_qpos, (1, 1), None)
-            links = adapter.init_links()
-            model = Model.of(
-                adapter.mj_model, grid, links, adapter.dt, variants, parts, backend="MuJoCo"
-            )
-            self._scene.show(ASIDE, model, grid, 1)
+        if forked is not None and self._asked != self.forks.version:
+            self._asked = self.forks.version
+            read = functools.partial(_robot_of, *forked, parts)
+            self._read(Reading(ASIDE, read, functools.partial(self._has_read, self._asked)))
         self._scene.arrange((*roles, *self.roles))
+
+    def _has_read(self, version: int, robot: tuple[Model, Grid]) -> None:
+        if version != self.forks.version:  # another one has been forked meanwhile
+            return
+        self._there = version
+        self._scene.show(ASIDE, *robot, 1)
 
     def remodel(self) -> None:
         """Other parts of the model are drawn from now on."""
-        self._drawn = 0
+        self._asked = 0
 
     def view(self, now: float) -> View | None:
         """What there is to draw anew."""
-        return self.forks.view(now) if self.roles else None
+        block = self._scene.blocks.get(ASIDE) if self.roles else None
+        if block is None:
+            return None
+        if self._looking is not None:
+            self._scene.look_at_block(self._looking, ASIDE)
+            self._looking = None
+        if block.frame is None:  # it has been made anew
+            self.forks.look_again()
+        return self.forks.view(now)
 
     def look(self, usual: Look) -> Look:
         """How: as a person wants to see the others, but for what is of a rollout."""
@@ -126,8 +146,8 @@ class Aside:
         return f"MuJoCo sandbox of env {self.forks.panel().env}"
 
     def look_at(self, camera: viser.CameraHandle) -> None:
-        """Brings a page's camera to the sandbox."""
-        self._scene.look_at_block(camera, ASIDE)
+        """Brings a page's camera to the sandbox, as soon as its robot is there."""
+        self._looking = camera
 
     def push(self, where: str, camera: viser.CameraHandle | None) -> None:
         """Pushes its robot.
@@ -178,3 +198,15 @@ class Aside:
             self._grip = None
             self.forks.release()
             self.forks.set(dragged=False)
+
+
+def _robot_of(
+    adapter: "Adapter", own: Mapping[str, np.ndarray], detail: Detail, parts: Parts
+) -> tuple[Model, Grid]:
+    """On any thread: reads the robot of a sandbox, and the one cell that it has."""
+    variants = Variants(adapter.mj_model)
+    variants.update({detail.env: own})
+    grid = Grid.of(adapter.mj_model, adapter.init_qpos, (1, 1), None)
+    links = adapter.init_links()
+    model = Model.of(adapter.mj_model, grid, links, adapter.dt, variants, parts, backend="MuJoCo")
+    return model, grid

@@ -14,6 +14,7 @@ turn: one that reads a key of the page's local storage. One that is late is sent
 has answered, and the newest then.
 """
 
+import functools
 import itertools
 import logging
 import time
@@ -23,10 +24,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import viser
-from viser import _messages as messages
-from viser.infra._async_message_buffer import AsyncMessageBuffer
+
+messages: Any
+AsyncMessageBuffer: Any
+try:
+    from viser import _messages as messages
+    from viser.infra._async_message_buffer import AsyncMessageBuffer
+except ImportError:  # another viser than those that this was written for
+    messages = AsyncMessageBuffer = None
 
 log = logging.getLogger("brax_viser")
+
+KNOWN_VERSIONS = ("1.1.",)
+"""Beginnings of the viser versions whose loop, `AsyncMessageBuffer._window_loop`, this was written
+for: it is run with another buffer than its own. Of others the names alone say too little."""
 
 _LOOP = ("window_generator", "_window_loop")
 _STATE = ("message_from_id", "message_counter", "generator_cursors", "buffer_lock")
@@ -63,14 +74,16 @@ _MOVE = getattr(messages, "SceneNodeUpdateMessage", None)
 def keep_openings_short(server: viser.ViserServer) -> "Pages | None":
     """Has pages go through what there is, from now on.
 
-    Returns what is known of them; None where viser is built in another way than the one that this
-    was written for. It keeps its own then, and all works as it did.
+    Returns what is known of them; None where viser is not one of `KNOWN_VERSIONS`, or is built in
+    another way. It keeps its own then, and all works as it did.
     """
     buffer: Any = getattr(getattr(server, "_websock_server", None), "_broadcast_buffer", None)
-    if not all(hasattr(AsyncMessageBuffer, name) for name in _LOOP) or not all(
-        hasattr(buffer, name) for name in _STATE
+    if (
+        not viser.__version__.startswith(KNOWN_VERSIONS)
+        or not all(hasattr(AsyncMessageBuffer, name) for name in _LOOP)
+        or not all(hasattr(buffer, name) for name in _STATE)
     ):
-        log.info("viser %s: pages open the slower, the longer the viewer runs", viser.__version__)
+        _say_that_it_is_left_alone(viser.__version__)
         return None
     pages = Pages()
     if None not in (_QUESTION, _ANSWER, _MOVE):
@@ -83,10 +96,21 @@ def keep_openings_short(server: viser.ViserServer) -> "Pages | None":
 
     def window_generator(client_id: int, *args: Any, **kwargs: Any) -> Any:
         backlog = pages.backlogs[client_id] = _Backlog(buffer, pages)
+        assert backlog.window_generator is not None
         return backlog.window_generator(client_id, *args, **kwargs)
 
     buffer.window_generator = window_generator
     return pages
+
+
+@functools.cache
+def _say_that_it_is_left_alone(version: str) -> None:
+    """Once, however many viewers there are."""
+    log.warning(
+        "viser %s has not been tested with the way in which pages are sent what they miss: pages "
+        "open the slower, the longer the viewer runs, and slow ones fall behind",
+        version,
+    )
 
 
 @dataclass(eq=False)
@@ -124,8 +148,8 @@ class _Backlog:
     To the loop messages are numbered without gaps, from zero. All else is the buffer's.
     """
 
-    window_generator = AsyncMessageBuffer.window_generator
-    _window_loop = AsyncMessageBuffer._window_loop
+    window_generator = getattr(AsyncMessageBuffer, "window_generator", None)
+    _window_loop = getattr(AsyncMessageBuffer, "_window_loop", None)
 
     def __init__(self, buffer: Any, pages: Pages):
         self.sent = self.missed = 0  # messages that there were for this page, or are gone

@@ -142,7 +142,7 @@ class VisualizedEnv(AnyWrapper):
         self._host.traced(trainer)
         state = env.reset(rng)
         self._own_info = frozenset(state.info)
-        log = first_log(state.done, self._host.number)
+        log = first_log(state.done, self._host.stamp)
         return replace(state, info=self._with_log(state.info, log))
 
     def _step(self, env: Any, state: Any, action: jax.Array) -> Any:
@@ -151,7 +151,7 @@ class VisualizedEnv(AnyWrapper):
         # The key is taken out, not just passed on: some envs build `info` anew in `step`, others
         # require its structure to stay as their own `reset` made it.
         info, log = self._without_log(state.info)
-        log = asked_of(log, self._host.number)
+        log = asked_of(log, self._host.stamp)
         steps = info.get("steps")
         begins = episode_begins(log, state.done, steps, resets_inside=self._resets_inside)
         state, ctrl = self._adapter.step(env, replace(state, info=info), action)

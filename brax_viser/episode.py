@@ -16,7 +16,7 @@ class EpisodeLog(NamedTuple):
     """
 
     countdown: jax.Array  # int32 [*batch]: steps to let pass before the host is asked, or FRESH
-    answered_by: jax.Array  # int32 [*batch]: number of the `feed.Feed` that set the countdown
+    answered_by: jax.Array  # int32 [*batch]: stamp of the `feed.Feed` that set the countdown
     granted_rows: jax.Array  # int32 [*batch], or NO_ROW: see `emit.emit`
     episode_return: jax.Array  # float32 [*batch]: rewards of the episode so far, summed
     episode_length: jax.Array  # int32 [*batch]: env steps of the episode so far
@@ -29,7 +29,7 @@ def first_log(done: jax.Array, feed: int) -> EpisodeLog:
 
     Args:
         done: gives their batch shape.
-        feed: number of the `feed.Feed` that will be asked.
+        feed: stamp of the `feed.Feed` that will be asked.
     """
 
     def full(value: float, dtype: jnp.dtype = jnp.int32) -> jax.Array:

@@ -1,8 +1,11 @@
 """The host's end of the wire: what answers the device, on XLA's threads."""
 
+import functools
+import hashlib
 import itertools
 import logging
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,7 +46,7 @@ AFTER_FAULT = 1000
 """Steps to skip after a fault of our own, before the device may ask again whether all is well."""
 
 
-_numbers = itertools.count()
+_stamps = itertools.count()
 
 
 class Feed:
@@ -60,10 +63,12 @@ class Feed:
         self.adapter = adapter
         self.grid = grid
         self.role = role
-        # Equal in all processes of a training, whose programs must be the same.
-        self.number = next(_numbers)
+        # Of all in this process: states tell by it who has set their countdown. Equal in all
+        # processes of a training, whose programs must be the same.
+        self.stamp = next(_stamps)
         self.capacity = grid.capacity
         self.rollouts: dict[str, Rollout] = {}  # by role
+        self.number = 0  # among the viewer's
         self._board = board
         self._on_new_training = on_new_training
 
@@ -80,6 +85,22 @@ class Feed:
             with self._board.lock:
                 self.rollouts.clear()
             self._on_new_training(self, call)
+
+    @functools.cached_property
+    def kind(self) -> str:
+        """What is stepped: name, physics, role and build of the model. Alike in each process of a
+        training that makes it alike; without sizes and masses, which machines round differently."""
+        adapter, model = self.adapter, self.adapter.mj_model
+        build = hashlib.blake2b(model.names, digest_size=6)
+        for ids in (model.body_parentid, model.jnt_type, model.geom_type, model.actuator_trntype):
+            build.update(np.ascontiguousarray(ids, np.int32).tobytes())
+        role = self.role or "any rollout"
+        return f"{adapter.name} · {adapter.backend} · {role} · model {build.hexdigest()}"
+
+    def leave(self) -> None:
+        """The viewer is closed. Programs that were compiled keep this object, and are not to keep
+        the page with it."""
+        self._on_new_training = lambda feed, call: None
 
     def ask(self, origin: Origin, query: object) -> np.ndarray:
         """See `emit.Host.ask`."""
@@ -123,8 +144,8 @@ class Feed:
                 wanted = grant_of(answer) == granted_by(origin, layout) and np.array_equal(
                     answer[ANSWER_HEAD:], columns[0]
                 )
-            elif rollout is None:  # another training has begun meanwhile
-                return _quiet(origin)
+            elif rollout is None or _is_stale(rollout, shard, rule, columns[0]):
+                return _quiet(origin, skip=0)  # another training has begun meanwhile
             else:
                 answer, wanted = _quiet(origin), rule == GIVEN
             if wanted:
@@ -163,8 +184,8 @@ class Feed:
             device = int(np.asarray(shard))
             refreshed = board.hold.refreshes
             rollout = self.rollouts.get(origin.role)
-            if rollout is None:  # another training has begun meanwhile
-                return answer
+            if rollout is None or _is_stale(rollout, device, GIVEN):
+                return _quiet(origin, skip=0)  # another training has begun meanwhile
             with board.lock:
                 order = rollout.asked_for[device]
                 rollout.models |= order.envs
@@ -483,9 +504,52 @@ class Feed:
             answer[1] = 0
 
 
-def _quiet(origin: Origin) -> np.ndarray:
-    """An answer that asks for nothing, and for no call any time soon."""
+class Feeds:
+    """The environments of one viewer, in the order in which they were made.
+
+    They are held weakly. Whoever steps one holds it: its environment does, and so do the programs
+    that were compiled of it. A notebook makes one with each run of a cell.
+    """
+
+    def __init__(self) -> None:
+        self._feeds: weakref.WeakValueDictionary[int, Feed] = weakref.WeakValueDictionary()
+        self._count = 0  # of all that were ever made
+
+    def add(self, feed: Feed) -> None:
+        feed.number = self._count
+        self._feeds[feed.number] = feed
+        self._count += 1
+
+    def get(self, number: int) -> Feed | None:
+        """None: there has never been such a one, or it is gone."""
+        return self._feeds.get(number)
+
+    def __iter__(self) -> Iterator[Feed]:
+        known = (reference() for reference in self._feeds.valuerefs())
+        return iter([feed for feed in known if feed is not None])
+
+
+def _is_stale(rollout: Rollout, shard: int, rule: int, rows: np.ndarray | None = None) -> bool:
+    """Whether what a device pushes was asked for before this rollout began, as those of a training
+    that ends are while another one begins.
+
+    Args:
+        rollout: the newest of its role.
+        shard: the device.
+        rule: by which the rows were chosen.
+        rows: int32 [K], those that are pushed, where it is known.
+    """
+    if shard not in rollout.called:
+        return True
+    order = rollout.asked_for.get(shard)
+    if rule != GIVEN:
+        return False  # a ranking counts only where it is still wanted
+    return order is None or not (rows is None or np.array_equal(rows, order.answer[ANSWER_HEAD:]))
+
+
+def _quiet(origin: Origin, skip: int = AFTER_FAULT) -> np.ndarray:
+    """An answer that asks for nothing, and for no call before so many steps have passed."""
     answer = np.zeros(ANSWER_HEAD + origin.num_rows, np.int32)
     answer[3] = NOBODY
-    answer[1] = AFTER_FAULT
+    answer[1] = skip
     return answer

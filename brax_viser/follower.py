@@ -81,7 +81,7 @@ class TwinCost:
 class Follower(Generic[L]):
     """Gives frames their ghosts, in the order in which they come.
 
-    `send`, `go` and `take` are called by the publisher, `start` and `close` by the viewer. The
+    `start` and `close` are called by the viewer, all else by the publisher. The
     thread waits for MuJoCo without holding the interpreter's lock.
     """
 
@@ -102,7 +102,8 @@ class Follower(Generic[L]):
         self._idle = False  # whether the thread waits for anything at all
         # (s when, s it took, steps that were taken, steps that had to go on without)
         self._log: deque[tuple[float, float, int, int]] = deque()
-        self._twins: dict[L, tuple[Simulated, int, Twins]] = {}
+        self._twins: dict[L, tuple[Simulated, int, Twins]] = {}  # used by the thread alone
+        self._gone: set[L] = set()  # whose twins are to end
         self._thread = threading.Thread(target=self._run, name="brax_viser twins", daemon=True)
 
     def start(self) -> None:
@@ -182,6 +183,13 @@ class Follower(Generic[L]):
         with self._changed:
             self._anew += 1
 
+    def forget(self, lane: L) -> None:
+        """Ends a lane's twins, which have threads and memory of their own, once all that was handed
+        over is taken. They start anew with what is handed over later."""
+        with self._changed:
+            self._gone.add(lane)
+            self._changed.notify_all()
+
     def cost(self) -> TwinCost:
         """What it takes."""
         now = self._clock()
@@ -200,27 +208,43 @@ class Follower(Generic[L]):
 
     def _run(self) -> None:
         give_way()
-        while jobs := self._next():
-            frames = [job.frame for job in jobs]
-            if jobs[0].rows and self.fault is None:
-                start = self._clock()
-                late = start > jobs[0].until
-                if not late:
-                    frames = self._followed(jobs)
-                took = 0.0 if late else self._clock() - start
-                with self._changed:
-                    self._log.append((start, took, len(jobs) * (not late), len(jobs) * late))
+        while (jobs := self._next()) is not None:
+            if jobs:
+                self._take_on(jobs)
             with self._changed:
-                # The publisher is not rung for: see `mailbox.Mailbox.put`.
-                self._done.extend((jobs[0].lane, frame) for frame in frames)
+                over = self._over()
+                self._gone -= over
+            for lane in over & self._twins.keys():
+                self._twins.pop(lane)[2].close()
         for _, _, twins in self._twins.values():
             twins.close()
 
-    def _next(self) -> list[_Job[L]]:
-        """Waits for something to do: those that are taken at once, in order; none: it is closed."""
+    def _over(self) -> set[L]:
+        """Lanes whose twins are to end now; locked."""
+        return self._gone - {job.lane for job in self._waiting} if self._gone else self._gone
+
+    def _take_on(self, jobs: Sequence[_Job[L]]) -> None:
+        frames = [job.frame for job in jobs]
+        if jobs[0].rows and self.fault is None:
+            start = self._clock()
+            late = start > jobs[0].until
+            if not late:
+                frames = self._followed(jobs)
+            took = 0.0 if late else self._clock() - start
+            with self._changed:
+                self._log.append((start, took, len(jobs) * (not late), len(jobs) * late))
+        with self._changed:
+            # The publisher is not rung for: see `mailbox.Mailbox.put`.
+            self._done.extend((jobs[0].lane, frame) for frame in frames)
+
+    def _next(self) -> list[_Job[L]] | None:
+        """Waits for something to do: those that are taken at once, in order; none, where there are
+        but twins to end; None: it is closed."""
         waiting = self._waiting
         with self._changed:
             while not self._closed:
+                if self._over():
+                    return []
                 wait = None
                 if waiting:
                     wait = waiting[0].ready - self._clock() if waiting[0].rows else 0.0
@@ -230,7 +254,7 @@ class Follower(Generic[L]):
                 self._changed.wait(wait)
                 self._idle = False
             if self._closed:
-                return []
+                return None
             jobs = [waiting.popleft()]
             now = self._clock()
             while waiting and len(jobs) < MOST_AT_ONCE:

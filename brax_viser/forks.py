@@ -74,10 +74,11 @@ class _Fork:
 
 
 class Forks:
-    """The one sandbox that there is at most. Used on viser's own thread alone.
+    """The one sandbox that there is at most. Used on viser's own thread, but where said otherwise.
 
     To make one takes seconds, in which the environment's code is compiled; that, and all that the
-    sandbox does, is done on threads of its own.
+    sandbox does, is done on threads of its own. Which fork there is, its thread and what the panel
+    is told of it change together, under the lock: threads of a fork that is over change nothing.
     """
 
     def __init__(self, wake: Callable[[], None]):
@@ -89,10 +90,10 @@ class Forks:
         self.trained: Trained | None = None
         self.version = 0  # changes with each fork: what is drawn is another robot
         self._wake = wake
-        self._lock = threading.Lock()  # of `_view`
+        self._lock = threading.Lock()  # of the three below
         self._view = ForkView()
         self._fork: _Fork | None = None
-        self._thread: SandboxThread | None = None
+        self._thread: SandboxThread | None = None  # of that fork, once it runs
         self._steps = 0
         self._seen: Any = None  # the pose that was shown last
 
@@ -124,32 +125,41 @@ class Forks:
         """
         self.close()
         self.version += 1
-        fork = self._fork = _Fork(adapter, tuple(details), own, env_steps)
+        fork = _Fork(adapter, tuple(details), own, env_steps)
         mass = float(adapter.mj_model.body_mass[1:].sum())
-        self._view = ForkView(
+        view = ForkView(
             env=details[-1].env,
             env_steps=env_steps,
             preparing=True,
             impulse=float(f"{IMPULSE_SPEED * mass:.2g}"),
         )
+        with self._lock:
+            self._fork, self._view = fork, view
         threading.Thread(
             target=self._prepare, args=(fork, self.trained), name="brax_viser fork", daemon=True
         ).start()
 
     def close(self) -> None:
         """Ends it; the robot is taken away."""
-        thread, self._thread, self._fork = self._thread, None, None
-        self._view, self._seen, self._steps = ForkView(), None, 0
+        with self._lock:
+            thread, self._thread, self._fork = self._thread, None, None
+            self._view = ForkView()
+        self._seen, self._steps = None, 0
         if thread is not None:
             thread.end()
 
     def hand_out(self, trained: Trained) -> None:
         """There is a newer policy: a sandbox is driven by it from now on."""
         self.trained = trained
+        self._drive(self._fork)
+
+    def _drive(self, fork: _Fork | None) -> None:
+        """Has the sandbox driven by the newest policy."""
 
         def give(sandbox: "Sandbox") -> None:
-            _give(sandbox, trained)
-            self._read(sandbox)
+            if self.trained is not None:
+                _give(sandbox, self.trained)
+                self._read(fork, sandbox)
 
         self._do(give)
 
@@ -159,7 +169,7 @@ class Forks:
 
     def set(self, **changes: Any) -> None:
         """Changes some of `ForkView`'s driver, speed, gravity, friction, mass and impulse."""
-        self._tell(**changes)
+        self._tell(self._fork, **changes)
         for name, value in changes.items():
             match name:
                 case "driver":
@@ -177,8 +187,9 @@ class Forks:
 
     def point_at(self, body: int | None) -> None:
         """Pushes and masses are of this body from now on; None: of the whole robot."""
-        self._tell(body=body)
-        self._do(self._read_mass)
+        fork = self._fork
+        self._tell(fork, body=body)
+        self._do(lambda sandbox: self._read_mass(fork, sandbox))
 
     def push(self, direction: np.ndarray) -> None:
         """Pushes the body that was pointed at, or else the one that roams.
@@ -206,7 +217,8 @@ class Forks:
 
     def panel(self) -> ForkView:
         """What there is to tell."""
-        view, thread = self._view, self._thread
+        with self._lock:
+            view, thread = self._view, self._thread
         if thread is not None and thread.fault is not None:
             view = replace(view, fault=f"{type(thread.fault).__name__}: {thread.fault}")
         elif thread is not None and not view.preparing:
@@ -218,12 +230,11 @@ class Forks:
 
     def view(self, now: float) -> View | None:
         """What there is to draw; None if that is nothing, or what it was."""
-        fork = self._fork
-        if fork is None:
+        with self._lock:
+            fork, thread = self._fork, self._thread
+        if fork is None or thread is None:
             return None
-        pose = self._thread.pose if self._thread is not None else None
-        if pose is None or self._view.preparing:
-            return None
+        pose = thread.pose
         if pose is self._seen:
             return None
         self._seen = pose
@@ -246,10 +257,14 @@ class Forks:
         )
         return View(frame, link_pos, link_rot, np.zeros(1, bool), pose.time, now)
 
+    def look_again(self) -> None:
+        """What was shown is not there any more: the next `view` is one."""
+        self._seen = None
+
     def _do(self, command: "Callable[[Sandbox], Any]") -> None:
-        if self._thread is None:
-            return
-        self._thread.do(command).add_done_callback(self._done)
+        thread = self._thread
+        if thread is not None:
+            thread.do(command).add_done_callback(self._done)
 
     def _done(self, future: "Future[Any]") -> None:
         """On the sandbox's thread, or wherever it is cancelled."""
@@ -284,40 +299,44 @@ class Forks:
             log.error("no sandbox", exc_info=error)
             self._prepared(fork, None, fault=f"{type(error).__name__}: {error}")
             return
-        if self._fork is not fork:  # another one has been asked for meanwhile
-            return
-        self._read(sandbox)
-        thread.start()
+        self._read(fork, sandbox)
         self._prepared(fork, thread)
+        if self.trained is not trained:  # another one was handed out meanwhile
+            self._drive(fork)
 
     def _prepared(
         self, fork: _Fork, thread: "SandboxThread | None", fault: str | None = None
     ) -> None:
-        if self._fork is fork:
+        """The thread begins, unless another fork has been asked for meanwhile, or none."""
+        with self._lock:
+            if self._fork is not fork:
+                return
+            if thread is not None:
+                thread.start()
             self._thread = thread
-            self._tell(preparing=False, fault=fault)
-            self._wake()
-        elif thread is not None:
-            thread.end()
+            self._view = replace(self._view, preparing=False, fault=fault)
+        self._wake()
 
-    def _read(self, sandbox: "Sandbox") -> None:
+    def _read(self, fork: _Fork | None, sandbox: "Sandbox") -> None:
         """On the sandbox's thread, or before it has begun: what can be done with it."""
         self._tell(
+            fork,
             driver=sandbox.driver,
             drivers=sandbox.drivers,
             no_policy=sandbox.no_policy,
             policy_steps=self.trained.num_steps if self.trained else None,
         )
 
-    def _read_mass(self, sandbox: "Sandbox") -> None:
+    def _read_mass(self, fork: _Fork | None, sandbox: "Sandbox") -> None:
         body = self._view.body
         own = sandbox.masses[1:] if body is None else sandbox.masses[body : body + 1]
-        self._tell(mass=float(own.mean()))
+        self._tell(fork, mass=float(own.mean()))
 
-    def _tell(self, **changes: Any) -> None:
-        """On any thread: the panel is to show this."""
+    def _tell(self, fork: _Fork | None, **changes: Any) -> None:
+        """On any thread: the panel is to show this of a fork, if it is still the one there is."""
         with self._lock:
-            self._view = replace(self._view, **changes)
+            if self._fork is fork:
+                self._view = replace(self._view, **changes)
 
 
 def _give(sandbox: "Sandbox", trained: Trained) -> None:

@@ -1,6 +1,7 @@
 """Where XLA's threads leave what they pushed, for the publisher to fetch."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -105,6 +106,10 @@ class Mailbox:
     def __init__(self) -> None:
         self.ring: Callable[[], object] = lambda: None
         """Called on any thread when the publisher should look in at once. Set by the publisher."""
+        self.clock: Callable[[], float] = time.monotonic  # s; set by the switchboard
+        self._waiting = 0  # devices that wait for room
+        self._since = 0.0  # s, from when on
+        self._waited = 0.0  # s, that any has waited before
         self._models: deque[ModelParcel] = deque()
         self._parcels: deque[Parcel] = deque()
         self._changed = threading.Condition()
@@ -125,8 +130,8 @@ class Mailbox:
             wait: when full, wait until the publisher has fetched; otherwise the oldest is lost.
         """
         with self._changed:
-            while wait and len(self._parcels) >= CAPACITY and not self._closed:
-                self._changed.wait()
+            if wait and self._is_full():
+                self._wait_for_room()
             if self._closed:
                 return
             if len(self._parcels) >= CAPACITY:
@@ -138,6 +143,26 @@ class Mailbox:
             half_full = len(self._parcels) == CAPACITY // 2
         if half_full:
             self.ring()
+
+    @property
+    def waited(self) -> float:
+        """s, in all, that devices have waited for room, and the training with them."""
+        with self._changed:
+            return self._waited + (self.clock() - self._since if self._waiting else 0.0)
+
+    def _is_full(self) -> bool:
+        return len(self._parcels) >= CAPACITY and not self._closed
+
+    def _wait_for_room(self) -> None:
+        if not self._waiting:
+            self._since = self.clock()
+        self._waiting += 1
+        try:
+            self._changed.wait_for(lambda: not self._is_full())
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._waited += self.clock() - self._since
 
     def take(self) -> list[Parcel | ModelParcel]:
         """Fetches all, oldest first; models before the frames that they belong to."""

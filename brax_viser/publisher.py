@@ -21,10 +21,11 @@ from brax_viser.follower import Follower, Simulated, TwinSettings
 from brax_viser.frame import Frame, joined
 from brax_viser.gui.details import Inside
 from brax_viser.gui.panel import Command, Panel, PanelView, StreamView
-from brax_viser.mailbox import ModelParcel, Parcel
+from brax_viser.mailbox import CAPACITY, ModelParcel, Parcel
 from brax_viser.niceness import give_way
 from brax_viser.playback import Player, View, beside
 from brax_viser.progress import count as in_words
+from brax_viser.reader import Reader, Reading
 from brax_viser.rollout import Rollout
 from brax_viser.scene.block import Block, Look, Model
 from brax_viser.scene.scene import ASIDE, Scene
@@ -49,6 +50,9 @@ TWIN_LEISURE = 0.1
 """s for which a step of a stretch waits for others, to be taken by twins together with them. What
 is shown as it comes is taken together as it is fetched, for the page's next frame."""
 
+MOST_UNFINISHED = CAPACITY
+"""Steps of which some device's part has yet to come. Of one that pushes no more, none ever does."""
+
 TITLES = {"train": "Training", "eval": "Evaluation"}
 
 
@@ -58,11 +62,14 @@ class Lane:
 
     player: Player
     view: View | None = None
+    has_twins: bool = False  # whether any were ever asked for
     # By step and device, those that have come: (all that are drawn, what this device has of them).
     _parts: dict[int, dict[int, tuple[np.ndarray, Frame]]] = field(default_factory=dict)
 
     def receive(self, parcel: Parcel) -> Frame | None:
         """A device's part of a step; with the last of them, the step."""
+        if self._parts and parcel.env_steps < max(self._parts) - MOST_UNFINISHED:
+            self._parts.clear()  # another training has begun, and counts anew
         parts = self._parts.setdefault(parcel.env_steps, {})
         parts[parcel.shard] = parcel.drawn, parcel.open()
         # While the training is held, other environments can be asked for at the same step.
@@ -71,6 +78,8 @@ class Lane:
         if frame is not None:
             # Steps before it will not be completed any more.
             self._parts = {k: v for k, v in self._parts.items() if k > parcel.env_steps}
+        elif len(self._parts) > MOST_UNFINISHED:
+            del self._parts[min(self._parts)]
         return frame
 
 
@@ -80,6 +89,11 @@ class Channel:
 
     feed: Feed
     variants: Variants
+    model: Model | None = None  # its robots; None: they have yet to be read
+    # Of what that was read, and what is being read: (parts that are drawn, `variants.apart`).
+    read: tuple[object, ...] = ()
+    reading: tuple[object, ...] = ()
+    num_envs: int | None = None  # None: not known yet
     lanes: dict[int, Lane] = field(default_factory=dict)  # by process
     view: View | None = None  # what is on screen
     look: Look | None = None
@@ -140,25 +154,30 @@ class Publisher:
         self.others: Others | None = None  # processes of the training; None: it has but this one
         self.twins = TwinSettings()
         self.follower: Follower[Lane] = Follower(board.wall_clock)
-        self.aside = Aside(server, self.scene, board.mailbox.wake)
+        self._reader = Reader(self._use, lambda error: board.failed("the page", error))
+        self.aside = Aside(server, self.scene, board.mailbox.wake, self._reader.read)
         self.obey: Callable[[Command], None]  # what a person has asked for; set by the viewer
         self.pages = keep_openings_short(server)
         self._server = server
         self._commands: deque[Command] = deque()  # appended by any thread, drained on the loop
         self._channels: dict[str, Channel] = {}
-        self._sent: deque[tuple[float, int]] = deque()  # (s, `scene.sent`) of the last panels
+        # Of the last panels: (s, `scene.sent`, s that devices had waited for room).
+        self._sent: deque[tuple[float, int, float]] = deque()
         self._task: concurrent.futures.Future[None] | None = None
 
     def start(self) -> None:
         """Called by the viewer."""
         self.follower.start()
+        self._reader.start()
         self._task = asyncio.run_coroutine_threadsafe(self._run(), self._loop)
 
     def join(self, timeout: float) -> None:
         """Called by the viewer, once the board is closed."""
         if self._task is not None and not self._on_loop():
             concurrent.futures.wait([self._task], timeout)
+        self.board.mailbox.ring = lambda: None  # programs that were compiled keep the board
         self.follower.close()
+        self._reader.close()
         self.aside.forks.close()
 
     def enqueue(self, command: Command) -> None:
@@ -167,41 +186,86 @@ class Publisher:
         self.board.mailbox.wake()
 
     def show_model(self, feed: Feed, role: str, num_envs: int | None) -> None:
-        """Called on any thread: gives a rollout its robots, before any step has come."""
-        adapter = feed.adapter
-        known = self._channels.get(role)
-        if known is not None and known.feed is feed:
-            variants = known.variants
-        else:
-            variants = Variants(adapter.mj_model)
-        # Reading the model takes a while, which the loop need not wait for.
-        model = Model.of(
-            adapter.mj_model,
-            feed.grid,
-            adapter.init_links(),
-            adapter.dt,
-            variants,
-            self.parts,
-            native=adapter.native,
-            backend=adapter.backend,
-        )
+        """Called on any thread: gives a rollout its robots, before any step has come. When this
+        returns they are there, unless it is called on the loop, which does not wait for them."""
+        if self._on_loop():
+            self._want(feed, role, num_envs)
+            return
+        missing: list[Reading] = []
+        self.now(lambda: missing.extend(self._missing(feed, role, num_envs)))
+        for reading in missing:
+            self.now(functools.partial(reading.use, reading.read()))
 
-        def show() -> None:
-            known = self._channels.get(role)
-            if known is None or known.feed is not feed:
-                self._channels[role] = Channel(feed, variants)
-            self.scene.show(role, model, feed.grid, num_envs)
+    def _want(self, feed: Feed, role: str, num_envs: int | None) -> None:
+        """On the loop: the same, without waiting for what has to be read first."""
+        for reading in self._missing(feed, role, num_envs):
+            self._reader.read(reading)
+
+    def _missing(self, feed: Feed, role: str, num_envs: int | None) -> list[Reading]:
+        """On the loop: shows a rollout's robots as far as they are read, and returns what is not,
+        and is not being read either."""
+        channel = self._channels.get(role)
+        if channel is None or channel.feed is not feed:
+            if channel is not None:
+                self._end_twins(channel)
+            channel = self._channels[role] = Channel(feed, Variants(feed.adapter.mj_model))
+        channel.num_envs = num_envs
+        self._show(role, channel)
+        what = self.parts, channel.variants.apart
+        if what == channel.reading:
+            return []
+        channel.reading = () if what == channel.read else what
+        if not channel.reading:
+            return []
+        return [
+            Reading(
+                role,
+                functools.partial(_model_of, feed, channel.variants, self.parts),
+                functools.partial(self._has_read, role, channel, what),
+            )
+        ]
+
+    def _has_read(
+        self, role: str, channel: Channel, what: tuple[object, ...], model: Model
+    ) -> None:
+        """On the loop: a rollout's robots are known, if they are still those that are wanted."""
+        if channel.reading == what:
+            channel.model, channel.read, channel.reading = model, what, ()
+            self._show(role, channel)
+
+    def _show(self, role: str, channel: Channel) -> None:
+        if channel.model is not None and self._channels.get(role) is channel:
+            self.scene.show(role, channel.model, channel.feed.grid, channel.num_envs)
             self._arrange()
 
-        self.now(show)
+    def _use(self, what: Callable[[], object]) -> None:
+        """Called on the reader's thread: something has been read."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._use_now, what)
+
+    def _use_now(self, what: Callable[[], object]) -> None:
+        if self.board.control.closed:
+            return
+        try:
+            what()
+            self._arrange()
+        except Exception as error:
+            self.board.failed("the page", error)
+        self._rung.set()
+
+    def _block_of(self, role: str) -> Block | None:
+        """A rollout's block; None as long as its robots are read, and others are there still."""
+        block, channel = self.scene.blocks.get(role), self._channels.get(role)
+        if block is None or channel is None or block.model.variants is not channel.variants:
+            return None
+        return block
 
     def show_parts(self, parts: Parts) -> None:
         """On the loop: draws other parts of the models from now on."""
         self.parts = parts
         self.aside.remodel()
         for role, channel in tuple(self._channels.items()):
-            rollout = channel.feed.rollouts.get(role)
-            self.show_model(channel.feed, role, rollout.num_envs if rollout else None)
+            self._want(channel.feed, role, channel.num_envs)
 
     def shown_feed(self) -> Feed | None:
         """What is stepped in the first rollout shown, or will be."""
@@ -231,8 +295,8 @@ class Publisher:
             for feed in self.board.shown.values():
                 for rollout in feed.rollouts.values():
                     rollout.pacer.hurry()
-        for channel in tuple(self._channels.values()):
-            for lane in tuple(channel.lanes.values()):
+        for channel in list(self._channels.values()):
+            for lane in list(channel.lanes.values()):
                 lane.player.hurry()
         if self.others is not None:
             self.others.hurry()
@@ -282,6 +346,9 @@ class Publisher:
                     lane.player.add(frame, start)
                 self._draw(start)
                 if woken or start >= next_panel:
+                    if not control.twins:
+                        for channel in self._channels.values():
+                            self._end_twins(channel)
                     self._decorate()
                     self.panel.show(self._panel_view(start))
                     next_panel = start + (PANEL_SECONDS if active else IDLE_SECONDS)
@@ -320,11 +387,11 @@ class Publisher:
             channel = self._channels.get(parcel.role)
             if channel is None or channel.feed is not parcel.feed:
                 # Another environment of this viewer is being stepped now: show that one.
-                self.show_model(parcel.feed, parcel.role, parcel.num_envs)
+                self._want(parcel.feed, parcel.role, parcel.num_envs)
                 channel = self._channels[parcel.role]
             if isinstance(parcel, ModelParcel):
                 if channel.variants.update(parcel.open()):
-                    self.show_model(parcel.feed, parcel.role, parcel.num_envs)
+                    self._want(parcel.feed, parcel.role, parcel.num_envs)
                 continue
             lane = channel.lane(parcel.process)
             frame = lane.receive(parcel)
@@ -345,6 +412,7 @@ class Publisher:
             if channel.controls_known:
                 rows = self._rows_of_twins(channel, frame)
         if rows or self.follower.pending(lane):
+            lane.has_twins |= bool(rows)
             own, made = channel.variants.of_env, self.twins.as_made
             simulated = channel.made if made else channel.simulated
             # A stretch comes faster than it is played, and its last steps have time.
@@ -384,6 +452,13 @@ class Publisher:
     def _arrange(self) -> None:
         self.aside.arrange(self._roles(), self.parts)
 
+    def _end_twins(self, channel: Channel) -> None:
+        """Nobody looks at a rollout's twins any more."""
+        for lane in channel.lanes.values():
+            if lane.has_twins:
+                self.follower.forget(lane)
+                lane.has_twins = False
+
     def _rows_of_twins(self, channel: Channel, frame: Frame) -> list[int]:
         """Which of a frame's environments have one: the selected one before all others."""
         drawn, rollout = frame.env_index, channel.feed.rollouts.get(frame.role)
@@ -396,10 +471,10 @@ class Publisher:
         return np.flatnonzero(np.isin(frame.env_index, drawn[places])).tolist()
 
     def _draw(self, now: float) -> None:
-        for role, feed in tuple(self.board.shown.items()):
+        for role, feed in self.board.feeds_shown().items():
             if role in self._roles() and role not in self._channels:
                 rollout = feed.rollouts.get(role)
-                self.show_model(feed, role, rollout.num_envs if rollout else None)
+                self._want(feed, role, rollout.num_envs if rollout else None)
         self._arrange()
         views: dict[str, View | None] = {}
         if (view := self.aside.view(now)) is not None:
@@ -410,32 +485,35 @@ class Publisher:
             if channel is None or rollout is None:
                 continue
             empty = not rollout.choice.pending and rollout.choice.found_nobody
+            # What comes is played while its robots are read, and is there when they are.
+            look, block = self._look_at(role), self._block_of(role)
             if empty:
                 channel.clear()
                 if not channel.empty:
-                    channel.view = views[role] = None
+                    channel.view = None
+                if block is not None and len(block.drawn_envs):
+                    views[role] = None
             channel.empty = empty
             view = None if empty else self._play(channel, role, rollout, now)
-            look, block = self._look_at(role), self.scene.blocks.get(role)
             if view is None and not empty:
                 view = channel.view
             # A block may have been made anew, or be looked at in another way.
             shown = block is not None and view is not None and block.frame is view.frame
             same = view is None or (view.looks_like(channel.view) and look == channel.look)
             if view is not None and not (same and shown):
-                views[role] = channel.view = view
+                channel.view = view
                 channel.drift.add(view.frame, channel.feed.adapter.dt)
+                if block is not None:
+                    views[role] = view
             channel.look = look
         if not views:
             return
         for role, view in views.items():
-            block = self.scene.blocks.get(role)
-            if role == ASIDE:
+            if role == ASIDE or view is None:
                 continue
-            channel = self._channels[role]
-            cells = min(view.frame.num_envs, channel.feed.capacity) if view else None
-            if block is None or (cells is not None and block.count != cells):
-                self.show_model(channel.feed, role, view.frame.num_envs if view else None)
+            channel, num_envs = self._channels[role], view.frame.num_envs
+            if self.scene.blocks[role].count != min(num_envs, channel.feed.capacity):
+                self._want(channel.feed, role, num_envs)
         self.scene.draw(views, {role: self._look_at(role) for role in views})
         self.aside.drawn()
 
@@ -532,13 +610,19 @@ class Publisher:
         frame = channel.view.frame
         return f"{TITLES[role]} · step {in_words(frame.env_steps * frame.num_envs)}"
 
-    def _page_bytes_per_second(self, now: float) -> float:
-        """What each page is sent of the robots, over the last second or a little more."""
+    def _lately(self, now: float) -> tuple[float, float]:
+        """Over the last second or a little more: bytes per second of the robots that each page is
+        sent, and the share of the time, 0 to 1, that the training has waited for this task."""
         while len(self._sent) > 1 and self._sent[1][0] <= now - IDLE_SECONDS:
             self._sent.popleft()
-        self._sent.append((now, self.scene.sent))
-        (since, before), sent = self._sent[0], self.scene.sent
-        return (sent - before) / (now - since) if now > since else 0.0
+        sent, waited = self.scene.sent, self.board.mailbox.waited
+        self._sent.append((now, sent, waited))
+        since, sent_before, waited_before = self._sent[0]
+        if now <= since:
+            return 0.0, 0.0
+        return (sent - sent_before) / (now - since), min(
+            (waited - waited_before) / (now - since), 1
+        )
 
     def _slowest_page(self, now: float) -> float | None:
         """Share of what it is told that the slowest page takes, 0 to 1; None if that is unknown."""
@@ -546,68 +630,71 @@ class Publisher:
         return min(taken.values(), default=None)
 
     def _panel_view(self, now: float) -> PanelView:
-        board = self.board
+        board, others = self.board, self.others
         role = self._roles()[0]
         channel = self._channels.get(role)
         shown = self.shown_feed()
         rollout = shown.rollouts.get(role) if shown else None
         training = board.clock()
-        block = self.scene.blocks.get(role)
-        selected = board.selected_env
+        block = self._block_of(role)
         frame = channel.view.frame if channel and channel.view else None
         detail = block.frame.detail if block and block.frame else None
+        # Of one moment; what follows is worked out of it while the device's calls go on.
+        at = board.reading()
+        control, selected = at.control, at.selected_env
         has_detail = detail is not None and detail.env == selected
         inside = self._inside(block, selected) if has_detail and self.look.numbers else None
-        with board.lock:
-            control, meter = board.control, board.meter
-            return PanelView(
-                env=f"{shown.adapter.name} · {shown.adapter.backend}" if shown else "",
-                progress=board.progress.view(training),
-                control=control,
-                overhead=meter.share(training) + (self.others.share() if self.others else 0.0),
-                bytes_per_second=meter.bytes_per_second(training),
-                frames_per_second=meter.frames_per_second(training),
-                page_bytes_per_second=self._page_bytes_per_second(now),
-                slowest_page=self._slowest_page(now),
-                selection=board.selection,
-                selected_env=selected,
-                selected_facts=block.facts_of(selected) if block and selected is not None else None,
-                followed=self.scene.followed is not None,
-                look=self.look,
-                paused=board.hold.paused,
-                held=board.hold.held,
-                until_env=board.hold.until_env,
-                drawn=len(block.drawn_envs) if block else 0,
-                capacity=shown.capacity if shown else 0,
-                frame=frame,
-                stream=StreamView(
-                    role=role,
-                    num_envs=rollout.num_envs if rollout else None,
-                    following=rollout.pacer.following if rollout else False,
-                    step=frame.env_steps * frame.num_envs if frame else None,
-                    age=now - channel.view.came if channel and channel.view else math.inf,
-                    other_known=any(r != role for r in board.shown),
-                ),
-                complaint=self.complaint,
-                notice=self.notice,
-                fault=board.fault,
-                model=shown.adapter.mj_model if shown else None,
-                unavailable=block.model.unavailable if block else {},
-                inside=inside,
-                has_detail=has_detail,
-                parts=self.parts,
-                surroundings=self.scene.surroundings,
-                looked_through=self.scene.is_looked_through,
-                lost=self.others.lost() if self.others else (),
-                twins=self.twins,
-                twin_cost=self.follower.cost(),
-                twin_fault=self.follower.fault,
-                controls_known=channel.controls_known if channel else True,
-                curves=channel.drift.curves(selected) if channel and control.twins else None,
-                fork=self.aside.forks.panel(),
-                shown=shown.label if shown else "",
-                stepped=board.stepped(role),
-            )
+        page_bytes_per_second, waits = self._lately(now)
+        return PanelView(
+            env=f"{shown.adapter.name} · {shown.adapter.backend}" if shown else "",
+            progress=board.progress.view(training),
+            control=control,
+            overhead=at.cost.share(training) + (others.share() if others else 0.0),
+            bytes_per_second=at.cost.bytes_per_second(training),
+            frames_per_second=at.cost.frames_per_second(training),
+            page_bytes_per_second=page_bytes_per_second,
+            slowest_page=self._slowest_page(now),
+            selection=at.selection,
+            selected_env=selected,
+            selected_facts=block.facts_of(selected) if block and selected is not None else None,
+            followed=self.scene.followed is not None,
+            look=self.look,
+            paused=board.hold.paused,
+            held=board.hold.held,
+            until_env=board.hold.until_env,
+            drawn=len(block.drawn_envs) if block else 0,
+            capacity=shown.capacity if shown else 0,
+            frame=frame,
+            stream=StreamView(
+                role=role,
+                num_envs=rollout.num_envs if rollout else None,
+                following=rollout.pacer.following if rollout else False,
+                step=frame.env_steps * frame.num_envs if frame else None,
+                age=now - channel.view.came if channel and channel.view else math.inf,
+                other_known=any(r != role for r in at.shown),
+            ),
+            complaint=self.complaint,
+            notice=self.notice,
+            fault=at.fault,
+            waits=waits,
+            model=shown.adapter.mj_model if shown else None,
+            unavailable=block.model.unavailable if block else {},
+            inside=inside,
+            has_detail=has_detail,
+            parts=self.parts,
+            surroundings=self.scene.surroundings,
+            looked_through=self.scene.is_looked_through,
+            lost=others.lost() if others else (),
+            refused=others.refused() if others else (),
+            twins=self.twins,
+            twin_cost=self.follower.cost(),
+            twin_fault=self.follower.fault,
+            controls_known=channel.controls_known if channel else True,
+            curves=channel.drift.curves(selected) if channel and control.twins else None,
+            fork=self.aside.forks.panel(),
+            shown=shown.label if shown else "",
+            stepped=board.stepped(role),
+        )
 
     def _inside(self, block: Block | None, env: int | None) -> Inside | None:
         physics = block.inside(env) if block and env is not None else None
@@ -621,6 +708,21 @@ class Publisher:
             block.model.backend,
             self.look.body,
         )
+
+
+def _model_of(feed: Feed, variants: Variants, parts: Parts) -> Model:
+    """On any thread: reads the robots of an environment."""
+    adapter = feed.adapter
+    return Model.of(
+        adapter.mj_model,
+        feed.grid,
+        adapter.init_links(),
+        adapter.dt,
+        variants,
+        parts,
+        native=adapter.native,
+        backend=adapter.backend,
+    )
 
 
 async def _call(what: Callable[[], T]) -> T:

@@ -441,22 +441,9 @@ class CostMeter:
         """Pushes without an `ask`, one after the other, ran for so long in all until `now`."""
         self._add(now, seconds + frames * self.crossing, nbytes, frames, calls=frames)
 
-    def share(self, now: float) -> float:
-        """Share of wall-clock over the last `COST_SECONDS`, 0 to 1."""
-        return min(self._per_second(now, "seconds"), 1.0)
-
-    def bytes_per_second(self, now: float) -> float:
-        """Device to host, over the last `COST_SECONDS`."""
-        return self._per_second(now, "nbytes")
-
-    def frames_per_second(self, now: float) -> float:
-        """Frames pushed, over the last `COST_SECONDS`."""
-        return self._per_second(now, "frames")
-
-    def _per_second(self, now: float, what: str) -> float:
-        self._forget(now)
-        span = min(now - self._since, COST_SECONDS) if self._since is not None else 0.0
-        return sum(getattr(b, what) for b in self._bins) / span if span > 0 else 0.0
+    def reading(self) -> "Cost":
+        """What has been measured, to be worked out when the lock that guards this is free again."""
+        return Cost(self._since, list(self._bins))
 
     def _add(
         self, when: float, seconds: float, nbytes: int = 0, frames: int = 0, calls: int = 1
@@ -486,3 +473,29 @@ class _Bin:
     seconds: float = 0.0
     nbytes: int = 0
     frames: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Cost:
+    """One reading of a `CostMeter`."""
+
+    _since: float | None  # s, when the first call was made
+    _bins: list[_Bin]
+
+    def share(self, now: float) -> float:
+        """Share of wall-clock over the last `COST_SECONDS`, 0 to 1."""
+        return min(self._per_second(now, "seconds"), 1.0)
+
+    def bytes_per_second(self, now: float) -> float:
+        """Device to host, over the last `COST_SECONDS`."""
+        return self._per_second(now, "nbytes")
+
+    def frames_per_second(self, now: float) -> float:
+        """Frames pushed, over the last `COST_SECONDS`."""
+        return self._per_second(now, "frames")
+
+    def _per_second(self, now: float, what: str) -> float:
+        span = min(now - self._since, COST_SECONDS) if self._since is not None else 0.0
+        if span <= 0:
+            return 0.0
+        return sum(getattr(b, what) for b in self._bins if b.since >= now - COST_SECONDS) / span

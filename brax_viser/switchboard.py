@@ -11,7 +11,7 @@ from brax_viser.hold import Hold
 from brax_viser.mailbox import Mailbox
 from brax_viser.progress import Progress
 from brax_viser.selection import Choice, Selection
-from brax_viser.stream import Control, CostMeter
+from brax_viser.stream import Control, Cost, CostMeter
 
 if TYPE_CHECKING:
     from brax_viser.feed import Feed
@@ -23,10 +23,29 @@ IDLE_SECONDS = 2.0
 """s: an environment that nobody has stepped for as long gives way on the page to one that is."""
 
 
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What is shared, at one moment."""
+
+    control: Control
+    selection: Selection
+    selected_env: int | None
+    shown: "dict[str, Feed]"  # by role
+    cost: Cost
+    frames: int
+    bytes_moved: int
+    fault: str | None
+
+
 @dataclass
 class Switchboard:
     """What the device's calls, the publisher and the user share. `lock` guards the plain fields;
-    `hold`, `mailbox` and `progress` have locks of their own."""
+    `hold`, `mailbox` and `progress` have locks of their own.
+
+    Each call from the device takes `lock`, and threads that let the training go first take it as
+    well: a thread that waits for a processor while it has it keeps the training waiting. So nothing
+    is worked out under it that can be worked out of a `reading`.
+    """
 
     control: Control
     wall_clock: Callable[[], float] = time.monotonic
@@ -53,7 +72,7 @@ class Switchboard:
     absent: Callable[[str, "Rollout"], int] = lambda role, rollout: 0
 
     def __post_init__(self) -> None:
-        self.hold.clock = self.wall_clock
+        self.hold.clock = self.mailbox.clock = self.wall_clock
 
     def clock(self) -> float:
         """s; stands still while the training is held, so that nothing counts the pause."""
@@ -114,9 +133,44 @@ class Switchboard:
 
     def stepped(self, role: str) -> tuple[str, ...]:
         """Labels of the environments of a role that are being stepped, and of the one that is
-        shown. Board is locked."""
-        feeds = {*self.stepped_beside(role), self.shown.get(role)} - {None}
-        return tuple(f.label for f in sorted(feeds, key=lambda feed: feed.number))  # type: ignore[union-attr]
+        shown."""
+        with self.lock:
+            feeds = set(self.stepped_beside(role))
+            if (shown := self.shown.get(role)) is not None:
+                feeds.add(shown)
+        return tuple(feed.label for feed in sorted(feeds, key=lambda feed: feed.number))
+
+    def reading(self) -> Reading:
+        """What is shared, at this moment."""
+        with self.lock:
+            return self._read()
+
+    def _read(self) -> Reading:
+        """The same, where the lock is had already."""
+        return Reading(
+            self.control,
+            self.selection,
+            self.selected_env,
+            dict(self.shown),
+            self.meter.reading(),
+            self.frames,
+            self.bytes_moved,
+            self.fault,
+        )
+
+    def feeds_shown(self) -> dict[str, "Feed"]:
+        """By role: a copy of `shown`, to which XLA's threads add."""
+        with self.lock:
+            return dict(self.shown)
+
+    def rollouts_shown(self) -> "dict[str, tuple[Feed, Rollout]]":
+        """By role: those of `shown` of which a step is known, at one moment."""
+        with self.lock:
+            return {
+                role: (feed, feed.rollouts[role])
+                for role, feed in self.shown.items()
+                if role in feed.rollouts
+            }
 
     def set(self, **changes: object) -> None:
         """Changes the control; the device learns of it with its next call."""

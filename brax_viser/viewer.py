@@ -17,7 +17,7 @@ import viser
 
 from brax_viser.clerk import Clerk
 from brax_viser.drift import Drift
-from brax_viser.feed import Feed, log
+from brax_viser.feed import Feed, Feeds, log
 from brax_viser.follower import TwinSettings
 from brax_viser.forks import Trained
 from brax_viser.hosts import meeting
@@ -166,7 +166,7 @@ class Viewer:
         self._board = Switchboard(
             Control(streaming=streaming, mode=mode, fps=fps, max_overhead=max_overhead)
         )
-        self._feeds: list[Feed] = []
+        self._feeds = Feeds()
         self._show_is_chosen = False
         self._reload: threading.Timer | None = None
         self._place, number = meeting.place(), Viewer._made
@@ -508,23 +508,25 @@ class Viewer:
         board, drawn_envs, others = self._board, self._end.drawn_envs(), self._others
         frames, nbytes = others.moved() if others else (0, 0)
         with board.lock:
-            streams: dict[str, StreamStats] = {}
-            for feed in self._feeds:
-                for role, rollout in feed.rollouts.items():
-                    if role in streams and board.shown.get(role) is not feed:
-                        continue  # of several, the one on the page
-                    pacer = rollout.pacer
-                    streams[role] = StreamStats(pacer.env_steps, rollout.num_envs, pacer.rate)
-            train = streams.get("train")
-            return Stats(
-                env_steps=train.env_steps if train else 0,
-                frames=board.frames + frames,
-                bytes_moved=board.bytes_moved + nbytes,
-                overhead=board.meter.share(board.clock()) + (others.share() if others else 0.0),
-                held=board.hold.held,
-                drawn_envs=drawn_envs,
-                streams=streams,
-            )
+            at = board._read()
+            known = [
+                (role, rollout.pacer.env_steps, rollout.num_envs, rollout.pacer.rate)
+                for feed in self._feeds
+                for role, rollout in feed.rollouts.items()
+                # Of several that are stepped, the one on the page.
+                if at.shown.get(role, feed) is feed
+            ]
+        streams = {role: StreamStats(*numbers) for role, *numbers in known}
+        train = streams.get("train")
+        return Stats(
+            env_steps=train.env_steps if train else 0,
+            frames=at.frames + frames,
+            bytes_moved=at.bytes_moved + nbytes,
+            overhead=at.cost.share(board.clock()) + (others.share() if others else 0.0),
+            held=board.hold.held,
+            drawn_envs=drawn_envs,
+            streams=streams,
+        )
 
     def close(self) -> None:
         """Stops the server. A training that is running, or held, goes on without it. Idempotent."""
@@ -543,6 +545,8 @@ class Viewer:
         self._end.join(timeout=5.0)
         if self._others is not None:
             self._others.join(timeout=5.0)
+        for feed in self._feeds:
+            feed.leave()
         if self._place.process > 0:
             return
         # That it has stopped, viser prints on its loop's thread, where nobody else prints.
@@ -565,7 +569,7 @@ class Viewer:
     def attach(self, adapter: "Adapter", grid: Grid, role: str | None) -> Feed:
         """Called by `VisualizedEnv`: shows the model at once, and returns whom to ask."""
         feed = Feed(self._board, adapter, grid, role, self._new_training)
-        self._feeds.append(feed)
+        self._feeds.add(feed)
         if not self._show_is_chosen:
             # Who shows an environment for evaluation alone wants to see that.
             alone = all(known.role == "eval" for known in self._feeds)

@@ -3,7 +3,8 @@
 import contextlib
 import functools
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from brax.envs.base import Env, Wrapper
@@ -95,16 +96,70 @@ def stand_in(outer: Any, base: Any) -> Any:
     return twin
 
 
+_SHADOWING = threading.Lock()
+"""Held while a method is replaced, or put back."""
+
+
+class _Shadow:
+    """In the place of a method of one object, as long as anybody is within `shadowed`.
+
+    Each thread sees what it has put there itself, and the object's own method where it has put
+    nothing: several may trace one environment at a time.
+    """
+
+    def __init__(self, attributes: dict[str, Any], name: str, method: Callable[..., Any]):
+        self.__name__ = name  # JAX names what it traces by it
+        self._attributes, self._name, self._method = attributes, name, method
+        self._was_there = name in attributes
+        self._users = 0
+        self._threads = threading.local()
+
+    @property
+    def stack(self) -> list[Callable[..., Any]]:
+        """What this thread has put there, the newest last."""
+        if not hasattr(self._threads, "stack"):
+            self._threads.stack = []
+        return self._threads.stack
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        stack = self.stack
+        if not stack:
+            return self._method(*args, **kwargs)
+        # What the newest one calls by the same name is what was there before it.
+        newest = stack.pop()
+        try:
+            return newest(*args, **kwargs)
+        finally:
+            stack.append(newest)
+
+    def enter(self) -> None:
+        self._users += 1
+        self._attributes[self._name] = self
+
+    def leave(self) -> None:
+        self._users -= 1
+        if self._users:
+            return
+        if self._was_there:
+            self._attributes[self._name] = self._method
+        else:
+            del self._attributes[self._name]
+
+
 @contextlib.contextmanager
-def shadowed(env: Any, name: str, value: Any) -> Iterator[None]:
-    """Within it, `env.name` is `value`, for this very object and nothing else of its class."""
+def shadowed(env: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Within it, `env.name` is `method`, for this very object and this thread alone. If `method`
+    calls `env.name` itself, it comes to what was there before."""
     attributes = vars(env)
-    had, before = name in attributes, attributes.get(name)
-    attributes[name] = value
+    with _SHADOWING:
+        shadow = attributes.get(name)
+        if not isinstance(shadow, _Shadow):
+            shadow = _Shadow(attributes, name, getattr(env, name))
+        shadow.enter()
+    shadow.stack.append(method)
     try:
         yield
     finally:
-        if had:
-            attributes[name] = before
-        else:
-            del attributes[name]
+        shadow.stack.pop()
+        with _SHADOWING:
+            shadow.leave()

@@ -1,5 +1,6 @@
 """A robot of the training is taken into a sandbox on the page, and the training does not notice."""
 
+import threading
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,9 +11,11 @@ from brax import envs
 
 from brax_viser import Viewer
 from brax_viser.aside import MOST_DETAILS, Past
+from brax_viser.forks import Forks, ForkView, Trained
 from brax_viser.frame import Detail
 from brax_viser.gui.sandbox import BACK, END
 from brax_viser.progress import count
+from brax_viser.scene.block import Model
 from brax_viser.scene.robots import PARKED
 from brax_viser.scene.scene import ASIDE
 from tests.conftest import eventually
@@ -287,3 +290,72 @@ def test_an_environment_of_playgrounds_is_forked_and_driven(viewer, page):
     assert poses[-1].detail.qvel[0] > frame.detail.qvel[0] + 0.5
     assert all(pose.reward is not None for pose in poses)
     np.testing.assert_allclose(poses[-1].detail.ctrl, 1.0)
+
+
+class Overtaken(Forks):
+    """Is closed by the page's thread at the worst moment: as another thread is about to write what
+    it has found out."""
+
+    closes_at = ""  # "_thread" or "_view"
+
+    def _set(self, name: str, value: Any) -> None:
+        if name == self.closes_at and threading.current_thread().name == "brax_viser fork":
+            self.closes_at = ""
+            closing = threading.Thread(target=self.close)
+            closing.start()
+            closing.join(timeout=0.5)  # it may have to wait until this is written
+        self.__dict__[name] = value
+
+    _thread: Any = property(lambda s: s.__dict__["_thread"], lambda s, v: s._set("_thread", v))
+    _view: Any = property(lambda s: s.__dict__["_view"], lambda s, v: s._set("_view", v))
+
+
+@pytest.mark.parametrize("closes_at", ["_thread", "_view"])
+def test_a_sandbox_that_is_closed_while_it_begins_leaves_nothing_behind(rollout, viewer, closes_at):
+    frame = viewer._publisher.scene.blocks["train"].frame
+    forks = Overtaken(lambda: None)
+    forks.fork(rollout.env._adapter, [frame.detail], {}, 20)
+    forks.closes_at = closes_at
+    running = lambda: {t.name for t in threading.enumerate()}  # noqa: E731
+    eventually(lambda: not forks.closes_at, "it is closed")
+    eventually(lambda: not {"brax_viser fork", "brax_viser sandbox"} & running(), "threads end")
+    assert forks.thread is None and forks.forked is None and forks.panel() == ForkView()
+
+
+def test_a_policy_that_is_handed_out_while_a_sandbox_is_made_drives_it(rollout, viewer):
+    frame = viewer._publisher.scene.blocks["train"].frame
+    forks = Forks(lambda: None)
+    try:
+        forks.fork(rollout.env._adapter, [frame.detail], {}, 20)
+        forks.hand_out(Trained(1000, leaning, {"push": np.float32(0.0)}))
+        eventually(lambda: forks.panel().policy_steps == 1000, "it is known")
+        assert "policy" in forks.panel().drivers
+    finally:
+        forks.close()
+
+
+def test_the_page_goes_on_while_the_robot_of_a_sandbox_is_read(viewer, rollout, monkeypatch):
+    open_, begun, of = threading.Event(), threading.Event(), Model.of
+
+    def slow(*args: Any, **kwargs: Any) -> Model:
+        begun.set()
+        assert open_.wait(120)
+        return of(*args, **kwargs)
+
+    monkeypatch.setattr(Model, "of", slow)
+    told(viewer, "fork", next(iter(viewer._server.get_clients())))
+    assert begun.wait(60)
+    heard = threading.Event()
+    viewer._publisher._loop.call_soon_threadsafe(heard.set)
+    try:
+        assert heard.wait(20)
+        assert rollout.step().env_steps == 5
+        assert ASIDE not in viewer._publisher.scene.blocks
+    finally:
+        open_.set()
+    scene = viewer._publisher.scene
+    eventually(lambda: ASIDE in scene.blocks, "it is there")
+    eventually(lambda: scene.blocks[ASIDE].frame is not None, "and is drawn", 120)
+    camera = next(iter(viewer._server.get_clients().values())).camera
+    middle = scene._scale * scene.blocks[ASIDE].offset
+    assert abs(camera.look_at[1] - middle[1]) < abs(middle[1]) / 2, "who has forked it is there"

@@ -20,7 +20,7 @@ from viser.infra import Message
 from viser.infra._async_message_buffer import AsyncMessageBuffer
 
 from benchmarks.client import SUBPROTOCOL, answers_to, hello
-from brax_viser import backlog
+from brax_viser import Viewer, backlog
 from brax_viser.gui import words
 from tests.conftest import Page, eventually
 
@@ -360,6 +360,7 @@ def test_a_page_that_is_slow_is_told_of_and_slows_no_other(viewer):
 
 def test_where_viser_is_built_otherwise_it_keeps_its_own(viewer, monkeypatch, caplog):
     monkeypatch.delattr(AsyncMessageBuffer, "_window_loop")
+    backlog._say_that_it_is_left_alone.cache_clear()
     server = viser.ViserServer(port=0, verbose=False)
     try:
         with caplog.at_level("INFO", logger="brax_viser"):
@@ -368,6 +369,24 @@ def test_where_viser_is_built_otherwise_it_keeps_its_own(viewer, monkeypatch, ca
         assert "window_generator" not in vars(server._websock_server._broadcast_buffer)
     finally:
         server.stop()
+
+
+def test_a_viser_that_this_was_not_written_for_is_left_alone_whatever_its_names(
+    monkeypatch, caplog
+):
+    """It may have kept the names, and have changed what its loop is given."""
+    monkeypatch.setattr(backlog, "KNOWN_VERSIONS", ("0.9.",), raising=False)
+    if (say := getattr(backlog, "_say_that_it_is_left_alone", None)) is not None:
+        say.cache_clear()
+    with Viewer(port=0) as one, Viewer(port=0) as other:
+        for viewer in (one, other):
+            assert "window_generator" not in vars(viewer._server._websock_server._broadcast_buffer)
+            page = Page(viewer)
+            eventually(lambda page=page: page.windows > 0, "the page is served")
+            page.close()
+            assert viewer._publisher._panel_view(0.0).slowest_page is None
+            assert viewer._board.fault is None
+    assert caplog.text.count(f"viser {viser.__version__} has not been tested") == 1
 
 
 @pytest.mark.parametrize("name", [*backlog._LOOP, *backlog._STATE])

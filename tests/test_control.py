@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,8 +20,8 @@ from brax import envs
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser import viewer as viewer_module
 from brax_viser.env import INFO_KEY
-from brax_viser.gui.words import drawn, head
-from brax_viser.mailbox import Parcel
+from brax_viser.gui.words import cost, drawn, head
+from brax_viser.mailbox import CAPACITY, Parcel
 from brax_viser.playback import Player
 from brax_viser.protocol import HEADER_COLUMNS, HEADER_HEAD
 from brax_viser.publisher import Lane
@@ -552,3 +553,58 @@ def test_ctrl_c_ends_a_training_that_is_held():
         process.kill()
     assert process.returncode not in (0, None), errors
     assert "KeyboardInterrupt" in errors
+
+
+class CountingLock:
+    """Counts the functions that are called while it is held."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.most = 0
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._calls = 0
+        sys.setprofile(self._count)
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+        self.most = max(self.most, self._calls - 1)  # this one
+        self._lock.release()
+
+    def _count(self, frame: Any, event: str, arg: Any) -> None:
+        self._calls += event == "call"
+
+
+def test_next_to_nothing_is_worked_out_while_calls_from_the_device_are_kept_waiting(
+    training, monkeypatch
+):
+    viewer, publisher = training.viewer, training.viewer._publisher
+    viewer.twins, viewer.selected_env = 4, 3
+    training.steps(20)
+    page, lock = training.page, CountingLock()
+    assert page is not None
+    monkeypatch.setattr(viewer._board, "lock", lock)
+    publisher.now(lambda: publisher._panel_view(time.monotonic()))
+    assert 0 < lock.most <= 5
+    lock.most = 0
+    viewer.stats()
+    assert 0 < lock.most <= 12
+    viewer.twins = 0
+
+
+def test_the_panel_says_that_the_training_waits_for_the_viewer(training, monkeypatch):
+    viewer, publisher = training.viewer, training.viewer._publisher
+    words = lambda: cost(publisher._panel_view(time.monotonic()))  # noqa: E731
+    assert "waits for the viewer" not in words()
+    shown: list[str] = []
+    show = publisher.panel.show
+    monkeypatch.setattr(publisher.panel, "show", lambda v: (shown.append(cost(v)), show(v)))
+    busy = threading.Event()
+    publisher._loop.call_soon_threadsafe(lambda: busy.wait(60))
+    training.run()
+    eventually(lambda: len(viewer._board.mailbox._parcels) == CAPACITY, "there is no room left")
+    time.sleep(0.2)  # for the training to have waited
+    busy.set()
+    eventually(lambda: any("The training waits for the viewer" in text for text in shown), "said")
+    training.halt()

@@ -1,5 +1,7 @@
 """The host's end alone, called as XLA calls it: with memory that is XLA's again afterwards."""
 
+import threading
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +23,7 @@ from brax_viser.protocol import (
 from brax_viser.selection import Selection
 from brax_viser.stream import Control
 from brax_viser.switchboard import Switchboard
+from brax_viser.trainer import TrainerCall
 
 ROWS = 3
 LAYOUT: Layout = (("link_pos", (1, 3)), ("reward", ()))
@@ -96,3 +99,49 @@ def test_what_was_granted_to_a_batch_of_another_size_is_asked_for_anew(feed, boa
     (parcel,) = board.mailbox.take()
     assert parcel.env_index.tolist() == [0, 1] and parcel.num_envs == 2
     assert board.fault is None
+
+
+def begin_another(feed: Feed) -> list[object]:
+    """As a trainer does that traces the environment; what is returned keeps it alive."""
+    made_here = threading.Event()  # any object that can be referred to weakly
+    feed.traced(TrainerCall("PPO", False, identity=weakref.ref(made_here)))
+    return [made_here]
+
+
+@pytest.mark.parametrize("what", [[0, 1, 9], "worst"])
+def test_a_push_that_another_training_has_overtaken_is_dropped_and_streaming_stays_on(
+    feed, board, what
+):
+    first = begin_another(feed)
+    board.selection = Selection.of(what)
+    origin = origin_of(8, num_shards=2)
+    for shard in (0, 1):
+        answer = feed.ask(origin, np.array([FRESH, shard], np.int32))
+        assert answer[0] == PUSH
+    second = begin_another(feed)
+    feed.ask(origin, np.array([FRESH, 1], np.int32))
+    code = int(answer[2])
+    assert pushed(feed, origin, 0, code, [0, 1, 0], [0.0] * ROWS)[:2] == (0, 0)
+    models = np.zeros((ROWS, 4), np.float32)
+    assert feed.push_model(origin, np.array(0, np.int32), models).tolist()[:2] == [0, 0]
+    assert board.fault is None and board.control.streaming
+    assert not board.mailbox.take()
+    # It goes on with the training that has begun.
+    answers = [feed.ask(origin, np.array([0, 0], np.int32)) for _ in range(3)]
+    assert any(answer[0] == PUSH for answer in answers) and len(first + second) == 2
+
+
+def test_rows_that_were_asked_for_by_another_training_are_not_taken_for_those_of_this_one(
+    feed, board
+):
+    origin = origin_of(8)
+    board.selection = Selection.of([5, 2, 7])
+    feed.ask(origin, np.array([FRESH, 0], np.int32))
+    alive = begin_another(feed)
+    board.selection = Selection.of([0, 1, 3])
+    feed.ask(origin, np.array([FRESH, 0], np.int32))
+    assert pushed(feed, origin, 0, GIVEN, [5, 2, 7], [0.0] * ROWS)[:2] == (0, 0)
+    assert not board.mailbox.take()
+    pushed(feed, origin, 0, GIVEN, [0, 1, 3], [0.0] * ROWS)
+    (parcel,) = board.mailbox.take()
+    assert parcel.env_index.tolist() == [0, 1, 3] and board.fault is None and alive

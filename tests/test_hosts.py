@@ -10,17 +10,26 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
+import mujoco
 import numpy as np
 import pytest
 
+from brax_viser.emit import Origin
+from brax_viser.feed import Feed, Feeds
 from brax_viser.frame import Frame
 from brax_viser.hold import Hold
-from brax_viser.hosts import wire
+from brax_viser.hosts import meeting, wire
 from brax_viser.hosts.link import Hub, Spoke, _keys
+from brax_viser.hosts.others import Others
+from brax_viser.hosts.relay import Relay
 from brax_viser.playback import View, beside
-from brax_viser.protocol import NEVER
+from brax_viser.protocol import FRESH, GIVEN, HEADER_COLUMNS, NEVER, PUSH
+from brax_viser.selection import Selection
 from brax_viser.stream import Control
+from brax_viser.switchboard import Switchboard
 from tests.conftest import eventually
 
 COMMON = """
@@ -343,6 +352,159 @@ def test_what_makes_no_sense_is_refused():
         wire.Array("object", (1,), b"12345678").open()
     with pytest.raises(ValueError):
         wire.Array("float32", (3,), b"1234").open()
+
+
+def model_of(body: str) -> mujoco.MjModel:
+    return mujoco.MjModel.from_xml_string(
+        f"<mujoco><worldbody><body name='{body}'><freejoint/><geom size='.1'/></body></worldbody>"
+        "</mujoco>"
+    )
+
+
+class Host:
+    """One of two processes, as far as the host's end goes: what its one device steps."""
+
+    def __init__(self, process: int, bodies: list[str]):
+        self.board = Switchboard(Control(watched=process == 0, mode="every_step"))
+        self.board.num_processes = 2
+        self.feeds, self.process = Feeds(), process
+        grid: Any = SimpleNamespace(capacity=4)
+        self.made: list[Feed] = []
+        for body in bodies:
+            model = model_of(body)
+            adapter: Any = SimpleNamespace(dt=0.05, name=body, backend="mjx", mj_model=model)
+            self.made.append(Feed(self.board, adapter, grid, None, lambda feed, call: None))
+            self.feeds.add(self.made[-1])
+        self.board.selection = Selection.of([0, 1, 2, 3])
+
+    def step(self, of: int, fresh: bool = False) -> None:
+        """One step of an environment, with what the page wants of it."""
+        origin, layout = Origin("train", 2, 2, 2), (("link_pos", (1, 3)),)
+        answer = self.made[of].ask(origin, np.array([FRESH if fresh else 0, self.process]))
+        if answer[0] != PUSH:
+            return
+        header = np.zeros((len(HEADER_COLUMNS), 2), np.int32)
+        header[0] = answer[4:]
+        header = np.concatenate([[self.process, GIVEN], header.ravel()]).astype(np.int32)
+        self.made[of].push(origin, layout, header, np.zeros((2, 3), np.float32))
+
+
+@contextlib.contextmanager
+def paired(monkeypatch, first: list[str], second: list[str]) -> Iterator[tuple[Host, Host, Others]]:
+    """Both processes' ends, each with the environments of one viewer."""
+    said: dict[str, Any] = {}
+    monkeypatch.setattr(meeting, "secret_of_first", lambda viewer: b"secret")
+    monkeypatch.setattr(meeting, "coordinator_host", lambda: "127.0.0.1")
+    monkeypatch.setattr(meeting, "announce", lambda _, address, url: said.update(to=address))
+    monkeypatch.setattr(
+        meeting, "find_first", lambda _, seconds: (said["to"], b"secret", "http://here")
+    )
+    one, two = Host(0, first), Host(1, second)
+    others = Others(one.board, one.feeds, meeting.Place(0, 2), 0, "http://here")
+    relay = Relay(two.board, two.feeds, meeting.Place(1, 2), 0)
+    others.start()
+    relay.start()
+    try:
+        yield one, two, others
+    finally:
+        for host in (one, two):
+            host.board.set(closed=True)
+            host.board.mailbox.close()
+        others.join(5)
+        relay.join(5)
+
+
+def came_from_the_second(one: Host) -> list[Any]:
+    return [p for p in one.board.mailbox.take() if getattr(p, "process", 0) == 1]
+
+
+def test_environments_are_paired_by_what_they_are(monkeypatch):
+    with paired(monkeypatch, ["ant", "walker"], ["ant", "walker"]) as (one, two, others):
+        one.step(1, fresh=True)
+        two.step(1, fresh=True)
+
+        def came() -> bool:
+            one.step(1)
+            two.step(1)
+            return bool(came_from_the_second(one))
+
+        eventually(came, "the second process's robots come")
+        assert others.refused() == () and len(others.living()) == 1
+
+
+@pytest.mark.parametrize("first", [["walker"], ["walker", "ant"], []])
+def test_a_process_that_steps_another_environment_in_the_place_of_this_ones_is_refused(
+    monkeypatch, caplog, first
+):
+    """One has made a viewer, or an environment, that the other has not."""
+    with paired(monkeypatch, first, ["ant"]) as (one, two, others):
+        if first:
+            one.step(0, fresh=True)
+        two.step(0, fresh=True)
+
+        def told() -> bool:
+            if first:
+                one.step(0)
+            two.step(0)
+            assert not came_from_the_second(one), "the robots of another environment"
+            return bool(others.refused()) and "nothing of this process is shown" in caplog.text
+
+        eventually(told, "it is told why")
+        (why,) = others.refused()
+        assert why.startswith("Process 1 steps ant · mjx") and "Make the same viewers" in why
+        assert not others.living() and others.lost() == ()
+        eventually(lambda: caplog.text.count("Process 1 steps ant") == 2, "said in both, once")
+        if first:
+            assert ("walker" in why) and one.board.hold.parts() == {}
+        assert one.board.fault is None and two.board.fault is None
+
+
+class Growing(dict):
+    """Grows while it is gone through, as XLA's thread adds to it, unless the lock keeps it out."""
+
+    def __init__(self, board: Switchboard, feed: Feed):
+        super().__init__(train=feed)
+        self._board, self._feed = board, feed
+
+    def _add(self) -> None:
+        with self._board.lock:
+            self.setdefault("eval", self._feed)
+
+    def items(self) -> Any:
+        for item in super().items():
+            thread = threading.Thread(target=self._add, daemon=True)
+            thread.start()
+            thread.join(timeout=0.2)
+            yield item
+
+
+@pytest.fixture
+def stepped() -> tuple[Switchboard, Feed]:
+    """What is shared, and a feed of which one device has asked once."""
+    board = Switchboard(Control(watched=True, mode="every_step"))
+    model = mujoco.MjModel.from_xml_string("<mujoco/>")
+    adapter: Any = SimpleNamespace(dt=0.05, name="Nothing", backend="mjx", mj_model=model)
+    grid: Any = SimpleNamespace(capacity=4)
+    feed = Feed(board, adapter, grid, None, lambda feed, call: None)
+    feed.ask(Origin("train", 8, 2, 4), np.array([FRESH, 0], np.int32))
+    return board, feed
+
+
+def test_a_rollout_that_begins_while_the_processes_are_counted_ends_no_thread(stepped, monkeypatch):
+    (board, feed), feeds = stepped, Feeds()
+    feeds.add(feed)
+    monkeypatch.setattr(meeting, "secret_of_first", lambda viewer: b"secret")
+    monkeypatch.setattr(meeting, "coordinator_host", lambda: "127.0.0.1")
+    monkeypatch.setattr(meeting, "announce", lambda *_: None)
+    others = Others(board, feeds, meeting.Place(0, 2), 0, "http://127.0.0.1:1")
+    board.shown = Growing(board, feed)
+    assert others._count_drawn() == 1
+    others._hub.close()
+    board.shown = Growing(board, feed)
+    relay = Relay(board, feeds, meeting.Place(1, 2), 0)
+    assert list(relay._rollouts()) == ["train"]
+    assert relay.drawn_envs() == (0, 1, 2, 3)
+    assert relay._report().parts["train"].num_envs == 16
 
 
 def view_of(env_index, at: float) -> View:

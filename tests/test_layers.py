@@ -39,6 +39,7 @@ PURE = (
     "sandbox.py",
     "sandbox_thread.py",
     "forks.py",
+    "reader.py",
     "hosts/wire.py",
     "hosts/link.py",
     "hosts/meeting.py",

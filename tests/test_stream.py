@@ -544,10 +544,10 @@ def test_cost_is_a_share_of_the_last_seconds():
     crossing = meter.crossing  # what it has found a call into Python to cost: 0.2 ms here
     assert crossing == pytest.approx(2e-4, rel=0.01)
     assert meter.polling == 0.0
-    assert meter.share(39.9) == pytest.approx((1.3e-3 + crossing) / 0.1, rel=0.05)
-    assert meter.bytes_per_second(39.9) == pytest.approx(15_000, rel=0.05)
-    assert meter.frames_per_second(39.9) == pytest.approx(10, rel=0.05)
-    assert meter.share(1000.0) == 0.0
+    assert meter.reading().share(39.9) == pytest.approx((1.3e-3 + crossing) / 0.1, rel=0.05)
+    assert meter.reading().bytes_per_second(39.9) == pytest.approx(15_000, rel=0.05)
+    assert meter.reading().frames_per_second(39.9) == pytest.approx(10, rel=0.05)
+    assert meter.reading().share(1000.0) == 0.0
     # Of a push without an ask, getting there cost what it costs with others.
     spent, calls = meter.spent, meter.calls
     meter.pushed(None, 1500.0, 1500.001, nbytes=1)

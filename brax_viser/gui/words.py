@@ -44,6 +44,12 @@ class StreamView:
     other_known: bool  # whether there is another rollout to look at
 
 
+WAITS = 0.01
+"""Share of the time that the training waits for the viewer, from which on that is said."""
+
+WAITS_MOSTLY = 0.5
+"""The same, from which on it is what is happening."""
+
 FAST_ENOUGH = 0.8
 """Share of the frames that a page takes, below which it is said to be slow."""
 
@@ -75,6 +81,7 @@ class PanelView:
     complaint: str | None  # about the indices that were typed
     notice: str | None  # something that has happened and is worth knowing
     fault: str | None  # why streaming was switched off, if it was not the user
+    waits: float = 0.0  # share of the last second that the training has waited for the viewer
     model: mujoco.MjModel | None = None  # of the robots
     unavailable: Mapping[str, str] = field(default_factory=dict)  # overlays, and why not
     inside: Inside | None = None  # the selected robot's, where its numbers are wanted and known
@@ -83,6 +90,7 @@ class PanelView:
     looked_through: bool = False  # whether any page looks through a camera of the model
     parts: Parts = USUAL  # of the model, that are drawn
     lost: tuple[int, ...] = ()  # processes of the training that are not heard of any more
+    refused: tuple[str, ...] = ()  # why those of other processes are not drawn
     twins: TwinSettings = TwinSettings()  # noqa: RUF009 (it is frozen)
     twin_cost: TwinCost = TwinCost()  # noqa: RUF009
     twin_fault: str | None = None  # why there are none
@@ -112,6 +120,8 @@ def status(view: PanelView) -> str:
     # Also between two rollouts, when no step comes: who has switched it off must always see so.
     if not view.control.streaming and progress.phase in ("training", "evaluating", "quiet"):
         return "Streaming is off: the training goes on unseen"
+    if view.waits >= WAITS_MOSTLY and progress.phase in ("training", "evaluating", "quiet"):
+        return "Live: the training waits for the viewer, for no step is to be skipped"
     match progress.phase:
         case "waiting":
             return "Waiting for a trainer: hand it this environment"
@@ -144,6 +154,7 @@ def head(view: PanelView) -> str:
     if len(view.stepped) > 1:
         others = ", ".join(name for name in view.stepped if name != view.shown)
         notices.append(f"{view.shown} is shown. Stepped too, and not shown: {others}")
+    notices.extend(view.refused)
     notice = "".join(f'<div style="color:#e8590c">{escape(text)}</div>' for text in notices)
     return (
         '<div style="padding:0.5em 0.75em 0.4em 0.75em;line-height:1.45">'
@@ -177,6 +188,11 @@ def cost(view: PanelView) -> str:
         f"({view.frames_per_second:.0f} steps/s), "
         f"{_megabytes(view.page_bytes_per_second)} to each page",
     ]
+    if view.waits >= WAITS:
+        lines.append(
+            f"The training waits for the viewer {100 * view.waits:.0f} % of the time: in Every "
+            "step no step is skipped"
+        )
     if view.slowest_page is not None and view.slowest_page < FAST_ENOUGH:
         lines.append(f"A page is slow and skips frames: it takes {100 * view.slowest_page:.0f} %")
     if stream.step is not None:

@@ -2,12 +2,14 @@
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import zmq
 
-from brax_viser.feed import Feed, log
+from brax_viser.feed import Feeds, log
+from brax_viser.hold import Orders
 from brax_viser.hosts import meeting, wire
 from brax_viser.hosts.link import Hub
 from brax_viser.hosts.meeting import Place
@@ -16,6 +18,9 @@ from brax_viser.protocol import GIVEN
 from brax_viser.rollout import Rollout
 from brax_viser.selection import RANKED
 from brax_viser.switchboard import Switchboard
+
+REFUSED_SECONDS = 1.0
+"""How long a process may step what is not known here before that is logged."""
 
 
 @dataclass(eq=False)
@@ -26,6 +31,9 @@ class Other:
     report: wire.Report
     heard: float  # s
     lost: bool = False
+    refused: str | None = None  # why nothing of it is shown
+    since: float = 0.0  # s, from when on
+    told_of: str | None = None  # what of it has been logged
     sending: dict[str, bool] = field(default_factory=dict)  # by role
     due: dict[str, float] = field(default_factory=dict)  # by role: s, when a stretch is wanted
 
@@ -36,7 +44,7 @@ class Others:
     def __init__(
         self,
         board: Switchboard,
-        feeds: Sequence[Feed],
+        feeds: Feeds,
         place: Place,
         viewer: int,
         url: str,
@@ -81,12 +89,17 @@ class Others:
         self._hurries += 1
 
     def living(self) -> list[Other]:
-        """Those that are heard of."""
-        return [other for other in list(self._known.values()) if not other.lost]
+        """Those that are heard of, and step what this process does."""
+        return [o for o in list(self._known.values()) if not o.lost and o.refused is None]
 
     def lost(self) -> tuple[int, ...]:
         """Processes that were heard of and are not any more."""
         return tuple(sorted(o.process for o in list(self._known.values()) if o.lost))
+
+    def refused(self) -> tuple[str, ...]:
+        """Of processes whose robots are not drawn, why."""
+        known = sorted(list(self._known.values()), key=lambda other: other.process)
+        return tuple(other.refused for other in known if other.refused is not None)
 
     def share(self) -> float:
         """Of wall-clock, what watching costs them, added up: they wait for each other."""
@@ -150,6 +163,10 @@ class Others:
         if report.leaves:
             self._lose(known)
             return
+        found = [self._mismatch(process, part.feed, part.kind) for part in report.parts.values()]
+        self._refuse(known, next(filter(None, found), None))
+        if known.refused is not None:
+            return
         if report.terminated is not None:
             board.hold.terminated(*report.terminated)
         board.hold.heard(self._held(report))
@@ -157,24 +174,55 @@ class Others:
             board.mailbox.wake()
 
     def _hear_data(self, process: int, message: wire.Step | wire.Models | wire.Ranked) -> None:
-        board = self._board
+        board, known = self._board, self._known[process]
+        if not isinstance(message, wire.Ranked):
+            mismatch = self._mismatch(process, message.feed, message.kind)
+            if mismatch is not None:
+                self._refuse(known, mismatch)
+        if known.refused is not None:
+            return
         if isinstance(message, wire.Ranked):
             feed = board.shown.get(message.role)
             rollout = feed and feed.rollouts.get(message.role)
             if feed is None or rollout is None:
                 return
+            ranking = message.ranking()
             with board.lock:
                 if message.round == rollout.choice.round:
-                    ranking = message.ranking()
                     feed.ranked(message.role, rollout, message.shard, message.rule, ranking)
             return
-        feed = self._feeds[message.feed]
+        feed = self._feeds.get(message.feed)
+        if feed is None:  # gone just now
+            return
         if isinstance(message, wire.Models):
             board.mailbox.put_model(wire.model_parcel_of(message, feed))
             return
-        self._known[process].sending[message.role] = message.sending
+        known.sending[message.role] = message.sending
         parcel = wire.parcel_of(message, feed, process)
         board.mailbox.put(parcel, wait=board.control.mode == "every_step")
+
+    def _mismatch(self, process: int, number: int, kind: str) -> str | None:
+        """Why a process steps something else than this one. Viewers and environments are paired in
+        the order in which each process makes them: one that makes one more would have its
+        robots drawn in the place of others."""
+        mine = self._feeds.get(number)
+        if mine is not None and mine.kind == kind:
+            return None
+        here = "is none" if mine is None else f"it is {mine.kind}"
+        return (
+            f"Process {process} steps {kind} as environment {number} of this viewer; in the first "
+            f"process there {here}. Make the same viewers and environments, in the same order, in "
+            "each process"
+        )
+
+    def _refuse(self, other: Other, why: str | None) -> None:
+        """Takes nothing more of a process, until it steps what this one does; None: it does."""
+        before, other.refused = other.refused, why
+        if before is None and why is not None:
+            other.since = self._board.wall_clock()
+            self._give_up(other)
+        if (before is None) != (why is None):
+            self._board.mailbox.wake()
 
     def _held(self, report: wire.Report) -> dict[tuple[str, int], tuple[int, bool]]:
         return {
@@ -185,9 +233,14 @@ class Others:
 
     def _look_for_lost(self) -> None:
         now = self._board.wall_clock()
-        for other in self.living():
-            if now - other.heard > LOST_SECONDS:
+        for other in list(self._known.values()):
+            if not other.lost and now - other.heard > LOST_SECONDS:
                 self._lose(other)
+            # One that is a moment ahead steps what will soon be made here as well.
+            why = other.refused if now - other.since > REFUSED_SECONDS else None
+            if why is not None and why != other.told_of:
+                other.told_of = why
+                log.error(why)
 
     def _lose(self, other: Other) -> None:
         board = self._board
@@ -195,20 +248,33 @@ class Others:
             return
         log.warning("process %d is not heard of: its robots are not drawn", other.process)
         other.lost = True
+        self._give_up(other)
+        board.mailbox.wake()
+
+    def _give_up(self, other: Other) -> None:
+        """Nothing is waited for any more that a process has of the training."""
+        board = self._board
         board.hold.heard({}, gone=self._held(other.report))
         with board.lock:
             for feed in self._feeds:
                 for rollout in feed.rollouts.values():
                     if rollout.choice.pending:  # it waits for what will not come
                         rollout.choice.made_of = None
-        board.mailbox.wake()
 
     def _tell_all(self) -> None:
         board, now = self._board, self._board.wall_clock()
         board.budget_parts = self._count_drawn()
         with board.lock:
             control = replace(board.control, max_overhead=board.pacing.max_overhead)
-            facts = {r: self._task(r) for r, feed in board.shown.items() if r in feed.rollouts}
+            known = {
+                r: self._task(feed.rollouts[r])
+                for r, feed in board.shown.items()
+                if r in feed.rollouts
+            }
+        facts = {
+            role: task if drawn is None else wire.changed(task, drawn=wire.Array.of(drawn))
+            for role, (drawn, task) in known.items()
+        }
         for process in range(1, self._place.num_processes):
             other = self._known.get(process)
             tasks, due = {}, {}
@@ -217,34 +283,37 @@ class Others:
                 tasks[role] = wire.changed(task, due=due[role] - now)
             selected = board.selected_env
             what = (control, board.hold.orders, self._hurries, facts, due, selected)
+            wishes = wire.Wishes(control, board.hold.orders, self._hurries, tasks, selected)
+            if other is not None and other.refused is not None:
+                unwatched = replace(control, watched=False)
+                what = (unwatched, other.refused)
+                wishes = wire.Wishes(unwatched, Orders(), 0, {}, refused=other.refused)
             then, before = self._told.get(process, (-float("inf"), None))
             if what != before or now - then >= LIFE_SECONDS:
-                wishes = wire.Wishes(control, board.hold.orders, self._hurries, tasks, selected)
                 if self._hub.send(process, wire.encode(wishes)):
                     self._told[process] = now, what
 
     def _count_drawn(self) -> int:
         """How many processes have environments that are drawn; the others send nothing."""
         drawn = set()
-        for role, feed in self._board.shown.items():
-            rollout = feed.rollouts.get(role)
-            if rollout is None or rollout.choice.env_index is None:
+        for role, (_, rollout) in self._board.rollouts_shown().items():
+            env_index = rollout.choice.env_index
+            if env_index is None:
                 continue
-            shards = set((rollout.choice.env_index // rollout.envs_per_shard).tolist())
+            shards = set((env_index // rollout.envs_per_shard).tolist())
             drawn |= {o.process for o in self.living() if shards & set(self._shards(o, role))}
             drawn |= {0} if shards & set(rollout.called) else set()
         return max(len(drawn), 1)
 
-    def _task(self, role: str) -> wire.Task:
-        rollout = self._board.shown[role].rollouts[role]
+    def _task(self, rollout: Rollout) -> tuple[np.ndarray | None, wire.Task]:
+        """What is wanted of it: those that are drawn, and the task without. Board is locked."""
         choice = rollout.choice
         rule = GIVEN
         if choice.pending and choice.made_of is not None:
             rule = RANKED[choice.made_of.rule]
-        drawn = choice.env_index
         resets, reset_step = rollout.pacer.last_reset
-        return wire.Task(
-            drawn=None if drawn is None else wire.Array.of(drawn),
+        return choice.env_index, wire.Task(
+            drawn=None,
             round=choice.round,
             rule=rule,
             due=0.0,

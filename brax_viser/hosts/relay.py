@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from brax_viser.feed import Feed, log
+from brax_viser.feed import Feed, Feeds, log
 from brax_viser.hosts import meeting, wire
 from brax_viser.hosts.link import Spoke
 from brax_viser.hosts.meeting import Place
@@ -102,7 +102,7 @@ class Relay:
     Has a thread of its own. Stands where the first process has a `publisher.Publisher`.
     """
 
-    def __init__(self, board: Switchboard, feeds: Sequence[Feed], place: Place, viewer: int):
+    def __init__(self, board: Switchboard, feeds: Feeds, place: Place, viewer: int):
         """`start` starts the thread.
 
         Args:
@@ -117,6 +117,7 @@ class Relay:
         self._backlog: deque[bytes] = deque()
         self._rankings: deque[wire.Ranked] = deque()
         self._hurries = 0
+        self._refused: str | None = None  # why the first process takes nothing of what is sent
         self._heard: float | None = None  # s, when the first process was heard of last
         self._reported: tuple[float, wire.Report | None] = (-np.inf, None)
         # By role: how much further the first process counts the steps.
@@ -134,8 +135,8 @@ class Relay:
 
     def drawn_envs(self) -> tuple[int, ...]:
         """Indices of those that are this process's and drawn in the first one's page."""
+        rollout = self._rollouts().get(self._board.hold.orders.stepped)
         with self._board.lock:
-            rollout = self._rollouts().get(self._board.hold.orders.stepped)
             orders = list(rollout.asked_for.values()) if rollout else []
         return tuple(sorted(int(i) for order in orders for i in order.mine))
 
@@ -146,9 +147,9 @@ class Relay:
         """By role: those that this process has a part of. One that is not sharded at all is
         stepped by each process for itself, and the first process shows its own."""
         return {
-            role: feed.rollouts[role]
-            for role, feed in self._board.shown.items()
-            if role in feed.rollouts and feed.rollouts[role].num_shards > 1
+            role: rollout
+            for role, (_, rollout) in self._board.rollouts_shown().items()
+            if rollout.num_shards > 1
         }
 
     def _run(self) -> None:
@@ -178,6 +179,10 @@ class Relay:
     def _obey(self, wishes: wire.Wishes) -> None:
         board, orders = self._board, wishes.orders
         self._heard = board.wall_clock()
+        if wishes.refused != self._refused:
+            self._refused = wishes.refused
+            if wishes.refused is not None:
+                log.error("nothing of this process is shown: %s", wishes.refused)
         if wishes.control.closed:
             self._board.hold.disobey()
             log.warning("the first process's viewer was closed: nothing is sent to it any more")
@@ -272,27 +277,29 @@ class Relay:
                 self._reported = now, report
 
     def _messages(self, parcels: Sequence[Parcel | ModelParcel]) -> list[bytes]:
-        feeds = {feed: i for i, feed in enumerate(self._feeds)}
         rollouts, messages = self._rollouts(), []
         for parcel in parcels:
             rollout = rollouts.get(parcel.role)
             if rollout is None:
                 continue
             if isinstance(parcel, ModelParcel):
-                messages.append(wire.encode(wire.models_of(parcel, feeds)))
+                messages.append(wire.encode(wire.models_of(parcel)))
                 continue
             ahead = self._ahead.get(parcel.role, 0)
             parcel = replace(parcel, env_steps=parcel.env_steps + ahead)
             sending = rollout.pacer.sending
-            messages.append(wire.encode(wire.step_of(parcel, feeds, sending=sending)))
+            messages.append(wire.encode(wire.step_of(parcel, sending=sending)))
         return messages
 
     def _report(self) -> wire.Report:
         board, held = self._board, self._board.hold.parts()
         fell = board.hold.fell
+        rollouts, cost = board.rollouts_shown(), board.reading().cost
         with board.lock:
             parts = {}
-            for role, rollout in self._rollouts().items():
+            for role, (feed, rollout) in rollouts.items():
+                if rollout.num_shards == 1:
+                    continue
                 ahead = self._ahead.get(role, 0)
                 shards = {}
                 for shard in rollout.called:
@@ -300,11 +307,16 @@ class Relay:
                     steps = steps if waits else rollout.pacer.steps_of(shard)
                     shards[shard] = (steps + ahead, waits)
                 parts[role] = wire.Part(
-                    rollout.num_envs, rollout.pacer.sending, rollout.pacer.following, shards
+                    feed.number,
+                    feed.kind,
+                    rollout.num_envs,
+                    rollout.pacer.sending,
+                    rollout.pacer.following,
+                    shards,
                 )
             return wire.Report(
                 parts,
-                board.meter.share(board.clock()),
+                cost.share(board.clock()),
                 board.frames,
                 board.bytes_moved,
                 fell and (fell[0], fell[1] + self._ahead.get(fell[0], 0)),

@@ -3,7 +3,6 @@
 Decoding checks types and sizes; nothing that is received is ever executed.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -58,11 +57,14 @@ class Wishes(msgspec.Struct, frozen=True, tag=True):
     hurries: int  # how often something else was wanted at once
     tasks: dict[str, Task]  # by role
     selected_env: int | None = None  # of which all is wanted
+    refused: str | None = None  # why nothing is taken of what this process sends
 
 
 class Part(msgspec.Struct, frozen=True):
     """Of one rollout, what one process has."""
 
+    feed: int  # number of the environment among those of the viewer
+    kind: str  # of it: see `feed.Feed.kind`
     num_envs: int  # over all processes
     sending: bool
     following: bool
@@ -84,7 +86,8 @@ class Report(msgspec.Struct, frozen=True, tag=True):
 class Step(msgspec.Struct, frozen=True, tag=True):
     """From another process: a `mailbox.Parcel`."""
 
-    feed: int  # index of the environment among those of the viewer
+    feed: int  # number of the environment among those of the viewer
+    kind: str  # of it
     role: str
     shard: int
     env_steps: int
@@ -102,6 +105,7 @@ class Models(msgspec.Struct, frozen=True, tag=True):
     """From another process: a `mailbox.ModelParcel`."""
 
     feed: int
+    kind: str
     role: str
     env_index: Array
     num_envs: int
@@ -155,13 +159,14 @@ def decode_from_others(data: bytes) -> FromOthers:
     return _from_others.decode(data)
 
 
-def step_of(parcel: Parcel, feeds: Mapping[Any, int], *, sending: bool) -> Step:
+def step_of(parcel: Parcel, *, sending: bool) -> Step:
     """A parcel, on its way. Converts to numpy: not within a callback."""
     rows, detail = parcel.split()
     if detail is not None:
         rows = np.concatenate([rows.ravel(), detail])
     return Step(
-        feed=feeds[parcel.feed],
+        feed=parcel.feed.number,
+        kind=parcel.feed.kind,
         role=parcel.role,
         shard=parcel.shard,
         env_steps=parcel.env_steps,
@@ -176,10 +181,11 @@ def step_of(parcel: Parcel, feeds: Mapping[Any, int], *, sending: bool) -> Step:
     )
 
 
-def models_of(parcel: ModelParcel, feeds: Mapping[Any, int]) -> Models:
+def models_of(parcel: ModelParcel) -> Models:
     """As `step_of`."""
     return Models(
-        feed=feeds[parcel.feed],
+        feed=parcel.feed.number,
+        kind=parcel.feed.kind,
         role=parcel.role,
         env_index=Array.of(parcel.env_index),
         num_envs=parcel.num_envs,

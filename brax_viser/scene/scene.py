@@ -63,18 +63,24 @@ class Scene:
             tuple(self.blocks) == roles and all(self._is_as_wanted(role) for role in roles)
         ):
             return
-        for block in self.blocks.values():
-            block.remove()
-        self.blocks = {}
         self.follow(None)
         # The robots of the training stay where they are when one is put beside them.
         settled = sum(role != ASIDE for role in roles)
         offsets, self._bounds = _side_by_side([self._wanted[role] for role in roles], settled)
         self._scale = scene_scale(self._bounds)
+        places = dict(zip(roles, offsets, strict=True))
+        stay = {
+            role: block
+            for role, block in self.blocks.items()
+            if role in places and self._can_stay(role, block, places[role])
+        }
+        for role, block in self.blocks.items():
+            if role not in stay:
+                block.remove()
         blocks = {}
-        for role, offset in zip(roles, offsets, strict=True):
+        for role, offset in places.items():
             model, grid, count = self._wanted[role]
-            blocks[role] = Block(
+            blocks[role] = stay.get(role) or Block(
                 self._server, f"{ROOT}/{role}", model, grid, count, offset, self._scale
             )
         self.blocks = blocks
@@ -222,6 +228,12 @@ class Scene:
     def _is_as_wanted(self, role: str) -> bool:
         model, _, count = self._wanted[role]
         return self.blocks[role].model is model and self.blocks[role].count == count
+
+    def _can_stay(self, role: str, block: Block, offset: np.ndarray) -> bool:
+        """Whether a block need not be made anew: large meshes take the loop and the pages long."""
+        if not self._is_as_wanted(role):
+            return False
+        return block.scale == self._scale and np.array_equal(block.offset, offset)
 
     def _place_of(self, whom: tuple[str, int]) -> np.ndarray | None:
         role, env = whom

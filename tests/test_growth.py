@@ -1,0 +1,133 @@
+"""What a viewer keeps does not grow with what it has shown, nor with what has stopped."""
+
+import gc
+import os
+import weakref
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from brax_viser import Viewer, VisualizedEnv
+from brax_viser.adapters import Adapter, adapter_for
+from brax_viser.emit import size_of
+from brax_viser.feed import Feed
+from brax_viser.mailbox import CAPACITY, Parcel
+from brax_viser.playback import Player
+from brax_viser.publisher import Lane
+from brax_viser.scene.grid import Grid
+from envs.cartpole import CartPole
+from tests.conftest import eventually
+
+PAYLOAD = (("link_pos", (2, 3)), ("link_rot", (2, 4)), ("reward", ()), ("episode_return", ()))
+PAYLOAD += (("episode_length", ()), ("since_termination", ()), ("finite", ()))
+COORDINATES = (("qpos", (2,)), ("qvel", (2,)), ("ctrl", (1,)))
+
+
+def parcel(feed: Any, step: int, shard: int = 0, drawn: Any = (0, 1), mine: Any = None) -> Parcel:
+    """What a device pushes of two cart-poles at a step, with what their twins need."""
+    drawn = np.array(drawn, np.int32)
+    mine = drawn if mine is None else np.array(mine, np.int32)
+    layout = PAYLOAD + COORDINATES
+    rows = np.full((len(mine), size_of(layout)), float(step), np.float32)
+    return Parcel(feed, "train", shard, step, mine, drawn, 2, layout, rows)
+
+
+@pytest.fixture(scope="module")
+def adapter() -> Adapter:
+    return adapter_for(CartPole("generalized"))
+
+
+def shown(viewer: Viewer, adapter: Adapter) -> Feed:
+    """One more environment of the viewer, of which two steps have come."""
+    grid = Grid.of(adapter.mj_model, adapter.init_qpos, (2, 1), None)
+    feed = viewer.attach(adapter, grid, None)
+    come(viewer, feed)
+    return feed
+
+
+def come(viewer: Viewer, feed: Feed) -> None:
+    for step in (1, 2):
+        viewer._board.mailbox.put(parcel(feed, step), wait=False)
+    viewer._board.mailbox.wake()
+    publisher = viewer._publisher
+
+    def followed() -> bool:
+        channel = publisher._channels.get("train")
+        if channel is None or channel.feed is not feed or not channel.lanes:
+            return False
+        return channel.lane(0) in publisher.follower._twins and not publisher.follower.busy
+
+    eventually(followed, "its robots have twins")
+
+
+def test_of_30_environments_of_one_viewer_the_last_alone_has_twins_and_is_known(
+    viewer, page, adapter
+):
+    viewer.twins = 2
+    first = shown(viewer, adapter)
+    follower = viewer._publisher.follower
+    few = None
+    for _ in range(30):
+        shown(viewer, adapter)
+        eventually(lambda: len(follower._twins) == 1, "the twins of the one before have ended")
+        if few is None:
+            few = native_threads()
+    assert few is not None and native_threads() <= few + 3, "each has left threads of its own"
+    gc.collect()
+    # The first, which is kept here, the last, which is shown, and what the loop has in hand.
+    assert len(list(viewer._feeds)) <= 4
+    come(viewer, first)  # its environment is stepped again
+    assert first in list(viewer._feeds) and first.number == 0
+    viewer.twins = 0
+    eventually(lambda: not follower._twins, "nobody wants any")
+
+
+def native_threads() -> int:
+    """Of this process, MuJoCo's among them; 0 where the system does not tell."""
+    if not os.path.exists("/proc/self/status"):
+        return 0
+    with open("/proc/self/status") as status:
+        (line,) = (line for line in status if line.startswith("Threads:"))
+    return int(line.split()[1])
+
+
+def test_a_device_that_pushes_no_more_does_not_let_the_others_steps_pile_up():
+    lane, both = Lane(Player(0.05)), (0, 1)
+    for step in range(1, 1000):
+        assert lane.receive(parcel(None, step, 0, both, mine=[0])) is None
+    assert len(lane._parts) <= CAPACITY + 1
+    assert lane.receive(parcel(None, 999, 1, both, mine=[1])) is not None, "the newest is there"
+    assert not lane._parts
+
+
+def test_what_has_come_of_a_training_is_not_taken_for_a_step_of_the_next_one():
+    lane, both = Lane(Player(0.05)), (0, 1)
+    assert lane.receive(parcel(None, 900, 1, both, mine=[1])) is None
+    for step in range(1, 900):  # another one, which counts from the first
+        lane.receive(parcel(None, step, 0, both, mine=[0]))
+        assert lane.receive(parcel(None, step, 1, both, mine=[1])) is not None
+    assert lane.receive(parcel(None, 900, 0, both, mine=[0])) is None
+
+
+def test_a_program_that_is_kept_does_not_keep_a_viewer_that_is_closed():
+    viewer = Viewer(port=0)
+    env = VisualizedEnv(CartPole("positional"), grid=(2, 1), viewer=viewer)
+    keys = jax.random.split(jax.random.PRNGKey(0), 2)
+    state = jax.jit(jax.vmap(env.reset))(keys)
+    step = jax.jit(jax.vmap(env.step)).lower(state, jnp.zeros((2, 1))).compile()
+    state = step(state, jnp.zeros((2, 1)))
+    viewer.close()
+    gone = [weakref.ref(thing) for thing in (viewer, viewer._publisher, viewer._publisher.scene)]
+    del viewer, env
+
+    def collected() -> bool:
+        gc.collect()
+        return not any(reference() for reference in gone)
+
+    eventually(collected, "server, scene and meshes are let go of", 20)
+    for _ in range(3):
+        state = jax.block_until_ready(step(state, jnp.zeros((2, 1))))
+    assert np.isfinite(np.asarray(state.obs)).all()

@@ -1,0 +1,166 @@
+"""The page goes on while a robot is read, which takes seconds where its meshes are large."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from brax_viser import Viewer, VisualizedEnv
+from brax_viser.mailbox import CAPACITY
+from brax_viser.reader import Reader, Reading
+from brax_viser.scene.block import Model
+from envs.cartpole import CartPole
+from tests.conftest import eventually
+
+NUM_ENVS = 4
+
+
+class Gate:
+    """Keeps whoever reads a robot waiting, as long as it is shut."""
+
+    def __init__(self) -> None:
+        self.read = 0  # robots, or begun to be
+        self._open = threading.Event()
+        self.open()
+
+    def open(self) -> None:
+        self._open.set()
+
+    def shut(self) -> None:
+        self.read = 0
+        self._open.clear()
+
+    def come_by(self) -> None:
+        self.read += 1
+        assert self._open.wait(120)
+
+
+@pytest.fixture
+def gate(monkeypatch) -> Iterator[Gate]:
+    gate, of = Gate(), Model.of
+
+    def slow(*args: Any, **kwargs: Any) -> Model:
+        gate.come_by()
+        return of(*args, **kwargs)
+
+    monkeypatch.setattr(Model, "of", slow)
+    yield gate
+    gate.open()
+
+
+class Rollout:
+    """Cart-poles, stepped one by one."""
+
+    def __init__(self, viewer: Viewer):
+        env = VisualizedEnv(CartPole("positional"), grid=(2, 2), viewer=viewer)
+        self._step = jax.jit(jax.vmap(env.step))
+        self._state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
+        self.feed = env._host
+        self.steps = 0
+
+    def step(self, count: int = 1) -> None:
+        for _ in range(count):
+            self._state = jax.block_until_ready(self._step(self._state, jnp.zeros((NUM_ENVS, 1))))
+        self.steps += count
+
+
+def goes_on(viewer: Viewer) -> bool:
+    """Whether viser's loop, which serves the page, does anything."""
+    heard = threading.Event()
+    viewer._publisher._loop.call_soon_threadsafe(heard.set)
+    return heard.wait(20)
+
+
+def block(viewer: Viewer) -> Any:
+    return viewer._publisher.scene.blocks.get("train")
+
+
+def is_drawn(viewer: Viewer, rollout: Rollout) -> bool:
+    """Whether the newest step of it is on screen."""
+    there = viewer._publisher._block_of("train")
+    if there is None or there.frame is None:
+        return False
+    mine = viewer._publisher._channels["train"].feed is rollout.feed
+    return mine and there.frame.env_steps == rollout.steps
+
+
+def test_page_and_training_go_on_while_other_parts_of_a_robot_are_read(viewer, page, gate):
+    viewer.mode = "every_step"
+    rollout = Rollout(viewer)
+    rollout.step(3)
+    eventually(lambda: is_drawn(viewer, rollout), "it is drawn")
+    before = block(viewer)
+    gate.shut()
+    viewer._publisher.enqueue(("group", (3, True)))
+    eventually(lambda: gate.read, "it is being read")
+    assert goes_on(viewer)
+    rollout.step(CAPACITY + 50)  # more than could wait
+    eventually(lambda: is_drawn(viewer, rollout), "as it was, meanwhile")
+    assert block(viewer) is before
+    viewer._publisher.enqueue(("group", (3, False)))
+    viewer._publisher.enqueue(("sites", True))
+    gate.open()
+    eventually(lambda: block(viewer) is not before, "it is drawn with the parts that are wanted")
+    eventually(lambda: is_drawn(viewer, rollout), "where it is")
+    eventually(lambda: not viewer._publisher._channels["train"].reading, "all is read")
+    assert gate.read == 2, "what was wanted no more was not read"
+    assert viewer._board.fault is None
+
+
+def test_page_and_training_go_on_while_the_robot_of_another_environment_is_read(viewer, page, gate):
+    viewer.mode = "every_step"
+    first = Rollout(viewer)
+    first.step(3)
+    eventually(lambda: is_drawn(viewer, first), "it is drawn")
+    gate.shut()
+    second = Rollout(viewer)
+    second.step()
+    eventually(lambda: gate.read, "it is being read")
+    assert goes_on(viewer)
+    second.step(CAPACITY + 50)
+    assert goes_on(viewer) and not is_drawn(viewer, second)
+    assert viewer._publisher._block_of("train") is None, "those that are there are others"
+    gate.open()
+    eventually(lambda: is_drawn(viewer, second), "the newest step is shown")
+    assert gate.read == 1
+    # And by as many robots as there are, without reading anything anew.
+    gate.shut()
+    viewer._publisher.show_model(second.feed, "train", 2)
+    assert block(viewer).count == 2 and not gate.read
+
+
+def test_the_page_goes_on_while_the_first_robot_is_read_and_has_it_then(viewer, gate):
+    gate.shut()
+    made: list[VisualizedEnv] = []
+    thread = threading.Thread(
+        target=lambda: made.append(VisualizedEnv(CartPole(), grid=(2, 2), viewer=viewer))
+    )
+    thread.start()
+    eventually(lambda: gate.read, "it is being read")
+    assert goes_on(viewer) and block(viewer) is None
+    gate.open()
+    thread.join(60)
+    assert made and block(viewer).count == 4
+
+
+def test_of_what_is_wanted_for_a_role_the_newest_alone_is_read_and_an_error_ends_nothing():
+    used: list[object] = []
+    errors: list[str] = []
+    reader = Reader(lambda what: what(), lambda error: errors.append(str(error)))
+
+    def fails() -> None:
+        raise ValueError("too large")
+
+    for role, what in (("train", 1), ("eval", 2), ("train", 3), ("train", 4)):
+        reader.read(Reading(role, lambda what=what: what, used.append))
+    reader.read(Reading("sandbox", fails, used.append))
+    reader.start()
+    eventually(lambda: errors, "it has come to the last")
+    reader.read(Reading("eval", lambda: 5, used.append))
+    eventually(lambda: len(used) == 3, "it goes on")
+    assert used == [2, 4, 5] and errors == ["too large"]
+    reader.close()
+    eventually(lambda: not reader._thread.is_alive(), "it ends")
