@@ -1,6 +1,8 @@
 """`brax-viser`: train a Brax environment with a stock trainer and watch it, no script needed."""
 
+import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -14,7 +16,7 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from brax_viser.presets import DEFAULT_ENV, ppo_preset, trainer_settings
+from brax_viser.presets import DEFAULT_ENV, ppo_preset, steps_per_policy, trainer_settings
 from brax_viser.progress import ProgressView, count, duration
 from brax_viser.viewer import Viewer
 
@@ -30,6 +32,13 @@ PHASES = {
     "done": "finished",
     "failed": "failed",
 }
+
+
+STOPPED: int = 130
+"""Exit code of a training that Ctrl-C has stopped, as of a shell's."""
+
+IMPATIENCE: float = 2.0
+"""s after which another Ctrl-C ends it at once, whatever it is doing."""
 
 
 @app.command(name="train")
@@ -49,7 +58,7 @@ def train(
     port: int = 8000,
     save_dir: str | None = None,
     keep_open: bool = True,
-) -> None:
+) -> int:
     """Train ENV with one of Brax's own trainers, and watch it in a browser.
 
     Args:
@@ -70,55 +79,112 @@ def train(
         save_dir: where the policy goes; runs/ENV-TIME if not given.
         keep_open: keep the page open when the training is over, until Ctrl-C.
     """
-    # The page first: it is up before the training's own imports and compilations.
-    try:
-        viewer = Viewer(host=host, port=port, mode=mode)
-    except ValueError as error:
-        _refuse(str(error))
-    with viewer:
-        outcome = _Outcome()
+
+    def work(run: _Run) -> Any:
+        # The page first: it is up before the training's own imports and compilations.
+        try:
+            viewer = run.viewer = Viewer(host=host, port=port, mode=mode)
+        except ValueError as error:
+            _refuse(str(error))
         bare, settings = _load(env, trainer, backend, num_envs, num_timesteps, domain_randomization)
         if seed is not None:
             settings["seed"] = seed
-        run = _prepare(viewer, bare, trainer, settings, grid, spacing)
-        # On a thread of its own: XLA runs a training epoch of minutes in one call, which Ctrl-C
-        # cannot reach, while the main thread can always be interrupted.
-        worker = threading.Thread(target=outcome.keep, args=(run, viewer), daemon=True)
-        worker.start()
-        where = save_dir or f"runs/{env}-{datetime.now():%Y%m%d-%H%M%S}"
-        try:
-            _show_progress(viewer, worker)
-            _save(where, outcome)
-            if keep_open:
-                console.print(f"The page stays open at {viewer.url}  (Ctrl-C ends it)")
-                while True:
-                    time.sleep(3600)
-        except KeyboardInterrupt:
-            if worker.is_alive():
-                console.print("Stopped in mid-training.")
-                _save(where, outcome)
-                _exit_now(viewer, 130)
-    if outcome.error is not None:
-        sys.exit(1)
+        return _train(run, viewer, bare, trainer, settings, grid, spacing)
+
+    ctrl_c, run = _CtrlC(), _Run()
+    with ctrl_c:
+        run.start(work)
+        _show_progress(run, ctrl_c)
+        if run.refusal is not None:
+            console.print(f"brax-viser: {run.refusal}", style="red", markup=False)
+            return 2
+        stopped = not run.over.is_set()
+        if stopped:
+            begun = run.training.is_set()
+            console.print(f"Stopped {'in mid-training' if begun else 'before the training began'}.")
+        if run.training.is_set():
+            _save(save_dir or f"runs/{env}-{datetime.now():%Y%m%d-%H%M%S}", run.params)
+        if stopped:
+            return STOPPED
+        if run.viewer is not None:
+            if keep_open and not ctrl_c.heard:
+                console.print(f"The page stays open at {run.viewer.url}  (Ctrl-C ends it)")
+                while not ctrl_c.heard:
+                    time.sleep(0.1)
+            run.viewer.close()
+    return 1 if run.error is not None else 0
 
 
-class _Outcome:
-    """What a training on another thread has come to."""
+class _CtrlC:
+    """Hears of Ctrl-C as long as it is entered.
+
+    A KeyboardInterrupt could come anywhere, in the middle of saving the policy as well, and is lost
+    where Python ignores exceptions.
+    """
 
     def __init__(self) -> None:
-        self.params: Any = None  # the newest that the trainer has handed out
-        self.error: BaseException | None = None
+        self.heard = False
+        self._since = 0.0
+        self._before: Any = None
 
-    def keep(self, run: Callable[["_Outcome"], None], viewer: Viewer) -> None:
+    def __enter__(self) -> None:
+        self._before = signal.getsignal(signal.SIGINT)
+        # Otherwise the shell has it ignored, as of what runs in the background.
+        if self._before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._hear)
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _hear(self, *_: object) -> None:
+        now = time.monotonic()
+        if not self.heard:
+            self.heard, self._since = True, now
+        elif now - self._since > IMPATIENCE:
+            os._exit(STOPPED)
+
+
+class _Refused(Exception):
+    """What was asked for cannot be done; says why."""
+
+
+class _Run:
+    """A training on a thread of its own, and what it has come to.
+
+    XLA runs a training epoch of minutes in one call, which Ctrl-C cannot reach, while the main
+    thread, which only waits, can always be interrupted.
+    """
+
+    def __init__(self) -> None:
+        self.viewer: Viewer | None = None
+        self.params: Any = None  # the newest that the trainer has handed out, on the host
+        self.refusal: str | None = None
+        self.error: BaseException | None = None
+        self.training = threading.Event()  # the trainer has been called
+        # Not the thread's own `is_alive`: after a `join` that was interrupted, it is wrong on
+        # CPython up to 3.12.
+        self.over = threading.Event()
+
+    def start(self, work: "Callable[[_Run], Any]") -> None:
+        """Begins; `work` returns the trained parameters."""
+        threading.Thread(target=self._keep, args=(work,), name="training", daemon=True).start()
+
+    def _keep(self, work: "Callable[[_Run], Any]") -> None:
         try:
-            run(self)
-            viewer.training_ended()
+            self.params = work(self)
+            if self.viewer is not None:
+                self.viewer.training_ended()
+        except _Refused as refused:
+            self.refusal = str(refused)
         # Whatever the trainer raises belongs on the page and in the terminal, not in a thread's
         # unread traceback.
-        except Exception as error:
+        except BaseException as error:
             self.error = error
-            viewer.training_ended(f"{type(error).__name__}: {error}")
+            if self.viewer is not None:
+                self.viewer.training_ended(f"{type(error).__name__}: {error}")
             traceback.print_exc()
+        finally:
+            self.over.set()
 
 
 def _load(
@@ -158,15 +224,19 @@ def _load(
         _refuse(str(error))
 
 
-def _prepare(
+def _train(
+    run: _Run,
     viewer: Viewer,
     bare: Any,
     trainer: str,
     settings: dict[str, Any],
     grid: tuple[int, ...],
     spacing: tuple[float, ...] | None,
-) -> Callable[[_Outcome], None]:
-    """Shows the environment, and returns the training to run."""
+) -> Any:
+    """Shows the environment, and trains it to the end."""
+    import jax
+
+    from brax_viser import training
     from brax_viser.env import VisualizedEnv
 
     try:
@@ -174,21 +244,29 @@ def _prepare(
     except (TypeError, ValueError) as error:
         _refuse(str(error))
 
-    def run(outcome: _Outcome) -> None:
-        from brax_viser import training
+    def policy_params_fn(num_steps: int, make_policy: Any, params: Any) -> None:
+        params = jax.device_get(params)  # the device's may be given away to the next epoch
+        if trainer == "apg":  # tells of evaluations instead
+            num_steps = viewer.progress().env_steps
+        viewer.policy_params_fn(num_steps, make_policy, params)
+        if num_steps:  # the first call has the untrained policy
+            run.params = params
 
-        def policy_params_fn(num_steps: int, make_policy: Any, params: Any) -> None:
-            viewer.policy_params_fn(num_steps, make_policy, params)
-            if num_steps:  # the first call has the untrained policy
-                outcome.params = params
-
-        outcome.params = training.run(trainer, env, settings, viewer.progress_fn, policy_params_fn)
-
-    return run
+    every = steps_per_policy(trainer, settings)
+    console.print(f"The trainer hands out its policy every {every:,} steps.")
+    run.training.set()
+    return jax.device_get(
+        training.run(trainer, env, settings, viewer.progress_fn, policy_params_fn)
+    )
 
 
-def _show_progress(viewer: Viewer, worker: threading.Thread) -> None:
-    """A bar in the terminal, until the training is over."""
+def _show_progress(run: _Run, ctrl_c: _CtrlC) -> None:
+    """A bar in the terminal, from when the environment is shown until the training is over."""
+    while not (run.training.is_set() or run.over.is_set() or ctrl_c.heard):
+        run.over.wait(timeout=0.05)
+    if not run.training.is_set():
+        return
+    assert run.viewer is not None
     columns = (
         TextColumn("{task.description:<10}"),
         BarColumn(bar_width=30),
@@ -197,10 +275,10 @@ def _show_progress(viewer: Viewer, worker: threading.Thread) -> None:
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("starting", total=1.0, words="")
-        while worker.is_alive():
-            _update(bar, task, viewer.progress())
-            worker.join(timeout=0.2)
-        _update(bar, task, viewer.progress())
+        while not (run.over.is_set() or ctrl_c.heard):
+            _update(bar, task, run.viewer.progress())
+            run.over.wait(timeout=0.2)
+        _update(bar, task, run.viewer.progress())
 
 
 def _update(bar: Progress, task: Any, view: ProgressView) -> None:
@@ -213,32 +291,39 @@ def _update(bar: Progress, task: Any, view: ProgressView) -> None:
     bar.update(task, description=PHASES[view.phase], completed=fraction, words=" · ".join(words))
 
 
-def _save(where: str, outcome: _Outcome) -> None:
-    """Writes the newest policy, as `brax.io.model.load_params` reads it."""
-    if outcome.params is None:
+def _save(where: str, params: Any) -> None:
+    """Writes a policy, as `brax.io.model.load_params` reads it."""
+    if params is None:
         console.print("No policy was saved: the trainer had not handed one out yet.")
         return
     from brax.io import model
 
     path = epath.Path(where)
     path.mkdir(parents=True, exist_ok=True)
-    model.save_params(str(path / "policy"), outcome.params)
+    # Whole or not at all, if it is ended meanwhile.
+    model.save_params(str(path / "policy.part"), params)
+    (path / "policy.part").replace(path / "policy")
     console.print(f"Policy saved to {path / 'policy'}", soft_wrap=True)
 
 
 def _refuse(message: str) -> NoReturn:
-    console.print(f"brax-viser: {message}", style="red", markup=False)
-    sys.exit(2)
-
-
-def _exit_now(viewer: Viewer, code: int) -> NoReturn:
-    """Leaves without waiting for XLA, which cannot be told to stop."""
-    viewer.close()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    raise _Refused(message)
 
 
 def main() -> None:
     """The console script."""
-    app.cli(prog="brax-viser")
+    try:
+        code = app.cli(prog="brax-viser")
+    except SystemExit:  # --help, or arguments that there are not
+        raise
+    except KeyboardInterrupt:
+        code = STOPPED
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # Not by Python's own end, which takes the interpreter away from threads that are within XLA or
+    # MuJoCo, and come back to it: C++ then ends the process by `std::terminate`.
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code or 0)

@@ -78,7 +78,8 @@ class VisualizedEnv(AnyWrapper):
                 most, and where. The trainer's other environments are not transferred.
             spacing: metres between neighbours, (x, y) or (x, y, z); None derives it from how far
                 the robot reaches.
-            viewer: a `Viewer` to share; None makes one, at http://127.0.0.1:8000 if it is free.
+            viewer: a `Viewer` to share; None makes one, at http://127.0.0.1:8000 if it is free, for
+                all environments of this name: the page shows the last of them.
             role: "train" or "eval"; None tells them apart by who calls `step`.
             ctrl_fn: what the environment makes of an action before it goes to the physics: float
                 [A] to float [nu], in JAX. Only for MuJoCo twins, and only where that cannot be
@@ -97,10 +98,10 @@ class VisualizedEnv(AnyWrapper):
         super().__init__(env)
 
         from brax_viser.scene.grid import Grid  # here, so that importing this module stays light
-        from brax_viser.viewer import Viewer
+        from brax_viser.viewer import implicit_viewer
 
         cells = Grid.of(adapter.mj_model, adapter.init_qpos, grid, spacing)
-        self.viewer = Viewer() if viewer is None else viewer
+        self.viewer = implicit_viewer(adapter.name) if viewer is None else viewer
         self._adapter = adapter
         self._role = role
         self._base: Any = env.unwrapped

@@ -382,7 +382,7 @@ class Feed:
                 and board.selection is grant.selection
                 and board.selected_env == grant.selected_env
                 and not board.hold.paused
-                and board.shown[origin.role] is self
+                and board.shown.get(origin.role) is self
                 and rollout.num_envs == origin.num_envs * origin.num_shards
                 and rollout.choice.env_index is grant.order.drawn
                 and len(rollout.called) == grant.order.known
@@ -490,7 +490,7 @@ class Feed:
         ):
             refreshed = board.hold.refreshes
             with board.lock:
-                push = board.shown[role] is self and board.control.streaming
+                push = board.shown.get(role) is self and board.control.streaming
                 push = push and board.control.show in (role, "both")
                 # Time stands still: only another selection makes a choice a stale one.
                 if push and rollout.choice.is_stale(

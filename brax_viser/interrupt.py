@@ -15,44 +15,103 @@ class InterruptWatch:
     handlers on the main thread alone, when that comes back. But its C handler writes a byte to
     the wakeup descriptor at once.
 
-    `start` and `close` belong to the main thread; elsewhere, and where another has taken the
-    descriptor meanwhile, they do nothing.
+    There is one such descriptor per process, so all watches share it, and may be closed in any
+    order, on any thread. It can be taken and given back by the main thread alone: a watch that is
+    started elsewhere hears of nothing until another one is started there.
     """
 
     def __init__(self, heard: Callable[[], object]):
         self._heard = heard
-        self._ends: tuple[socket.socket, socket.socket] | None = None
-        self._before = -1  # who was woken before us: an event loop, say
 
     def start(self) -> None:
         """Begins to listen."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        ours, signals = socket.socketpair()
-        signals.setblocking(False)
-        self._ends = ours, signals
-        self._before = signal.set_wakeup_fd(signals.fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=self._listen, args=(ours,), daemon=True).start()
+        _wakeups.add(self, self._heard)
 
     def close(self) -> None:
-        """Stops listening, and leaves the descriptor to whom it belonged."""
-        if self._ends is None:
+        """Stops listening. Idempotent."""
+        _wakeups.remove(self)
+
+
+class _Descriptor:
+    """A file descriptor of somebody else's, who may close it without telling, whereupon its number
+    may be given to any other file."""
+
+    def __init__(self, number: int):
+        self.number = number
+        self._file = self._now()
+
+    def _now(self) -> tuple[int, int] | None:
+        try:
+            stat = os.fstat(self.number)
+        except OSError:
+            return None
+        return stat.st_dev, stat.st_ino
+
+    @property
+    def is_still_there(self) -> bool:
+        """Whether it is the very file that it was."""
+        return self._file is not None and self._now() == self._file
+
+
+class _Wakeups:
+    """The process's wakeup descriptor, as long as anybody listens."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._listeners: dict[object, Callable[[], object]] = {}
+        self._signals: socket.socket | None = None  # where they are written to
+        self._before: _Descriptor | None = None  # who was woken before us: an event loop, say
+
+    def add(self, key: object, heard: Callable[[], object]) -> None:
+        with self._lock:
+            self._listeners[key] = heard
+            if threading.current_thread() is threading.main_thread():
+                self._take()
+
+    def remove(self, key: object) -> None:
+        with self._lock:
+            self._listeners.pop(key, None)
+            if not self._listeners and threading.current_thread() is threading.main_thread():
+                self._give_back()
+
+    def _take(self) -> None:
+        if self._signals is None:
+            ours, self._signals = socket.socketpair()
+            self._signals.setblocking(False)
+            threading.Thread(
+                target=self._listen, args=(ours,), name="brax_viser interrupts", daemon=True
+            ).start()
+        mine = self._signals.fileno()
+        before = signal.set_wakeup_fd(mine, warn_on_full_buffer=False)
+        if before != mine:  # for the first time, or another has taken it, or dropped it, meanwhile
+            self._before = _Descriptor(before) if before >= 0 else None
+
+    def _give_back(self) -> None:
+        if self._signals is None:
             return
-        _, signals = self._ends
-        if threading.current_thread() is threading.main_thread():
-            now = signal.set_wakeup_fd(-1)
-            theirs = self._before if now == signals.fileno() else now
-            with contextlib.suppress(ValueError, OSError):  # it may be closed by now
-                signal.set_wakeup_fd(theirs)
-            signals.close()
-            self._ends = None
-        # Elsewhere the descriptor must stay open: signals are still written to it.
+        now, before = signal.set_wakeup_fd(-1), self._before
+        if now != self._signals.fileno():
+            # Another has it. It may hand on to ours what it hears, as we do: ours stays open.
+            theirs = _Descriptor(now) if now >= 0 else None
+        else:
+            theirs, self._before = before, None
+            self._signals.close()
+            self._signals = None
+        if theirs is not None and theirs.is_still_there:
+            with contextlib.suppress(ValueError, OSError):  # it may be closed just now
+                signal.set_wakeup_fd(theirs.number)
 
     def _listen(self, ours: socket.socket) -> None:
         with ours:
             while numbers := ours.recv(64):
-                if self._before >= 0:
+                with self._lock:
+                    before, listeners = self._before, tuple(self._listeners.values())
+                if before is not None and before.is_still_there:
                     with contextlib.suppress(OSError):
-                        os.write(self._before, numbers)
+                        os.write(before.number, numbers)
                 if signal.SIGINT in numbers:
-                    self._heard()
+                    for heard in listeners:
+                        heard()
+
+
+_wakeups = _Wakeups()

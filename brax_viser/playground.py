@@ -82,6 +82,13 @@ def ppo_settings(name: str, impl: str | None = None, *, randomise: bool = False)
         settings["network_factory"] = functools.partial(make_ppo_networks, **networks)
     # As for Brax's: on a processor an evaluation takes as long as training, and comes first.
     settings.update(NO_EVALUATION)
+    # Several resets of all environments between two evaluations, and a policy with the evaluation
+    # alone. The same epochs and resets, counted as one of each per evaluation, and the policy comes
+    # with each of them.
+    resets = settings.get("num_resets_per_eval", 0)
+    if resets > 1:
+        settings["num_evals"] = max(settings["num_evals"] - 1, 1) * resets + 1
+        settings["num_resets_per_eval"] = 1
     wrapper = importlib.import_module("mujoco_playground").wrapper
     settings["wrap_env_fn"] = wrapper.wrap_for_brax_training
     if randomise:

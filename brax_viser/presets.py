@@ -37,23 +37,24 @@ def small_networks(*args: Any, **kwargs: Any) -> Any:
 _COMMON: dict[str, Any] = {"normalize_observations": True, "action_repeat": 1, "seed": 1}
 
 # Evaluation takes as long as training where both run on a processor, and compiles by itself. The
-# reward comes from the training episodes; `num_evals` then just splits the run into epochs, after
-# each of which the policy can be had.
+# reward comes from the training episodes; `num_evals` then just splits the run into epochs, one
+# less than it says, after each of which the policy can be had: at least once a minute on the
+# machine that the settings are meant for. An epoch more costs a few milliseconds.
 NO_EVALUATION: dict[str, Any] = {
     "run_evals": False,
     "log_training_metrics": True,
     "training_metrics_steps": 250_000,
 }
 
-# Sized for two CPU cores. As the trainer compiles its epoch and its evaluation twice each, and
-# compiling is what a short run would mostly wait for, there is one epoch and no evaluation: the
-# reward comes from the training episodes (`log_training_metrics`), every 51,200 steps.
+# Sized for two CPU cores, where compiling is what a short run mostly waits for: hence no
+# evaluation. The reward comes from the training episodes (`log_training_metrics`), every 51,200
+# steps, and the policy every 250,880, which take about 15 s.
 # Rewards are not scaled up, unlike in Brax's notebook: runs with a scaling of 5, an entropy cost of
 # 1e-3 and six updates per batch had far larger policy changes (KL) and ants that fell more often.
 _LAPTOP: dict[str, Any] = {
     **_COMMON,
     "num_timesteps": 3_000_000,
-    "num_evals": 1,
+    "num_evals": 13,
     **NO_EVALUATION,
     "training_metrics_steps": 51_200,
     "reward_scaling": 1,
@@ -70,14 +71,20 @@ _LAPTOP: dict[str, Any] = {
     "network_factory": small_networks,
 }
 
-# For an environment that nothing is known about: Brax's usual episode, hence a longer run.
-_GENERAL: dict[str, Any] = {**_LAPTOP, "num_timesteps": 10_000_000, "episode_length": 1000}
+# For an environment that nothing is known about: Brax's usual episode, hence a longer run. It may
+# be a slow one, of a thousand steps a second: the policy comes every 61,440 steps.
+_GENERAL: dict[str, Any] = {
+    **_LAPTOP,
+    "num_timesteps": 10_000_000,
+    "num_evals": 164,
+    "episode_length": 1000,
+}
 
 # The values that recur in Brax's notebooks/training.ipynb, which run on an accelerator.
 _NOTEBOOK: dict[str, Any] = {
     **_COMMON,
     "num_timesteps": 50_000_000,
-    "num_evals": 20,
+    "num_evals": 40,
     **NO_EVALUATION,
     "reward_scaling": 10,
     "episode_length": 1000,
@@ -97,7 +104,7 @@ _NOTEBOOK: dict[str, Any] = {
 _PLAYGROUND: dict[str, Any] = {
     **_COMMON,
     "num_timesteps": 60_000_000,
-    "num_evals": 10,
+    "num_evals": 40,
     **NO_EVALUATION,
     "reward_scaling": 10,
     "episode_length": 1000,
@@ -121,12 +128,13 @@ _GENERAL_PRESET = _preset("generalized", _GENERAL)  # what Brax's own environmen
 
 _PRESETS: dict[str, Preset] = {
     DEFAULT_ENV: _preset(DEFAULT_BACKEND, _LAPTOP),
-    "inverted_pendulum": _preset("positional", _NOTEBOOK, num_timesteps=2_000_000),
-    "inverted_double_pendulum": _preset("positional", _NOTEBOOK, num_timesteps=20_000_000),
+    "inverted_pendulum": _preset("positional", _NOTEBOOK, num_timesteps=2_000_000, num_evals=7),
+    "inverted_double_pendulum": _preset(
+        "positional", _NOTEBOOK, num_timesteps=20_000_000, num_evals=20
+    ),
     "humanoid": _preset(
         "positional",
         _NOTEBOOK,
-        num_evals=10,
         reward_scaling=0.1,
         unroll_length=10,
         num_updates_per_batch=8,
@@ -136,6 +144,7 @@ _PRESETS: dict[str, Preset] = {
         "positional",
         _NOTEBOOK,
         num_timesteps=100_000_000,
+        num_evals=80,
         reward_scaling=0.1,
         unroll_length=15,
         num_updates_per_batch=8,
@@ -177,7 +186,7 @@ _PRESETS: dict[str, Preset] = {
     "hopper": _preset("generalized", _PLAYGROUND),
     "walker2d": _preset("generalized", _PLAYGROUND),
     # The one backend that Brax's swimmer runs on.
-    "swimmer": _preset("generalized", _PLAYGROUND, num_timesteps=100_000_000),
+    "swimmer": _preset("generalized", _PLAYGROUND, num_timesteps=100_000_000, num_evals=60),
 }
 
 
@@ -351,6 +360,7 @@ def trainer_settings(
             settings = dict(_SAC.get(env_name, settings))
         if num_envs is not None:
             _set_num_envs(trainer, settings, num_envs)
+    longer = 1.0  # than the preset
     if num_timesteps is not None:
         if trainer == "apg":
             steps_per_update = settings["horizon_length"] * settings["num_envs"]
@@ -360,13 +370,67 @@ def trainer_settings(
             )
             settings["policy_updates"] = math.ceil(num_timesteps / steps_per_update)
         else:
+            longer = num_timesteps / settings["num_timesteps"]
             settings["num_timesteps"] = num_timesteps
+    if trainer == "ppo":
+        # Resets between epochs change what is learned: as they are set, if the rest is.
+        if longer != 1 or num_envs is not None or not settings.get("num_resets_per_eval"):
+            _split(settings, (settings.get("num_evals", 1) - 1) * longer)
+    elif longer > 1:  # policies come as often as in the preset, with the evaluations
+        settings["num_evals"] = round(settings["num_evals"] * longer)
     if trainer == "sac":
         # It refuses to be done before it has filled its memory for the first time.
         whole_steps = settings["num_timesteps"] // 2 // settings["num_envs"]
         filled = min(settings["min_replay_size"], whole_steps * settings["num_envs"])
         settings["min_replay_size"] = filled
     return settings
+
+
+def steps_per_policy(trainer: str, settings: Mapping[str, Any]) -> int:
+    """Env steps after which the trainer hands out its policy, again and again.
+
+    Args:
+        trainer: one of `TRAINERS`.
+        settings: as `trainer_settings` gives them.
+    """
+    epochs = max(settings.get("num_evals", 1) - 1, 1)
+    if trainer == "ppo":
+        resets, step = max(settings.get("num_resets_per_eval", 0), 1), _training_step(settings)
+        return math.ceil(settings["num_timesteps"] / (epochs * step * resets)) * step * resets
+    if trainer == "apg":
+        updates = max(round(settings["policy_updates"] / epochs), 1)
+        return updates * settings["horizon_length"] * settings["num_envs"]
+    return math.ceil(settings["num_timesteps"] / epochs)
+
+
+def _training_step(ppo: Mapping[str, Any]) -> int:
+    """Env steps of one of PPO's training steps."""
+    # The fallbacks are the trainer's own defaults.
+    return (
+        ppo.get("batch_size", 32)
+        * ppo.get("unroll_length", 10)
+        * ppo.get("num_minibatches", 16)
+        * ppo.get("action_repeat", 1)
+    )
+
+
+def _split(ppo: dict[str, Any], epochs: float) -> None:
+    """Sets `num_evals` for about `epochs` epochs of PPO, which hands out a policy after each.
+
+    All epochs have the same number of training steps, so that together they may be more than
+    `num_timesteps` asks for: by a hundredth at most, where up to four times as many epochs can do
+    that. With resets between epochs there are no more of them, for they change what is learned.
+    """
+    steps = max(math.ceil(ppo["num_timesteps"] / _training_step(ppo)), 1)
+    fewest = min(max(math.ceil(epochs - 1e-6), 1), steps)
+    most = fewest if ppo.get("num_resets_per_eval") else min(4 * fewest, steps)
+    numbers = range(fewest, most + 1)
+
+    def excess(number: int) -> int:
+        return math.ceil(steps / number) * number - steps
+
+    best = next((n for n in numbers if excess(n) <= steps / 100), min(numbers, key=excess))
+    ppo["num_evals"] = best + 1
 
 
 def _set_num_envs(trainer: str, settings: dict[str, Any], num_envs: int) -> None:

@@ -19,7 +19,7 @@ that compiling takes, a robot is not to rush."""
 class SandboxThread:
     """Steps a sandbox at the robot's speed, or a multiple of it.
 
-    `start` and `close` are called once, by one thread; all else by any.
+    `start` is called once; all else by any thread.
     """
 
     def __init__(
@@ -51,11 +51,16 @@ class SandboxThread:
     def start(self) -> None:
         self._thread.start()
 
-    def close(self) -> None:
-        """Ends it, after the step or the command that it is at, and waits for that."""
+    def close(self, timeout: float | None = None) -> None:
+        """Ends it, after the step or the command that it is at, and waits for that.
+
+        Args:
+            timeout: s to wait at most; None waits for as long as it takes.
+        """
         self.end()
-        if self._thread.is_alive():
-            self._thread.join()
+        # It may be what closes the viewer, by a command.
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
 
     def end(self) -> None:
         """The same without waiting."""

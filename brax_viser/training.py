@@ -1,11 +1,18 @@
 """Runs Brax's trainers, none of which is changed, by name."""
 
+import contextlib
+import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
 from typing import Any
 
+import jax
+import numpy as np
 from brax.envs.base import Env
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def run(
@@ -22,14 +29,78 @@ def run(
         env: what to train on; the trainer wraps it for training itself.
         settings: keyword arguments of `brax.training.agents.TRAINER.train.train`.
         progress_fn: told of env steps and metrics; by APG, of evaluations and metrics.
-        policy_params_fn: given the policy after each epoch, by a trainer that hands it out (PPO).
+        policy_params_fn: given the policy after each epoch of PPO, and after each evaluation of the
+            other trainers; what it is told comes first is the same as of `progress_fn`.
 
     Returns:
         The trained parameters, as the trainer returns them.
     """
-    train = importlib.import_module(f"brax.training.agents.{trainer}.train").train
+    module = importlib.import_module(f"brax.training.agents.{trainer}.train")
     arguments: dict[str, Any] = {**settings, "progress_fn": progress_fn}
-    if "policy_params_fn" in inspect.signature(train).parameters:
+    if "policy_params_fn" in inspect.signature(module.train).parameters:
         arguments["policy_params_fn"] = policy_params_fn
-    _, params, _ = train(environment=env, **arguments)
+    else:
+        arguments["progress_fn"] = _with_policy(module, progress_fn, policy_params_fn)
+    with _placed_as_it_comes_back(module):
+        _, params, _ = module.train(environment=env, **arguments)
     return params
+
+
+def _with_policy(
+    module: Any,
+    progress_fn: Callable[[int, Any], None],
+    policy_params_fn: Callable[[int, Any, Any], None],
+) -> Callable[[int, Any], None]:
+    """`progress_fn` for a trainer that hands out no policy before its end. It reports from within
+    `train`, where the policy that was just evaluated is a variable, to be read and no more."""
+    without_devices = getattr(module, "_unpmap", lambda params: params)
+
+    @functools.cache  # the same function each time, so that nothing is compiled again for it
+    def callable_alike(make_policy: Callable[..., Any]) -> Callable[..., Any]:
+        if "deterministic" in inspect.signature(make_policy).parameters:
+            return make_policy
+        return lambda params, deterministic=True: make_policy(params)
+
+    def report(num_steps: int, metrics: Any) -> None:
+        found = _policy_of(sys._getframe(1))
+        if found is not None:
+            make_policy, params = found
+            policy_params_fn(num_steps, callable_alike(make_policy), without_devices(params))
+        progress_fn(num_steps, metrics)
+
+    return report
+
+
+def _policy_of(train: FrameType) -> tuple[Callable[..., Any], Any] | None:
+    """(make_policy, parameters) in the variables of `train`; None if they are named otherwise."""
+    variables = train.f_locals
+    make_policy, state = variables.get("make_policy"), variables.get("training_state")
+    if make_policy is None or not hasattr(state, "policy_params"):
+        return None
+    return make_policy, (getattr(state, "normalizer_params", None), state.policy_params)
+
+
+@contextlib.contextmanager
+def _placed_as_it_comes_back(module: Any) -> Iterator[None]:
+    """Saves the trainer from compiling its epoch twice.
+
+    `jax.device_put_replicated`, with which Brax places its first training state, and `jax.pmap`,
+    from which it gets all others, name the axis of one and the same placement differently, and JAX
+    compiles for each name. While a trainer runs, the former uses the latter's name. What is
+    compiled, and what is learned, is the same.
+    """
+    place = getattr(jax, "device_put_replicated", None)  # gone since jax 0.10
+    axis = getattr(module, "_PMAP_AXIS_NAME", None)
+    if place is None or axis is None:
+        yield
+        return
+
+    def placed(tree: Any, devices: Any) -> Any:
+        mesh = Mesh(np.array(devices), (axis,))
+        return jax.device_put(place(tree, devices), NamedSharding(mesh, PartitionSpec(axis)))
+
+    jax.device_put_replicated = placed
+    try:
+        yield
+    finally:
+        jax.device_put_replicated = place

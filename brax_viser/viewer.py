@@ -15,6 +15,7 @@ import numpy as np
 import rich
 import viser
 
+from brax_viser import address
 from brax_viser.clerk import Clerk
 from brax_viser.drift import Drift
 from brax_viser.feed import Feed, Feeds, log
@@ -69,6 +70,48 @@ class _Interpreter:
 
 
 _interpreter = _Interpreter()
+
+
+class _Named:
+    """The viewers of this process that are open and have a name: one of each."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()  # held while one takes the place of another
+        self._viewers: dict[object, Viewer] = {}
+
+    def get(self, key: object) -> "Viewer | None":
+        return self._viewers.get(key)
+
+    def add(self, key: object, viewer: "Viewer") -> None:
+        with self.lock:
+            self._viewers[key] = viewer
+
+    def remove(self, key: object, viewer: "Viewer") -> None:
+        with self.lock:
+            if self._viewers.get(key) is viewer:
+                del self._viewers[key]
+
+
+_named = _Named()
+
+
+def implicit_viewer(env_name: str) -> "Viewer":
+    """The viewer of an environment that was given none: that of the last one of that name, as long
+    as it is open, or else a new one."""
+    with _named.lock:
+        name = f"environment {env_name}"
+        viewer = _named.get(("name", name)) or Viewer(name=name)
+        viewer._shows_newest = True
+        return viewer
+
+
+def _interactive() -> bool:
+    """Whether a person types code that goes into this process, and may send it again."""
+    shell = sys.modules.get("IPython")  # nobody has typed into one that was not imported
+    if shell is not None and shell.get_ipython() is not None:
+        return True
+    return hasattr(sys, "ps1") or bool(sys.flags.interactive)
+
 
 P = ParamSpec("P")
 
@@ -133,18 +176,20 @@ class Viewer:
         self,
         *,
         host: str = "127.0.0.1",
-        port: int = 8000,
+        port: int | None = None,
         mode: str = "realtime",
         fps: float = 30.0,
         max_overhead: float = 0.02,
         streaming: bool = True,
+        name: str | None = None,
     ):
         """Starts the server.
 
         Args:
-            host: address to listen on. There is no password: whoever reaches it can watch, and
-                can switch the streaming and hold the training.
-            port: if it is taken, the next free one is used; 0 takes any. See `url`.
+            host: address to listen on, IPv4 or IPv6, or a name of this machine's. There is no
+                password: whoever reaches it can watch, and can switch the streaming and hold the
+                training.
+            port: if it is taken, the next free one is used; 0 takes any. None is 8000. See `url`.
             mode: "realtime" (stretches of consecutive steps, played at the robot's own speed),
                 "latest" (the newest state, `fps` times a second) or "every_step" (all of them;
                 the training waits for the viewer when it must).
@@ -152,45 +197,93 @@ class Viewer:
             max_overhead: share of the training's wall-clock that "realtime" and "latest" may
                 cost, above 0 and at most 1; stretches and frames are spaced to keep it.
             streaming: whether the switch is on at first.
+            name: the viewer takes the place of this process's last one of that name, if that is
+                still open, which is closed; and its port, so that an open page comes back. Without
+                one, the name is the port that was asked for, if it is not 0; and in an interactive
+                session (Jupyter, IPython, Python's own), where a cell may be run again, all viewers
+                with neither are of one name.
 
         Raises:
-            ValueError: a value is out of its limits.
+            ValueError: a value is out of its limits, or `host` cannot be listened on.
             ImportError: several processes run the training, and ZeroMQ is not installed.
         """
         _check_choice("mode", mode, MODES)
         if not 0 < fps <= 60:
             raise ValueError(f"fps={fps}: must be above 0 and at most 60, what a page can show")
         _check_share(max_overhead)
-        if not 0 <= port <= 65535:
+        if port is not None and not 0 <= port <= 65535:
             raise ValueError(f"port={port}: must be 0 to 65535 (0 takes any free one)")
+        if name is not None and not isinstance(name, str):
+            raise ValueError(f"name={name!r}: must be a string, or None")
+        self._place = meeting.place()
+        if self._place.num_processes > 1:
+            _require_zmq()
+        self._host = address.listening_address(host) if self._place.process == 0 else ""
+        self._asked_port = port
+        self._key = ("name", name) if name is not None else _key_of(port)
+        self._shows_newest = False  # of the environments, though another was stepped last
         self._board = Switchboard(
             Control(streaming=streaming, mode=mode, fps=fps, max_overhead=max_overhead)
         )
         self._feeds = Feeds()
         self._show_is_chosen = False
         self._reload: threading.Timer | None = None
-        self._place, number = meeting.place(), Viewer._made
+        number = Viewer._made
         Viewer._made += 1
         self._board.num_processes = self._place.num_processes
-        if self._place.num_processes > 1:
-            _require_zmq()
         self._others: Others | None = None
         self._end: Publisher | Relay  # of the feeds' way
+        self._undo = contextlib.ExitStack()  # what `close` does, in reverse
+        try:
+            with _named.lock:
+                self._build(number, self._replaced())
+            if self._place.process == 0:
+                print(f"brax_viser: {self.url}", flush=True)
+        except BaseException:  # Ctrl-C as well: nothing that was begun is to stay
+            self.close()
+            raise
+
+    def _replaced(self) -> int:
+        """Closes the viewer whose place this one takes; the port to ask for."""
+        port = address.DEFAULT_PORT if self._asked_port is None else self._asked_port
+        last = _named.get(self._key)
+        if last is None:
+            return port
+        of_last = last._server.get_port() if last._place.process == 0 else 0
+        log.warning("the viewer at %s gives way to a new one of its name", last.url)
+        last.close()
+        if self._asked_port in (None, 0, last._asked_port):
+            port = of_last
+        if port == of_last != 0:
+            address.wait_until_free(self._host, port)
+        return port
+
+    def _build(self, number: int, port: int) -> None:
+        """Starts all that runs, and has `close` end it."""
+        undo = self._undo
         if self._place.process > 0:
             self._end = self._relay(number)
         else:
-            self._end = self._publisher = self._serve(host, port)
+            self._end = self._publisher = self._serve(port)
+            undo.callback(_join, self._publisher)
             if self._place.num_processes > 1:
                 self._others = self._publisher.others = self._listen(number)
                 self._others.start()
+                undo.callback(self._others.join, timeout=5.0)
         _interpreter.shorten()
-        self._interrupts = InterruptWatch(self._board.hold.interrupt)
-        self._interrupts.start()
+        undo.callback(_interpreter.restore)
+        interrupts = InterruptWatch(self._board.hold.interrupt)
+        undo.callback(interrupts.close)
+        interrupts.start()
         self._end.start()
+        if self._place.process > 0:
+            undo.callback(self._end.join, timeout=5.0)
         # XLA waits for pending callbacks at exit: nobody may be left waiting for the publisher.
         atexit.register(self.close)
-        if self._place.process == 0:
-            print(f"brax_viser: {self.url}", flush=True)
+        undo.callback(atexit.unregister, self.close)
+        if self._key is not None:
+            _named.add(self._key, self)
+            undo.callback(_named.remove, self._key, self)
 
     def _relay(self, number: int) -> "Relay":
         from brax_viser.hosts.relay import Relay
@@ -202,17 +295,18 @@ class Viewer:
 
         return Others(self._board, self._feeds, self._place, number, self.url)
 
-    def _serve(self, host: str, port: int) -> Publisher:
+    def _serve(self, port: int) -> Publisher:
         """Starts the page's server."""
+        wanted, port = port, address.free_port(self._host, port) if port else 0
         # viser prints a banner of its own, with an address that need not be the one to open. Rich
         # captures what this thread prints alone: whatever others print now is not lost.
         with rich.get_console().capture():
             self._server = viser.ViserServer(
-                host=host, port=port, label="brax_viser", verbose=False
+                host=self._host, port=port, label="brax_viser", verbose=False
             )
-        self._host = host
-        if port not in (0, self._server.get_port()):
-            log.warning("port %d is taken, using %d", port, self._server.get_port())
+        self._undo.callback(self._stop_server)
+        if wanted not in (0, self._server.get_port()):
+            log.warning("port %d is taken, using %d", wanted, self._server.get_port())
         publisher = Publisher(self._board, self._server)
         clerk = Clerk(self, self._board, publisher, self._server, self._select)
         publisher.obey = clerk.obey
@@ -227,8 +321,7 @@ class Viewer:
         page; empty as long as it has not been heard of."""
         if not isinstance(self._end, Publisher):
             return self._end.url or ""
-        host = "127.0.0.1" if self._host in ("0.0.0.0", "::", "") else self._host
-        return f"http://{host}:{self._server.get_port()}"
+        return address.url_of(self._host, self._server.get_port())
 
     @property
     def streaming(self) -> bool:
@@ -539,21 +632,21 @@ class Viewer:
         self._board.mailbox.close()
         if held:
             log.warning("the viewer was closed: the training that it held goes on")
-        self._interrupts.close()
-        atexit.unregister(self.close)
-        _interpreter.restore()
-        self._end.join(timeout=5.0)
-        if self._others is not None:
-            self._others.join(timeout=5.0)
+        self._undo.close()
         for feed in self._feeds:
             feed.leave()
-        if self._place.process > 0:
-            return
-        # That it has stopped, viser prints on its loop's thread, where nobody else prints.
+
+    def _stop_server(self) -> None:
+        # That it has stopped, viser prints on its loop's thread, where nobody else prints, and
+        # which ends with that, and Rich's capture with it.
         with contextlib.suppress(RuntimeError):  # it is stopped
             loop = self._server.get_event_loop()
             loop.call_soon_threadsafe(rich.get_console().begin_capture)
         self._server.stop()
+        if (reload := self._reload) is not None:  # no page can go any more
+            reload.cancel()
+            if reload is not threading.current_thread():
+                reload.join(timeout=5.0)
 
     def __enter__(self) -> "Viewer":
         return self
@@ -575,7 +668,10 @@ class Viewer:
             alone = all(known.role == "eval" for known in self._feeds)
             self._board.set(show="eval" if alone else "train")
         role = role or "train"
-        known = self._board.shown.get(role)
+        with self._board.lock:
+            if self._shows_newest:  # until the one that was shown is stepped again
+                self._board.shown.pop(role, None)
+            known = self._board.shown.get(role)
         if known is None or not known.rollouts:
             self._end.show_model(feed, role, None)
         return feed
@@ -626,6 +722,20 @@ class Viewer:
                 "The last page was closed while the training was held: it went on"
             )
             log.warning("the last page was closed: the training that it held goes on")
+
+
+def _join(publisher: Publisher) -> None:
+    sandbox = publisher.aside.forks.thread
+    publisher.join(timeout=5.0)
+    if sandbox is not None:
+        sandbox.close(timeout=5.0)
+
+
+def _key_of(port: int | None) -> object:
+    """What viewers without a name are told apart by; None: each is one of its own."""
+    if port is None:
+        return "default" if _interactive() else None
+    return port or None
 
 
 def _require_zmq() -> None:

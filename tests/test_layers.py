@@ -31,6 +31,8 @@ PURE = (
     "rollout.py",
     "feed.py",
     "niceness.py",
+    "interrupt.py",
+    "address.py",
     "stepping.py",
     "twin.py",
     "follower.py",

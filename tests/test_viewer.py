@@ -1,8 +1,10 @@
 """The viewer by itself: its server, its switch, its page's state."""
 
+import signal
 import socket
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +14,10 @@ import jax.numpy as jnp
 import pytest
 import viser
 
-from brax_viser import Stats, Viewer, VisualizedEnv
+from brax_viser import Stats, Viewer, VisualizedEnv, address
 from brax_viser.gui.panel import status
 from brax_viser.progress import Progress, count, duration
+from brax_viser.sandbox_thread import SandboxThread
 from brax_viser.trainer import TrainerCall
 from envs.cartpole import CartPole
 from tests.conftest import Page, eventually
@@ -95,6 +98,57 @@ def test_two_viewers_live_side_by_side():
     assert sys.getswitchinterval() < before
     other.close()
     assert sys.getswitchinterval() == before
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["Clerk", "Publisher", "Publisher.start", "InterruptWatch.start", "_named.add", "print"],
+)
+def test_a_viewer_that_cannot_be_built_gives_back_what_it_had_begun(broken, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no more of these")
+
+    with Viewer(port=0):
+        pass  # so that all that stays for good is there
+    port = address.free_port("127.0.0.1", 8500)
+    interval, threads = sys.getswitchinterval(), set(threading.enumerate())
+    wakeup = signal.set_wakeup_fd(-1)
+    monkeypatch.setattr(f"brax_viser.viewer.{broken}", fail, raising=broken != "print")
+    with pytest.raises(OSError, match="no more of these"):
+        Viewer(port=port)
+    monkeypatch.undo()
+    assert sys.getswitchinterval() == interval
+    assert signal.set_wakeup_fd(wakeup) == -1
+    eventually(lambda: address.is_free("127.0.0.1", port), "the port is free", timeout=10)
+    eventually(lambda: set(threading.enumerate()) <= threads, "no thread is left", timeout=10)
+    with Viewer(port=port) as viewer:
+        assert viewer.url.endswith(f":{port}")
+
+
+def test_closing_ends_the_timer_that_waits_for_a_page_to_come_back(viewer):
+    page = Page(viewer)
+    viewer.pause()
+    page.close()
+    eventually(lambda: viewer._reload is not None, "the timer runs")
+    timer = viewer._reload
+    viewer.close()
+    assert timer.finished.is_set() and not timer.is_alive()
+
+
+def test_closing_waits_for_the_sandbox(viewer):
+    class Slow:
+        """Of a sandbox what its thread needs."""
+
+        dt, trouble, pose = 0.01, None, None
+
+        def step(self) -> None:
+            time.sleep(0.3)
+
+    sandbox = SandboxThread(Slow())  # type: ignore[arg-type]
+    sandbox.start()
+    viewer._publisher.aside.forks._thread = sandbox
+    viewer.close()
+    assert not sandbox._thread.is_alive()
 
 
 def test_the_page_shows_robots_and_what_it_waits_for_before_anything_has_run(viewer):

@@ -1,0 +1,82 @@
+"""Where a page is served: what can be listened on, and the address that is printed."""
+
+import socket
+import time
+import urllib.request
+
+import pytest
+
+from brax_viser import Viewer, address
+
+has_ipv6 = pytest.mark.skipif(
+    not address.is_free("::1", 0), reason="this machine has no IPv6 address"
+)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "localhost",
+        "0.0.0.0",
+        "",
+        *[pytest.param(host, marks=has_ipv6) for host in ("::", "::1", "[::1]")],
+    ],
+)
+@pytest.mark.parametrize("any_port", [True, False])
+def test_the_printed_address_answers(host, any_port, capsys):
+    port = 0 if any_port else address.free_port(address.listening_address(host), 8700)
+    with Viewer(host=host, port=port) as viewer:
+        assert viewer.url in capsys.readouterr().out
+        with urllib.request.urlopen(viewer.url, timeout=10) as answer:
+            assert b"<html" in answer.read()
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "no.such.host.invalid",
+        "10.255.255.1",
+        "2001:db8::1",
+        "255.255.255.255",
+        "127.0.0.1:8000",
+        "http://localhost",
+        "a b",
+        "x" * 300,
+        "\0",
+        None,
+    ],
+)
+def test_a_host_that_cannot_be_listened_on_is_refused_within_a_second(host):
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"host=.*: use '127\.0\.0\.1' .*'0\.0\.0\.0'"):
+        Viewer(host=host, port=0)
+    assert time.monotonic() - start < 1.5  # some of which is left to a busy machine
+
+
+def test_a_name_server_that_does_not_answer_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(20) or [])
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"host='far\.away': not resolved within 0\.8 s"):
+        Viewer(host="far.away", port=0)
+    assert time.monotonic() - start < 5
+
+
+@has_ipv6
+def test_a_taken_port_means_the_next_free_one_on_ipv6_as_well():
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with Viewer(host="::1", port=port) as viewer:
+            assert int(viewer.url.rsplit(":", 1)[1]) > port
+            with urllib.request.urlopen(viewer.url, timeout=10) as answer:
+                assert answer.status == 200
+
+
+def test_where_no_port_is_left_it_says_so():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 65535))
+        taken.listen()
+        with pytest.raises(ValueError, match="port=65535: taken, as all up to 65535 are: use 0"):
+            Viewer(port=65535)

@@ -1,0 +1,158 @@
+"""Ctrl-C during `brax-viser train`, as a user presses it."""
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import websockets.sync.client
+from brax.io import model
+from viser import _messages as messages
+
+from benchmarks.client import SUBPROTOCOL, answers_to, hello, messages_of
+from tests.conftest import eventually
+
+COMMAND = Path(sys.executable).with_name("brax-viser")
+
+SECONDS = 20.0
+"""Far less than any epoch or compilation would take to end by itself, on a busy machine."""
+
+LONG = "--trainer ars --backend spring --num-envs 4 --num-timesteps 500000000"
+SHORT = "--trainer ars --backend spring --num-envs 4 --num-timesteps 1"
+
+
+class Training:
+    """A process of `brax-viser train`, what it prints, and a page that looks at it."""
+
+    def __init__(self, arguments: str, folder: Path):
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [COMMAND, *f"train {arguments} --port 0 --grid 2 2 --save-dir saved".split()],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # What a shell starts in the background has Ctrl-C ignored, and so have its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        assert self.process.stdout is not None
+        self.lines = [self.process.stdout.readline()]
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self.lines.extend(self.process.stdout)
+
+    @property
+    def output(self) -> str:
+        return "".join(self.lines)
+
+    def watch(self, *words: str) -> None:
+        """Looks at the page until it has said all of these; presses "Hold training" if one of them
+        says that it is held. The page goes."""
+        address = self.lines[0].split("//")[1].strip()
+        left, button, pressed = set(words), None, False
+        with websockets.sync.client.connect(
+            f"ws://{address}", subprotocols=[SUBPROTOCOL], max_size=None, compression=None
+        ) as page:
+            page.send(hello())
+            deadline = time.monotonic() + 400
+            while left:
+                assert time.monotonic() < deadline, f"still not said: {left}\n{self.output}"
+                window = page.recv(timeout=300)
+                assert isinstance(window, bytes)
+                for answer in answers_to(window):
+                    page.send(answer)
+                for message in messages_of(window):
+                    if message["type"] == "GuiButtonMessage" and "Hold training" in str(message):
+                        button = message["uuid"]
+                    left = {word for word in left if not re.search(word, str(message))}
+                if left == {"Held at step"} and not pressed:
+                    press = messages.GuiUpdateMessage(button or "", {"value": True})
+                    page.send(msgspec.msgpack.encode(press.as_serializable_dict()))
+                    pressed = True
+            if pressed:  # nobody is left to hold it for, once the page has gone
+                self.interrupt()
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def end(self) -> int:
+        code = self.process.wait(timeout=SECONDS)
+        self._reader.join(timeout=10)
+        for word in ("terminate called", "Fatal Python error", "Traceback"):
+            assert word not in self.output, self.output
+        return code
+
+    def saved(self) -> bool:
+        path = self.folder / "saved" / "policy"
+        assert not path.with_name("policy.part").exists()
+        if path.exists():
+            model.load_params(str(path))
+        return path.exists()
+
+
+@pytest.fixture
+def start(tmp_path) -> Iterator:
+    started: list[Training] = []
+
+    def begin(arguments: str) -> Training:
+        started.append(Training(arguments, tmp_path))
+        return started[-1]
+
+    yield begin
+    for training in started:
+        training.process.kill()
+        training.process.wait()
+
+
+def test_before_the_training_has_begun(start):
+    training = start("ant")
+    training.interrupt()
+    assert training.end() == 130
+    assert "Stopped before the training began." in training.output
+
+
+def test_while_it_compiles(start):
+    training = start("ant --num-envs 32")
+    training.watch("Compiling the training step")
+    training.interrupt()
+    assert training.end() == 130
+    assert "Stopped in mid-training." in training.output
+    assert "No policy was saved: the trainer had not handed one out yet." in training.output
+    assert not training.saved()
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_while_it_steps_and_nobody_looks(start, presses):
+    training = start(f"inverted_pendulum {LONG}")
+    # Its first evaluation is far off; a page says that it steps, and goes.
+    training.watch("Live")
+    for _ in range(presses):
+        training.interrupt()
+    assert training.end() == 130
+    assert "Stopped in mid-training." in training.output
+
+
+def test_while_it_is_held_and_the_newest_policy_is_saved(start):
+    training = start(f"inverted_pendulum {LONG.replace('500000000', '2000000')}")
+    training.watch("evaluation reward", "Held at step")
+    assert training.end() == 130
+    assert "Stopped in mid-training." in training.output
+    assert training.saved() and "Policy saved to saved/policy" in training.output
+
+
+def test_when_the_training_is_over_it_just_ends(start):
+    training = start(f"inverted_pendulum {SHORT}")
+    eventually(lambda: "The page stays open at" in training.output, "it is over", timeout=400)
+    training.interrupt()
+    assert training.end() == 0
+    assert "Stopped" not in training.output
+    assert training.saved()
