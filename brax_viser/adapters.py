@@ -1,6 +1,7 @@
 """What an environment's state means: where its links are, and which MuJoCo model they belong to."""
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -13,6 +14,7 @@ import numpy as np
 from jax.core import Tracer, get_opaque_trace_state
 
 from brax_viser.emit import Payload
+from brax_viser.episode import Coordinates, Motion
 from brax_viser.wrapping import action_repeat, is_env, is_playground, shadowed
 
 MODEL_FIELDS = (
@@ -115,6 +117,16 @@ class Adapter:
     def payload(self, state: Any) -> Payload:
         """The arrays to show, of a state with any number of leading batch axes."""
         raise NotImplementedError
+
+    def motion(self, state: Any) -> Motion:
+        """Where the robots are and how they move, of a state as that of `payload`."""
+        qpos, qvel, data = self._coordinates(state)
+        return self.moving.motion(qpos, qvel, getattr(data, "time", None))
+
+    @functools.cached_property
+    def moving(self) -> Coordinates:
+        """Which of qpos and qvel that is."""
+        return Coordinates(self.mj_model)
 
     def inspected(self, state: Any) -> list[jax.Array]:
         """What else is looked through for NaN and Inf: velocities, and what the policy is given.

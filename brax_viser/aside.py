@@ -140,6 +140,7 @@ class Aside:
             in_cells=usual.in_cells,
             overlays=usual.overlays,
             body=fork.body,
+            rank_by="so_far",
         )
 
     def title(self) -> str:

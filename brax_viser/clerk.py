@@ -56,7 +56,15 @@ class Clerk:
         selection, look = self._board.selection, self._publisher.look
         parts, forks = self._publisher.parts, self._publisher.aside.forks
         match name:
-            case "streaming" | "mode" | "speed" | "max_overhead" | "stretch_seconds" | "show":
+            case (
+                "streaming"
+                | "mode"
+                | "speed"
+                | "max_overhead"
+                | "stretch_seconds"
+                | "show"
+                | "rank_by"
+            ):
                 setattr(self._viewer, name, value)
             case "stepped":
                 self._board.choose_feed(self._board.looked_into, value)

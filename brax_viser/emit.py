@@ -40,9 +40,10 @@ from brax_viser.protocol import (
     PUSH,
     PUSH_COORDINATES,
     PUSH_MODEL,
+    TERMINATED,
     UNASKED,
 )
-from brax_viser.rank import finite, top
+from brax_viser.rank import finite, measured, top
 
 Payload = Mapping[str, jax.Array]
 """What one step shows, name -> [*batch, ...] array."""
@@ -89,7 +90,7 @@ class Host(Protocol):
     def push(
         self, origin: Origin, layout: Layout, header: jax.Array, rows: jax.Array
     ) -> np.ndarray:
-        """`header` int32 [2 + 4 K]: shard, rule, `protocol.HEADER_COLUMNS`; `rows` float32 [K, D].
+        """`header` int32 [2 + 5 K]: shard, rule, `protocol.HEADER_COLUMNS`; `rows` float32 [K, D].
 
         With `protocol.UNASKED` for a rule it takes the place of an `ask` too: the answer may ask
         for other rows of this step, if those that came are not wanted.
@@ -123,6 +124,7 @@ def emit(
     model: Payload | None = None,
     detail: Payload | None = None,
     coordinates: Payload | None = None,
+    last: Payload | None = None,
     state_is_kept: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Offers one step to the host and returns what to store in the state until the next.
@@ -142,6 +144,8 @@ def emit(
             the host asks for them, which is not with each step.
         detail: arrays [*batch, ...] that travel for one environment, if the host asks for one.
         coordinates: arrays [*batch, ...] that travel with the rows, if the host asks for them.
+        last: arrays [*batch, ...] that travel in the place of those of the payload, by name, where
+            those that have just terminated are ranked.
         state_is_kept: whether the program around returns the state. The countdown in it then
             keeps the call alive, which is cheaper: see `callback.call_host`. If it says so and
             does not, nothing is seen; what is computed is the same in any case.
@@ -158,13 +162,14 @@ def emit(
             dict(model or {}),
             dict(detail or {}),
             dict(coordinates or {}),
+            dict(last or {}),
         )
     )
     call = functools.partial(_emit_batch, host, role, num_shards, state_is_kept)
-    return _swallow_batch_axes(call)(shard, countdown, granted_rows, *arrays)
+    return swallow_batch_axes(call)(shard, countdown, granted_rows, *arrays)
 
 
-def _swallow_batch_axes(call: Callable[..., Any]) -> Callable[..., Any]:
+def swallow_batch_axes(call: Callable[..., Any]) -> Callable[..., Any]:
     """`call(shard, *arrays)` that sees a `vmap` as one more leading axis of the arrays."""
 
     def swallowing(*args: Any) -> Any:
@@ -187,7 +192,8 @@ def _swallow_batch_axes(call: Callable[..., Any]) -> Callable[..., Any]:
             arrays = jax.tree.map(spread, arrays, tuple(arrays_batched))
             shard = shard[0] if shard_batched else shard
             # Wrapped again, because the vmap outside of this one must be swallowed too.
-            return _swallow_batch_axes(call)(shard, *arrays), (True, True)
+            results = swallow_batch_axes(call)(shard, *arrays)
+            return results, jax.tree.map(lambda _: True, results)
 
         return once(traced.consts, *args)
 
@@ -207,6 +213,7 @@ def _emit_batch(
     model: Payload,
     detail: Payload,
     coordinates: Payload,
+    last: Payload,
 ) -> tuple[jax.Array, jax.Array]:
     """The whole batch at once: all arrays are [*batch, ...]."""
     batch = countdown.shape
@@ -228,12 +235,14 @@ def _emit_batch(
     kept = granted_rows.ravel()[:num_rows]
 
     def due(operands: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
-        fields, others, models, details, places = jax.tree.map(
+        fields, others, models, details, places, lasts = jax.tree.map(
             lambda x: x.reshape(num_envs, *x.shape[len(batch) :]), operands
         )
 
         def looked_through(fields: Payload, others: Sequence[jax.Array]) -> Payload:
-            return {**fields, "finite": finite([*fields.values(), *others])}
+            # That of an episode before is NaN where there is none, and says nothing of this one.
+            own = [x for name, x in fields.items() if name != "finished_return"]
+            return {**fields, "finite": finite([*own, *others])}
 
         def ranked(rule: jax.Array) -> jax.Array:
             return top(rule, looked_through(fields, others), num_rows)
@@ -242,7 +251,7 @@ def _emit_batch(
             rule, rows = answer[2], answer[ANSWER_HEAD:]
             # Ranking all environments is worth a branch of its own.
             rows = jax.lax.cond(rule > 0, lambda: ranked(rule), lambda: rows)
-            return send_chosen(rule, rows)
+            return send_chosen(rule, rows, instead=lasts)
 
         def send_detail(answer: jax.Array) -> jax.Array:
             return send_chosen(answer[2], answer[ANSWER_HEAD:], detail_of=answer[3:4])
@@ -257,18 +266,23 @@ def _emit_batch(
             *,
             detail_of: jax.Array | None = None,
             beside: Payload | None = None,
+            instead: Payload | None = None,
         ) -> jax.Array:
             chosen, besides = _take(fields, rows), _take(beside or {}, rows)
             # Of the chosen alone, and only where they are sent: of 4,096 ants it takes 0.2 ms.
             chosen = looked_through(chosen, [_take_from(x, rows) for x in others])
+            for name, x in _take(instead or {}, rows).items():
+                chosen[name] = jnp.where(rule == TERMINATED, x, chosen[name])
+            tier, measure = measured(rule, chosen)
             own = tuple((name, x.shape[1:]) for name, x in besides.items())
             push = functools.partial(host.push, origin, (*layout, *own))
             header = [
                 jnp.stack([shard, rule]),
                 rows,
                 chosen["since_termination"],
-                jax.lax.bitcast_convert_type(chosen["episode_return"], jnp.int32),
+                jax.lax.bitcast_convert_type(measure, jnp.int32),
                 chosen["finite"].astype(jnp.int32),
+                tier,
             ]
             packed = _packed({**chosen, **besides})
             if detail_of is not None:
@@ -318,6 +332,7 @@ def _emit_batch(
         return last[1], last[ANSWER_HEAD:]
 
     operands = (dict(payload), tuple(inspected), dict(model), dict(detail), dict(coordinates))
+    operands = (*operands, dict(last))
     is_due = (left <= 0) | (left >= GRANTED)
     skip, rows = jax.lax.cond(is_due, due, lambda _: (left - 1, kept), operands)
     rows = jnp.concatenate([rows, jnp.full(num_envs - num_rows, NO_ROW, jnp.int32)])

@@ -5,10 +5,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 
 from brax_viser.adapters import adapter_for
-from brax_viser.emit import emit, shard_of_this_device
-from brax_viser.episode import EpisodeLog, advance, asked_of, episode_begins, first_log
+from brax_viser.emit import Payload, emit, shard_of_this_device
+from brax_viser.episode import (
+    EpisodeLog,
+    advance,
+    asked_of,
+    counter_fell,
+    evidence_of,
+    first_log,
+    no_evidence,
+    over_batch,
+)
 from brax_viser.frame import COORDINATES
 from brax_viser.trainer import calling_trainer, check_versions
 from brax_viser.wrapping import (
@@ -29,6 +39,9 @@ else:
 
 INFO_KEY = "brax_viser"
 """The one key that the wrapper keeps in `state.info`: an `episode.EpisodeLog`."""
+
+KEPT_BY_RESETS = ("first_", "AutoReset")
+"""What keys of `state.info` begin with in which known auto-reset wrappers keep first states."""
 
 PRESERVED_KEY = "AutoResetWrapper_preserve_info"
 """The key of `state.info` that Playground's BraxAutoResetWrapper leaves alone when it replaces all
@@ -143,7 +156,9 @@ class VisualizedEnv(AnyWrapper):
         self._host.traced(trainer)
         state = env.reset(rng)
         self._own_info = frozenset(state.info)
-        log = first_log(state.done, self._host.stamp)
+        num_links = self._adapter.mj_model.nbody - 1
+        stamp, motion = self._host.stamp, self._adapter.motion(state)
+        log = first_log(state.done, stamp, motion, num_links)
         return replace(state, info=self._with_log(state.info, log))
 
     def _step(self, env: Any, state: Any, action: jax.Array) -> Any:
@@ -153,11 +168,11 @@ class VisualizedEnv(AnyWrapper):
         # require its structure to stay as their own `reset` made it.
         info, log = self._without_log(state.info)
         log = asked_of(log, self._host.stamp)
-        steps = info.get("steps")
-        begins = episode_begins(log, state.done, steps, resets_inside=self._resets_inside)
-        state, ctrl = self._adapter.step(env, replace(state, info=info), action)
+        before = replace(state, info=info)
+        state, ctrl = self._adapter.step(env, before, action)
         detail = self._adapter.detail(state, action, ctrl, self._own(state.info))
-        log = advance(log, begins, state.reward, self._terminated(state), steps)
+        payload = self._adapter.payload(state)
+        log = self._advanced(log, before, state, payload)
         shard, num_shards = shard_of_this_device()
         countdown, granted_rows = emit(
             self._host,
@@ -167,19 +182,54 @@ class VisualizedEnv(AnyWrapper):
             shard,
             num_shards,
             {
-                **self._adapter.payload(state),
+                **payload,
                 "episode_return": log.episode_return,
                 "episode_length": log.episode_length,
                 "since_termination": log.since_termination,
+                "finished_return": log.finished_return,
+                "finished_length": log.finished_length,
+                "was_reset": log.was_reset,
             },
             inspected=self._adapter.inspected(state),
             model=self._adapter.randomised(),
             detail=detail,
             coordinates={name: detail[name] for name in COORDINATES if name in detail},
+            last={"link_pos": log.last_pose[..., :3], "link_rot": log.last_pose[..., 3:]},
             state_is_kept=trainer is not None and trainer.keeps_state,
         )
         log = log._replace(countdown=countdown, granted_rows=granted_rows)
         return replace(state, info=self._with_log(state.info, log))
+
+    def _advanced(self, log: EpisodeLog, before: Any, after: Any, payload: Payload) -> EpisodeLog:
+        """The record after a step from one state to another, of which the payload is."""
+        adapter = self._adapter
+        # Where a wrapper that is known resets them, as in all of Brax's and Playground's trainers,
+        # `done` and the trainer's count tell it all, and looking for more would cost each step.
+        told = self._resets_inside or any(key.startswith(KEPT_BY_RESETS) for key in before.info)
+        if told:
+            evidence = no_evidence(log)
+        else:
+            moved = adapter.motion(after)
+            steps_fell = counter_fell(self._made(before.info), after.info, after.done)
+            evidence = evidence_of(
+                log, adapter.motion(before), moved, adapter.moving, steps_fell, adapter.dt
+            )
+            log = log._replace(seen=moved.place)
+        log = advance(
+            log,
+            evidence,
+            after.reward,
+            (before.done, after.done),
+            self._terminated(after),
+            before.info.get("steps"),
+            (_pose_of(adapter.payload(before)), _pose_of(payload)),
+            resets_inside=self._resets_inside,
+        )
+        return log if told else over_batch(log)
+
+    def _made(self, info: dict[str, Any]) -> dict[str, Any]:
+        """What of `info` the environment's own `reset` has made."""
+        return {key: x for key, x in info.items() if key in (self._own_info or ())}
 
     def _terminated(self, state: Any) -> jax.Array:
         """Whether the environment itself has ended the episode; running out of time is no end."""
@@ -218,3 +268,9 @@ class VisualizedEnv(AnyWrapper):
         else:  # the environment has none of its own
             del info[PRESERVED_KEY]
         return info, log
+
+
+def _pose_of(payload: Payload) -> jax.Array:
+    """float32 [*batch, L, 7], of the arrays to show."""
+    pose = jnp.concatenate([payload["link_pos"], payload["link_rot"]], axis=-1)
+    return jax.lax.stop_gradient(pose).astype(jnp.float32)

@@ -24,6 +24,7 @@ from brax_viser.protocol import (
     PUSH,
     PUSH_COORDINATES,
     PUSH_MODEL,
+    TERMINATED,
     UNASKED,
 )
 from brax_viser.rollout import Grant, Rollout, grant_of, granted_by, order_of
@@ -150,6 +151,8 @@ class Feed:
                 answer, wanted = _quiet(origin), rule == GIVEN
             if wanted:
                 self._deliver(rollout, origin, layout, shard, columns, rows)
+            elif rule == TERMINATED:
+                self._tell_falls(rollout, origin, layout, shard, columns[0], rows)
             with board.lock:
                 if rule > GIVEN:
                     self._rank(rollout, origin, shard, rule, columns)
@@ -408,13 +411,44 @@ class Feed:
         if grant is not None and grant.frames:
             self._board.meter.went_on(now, grant.spent, grant.nbytes, grant.frames)
 
+    def _tell_falls(
+        self,
+        rollout: Rollout,
+        origin: Origin,
+        layout: Layout,
+        shard: int,
+        ranked: np.ndarray,
+        rows: Any,
+    ) -> None:
+        """A device has ranked those that have terminated, and sends how they did."""
+        env_index = shard * origin.num_envs + ranked  # a new array, kept beyond this call
+        with self._board.lock:
+            wait = self._board.control.mode == "every_step"
+            parcel = Parcel(
+                feed=self,
+                role=origin.role,
+                shard=shard,
+                env_steps=rollout.pacer.steps_of(shard),
+                env_index=env_index,
+                drawn=env_index,
+                num_envs=rollout.num_envs,
+                layout=layout,
+                rows=rows.copy() if isinstance(rows, np.ndarray) else rows,
+                ranked=True,
+            )
+        self._board.mailbox.put(parcel, wait=wait)
+
     def _rank(
         self, rollout: Rollout, origin: Origin, shard: int, rule: int, columns: np.ndarray
     ) -> None:
         """A device has ranked its environments."""
-        row, since_termination, bits, finite = columns.copy()  # kept beyond this call
+        row, since_termination, bits, finite, tier = columns.copy()  # kept beyond this call
         ranking = Ranking(
-            shard * origin.num_envs + row, bits.view(np.float32), since_termination, finite > 0
+            shard * origin.num_envs + row,
+            bits.view(np.float32),
+            since_termination,
+            finite > 0,
+            tier,
         )
         self.ranked(origin.role, rollout, shard, rule, ranking)
 

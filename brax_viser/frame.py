@@ -87,9 +87,21 @@ class Frame:
     link_rot: np.ndarray  # float32 [K, L, 4], wxyz
     reward: np.ndarray  # float32 [K], of this step
     episode_return: np.ndarray  # float32 [K], of the episode so far
-    episode_length: np.ndarray  # int32 [K], env steps of the episode so far, this one included
+    # int32 [K], env steps of the episode so far, this one included; below 0 where it is not known
+    # when it began, and the return only that since then.
+    episode_length: np.ndarray
     since_termination: np.ndarray  # int32 [K], env steps; 0: terminated with this step
     finite: np.ndarray  # bool [K], whether all of the environment's state is
+    # Of the last finished episode: float32 [K], its return, NaN where none is known; and int32 [K],
+    # its env steps, 0 where none is. None: of nobody.
+    finished_return: np.ndarray | None = None
+    finished_length: np.ndarray | None = None
+    # bool [K], whether it was reset within this step already, and is seen after that.
+    was_reset: np.ndarray | None = None
+    # Where those that have fallen are shown as they fell: bool [K], whether they are; and float32
+    # [K], the return with which, NaN where it is not known.
+    fell: np.ndarray | None = None
+    fell_return: np.ndarray | None = None
     detail: Detail | None = None  # of one of them, where it was asked for
     coordinates: Coordinates | None = None  # of all of them, where they were asked for
     ghost: Ghost | None = None  # of some of them, where they have a twin

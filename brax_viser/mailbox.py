@@ -32,11 +32,14 @@ class Parcel:
     process: int = 0  # that it is from
     detail_env: int | None = None  # whose detail is behind the rows; None: nobody's that matters
     detail_layout: Layout = ()
+    # Whether it is of those that a device has ranked as terminated last, in the poses in which they
+    # have; not of those that are drawn.
+    ranked: bool = False
 
     @property
     def is_whole(self) -> bool:
         """Whether no other device has anything of what is drawn at this step."""
-        return len(self.env_index) == len(self.drawn)
+        return not self.ranked and len(self.env_index) == len(self.drawn)
 
     @property
     def is_plain(self) -> bool:
@@ -74,6 +77,9 @@ class Parcel:
             episode_length=fields["episode_length"].astype(np.int32),
             since_termination=fields["since_termination"].astype(np.int32),
             finite=fields["finite"] > 0,
+            finished_return=fields.get("finished_return"),
+            finished_length=_whole_numbers(fields.get("finished_length")),
+            was_reset=fields["was_reset"] > 0 if "was_reset" in fields else None,
             detail=detail,
             coordinates=coordinates,
         )
@@ -98,6 +104,10 @@ class ModelParcel:
             int(env): {name: values[row] for name, values in fields.items()}
             for row, env in enumerate(self.env_index)
         }
+
+
+def _whole_numbers(array: np.ndarray | None) -> np.ndarray | None:
+    return None if array is None else array.astype(np.int32)
 
 
 class Mailbox:

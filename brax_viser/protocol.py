@@ -6,6 +6,10 @@ FRESH = -1
 NEVER = 2**30
 """`since_termination` of an environment that has not terminated yet."""
 
+UNKNOWN = -(2**23)
+"""`episode_length` from where on it is not known when the episode began; it counts up from there,
+and stays below 0. A float32 still tells it from the next number."""
+
 FOREVER = 2**30
 """Steps to skip once nobody will ever ask again (the viewer is closed)."""
 
@@ -17,6 +21,13 @@ largest of a batch is what counts."""
 GIVEN, BEST, WORST, TERMINATED, NONFINITE = range(5)
 """Rules for choosing rows: the host gives them; highest return; lowest; most recently terminated;
 any NaN or Inf."""
+
+MEASURES = ("last_episode", "so_far", "per_second")
+"""By which return `BEST` and `WORST` rank: that of the last finished episode, with those behind
+that have none, by what comes next but one; that of the episode so far; or that over its time."""
+
+BY_MEASURE = 8
+"""Times the index of the measure, this is added to `BEST` or `WORST`."""
 
 PUSH, PUSH_MODEL, PUSH_COORDINATES = 1, 2, 3
 """What an answer asks for: the chosen rows of this step; what differs between their models; or the
@@ -37,6 +48,7 @@ NO_ROW = -1
 HEADER_HEAD = 2
 """Integers of a push's header before its columns: shard, rule."""
 
-HEADER_COLUMNS = ("row", "since_termination", "return_bits", "finite")
-"""What follows in the header, K integers each. It is all that a callback looks at itself: the rows
-of float32 are left to another thread, because converting much within one can deadlock."""
+HEADER_COLUMNS = ("row", "since_termination", "return_bits", "finite", "tier")
+"""What follows in the header, K integers each; the return is what best and worst are ranked by, and
+the tier goes before it: see `rank.measured`. It is all that a callback looks at itself: the rows of
+float32 are left to another thread, because converting much within one can deadlock."""

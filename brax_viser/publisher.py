@@ -16,6 +16,7 @@ import viser
 from brax_viser.aside import Aside, Past
 from brax_viser.backlog import keep_openings_short
 from brax_viser.drift import Drift, DriftLog
+from brax_viser.falls import Falls
 from brax_viser.feed import Feed
 from brax_viser.follower import Follower, Simulated, TwinSettings
 from brax_viser.frame import Frame, joined
@@ -100,7 +101,14 @@ class Channel:
     empty: bool = False  # whether the rule has found nobody
     drift: DriftLog = field(default_factory=DriftLog)  # of what was on screen
     past: Past = field(default_factory=Past)  # of the selected environment
+    now: View | None = None  # what they do now, where falls are on screen
+    rollout: Rollout | None = None  # whose falls these are
     controls_known: bool = True  # whether what went to the physics came with the coordinates
+
+    @functools.cached_property
+    def falls(self) -> Falls:
+        """How its environments fell."""
+        return Falls(self.feed.adapter.dt)
 
     @functools.cached_property
     def simulated(self) -> Simulated:
@@ -120,6 +128,7 @@ class Channel:
 
     def clear(self) -> None:
         """Forgets all that has come."""
+        self.now = None
         for lane in self.lanes.values():
             lane.player.clear()
             lane.view = None
@@ -393,6 +402,12 @@ class Publisher:
                 if channel.variants.update(parcel.open()):
                     self._want(parcel.feed, parcel.role, parcel.num_envs)
                 continue
+            if (rollout := parcel.feed.rollouts.get(parcel.role)) is not channel.rollout:
+                channel.rollout = rollout
+                channel.falls.clear()
+            if parcel.ranked:
+                channel.falls.learn(parcel.open())
+                continue
             lane = channel.lane(parcel.process)
             frame = lane.receive(parcel)
             if frame is not None:
@@ -404,6 +419,7 @@ class Publisher:
     def _hand_on(self, channel: Channel, lane: Lane, frame: Frame, now: float) -> None:
         """Brings a frame to the player, by way of its twins if it is to have any."""
         channel.past.add(frame)
+        channel.falls.add(frame)
         rows: list[int] = []
         if frame.coordinates is not None:
             channel.controls_known = (
@@ -495,6 +511,10 @@ class Publisher:
                     views[role] = None
             channel.empty = empty
             view = None if empty else self._play(channel, role, rollout, now)
+            channel.now = view or channel.now
+            made_of = rollout.choice.made_of
+            if made_of is not None and made_of.rule == "terminated" and channel.now and not empty:
+                view = channel.falls.shown(channel.now, now, self.board.control.speed)
             if view is None and not empty:
                 view = channel.view
             # A block may have been made anew, or be looked at in another way.
@@ -575,8 +595,8 @@ class Publisher:
         cells = rollout.choice.env_index
         if not views or cells is None:
             return None
-        if not changed and channel.view is not None:
-            return channel.view
+        if not changed and channel.now is not None:
+            return channel.now
         return beside(views, cells)
 
     def _look_at(self, role: str) -> Look:
@@ -593,6 +613,7 @@ class Publisher:
             self.look.overlays if selects else frozenset(),
             body=self.look.body if selects else None,
             beside=self.twins.beside,
+            rank_by=self.board.selection.rank_by,
         )
 
     def _decorate(self) -> None:
@@ -680,6 +701,7 @@ class Publisher:
             model=shown.adapter.mj_model if shown else None,
             unavailable=block.model.unavailable if block else {},
             inside=inside,
+            dt=shown.adapter.dt if shown else 1.0,
             has_detail=has_detail,
             parts=self.parts,
             surroundings=self.scene.surroundings,

@@ -5,7 +5,16 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from brax_viser.protocol import BEST, GIVEN, NEVER, NONFINITE, TERMINATED, WORST
+from brax_viser.protocol import (
+    BEST,
+    BY_MEASURE,
+    GIVEN,
+    MEASURES,
+    NEVER,
+    NONFINITE,
+    TERMINATED,
+    WORST,
+)
 
 RANKED = {"best": BEST, "worst": WORST, "terminated": TERMINATED, "nan": NONFINITE}
 """Rules for which the device ranks all environments, with its code for them."""
@@ -24,6 +33,13 @@ class Selection:
     page: int = 1  # of rule "page", counted from 1
     indices: tuple[int, ...] = ()  # of rule "indices"
     sticky: bool = False  # keep what was chosen first, instead of choosing anew at each stretch
+    rank_by: str = MEASURES[0]  # one of MEASURES: which return rules "best" and "worst" go by
+
+    @property
+    def code(self) -> int:
+        """Of a rule for which the device ranks: what it is told, one of `protocol`'s."""
+        measured = self.rule in ("best", "worst")
+        return RANKED[self.rule] + BY_MEASURE * MEASURES.index(self.rank_by) * measured
 
     @classmethod
     def of(cls, what: object, *, sticky: bool = False) -> "Selection":
@@ -55,7 +71,8 @@ class Selection:
 
     def same_rule(self, other: "Selection") -> bool:
         """Whether both choose alike, be it for once or anew at each stretch."""
-        return replace(self, sticky=other.sticky) == other
+        rank_by = self.rank_by if self.rule in ("best", "worst") else other.rank_by
+        return replace(self, sticky=other.sticky, rank_by=rank_by) == other
 
     def num_pages(self, num_envs: int, capacity: int) -> int:
         """How many pages of `capacity` environments there are."""
@@ -85,23 +102,24 @@ class Ranking:
     """The environments that one device ranks first, as its push says."""
 
     env_index: np.ndarray  # int32 [K], over all devices
-    episode_return: np.ndarray  # float32 [K]
+    measure: np.ndarray  # float32 [K], the return that best and worst are ranked by
     since_termination: np.ndarray  # int32 [K], env steps
     finite: np.ndarray  # bool [K]
+    tier: np.ndarray  # int32 [K], goes before the return: see `rank.measured`
 
-    def score(self, rule: str) -> np.ndarray:
-        """float [K]: higher is ranked first, -inf is not what the rule is about."""
+    def order(self, rule: str) -> tuple[np.ndarray, np.ndarray]:
+        """Two keys [K]: the lower are ranked first, by the first key and then by the second; whom
+        the rule is not about has inf for the second."""
+        none = np.zeros_like(self.tier)
         match rule:
             case "best" | "worst":
-                sign = 1.0 if rule == "best" else -1.0
                 # Kept, though last: a grid is not to lose robots because a return is not finite.
-                known = np.isfinite(self.episode_return)
-                return np.where(known, sign * self.episode_return, np.finfo(np.float32).min)
+                return self.tier, -self.measure if rule == "best" else self.measure
             case "terminated":
                 age = self.since_termination
-                return np.where(age < NEVER, -age.astype(np.float64), -np.inf)
+                return none, np.where(age < NEVER, age.astype(np.float64), np.inf)
             case _:
-                return np.where(self.finite, -np.inf, 0.0)
+                return none, np.where(self.finite, np.inf, 0.0)
 
 
 @dataclass
@@ -146,7 +164,7 @@ class Choice:
         if not self._pending or shard in self._reports:
             return GIVEN
         assert self.made_of is not None
-        return RANKED[self.made_of.rule]
+        return self.made_of.code
 
     @property
     def found_nobody(self) -> bool:
@@ -180,10 +198,11 @@ class Choice:
         assert self.made_of is not None
         reports = self._reports.values()
         index = np.concatenate([r.env_index for r in reports])
-        score = np.concatenate([r.score(self.made_of.rule) for r in reports])
+        keys = [r.order(self.made_of.rule) for r in reports]
+        tier, key = (np.concatenate(parts) for parts in zip(*keys, strict=True))
         # Ties by index, as on the device.
-        order = np.lexsort((index, -score))
-        chosen = index[order][np.isfinite(score[order])][:capacity].astype(np.int32)
+        order = np.lexsort((index, key, tier))
+        chosen = index[order][np.isfinite(key[order])][:capacity].astype(np.int32)
         self._settle(chosen, keep, num_envs, capacity)
         self._pending = False
 

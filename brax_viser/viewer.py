@@ -24,6 +24,7 @@ from brax_viser.forks import Trained
 from brax_viser.hosts import meeting
 from brax_viser.interrupt import InterruptWatch
 from brax_viser.progress import ProgressView
+from brax_viser.protocol import MEASURES
 from brax_viser.publisher import Publisher
 from brax_viser.scene.grid import Grid
 from brax_viser.selection import Selection
@@ -408,15 +409,30 @@ class Viewer:
 
         Args:
             what: "first"; ("page", n), counted from 1; a list of indices, which count over all
-                devices; "random"; "best" or "worst" (return of the episode so far); "terminated"
-                (most recently); or "nan" (any NaN or Inf). The last four are chosen among all
-                environments, on the device.
+                devices; "random"; "best" or "worst" (by the return that `rank_by` names);
+                "terminated" (most recently), each in the pose in which it fell, after the steps
+                that led there where they have come; or "nan" (any NaN or Inf). The last four are
+                chosen among all environments, on the device.
             sticky: keep those that a rule has chosen, instead of choosing anew at each stretch.
 
         Raises:
             ValueError: none of these, an index below 0, or one given twice.
         """
         self._select(Selection.of(what, sticky=sticky))
+
+    @property
+    def rank_by(self) -> str:
+        """Which return "best" and "worst" are ranked by, and labels and colours tell:
+        "last_episode", that of each environment's last finished episode, those that have none
+        behind the others, by the third; "so_far", that of the episode so far; or "per_second", that
+        over the time of it."""
+        return self._board.selection.rank_by
+
+    @rank_by.setter
+    @_by_first_alone
+    def rank_by(self, measure: str) -> None:
+        _check_choice("rank_by", measure, MEASURES)
+        self._select(self._board.selection, measure)
 
     @property
     def selected_env(self) -> int | None:
@@ -686,9 +702,11 @@ class Viewer:
         if feed.role != "eval":
             self._end.show_model(feed, "train", call.num_envs)
 
-    def _select(self, selection: Selection) -> None:
+    def _select(self, selection: Selection, rank_by: str | None = None) -> None:
         with self._board.lock:
-            before, self._board.selection = self._board.selection, selection
+            before = self._board.selection
+            selection = replace(selection, rank_by=rank_by or before.rank_by)
+            self._board.selection = selection
         self._publisher.complaint = None
         if not selection.same_rule(before):
             self._publisher.hurry()

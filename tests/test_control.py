@@ -20,6 +20,7 @@ from brax import envs
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser import viewer as viewer_module
 from brax_viser.env import INFO_KEY
+from brax_viser.episode import EpisodeLog
 from brax_viser.gui.words import cost, drawn, head
 from brax_viser.mailbox import CAPACITY, Parcel
 from brax_viser.playback import Player
@@ -29,8 +30,9 @@ from tests.conftest import Page, eventually
 from tests.sample import FallingCartPole
 
 NUM_ENVS, NUM_DRAWN = 4096, 64
-ROW = 2 * 7 + 5
-"""Numbers of an env in a push: 2 links of 7; reward, return, length, termination, finite."""
+ROW = 2 * 7 + 8
+"""Numbers of an env in a push: 2 links of 7; reward, return, length, termination, return and length
+of the last episode, whether it was reset, finite."""
 
 
 class Training:
@@ -98,6 +100,7 @@ def training(the_training) -> Iterator[Training]:
     """As it is at first, whatever the test before has done."""
     viewer = the_training.viewer
     viewer.mode, viewer.streaming, viewer.selected_env = "every_step", True, None
+    viewer.rank_by = "last_episode"
     viewer.select("first")
     the_training.restart()
     the_training.page = Page(viewer)
@@ -122,25 +125,77 @@ def test_of_4096_envs_trained_what_is_moved_is_that_of_the_64_drawn(training):
     assert after.bytes_moved - before.bytes_moved == 10 * 4 * (NUM_DRAWN * ROW + header)
 
 
-@pytest.mark.parametrize("rule", ["worst", "best", "terminated"])
-def test_what_is_drawn_is_the_true_worst_best_or_just_terminated_of_4096(training, rule):
+def ranked(log: EpisodeLog, rule: str, rank_by: str) -> np.ndarray:
+    """Who is to be drawn, first ones first, of the record of all environments."""
+    if rule == "terminated":
+        return np.argsort(log.since_termination, kind="stable")[:NUM_DRAWN]
+    sign = -1.0 if rule == "best" else 1.0
+    value, without = log.episode_return, np.zeros(NUM_ENVS, bool)
+    rate = log.episode_return / log.episode_length
+    if rank_by == "last_episode":
+        without = log.finished_length == 0
+        value = np.where(without, rate, log.finished_return)
+    elif rank_by == "per_second":
+        value = rate
+    assert len(np.unique(value)) > 20  # the order means something
+    return np.lexsort((np.arange(NUM_ENVS), sign * value, without))[:NUM_DRAWN]
+
+
+@pytest.mark.parametrize(
+    ("rule", "rank_by"),
+    [
+        ("worst", "last_episode"),
+        ("best", "last_episode"),
+        ("worst", "so_far"),
+        ("best", "per_second"),
+        ("terminated", "last_episode"),
+    ],
+)
+def test_what_is_drawn_is_the_true_worst_best_or_just_terminated_of_4096(training, rule, rank_by):
     training.steps(40)  # by now some have fallen, and returns differ
+    training.viewer.rank_by = rank_by
     training.viewer.select(rule)
     before = training.viewer.stats()
     training.steps()
     log = training.log()
-    score = {
-        "worst": -log.episode_return,
-        "best": log.episode_return,
-        "terminated": -log.since_termination.astype(float),
-    }[rule]
-    assert len(np.unique(score)) > 20  # the order means something
-    expected = np.argsort(-score, kind="stable")[:NUM_DRAWN]
+    expected = ranked(log, rule, rank_by)
     eventually(lambda: on_screen(training) == expected.tolist(), f"the {rule} are drawn")
     # Ranking sends as much again: what the device has ranked first, to be compared over devices.
     # And this step had been granted for those that were drawn before.
     moved = training.viewer.stats().bytes_moved - before.bytes_moved
     assert moved == 3 * 4 * (NUM_DRAWN * ROW + HEADER_HEAD + len(HEADER_COLUMNS) * NUM_DRAWN)
+
+
+def test_who_has_just_fallen_is_shown_as_it_fell_and_stays_so_until_another_choice(training):
+    viewer, cart_pole = training.viewer, 2
+
+    def shown() -> Any:
+        return viewer._publisher._channels["train"].view
+
+    training.steps(40)
+    viewer.select("terminated", sticky=True)
+    training.steps()
+    log = training.log()
+    expected = ranked(log, "terminated", "")
+    eventually(lambda: on_screen(training) == expected.tolist(), "who fell last is drawn")
+
+    def as_it_fell() -> bool:
+        np.testing.assert_array_equal(shown().frame.env_index, expected)
+        fallen = training.log().last_pose[expected]
+        return np.allclose(shown().link_pos, fallen[..., :3], atol=1e-6)
+
+    assert (log.last_pose[expected].shape) == (NUM_DRAWN, cart_pole, 7)
+    eventually(as_it_fell, "each is as it fell")
+    tilt = 2 * np.arcsin(np.abs(shown().link_rot[:, 1, 2]))
+    out = np.abs(shown().link_pos[:, 0, 0]) > 1.5
+    assert ((tilt > 0.4 - 1e-3) | out).all()  # not one of them is upright
+    where = shown().frame.env_steps
+    training.steps(3)
+    eventually(lambda: shown().frame.env_steps > where and as_it_fell(), "it stays so")
+    viewer.select("first")
+    training.steps()
+    eventually(lambda: on_screen(training) == list(range(64)), "the first ones are drawn")
+    eventually(lambda: shown().frame.fell is None, "and as they are")
 
 
 def test_none_is_drawn_where_none_has_a_nan_and_then_just_those_that_have(training):

@@ -13,6 +13,7 @@ from brax_viser import callback
 from brax_viser.emit import emit, shard_of_this_device, size_of, unpack
 from brax_viser.protocol import (
     BEST,
+    BY_MEASURE,
     FRESH,
     GIVEN,
     GRANTED,
@@ -25,6 +26,7 @@ from brax_viser.protocol import (
     PUSH_COORDINATES,
     TERMINATED,
     UNASKED,
+    UNKNOWN,
     WORST,
 )
 
@@ -359,6 +361,38 @@ def test_the_device_ranks_all_environments_by_a_rule(rule, expected, num_rows):
     assert header["row"].tolist() == expected[:num_rows]
     assert header["since_termination"].tolist() == [SINCE[i] for i in expected[:num_rows]]
     assert header["finite"].tolist() == [i not in (2, 5, 6) for i in expected[:num_rows]]
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (BEST, [3, 0, 1, 4, 2, 5, 6, 7]),
+        (WORST, [0, 3, 2, 4, 1, 5, 6, 7]),
+        (BEST + BY_MEASURE, [4, 3, 2, 1, 0, 6, 5, 7]),
+        (WORST + BY_MEASURE, [5, 6, 0, 1, 2, 3, 4, 7]),
+        (BEST + 2 * BY_MEASURE, [1, 4, 2, 6, 0, 3, 5, 7]),
+    ],
+)
+def test_the_last_finished_episode_is_ranked_by_and_behind_it_reward_per_step(rule, expected):
+    """Of 1, 2 and 4 none is known, that of 5 and 6 is not finite, and of 7 nothing is known."""
+    host = RecordingHost(push=True, rule=rule, capacity=8)
+    payload = {
+        "episode_return": jnp.array([1.0, 2.0, 3.0, 4.0, 5.0, -5.0, 0.5, 9.0]),
+        "episode_length": jnp.array([10, 1, 8, 100, 6, 9, 2, UNKNOWN]),
+        "finished_return": jnp.array([-9.0, *[np.nan] * 2, 90.0, np.nan, np.nan, np.nan, np.nan]),
+        "finished_length": jnp.array([9, 0, 0, 9, 0, 4, 3, 0]),
+        "since_termination": jnp.array(SINCE, jnp.int32),
+    }
+
+    @jax.jit
+    @jax.vmap
+    def ranked(payload):
+        due, rows, shard = jnp.int32(0), jnp.int32(NO_ROW), jnp.int32(0)
+        return emit(host, "train", due, rows, shard, 1, payload)
+
+    run(ranked, payload)
+    assert host.headers[0]["row"].tolist() == expected
+    assert host.headers[0]["finite"].all()  # that there is none is nothing to be told of
 
 
 def test_a_reset_of_some_envs_does_not_call_for_all():

@@ -1,5 +1,7 @@
 """Returns and lengths on the device, against a plain loop in numpy."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from brax import envs
 
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.env import INFO_KEY
-from brax_viser.episode import EpisodeLog
+from brax_viser.episode import Coordinates, EpisodeLog, Motion, evidence_of, first_log
 from brax_viser.protocol import NEVER
 from envs.cartpole import CartPole
 from tests.sample import FallingCartPole
@@ -107,6 +109,196 @@ def test_what_a_loop_of_the_users_own_resets_starts_anew(viewer):
     state = step(state, jnp.array([0.1]))
     assert float(state.info[INFO_KEY].episode_return) == pytest.approx(float(state.reward))
     assert int(state.info[INFO_KEY].episode_length) == 1
+
+
+def rollout(env: Any, inner, step) -> list[EpisodeLog]:
+    """The record after each step of a loop over `inner`'s actions."""
+    *_, keys, actions = inner
+    first = jax.jit(jax.vmap(env.reset))(keys)
+
+    def body(state, action):
+        state = step(first, state, action)
+        return state, state.info[INFO_KEY]
+
+    logs = jax.device_get(jax.jit(lambda s: jax.lax.scan(body, s, actions)[1])(first))
+    return [EpisodeLog(*(x[t] for x in logs)) for t in range(STEPS)]
+
+
+def test_where_the_whole_state_is_replaced_who_fell_and_with_what_return_is_known(viewer, inner):
+    """As gymnax's, rejax's and purejaxrl's loops do."""
+    env = VisualizedEnv(FallingCartPole(), grid=(2, 2), viewer=viewer)
+
+    def step(first, state, action):
+        over = state.done > 0  # of the step before: so that the record of it is seen here
+
+        def pick(a, b):
+            return jnp.where(over.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+        return jax.vmap(env.step)(jax.tree.map(pick, first, state), action)
+
+    logs = rollout(env, inner, step)
+    expected = reference(inner, 10**6, 1)
+    last = np.full(NUM_ENVS, np.nan)
+    known = fallen = 0
+    for log, told in zip(logs, expected, strict=True):
+        np.testing.assert_array_equal(log.since_termination, told["since"])
+        np.testing.assert_array_equal(log.episode_length, told["length"])
+        over = told["since"] == 0
+        last[over] = told["return"][over]
+        known += int(np.isfinite(log.finished_return).sum())
+        fallen += int(np.isfinite(last).sum())
+        right = np.isclose(log.finished_return, last, rtol=1e-5)
+        assert (right | np.isnan(log.finished_return)).all()  # unknown, but never wrong
+        pose = np.isfinite(log.last_pose).all(axis=(1, 2))
+        assert (pose == np.isfinite(log.finished_return)).all()
+    assert known > 0.9 * fallen > 0
+    assert (told["since"] < NEVER).sum() == NUM_ENVS  # all have fallen, and all are found
+
+
+LIMIT = 7
+
+
+class Resetting(FallingCartPole):
+    """Resets itself within a step, and says so in different ways, or in none."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self._how = how
+
+    def reset(self, rng):
+        state = super().reset(rng)
+        info = {"rng": rng, "start": state.pipeline_state, "t": jnp.zeros((), jnp.int32)}
+        return state.replace(info=info)
+
+    def step(self, state, action):
+        info = state.info
+        state = super().step(state, action)
+        done, t = state.done > 0, info["t"] + 1
+        if "limit" in self._how:
+            done = t >= LIMIT
+        rng, key = jax.random.split(info["rng"])
+        again = info["start"] if "same" in self._how else super().reset(key).pipeline_state
+        physics = jax.tree.map(lambda a, b: jnp.where(done, a, b), again, state.pipeline_state)
+        info = {"rng": rng, "start": info["start"], "t": jnp.where(done, 0, t)}
+        if "uncounted" in self._how:
+            info["t"] = t
+        says = state.done if "says" in self._how else jnp.zeros_like(state.done)
+        # So that the test knows it in any case.
+        metrics = {"over": done.astype(jnp.float32)}
+        return state.replace(pipeline_state=physics, info=info, done=says, metrics=metrics)
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["same uncounted", "anew uncounted", "anew uncounted says", "same limit", "anew limit"],
+)
+def test_returns_start_anew_where_the_environment_resets_itself(viewer, inner, how):
+    env = VisualizedEnv(Resetting(how), grid=(2, 2), viewer=viewer)
+    *_, keys, actions = inner
+    first = jax.jit(jax.vmap(env.reset))(keys)
+    first = first.replace(metrics={"over": jnp.zeros(NUM_ENVS)})
+
+    def body(state, action):
+        state = jax.vmap(env.step)(state, action)
+        return state, (state.info[INFO_KEY], state.reward, state.metrics["over"])
+
+    logs, rewards, over = jax.device_get(
+        jax.jit(lambda s: jax.lax.scan(body, s, actions)[1])(first)
+    )
+    total, length = np.zeros(NUM_ENVS), np.zeros(NUM_ENVS, int)
+    last, episodes = np.full(NUM_ENVS, np.nan), 0
+    for t in range(STEPS):
+        begins = over[t - 1] > 0 if t else np.zeros(NUM_ENVS, bool)
+        total = np.where(begins, 0.0, total) + rewards[t]
+        length = np.where(begins, 0, length) + 1
+        last = np.where(over[t] > 0, total, last)
+        episodes += int((over[t] > 0).sum())
+        np.testing.assert_array_equal(logs.episode_length[t], length)
+        np.testing.assert_allclose(logs.episode_return[t], total, rtol=1e-5)
+        np.testing.assert_allclose(logs.finished_return[t], last, rtol=1e-5)
+    assert episodes > 2 * NUM_ENVS
+    if "says" in how:  # the pose after the reset is none that anybody has fallen in
+        angle = 2 * np.arcsin(np.abs(logs.last_pose[-1][:, 1, 5]))
+        assert np.nanmin(angle) > 0.3
+
+
+def test_an_own_wrapper_around_that_leaves_done_to_be_seen_begins_episodes(viewer, inner):
+    env = VisualizedEnv(FallingCartPole(), grid=(2, 2), viewer=viewer)
+
+    def step(first, state, action):
+        state = jax.vmap(env.step)(state, action)
+        over = state.done > 0
+        physics = where_jax(over, first.pipeline_state, state.pipeline_state)
+        return state.replace(pipeline_state=physics)
+
+    for log, told in zip(rollout(env, inner, step), reference(inner, 10**6, 1), strict=True):
+        np.testing.assert_array_equal(log.episode_length, told["length"])
+        np.testing.assert_allclose(log.episode_return, told["return"], rtol=1e-5)
+
+
+def where_jax(over, one, other):
+    return jax.tree.map(
+        lambda a, b: jnp.where(over.reshape(-1, *[1] * (a.ndim - 1)), a, b), one, other
+    )
+
+
+def test_stepping_on_after_the_end_begins_no_episode(viewer, inner):
+    """As a trainer's repeats of an action do, or a loop that does not care."""
+    env = VisualizedEnv(FallingCartPole(), grid=(2, 2), viewer=viewer)
+    logs = rollout(env, inner, lambda first, state, action: jax.vmap(env.step)(state, action))
+    ended = np.array([log.since_termination == 0 for log in logs])
+    lengths = np.array([log.episode_length for log in logs])
+    assert ended.any(axis=0).sum() > NUM_ENVS / 2
+    for env_index in range(NUM_ENVS):
+        upright = np.flatnonzero(~ended[1:, env_index] & ended[:-1, env_index])  # again
+        until = int(upright[0]) + 1 if len(upright) else STEPS
+        assert lengths[:until, env_index].tolist() == list(range(1, until + 1))
+
+
+def evidence(model, first, before, after, *, dt=0.02, **kwargs):
+    """Of one environment: coordinates, and (place, speed, time) before and after."""
+
+    def motion(place, speed, time=None):
+        floats = (jnp.array(x, jnp.float32) for x in (place, speed))
+        return Motion(*floats, None if time is None else jnp.float32(time))
+
+    before, after = motion(*before), motion(*after)
+    log = first_log(jnp.zeros(()), motion(first, first), 1)._replace(seen=before.place)
+    fell = jnp.bool_(kwargs.pop("counter_fell", False))
+    told = kwargs.pop("told", False)
+    found = evidence_of(log, before, after, Coordinates(model), fell, dt, told=told)
+    return tuple(bool(x) for x in found)
+
+
+def test_what_the_physics_tells_of_resets():
+    model = CartPole().sys.mj_model
+    first = [0.0, 0.0]
+    goes_on, reset, doubtful = (False, False, False), (False, True, False), (False, False, True)
+    # However fast it is, whatever it meets.
+    assert evidence(model, first, ([1.0, 2.0], [50.0, 90.0]), ([1.4, 3.2], [-9.0, 20.0])) == goes_on
+    # Some backends keep angles within half a turn.
+    assert evidence(model, first, ([0.1, 3.1], [0.1, 9.0]), ([0.1, -3.0], [0.1, 9.0])) == goes_on
+    # Back near where a reset puts it, past all that its velocity explains.
+    fallen = ([0.6, 0.41], [1.0, 2.0])
+    assert evidence(model, first, fallen, ([0.05, -0.03], [0.1, 0.1])) == reset
+    # Only the physics' time tells it of one that goes as it would anyhow.
+    slow = ([0.001, 0.0], [0.01, 0.0], 0.5), ([0.001, 0.0], [0.01, 0.0], 0.02)
+    assert evidence(model, first, *slow) == reset
+    assert evidence(model, first, slow[0], ([0.001, 0.0], [0.01, 0.0], 0.52)) == goes_on
+    # A count begins anew where a command changes too: it takes a jump to be an episode's.
+    smooth = ([0.6, 0.41], [1.0, 2.0]), ([0.62, 0.45], [1.0, 2.0])
+    assert evidence(model, first, *smooth, counter_fell=True) == goes_on
+    jump = ([0.06, 0.01], [1.0, 0.0]), ([0.045, 0.01], [0.2, 0.0])
+    assert evidence(model, first, *jump) == goes_on
+    assert evidence(model, first, *jump, counter_fell=True) == reset
+    # Put somewhere else, that is no place to begin at: it may be another episode, or not.
+    assert evidence(model, first, fallen, ([-1.2, 0.3], [0.0, 0.0])) == doubtful
+    assert evidence(model, first, fallen, ([-1.2, 0.3], [0.0, 0.0]), told=True) == goes_on
+    # One thing of many that is put elsewhere, as a target, begins nothing.
+    ant = envs.get_environment("ant", backend="spring").sys.mj_model
+    many = np.linspace(0.1, 0.9, 11)
+    moved = np.where(np.arange(11) < 3, -2.0, many)
+    assert evidence(ant, 0 * many, (many, 0.1 * many), (moved, 0.1 * many)) == goes_on
 
 
 def test_the_time_of_an_outer_step_includes_its_repeats(viewer):

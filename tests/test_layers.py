@@ -25,6 +25,7 @@ PURE = (
     "playback.py",
     "hold.py",
     "frame.py",
+    "falls.py",
     "progress.py",
     "mailbox.py",
     "switchboard.py",

@@ -10,10 +10,10 @@ from brax import envs
 from brax_viser.adapters import adapter_for
 from brax_viser.frame import Frame
 from brax_viser.playback import View
-from brax_viser.protocol import NEVER
+from brax_viser.protocol import NEVER, UNKNOWN
 from brax_viser.scene.block import MAX_LABELS, Block, Look, Model
 from brax_viser.scene.grid import Grid, framing_camera
-from brax_viser.scene.looks import ALIVE, BROKEN, FALLEN, colours_of, range_of
+from brax_viser.scene.looks import ALIVE, BROKEN, FALLEN, UNKNOWN_RETURN, colours_of, range_of
 from brax_viser.scene.robots import FADED, PARKED
 from brax_viser.scene.scene import Scene
 from brax_viser.scene.surfaces import linear
@@ -35,6 +35,8 @@ def frame_of(model: Model, count: int = COUNT, first: int = 10) -> Frame:
         episode_length=np.full(count, 20, np.int32),
         since_termination=np.full(count, NEVER, np.int32),
         finite=np.ones(count, bool),
+        finished_return=np.arange(count, dtype=np.float32),
+        finished_length=np.full(count, 30, np.int32),
     )
 
 
@@ -166,7 +168,7 @@ def test_robots_are_coloured_by_return_and_get_their_own_colours_back(ants):
     np.testing.assert_array_equal(own, linear(part.shape.rgba[:3]))
     ants.draw(Look(colour_by="return"))
     shown = np.reshape(part.handle.batched_colors, (COUNT, len(part.shape.body), 3))
-    expected = colours_of("return", ants.frame, 0.05)
+    expected = colours_of("return", ants.frame, 0.05, "last_episode")
     assert expected is not None
     expected_light = linear(expected)
     np.testing.assert_array_equal(shown, np.repeat(expected_light[:, None], shown.shape[1], axis=1))
@@ -182,7 +184,8 @@ def test_colours_say_what_they_are_to_say(ants):
     assert by_return is not None and by_reward is not None
     np.testing.assert_array_equal(by_return, by_reward[::-1])  # rewards fall where returns rise
     assert by_return[0].tolist() == [68, 1, 84] and by_return[-1].tolist() == [253, 231, 37]
-    assert range_of("return", frame) == (0.0, 5.0) and range_of("termination", frame) is None
+    assert range_of("return", frame, 0.05) == (0.0, 5.0)
+    assert range_of("termination", frame, 0.05) is None
 
     since = np.array([0, 10, NEVER, NEVER, 5, 0], np.int32)
     finite = np.array([True, True, True, False, True, True])
@@ -192,16 +195,47 @@ def test_colours_say_what_they_are_to_say(ants):
     assert FALLEN[0] > ended[4][0] > ended[1][0] > ALIVE[0]  # it fades within a second
 
     odd = replace(frame, episode_return=np.array([np.nan, 1, 2, 3, np.inf, 5], np.float32))
-    shown = colours_of("return", odd, 0.05)
-    assert shown is not None and range_of("return", odd) == (1.0, 5.0)
-    same = colours_of("return", replace(frame, episode_return=np.ones(COUNT, np.float32)), 0.05)
+    shown = colours_of("return", odd, 0.05, "so_far")
+    assert shown is not None and range_of("return", odd, 0.05, "so_far") == (1.0, 5.0)
+    ones = replace(frame, episode_return=np.ones(COUNT, np.float32))
+    same = colours_of("return", ones, 0.05, "so_far")
     assert same is not None and len(np.unique(same, axis=0)) == 1
+
+
+def test_colours_by_return_go_by_the_measure_that_is_chosen_and_grey_is_not_known(ants):
+    frame = replace(
+        ants.frame,
+        finished_return=np.array([5, np.nan, 3, 2, 1, 0], np.float32),
+        episode_length=np.array([1, 2, 4, 8, 16, UNKNOWN], np.int32),
+    )
+    last, so_far = (colours_of("return", frame, 0.05, by) for by in ("last_episode", "so_far"))
+    assert last is not None and so_far is not None
+    assert tuple(last[1]) == UNKNOWN_RETURN == tuple(so_far[5])
+    np.testing.assert_array_equal(last[0], [253, 231, 37])  # the highest
+    np.testing.assert_array_equal(so_far[4], [253, 231, 37])
+    assert range_of("return", frame, 0.05, "per_second") == (0.0, 10.0)  # 1 in 2 steps, 2 in 4
 
 
 def test_labels_tell_env_return_and_time_and_go_again(ants):
     ants.draw(Look(labels=True, others="hide", selected_env=11))
     labels = ants.block._labels
-    assert [label.text for label in labels[:2]] == ["10 · 0.0 · 1.0 s", "11 · 1.0 · 1.0 s"]
+    assert [label.text for label in labels[:2]] == [
+        "10 · last 0.0 · 1.0 s",
+        "11 · last 1.0 · 1.0 s",
+    ]
+    ants.draw(Look(labels=True, rank_by="per_second"))
+    assert labels[1].text == "11 · 1.0/s · 1.0 s"
+    none = np.full(COUNT, np.nan, np.float32)
+    ants.draw(Look(labels=True), finished_return=none)
+    assert labels[1].text == "11 · no episode yet · 1.0 s"
+    unknown = np.full(COUNT, UNKNOWN, np.int32)
+    ants.draw(Look(labels=True, rank_by="so_far"), episode_length=unknown)
+    assert labels[1].text == "11 · return unknown"
+    fell = {"fell": np.arange(COUNT) < 2, "fell_return": np.array([83.14, np.nan, *[0.0] * 4])}
+    ants.draw(Look(labels=True), **fell, since_termination=np.full(COUNT, 24, np.int32))
+    shown = [label.text for label in labels[:2]]
+    assert shown == ["10 · fell 1.2 s ago · return 83.1", "11 · fell 1.2 s ago"]
+    ants.draw(Look(labels=True, others="hide", selected_env=11))
     assert [label.visible for label in labels] == [env == 11 for env in range(10, 16)]
     assert labels[1].position[2] > ants.scene._scale * ants.block.place_of(11)[2]
     ants.draw(Look())

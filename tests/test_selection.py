@@ -1,12 +1,14 @@
 """Which environments are drawn: rules, pages, and what several devices rank."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from brax_viser.gui.panel import parse_indices, written
-from brax_viser.protocol import BEST, GIVEN, NEVER, NONFINITE, TERMINATED, WORST
+from brax_viser.protocol import BEST, BY_MEASURE, GIVEN, NEVER, NONFINITE, TERMINATED, WORST
 from brax_viser.selection import RANKED, Choice, Ranking, Selection
 
 RANDOM = np.random.default_rng(0)
@@ -44,13 +46,14 @@ def test_a_bad_selection_is_refused(what):
         Selection.of(what)
 
 
-def ranking(index, returns=None, since=None, finite=None):
+def ranking(index, returns=None, since=None, finite=None, tier=None):
     count = len(index)
     return Ranking(
         np.array(index, np.int32),
         np.array(returns if returns is not None else [0.0] * count, np.float32),
         np.array(since if since is not None else [NEVER] * count, np.int32),
         np.array(finite if finite is not None else [True] * count),
+        np.array(tier if tier is not None else [0] * count, np.int32),
     )
 
 
@@ -65,6 +68,24 @@ def test_rules_that_rank_wait_for_all_devices_and_take_the_best_of_all():
     assert not choice.pending
     assert choice.env_index is not None
     assert choice.env_index.tolist() == [3, 12, 1, 11]
+
+
+def test_those_without_a_finished_episode_come_behind_whichever_way():
+    choice = Choice()
+    for rule, expected in (("best", [12, 3, 11, 1]), ("worst", [3, 12, 1, 11])):
+        choice.begin(Selection.of(rule), 20, 4, now=0.0, keep=None)
+        code = choice.rule_for(0)
+        choice.report(0, code, ranking([3, 1, 2], [5.0, 7.0, 0.0], tier=[0, 1, 2]), 2, 20, 4, None)
+        choice.report(1, code, ranking([12, 11], [9.0, 9.0], tier=[0, 1]), 2, 20, 4, None)
+        assert choice.env_index is not None
+        assert choice.env_index.tolist() == expected
+
+
+def test_another_measure_is_another_rule_where_it_matters_and_the_device_is_told():
+    best, other = Selection.of("best"), replace(Selection.of("best"), rank_by="so_far")
+    assert not best.same_rule(other) and best.code == BEST and other.code == BEST + BY_MEASURE
+    first = Selection.of("first")
+    assert first.same_rule(replace(first, rank_by="per_second"))
 
 
 @given(

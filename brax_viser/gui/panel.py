@@ -31,6 +31,11 @@ RULES = {
 }
 SURROUNDINGS = {"Light": "light", "Dark": "dark", "As the model": "model"}
 OTHERS = {"Show": "show", "Fade": "fade", "Hide": "hide"}
+MEASURES = {
+    "Last episode": "last_episode",
+    "Episode so far": "so_far",
+    "Reward per second": "per_second",
+}
 COLOURS = {
     "As the model": "model",
     "Return": "return",
@@ -169,9 +174,19 @@ class Panel(Widgets):
             tuple(RULES),
             initial_value="First ones",
             hint="Which of the trainer's environments are drawn. Best, worst, terminated and NaN "
-            "are chosen among all of them, on the device.",
+            "are chosen among all of them, on the device. Just terminated: each is shown as it "
+            "fell, after the steps that led there where they have come.",
         )
         self._on_change(self._rule, "rule", RULES.__getitem__)
+        self._rank_by = gui.add_dropdown(
+            "Return",
+            tuple(MEASURES),
+            initial_value="Last episode",
+            hint="Which return Best and Worst go by, and labels and colours: that of each env's "
+            "last finished episode (those without one come behind, by reward per second); that of "
+            "its episode so far, which is mostly its age; or that over its time.",
+        )
+        self._on_change(self._rank_by, "rank_by", MEASURES.__getitem__)
         self._page = gui.add_button_group(
             "Page",
             PAGES,
@@ -235,13 +250,16 @@ class Panel(Widgets):
             "Colour by",
             tuple(COLOURS),
             initial_value="As the model",
-            hint="Return: of the episode so far. Reward: of this step. Termination: red where an "
-            "episode has just ended in one.",
+            hint="Return: the one chosen under Which robots. Reward: of this step. Termination: "
+            "red where an episode has just ended in one.",
         )
         self._on_change(self._colour, "colour_by", COLOURS.__getitem__)
         self._legend = gui.add_html("")
         self._labels = gui.add_checkbox(
-            "Labels", False, hint="Above each robot: env index, return and time of its episode."
+            "Labels",
+            False,
+            hint="Above each robot: env index, the return chosen under Which robots, and the time "
+            "of its episode.",
         )
         self._on_change(self._labels, "labels", bool)
         self._in_cells = gui.add_checkbox(
@@ -418,6 +436,7 @@ class Panel(Widgets):
         self._set(self._rule, value=label_of(RULES, selection.rule))
         pages = selection.num_pages(num_envs, view.capacity) if num_envs and view.capacity else 1
         page = min(selection.page, pages)
+        self._set(self._rank_by, value=label_of(MEASURES, selection.rank_by))
         self._set(
             self._page,
             visible=selection.rule == "page",

@@ -68,7 +68,7 @@ class PanelView:
     slowest_page: float | None  # share of it that the slowest page takes, 0 to 1, if known
     selection: Selection
     selected_env: int | None
-    selected_facts: tuple[float, float] | None  # (return, s) of its episode, if it is drawn
+    selected_facts: str | None  # how its episodes go, if it is drawn
     followed: bool
     look: Look
     paused: bool
@@ -85,6 +85,7 @@ class PanelView:
     model: mujoco.MjModel | None = None  # of the robots
     unavailable: Mapping[str, str] = field(default_factory=dict)  # overlays, and why not
     inside: Inside | None = None  # the selected robot's, where its numbers are wanted and known
+    dt: float = 1.0  # s per step of what is on screen
     has_detail: bool = False  # whether they are known at the step that is on screen
     surroundings: str = "light"  # one of scene.SURROUNDINGS
     looked_through: bool = False  # whether any page looks through a camera of the model
@@ -221,19 +222,36 @@ def drawn(view: PanelView) -> str:
     if num_envs is None:
         return note(f"{view.drawn:,} robots, waiting for the first step")
     if view.drawn or view.selection.rule not in RANKED:
-        return note(f"{view.drawn:,} of {num_envs:,} envs are drawn")
+        by = view.selection.rank_by
+        how = HOW_DRAWN.get(view.selection.rule, "").format(MEASURED[by])
+        if view.selection.rule in ("best", "worst") and by == "last_episode":
+            how += BEHIND
+        return note(f"{view.drawn:,} of {num_envs:,} envs are drawn{how}")
     nobody = {"nan": "has a NaN or an Inf", "terminated": "has terminated yet"}
     return note(f"None of {num_envs:,} envs {nobody.get(view.selection.rule, 'is drawn')}")
+
+
+MEASURED = {
+    "last_episode": "return of the last finished episode",
+    "so_far": "return of the episode so far",
+    "per_second": "reward per second of the episode so far",
+}
+"""What robots are ranked and coloured by."""
+
+BEHIND = "; those without one behind them, by reward per second of the episode so far"
+
+HOW_DRAWN = {
+    "best": ", highest {} first",
+    "worst": ", lowest {} first",
+    "terminated": ", each as it fell, who fell last first",
+}
 
 
 def selected(view: PanelView) -> str:
     """The selected environment."""
     if view.selected_env is None:
         return note("Click a robot to select it.")
-    facts = ""
-    if view.selected_facts is not None:
-        total, seconds = view.selected_facts
-        facts = f" · return {total:,.1f} · {seconds:.1f} s"
+    facts = f" · {view.selected_facts}" if view.selected_facts is not None else ""
     return (
         '<div style="margin:0 0.75em 0.4em 0.75em;font-size:0.9em">'
         f"<b>Env {view.selected_env}</b>{escape(facts)}</div>"
@@ -416,11 +434,16 @@ def legend(view: PanelView) -> str:
     rule = view.look.colour_by
     if rule == "termination":
         return note("Red: has just terminated. Pink: NaN or Inf.")
-    ends = range_of(rule, view.frame) if view.frame is not None else None
+    by, ends = view.selection.rank_by, None
+    if view.frame is not None:
+        ends = range_of(rule, view.frame, view.dt, by)
+    said = ""
+    if rule == "return":
+        said = note(f"Colour: {MEASURED[by]}. Grey: not known.")
     if ends is None:
-        return ""
+        return said
     low, high = (f"{end:,.3g}" for end in ends)
-    return (
+    return said + (
         '<div style="margin:-0.2em 0.75em 0.6em 0.75em;font-size:0.8em;display:flex;gap:0.6em;'
         f'align-items:center"><span>{low}</span><div style="flex:1;height:0.7em;'
         f'border-radius:0.2em;background:{css_gradient()}"></div><span>{high}</span></div>'

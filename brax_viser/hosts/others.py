@@ -16,7 +16,6 @@ from brax_viser.hosts.meeting import Place
 from brax_viser.hosts.relay import LIFE_SECONDS, LOST_SECONDS, TURN_SECONDS
 from brax_viser.protocol import GIVEN
 from brax_viser.rollout import Rollout
-from brax_viser.selection import RANKED
 from brax_viser.switchboard import Switchboard
 
 REFUSED_SECONDS = 1.0
@@ -310,7 +309,7 @@ class Others:
         choice = rollout.choice
         rule = GIVEN
         if choice.pending and choice.made_of is not None:
-            rule = RANKED[choice.made_of.rule]
+            rule = choice.made_of.code
         resets, reset_step = rollout.pacer.last_reset
         return choice.env_index, wire.Task(
             drawn=None,

@@ -236,9 +236,10 @@ class Relay:
                     rule,
                     shard,
                     wire.Array.of(ranking.env_index.astype(np.int32)),
-                    wire.Array.of(ranking.episode_return),
+                    wire.Array.of(ranking.measure),
                     wire.Array.of(ranking.since_termination),
                     wire.Array.of(ranking.finite),
+                    wire.Array.of(ranking.tier),
                 )
             )
 

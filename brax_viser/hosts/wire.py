@@ -99,6 +99,7 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     sending: bool  # whether more of this stretch is to come
     detail_env: int | None = None
     detail_layout: Layout = ()
+    ranked: bool = False
 
 
 class Models(msgspec.Struct, frozen=True, tag=True):
@@ -121,16 +122,18 @@ class Ranked(msgspec.Struct, frozen=True, tag=True):
     rule: int
     shard: int
     env_index: Array
-    episode_return: Array
+    measure: Array
     since_termination: Array
     finite: Array
+    tier: Array
 
     def ranking(self) -> Ranking:
         return Ranking(
             self.env_index.open(),
-            self.episode_return.open(),
+            self.measure.open(),
             self.since_termination.open(),
             self.finite.open(),
+            self.tier.open(),
         )
 
 
@@ -178,6 +181,7 @@ def step_of(parcel: Parcel, *, sending: bool) -> Step:
         sending=sending,
         detail_env=parcel.detail_env,
         detail_layout=parcel.detail_layout,
+        ranked=parcel.ranked,
     )
 
 
@@ -209,6 +213,7 @@ def parcel_of(message: Step, feed: Any, process: int) -> Parcel:
         process=process,
         detail_env=message.detail_env,
         detail_layout=message.detail_layout,
+        ranked=message.ranked,
     )
 
 

@@ -10,10 +10,11 @@ import viser
 
 from brax_viser.frame import Frame
 from brax_viser.playback import View
+from brax_viser.protocol import MEASURES
 from brax_viser.scene.cameras import ModelCamera, Sight, sight_of
 from brax_viser.scene.flexes import Sheets, Surfaces, surfaces_of
 from brax_viser.scene.grid import Grid
-from brax_viser.scene.looks import colours_of
+from brax_viser.scene.looks import colours_of, in_words, measured
 from brax_viser.scene.overlays import OVERLAYS, Overlays, unavailable
 from brax_viser.scene.physics import Physics, body_hit
 from brax_viser.scene.robots import Paint, Robots
@@ -61,6 +62,7 @@ class Look:
     numbers: bool = False  # whether the panel tells the numbers of the selected robot
     body: int | None = None  # of the selected robot, the body that a person has pointed at
     beside: bool = False  # whether twins are drawn beside their robots, and not on them
+    rank_by: str = MEASURES[0]  # one of protocol.MEASURES: the return that is told, and coloured by
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,8 @@ class Block:
         self._look = look
         colours, faded = None, None
         if self.frame is not None:
-            colours = self._for_all_cells(colours_of(look.colour_by, self.frame, self.model.dt))
+            colours = colours_of(look.colour_by, self.frame, self.model.dt, look.rank_by)
+            colours = self._for_all_cells(colours)
             if look.others == "fade" and self._others().any():
                 faded = self._others()
         self.robots.paint(Paint(colours, faded))
@@ -280,13 +283,15 @@ class Block:
         origin = self._origins[cell]
         return replace(sight, position=sight.position + origin, look_at=sight.look_at + origin)
 
-    def facts_of(self, env: int) -> tuple[float, float] | None:
-        """(return, s) of an environment's episode so far; None if it is not drawn."""
+    def facts_of(self, env: int) -> str | None:
+        """How an environment's episodes go, in words; None if it is not drawn."""
         cell = self._cell_of_env.get(env)
         if cell is None or self.frame is None:
             return None
-        length = float(self.frame.episode_length[cell])
-        return float(self.frame.episode_return[cell]), length * self.model.dt
+        facts = in_words(self.frame, cell, self.model.dt, "so_far")
+        last = measured(self.frame, self.model.dt, "last_episode")[cell]
+        shown = self.frame.fell is not None and self.frame.fell[cell]
+        return facts if shown or np.isnan(last) else f"{facts} · last episode {last:,.1f}"
 
     def inside(self, env: int) -> Physics | None:
         """MuJoCo's model and data in the state of an environment, which stay so until the next
@@ -504,10 +509,9 @@ class Block:
         above = self.grid.reach[1, 2]
         for cell, label in enumerate(self._labels):
             assert frame is not None
-            seconds = frame.episode_length[cell] * self.model.dt
             env = int(frame.env_index[cell])
             own = self.model.variants.in_words(env)
-            text = f"{env} · {frame.episode_return[cell]:.1f} · {seconds:.1f} s"
+            text = f"{env} · {in_words(frame, cell, self.model.dt, self._look.rank_by)}"
             text += f" · {own}" if own else ""
             if label.text != text:
                 label.text = text
