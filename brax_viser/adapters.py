@@ -2,8 +2,9 @@
 
 import copy
 import functools
+import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -11,11 +12,33 @@ import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
+from brax.base import System
 from jax.core import Tracer, get_opaque_trace_state
 
 from brax_viser.emit import Payload
 from brax_viser.episode import Coordinates, Motion
-from brax_viser.wrapping import action_repeat, is_env, is_playground, shadowed
+from brax_viser.models import Path, at, misfit, mujoco_model, stepped_model
+from brax_viser.states import (
+    batch_of,
+    coordinates_of,
+    is_mujocos,
+    named_leaves,
+    own_info,
+    physics_of,
+    poses_of,
+    reward_of,
+)
+from brax_viser.wrapping import (
+    action_repeat,
+    attribute,
+    base_of,
+    copied,
+    is_env,
+    is_playground,
+    shadowed,
+)
+
+log = logging.getLogger("brax_viser")
 
 MODEL_FIELDS = (
     "geom_size",
@@ -61,15 +84,13 @@ class Adapter:
     original: Any = None
     _changes: Mapping[str, np.ndarray] = field(default_factory=dict)  # see `mujoco_model`
     _leaves: dict[str, Any] = field(default_factory=dict)  # of its model, as it was made
-
-    info_can_be_replaced = False
-    """Whether a wrapper around may replace the whole of `state.info` at an episode's end."""
+    _stepped: Path = ()  # where `base` keeps the model that JAX steps; (): nowhere
 
     @property
     def native(self) -> bool:
         """Whether the physics is MuJoCo's own, by MJX or Warp: then there are controls, and forces
         that MuJoCo works out of qpos, qvel and ctrl are those of the training."""
-        return True
+        return self.backend not in _BRAXS_OWN
 
     def step(self, env: Any, state: Any, action: Any) -> tuple[Any, jax.Array | None]:
         """Steps `env`, which has `base` inside, and returns its new state and the control [*batch,
@@ -82,14 +103,14 @@ class Adapter:
         if self.ctrl_fn is None:
             return None
         told = self.ctrl_fn
-        for _ in state.done.shape:
+        for _ in batch_of(state):
             told = jax.vmap(told)
         return told(action)
 
     @property
     def substeps(self) -> int:
         """Steps of the physics in one `step` of the wrapped env."""
-        return round(self.dt / self._timestep)
+        return max(round(self.dt / self._timestep), 1)
 
     @property
     def _timestep(self) -> float:
@@ -114,14 +135,31 @@ class Adapter:
                 getattr(model, name)[:] = value
         return model
 
+    def check(self, state: Any) -> None:
+        """Looks at a state of `reset`, while it is traced.
+
+        Raises:
+            ValueError: it has no physics, or such as is not the model's.
+        """
+        physics = physics_of(state)
+        have = [x.shape[-1] for x in coordinates_of(physics)] + [poses_of(physics)[0].shape[-2]]
+        wanted = [self.mj_model.nq, self.mj_model.nv, self.mj_model.nbody - 1]
+        if have != wanted:
+            raise ValueError(
+                f"the state of {self.name} has (nq, nv, bodies)={tuple(have)}, but its MuJoCo "
+                f"model has {tuple(wanted)}: give the model that it was made of, as in "
+                "VisualizedEnv(env, mj_model=model)"
+            )
+
     def payload(self, state: Any) -> Payload:
         """The arrays to show, of a state with any number of leading batch axes."""
-        raise NotImplementedError
+        pos, rot = poses_of(physics_of(state))
+        return {"link_pos": pos, "link_rot": rot, "reward": reward_of(state, batch_of(state))}
 
     def motion(self, state: Any) -> Motion:
         """Where the robots are and how they move, of a state as that of `payload`."""
-        qpos, qvel, data = self._coordinates(state)
-        return self.moving.motion(qpos, qvel, getattr(data, "time", None))
+        data = physics_of(state)
+        return self.moving.motion(*coordinates_of(data), getattr(data, "time", None))
 
     @functools.cached_property
     def moving(self) -> Coordinates:
@@ -133,8 +171,9 @@ class Adapter:
 
         Pixels are left out. They cannot be either, and it would take long.
         """
-        obs = state.obs.items() if isinstance(state.obs, Mapping) else [("state", state.obs)]
-        return [self._qvel(state), *(x for name, x in obs if not name.startswith("pixels/"))]
+        batch, (_, qvel) = batch_of(state), coordinates_of(physics_of(state))
+        obs = [jnp.asarray(x) for name, x in _observation(state) if not name.startswith("pixels/")]
+        return [qvel, *(x for x in obs if x.shape[: len(batch)] == batch)]
 
     def detail(
         self,
@@ -148,13 +187,13 @@ class Adapter:
         "qpos" [nq] and "qvel" [nv], in MuJoCo's order, units and frames on all backends; "ctrl"
         [nu], "act" [na], "mocap_pos" [nmocap, 3] and "mocap_quat" [nmocap, 4] where the backend
         keeps such, or `step` has found it, and the model has any; "action" [A]; and "observation"
-        [O], or "observation/NAME" where it has several, those of a single axis and of no more than
-        `MAX_OBSERVATION` numbers together; and "info/NAME" of `info`, what else the environment
-        keeps for itself, no more than `MAX_INFO` numbers together. Pixels and random keys never
-        travel.
+        [O], or "observation/PATH" where it is a pytree of several, those of a single axis and of no
+        more than `MAX_OBSERVATION` numbers together; and "info/NAME" of `info`, what else the
+        environment keeps for itself, no more than `MAX_INFO` numbers together. Pixels and random
+        keys never travel.
         """
-        batch = state.done.shape
-        qpos, qvel, data = self._coordinates(state)
+        batch, data = batch_of(state), physics_of(state)
+        qpos, qvel = coordinates_of(data)
         fields = {"qpos": qpos, "qvel": qvel}
         for name, count in _KEPT.items():
             if getattr(self.mj_model, count) and hasattr(data, name):
@@ -163,11 +202,13 @@ class Adapter:
             fields["ctrl"] = ctrl
         if isinstance(action, jax.Array | np.ndarray) and action.shape[: len(batch)] == batch:
             fields["action"] = jnp.asarray(action)
-        several, left = isinstance(state.obs, Mapping), MAX_OBSERVATION
-        for name, x in state.obs.items() if several else [("", state.obs)]:
-            if x.ndim == len(batch) + 1 and x.shape[-1] <= left and not name.startswith("pixels/"):
-                fields[f"observation/{name}" if several else "observation"] = x
-                left -= x.shape[-1]
+        left = MAX_OBSERVATION
+        for name, x in _observation(state):
+            shape = np.shape(x)
+            one_axis = len(shape) == len(batch) + 1 and shape[: len(batch)] == batch
+            if one_axis and shape[-1] <= left and not name.startswith("pixels/"):
+                fields[f"observation/{name}" if name else "observation"] = jnp.asarray(x)
+                left -= shape[-1]
         return {**fields, **_info(info or {}, batch)}
 
     def randomised(self) -> Payload:
@@ -177,7 +218,7 @@ class Adapter:
         traced arrays, one per environment, in the place of those that the environment was made
         with. Arrays [*batch, ...], of `MODEL_FIELDS`; empty without domain randomisation.
         """
-        leaves = _leaves_of(self._model())
+        leaves = _leaves_of(at(self.base, self._stepped), self.mj_model)
         return {
             name: leaves[name]
             for name in MODEL_FIELDS
@@ -193,30 +234,31 @@ class Adapter:
         mujoco.mj_kinematics(self.mj_model, data)
         return data.xpos[1:].astype(np.float32), data.xquat[1:].astype(np.float32)
 
-    def _model(self) -> Any:
-        """The physics model, a pytree, as it is right now."""
-        raise NotImplementedError
 
-    def _qvel(self, state: Any) -> jax.Array:
-        return self._coordinates(state)[1]
+_BRAXS_OWN = ("generalized", "spring", "positional")
+"""Backends whose physics is not MuJoCo's."""
 
-    def _coordinates(self, state: Any) -> tuple[jax.Array, jax.Array, Any]:
-        """(qpos, qvel, what else the backend keeps, by MuJoCo's names)."""
-        raise NotImplementedError
+
+def _observation(state: Any) -> Iterable[tuple[str, Any]]:
+    """Its arrays by their paths; those of a dictionary in its own order."""
+    obs = getattr(state, "obs", None)
+    found = named_leaves(obs)
+    if isinstance(obs, Mapping) and all(name in found for name in obs):
+        return [(name, found[name]) for name in obs]
+    return found.items()
 
 
 def _info(info: Mapping[str, Any], batch: tuple[int, ...]) -> Payload:
     """What of it travels: not what wrappers inside keep there to reset by, which is a lot."""
-    own = {key: x for key, x in info.items() if not key.startswith(("first_", "AutoReset"))}
     found, left = {}, MAX_INFO
-    for path, x in jax.tree_util.tree_flatten_with_path(own)[0]:
+    for name, x in named_leaves(own_info(info)).items():
         if not isinstance(x, jax.Array | np.ndarray) or x.shape[: len(batch)] != batch:
             continue
         # Old random keys are unsigned integers, which have nothing else to say here.
         number = any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.signedinteger))
         size = math.prod(x.shape[len(batch) :])
         if (number or x.dtype == bool) and size <= left:
-            found[f"info/{jax.tree_util.keystr(path, simple=True, separator='/')}"] = x
+            found[f"info/{name}"] = x
             left -= size
     return found
 
@@ -226,22 +268,20 @@ _KEPT = {"ctrl": "nu", "act": "na", "mocap_pos": "nmocap", "mocap_quat": "nmocap
 
 
 class BraxAdapter(Adapter):
-    """Brax environments on any of the four backends (mjx, generalized, spring, positional).
+    """Brax environments on any of the four backends (mjx, generalized, spring, positional), and all
+    others that are not Playground's.
 
-    All of them keep link poses in `pipeline_state.x`, in the world frame; link i is body i + 1
-    of `sys.mj_model`, because Brax fuses bodies without joints before it compiles the model.
+    Link i is body i + 1 of the MuJoCo model: on Brax's own backends because Brax fuses bodies
+    without joints before it compiles the model.
     """
-
-    @property
-    def native(self) -> bool:
-        return self.backend == "mjx"
 
     def step(self, env: Any, state: Any, action: Any) -> tuple[Any, jax.Array | None]:
         """See `Adapter.step`. Brax's own backends do not keep the control, but every environment
         hands it to `pipeline_step`, which is looked at while the step is being traced. Where that
         is called within a transformation inside of `env` (a vmap, an action that is repeated), or
         not just once, there is nothing that could be read out here."""
-        if self.native or self.ctrl_fn is not None:
+        can_look = hasattr(self.base, "__dict__") and hasattr(self.base, "pipeline_step")
+        if self.native or self.ctrl_fn is not None or not can_look:
             return super().step(env, state, action)
         outside, pipeline_step = get_opaque_trace_state(), self.base.pipeline_step
         seen: list[Any] = []
@@ -255,101 +295,112 @@ class BraxAdapter(Adapter):
             state = env.step(state, action)
         return state, seen[0] if len(seen) == 1 else None
 
-    def payload(self, state: Any) -> Payload:
-        x = state.pipeline_state.x
-        return {"link_pos": x.pos, "link_rot": x.rot, "reward": state.reward}
-
-    def _model(self) -> Any:
-        return self.base.sys
-
-    def _coordinates(self, state: Any) -> tuple[jax.Array, jax.Array, Any]:
-        # On all backends these are MuJoCo's qpos and qvel: `tests/test_detail.py`.
-        return state.pipeline_state.q, state.pipeline_state.qd, state.pipeline_state
-
 
 class PlaygroundAdapter(Adapter):
     """MuJoCo Playground's environments, stepped by MJX or by MuJoCo Warp: link i is body i + 1."""
 
-    info_can_be_replaced = True  # by BraxAutoResetWrapper(full_reset=True)
 
-    def payload(self, state: Any) -> Payload:
-        data = state.data
-        return {
-            "link_pos": data.xpos[..., 1:, :],
-            "link_rot": data.xquat[..., 1:, :],
-            "reward": state.reward,
-        }
-
-    def _model(self) -> Any:
-        return self.base.mjx_model
-
-    def _coordinates(self, state: Any) -> tuple[jax.Array, jax.Array, Any]:
-        return state.data.qpos, state.data.qvel, state.data
-
-
-def adapter_for(env: Any, ctrl_fn: Callable[[jax.Array], jax.Array] | None = None) -> Adapter:
-    """Reads what is needed of `env`; for `ctrl_fn` see `env.VisualizedEnv`.
+def adapter_for(
+    env: Any,
+    ctrl_fn: Callable[[jax.Array], jax.Array] | None = None,
+    mj_model: mujoco.MjModel | None = None,
+) -> Adapter:
+    """Reads what is needed of `env`; for the others see `env.VisualizedEnv`.
 
     Raises:
-        TypeError: `env` is not an environment.
-        ValueError: it has no MuJoCo model, or one whose bodies are not its links.
+        TypeError: `env` is not an environment, or `mj_model` no MjModel.
+        ValueError: no MuJoCo model is found or given, or one whose bodies are not its links.
     """
     if not is_env(env):
         raise TypeError(
             f"env={env!r} is a {type(env).__name__}: it must be a brax.envs.Env, such as "
             "brax.envs.get_environment('ant') returns, or a mujoco_playground.MjxEnv, such as "
-            "mujoco_playground.registry.load('CartpoleBalance') does"
+            "mujoco_playground.registry.load('CartpoleBalance') does, or have their `reset` and "
+            "`step`"
         )
-    base: Any = env.unwrapped
-    if is_playground(base):
-        return _playground_adapter(env, base, ctrl_fn)
-    model = getattr(getattr(base, "sys", None), "mj_model", None)
-    if model is None:
-        raise ValueError(
-            f"{type(base).__name__} has no MuJoCo model (env.sys.mj_model), so there is nothing "
-            "to draw: use an env with a Brax System, such as brax.envs.get_environment('ant')"
-        )
-    num_links = base.sys.num_links()
+    if not isinstance(mj_model, mujoco.MjModel | None):
+        raise TypeError(f"mj_model={mj_model!r}: must be a mujoco.MjModel, or None to look for one")
+    base = base_of(env)
+    playgrounds = is_playground(base)
+    where, stepped = stepped_model(base)
+    model = mujoco_model(env, base, stepped) if mj_model is None else mj_model
+    if (why := misfit(model, stepped)) is not None:
+        raise ValueError(f"mj_model {why}: it must be the model that the environment was made of")
+    backend = _backend_of(env, base, stepped)
+    if backend in _BRAXS_OWN and isinstance(stepped, System):
+        _check_links(base, backend, stepped, model)
+    changes = {} if stepped is None else _changes_of(stepped, model)
+    timestep = float(changes.get("opt.timestep", model.opt.timestep))
+    return (PlaygroundAdapter if playgrounds else BraxAdapter)(
+        name=_playground_name(type(base)) if playgrounds else type(base).__name__,
+        backend=backend,
+        mj_model=model,
+        init_qpos=_init_qpos(stepped, model),
+        dt=_dt_of(base, timestep) * action_repeat(env),
+        repeat=action_repeat(env),
+        base=base,
+        ctrl_fn=ctrl_fn,
+        original=copied(base),
+        _changes=changes,
+        _leaves=_leaves_of(stepped, model),
+        _stepped=where,
+    )
+
+
+def _check_links(base: Any, backend: str, sys: System, model: mujoco.MjModel) -> None:
+    num_links = sys.num_links()
     if num_links != model.nbody - 1:
         raise ValueError(
             f"{type(base).__name__} has {num_links} links but its MuJoCo model has "
-            f"{model.nbody - 1} bodies besides the world: load the model with brax.io.mjcf.load, "
-            "which fuses bodies without joints"
+            f"{model.nbody - 1} bodies besides the world, some of them without joints, which "
+            f"Brax's backend {backend!r} cannot step: use backend='mjx', or load the model's XML "
+            "by brax.io.mjcf.loads, which fuses such bodies where the file is a simple one"
         )
-    return BraxAdapter(
-        name=type(base).__name__,
-        backend=env.backend,
-        mj_model=model,
-        init_qpos=np.asarray(jax.device_get(base.sys.init_q), np.float64),
-        dt=float(base.dt) * action_repeat(env),
-        repeat=action_repeat(env),
-        base=base,
-        ctrl_fn=ctrl_fn,
-        original=copy.copy(base),
-        _changes=_changes_of(base.sys, model),
-        _leaves=_leaves_of(base.sys),
-    )
 
 
-def _playground_adapter(
-    env: Any, base: Any, ctrl_fn: Callable[[jax.Array], jax.Array] | None
-) -> PlaygroundAdapter:
-    model = base.mj_model
-    # Most of these environments start from the model's first keyframe, where it has any.
-    init_qpos = model.key_qpos[0] if model.nkey else model.qpos0
-    return PlaygroundAdapter(
-        name=_playground_name(type(base)),
-        backend=str(base.mjx_model.impl.value),
-        mj_model=model,
-        init_qpos=np.asarray(init_qpos, np.float64),
-        dt=float(base.dt) * action_repeat(env),
-        repeat=action_repeat(env),
-        base=base,
-        ctrl_fn=ctrl_fn,
-        original=copy.copy(base),
-        _changes=_changes_of(base.mjx_model, model),
-        _leaves=_leaves_of(base.mjx_model),
-    )
+def _init_qpos(stepped: Any, model: mujoco.MjModel) -> np.ndarray:
+    """float [nq], where a robot most likely starts: where Brax's System says, or the model's first
+    keyframe, as in most of Playground's, or its zero."""
+    init_q = attribute(stepped, "init_q")
+    if init_q is not None and np.shape(init_q) == (model.nq,):
+        return np.asarray(jax.device_get(init_q), np.float64)
+    return np.asarray(model.key_qpos[0] if model.nkey else model.qpos0, np.float64)
+
+
+def _backend_of(env: Any, base: Any, stepped: Any) -> str:
+    """Which physics: told by the environment, or found in what its `reset` returns."""
+    if is_playground(base):
+        return str(base.mjx_model.impl.value)
+    named = attribute(env, "backend")
+    if named in ("mjx", *_BRAXS_OWN):
+        return named
+    try:
+        physics = physics_of(jax.eval_shape(env.reset, jax.random.PRNGKey(0)))
+    # What it wants otherwise will be seen when it is reset by its trainer.
+    except Exception as error:
+        log.info("reset of %s cannot be traced by itself: %s", type(base).__name__, error)
+        return "mjx"
+    if is_mujocos(physics):
+        return "warp" if "warp" in type(attribute(physics, "_impl")).__module__ else "mjx"
+    own = [name for name in _BRAXS_OWN if name in type(physics).__module__]
+    return own[0] if own else _BRAXS_OWN[0]
+
+
+_SECONDS = ("dt", "ctrl_dt", "_ctrl_dt", "control_dt", "_control_dt", "control_timestep")
+_SUBSTEPS = ("_n_frames", "n_frames", "_n_substeps", "n_substeps", "_substeps", "substeps")
+_SUBSTEPS += ("_frame_skip", "frame_skip", "_decimation", "decimation", "physics_steps_per_control")
+
+
+def _dt_of(base: Any, timestep: float) -> float:
+    """s of one step: what the environment says, or how many steps of the physics it says that it
+    takes, under one of the usual names; one, where it says nothing."""
+    for names, unit in ((_SECONDS, 1.0), (_SUBSTEPS, timestep)):
+        for name in names:
+            value = attribute(base, name)
+            if isinstance(value, int | float | np.number | jax.Array) and np.ndim(value) == 0:
+                if np.isfinite(seconds := float(value) * unit) and seconds > 0:
+                    return seconds
+    return timestep
 
 
 def _playground_name(cls: type) -> str:
@@ -411,13 +462,15 @@ def _changes_of(stepped: Any, model: mujoco.MjModel) -> dict[str, np.ndarray]:
     return changes
 
 
-def _leaves_of(model: Any) -> dict[str, Any]:
-    """By name, those of `MODEL_FIELDS` that the model has."""
+def _leaves_of(stepped: Any, model: mujoco.MjModel) -> dict[str, Any]:
+    """By name, those of `MODEL_FIELDS` that the model has which JAX steps, in MuJoCo's shapes."""
     leaves = {}
     for name in MODEL_FIELDS:
-        value = model
+        value = stepped
         for part in name.split("."):
             value = getattr(value, part, None)
-        if value is not None:
+        usual = np.shape(getattr(model, name, value))
+        # One to look at may have more geoms than the one that is stepped.
+        if value is not None and np.shape(value)[-len(usual) or None :] == usual:
             leaves[name] = value
     return leaves

@@ -1,13 +1,13 @@
 """`VisualizedEnv`: the wrapper that lets a viewer see what a trainer steps."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-from brax_viser.adapters import adapter_for
+from brax_viser.adapters import Adapter, adapter_for
 from brax_viser.emit import Payload, emit, shard_of_this_device
 from brax_viser.episode import (
     EpisodeLog,
@@ -20,25 +20,36 @@ from brax_viser.episode import (
     over_batch,
 )
 from brax_viser.frame import COORDINATES
+from brax_viser.states import batch_of, count_of, done_of, info_of, mapping_like, replaced
 from brax_viser.trainer import calling_trainer, check_versions
 from brax_viser.wrapping import (
+    StandIn,
+    attribute,
+    base_of,
+    deep_copied,
+    empty_of,
     layers,
     of_kind,
     resets_inside,
-    stand_in,
     truncates_inside,
+    with_modules,
+    within,
+    without_modules,
     wrapper_class,
 )
 
 if TYPE_CHECKING:  # device code must not import viser, and the viewer does
+    import mujoco
     from brax.envs.base import Wrapper as AnyWrapper
 
+    from brax_viser.feed import Feed
     from brax_viser.viewer import Viewer
 else:
     AnyWrapper = object  # Brax's or Playground's, as the environment is: see `__new__`
 
 INFO_KEY = "brax_viser"
-"""The one key that the wrapper keeps in `state.info`: an `episode.EpisodeLog`."""
+"""The one key that the wrapper keeps in `state.info`: an `episode.EpisodeLog`, as the dictionary of
+its fields, which is what others carry that turn `info` into something else."""
 
 KEPT_BY_RESETS = ("first_", "AutoReset")
 """What keys of `state.info` begin with in which known auto-reset wrappers keep first states."""
@@ -64,13 +75,19 @@ class VisualizedEnv(AnyWrapper):
     * Inside of an EpisodeWrapper each repeat of an action is seen; around it, the last one is.
     * Inside or outside of a vmap, and inside of Brax's EvalWrapper, makes no difference.
     * Wrappers for domain randomisation step `env.unwrapped`, past all that is in between. Inside
-      of one, this wrapper hands out an `unwrapped` of the base's class, with the base's attributes,
-      that comes by here; so `unwrapped` is not the very object that was wrapped.
+      of one, this wrapper hands out an `unwrapped` that passes for one of the base's class, with
+      the base's attributes, and comes by here; so it is not the very object that was wrapped.
+
+    A copy, shallow or deep, is shown by the same viewer once it is reset or stepped, and so is one
+    that is unpickled in the same process. Elsewhere, as in a worker of Ray's, `viewer` is None and
+    the environment inside is stepped without being watched, until `viewer` is set to another one.
     """
+
+    env: Any
 
     def __new__(cls, env: Any = None, **_: Any) -> "VisualizedEnv":
         # Without an `env` it is being copied, and of its kind already.
-        return object.__new__(cls if env is None else of_kind(cls, wrapper_class(env)))
+        return object.__new__(cls if env is None else of_kind(cls, wrapper_class(within(env))))
 
     def __init__(
         self,
@@ -81,12 +98,17 @@ class VisualizedEnv(AnyWrapper):
         viewer: "Viewer | None" = None,
         role: str | None = None,
         ctrl_fn: Callable[[jax.Array], jax.Array] | None = None,
+        mj_model: "mujoco.MjModel | None" = None,
     ):
         """Wraps `env` and shows it.
 
         Args:
             env: a `brax.envs.Env` with a MuJoCo model, on any backend, or a
-                `mujoco_playground.MjxEnv`; wrapped in other wrappers or not.
+                `mujoco_playground.MjxEnv`; wrapped in other wrappers or not. An object of any class
+                will do that has their `reset` and `step`, and keeps the physics in its state: an
+                `mjx.Data`, or a pipeline state of Brax's. Where it does not tell the seconds of a
+                step by `dt`, nor the number of physics steps by `n_frames` or the like, it is
+                taken to make one step of the physics.
             grid: (columns, rows) or (columns, rows, layers): how many environments are drawn at
                 most, and where. The trainer's other environments are not transferred.
             spacing: metres between neighbours, (x, y) or (x, y, z); None derives it from how far
@@ -97,38 +119,54 @@ class VisualizedEnv(AnyWrapper):
             ctrl_fn: what the environment makes of an action before it goes to the physics: float
                 [A] to float [nu], in JAX. Only for MuJoCo twins, and only where that cannot be
                 seen, as of most environments it can: see `adapters.BraxAdapter.step`.
+            mj_model: what `env` was made of; None looks for it among the attributes of `env`, under
+                any name. What it does to the model afterwards is not seen here.
 
         Raises:
-            TypeError: `env` is not an environment, or a number is of the wrong type.
-            ValueError: a value is out of its limits, `env` has no MuJoCo model, or it is wrapped
-                already.
+            TypeError: `env` is not an environment, or something else is of the wrong type.
+            ValueError: a value is out of its limits, `env` has no MuJoCo model or another one than
+                it steps, or it is wrapped already.
         """
-        adapter = adapter_for(env, ctrl_fn)
+        env = within(env)  # `unwrapped` of another one is the base: it gets a viewer of its own
+        adapter = adapter_for(env, ctrl_fn, mj_model)
         if any(isinstance(inner, VisualizedEnv) for inner in layers(env)):
             raise ValueError("env is wrapped in VisualizedEnv already: wrap it once")
         if role not in (None, "train", "eval"):
             raise ValueError(f"role={role!r}: must be 'train', 'eval' or None")
         super().__init__(env)
 
-        from brax_viser.scene.grid import Grid  # here, so that importing this module stays light
-        from brax_viser.viewer import implicit_viewer
+        from brax_viser.viewer import implicit_viewer  # so that importing this module stays light
 
-        cells = Grid.of(adapter.mj_model, adapter.init_qpos, grid, spacing)
-        self.viewer = implicit_viewer(adapter.name) if viewer is None else viewer
-        self._adapter = adapter
+        self._layout = {"grid": grid, "spacing": spacing}
+        self._reading = {"ctrl_fn": ctrl_fn, "mj_model": mj_model}
         self._role = role
-        self._base: Any = env.unwrapped
-        self._stand_in = stand_in(self, self._base)
         self._resets_inside = resets_inside(env)
         self._truncates_inside = truncates_inside(env)
         self._own_info: frozenset[str] | None = None  # keys of `info` that its `reset` makes
-        self._host = self.viewer.attach(adapter, cells, role)
+        cells = self._cells(adapter)
+        self._viewer = implicit_viewer(adapter.name) if viewer is None else viewer
+        self._adapter: Adapter | None = adapter
+        self._host: Feed | None = self._viewer.attach(adapter, cells, role)
+
+    @property
+    def viewer(self) -> "Viewer":
+        """Who shows it: None where it was unpickled, in another process than the viewer's. To set
+        it takes effect on what is reset after that, and compiled."""
+        return self._viewer
+
+    @viewer.setter
+    def viewer(self, viewer: "Viewer | None") -> None:
+        self._viewer, self._host = viewer, None
+        self._shown_by()
 
     @property
     def unwrapped(self) -> Any:
-        """The base environment, of its own class and with its own attributes, whose `reset` and
-        `step` are seen by the viewer. See `wrapping.stand_in`."""
-        return self._stand_in
+        """The base environment, for all that can be asked of it, whose `reset` and `step` are seen
+        by the viewer. See `wrapping.StandIn`."""
+        found = vars(self).get("_stand_in")
+        if found is None:
+            found = self._stand_in = StandIn(self, base_of(self.env))
+        return found
 
     def reset(self, rng: jax.Array) -> Any:
         """The inner `reset`, with the wrapper's key in `info`. No call to the host."""
@@ -142,40 +180,84 @@ class VisualizedEnv(AnyWrapper):
         """
         return self._step(self.env, state, action)
 
-    def reset_base(self, rng: jax.Array) -> Any:
+    def reset_base(self, base: Any, rng: jax.Array) -> Any:
         """`reset` of the base environment, past the wrappers in between; see `unwrapped`."""
-        return self._reset(self._base, rng)
+        return self._reset(base, rng)
 
-    def step_base(self, state: Any, action: jax.Array) -> Any:
+    def step_base(self, base: Any, state: Any, action: jax.Array) -> Any:
         """`step` of the base environment, past the wrappers in between; see `unwrapped`."""
-        return self._step(self._base, state, action)
+        return self._step(base, state, action)
+
+    def __copy__(self) -> "VisualizedEnv":
+        return _copy_of(self, self.__getstate__())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "VisualizedEnv":
+        new = memo[id(self)] = _copy_of(self, {})
+        state = self.__getstate__()
+        new.__setstate__({"env": deep_copied(state.pop("env"), memo), **copy.deepcopy(state, memo)})
+        return new
+
+    def __reduce__(self) -> Any:
+        state = self.__getstate__()
+        return empty_of, _kind_of(self), {**state, "env": without_modules(self.env)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy has of it: not what belongs to this one's place in the viewer."""
+        return {k: v for k, v in vars(self).items() if k not in ("_adapter", "_host", "_stand_in")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _adapter=None, _host=None)
+        if "env" in state:
+            with_modules(self.env)
+
+    def _cells(self, adapter: Adapter) -> Any:
+        from brax_viser.scene.grid import Grid  # here, so that importing this module stays light
+
+        return Grid.of(adapter.mj_model, adapter.init_qpos, **self._layout)
+
+    def _shown_by(self) -> "Feed | None":
+        """Whom to ask. A copy takes its place in the viewer when it is used for the first time."""
+        viewer = self._viewer
+        if self._host is None and viewer is not None and not viewer._board.control.closed:
+            self._adapter = adapter_for(self.env, **self._reading)
+            self._host = viewer.attach(self._adapter, self._cells(self._adapter), self._role)
+        return self._host
 
     def _reset(self, env: Any, rng: jax.Array) -> Any:
         trainer = calling_trainer(read_arguments=True)
         check_versions(trainer)
-        self._host.traced(trainer)
+        if (host := self._shown_by()) is None:
+            return env.reset(rng)
+        host.traced(trainer)
         state = env.reset(rng)
-        self._own_info = frozenset(state.info)
-        num_links = self._adapter.mj_model.nbody - 1
-        stamp, motion = self._host.stamp, self._adapter.motion(state)
-        log = first_log(state.done, stamp, motion, num_links)
-        return replace(state, info=self._with_log(state.info, log))
+        info = info_of(state)
+        self._adapter.check(state)
+        self._own_info = frozenset(info)
+        log = first_log(
+            done_of(state, batch_of(state)),
+            host.stamp,
+            self._adapter.motion(state),
+            self._adapter.mj_model.nbody - 1,
+        )
+        return replaced(state, info=self._with_log(state, log))
 
-    def _step(self, env: Any, state: Any, action: jax.Array) -> Any:
+    def _step(self, env: Any, state: Any, action: Any) -> Any:
         trainer = calling_trainer()
-        self._host.traced(trainer)
+        if (host := self._shown_by()) is None:
+            return self._step_unseen(env, state, action)
+        host.traced(trainer)
         # The key is taken out, not just passed on: some envs build `info` anew in `step`, others
         # require its structure to stay as their own `reset` made it.
-        info, log = self._without_log(state.info)
-        log = asked_of(log, self._host.stamp)
-        before = replace(state, info=info)
+        info, log = self._without_log(info_of(state))
+        log = asked_of(log, host.stamp)
+        before = replaced(state, info=info)
         state, ctrl = self._adapter.step(env, before, action)
-        detail = self._adapter.detail(state, action, ctrl, self._own(state.info))
         payload = self._adapter.payload(state)
+        detail = self._adapter.detail(state, action, ctrl, self._own(info_of(state)))
         log = self._advanced(log, before, state, payload)
         shard, num_shards = shard_of_this_device()
         countdown, granted_rows = emit(
-            self._host,
+            host,
             self._role or ("eval" if trainer and trainer.evaluating else "train"),
             log.countdown,
             log.granted_rows,
@@ -198,11 +280,11 @@ class VisualizedEnv(AnyWrapper):
             state_is_kept=trainer is not None and trainer.keeps_state,
         )
         log = log._replace(countdown=countdown, granted_rows=granted_rows)
-        return replace(state, info=self._with_log(state.info, log))
+        return replaced(state, info=self._with_log(state, log))
 
     def _advanced(self, log: EpisodeLog, before: Any, after: Any, payload: Payload) -> EpisodeLog:
         """The record after a step from one state to another, of which the payload is."""
-        adapter = self._adapter
+        adapter, batch = self._adapter, log.countdown.shape
         # Where a wrapper that is known resets them, as in all of Brax's and Playground's trainers,
         # `done` and the trainer's count tell it all, and looking for more would cost each step.
         told = self._resets_inside or any(key.startswith(KEPT_BY_RESETS) for key in before.info)
@@ -210,7 +292,7 @@ class VisualizedEnv(AnyWrapper):
             evidence = no_evidence(log)
         else:
             moved = adapter.motion(after)
-            steps_fell = counter_fell(self._made(before.info), after.info, after.done)
+            steps_fell = counter_fell(self._made(before.info), info_of(after), batch)
             evidence = evidence_of(
                 log, adapter.motion(before), moved, adapter.moving, steps_fell, adapter.dt
             )
@@ -218,59 +300,89 @@ class VisualizedEnv(AnyWrapper):
         log = advance(
             log,
             evidence,
-            after.reward,
-            (before.done, after.done),
-            self._terminated(after),
-            before.info.get("steps"),
+            payload["reward"],
+            (done_of(before, batch), done_of(after, batch)),
+            self._terminated(after, batch),
+            count_of(before.info, "steps", batch),
             (_pose_of(adapter.payload(before)), _pose_of(payload)),
             resets_inside=self._resets_inside,
         )
         return log if told else over_batch(log)
 
-    def _made(self, info: dict[str, Any]) -> dict[str, Any]:
+    def _made(self, info: Mapping[str, Any]) -> dict[str, Any]:
         """What of `info` the environment's own `reset` has made."""
         return {key: x for key, x in info.items() if key in (self._own_info or ())}
 
-    def _terminated(self, state: Any) -> jax.Array:
-        """Whether the environment itself has ended the episode; running out of time is no end."""
-        done = state.done > 0
-        if self._truncates_inside:
-            done &= state.info["truncation"] == 0
-        return done
+    def _step_unseen(self, env: Any, state: Any, action: Any) -> Any:
+        """Without a viewer. A state that was seen before keeps its record as it is."""
+        if not _has_log(attribute(state, "info")):
+            return env.step(state, action)
+        info, log = self._without_log(state.info)
+        state = env.step(replaced(state, info=info), action)
+        return replaced(state, info=self._with_log(state, log))
 
-    def _own(self, info: dict[str, Any]) -> dict[str, Any]:
+    def _terminated(self, state: Any, batch: tuple[int, ...]) -> jax.Array:
+        """Whether the environment itself has ended the episode; running out of time is no end."""
+        done = done_of(state, batch) > 0
+        truncated = count_of(state.info, "truncation", batch) if self._truncates_inside else None
+        return done if truncated is None else done & (truncated == 0)
+
+    def _own(self, info: Mapping[str, Any]) -> dict[str, Any]:
         """`info` without what wrappers around this one keep there, as an episode's metrics: at this
         point that is of the step before still, and XLA would have to keep a copy of each piece of
         it, in every step, until the branch in which the host is called."""
         own = self._own_info
         return {key: x for key, x in info.items() if own is None or key in own}
 
-    def _with_log(self, info: dict[str, Any], log: EpisodeLog) -> dict[str, Any]:
+    def _with_log(self, state: Any, log: EpisodeLog) -> Any:
+        info, record = state.info, log._asdict()
         preserved = info.get(PRESERVED_KEY, {})
-        if self._adapter.info_can_be_replaced and isinstance(preserved, dict):
-            return {**info, PRESERVED_KEY: {**preserved, INFO_KEY: log}}
-        return {**info, INFO_KEY: log}
+        # Only Playground's wrappers replace the whole of `info` at an episode's end.
+        if hasattr(state, "data") and isinstance(preserved, Mapping):
+            preserved = mapping_like(preserved, {**preserved, INFO_KEY: record})
+            return mapping_like(info, {**info, PRESERVED_KEY: preserved})
+        return mapping_like(info, {**info, INFO_KEY: record})
 
-    def _without_log(self, info: dict[str, Any]) -> tuple[dict[str, Any], EpisodeLog]:
-        info = dict(info)
-        if INFO_KEY in info:
-            return info, info.pop(INFO_KEY)
-        preserved = info.get(PRESERVED_KEY)
-        if not isinstance(preserved, dict) or INFO_KEY not in preserved:
+    def _without_log(self, given: Mapping[str, Any]) -> tuple[Any, EpisodeLog]:
+        if not _has_log(given):
             raise ValueError(
                 f"state.info has no {INFO_KEY!r}: the state must come from this VisualizedEnv's "
                 "reset or step, not from the env inside"
             )
-        preserved = dict(preserved)
-        log = preserved.pop(INFO_KEY)
-        if preserved:
-            info[PRESERVED_KEY] = preserved
-        else:  # the environment has none of its own
-            del info[PRESERVED_KEY]
-        return info, log
+        info = dict(given)
+        if INFO_KEY in info:
+            record = info.pop(INFO_KEY)
+        else:
+            preserved = dict(info[PRESERVED_KEY])
+            record = preserved.pop(INFO_KEY)
+            if preserved:
+                info[PRESERVED_KEY] = mapping_like(given[PRESERVED_KEY], preserved)
+            else:  # the environment has none of its own
+                del info[PRESERVED_KEY]
+        return mapping_like(given, info), EpisodeLog(**record)
 
 
 def _pose_of(payload: Payload) -> jax.Array:
     """float32 [*batch, L, 7], of the arrays to show."""
     pose = jnp.concatenate([payload["link_pos"], payload["link_rot"]], axis=-1)
     return jax.lax.stop_gradient(pose).astype(jnp.float32)
+
+
+def _has_log(info: Any) -> bool:
+    """Whether the record is in it, in either of its places."""
+    if not isinstance(info, Mapping):
+        return False
+    preserved = info.get(PRESERVED_KEY)
+    return INFO_KEY in info or (isinstance(preserved, Mapping) and INFO_KEY in preserved)
+
+
+def _kind_of(env: VisualizedEnv) -> tuple[type, type]:
+    """What its class was made of; see `wrapping.of_kind`."""
+    cls = type(env)
+    return vars(cls).get("made_of", (cls, cls))
+
+
+def _copy_of(env: VisualizedEnv, state: dict[str, Any]) -> VisualizedEnv:
+    new = empty_of(*_kind_of(env))
+    new.__setstate__(state)
+    return new

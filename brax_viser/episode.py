@@ -210,15 +210,17 @@ def evidence_of(
     return Evidence(replaced, was_reset, doubtful & ~was_reset)
 
 
-def counter_fell(before: Mapping[str, Any], after: Mapping[str, Any], done: jax.Array) -> jax.Array:
+def counter_fell(
+    before: Mapping[str, Any], after: Mapping[str, Any], batch: tuple[int, ...]
+) -> jax.Array:
     """bool [*batch]: whether any count of steps in an environment's own `info` has begun anew.
 
     Alone it tells little: some environments count to where they change a command.
     """
-    fell = jnp.zeros(done.shape, bool)
+    fell = jnp.zeros(batch, bool)
     for key in COUNTERS & before.keys() & after.keys():
         one, other = before[key], after[key]
-        if getattr(one, "shape", None) == getattr(other, "shape", None) == done.shape:
+        if getattr(one, "shape", None) == getattr(other, "shape", None) == batch:
             fell |= other < one
     return fell
 

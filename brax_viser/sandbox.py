@@ -11,6 +11,7 @@ import mujoco
 import numpy as np
 
 from brax_viser.frame import COORDINATES, Detail
+from brax_viser.states import done_of, named_leaves, reward_of
 from brax_viser.transplant import CannotTransplant, Moment, Policy, Transplant
 
 DRIVERS = ("policy", "replay", "still", "limp")
@@ -341,15 +342,13 @@ class Sandbox:
         pos, rot = data.xpos[1:].astype(np.float32), data.xquat[1:].astype(np.float32)
         reward, done = None, False
         if state is not None and self._steps > 0:
-            reward, done = float(state.reward), bool(state.done)
+            reward, done = float(reward_of(state, ())), bool(done_of(state, ()) > 0)
         return Pose(self.time, pos, rot, reward, done, None, grip, self._detail())
 
     def _detail(self) -> Detail:
         env = self._details[-1].env if self._details else 0
         known = {name: getattr(self.data, name).astype(np.float32) for name in COORDINATES}
-        obs = {} if self._state is None else self._state.obs
-        named = obs if isinstance(obs, Mapping) else {"": obs}
-        for name, x in named.items():
+        for name, x in named_leaves(None if self._state is None else self._state.obs).items():
             if np.ndim(x) == 1:
                 known[f"observation/{name}"] = np.asarray(x)
         return Detail.of(env, {**known, "action": np.asarray(self.action)})

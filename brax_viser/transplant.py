@@ -21,6 +21,7 @@ import numpy as np
 from jax.core import get_opaque_trace_state
 
 from brax_viser.adapters import Adapter, BraxAdapter, PlaygroundAdapter
+from brax_viser.states import named_leaves, replaced
 from brax_viser.wrapping import shadowed
 
 FORCES = (
@@ -160,19 +161,12 @@ class Transplant:
         with jax.default_device(self.device):
             state = self._reset_jit(jax.device_put(key, self.device))
             if info:
-                state = state.replace(info=_with_leaves(state.info, info, keep_keys=True))
-            named = dict(observation or {})
-            own = state.obs if isinstance(state.obs, Mapping) else {"": state.obs}
-            own = dict(own)
-            if any(not _fits(named.get(name), x) for name, x in own.items()):
+                state = replaced(state, info=_with_leaves(state.info, info, keep_keys=True))
+            named, own = dict(observation or {}), state.obs
+            if any(not _fits(named.get(name), x) for name, x in named_leaves(own).items()):
                 still = np.zeros(self.action_size, np.float32)
-                obs = self._after_jit(state, still, moment, moment).obs
-                own = dict(obs) if isinstance(obs, Mapping) else {"": obs}
-            own = {
-                name: jnp.asarray(named[name], x.dtype) if _fits(named.get(name), x) else x
-                for name, x in own.items()
-            }
-            return state.replace(obs=own if isinstance(state.obs, Mapping) else own[""])
+                own = self._after_jit(state, still, moment, moment).obs
+            return replaced(state, obs=_with_leaves(own, named))
 
     def control(self, state: Any, action: np.ndarray | jax.Array, moment: Moment) -> np.ndarray:
         """What the environment sends to the physics on an action [A]: ctrl, float [nu].
@@ -242,7 +236,7 @@ class Transplant:
         # Some write into the dicts of the state that they are given, which is the caller's.
         state = jax.tree.map(lambda x: x, state)
         with physics.replaced(step):
-            state = state.replace(**{physics.field: self._at(before)})
+            state = replaced(state, **{physics.field: self._at(before)})
             state = physics.base.step(state, jnp.asarray(action))
         if len(sent) != 1:
             raise CannotTransplant(
@@ -264,7 +258,7 @@ class Transplant:
         return self._without_physics(state), ctrl
 
     def _without_physics(self, state: Any) -> Any:
-        state = state.replace(**{self._physics.field: None})
+        state = replaced(state, **{self._physics.field: None})
         # A Python number among the leaves would be another type than the array it becomes by the
         # next step, and a reason to compile everything twice.
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), state)
@@ -277,9 +271,9 @@ class _Brax:
     stepper = "self.pipeline_step"
 
     def __init__(self, adapter: BraxAdapter):
-        self.base, self.nu = copy.copy(adapter.original), adapter.mj_model.nu
-        if not hasattr(self.base, "pipeline_init"):
+        if not hasattr(adapter.original, "pipeline_init"):
             raise CannotTransplant(f"{adapter.name} is not a brax.envs.base.PipelineEnv")
+        self.base, self.nu = copy.copy(adapter.original), adapter.mj_model.nu
         self._native = adapter.native
 
     def at(self, moment: Moment) -> Any:

@@ -4,8 +4,11 @@ import atexit
 import contextlib
 import functools
 import importlib.util
+import os
 import sys
 import threading
+import uuid
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -664,6 +667,17 @@ class Viewer:
             if reload is not threading.current_thread():
                 reload.join(timeout=5.0)
 
+    def __copy__(self) -> "Viewer":
+        return self
+
+    def __deepcopy__(self, _: dict[int, Any]) -> "Viewer":
+        return self  # whatever has a viewer is shown by it, and so are copies
+
+    def __reduce__(self) -> Any:
+        name = vars(self).setdefault("_pickled_as", uuid.uuid4().hex)
+        _viewers[name] = self
+        return _viewer_here, (os.getpid(), name)
+
     def __enter__(self) -> "Viewer":
         return self
 
@@ -754,6 +768,14 @@ def _key_of(port: int | None) -> object:
     if port is None:
         return "default" if _interactive() else None
     return port or None
+
+
+_viewers: "weakref.WeakValueDictionary[str, Viewer]" = weakref.WeakValueDictionary()
+
+
+def _viewer_here(process: int, name: str) -> Viewer | None:
+    """The viewer that was pickled, where it lives; None in any other process, a fork included."""
+    return _viewers.get(name) if process == os.getpid() else None
 
 
 def _require_zmq() -> None:

@@ -1,14 +1,20 @@
 """What is around an environment, and what is inside of a wrapper: Brax's or MuJoCo Playground's."""
 
 import contextlib
+import copy
 import functools
+import importlib
+import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 from brax.envs.base import Env, Wrapper
 from brax.envs.wrappers.training import AutoResetWrapper, EpisodeWrapper
+
+log = logging.getLogger("brax_viser")
 
 
 def playground() -> Any:
@@ -24,7 +30,23 @@ def is_playground(env: object) -> bool:
 
 
 def is_env(env: object) -> bool:
-    return isinstance(env, Env) or is_playground(env)
+    """Whether it can be reset and stepped as Brax's and Playground's environments can; a class of
+    its own need not be theirs."""
+    if isinstance(env, Env) or is_playground(env):
+        return True
+    if isinstance(env, type | ModuleType):
+        return False
+    # Gym's have these two as well, with other arguments, and a space of actions.
+    calls = all(callable(attribute(env, name)) for name in ("reset", "step"))
+    return calls and not (hasattr(env, "action_space") and not hasattr(env, "action_size"))
+
+
+def attribute(thing: Any, name: str) -> Any:
+    """What it is; None where there is no such attribute, or a property that nobody implemented."""
+    try:
+        return getattr(thing, name, None)
+    except NotImplementedError:
+        return None
 
 
 def wrapper_class(env: object) -> type:
@@ -33,20 +55,52 @@ def wrapper_class(env: object) -> type:
     return playground().wrapper.Wrapper if is_playground(env) else Wrapper
 
 
+class _Unregistered:
+    """First among the bases of a class that is made on the fly, so that those which keep account
+    of their subclasses do not hear of it, nor ask for arguments that nobody has."""
+
+    def __init_subclass__(cls, **_: Any) -> None:
+        pass
+
+
 @functools.cache
 def of_kind(cls: type, base: type) -> type:
     """`cls` as a subclass of `base` too."""
     if issubclass(cls, base):
         return cls
-    return type(cls.__name__, (cls, base), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+    members = {"__module__": cls.__module__, "__doc__": cls.__doc__, "made_of": (cls, base)}
+    return type(cls.__name__, (_Unregistered, cls, base), members)
+
+
+def empty_of(cls: type, base: type) -> Any:
+    """An object of `of_kind(cls, base)` without attributes, to be filled by whoever copies one."""
+    return object.__new__(of_kind(cls, base))
 
 
 def layers(env: Any) -> Iterator[Any]:
     """`env` and all that it is wrapped around, outermost first."""
     yield env
-    while is_env(inner := vars(env).get("env")):
+    while is_env(inner := _inner(env)):
         env = inner
         yield env
+
+
+def _inner(env: Any) -> Any:
+    if type(env) is StandIn:
+        return outer_of(env)
+    # Not by `getattr`: a wrapper hands on what it does not have itself.
+    if isinstance(attributes := attribute(env, "__dict__"), dict):
+        return attributes.get("env")
+    return attribute(env, "env")
+
+
+def base_of(env: Any) -> Any:
+    """The innermost environment, which those that are not Brax's need not tell by `unwrapped`."""
+    base = attribute(env, "unwrapped")
+    if is_env(base):
+        return base
+    *_, base = layers(env)
+    return base
 
 
 def resets_inside(env: Any) -> bool:
@@ -71,29 +125,127 @@ def action_repeat(env: Any) -> int:
     return repeat
 
 
-def stand_in(outer: Any, base: Any) -> Any:
+class StandIn:
     """An object that is `base` in every respect, but is reset and stepped through `outer`.
 
     Wrappers for domain randomisation write a model into `env.unwrapped` and step that, past every
-    wrapper in between. So what they are given must be of the base's class, write into the base's
-    attributes, and still come by here.
-
-    Args:
-        outer: has `reset_base(rng)` and `step_base(state, action)`.
-        base: the innermost environment.
+    wrapper in between. So what they are given must pass for one of the base's class, write into
+    the base's attributes, and still come by here. It is of no class that is made for it: there are
+    environments that keep account of their subclasses.
     """
 
-    def reset(self: Any, rng: Any) -> Any:
-        return outer.reset_base(rng)
+    __slots__ = ("__weakref__", "_base", "_outer")
 
-    def step(self: Any, state: Any, action: Any) -> Any:
-        return outer.step_base(state, action)
+    def __init__(self, outer: Any, base: Any):
+        """Hands all on.
 
-    cls = type(base)
-    members = {"reset": reset, "step": step, "__module__": cls.__module__, "__doc__": cls.__doc__}
-    twin = object.__new__(type(cls.__name__, (cls,), members))
-    twin.__dict__ = base.__dict__  # the very same: what is written there, the base has as well
-    return twin
+        Args:
+            outer: has `reset_base(base, rng)`, `step_base(base, state, action)` and `unwrapped`.
+            base: the innermost environment.
+        """
+        object.__setattr__(self, "_outer", outer)
+        object.__setattr__(self, "_base", base)
+
+    def reset(self, rng: Any) -> Any:
+        return outer_of(self).reset_base(within(self), rng)
+
+    def step(self, state: Any, action: Any) -> Any:
+        return outer_of(self).step_base(within(self), state, action)
+
+    @property
+    def unwrapped(self) -> Any:
+        return self
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in _OWN:
+            return object.__getattribute__(self, name)
+        return getattr(within(self), name)  # `__class__` and `__dict__` too
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(within(self), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(within(self), name)
+
+    def __repr__(self) -> str:
+        return repr(within(self))
+
+    def __copy__(self) -> "StandIn":
+        return StandIn(outer_of(self), copy.copy(within(self)))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "StandIn":
+        return StandIn(copy.deepcopy(outer_of(self), memo), deep_copied(within(self), memo))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # A base of its own, if it was copied, is that of its outer when it is elsewhere.
+        return getattr, (outer_of(self), "unwrapped")
+
+
+_OWN = ("reset", "step", "unwrapped", "__copy__", "__deepcopy__", "__reduce_ex__")
+
+
+def within(env: Any) -> Any:
+    """The environment that a stand-in stands in for; any other as it is."""
+    return object.__getattribute__(env, "_base") if type(env) is StandIn else env
+
+
+def outer_of(stand_in: StandIn) -> Any:
+    """What a stand-in is reset and stepped through."""
+    return object.__getattribute__(stand_in, "_outer")
+
+
+def copied(env: Any) -> Any:
+    """A shallow copy; where its class cannot be copied, the very same."""
+    try:
+        return copy.copy(env)
+    # Whatever a class of the user's makes of being copied: it trains without.
+    except Exception as error:
+        log.info("%s cannot be copied: %s", type(env).__name__, error)
+        return env
+
+
+def deep_copied(env: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy that shares modules: Brax's environments have one among their attributes, and
+    Python copies none."""
+    for _, module in _modules(env):
+        memo[id(module)] = module
+    return copy.deepcopy(env, memo)
+
+
+class _Module:
+    """In place of a module, by its name."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+
+def without_modules(env: Any) -> Any:
+    """The environment, or a copy with names in the place of modules, which cannot be pickled."""
+    new = copied(env) if any(_modules(env)) else env
+    if new is env:
+        return env
+    for name, value in vars(new).items():
+        if isinstance(value, ModuleType):
+            vars(new)[name] = _Module(value.__name__)
+        elif name == "env":
+            vars(new)[name] = without_modules(value)
+    return new
+
+
+def with_modules(env: Any) -> None:
+    """Undoes `without_modules`, in place."""
+    for layer in layers(env):
+        attributes = attribute(layer, "__dict__") or {}
+        for name, value in attributes.items():
+            if isinstance(value, _Module):
+                attributes[name] = importlib.import_module(value.name)
+
+
+def _modules(env: Any) -> Iterator[tuple[str, ModuleType]]:
+    for layer in layers(env):
+        for name, value in (attribute(layer, "__dict__") or {}).items():
+            if isinstance(value, ModuleType):
+                yield name, value
 
 
 _SHADOWING = threading.Lock()

@@ -63,7 +63,7 @@ class Training:
 
     def log(self) -> Any:
         """The record of all environments after the last step, in numpy."""
-        return jax.device_get(self.state.info[INFO_KEY])
+        return EpisodeLog(**jax.device_get(self.state.info[INFO_KEY]))
 
     def run(self) -> None:
         """Goes on by itself, in compiled loops of 50 steps."""

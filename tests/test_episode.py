@@ -81,8 +81,7 @@ def test_returns_are_whole_across_resets_and_repeated_actions(
     resets = 0
     for action, told in zip(actions, expected, strict=True):
         state = step(state, action)
-        log = state.info[INFO_KEY]
-        assert isinstance(log, EpisodeLog)
+        log = EpisodeLog(**state.info[INFO_KEY])
         np.testing.assert_allclose(log.episode_return, told["return"], rtol=1e-5)
         resets += int(np.sum(np.asarray(state.done)))
         # Outside of the EpisodeWrapper one step is one of the trainer's, repeats included.
@@ -104,11 +103,11 @@ def test_what_a_loop_of_the_users_own_resets_starts_anew(viewer):
     for action in (0.1, 0.2, 0.3):
         state = step(state, jnp.array([action]))
         total += float(state.reward)
-    assert float(state.info[INFO_KEY].episode_return) == pytest.approx(total)
+    assert float(state.info[INFO_KEY]["episode_return"]) == pytest.approx(total)
     state = jax.tree.map(lambda a, b: jnp.where(True, a, b), first, state)
     state = step(state, jnp.array([0.1]))
-    assert float(state.info[INFO_KEY].episode_return) == pytest.approx(float(state.reward))
-    assert int(state.info[INFO_KEY].episode_length) == 1
+    assert float(state.info[INFO_KEY]["episode_return"]) == pytest.approx(float(state.reward))
+    assert int(state.info[INFO_KEY]["episode_length"]) == 1
 
 
 def rollout(env: Any, inner, step) -> list[EpisodeLog]:

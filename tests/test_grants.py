@@ -106,7 +106,7 @@ def test_each_step_is_one_call_and_known_of_and_seen(rollout, monkeypatch, secon
     assert after.env_steps - before.env_steps == after.frames - before.frames == 50
     first = before.env_steps + 1
     assert rollout.frames[known:] == [(step, (0, 1, 2, 3)) for step in range(first, first + 50)]
-    assert np.all(rollout.state.info[INFO_KEY].countdown == GRANTED)
+    assert np.all(rollout.state.info[INFO_KEY]["countdown"] == GRANTED)
     rollout.viewer.max_overhead = 0.4
     rollout.steps()  # by now the meter knows of all
     assert meter.calls - made == 51
@@ -153,7 +153,7 @@ def test_what_twins_are_made_of_is_granted_as_well(rollout, monkeypatch, seconds
     assert rollout.steps()[:2] == [ALONE, ("push", GIVEN)]
     rollout.parcels.clear()
     assert rollout.steps(20) == [ALONE] * 20
-    assert np.all(rollout.state.info[INFO_KEY].countdown == GRANTED_COORDINATES)
+    assert np.all(rollout.state.info[INFO_KEY]["countdown"] == GRANTED_COORDINATES)
     assert [parcel.open().coordinates is None for parcel in rollout.parcels] == [False] * 20
     assert [parcel.detail_env for parcel in rollout.parcels] == [None] * 20
     assert len({step for step, _ in rollout.frames}) == 20

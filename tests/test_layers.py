@@ -18,6 +18,8 @@ DEVICE = (
     "trainer.py",
     "protocol.py",
     "wrapping.py",
+    "states.py",
+    "models.py",
 )
 PURE = (
     "stream.py",

@@ -21,6 +21,7 @@ from mujoco_playground._src import mjx_env
 
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.env import INFO_KEY, PRESERVED_KEY
+from brax_viser.episode import EpisodeLog
 from brax_viser.playground import load, ppo_settings
 from brax_viser.protocol import NEVER
 from tests.conftest import Page, eventually
@@ -69,7 +70,7 @@ def test_episodes_are_told_apart_with_and_without_a_full_reset(viewer, page, ful
     lengths, returns, rewards = [], [], []
     for _ in range(8):
         state = jax.block_until_ready(step(state, jnp.ones((4, 1))))
-        log = state.info[PRESERVED_KEY][INFO_KEY]
+        log = EpisodeLog(**state.info[PRESERVED_KEY][INFO_KEY])
         lengths.append(int(log.episode_length[0]))
         returns.append(float(log.episode_return[0]))
         rewards.append(float(state.reward[0]))  # of both repeats

@@ -1,0 +1,78 @@
+"""A plain class that is an environment by what it has, with a physics of its own that compiles at
+once: a cart on a rail that goes where it is told."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mujoco
+from flax import struct
+
+XML = """
+<mujoco><option timestep="0.02"/><worldbody><body name="cart" pos="0 0 0.5">
+  <joint name="slide" type="slide" axis="1 0 0"/><geom type="box" size="0.2 0.1 0.1"/>
+</body></worldbody><actuator><motor joint="slide"/></actuator></mujoco>
+"""
+
+
+@struct.dataclass
+class Data:
+    qpos: jax.Array
+    qvel: jax.Array
+    ctrl: jax.Array
+    xpos: jax.Array
+    xquat: jax.Array
+
+
+@struct.dataclass
+class State:
+    pipeline_state: Any
+    obs: Any
+    reward: Any
+    done: Any
+    metrics: dict[str, Any] = struct.field(default_factory=dict)
+    info: Any = struct.field(default_factory=dict)
+
+
+class Toy:
+    """Observation [2]: position in m, velocity in m/s. Done beyond 0.05 m."""
+
+    action_size = 1
+    observation_size = 2
+
+    def __init__(
+        self,
+        done: Callable[[jax.Array], Any] | None = None,
+        reward: Callable[[jax.Array], Any] | None = None,
+        obs: Callable[[jax.Array], Any] | None = None,
+    ):
+        """Each is made of the position [], if it is told how."""
+        self.model = mujoco.MjModel.from_xml_string(XML)
+        self.made = done, reward, obs
+
+    def reset(self, rng: jax.Array) -> State:
+        position = jax.random.uniform(rng, (1,), minval=-0.04, maxval=0.04)
+        return self.state(self.data(position, jnp.zeros(1), jnp.zeros(1)), {})
+
+    def step(self, state: State, action: jax.Array) -> State:
+        old = state.pipeline_state
+        qvel = 0.9 * old.qvel + 0.1 * action
+        return self.state(self.data(old.qpos + 0.02 * qvel, qvel, action), state.info)
+
+    def data(self, qpos: jax.Array, qvel: jax.Array, ctrl: jax.Array) -> Data:
+        cart = jnp.array([0.0, 0.0, 0.5]).at[0].set(qpos[0])
+        quat = jnp.tile(jnp.array([1.0, 0.0, 0.0, 0.0]), (2, 1))
+        return Data(qpos, qvel, ctrl, jnp.stack([jnp.zeros(3), cart]), quat)
+
+    def state(self, data: Any, info: Any) -> Any:
+        position = data.qpos[0]
+        done, reward, obs = self.made
+        return State(
+            data,
+            obs(position) if obs else jnp.concatenate([data.qpos, data.qvel]),
+            reward(position) if reward else -jnp.abs(position),
+            done(position) if done else (jnp.abs(position) > 0.05).astype(jnp.float32),
+            {},
+            info,
+        )
