@@ -52,7 +52,8 @@ def pushed(
     header = np.zeros(HEADER_HEAD + len(HEADER_COLUMNS) * ROWS, np.int32)
     header[:HEADER_HEAD] = shard, rule
     columns = header[HEADER_HEAD:].reshape(len(HEADER_COLUMNS), ROWS)
-    columns[:] = [rows, [NEVER] * ROWS, np.array(returns, np.float32).view(np.int32), [1] * ROWS]
+    numbers = np.array(returns, np.float32).view(np.int32)
+    columns[:] = [rows, [NEVER] * ROWS, numbers, [1] * ROWS, [0] * ROWS]
     values = np.full((ROWS, 4), 7.0, np.float32)
     answer = tuple(feed.push(origin, LAYOUT, header, values).tolist())
     header[:], values[:] = 0, np.nan
