@@ -166,14 +166,18 @@ class Adapter:
         """Which of qpos and qvel that is."""
         return Coordinates(self.mj_model)
 
-    def inspected(self, state: Any) -> list[jax.Array]:
+    def inspected(self, state: Any) -> dict[str, Any]:
         """What else is looked through for NaN and Inf: velocities, and what the policy is given.
 
         Pixels are left out. They cannot be either, and it would take long.
         """
         batch, (_, qvel) = batch_of(state), coordinates_of(physics_of(state))
-        obs = [jnp.asarray(x) for name, x in _observation(state) if not name.startswith("pixels/")]
-        return [qvel, *(x for x in obs if x.shape[: len(batch)] == batch)]
+        found = {"qvel": qvel}
+        for name, x in _observation(state):
+            x = jnp.asarray(x)
+            if x.shape[: len(batch)] == batch and not name.startswith("pixels/"):
+                found[f"observation/{name}" if name else "observation"] = x
+        return found
 
     def detail(
         self,

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import viser
 
-from brax_viser.gui.panel import PAGES, STEPS, Command, parse_indices
+from brax_viser.gui.panel import (
+    ALL_NONFINITE,
+    DISMISS,
+    PAGES,
+    STEPS,
+    Command,
+    parse_indices,
+)
 from brax_viser.gui.sandbox import BACK
 from brax_viser.publisher import Publisher
 from brax_viser.scene.cameras import cameras_of
@@ -64,6 +71,7 @@ class Clerk:
                 | "stretch_seconds"
                 | "show"
                 | "rank_by"
+                | "hold_on_nan"
             ):
                 setattr(self._viewer, name, value)
             case "stepped":
@@ -73,6 +81,8 @@ class Clerk:
                 self._viewer.streaming = not self._viewer.streaming
             case "hold":
                 self._viewer.resume() if self._board.hold.paused else self._viewer.pause()
+            case "nonfinite":
+                self._look_into_nonfinite(value)
             case "go_on":
                 self._go_on(value)
             case "rule":
@@ -163,6 +173,17 @@ class Clerk:
         self._publisher.fork()
         if (client := self._server.get_clients().get(client_id)) is not None:
             self._publisher.aside.look_at(client.camera)
+
+    def _look_into_nonfinite(self, how: str) -> None:
+        told = self._viewer.nonfinite
+        if how == DISMISS:
+            self._viewer.dismiss_nonfinite()
+        elif how == ALL_NONFINITE:
+            self._pick_rule("nan")
+        elif told:
+            if self._board.looked_into != told[0].role:
+                self._viewer.show = told[0].role
+            self._viewer.selected_env = told[0].env
 
     def _go_on(self, how: str) -> None:
         if how == STEPS[0]:

@@ -16,6 +16,7 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from brax_viser.findings import explained
 from brax_viser.presets import DEFAULT_ENV, ppo_preset, steps_per_policy, trainer_settings
 from brax_viser.progress import ProgressView, count, duration
 from brax_viser.viewer import Viewer
@@ -103,7 +104,7 @@ def train(
             begun = run.training.is_set()
             console.print(f"Stopped {'in mid-training' if begun else 'before the training began'}.")
         if run.training.is_set():
-            _save(save_dir or f"runs/{env}-{datetime.now():%Y%m%d-%H%M%S}", run.params)
+            _save(save_dir or f"runs/{env}-{datetime.now():%Y%m%d-%H%M%S}", run)
         if stopped:
             return STOPPED
         if run.viewer is not None:
@@ -157,7 +158,10 @@ class _Run:
 
     def __init__(self) -> None:
         self.viewer: Viewer | None = None
-        self.params: Any = None  # the newest that the trainer has handed out, on the host
+        # The newest that the trainer has handed out, all of it finite, on the host.
+        self.params: Any = None
+        self.step = 0  # env steps that it had
+        self.spoilt = False  # whether newer ones have a NaN or an Inf
         self.refusal: str | None = None
         self.error: BaseException | None = None
         self.training = threading.Event()  # the trainer has been called
@@ -165,13 +169,21 @@ class _Run:
         # CPython up to 3.12.
         self.over = threading.Event()
 
+    def hand_out(self, params: Any, step: int = 0) -> None:
+        """The trainer has come to these parameters."""
+        from brax_viser.training import is_finite
+
+        self.spoilt = not is_finite(params)
+        if not self.spoilt:
+            self.params, self.step = params, step
+
     def start(self, work: "Callable[[_Run], Any]") -> None:
         """Begins; `work` returns the trained parameters."""
         threading.Thread(target=self._keep, args=(work,), name="training", daemon=True).start()
 
     def _keep(self, work: "Callable[[_Run], Any]") -> None:
         try:
-            self.params = work(self)
+            self.hand_out(work(self))
             if self.viewer is not None:
                 self.viewer.training_ended()
         except _Refused as refused:
@@ -180,9 +192,11 @@ class _Run:
         # unread traceback.
         except BaseException as error:
             self.error = error
+            words = explained(error, self.viewer.nonfinite if self.viewer is not None else ())
             if self.viewer is not None:
-                self.viewer.training_ended(f"{type(error).__name__}: {error}")
+                self.viewer.training_ended(words)
             traceback.print_exc()
+            console.print(f"The training has failed: {words}", style="red", markup=False)
         finally:
             self.over.set()
 
@@ -250,7 +264,7 @@ def _train(
             num_steps = viewer.progress().env_steps
         viewer.policy_params_fn(num_steps, make_policy, params)
         if num_steps:  # the first call has the untrained policy
-            run.params = params
+            run.hand_out(params, num_steps)
 
     every = steps_per_policy(trainer, settings)
     console.print(f"The trainer hands out its policy every {every:,} steps.")
@@ -291,9 +305,15 @@ def _update(bar: Progress, task: Any, view: ProgressView) -> None:
     bar.update(task, description=PHASES[view.phase], completed=fraction, words=" · ".join(words))
 
 
-def _save(where: str, params: Any) -> None:
-    """Writes a policy, as `brax.io.model.load_params` reads it."""
-    if params is None:
+def _save(where: str, run: _Run) -> None:
+    """Writes the newest policy that is finite, as `brax.io.model.load_params` reads it."""
+    if run.spoilt and run.params is None:
+        console.print("No policy was saved: those that were handed out have a NaN or an Inf.")
+        return
+    if run.spoilt:
+        words = f"What is saved is the newest finite one, of step {run.step:,}."
+        console.print(f"The newest policy has a NaN or an Inf. {words}", style="red")
+    if run.params is None:
         console.print("No policy was saved: the trainer had not handed one out yet.")
         return
     from brax.io import model
@@ -301,7 +321,7 @@ def _save(where: str, params: Any) -> None:
     path = epath.Path(where)
     path.mkdir(parents=True, exist_ok=True)
     # Whole or not at all, if it is ended meanwhile.
-    model.save_params(str(path / "policy.part"), params)
+    model.save_params(str(path / "policy.part"), run.params)
     (path / "policy.part").replace(path / "policy")
     console.print(f"Policy saved to {path / 'policy'}", soft_wrap=True)
 

@@ -18,6 +18,10 @@ anything. Of consecutive steps of which nothing but rows is wanted, or rows and 
 answer grants the next, which then takes one call, not two. A training is held by an answer that
 does not come; and since an answer to a push may ask for another one, other environments can be
 looked at meanwhile.
+
+A reward that turns NaN or Inf makes a step due, in whatever environment it is; all else is looked
+through whenever a step is due, or at every step where an answer says so by `protocol.WATCHED`. What
+is new is told with the question, and the host can hold the training at that very step.
 """
 
 import functools
@@ -30,9 +34,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
 
+from brax_viser import watch
 from brax_viser.callback import call_host
 from brax_viser.protocol import (
     ANSWER_HEAD,
+    FOREVER,
     GRANTED,
     GRANTED_COORDINATES,
     NO_ROW,
@@ -42,6 +48,7 @@ from brax_viser.protocol import (
     PUSH_MODEL,
     TERMINATED,
     UNASKED,
+    WATCHED,
 )
 from brax_viser.rank import finite, measured, top
 
@@ -62,6 +69,7 @@ class Origin(NamedTuple):
     model: Layout = ()  # what differs between the environments' models, and can be pushed
     detail: Layout = ()  # what can be pushed of one environment alone
     coordinates: Layout = ()  # what can be pushed with the rows
+    watched: tuple[str, ...] = ()  # fields that are looked through, in the order of a report
 
 
 class Host(Protocol):
@@ -84,7 +92,11 @@ class Host(Protocol):
     """K: rows that one `push` may carry; the grid's number of cells."""
 
     def ask(self, origin: Origin, query: jax.Array) -> np.ndarray:
-        """`query` int32 [2]: (countdown, which can be `protocol.FRESH`, shard)."""
+        """`query` int32 [2]: (countdown, which can be `protocol.FRESH`, shard).
+
+        Where something has turned NaN or Inf, the report of it follows, int32 [3 + F]: see
+        `watch.report`. Then the countdown can be above 0, for the step has come before its time.
+        """
         ...
 
     def push(
@@ -120,13 +132,14 @@ def emit(
     num_shards: int,
     payload: Payload,
     *,
-    inspected: Sequence[jax.Array] = (),
+    inspected: Any = (),
     model: Payload | None = None,
     detail: Payload | None = None,
     coordinates: Payload | None = None,
     last: Payload | None = None,
+    nonfinite: jax.Array | None = None,
     state_is_kept: bool = False,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, ...]:
     """Offers one step to the host and returns what to store in the state until the next.
 
     Args:
@@ -138,35 +151,48 @@ def emit(
         num_shards: how many parts there are.
         payload: arrays [*batch, ...] of any real dtype; float32 is what travels. Has the fields
             that `rank.top` needs. A field "finite" is added.
-        inspected: arrays [*batch, ...] that are looked through for NaN and Inf, as the payload
-            is, and do not travel.
+        inspected: a pytree of arrays [*batch, ...] that are looked through for NaN and Inf, as
+            the payload is, and do not travel.
         model: arrays [*batch, ...] in which the environments' models differ. They travel when
             the host asks for them, which is not with each step.
         detail: arrays [*batch, ...] that travel for one environment, if the host asks for one.
         coordinates: arrays [*batch, ...] that travel with the rows, if the host asks for them.
         last: arrays [*batch, ...] that travel in the place of those of the payload, by name, where
             those that have just terminated are ranked.
+        nonfinite: int32 [*batch], as the last call returned it, 0 at first: what is known not to be
+            finite. None: nobody is told what turns NaN or Inf.
         state_is_kept: whether the program around returns the state. The countdown in it then
             keeps the call alive, which is cheaper: see `callback.call_host`. If it says so and
             does not, nothing is seen; what is computed is the same in any case.
 
     Returns:
         int32 [*batch], the countdown, all elements alike; and int32 [*batch], the granted rows:
-        the first K of them, one after the other, and no more than a place to keep them.
+        the first K of them, one after the other, and no more than a place to keep them. Where
+        `nonfinite` is given, that as well.
     """
     # A callback has no derivative and must not ask for one: APG differentiates through steps.
     arrays = jax.lax.stop_gradient(
         (
             dict(payload),
-            tuple(inspected),
+            _named(inspected),
             dict(model or {}),
             dict(detail or {}),
             dict(coordinates or {}),
             dict(last or {}),
         )
     )
-    call = functools.partial(_emit_batch, host, role, num_shards, state_is_kept)
-    return swallow_batch_axes(call)(shard, countdown, granted_rows, *arrays)
+    call = functools.partial(
+        _emit_batch, host, role, num_shards, state_is_kept, nonfinite is not None
+    )
+    known = jnp.zeros_like(countdown) if nonfinite is None else nonfinite
+    kept = swallow_batch_axes(call)(shard, countdown, granted_rows, known, *arrays)
+    return kept[:2] if nonfinite is None else kept
+
+
+def _named(tree: Any) -> dict[str, jax.Array]:
+    """Its leaves, by the way to them: "qvel", "observation/state"."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
 
 
 def swallow_batch_axes(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -205,16 +231,18 @@ def _emit_batch(
     role: str,
     num_shards: int,
     state_is_kept: bool,
+    is_watched: bool,
     shard: jax.Array,
     countdown: jax.Array,
     granted_rows: jax.Array,
+    nonfinite: jax.Array,
     payload: Payload,
-    inspected: Sequence[jax.Array],
+    inspected: Payload,
     model: Payload,
     detail: Payload,
     coordinates: Payload,
     last: Payload,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The whole batch at once: all arrays are [*batch, ...]."""
     batch = countdown.shape
     num_envs = math.prod(batch)
@@ -224,25 +252,30 @@ def _emit_batch(
         return tuple((name, x.shape[len(batch) :]) for name, x in arrays.items())
 
     layouts = (layout_of(arrays) for arrays in (model, detail, coordinates))
-    origin = Origin(role, num_envs, num_shards, num_rows, *layouts)
+    names = tuple(watch.watched(payload, inspected)) if is_watched else ()
+    origin = Origin(role, num_envs, num_shards, num_rows, *layouts, watched=names)
     layout = (*layout_of(payload), ("finite", ()))
     answer_shape = jax.ShapeDtypeStruct((ANSWER_HEAD + num_rows,), jnp.int32)
     ask = functools.partial(host.ask, origin)
 
     # A scalar predicate keeps `cond` a real branch; a batched one would run both sides. The
     # maximum, because a reset of some environments must not call the host for all of them.
-    left = jnp.max(countdown)
-    kept = granted_rows.ravel()[:num_rows]
+    stored = jnp.max(countdown)
+    watching = stored >= WATCHED
+    left = jnp.where(watching, stored - WATCHED, stored)
+    is_due = (left <= 0) | (left >= GRANTED)
+    kept, known = granted_rows.ravel()[:num_rows], nonfinite.ravel()
+    skipped = stored - 1, kept
 
-    def due(operands: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+    def due(operands: tuple[Any, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
         fields, others, models, details, places, lasts = jax.tree.map(
             lambda x: x.reshape(num_envs, *x.shape[len(batch) :]), operands
         )
 
-        def looked_through(fields: Payload, others: Sequence[jax.Array]) -> Payload:
+        def looked_through(fields: Payload, others: Payload) -> Payload:
             # That of an episode before is NaN where there is none, and says nothing of this one.
             own = [x for name, x in fields.items() if name != "finished_return"]
-            return {**fields, "finite": finite([*own, *others])}
+            return {**fields, "finite": finite([*own, *others.values()])}
 
         def ranked(rule: jax.Array) -> jax.Array:
             return top(rule, looked_through(fields, others), num_rows)
@@ -270,7 +303,7 @@ def _emit_batch(
         ) -> jax.Array:
             chosen, besides = _take(fields, rows), _take(beside or {}, rows)
             # Of the chosen alone, and only where they are sent: of 4,096 ants it takes 0.2 ms.
-            chosen = looked_through(chosen, [_take_from(x, rows) for x in others])
+            chosen = looked_through(chosen, _take(others, rows))
             for name, x in _take(instead or {}, rows).items():
                 chosen[name] = jnp.where(rule == TERMINATED, x, chosen[name])
             tier, measure = measured(rule, chosen)
@@ -327,16 +360,44 @@ def _emit_batch(
 
         # A wrapper that replaces the states of some environments may have replaced the rows.
         is_granted = (left >= GRANTED) & (jnp.min(kept) > NO_ROW)
-        first = jax.lax.cond(is_granted, granted, asked)
-        last = jax.lax.while_loop(lambda answer: answer[0] > 0, send, first)
-        return last[1], last[ANSWER_HEAD:]
 
-    operands = (dict(payload), tuple(inspected), dict(model), dict(detail), dict(coordinates))
+        def attend(first: jax.Array) -> tuple[jax.Array, jax.Array]:
+            last = jax.lax.while_loop(lambda answer: answer[0] > 0, send, first)
+            return last[1], last[ANSWER_HEAD:]
+
+        if not is_watched:
+            return *attend(jax.lax.cond(is_granted, granted, asked)), known
+
+        kinds = {name: watch.kind(x) for name, x in watch.watched(fields, others).items()}
+        bits = functools.reduce(jnp.bitwise_or, (watch.bits(n, k) for n, k in kinds.items()))
+        new = bits & ~known
+        finds = (new != 0).any()
+
+        def told() -> jax.Array:
+            head = jnp.stack([left, shard])
+            query = jnp.concatenate([head, watch.report(new, kinds, watching)])
+            return call_host(ask, answer_shape, query, kept_alive=state_is_kept)
+
+        def attended() -> tuple[jax.Array, jax.Array]:
+            usual = functools.partial(jax.lax.cond, is_granted, granted, asked)
+            return attend(jax.lax.cond(finds, told, usual))
+
+        skip, rows = jax.lax.cond(is_due | finds, attended, lambda: skipped)
+        # Once is enough: an environment that is finite again, and then not, is told of anew only
+        # while every step is looked through.
+        return skip, rows, jnp.where(watching, bits, known | bits)
+
+    operands = (dict(payload), dict(inspected), dict(model), dict(detail), dict(coordinates))
     operands = (*operands, dict(last))
-    is_due = (left <= 0) | (left >= GRANTED)
-    skip, rows = jax.lax.cond(is_due, due, lambda _: (left - 1, kept), operands)
+    is_attended = is_due
+    if is_watched:
+        is_attended |= watching
+        if "reward" in payload:  # the viewer may be closed: then nobody wants to know
+            turned = watch.reward_turned(payload["reward"], nonfinite)
+            is_attended |= turned & (left < FOREVER // 2)
+    skip, rows, known = jax.lax.cond(is_attended, due, lambda _: (*skipped, known), operands)
     rows = jnp.concatenate([rows, jnp.full(num_envs - num_rows, NO_ROW, jnp.int32)])
-    return jnp.broadcast_to(skip, batch), rows.reshape(batch)
+    return jnp.broadcast_to(skip, batch), rows.reshape(batch), known.reshape(batch)
 
 
 def _take(arrays: Payload, rows: jax.Array) -> Payload:

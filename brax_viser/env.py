@@ -256,7 +256,7 @@ class VisualizedEnv(AnyWrapper):
         detail = self._adapter.detail(state, action, ctrl, self._own(info_of(state)))
         log = self._advanced(log, before, state, payload)
         shard, num_shards = shard_of_this_device()
-        countdown, granted_rows = emit(
+        countdown, granted_rows, nonfinite = emit(
             host,
             self._role or ("eval" if trainer and trainer.evaluating else "train"),
             log.countdown,
@@ -277,9 +277,10 @@ class VisualizedEnv(AnyWrapper):
             detail=detail,
             coordinates={name: detail[name] for name in COORDINATES if name in detail},
             last={"link_pos": log.last_pose[..., :3], "link_rot": log.last_pose[..., 3:]},
+            nonfinite=log.nonfinite,
             state_is_kept=trainer is not None and trainer.keeps_state,
         )
-        log = log._replace(countdown=countdown, granted_rows=granted_rows)
+        log = log._replace(countdown=countdown, granted_rows=granted_rows, nonfinite=nonfinite)
         return replaced(state, info=self._with_log(state, log))
 
     def _advanced(self, log: EpisodeLog, before: Any, after: Any, payload: Payload) -> EpisodeLog:

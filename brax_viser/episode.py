@@ -62,6 +62,7 @@ class EpisodeLog(NamedTuple):
     was_reset: jax.Array  # int32 [*batch]: 1: the last step has ended in a reset within the env
     # float32 [*batch, N, NUMBERS + 7 L]: of the environments `NEIGHBOURS` places before.
     spare: jax.Array
+    nonfinite: jax.Array  # int32 [*batch]: what is known not to be finite; see `protocol.REWARD`
 
 
 class Motion(NamedTuple):
@@ -140,6 +141,7 @@ def first_log(done: jax.Array, feed: int, motion: Motion, num_links: int) -> Epi
         first=jnp.copy(motion.place),  # a loop may donate each buffer but once
         was_reset=full(0),
         spare=full(0.0, jnp.float32, len(NEIGHBOURS), NUMBERS + 7 * num_links),
+        nonfinite=full(0),
     )
 
 

@@ -5,12 +5,14 @@ import hashlib
 import itertools
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from brax_viser.emit import Layout, Origin
+from brax_viser.findings import Finding, fields_of
 from brax_viser.mailbox import ModelParcel, Parcel
 from brax_viser.protocol import (
     ANSWER_HEAD,
@@ -26,6 +28,8 @@ from brax_viser.protocol import (
     PUSH_MODEL,
     TERMINATED,
     UNASKED,
+    WATCHED,
+    WATCHED_MOST,
 )
 from brax_viser.rollout import Grant, Rollout, grant_of, granted_by, order_of
 from brax_viser.scene.grid import Grid
@@ -85,6 +89,7 @@ class Feed:
             self._board.hold.forget()
             with self._board.lock:
                 self.rollouts.clear()
+                self._board.findings.forget()
             self._on_new_training(self, call)
 
     @functools.cached_property
@@ -108,16 +113,19 @@ class Feed:
         board, start = self._board, self._board.clock()
         answer = _quiet(origin)
         try:
-            countdown, shard = np.asarray(query).tolist()
+            countdown, shard, *found = np.asarray(query).tolist()
             refreshed = board.hold.refreshes
             with board.lock:
                 rollout = self._rollout(origin, countdown)
                 self._settle(rollout, shard, start)
-                push = self._paced(rollout, origin, countdown, shard, start)
+                push, new = self._paced(rollout, origin, countdown, shard, start, found)
                 self._fill(answer, rollout, origin, shard, push=push)
                 rollout.called[shard] = board.clock()
                 board.meter.asked(start, rollout.called[shard], pushes=answer[0] > 0)
+            if new is not None:
+                board.tell(new)
             self._hold_here(answer, rollout, origin, shard, refreshed)
+            self._watch(answer, rollout, shard)
         # Whatever it is, raising here would end the user's training.
         except Exception as error:
             board.failed("ask", error)
@@ -140,7 +148,7 @@ class Feed:
                 answer = _quiet(origin)
                 with board.lock:
                     rollout = self._rollout(origin, GRANTED)
-                    push = self._paced(rollout, origin, GRANTED, shard, start)
+                    push, _ = self._paced(rollout, origin, GRANTED, shard, start)
                     self._fill(answer, rollout, origin, shard, push=push)
                 wanted = grant_of(answer) == granted_by(origin, layout) and np.array_equal(
                     answer[ANSWER_HEAD:], columns[0]
@@ -173,6 +181,7 @@ class Feed:
                     frame=wanted,
                 )
             self._hold_here(answer, rollout, origin, shard, refreshed)
+            self._watch(answer, rollout, shard)
         # As in `ask`: never into the user's training.
         except Exception as error:
             board.failed("push", error)
@@ -208,6 +217,7 @@ class Feed:
                 before, rollout.called[device] = rollout.called[device], board.clock()
                 board.meter.pushed(before, start, rollout.called[device], nbytes, frame=False)
             self._hold_here(answer, rollout, origin, device, refreshed)
+            self._watch(answer, rollout, device)
         # As in `ask`: never into the user's training.
         except Exception as error:
             board.failed("push_model", error)
@@ -246,10 +256,18 @@ class Feed:
         return own > last and now - last > IDLE_SECONDS
 
     def _paced(
-        self, rollout: Rollout, origin: Origin, countdown: int, shard: int, now: float
-    ) -> bool:
-        """Counts the step, plans the next call, and returns whether this step is to be pushed."""
+        self,
+        rollout: Rollout,
+        origin: Origin,
+        countdown: int,
+        shard: int,
+        now: float,
+        report: Sequence[int] = (),
+    ) -> tuple[bool, Finding | None]:
+        """Counts the step, plans the next call, and returns whether this step is to be pushed, and
+        what is to be told of the `report` of what has turned NaN."""
         board, pacer, role = self._board, rollout.pacer, origin.role
+        last_skip = pacer.granted(shard)
         control = board.control
         shown = board.shown[role] is self
         if board.num_processes > 1:
@@ -265,6 +283,12 @@ class Feed:
         )
         if shard == pacer.leader:
             self._tell_progress(role, rollout, now)
+        new = None
+        if report:
+            consecutive = countdown == FRESH or last_skip == 0
+            new = self._found(rollout, origin, shard, report, consecutive=consecutive)
+            control = board.control
+            shown = board.shown[role] is self
         push = plan.push
         if board.hold.counts(role) and not control.closed:
             # Stepped through: each step is seen, whether or not a page is open to look at it.
@@ -280,7 +304,76 @@ class Feed:
             )
             if stale:
                 self._choose(rollout, now)
-        return push
+        return push, new
+
+    def _found(
+        self,
+        rollout: Rollout,
+        origin: Origin,
+        shard: int,
+        report: Sequence[int],
+        *,
+        consecutive: bool,
+    ) -> Finding | None:
+        """Something has turned NaN or Inf with this step; see `watch.report`. Holds the training
+        here if it is to be, and returns what is to be told. Board is locked."""
+        board, role = self._board, origin.role
+        row, count, watching, *kinds = report
+        fields = fields_of(origin.watched, kinds)
+        env_steps = rollout.pacer.steps_of(shard)
+        step = env_steps * rollout.num_envs
+        if role == "train":  # what the trainer has reported counts
+            ahead = max(env_steps - rollout.progressed, 0)
+            step = board.progress.view(board.clock()).env_steps + ahead * rollout.num_envs
+        finding = Finding(
+            role,
+            shard * origin.num_envs + row,
+            fields,
+            env_steps,
+            step,
+            others=count - 1,
+            exact=bool(watching) or consecutive or {name for name, _ in fields} == {"reward"},
+        )
+        return finding if self.found(finding) else None
+
+    def found(self, finding: Finding) -> bool:
+        """Something has turned NaN or Inf, here or in another process. Returns whether it is to be
+        told. Board is locked."""
+        board = self._board
+        holds = board.control.hold_on_nan and board.findings.holds(finding)
+        is_new = board.findings.add(self, finding, holds=holds)
+        if holds:
+            board.hold.pause(finding.role)
+            board.show_feed(finding.role, self)
+            self.point_at(finding)
+        return is_new
+
+    def point_at(self, finding: Finding) -> None:
+        """Has the environment shown and selected. Board is locked."""
+        board, role = self._board, finding.role
+        board.selected_env = finding.env
+        if board.looked_into != role:
+            board.control = replace(board.control, show=role)
+        rollout = self.rollouts.get(role)
+        if rollout is not None:
+            rollout.choice.keep(board.kept_env, rollout.num_envs, self.capacity)
+        board.mailbox.wake()
+
+    def _watch(self, answer: np.ndarray, rollout: Rollout, shard: int) -> None:
+        """Has the device look through all until it asks again, if the answer is the last one for
+        this step and that is wanted."""
+        if answer[0] or self._board.control.closed or answer[1] >= FOREVER:
+            return
+        watched = self._is_watched(rollout, shard)
+        rollout.rearmed[shard] = self._board.findings.rearmed
+        if watched:
+            answer[1] = min(answer[1], WATCHED_MOST) + WATCHED
+
+    def _is_watched(self, rollout: Rollout, shard: int) -> bool:
+        """Whether the device is to look through all at each step: to hold at the first NaN, or
+        once, to forget what it has told of and is finite by now."""
+        anew = self._board.findings.rearmed
+        return self._board.control.hold_on_nan or rollout.rearmed.get(shard, anew) != anew
 
     def tell_progress(self) -> None:
         """Tells of steps that were gone on with, before what the trainer reports. Board is
@@ -346,6 +439,8 @@ class Feed:
         Whoever changes their mind until then asks for other rows in the answer to that push."""
         board = self._board
         if answer[0] or answer[1] or board.hold.paused or not rollout.pacer.is_next(shard):
+            return
+        if self._is_watched(rollout, shard):
             return
         self._fill(answer, rollout, origin, shard, push=True)
         grant = grant_of(answer)

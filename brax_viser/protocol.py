@@ -18,6 +18,21 @@ GRANTED, GRANTED_COORDINATES = FOREVER + 1, FOREVER + 2
 of it, without being asked: by `PUSH`, or by `PUSH_COORDINATES`. Larger than all others, for the
 largest of a batch is what counts."""
 
+WATCHED = FOREVER + 16
+"""What is added to a countdown while the training is to be held at the first NaN: all is looked
+through at every step, and what is found makes a step due. Larger than all others, likewise."""
+
+WATCHED_MOST = 2**20
+"""Steps to skip at most, of a countdown that `WATCHED` is added to: an int32 has no room for more
+than `FOREVER`."""
+
+FINITE, INF, NAN = range(3)
+"""What a field of an environment holds, the worst of it."""
+
+REWARD, STATE, OBSERVED_INF, OBSERVED_NAN = 1, 2, 4, 8
+"""Bits: what of an environment is known not to be finite. Observations may hold an Inf by design,
+so a NaN in them is another matter."""
+
 GIVEN, BEST, WORST, TERMINATED, NONFINITE = range(5)
 """Rules for choosing rows: the host gives them; highest return; lowest; most recently terminated;
 any NaN or Inf."""

@@ -492,6 +492,9 @@ class Publisher:
                 rollout = feed.rollouts.get(role)
                 self._want(feed, role, rollout.num_envs if rollout else None)
         self._arrange()
+        followed, selected = self.scene.followed, self.board.selected_env
+        if followed is not None and followed[1] != selected:  # held at a NaN, another one is
+            self.scene.follow(None)
         views: dict[str, View | None] = {}
         if (view := self.aside.view(now)) is not None:
             views[ASIDE] = view
@@ -716,6 +719,7 @@ class Publisher:
             fork=self.aside.forks.panel(),
             shown=shown.label if shown else "",
             stepped=board.stepped(role),
+            nonfinite=at.findings,
         )
 
     def _inside(self, block: Block | None, env: int | None) -> Inside | None:

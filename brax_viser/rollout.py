@@ -31,6 +31,7 @@ class Rollout:
     # By shard: whose detail was asked for last.
     detailed: dict[int, int | None] = field(default_factory=dict)
     grants: dict[int, "Grant"] = field(default_factory=dict)  # by shard: of "every_step", the last
+    rearmed: dict[int, int] = field(default_factory=dict)  # by shard: see `Findings`
     progressed: int = 0  # steps that the progress was told of
     # Environments of which is known in what their models differ from the one that they share.
     models: set[int] = field(default_factory=set)

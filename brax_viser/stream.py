@@ -56,6 +56,7 @@ class Control:
     stretch_seconds: float = 3.0  # robot time of one stretch in realtime
     show: str = "train"  # one of SHOWS
     twins: int = 0  # how many of the environments that are drawn have one in MuJoCo
+    hold_on_nan: bool = False  # whether the training is held where something turns NaN or Inf
     closed: bool = False
 
     def wants(self, role: str) -> bool:
@@ -204,8 +205,8 @@ class Pacer:
         return True
 
     def granted(self, shard: int) -> int:
-        """Steps that the last answer to a shard lets pass."""
-        return self._shards[shard].skip
+        """Steps that the last answer to a shard lets pass; 0 before there was any."""
+        return self._shards[shard].skip if shard in self._shards else 0
 
     def grant(self, shard: int, skip: int) -> None:
         """Lets another number of steps pass than the last answer said."""
@@ -240,7 +241,9 @@ class Pacer:
                 self._reset_steps.append(self.env_steps)
             own.env_steps, steps = self._reset_steps[own.resets] + 1, 1
         else:
-            steps = own.skip + 1
+            # Above 0 where something has turned NaN: the step has come before its time.
+            early = countdown if 0 < countdown <= own.skip else 0
+            steps = own.skip + 1 - early
             own.env_steps += steps
             steps += own.went_on
         own.went_on = 0

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from brax_viser.findings import Finding, Findings
 from brax_viser.hold import Hold
 from brax_viser.mailbox import Mailbox
 from brax_viser.progress import Progress
@@ -35,6 +36,7 @@ class Reading:
     frames: int
     bytes_moved: int
     fault: str | None
+    findings: tuple[Finding, ...]  # what has turned NaN or Inf
 
 
 @dataclass
@@ -62,6 +64,7 @@ class Switchboard:
     frames: int = 0  # pushed
     bytes_moved: int = 0  # pushed, device to host
     fault: str | None = None
+    findings: Findings = field(default_factory=Findings)  # of what has turned NaN or Inf
     num_processes: int = 1  # of the training
     # Among how many processes the budget is shared. They wait for each other, so what watching
     # costs each of them adds up.
@@ -156,6 +159,7 @@ class Switchboard:
             self.frames,
             self.bytes_moved,
             self.fault,
+            self.findings.told,
         )
 
     def feeds_shown(self) -> dict[str, "Feed"]:
@@ -176,6 +180,12 @@ class Switchboard:
         """Changes the control; the device learns of it with its next call."""
         with self.lock:
             self.control = replace(self.control, **changes)  # type: ignore[arg-type]
+
+    def tell(self, finding: Finding) -> None:
+        """Something has turned NaN or Inf: the terminal says so, and the page."""
+        held = "; the training is held there" if self.hold.paused else ""
+        log.error("%s%s", finding, held)
+        self.mailbox.wake()
 
     def failed(self, where: str, error: Exception) -> None:
         """Switches streaming off after a fault of our own. Logged once; training goes on."""

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from brax.envs.base import Env
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -104,3 +105,9 @@ def _placed_as_it_comes_back(module: Any) -> Iterator[None]:
         yield
     finally:
         jax.device_put_replicated = place
+
+
+def is_finite(params: Any) -> bool:
+    """Whether no parameter is NaN or Inf."""
+    leaves = map(np.asarray, jax.tree.leaves(jax.device_get(params)))
+    return all(np.isfinite(x).all() for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact))

@@ -22,6 +22,7 @@ from brax_viser import address
 from brax_viser.clerk import Clerk
 from brax_viser.drift import Drift
 from brax_viser.feed import Feed, Feeds, log
+from brax_viser.findings import Finding
 from brax_viser.follower import TwinSettings
 from brax_viser.forks import Trained
 from brax_viser.hosts import meeting
@@ -592,6 +593,40 @@ class Viewer:
         self._board.hold.run_to_termination(self.selected_env, self._stepped)
         self._board.mailbox.wake()
 
+    @property
+    def hold_on_nan(self) -> bool:
+        """Whether the training is held at the very step at which anything of an environment turns
+        NaN or Inf, of the training or an evaluation, with that environment selected: its reward,
+        link poses, velocities or observations. Once; `resume` goes on, and setting it again has
+        the next one hold as well. An Inf that is in observations by design holds it for itself.
+
+        Then all is looked through at each step, and not some times a second. Once the training is
+        running, this begins within 0.1 s."""
+        return self._board.control.hold_on_nan
+
+    @hold_on_nan.setter
+    @_by_first_alone
+    def hold_on_nan(self, on: bool) -> None:
+        with self._board.lock:
+            self._board.findings.rearm()
+        self._board.set(hold_on_nan=bool(on))
+        self._board.mailbox.wake()
+
+    @property
+    def nonfinite(self) -> tuple[Finding, ...]:
+        """What has turned NaN or Inf since the training began, in whatever environment: the first
+        of its kind, in the training and in evaluations. `str` makes a sentence of one. A reward is
+        found at the very step, all else within 0.1 s, streaming or not; see `hold_on_nan`."""
+        with self._board.lock:
+            return self._board.findings.told
+
+    @_by_first_alone
+    def dismiss_nonfinite(self) -> None:
+        """Takes what `nonfinite` tells off the page. What turns NaN or Inf from now on is told."""
+        with self._board.lock:
+            self._board.findings.forget()
+        self._board.mailbox.wake()
+
     def progress_fn(self, num_steps: int, metrics: Mapping[str, object]) -> None:
         """Hand it to the trainer as `progress_fn`: steps become exact, evaluations are shown."""
         self._tell_progress()
@@ -693,6 +728,8 @@ class Viewer:
         """Called by `VisualizedEnv`: shows the model at once, and returns whom to ask."""
         feed = Feed(self._board, adapter, grid, role, self._new_training)
         self._feeds.add(feed)
+        with self._board.lock:
+            self._board.findings.rearm()
         if not self._show_is_chosen:
             # Who shows an environment for evaluation alone wants to see that.
             alone = all(known.role == "eval" for known in self._feeds)

@@ -1,6 +1,7 @@
 """An environment that several tests step."""
 
 import jax
+import jax.numpy as jnp
 
 from envs.cartpole import CartPole
 
@@ -17,3 +18,38 @@ class FallingCartPole(CartPole):
     def step(self, state, action):
         state = super().step(state, action)
         return state.replace(reward=1.0 + 0.1 * state.pipeline_state.q[1])
+
+
+class Turning(CartPole):
+    """A cart-pole of which something turns NaN or Inf at the steps that `info` says, `[4]` each: as
+    long as `at <= t < until`, `value` is in the place of each of FIELDS."""
+
+    FIELDS = ("reward", "link_pos", "qvel", "observation")
+
+    def reset(self, rng):
+        state = super().reset(rng)
+        never, value = jnp.full(4, 2**30), jnp.full(4, jnp.nan)
+        return state.replace(info={"t": jnp.int32(0), "at": never, "until": never, "value": value})
+
+    def step(self, state, action):
+        info = {**state.info, "t": state.info["t"] + 1}
+        state = super().step(state, action).replace(info=info)
+        now = (info["at"] <= info["t"]) & (info["t"] < info["until"])
+        reward, place, speed, observed = (jnp.where(now[i], info["value"][i], 0) for i in range(4))
+        physics = state.pipeline_state
+        physics = physics.replace(qd=physics.qd + speed)
+        physics = physics.replace(x=physics.x.replace(pos=physics.x.pos + place))
+        return state.replace(
+            pipeline_state=physics, reward=state.reward + reward, obs=state.obs + observed
+        )
+
+
+class TurningReward(Turning):
+    """One whose reward turns NaN with its twelfth step, where the cart begins furthest left; a
+    trainer may step it."""
+
+    def reset(self, rng):
+        state = super().reset(rng)
+        left = state.pipeline_state.q[0] < -0.06
+        at = state.info["at"].at[0].set(jnp.where(left, 12, 2**30))
+        return state.replace(info={**state.info, "at": at})

@@ -14,11 +14,15 @@ from brax_viser.emit import emit, shard_of_this_device, size_of, unpack
 from brax_viser.protocol import (
     BEST,
     BY_MEASURE,
+    FINITE,
+    FOREVER,
     FRESH,
     GIVEN,
     GRANTED,
     GRANTED_COORDINATES,
     HEADER_COLUMNS,
+    INF,
+    NAN,
     NEVER,
     NO_ROW,
     NOBODY,
@@ -27,6 +31,7 @@ from brax_viser.protocol import (
     TERMINATED,
     UNASKED,
     UNKNOWN,
+    WATCHED,
     WORST,
 )
 
@@ -393,6 +398,68 @@ def test_the_last_finished_episode_is_ranked_by_and_behind_it_reward_per_step(ru
     run(ranked, payload)
     assert host.headers[0]["row"].tolist() == expected
     assert host.headers[0]["finite"].all()  # that there is none is nothing to be told of
+
+
+FIELDS = ("reward", "link_pos", "qvel", "observation/near")
+
+
+def watched_rollout(host, turned, *, start=FRESH, num_steps=12):
+    """Of 8 environments; `turned` name -> (env, step, value): of that field, from then on."""
+
+    def body(carry, t):
+        countdown, rows, nonfinite = carry
+        fields = {name: jnp.zeros((8, 2)) for name in FIELDS}
+        for name, (env, step, value) in turned.items():
+            fields[name] = fields[name].at[env, 1].set(jnp.where(t >= step, value, 0.0))
+        payload = {"link_pos": fields["link_pos"], "reward": fields["reward"][:, 1]}
+        payload |= {"episode_return": jnp.zeros(8), "since_termination": jnp.zeros(8, jnp.int32)}
+        inspected = {"qvel": fields["qvel"], "observation": {"near": fields[FIELDS[3]]}}
+
+        def offered(countdown, rows, nonfinite, payload, inspected):
+            own = {"inspected": inspected, "nonfinite": nonfinite}
+            return emit(host, "train", countdown, rows, jnp.int32(0), 1, payload, **own)
+
+        return jax.vmap(offered)(countdown, rows, nonfinite, payload, inspected), None
+
+    full = partial(jnp.full, 8, dtype=jnp.int32)
+    start = full(start), full(NO_ROW), full(0)
+    return run(jax.jit(lambda c: jax.lax.scan(body, c, jnp.arange(num_steps))[0]), start)
+
+
+@pytest.mark.parametrize(("value", "kind"), [(jnp.nan, NAN), (jnp.inf, INF)])
+def test_a_reward_that_turns_makes_its_step_due_and_is_reported_once(value, kind):
+    host = RecordingHost(push=False, skip=100)
+    watched_rollout(host, {"reward": (6, 4, value)})
+    assert [asked[1:3] for asked in host.asked] == [(FRESH, 0), (97, 0)]
+    origin, *_, row, count, watching, k0, k1, k2, k3 = host.asked[1]
+    assert origin.watched == FIELDS
+    assert (row, count, watching, k0, k1, k2, k3) == (6, 1, 0, kind, FINITE, FINITE, FINITE)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_all_fields_are_looked_through_where_the_step_is_due_or_an_answer_has_them_watched(field):
+    turned = {field: (6, 4, jnp.nan)}
+    host = RecordingHost(push=False, skip=6)
+    watched_rollout(host, turned)
+    found = [asked for asked in host.asked if len(asked) > 3]
+    assert len(found) == 1 and found[0][1] == (3 if field == "reward" else 0)
+    host = RecordingHost(push=False, skip=WATCHED + 100)
+    watched_rollout(host, turned)
+    assert [asked[1] for asked in host.asked] == [FRESH, 97]
+    assert host.asked[1][3:6] == (6, 1, 1) and host.asked[1][6 + FIELDS.index(field)] == NAN
+
+
+def test_what_is_graver_than_an_inf_in_an_observation_is_reported_before_it():
+    host = RecordingHost(push=False, skip=100)
+    watched_rollout(host, {"observation/near": (2, 0, jnp.inf), "qvel": (5, 0, jnp.nan)})
+    assert host.asked[0][3:] == (5, 2, 0, FINITE, FINITE, NAN, FINITE)
+    assert len(host.asked) == 1
+
+
+def test_nobody_hears_of_it_once_the_viewer_is_closed():
+    host = RecordingHost(push=False)
+    countdown, *_ = watched_rollout(host, {"reward": (6, 4, jnp.nan)}, start=FOREVER)
+    assert not host.asked and countdown.tolist() == [FOREVER - 12] * 8
 
 
 def test_a_reset_of_some_envs_does_not_call_for_all():

@@ -20,12 +20,14 @@ DEVICE = (
     "wrapping.py",
     "states.py",
     "models.py",
+    "watch.py",
 )
 PURE = (
     "stream.py",
     "selection.py",
     "playback.py",
     "hold.py",
+    "findings.py",
     "frame.py",
     "falls.py",
     "progress.py",

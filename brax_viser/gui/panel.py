@@ -63,6 +63,7 @@ YOUR_CAMERA = "Your own camera"
 STEPS = ("1 step", "10 steps", "Next fall")
 PAGES = ("Previous", "Next")
 HOLD, RESUME = "Hold training", "Resume training"
+SHOW_NONFINITE, ALL_NONFINITE, DISMISS = "Select it", "Draw all such", "Dismiss"
 
 
 class Panel(Widgets):
@@ -77,6 +78,14 @@ class Panel(Widgets):
         gui.set_panel_label("brax_viser")
         gui.main_panel.dock_right()
         self._head = gui.add_html("")
+        self._nonfinite = gui.add_button_group(
+            "NaN or Inf",
+            (SHOW_NONFINITE, ALL_NONFINITE, DISMISS),
+            hint="Selects the environment; draws those that have a NaN or an Inf right now; or "
+            "takes this message away until something else turns NaN or Inf.",
+            visible=False,
+        )
+        self._on_pick(self._nonfinite, "nonfinite")
         self._bar = gui.add_progress_bar(0.0)
         self._steps = gui.add_html("")
         self._add_hold()
@@ -123,6 +132,14 @@ class Panel(Widgets):
         )
         self._on_pick(self._step, "go_on")
         self._hold_note = gui.add_html("")
+        self._hold_on_nan = gui.add_checkbox(
+            "Hold at the first NaN",
+            False,
+            hint="Holds the training once, at the very step at which anything of any environment "
+            "turns NaN or Inf (reward, link poses, velocities, observations), and selects that "
+            "environment. Tick it anew for the next one.",
+        )
+        self._on_change(self._hold_on_nan, "hold_on_nan", bool)
 
     def _add_streaming(self) -> None:
         gui = self._server.gui
@@ -403,6 +420,8 @@ class Panel(Widgets):
         icon = viser.Icon.PLAYER_PLAY if view.paused else viser.Icon.PLAYER_PAUSE
         self._set(self._hold, icon=icon)
         self._set(self._hold_note, content=words.hold_note(view))
+        self._set(self._hold_on_nan, value=view.control.hold_on_nan)
+        self._set(self._nonfinite, visible=bool(view.nonfinite))
 
     def _show_parts(self, view: PanelView) -> None:
         model = view.model

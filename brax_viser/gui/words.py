@@ -8,6 +8,7 @@ import mujoco
 import numpy as np
 
 from brax_viser.drift import Curves
+from brax_viser.findings import Finding
 from brax_viser.follower import TwinCost, TwinSettings
 from brax_viser.forks import ForkView
 from brax_viser.frame import Frame
@@ -100,6 +101,7 @@ class PanelView:
     fork: ForkView = ForkView()  # noqa: RUF009
     shown: str = ""  # the environment that is shown, among several
     stepped: tuple[str, ...] = ()  # all that are stepped
+    nonfinite: tuple[Finding, ...] = ()  # what has turned NaN or Inf
 
 
 def status(view: PanelView) -> str:
@@ -131,7 +133,7 @@ def status(view: PanelView) -> str:
         case "training":
             if view.control.show == "eval":
                 return "Training; the next evaluation is shown when it comes"
-            return "Live"
+            return "Live, and not all of it is a number" if view.nonfinite else "Live"
         case "evaluating":
             if view.control.show == "train":
                 return "Evaluating the policy; the robots go on after it"
@@ -144,7 +146,7 @@ def head(view: PanelView) -> str:
     """Which environment, and what is happening."""
     ended = view.progress.phase in ("done", "failed")
     dot = _DOT.get("held" if view.paused and not ended else view.progress.phase, _WAITING_DOT)
-    if view.fault is not None:
+    if view.fault is not None or view.nonfinite:
         dot = _DOT["failed"]
     name = " · ".join(part for part in (view.env, view.progress.algorithm) if part)
     notices = [view.notice] if view.notice else []
@@ -157,11 +159,18 @@ def head(view: PanelView) -> str:
         notices.append(f"{view.shown} is shown. Stepped too, and not shown: {others}")
     notices.extend(view.refused)
     notice = "".join(f'<div style="color:#e8590c">{escape(text)}</div>' for text in notices)
+    red = "color:#e03131;font-weight:600"
+    notice += "".join(f'<div style="{red}">{_sentence(found)}</div>' for found in view.nonfinite)
     return (
         '<div style="padding:0.5em 0.75em 0.4em 0.75em;line-height:1.45">'
         f'<div style="font-size:1.15em;font-weight:600">{escape(name)}</div>'
         f'<div><span style="color:{dot}">&#9679;</span> {escape(status(view))}</div>{notice}</div>'
     )
+
+
+def _sentence(found: Finding) -> str:
+    text = str(found)
+    return escape(text[:1].upper() + text[1:])
 
 
 def steps(progress: ProgressView) -> str:

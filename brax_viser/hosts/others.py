@@ -2,13 +2,14 @@
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import zmq
 
 from brax_viser.feed import Feeds, log
+from brax_viser.findings import Finding
 from brax_viser.hold import Orders
 from brax_viser.hosts import meeting, wire
 from brax_viser.hosts.link import Hub
@@ -35,6 +36,7 @@ class Other:
     told_of: str | None = None  # what of it has been logged
     sending: dict[str, bool] = field(default_factory=dict)  # by role
     due: dict[str, float] = field(default_factory=dict)  # by role: s, when a stretch is wanted
+    found: set[tuple[int, Finding]] = field(default_factory=set)  # that was heard of already
 
 
 class Others:
@@ -156,6 +158,8 @@ class Others:
             self._told.pop(process, None)
         if report.fault is not None and report.fault != known.report.fault:
             log.error("streaming stopped in process %d: %s", process, report.fault)
+        self._hear_found([found for found in report.found if found not in known.found])
+        known.found = set(report.found)
         known.report, known.heard = report, now
         for role, part in report.parts.items():
             known.sending[role] = part.sending
@@ -171,6 +175,17 @@ class Others:
         board.hold.heard(self._held(report))
         if not known.lost:
             board.mailbox.wake()
+
+    def _hear_found(self, found: Sequence[tuple[int, Finding]]) -> None:
+        """Something has turned NaN or Inf elsewhere."""
+        for index, finding in found:
+            feed = self._feeds.get(index)
+            if feed is None:  # gone just now
+                continue
+            with self._board.lock:
+                is_new = feed.found(finding)
+            if is_new:
+                self._board.tell(finding)
 
     def _hear_data(self, process: int, message: wire.Step | wire.Models | wire.Ranked) -> None:
         board, known = self._board, self._known[process]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from brax_viser.feed import Feed, Feeds, log
+from brax_viser.findings import Finding
 from brax_viser.hosts import meeting, wire
 from brax_viser.hosts.link import Spoke
 from brax_viser.hosts.meeting import Place
@@ -211,6 +212,8 @@ class Relay:
         if again:
             board.hold.refresh()
         with board.lock:
+            if wishes.control.hold_on_nan and not board.control.hold_on_nan:
+                board.findings.rearm()
             if not wishes.control.streaming:
                 board.fault = None  # switched off and on again, it may be tried anew
             board.control = replace(
@@ -294,6 +297,10 @@ class Relay:
 
     def _report(self) -> wire.Report:
         board, held = self._board, self._board.hold.parts()
+
+        def as_first_counts(finding: Finding) -> Finding:
+            return replace(finding, env_steps=finding.env_steps + self._ahead.get(finding.role, 0))
+
         fell = board.hold.fell
         rollouts, cost = board.rollouts_shown(), board.reading().cost
         with board.lock:
@@ -322,9 +329,15 @@ class Relay:
                 board.bytes_moved,
                 fell and (fell[0], fell[1] + self._ahead.get(fell[0], 0)),
                 board.fault,
+                found=tuple(
+                    (feed.number, as_first_counts(finding))
+                    for feed, finding in board.findings.by_feed
+                    if self._feeds.get(feed.number) is feed
+                ),
             )
 
 
 def same_but_for_cost(one: wire.Report, other: wire.Report) -> bool:
     """Whether there is nothing in it that could not wait."""
-    return one.parts == other.parts and one.terminated == other.terminated
+    same = one.found == other.found
+    return same and one.parts == other.parts and one.terminated == other.terminated

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from brax_viser.emit import Layout
+from brax_viser.findings import Finding
 from brax_viser.hold import Orders
 from brax_viser.mailbox import ModelParcel, Parcel
 from brax_viser.selection import Ranking
@@ -81,6 +82,8 @@ class Report(msgspec.Struct, frozen=True, tag=True):
     terminated: tuple[str, int] | None  # role and step at which the env waited for has fallen
     fault: str | None
     leaves: bool = False
+    # What has turned NaN or Inf there, and of which of the viewer's environments it is.
+    found: tuple[tuple[int, Finding], ...] = ()
 
 
 class Step(msgspec.Struct, frozen=True, tag=True):

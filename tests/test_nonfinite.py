@@ -1,0 +1,326 @@
+"""What turns NaN or Inf is told, wherever it is, and holds the training if it is to."""
+
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from brax import envs
+from brax.io import model
+from brax.training.agents.ppo import train as ppo
+
+from brax_viser import Viewer, VisualizedEnv, cli
+from brax_viser.findings import Finding, Findings, explained
+from brax_viser.gui.panel import ALL_NONFINITE, DISMISS, SHOW_NONFINITE
+from brax_viser.gui.words import head
+from brax_viser.hosts import wire
+from tests.conftest import Page, eventually
+from tests.sample import Turning, TurningReward
+from tests.test_training import SMALL
+
+NUM_ENVS, LAST = 512, 511
+FOREVER = 2**30
+RED = "#e03131"
+
+
+class Loop:
+    """A rollout of 512 environments, of which any field can turn; one for all tests."""
+
+    def __init__(self, viewer: Viewer):
+        self.viewer = viewer
+        env = VisualizedEnv(Turning("positional"), grid=(2, 2), viewer=viewer)
+        self.env = envs.training.wrap(env, episode_length=100)
+        self._reset = jax.jit(self.env.reset)
+        self._steps = jax.jit(self._take)
+        self.state: Any = None
+        self._thread: threading.Thread | None = None
+
+    def _take(self, state: envs.State, count: jax.Array) -> envs.State:
+        action = jnp.zeros((NUM_ENVS, 1))
+        return jax.lax.fori_loop(0, count, lambda _, s: self.env.step(s, action), state)
+
+    def begin(self) -> int:
+        """Takes the first step, and returns how many the viewer knows of."""
+        self.state = self._reset(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
+        self.turn()
+        self.steps()
+        return self.viewer.stats().env_steps
+
+    def turn(self, field: str = "reward", env: Any = (), at=0, until=FOREVER, value=np.nan) -> None:
+        """From its step `at` on, a field of these environments is what it should not be."""
+        info = {name: np.array(self.state.info[name]) for name in ("at", "until", "value")}
+        place = Turning.FIELDS.index(field)
+        info["at"][env, place], info["until"][env, place] = at, until
+        info["value"][env, place] = value
+        info = {name: jnp.asarray(x) for name, x in info.items()}
+        self.state = self.state.replace(info={**self.state.info, **info})
+
+    def steps(self, count: int = 1) -> None:
+        self.state = jax.block_until_ready(self._steps(self.state, jnp.int32(count)))
+
+    def run(self, count: int) -> None:
+        """Takes steps on a thread of its own."""
+        self._thread = threading.Thread(target=self.steps, args=(count,), daemon=True)
+        self._thread.start()
+
+    def ends(self) -> None:
+        """Waits until the steps are taken."""
+        assert self._thread is not None
+        eventually(lambda: not self._thread.is_alive(), "all steps are taken")
+
+
+@pytest.fixture(scope="module")
+def one_loop() -> Iterator[Loop]:
+    with Viewer(port=0) as viewer:
+        yield Loop(viewer)
+
+
+@pytest.fixture
+def loop(one_loop: Loop) -> Iterator[Loop]:
+    viewer = one_loop.viewer
+    viewer.streaming, viewer.mode, viewer.hold_on_nan = True, "realtime", False
+    viewer.selected_env = None
+    one_loop.begin()
+    viewer.dismiss_nonfinite()
+    yield one_loop
+    viewer.hold_on_nan = False
+    viewer.resume()
+    assert viewer._board.fault is None
+
+
+def page_says(viewer: Viewer) -> str:
+    return head(viewer._publisher._panel_view(0.0))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (np.inf, "Inf"), (-np.inf, "Inf")])
+def test_a_reward_is_told_at_its_very_step_though_nobody_watches(loop, streaming, value, kind):
+    loop.viewer.streaming = streaming
+    before = loop.begin()
+    loop.turn("reward", LAST, at=117, value=value)
+    calls = loop.viewer._board.meter.calls
+    loop.steps(200)
+    (found,) = loop.viewer.nonfinite
+    assert (found.role, found.env, found.fields) == ("train", LAST, (("reward", kind),))
+    assert found.env_steps == before + 116 and found.exact and found.others == 0
+    assert str(found).startswith(f"env 511: reward turned {kind} at step ")
+    assert loop.viewer._board.meter.calls - calls < 100, "it is asked at each step"
+    # Steps are counted as ever, though one has come before its time.
+    assert before + 116 <= loop.viewer.stats().env_steps <= before + 200
+
+
+@pytest.mark.parametrize("field", ["link_pos", "qvel", "observation"])
+@pytest.mark.parametrize("mode", ["realtime", "every_step"])
+def test_whatever_else_turns_is_told_soon(loop, field, mode):
+    page = Page(loop.viewer)
+    loop.viewer.mode = mode
+    before = loop.begin()
+    loop.turn(field, 400, at=30)
+    loop.steps(28)
+    assert loop.viewer.nonfinite == ()
+    eventually(lambda: not loop.steps(20) and loop.viewer.nonfinite, "it is told")
+    found = loop.viewer.nonfinite[0]
+    assert found.env == 400 and field in dict(found.fields) and found.env_steps >= before + 29
+    if mode == "every_step":  # each is looked through
+        assert found.exact and found.env_steps == before + 29
+    page.close()
+
+
+def test_the_page_is_red_names_it_and_goes_on_saying_so_until_it_is_dismissed(loop, caplog):
+    viewer = loop.viewer
+    assert RED not in page_says(viewer)
+    with caplog.at_level(logging.WARNING, logger="brax_viser"):
+        loop.turn("reward", 137, at=10, until=13)
+        loop.steps(300)  # of which those from 13 on are finite again
+        for _ in range(3):
+            says = page_says(viewer)
+            assert RED in says.split("&#9679;")[0], "the dot is not red"
+            assert f"Env 137: reward turned NaN at step {viewer.nonfinite[0].step:,}" in says
+            loop.steps(20)
+        loop.turn("reward", 138, at=viewer_steps(loop) + 5)
+        loop.steps(20)
+    assert [r.message for r in caplog.records] == [str(viewer.nonfinite[0])]
+    viewer._publisher.obey(("nonfinite", SHOW_NONFINITE))
+    assert viewer.selected_env == 137
+    viewer._publisher.obey(("nonfinite", ALL_NONFINITE))
+    assert viewer._board.selection.rule == "nan"
+    viewer.select("first")
+    viewer._publisher.obey(("nonfinite", DISMISS))
+    assert viewer.nonfinite == () and RED not in page_says(viewer)
+    loop.steps(20)
+    assert viewer.nonfinite == (), "what was dismissed is told again"
+    loop.turn("reward", 9, at=viewer_steps(loop) + 5)
+    loop.steps(20)
+    assert [found.env for found in viewer.nonfinite] == [9]
+
+
+def viewer_steps(loop: Loop) -> int:
+    """Steps that the environments have counted."""
+    return int(loop.state.info["t"][0])
+
+
+@pytest.mark.parametrize("field", Turning.FIELDS)
+@pytest.mark.parametrize("mode", ["realtime", "every_step"])
+def test_the_training_is_held_at_the_very_step_and_the_env_selected(loop, field, mode):
+    viewer, page = loop.viewer, Page(loop.viewer)
+    viewer.mode, viewer.hold_on_nan = mode, True
+    before = loop.begin()
+    loop.turn(field, LAST, at=117)
+    loop.run(200)
+    eventually(lambda: viewer.stats().held, "held")
+    assert viewer.stats().env_steps == viewer.nonfinite[0].env_steps == before + 116
+    assert viewer.nonfinite[0].env == viewer.selected_env == LAST
+    assert viewer.nonfinite[0].exact and field in dict(viewer.nonfinite[0].fields)
+    eventually(lambda: LAST in viewer.stats().drawn_envs, "it is drawn")
+    assert "Held at step" in page_says(viewer)
+    viewer.step(3)
+    eventually(lambda: viewer.stats().env_steps == before + 119 and viewer.stats().held, "stepped")
+    viewer.resume()
+    loop.ends()
+    page.close()
+
+
+def test_it_is_held_once_and_again_once_the_box_is_ticked_anew(loop):
+    loop.viewer.hold_on_nan = True
+    loop.begin()
+    loop.turn("reward", 3, at=20, until=40)
+    loop.turn("reward", 5, at=60)
+    loop.run(100)
+    eventually(lambda: loop.viewer.stats().held, "held")
+    loop.viewer.resume()
+    loop.ends()
+    loop.viewer._publisher.obey(("hold_on_nan", True))
+    loop.turn("reward", 3, at=150)
+    loop.run(100)
+    eventually(lambda: loop.viewer.stats().held, "held again")
+    assert loop.viewer.selected_env == 3 and viewer_steps(loop) == 101
+    assert loop.viewer.nonfinite[-1].env == 3, "the page says why it is held"
+    loop.viewer.resume()
+    loop.ends()
+
+
+def test_observations_that_are_inf_by_design_are_told_once_and_hide_nothing(loop):
+    loop.begin()
+    loop.turn("observation", slice(None), value=np.inf)
+    calls = loop.viewer._board.meter.calls
+    loop.steps(300)
+    (found,) = loop.viewer.nonfinite
+    assert (found.env, found.others, found.is_inf_observed) == (0, LAST, True)
+    assert loop.viewer._board.meter.calls - calls < 150, "it is asked at each step"
+    loop.viewer.hold_on_nan = True
+    loop.turn("observation", 77, value=np.nan, at=viewer_steps(loop) + 50)
+    loop.run(100)
+    eventually(lambda: loop.viewer.stats().held, "held")
+    assert loop.viewer.selected_env == 77
+    assert [str(f).split(":")[0] for f in loop.viewer.nonfinite] == ["env 0", "env 77"]
+    loop.viewer.resume()
+    loop.ends()
+
+
+def test_stock_ppo_is_held_where_a_reward_turns_nan_and_its_assertion_gets_words(viewer, page):
+    viewer.hold_on_nan = True
+    env = VisualizedEnv(TurningReward("positional"), grid=(2, 2), viewer=viewer)
+    failed: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            ppo.train(
+                environment=env, **dict(SMALL, num_timesteps=2_000, num_evals=2, num_eval_envs=4)
+            )
+        except AssertionError as error:
+            failed.append(error)
+
+    training = threading.Thread(target=train)
+    training.start()
+    eventually(lambda: viewer.stats().held, "held", 300)
+    (found,) = viewer.nonfinite
+    assert found.env_steps == 12 or found.role == "eval"
+    channel = viewer._publisher._channels
+    eventually(
+        lambda: (view := channel[found.role].view) and view.frame.env_steps == found.env_steps,
+        "seen",
+    )
+    frame = channel[found.role].view.frame
+    row = frame.env_index.tolist().index(found.env)
+    assert viewer.selected_env == found.env and np.isnan(frame.reward[row])
+    viewer.resume()
+    training.join(timeout=300)
+    assert not training.is_alive(), "it is held again"
+    assert viewer._board.fault is None
+    words = explained(failed[0], viewer.nonfinite)
+    assert "a NaN is not even equal to itself" in words and str(found) in words
+
+
+def test_the_command_line_tells_it_and_saves_nothing_that_is_not_finite(tmp_path):
+    code = (
+        "from brax import envs; from tests.sample import TurningReward;"
+        "envs.register_environment('turning', TurningReward);"
+        "from brax_viser.cli import main; main()"
+    )
+    args = "train turning --backend positional --num-envs 16 --num-timesteps 1 --port 0"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args.split(), *"--save-dir saved --no-keep-open".split()],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)),
+    )
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 1, said
+    told = re.findall(r"^env \d+: reward turned NaN at step [\d,]+", done.stderr, re.MULTILINE)
+    assert len(told) == 1, done.stderr
+    assert "a NaN is not even equal to itself" in said
+    assert "No policy was saved: those that were handed out have a NaN or an Inf." in said
+
+
+def test_the_newest_finite_policy_is_saved_and_not_what_came_after(tmp_path, capsys):
+    outcome = cli._Outcome()
+    outcome.hand_out({"w": jnp.ones(3)}, 100)
+    outcome.hand_out({"w": 2 * jnp.ones(3), "steps": 7}, 200)
+    outcome.hand_out({"w": jnp.array([1.0, jnp.nan, 3.0])}, 300)
+    cli._save(str(tmp_path), outcome)
+    np.testing.assert_array_equal(model.load_params(str(tmp_path / "policy"))["w"], [2, 2, 2])
+    assert "the newest finite one, of step 200" in " ".join(capsys.readouterr().out.split())
+    outcome.hand_out({"w": jnp.ones(3)}, 400)
+    cli._save(str(tmp_path), outcome)
+    np.testing.assert_array_equal(model.load_params(str(tmp_path / "policy"))["w"], [1, 1, 1])
+    assert "NaN" not in capsys.readouterr().out
+
+
+def finding(*fields: tuple[str, str], **kwargs: Any) -> Finding:
+    return Finding("train", 7, fields, 3, 12_345, **kwargs)
+
+
+def test_a_sentence_says_no_more_than_is_known():
+    reward, speed, obs = ("reward", "NaN"), ("qvel", "NaN"), ("observation/state", "Inf")
+    assert str(finding(reward, others=1)) == (
+        "env 7: reward turned NaN at step 12,345, and 1 more env with it"
+    )
+    assert str(finding(reward, speed, obs)) == (
+        "env 7: reward and velocities turned NaN and observation state turned Inf at step 12,345"
+    )
+    assert str(finding(speed, exact=False)) == "env 7: velocities found NaN at step 12,345"
+    assert str(finding(reward, speed, exact=False)) == (
+        "env 7: reward turned NaN at step 12,345 (velocities NaN, too)"
+    )
+
+
+def test_another_process_tells_what_it_has_found():
+    report = wire.Report({}, 0.0, 0, 0, None, None, found=((0, finding(("reward", "NaN"))),))
+    assert wire.decode_from_others(wire.encode(report)) == report
+
+
+def test_an_error_that_is_no_nan_keeps_its_own_words():
+    assert explained(ValueError("no such thing"), ()) == "ValueError: no such thing"
+    found = Findings()
+    assert found.add(None, finding(("reward", "NaN")))
+    assert "First not finite: env 7" in explained(ValueError("odd"), found.told)
