@@ -4,9 +4,10 @@ python -m benchmarks.likeness report.html            # every model that is insta
 python -m benchmarks.likeness report.html --models ant g1 my_robot.xml
 
 Each row of the report has the page's picture (a real browser), MuJoCo's, and where their
-silhouettes differ; the command prints how far silhouettes (intersection over union) and colours
-agree. Robots come from packages that ship them: Brax, and, where they are installed, mjlab,
-gymnasium-robotics and dm-control. Wants Chromium, EGL and the `test` extra.
+silhouettes differ; the command prints how far silhouettes (intersection over union), colours, and
+the edges within the silhouettes agree. Robots come from packages that ship them: Brax, and, where
+they are installed, mjlab, gymnasium-robotics and dm-control. Wants Chromium, EGL and the `test`
+extra.
 """
 
 import asyncio
@@ -34,6 +35,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 from rich.console import Console
 from rich.table import Table
+from scipy import ndimage
 
 from benchmarks.screenshot import FLAGS
 from brax_viser.scene.block import Block, Model
@@ -44,12 +46,17 @@ from brax_viser.scene.stage import scene_scale, set_stage
 SIZE = 480
 """Side of the pictures, in pixels."""
 
-BACKGROUND = (255, 0, 255)
-"""No robot has this colour, so whatever has not is the robot."""
+BACKGROUNDS = (255, 0, 255), (0, 255, 0)
+"""The page is drawn on both: how much of a pixel the robot takes is how little the pixel changes,
+whatever the robot's colour."""
 
-LEAST_IOU, MOST_COLOUR = 0.9, 0.25
+LEAST_COVERAGE, LEAST_OPACITY = 0.5, 0.07
+"""Of a pixel at the rim of the robot, and of what lets light through, that count as robot."""
+
+LEAST_IOU, MOST_COLOUR, LEAST_STRUCTURE = 0.9, 0.25, 0.2
 """What both pictures have in common at least, and by how much colours differ at most, where it is
-the same robot in the same pose."""
+the same robot in the same pose. Dark robots on which the two lights show different edges have the
+least structure in common."""
 
 LOOKS = 3
 """How often a picture that has less in common is looked at again: a page that is late shows a robot
@@ -130,7 +137,11 @@ class Likeness:
     @property
     def is_alike(self) -> bool:
         """Whether both show the same."""
-        return self.iou >= LEAST_IOU and self.colour_difference <= MOST_COLOUR
+        return (
+            self.iou >= LEAST_IOU
+            and self.colour_difference <= MOST_COLOUR
+            and self.structure >= LEAST_STRUCTURE
+        )
 
     @property
     def colour_difference(self) -> float:
@@ -143,6 +154,34 @@ class Likeness:
         ours = ours * (theirs.mean() / max(ours.mean(), 1e-6))
         return float(np.abs(np.clip(ours, 0, 1) - theirs).mean())
 
+    @property
+    def structure(self) -> float:
+        """Correlation of the edges within both silhouettes, by their places and strengths, -1 to 1;
+        brightness and contrast are not in it. A shadow that only one of the pictures has, such as
+        stripes of the robot's own, makes it smaller. 1 where neither has any edge."""
+        # A few pixels from the rim, for that is an edge in both.
+        both = ndimage.binary_erosion(self.our_mask & self.their_mask, iterations=4)
+        ours, theirs = _edges(self.ours)[both], _edges(self.theirs)[both]
+        if len(ours) < 2 or max(ours.std(), theirs.std()) < 1e-6:
+            return 1.0
+        spread = max(float(ours.std() * theirs.std()), 1e-9)
+        return float(((ours - ours.mean()) * (theirs - theirs.mean())).mean() / spread)
+
+    @property
+    def brightness(self) -> tuple[float, float]:
+        """Mean of the colours where both have the robot, 0 to 1: the page's and MuJoCo's."""
+        both = self.our_mask & self.their_mask
+        if not both.any():
+            return 0.0, 0.0
+        return float(self.ours[both].mean() / 255), float(self.theirs[both].mean() / 255)
+
+
+def _edges(picture: np.ndarray) -> np.ndarray:
+    """float [SIZE, SIZE]: how much brighter or darker a pixel's neighbours are, in proportion."""
+    light = np.log(picture @ np.array([0.2126, 0.7152, 0.0722]) / 255 + 0.02)
+    steep = np.hypot(ndimage.sobel(light, 0), ndimage.sobel(light, 1))
+    return ndimage.gaussian_filter(steep, 1.0)
+
 
 class Easel:
     """A page that shows one robot on a plain background, and nothing else."""
@@ -152,12 +191,14 @@ class Easel:
         self._page = page
         page.set_default_timeout(120_000)
         page.set_viewport_size({"width": SIZE, "height": SIZE})
-        page.goto(f"http://127.0.0.1:{self._server.get_port()}")
+        # Without it, a page that is slow to draw goes over to fewer pixels, whose edges are wider.
+        page.goto(f"http://127.0.0.1:{self._server.get_port()}/?fixedDpr=1")
         page.locator("canvas[data-engine]").wait_for()
         while not self._server.get_clients():
             time.sleep(0.05)
         self._client = next(iter(self._server.get_clients().values()))
         self._block: Block | None = None
+        self._background, self._plain = BACKGROUNDS[0], True
         # The canvas and those that it is in, and nothing beside them.
         page.evaluate(
             """() => {
@@ -185,6 +226,8 @@ class Easel:
         bounds = _bounds(model, data)
         scale = scene_scale(bounds)
 
+        self._plain = plain
+
         def show() -> None:
             if self._block is not None:
                 self._block.remove()
@@ -192,8 +235,7 @@ class Easel:
             set_stage(self._server, "/floor", bounds, scale, grid, scene.floor)
             if plain:
                 self._server.scene.remove_by_name("/floor")
-                background = np.full((2, 2, 3), BACKGROUND, np.uint8)
-                self._server.scene.set_background_image(background, format="png")
+                self._lay(BACKGROUNDS[0])
                 self._server.scene.configure_fog(1.0, 2.0, enabled=False)
 
         self._on_loop(show)
@@ -202,6 +244,18 @@ class Easel:
             self._look_from(camera, scale)
             time.sleep(0.5)
         return self._settled(), camera
+
+    def on_the_other(self) -> np.ndarray:
+        """The same on the second background, uint8 [SIZE, SIZE, 3]."""
+        self._on_loop(lambda: self._lay(BACKGROUNDS[1]))
+        picture = self._settled()
+        self._on_loop(lambda: self._lay(BACKGROUNDS[0]))
+        return picture
+
+    def _lay(self, colour: tuple[int, int, int]) -> None:
+        self._background = colour
+        background = np.full((2, 2, 3), colour, np.uint8)
+        self._server.scene.set_background_image(background, format="png")
 
     def again(self, camera: "Camera") -> np.ndarray:
         """The picture once more, uint8 [SIZE, SIZE, 3]: a page that was late has had time."""
@@ -228,13 +282,13 @@ class Easel:
         self._on_loop(look)
 
     def _settled(self, timeout: float = 40.0) -> np.ndarray:
-        """The picture, once it no longer changes."""
+        """The picture, once it no longer changes, and has the background that it is to have."""
         deadline, before, same = time.monotonic() + timeout, None, 0
         while time.monotonic() < deadline:
             picture = np.array(Image.open(io.BytesIO(self._page.screenshot())).convert("RGB"))
             same = same + 1 if before is not None and np.array_equal(picture, before) else 0
-            empty = (np.abs(picture.astype(int) - BACKGROUND).max(axis=-1) < 8).all()
-            if same >= 2 and not empty:
+            away = np.abs(picture.astype(int) - self._background).max(axis=-1) < 8
+            if same >= 2 and (not self._plain or (away.any() and not away.all())):
                 return picture
             before = picture
             time.sleep(0.3)
@@ -318,14 +372,26 @@ def compare(easel: Easel, name: str, model: mujoco.MjModel) -> Likeness:
     theirs, their_mask = mujoco_picture(model, data, camera)
 
     def beside(ours: np.ndarray) -> Likeness:
-        our_mask = np.abs(ours.astype(int) - BACKGROUND).max(axis=-1) > 40
-        return Likeness(name, ours, theirs, our_mask, their_mask)
+        return Likeness(name, ours, theirs, silhouette(ours, easel.on_the_other()), their_mask)
 
     likeness = beside(ours)
     for _ in range(LOOKS):
         if not likeness.is_alike:
             likeness = beside(easel.again(camera))
     return likeness
+
+
+def silhouette(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """bool [SIZE, SIZE]: where the page has drawn anything, from pictures on both backgrounds.
+
+    What is almost transparent counts as well, but not the rim of what is not, where edges are
+    smoothed: MuJoCo takes a pixel or leaves it.
+    """
+    changed = np.abs(one.astype(float) - other).mean(axis=-1) / 255
+    covered = 1 - changed
+    full = covered >= LEAST_COVERAGE
+    rim = ndimage.binary_dilation(full, np.ones((3, 3)))
+    return full | ((covered >= LEAST_OPACITY) & ~rim)
 
 
 def browser_path() -> str | None:
@@ -344,6 +410,11 @@ def easel() -> Iterator[Easel]:
         browser.close()
 
 
+def picture_name(model: str) -> str:
+    """Of a model's name, or of the whole path of its file: many a file is called `scene.xml`."""
+    return model.removesuffix(".xml").strip("./").replace("/", "_") + ".png"
+
+
 def _row(likeness: Likeness) -> str:
     difference = np.full((SIZE, SIZE, 3), 255, np.uint8)
     difference[likeness.our_mask & likeness.their_mask] = (200, 205, 210)
@@ -355,7 +426,7 @@ def _row(likeness: Likeness) -> str:
     )
     return (
         f"<h3>{likeness.name}: silhouettes {likeness.iou:.3f}, colours differ by "
-        f"{likeness.colour_difference:.3f}</h3>{pictures}"
+        f"{likeness.colour_difference:.3f}, structure {likeness.structure:.3f}</h3>{pictures}"
     )
 
 
@@ -377,7 +448,7 @@ def main(
     Args:
         report: the HTML file to write.
         models: which, by name or as an XML file; all that are installed if none is given.
-        pictures: a folder to put each pair into, as a PNG file.
+        pictures: a folder to put each pair into, as a PNG file named by the model or its path.
         json_file: where to save the figures.
         sheet: a PNG file to put all of them into, four in a row, as the page has them.
     """
@@ -388,25 +459,34 @@ def main(
     if unknown := [name for name in models if name not in known]:
         sys.exit(f"{', '.join(unknown)}: must be among {', '.join(known)}")
     console, rows, figures_of, portraits = Console(), [], {}, []
-    table = Table("model", "silhouettes: IoU", "colours differ by", "s")
+    table = Table(
+        "model", "silhouettes: IoU", "colours differ by", "structure", "brightness, MuJoCo's", "s"
+    )
     with easel() as one:
         for name in models or known:
             start = time.monotonic()
             likeness = compare(one, name, known[name]())
             rows.append(_row(likeness))
             seconds = f"{time.monotonic() - start:.1f}"
-            figures = f"{likeness.iou:.3f}", f"{likeness.colour_difference:.3f}"
+            figures = (
+                f"{likeness.iou:.3f}",
+                f"{likeness.colour_difference:.3f}",
+                f"{likeness.structure:.3f}",
+                "{:.3f}, {:.3f}".format(*likeness.brightness),
+            )
             table.add_row(name, *figures, seconds)
             console.print(name, *figures, seconds)
             figures_of[name] = {
                 "iou": likeness.iou,
                 "colour_difference": likeness.colour_difference,
+                "structure": likeness.structure,
+                "brightness": likeness.brightness[0],
                 "pixels": int(likeness.their_mask.sum()),
             }
             if pictures is not None:
                 pictures.mkdir(parents=True, exist_ok=True)
                 pair = np.concatenate([likeness.ours, likeness.theirs], axis=1)
-                Image.fromarray(pair).save(pictures / f"{Path(name).stem}.png")
+                Image.fromarray(pair).save(pictures / picture_name(name))
             if sheet is not None:
                 model = known[name]()
                 portraits.append(one.draw(model, posed(model), plain=False)[0])

@@ -409,8 +409,11 @@ def _dt_of(base: Any, timestep: float) -> float:
 
 def _playground_name(cls: type) -> str:
     """`...dm_control_suite.cartpole.Balance` as "Cartpole Balance", `...go1.joystick.Joystick` as
-    "Go1 Joystick": the class alone does not say which robot it is."""
-    *_, package, module = ["", *cls.__module__.split(".")]
+    "Go1 Joystick": of Playground's own, the class alone does not say which robot it is. A class of
+    a script or of another package is called what its author has called it."""
+    if not cls.__module__.startswith("mujoco_playground."):
+        return cls.__name__
+    *_, package, module = cls.__module__.split(".")
     robot = package if module.replace("_", "") == cls.__name__.lower() else module
     return f"{robot.replace('_', ' ').capitalize()} {cls.__name__}"
 

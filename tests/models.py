@@ -95,3 +95,27 @@ def soft() -> str:
         mujoco.mj_step(model, data)
     qpos = " ".join(f"{number:.6f}" for number in data.qpos)
     return SOFT.replace("</mujoco>", f'<keyframe><key qpos="{qpos}"/></keyframe></mujoco>')
+
+
+SMALL = """
+<mujoco>
+  <worldbody>
+    <body pos="0 0 .1">
+      <freejoint/>
+      <geom type="cylinder" size=".03 .03" rgba="{rgb} 1"/>
+      <geom type="sphere" size=".028" pos="0 0 .04" rgba="{rgb} 1"/>
+      <geom type="capsule" size=".008" fromto="-.02 0 .05 -.04 0 .1" rgba="{rgb} 1"/>
+      <geom type="capsule" size=".008" fromto=".02 0 .05 .04 0 .1" rgba="{rgb} 1"/>
+      <geom type="box" size=".006 .012 .02" pos="-.034 0 .11" rgba="{rgb} 1"/>
+      <geom type="box" size=".006 .012 .02" pos=".034 0 .11" rgba="{rgb} 1"/>
+      <geom type="box" size=".01 .03 .03" pos=".09 0 .05" rgba=".5 .5 .5 {glass}"/>
+    </body>
+  </worldbody>
+</mujoco>
+"""
+
+
+def small(shade: float, glass: float = 0.0) -> str:
+    """XML with a gripper of 15 cm, in a grey from 0 (black) to 1, beside a pane of glass, which is
+    not drawn with an alpha of 0."""
+    return SMALL.format(rgb=f"{shade} {shade} {shade}", glass=glass)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import likeness
-from tests.models import oddities, soft
+from tests.models import oddities, small, soft
 
 FEW = ("ant", "humanoid", "go1", "shadow_hand", "dog")
 """One of each kind: capsules, colours by a texture, meshes, letters on a box, a skin."""
@@ -51,6 +51,8 @@ def check(figures: dict[str, dict[str, float]]) -> None:
     assert not bad, f"silhouettes differ: {bad}"
     pale = {n: f for n, f in figures.items() if f["colour_difference"] > likeness.MOST_COLOUR}
     assert not pale, f"colours differ: {pale}"
+    striped = {n: f for n, f in figures.items() if f["structure"] < likeness.LEAST_STRUCTURE}
+    assert not striped, f"edges differ: {striped}"
 
 
 def test_robots_look_as_in_mujoco(tmp_path):
@@ -58,6 +60,21 @@ def test_robots_look_as_in_mujoco(tmp_path):
     for name, xml in own.items():
         (tmp_path / name).write_text(xml)
     check(compared(tmp_path, [*there(FEW), *(str(tmp_path / name) for name in own)]))
+
+
+def test_a_small_robot_is_readable_black_or_white_and_has_no_shadows_of_its_own(tmp_path):
+    models = {"dark": small(0.1), "grey": small(0.5, glass=0.12), "pale": small(0.95)}
+    files = {name: str(tmp_path / f"{name}.xml") for name in models}
+    for name, xml in models.items():
+        Path(files[name]).write_text(xml)
+    figures = compared(tmp_path, list(files.values()))
+    check(figures)
+    dark, grey, pale = (figures[file] for file in files.values())
+    assert grey["iou"] > 0.97, "the glass belongs to it"
+    # 0.43 with a scale of 1, at which the page's shadows fall where none are.
+    assert min(grey["structure"], pale["structure"]) > 0.52, figures
+    # Without anything to mirror it is 0.04. White stays short of the brightest there is.
+    assert 0.07 < dark["brightness"] < 0.2 and 0.6 < pale["brightness"] < 0.9, figures
 
 
 @pytest.mark.slow
@@ -76,3 +93,39 @@ def test_the_measure_tells_pictures_apart():
     assert likeness.Likeness("", red, red, left, right).iou == pytest.approx(1 / 3)
     assert likeness.Likeness("", red, dim, left, left).colour_difference < 0.01, "the same, darker"
     assert likeness.Likeness("", red, blue, left, left).colour_difference > 0.3
+
+
+def test_the_measure_of_structure_tells_stripes_from_another_light():
+    size = likeness.SIZE
+    whole = np.ones((size, size), bool)
+    x, y = np.meshgrid(np.arange(size), np.arange(size))
+    robot = np.where((x // 60 + y // 60) % 2 == 0, 60.0, 120.0)  # seams between its parts
+
+    def structure(ours: np.ndarray) -> float:
+        ours, theirs = (np.repeat(p[..., None], 3, axis=2).astype(np.uint8) for p in (ours, robot))
+        return likeness.Likeness("", ours, theirs, whole, whole).structure
+
+    assert structure(1.8 * robot) > 0.98, "brighter"
+    assert structure(robot * (0.6 + 0.8 * x / size)) > 0.95, "lit from one side"
+    assert structure(robot * np.where(x % 12 < 6, 0.6, 1.0)) < 0.6, "striped"
+
+
+def test_what_is_almost_transparent_belongs_to_the_silhouette_and_smooth_edges_do_not():
+    size = likeness.SIZE
+    opacity = np.zeros((size, size, 1))
+    opacity[100:200, 100:200] = 1.0
+    opacity[100:200, 200] = 0.3  # of the edge, less than half is covered
+    opacity[300:400, 100:200] = 0.1
+    for shade in (10, 128, 245):
+        one, other = (
+            np.round(opacity * shade + (1 - opacity) * np.array(background)).astype(np.uint8)
+            for background in likeness.BACKGROUNDS
+        )
+        expected = opacity[..., 0] > 0
+        expected[:, 200] = False
+        np.testing.assert_array_equal(likeness.silhouette(one, other), expected)
+
+
+def test_pictures_are_named_by_the_whole_path():
+    names = [likeness.picture_name(n) for n in ("/a/go1/scene.xml", "/a/g1/scene.xml", "ant")]
+    assert names == ["a_go1_scene.png", "a_g1_scene.png", "ant.png"]

@@ -16,8 +16,9 @@ from brax_viser.playback import View
 from brax_viser.scene import marks
 from brax_viser.scene.block import Block, Look, Model
 from brax_viser.scene.grid import Grid
-from brax_viser.scene.overlays import FAR, OVERLAYS, Trail
+from brax_viser.scene.overlays import FAR, OVERLAYS, Recent, Trail
 from brax_viser.scene.physics import Physics, body_hit
+from brax_viser.scene.robots import CLEAR, FADED
 
 ARM = """
 <mujoco>
@@ -332,6 +333,61 @@ def test_a_trail_ends_with_its_episode_and_is_as_long_as_three_seconds():
     begun = replace(frame_of(data, 101), episode_length=np.ones(2, np.int32))
     trail.add(begun, 1, 1)
     assert len(trail.ends(data.xpos[1])) == 1
+
+
+def test_a_trail_that_is_switched_on_while_held_shows_the_seconds_before(stage):
+    _, data = arm()
+    for step in range(1, 101):
+        stage.draw(frame_of(data, step, shift=(0.01 * step, 0, 0)))
+    held = frame_of(data, 100, shift=(1.0, 0, 0))
+    stage.draw(held, "trail")
+    ends = stage.ends("trail")
+    assert len(ends) == 61, "3 s of 0.05 s each, as if it had been on all along"
+    np.testing.assert_allclose(ends[-1, 1, 0] - ends[0, 0, 0], 0.6, atol=1e-4)
+    # Another robot is selected, and a body that was clicked on: each has a past of its own.
+    stage.draw(held, "trail", selected_env=2)
+    np.testing.assert_allclose(np.ptp(stage.ends("trail")[..., 0]), 0.0, atol=1e-5)
+    stage.draw(held, "trail", body=2)
+    np.testing.assert_allclose(np.ptp(stage.ends("trail")[..., 0]), 0.6, atol=1e-4)
+    begun = replace(frame_of(data, 101), episode_length=np.ones(2, np.int32))
+    stage.draw(begun)
+    stage.draw(begun, "trail")
+    assert len(stage.ends("trail")) == 1, "an episode has begun"
+
+
+def test_few_seconds_of_many_robots_are_kept():
+    _, data = arm()
+    recent, frame = Recent(0.05), frame_of(data)
+    many = replace(frame, link_pos=np.zeros((4096, 20, 3), np.float32))
+    for step in range(1, 1000):
+        recent.add(replace(many, env_steps=step))
+        recent.add(replace(many, env_steps=step))  # held
+    kept = [past.env_steps for past, _ in recent.of(5)]
+    assert kept == list(range(1000 - len(kept), 1000)) and 10 < len(kept) <= 17
+    recent.add(frame)
+    assert [past.env_steps for past, _ in recent.of(5)] == [1], "another training has begun"
+
+
+def test_what_is_inside_of_a_robot_is_seen_through_it(stage):
+    _, data = arm()
+    frame = frame_of(data)
+
+    def opacities() -> set[tuple[float, float]]:
+        """Of both robots, in each of their parts."""
+        stage.on_loop(lambda: stage.block.decorate(stage.block._look))
+        moving = [p.handle for p in stage.block.robots._parts if p.shape.body[0] > 0]
+        found = [handle.batched_opacities for handle in moving]
+        return {(1.0, 1.0) if o is None else tuple(np.round(o.astype(float), 3)) for o in found}
+
+    stage.draw(frame, "contacts")
+    assert opacities() == {(1.0, 1.0)}
+    for overlay in ("com", "inertia"):
+        stage.draw(frame, overlay)
+        assert opacities() == {(1.0, CLEAR)}
+        stage.draw(frame, overlay, others="fade")
+        assert opacities() == {(FADED, CLEAR)}
+    stage.draw(frame, "com", selected_env=None)
+    assert opacities() == {(1.0, 1.0)}
 
 
 def test_the_body_under_a_ray_is_found_and_the_nearest_where_none_is():

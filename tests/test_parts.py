@@ -6,15 +6,17 @@ import pytest
 from brax import envs
 
 from brax_viser import VisualizedEnv
+from brax_viser.scene import marks
 from brax_viser.scene.block import Block, Model
 from brax_viser.scene.cameras import cameras_of, sight_of
 from brax_viser.scene.grid import Grid
 from brax_viser.scene.palettes import palette_of
-from brax_viser.scene.rods import rods_of
+from brax_viser.scene.rods import Rods, rods_of
 from brax_viser.scene.shapes import USUAL, Parts, groups_of, shapes_of
 from brax_viser.scene.surfaces import linear, plain_rgba, rgba_of, texture_of
 from tests.conftest import eventually
 from tests.models import oddities
+from tests.test_flexes import Recorded
 
 GROUPED = """
 <mujoco>
@@ -90,6 +92,87 @@ def test_tendons_go_from_site_to_site_but_not_across_a_pulley():
     names = [[model.body(int(b)).name for b in pair] for pair in rods.body]
     assert names == [["leader", "box"], ["box", "egg"]]
     assert rods_of(model, ()) is None
+
+
+ROPES = """
+<mujoco>
+  <asset><material name="blue" rgba="0 0 1 1"/></asset>
+  <worldbody>
+    <site name="a" pos="0 0 1"/>
+    <site name="b" pos="0 1 1"/>
+    <site name="over" pos=".2 0 1.1"/>
+    <geom name="post" type="cylinder" size=".1 .5" euler="90 0 0" pos=".2 0 1"/>
+    <body name="cart" pos=".5 0 1">
+      <joint type="slide" axis="1 0 0"/>
+      <geom size=".05"/>
+      <site name="cart"/>
+    </body>
+  </worldbody>
+  <default><tendon width=".01"/></default>
+  <tendon>
+    <spatial name="long" range="0 .6"><site site="a"/><site site="cart"/></spatial>
+    <spatial name="short" range=".45 2"><site site="a"/><site site="cart"/></spatial>
+    <spatial name="free"><site site="a"/><site site="cart"/></spatial>
+    <spatial name="green" range="0 .1" rgba="0 1 0 1"><site site="a"/><site site="cart"/></spatial>
+    <spatial name="blue" range="0 .1" material="blue"><site site="a"/><site site="cart"/></spatial>
+    <spatial name="halved" range="0 .9">
+      <site site="a"/><site site="cart"/>
+      <pulley divisor="2"/> <site site="b"/><site site="cart"/>
+    </spatial>
+    <spatial name="bent" range="0 .55">
+      <site site="a"/><geom geom="post" sidesite="over"/><site site="cart"/>
+    </spatial>
+    <fixed name="sum" range="0 .01"><joint joint="slide" coef="1"/></fixed>
+  </tendon>
+</mujoco>
+""".replace('<joint type="slide"', '<joint name="slide" type="slide"')
+
+
+def in_mujocos_scene(model: mujoco.MjModel, data: mujoco.MjData) -> dict[int, tuple[float, ...]]:
+    """By tendon the colour, red, green, blue, that MuJoCo's own viewer gives it."""
+    scene, option, camera = mujoco.MjvScene(model, 1000), mujoco.MjvOption(), mujoco.MjvCamera()
+    every = int(mujoco.mjtCatBit.mjCAT_ALL)
+    mujoco.mjv_updateScene(model, data, option, None, camera, every, scene)
+    geoms = [geom for geom in scene.geoms[: scene.ngeom] if geom.objtype == _TENDON]
+    return {geom.objid: tuple(geom.rgba[:3]) for geom in geoms}
+
+
+_TENDON = int(mujoco.mjtObj.mjOBJ_TENDON)
+
+
+@pytest.mark.parametrize("limits", ["enable", "disable"])
+def test_tendons_beyond_their_limits_have_the_colour_that_mujoco_gives_them(limits):
+    option = f'<option><flag limit="{limits}"/></option>'
+    model = mujoco.MjModel.from_xml_string(ROPES.replace("<asset>", f"{option}<asset>", 1))
+    states = []
+    for place in (-0.2, -0.05, 0.0, 0.08, 0.2):
+        data = mujoco.MjData(model)
+        data.qpos[:] = place
+        mujoco.mj_forward(model, data)
+        states.append(data)
+    links = (
+        np.stack([data.xpos[1:] for data in states]).astype(np.float32),
+        np.stack([data.xquat[1:] for data in states]).astype(np.float32),
+    )
+    found = rods_of(model, USUAL.groups)
+    assert found is not None
+    server, origins = Recorded(), np.zeros((len(states), 3), np.float32)
+    rods = Rods(server, "", found, origins, 1.0)  # type: ignore[arg-type]
+    reddened = 0
+    for order in (slice(None), slice(None, None, -1)):
+        rods.draw(links[0][order], links[1][order], np.zeros(len(states), bool))
+        shown = server.batched_colors.reshape(len(states), -1, 3)
+        for data, colours in zip(states[order], shown, strict=True):
+            expected = in_mujocos_scene(model, data)
+            for tendon, colour in zip(found.tendon, colours, strict=True):
+                theirs = linear(np.round(255 * np.array(expected[int(tendon)])))
+                np.testing.assert_allclose(colour.astype(int), theirs, atol=3)
+                reddened += int(colour[0]) > 2 * int(colour[1]) + 20
+            overlay = marks.tendons(model, data).rgb
+            assert {tuple(c) for c in overlay.tolist()} == {
+                tuple((255 * np.array(c)).astype(int).tolist()) for c in expected.values()
+            }
+    assert (reddened > 10) == (limits == "enable")
 
 
 @pytest.fixture
@@ -185,6 +268,31 @@ def test_the_panel_chooses_groups_and_the_light(viewer, page, cartpoles):
     eventually(lambda: not publisher.panel._is_dark, "it is day")
     assert lights(viewer) == sent
     assert viewer._board.fault is None
+
+
+def test_robots_that_stay_are_seen_from_where_they_were_when_others_are_put_beside_them(
+    viewer, page
+):
+    model = mujoco.MjModel.from_xml_string(GROUPED)
+    publisher, scene = viewer._publisher, viewer._publisher.scene
+    cells = Grid.of(model, np.array([0, 0, 1.0, 1, 0, 0, 0]), (2, 1), None)
+    links = np.array([[0, 0, 1]], np.float32), np.array([[1, 0, 0, 0]], np.float32)
+    robot = Model.of(model, cells, links, 0.02)
+    publisher.now(lambda: scene.show("train", robot, cells, 2))
+    publisher.now(lambda: scene.arrange(("train",)))
+    (client,) = viewer._server.get_clients().values()
+    before = scene._scale
+
+    def look(place: np.ndarray, at: np.ndarray) -> None:
+        client.camera.position, client.camera.look_at = before * place, before * at
+
+    place, at = np.array([1.0, 2.0, 1.5]), np.array([0.2, 0.1, 1.0])
+    publisher.now(lambda: look(place, at))
+    publisher.now(lambda: scene.show("sandbox", robot, cells, 2))
+    publisher.now(lambda: scene.arrange(("train", "sandbox")))
+    assert scene._scale < 0.9 * before
+    np.testing.assert_allclose(client.camera.position / scene._scale, place, atol=1e-5)
+    np.testing.assert_allclose(client.camera.look_at / scene._scale, at, atol=1e-5)
 
 
 def test_a_page_looks_through_a_camera_of_the_model(viewer, page):

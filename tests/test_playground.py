@@ -1,5 +1,6 @@
 """MuJoCo Playground's environments, under its own wrappers and stock PPO."""
 
+import copy
 import functools
 import subprocess
 import sys
@@ -52,6 +53,14 @@ def test_it_is_a_playground_wrapper_in_every_respect(module_viewer):
     assert type(env.unwrapped).__mro__[1] is type(bare)
     assert (env.action_size, env.dt, env.mj_model) == (1, bare.dt, bare.mj_model)
     assert env._adapter.name == "Cartpole Balance" and env._adapter.backend == "jax"
+
+
+def test_an_environment_of_ones_own_is_called_what_its_class_is_called(module_viewer):
+    bare = cartpole("jax")
+    for module in ("__main__", "my_env", "lab.robots.my_env"):
+        env = copy.copy(bare)
+        env.__class__ = type("MyBalance", (type(bare),), {"__module__": module})
+        assert VisualizedEnv(env, viewer=module_viewer)._adapter.name == "MyBalance"
 
 
 @pytest.mark.parametrize("full_reset", [False, True])

@@ -226,15 +226,39 @@ def test_the_first_camera_frames_the_whole_grid(adapters, name, shape):
     assert 0.8 < fullest <= 1.0  # all in view, and no farther away than it need be
 
 
-def test_large_grids_are_scaled_into_the_depth_of_shadows(adapters):
-    adapter = adapters["ant"]
-    small = Grid.of(adapter.mj_model, adapter.init_qpos, (2, 2), None)
-    assert scene_scale(small.bounds(4)) == 1.0
-    large = Grid.of(adapter.mj_model, adapter.init_qpos, (32, 32), None)
-    scale = scene_scale(large.bounds(large.capacity))
-    camera = framing_camera(large.bounds(large.capacity))
-    assert scale * np.linalg.norm(camera.position) < SHADOW_DEPTH
-    assert 0.01 < scale < 1.0
+def test_scenes_of_all_sizes_are_scaled_to_the_depth_of_shadows():
+    for size in (0.003, 0.15, 1.3, 12.0, 300.0):
+        bounds = size * np.array([[-0.5, -0.5, 0.0], [0.5, 0.5, 1.0]])
+        scale = scene_scale(bounds)
+        camera = framing_camera(scale * bounds)
+        corners = scale * np.array([[bounds[i][a] for a, i in enumerate(c)] for c in CORNERS])
+        farthest = np.linalg.norm(corners - camera.position, axis=1).max()
+        assert 0.8 * SHADOW_DEPTH < farthest <= SHADOW_DEPTH
+        assert (scale > 1) == (size < 4)
+    assert np.isfinite(scene_scale(np.zeros((2, 3))))
+
+
+def test_shadows_fall_on_what_is_fixed_and_not_on_what_moves():
+    model = mujoco.MjModel.from_xml_string(
+        """
+        <mujoco>
+          <worldbody>
+            <geom type="box" size="1 1 .1" rgba="1 0 0 1"/>
+            <body name="table" pos="0 0 1"><geom type="box" size=".5 .5 .1" rgba="0 1 0 1"/></body>
+            <body name="ball" pos="0 0 2"><freejoint/><geom size=".1" rgba="0 0 1 1"/></body>
+          </worldbody>
+        </mujoco>
+        """
+    )
+    lit = {tuple(shape.rgba[:3] > 0): shape.receives_shadow for shape in shapes_of(model)}
+    assert lit == {
+        (True, False, False): True,
+        (False, True, False): True,
+        (False, False, True): False,
+    }
+
+
+CORNERS = tuple(np.ndindex(2, 2, 2))
 
 
 def test_fewer_envs_than_cells_leave_no_robot_standing(viewer, page):

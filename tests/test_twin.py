@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
+import viser
 from brax import envs
 from brax.envs.wrappers.training import VmapWrapper
 from hypothesis import HealthCheck, given, settings
@@ -24,6 +25,7 @@ from brax_viser.adapters import adapter_for
 from brax_viser.drift import GAP_SECONDS, MOST_POINTS, DriftLog
 from brax_viser.follower import MOST_AT_ONCE, Follower, Simulated, TwinSettings
 from brax_viser.frame import Coordinates, Frame, Ghost, joined
+from brax_viser.gui.twins import PLOT_EVERY, TwinFolder
 from brax_viser.hosts import wire
 from brax_viser.niceness import MORE
 from brax_viser.playback import Player, View, beside
@@ -653,6 +655,37 @@ def test_drift_is_kept_for_a_while_and_broken_off_between_stretches(monkeypatch)
     monkeypatch.setattr("brax_viser.drift._median", None)
     curves = log.curves(None)
     assert curves is not None and len(curves.seconds) == MOST_POINTS
+
+
+def test_a_curve_without_a_number_does_not_spoil_the_others():
+    server, links = viser.ViserServer(port=0, verbose=False), np.zeros((3, 1, 3))
+    log = DriftLog()
+    for step in range(1, 5):
+        values = ghost_of(links, 0.1 * step)
+        # The second one's twin has come later: its line begins with NaN.
+        values.bodies[:] = [step, 2 * step if step > 2 else np.nan, np.nan]
+        log.add(frame_of(step, None, links, values), 0.1)
+    folder = TwinFolder(server, lambda command: None)
+
+    def shown(env: int | None) -> list[str]:
+        """Curves that are plotted; each of them has a number."""
+        for _ in range(PLOT_EVERY):
+            folder._show_curves(log.curves(env))
+        found = []
+        for plot in (folder._metres, folder._radians):
+            for series, line in zip(plot.series[1:], plot.data[1:], strict=True):
+                if series.get("show", True) and plot.visible:
+                    assert np.isfinite(line).any(), series
+                    low, high = plot.scales["y"]["range"]
+                    assert low <= np.nanmin(line) and np.nanmax(line) <= high
+                    found.append(series["label"])
+        return found
+
+    assert shown(None) == ["Root, median", "All links, median", "Joints, median"]
+    both = ["Root, median", "Root, selected", "All links, median", "All links, selected"]
+    assert shown(1) == [*both, "Joints, median", "Joints, selected"]
+    assert shown(None) == ["Root, median", "All links, median", "Joints, median"]
+    server.stop()
 
 
 def test_angles_are_the_shorter_way_round():

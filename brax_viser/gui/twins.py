@@ -144,6 +144,32 @@ class TwinFolder(Widgets):
         if curves is None or self._shown % PLOT_EVERY:
             return
         lines = [line for pair in zip(curves.median, curves.selected, strict=True) for line in pair]
-        self._metres.data = (curves.seconds, *lines[:4])
+        self._plot_lines(self._metres, curves.seconds, lines[:4])
         if self._radians.visible:
-            self._radians.data = (curves.seconds, *lines[4:])
+            self._plot_lines(self._radians, curves.seconds, lines[4:])
+
+    def _plot_lines(
+        self, plot: viser.GuiUplotHandle, seconds: np.ndarray, lines: list[np.ndarray]
+    ) -> None:
+        """Brings a plot up to date.
+
+        uPlot finds no limits for an axis of itself where a line begins with NaN, as that of a robot
+        does that has just been selected, and then draws none of the lines: it is told them, and not
+        to draw what has no number at all.
+        """
+        known = [line[np.isfinite(line)] for line in lines]
+        most = max((float(line.max()) for line in known if len(line)), default=0.0)
+        with self._server.atomic():
+            plot.data = (seconds, *lines)
+            shown = [True, *(len(line) > 0 for line in known)]
+            series = tuple(
+                {**one, "show": show} for one, show in zip(plot.series, shown, strict=True)
+            )
+            limits = 0.0, _ceiling(most)
+            self._set(plot, series=series, scales={"x": {"time": False}, "y": {"range": limits}})
+
+
+def _ceiling(value: float) -> float:
+    """1, 2 or 5 times a power of ten, and not below the value: the plot is made anew with each."""
+    power = 10.0 ** np.floor(np.log10(max(value, 1e-6)))
+    return float(power * min(digit for digit in (1, 2, 5, 10) if digit * power >= value))

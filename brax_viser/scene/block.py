@@ -15,9 +15,9 @@ from brax_viser.scene.cameras import ModelCamera, Sight, sight_of
 from brax_viser.scene.flexes import Sheets, Surfaces, surfaces_of
 from brax_viser.scene.grid import Grid
 from brax_viser.scene.looks import colours_of, in_words, measured
-from brax_viser.scene.overlays import OVERLAYS, Overlays, unavailable
+from brax_viser.scene.overlays import INSIDE, OVERLAYS, Overlays, Recent, unavailable
 from brax_viser.scene.physics import Physics, body_hit
-from brax_viser.scene.robots import Paint, Robots
+from brax_viser.scene.robots import CLEAR, FADED, Paint, Robots
 from brax_viser.scene.rods import Rods, RodSet, rods_of
 from brax_viser.scene.shapes import (
     USUAL,
@@ -180,6 +180,7 @@ class Block:
         self._moved = np.zeros((count, 3), np.float32)  # m, back into the cells, of each robot
         self._physics: Physics | None = None  # of the selected robot, once it is looked into
         self._overlays: Overlays | None = None
+        self._recent = Recent(model.dt)  # frames, for the trail
         self._title = server.scene.add_label(
             f"{path}/title",
             "",
@@ -219,6 +220,7 @@ class Block:
         if look.in_cells and self.model.roaming_link is not None:
             self._bring_back(count)
         self.frame = frame
+        self._recent.add(frame)
         self._hidden = np.ones(self.count, bool)
         self._hidden[:count] = view.hidden
         self._look = look
@@ -251,13 +253,18 @@ class Block:
     def decorate(self, look: Look) -> None:
         """Brings colours and labels up to date: some times a second are enough."""
         self._look = look
-        colours, faded = None, None
+        colours, others = None, self._others()
+        opacities = np.ones(self.count)
         if self.frame is not None:
             colours = colours_of(look.colour_by, self.frame, self.model.dt, look.rank_by)
             colours = self._for_all_cells(colours)
-            if look.others == "fade" and self._others().any():
-                faded = self._others()
-        self.robots.paint(Paint(colours, faded))
+            if others.any() and look.others == "fade":
+                opacities[others] = FADED
+            # What is inside of the robot is to be seen through it.
+            cell = self._selected_cell()
+            if cell is not None and look.overlays & INSIDE - self.model.unavailable.keys():
+                opacities[cell] = CLEAR
+        self.robots.paint(Paint(colours, opacities if (opacities < 1.0).any() else None))
         self._draw_labels(look.labels)
 
     def title(self, text: str) -> None:
@@ -406,10 +413,14 @@ class Block:
             self._moved[:count, 2] = raised
             self.pos[:count, :, 2] += raised[:, None]
 
+    def _selected_cell(self) -> int | None:
+        """Where the selected environment is; None if it is not drawn."""
+        return self._cell_of_env.get(-1 if (env := self._look.selected_env) is None else env)
+
     def _others(self) -> np.ndarray:
         """bool [count]: who is not the selected environment; nobody if none is drawn."""
         others = np.zeros(self.count, bool)
-        cell = self._cell_of_env.get(-1 if (env := self._look.selected_env) is None else env)
+        cell = self._selected_cell()
         if cell is not None:
             others[:] = True
             others[cell] = False
@@ -479,6 +490,7 @@ class Block:
             body = (self.model.roaming_link or 0) + 1
         self._overlays.draw(
             self._look.overlays,
+            self._recent,
             frame,
             cell,
             (self.pos[cell] - self._moved[cell], self.rot[cell]),

@@ -12,6 +12,7 @@ import numpy as np
 
 from brax_viser.scene.physics import limits_exceeded
 from brax_viser.scene.quaternions import rotate
+from brax_viser.scene.rods import Limits
 
 VELOCITY_SECONDS = 0.1
 """An arrow of velocity ends where the body would be after this time."""
@@ -159,6 +160,8 @@ def geom_frames(model: mujoco.MjModel, data: mujoco.MjData) -> Lines:
 def tendons(model: mujoco.MjModel, data: mujoco.MjData) -> Lines:
     """Spatial tendons, from site to site and around what they wrap, as `mj_tendon` lays them."""
     ends, bodies, rgb = [], [], []
+    limits = Limits.of(model)
+    broken = {} if limits is None else limits.broken(data.ten_length)
     points, objects = data.wrap_xpos.reshape(-1, 3), data.wrap_obj.reshape(-1)
     for tendon in range(model.ntendon):
         start = int(data.ten_wrapadr[tendon])
@@ -173,7 +176,7 @@ def tendons(model: mujoco.MjModel, data: mujoco.MjData) -> Lines:
                 bodies.append(owners[int(np.argmin(np.linalg.norm(where - point, axis=1)))])
             material = int(model.tendon_matid[tendon])
             rgba = model.tendon_rgba[tendon] if material < 0 else model.mat_rgba[material]
-            rgb.append((255 * rgba[:3]).astype(np.uint8))
+            rgb.append(broken.get(tendon, (255 * rgba[:3]).astype(np.uint8)))
     return Lines(
         np.reshape(ends, (-1, 2, 3)),
         np.reshape(bodies, (-1, 2)).astype(int),

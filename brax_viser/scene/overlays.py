@@ -1,8 +1,8 @@
 """What can be drawn over the selected robot: forces, axes, masses and the like."""
 
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import mujoco
 import numpy as np
@@ -54,6 +54,12 @@ _KINDS = {
 
 OVERLAYS = (*_KINDS, "com", "inertia", "trail")
 """What can be switched on."""
+
+INSIDE = frozenset(("com", "inertia"))
+"""What is drawn where the robot itself is, which therefore lets it through."""
+
+RECENT_BYTES = 16e6
+"""Of the frames that are kept for trails at most: 3 s of a thousand humanoids are more."""
 
 
 def unavailable(model: mujoco.MjModel, *, native: bool, backend: str) -> dict[str, str]:
@@ -119,6 +125,7 @@ class Overlays:
     def draw(
         self,
         wanted: Collection[str],
+        recent: "Recent",
         frame: Frame,
         row: int,
         pose: tuple[np.ndarray, np.ndarray],
@@ -131,6 +138,7 @@ class Overlays:
 
         Args:
             wanted: some of `OVERLAYS`.
+            recent: the frames up to that of the moment.
             frame: of the moment.
             row: of the environment in the frame.
             pose: float [L, 3] in m and [L, 4] wxyz, of the links as they are drawn, in the
@@ -142,6 +150,10 @@ class Overlays:
         wanted = self._can & set(wanted)
         pos, rot = with_world(*pose)
         if "trail" in wanted:
+            env = int(frame.env_index[row])
+            if not self._trail.is_of(env, body):
+                for past, past_row in recent.of(env):
+                    self._trail.add(past, past_row, body)
             self._trail.add(frame, row, body)
             ends = self._trail.ends(pos[body])
             rgb = np.broadcast_to(TRAIL_RGB, (len(ends), 3))
@@ -250,6 +262,37 @@ class Overlays:
         return handle
 
 
+class Recent:
+    """The frames of the last seconds: a trail that is switched on has a past, even while the
+    training is held and nothing more comes."""
+
+    def __init__(self, dt: float):
+        """`dt` is in s of robot time per step."""
+        self._steps = TRAIL_SECONDS / dt
+        self._frames: deque[Frame] = deque()
+
+    def add(self, frame: Frame) -> None:
+        """A frame is on screen, for the first time or still."""
+        frames = self._frames
+        if frames and frames[-1].env_steps >= frame.env_steps:
+            # Held, other environments can come of the same step; before it is another training.
+            if frames[-1].env_steps > frame.env_steps:
+                frames.clear()
+            else:
+                frames.pop()
+        frames.append(replace(frame, detail=None, coordinates=None, ghost=None))
+        most = RECENT_BYTES / max(frame.link_pos.nbytes + frame.link_rot.nbytes, 1)
+        while len(frames) > max(most, 1) or frame.env_steps - frames[0].env_steps > self._steps:
+            frames.popleft()
+
+    def of(self, env: int) -> Iterator[tuple[Frame, int]]:
+        """The frames that an environment is in, the oldest first, and its row in each."""
+        for frame in self._frames:
+            rows = np.flatnonzero(frame.env_index == env)
+            if len(rows):
+                yield frame, int(rows[0])
+
+
 class Trail:
     """Where a body has been in the last seconds of one episode."""
 
@@ -258,6 +301,10 @@ class Trail:
         self._whose: tuple[int, int] | None = None  # env and body
         self._step, self._length = 0, 0  # env steps, of the rollout and of the episode
         self._points: deque[tuple[int, np.ndarray]] = deque()
+
+    def is_of(self, env: int, body: int) -> bool:
+        """Whether that is the body that it is the trail of."""
+        return self._whose == (env, body)
 
     def add(self, frame: Frame, row: int, body: int) -> None:
         """Goes on with a frame's pose, or begins anew where none leads there."""

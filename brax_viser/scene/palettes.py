@@ -40,6 +40,7 @@ class Palette:
     line: RGB
     section: RGB
     sky_light: float  # intensity, as three.js has it
+    reflected: float  # intensity of the surroundings that surfaces mirror, if only dully; 0: none
     suns: tuple[Sun, ...]
 
 
@@ -48,14 +49,17 @@ def _day(intensity: float) -> tuple[Sun]:
     return (Sun((-0.55, -0.5, 1.0), (255, 247, 235), intensity, True),)
 
 
+# Without anything to mirror, a black robot is black from all sides, and its shape is not seen. What
+# a dull surface mirrors adds a little light to dark and pale ones alike, so the sky's own is less.
 LIGHT = Palette(
     sky_top=(152, 186, 222),
     horizon=(226, 235, 243),
     floor=(208, 214, 220),
     line=(184, 192, 200),
     section=(150, 160, 171),
-    sky_light=1.6,
-    suns=_day(2.2),
+    sky_light=0.5,
+    reflected=0.7,
+    suns=_day(1.9),
 )
 DARK = Palette(
     sky_top=(16, 20, 27),
@@ -63,8 +67,9 @@ DARK = Palette(
     floor=(53, 60, 70),
     line=(66, 74, 85),
     section=(92, 102, 115),
-    sky_light=1.3,
-    suns=_day(2.4),
+    sky_light=0.4,
+    reflected=0.6,
+    suns=_day(2.0),
 )
 
 
@@ -115,6 +120,7 @@ def palette_of(model: mujoco.MjModel) -> Palette:
         line=_rgb(shade * np.array(ground) / 255),
         section=_rgb(shade**2 * np.array(ground) / 255),
         sky_light=float(strength * around.mean()),
+        reflected=0.0,
         suns=tuple(suns),
     )
 

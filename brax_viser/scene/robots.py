@@ -30,6 +30,9 @@ LEAST_TRIANGLES = 100
 FADED = 0.12
 """Opacity of robots that are faded."""
 
+CLEAR = 0.35
+"""Opacity of robots that are seen through."""
+
 
 @dataclass
 class _Part:
@@ -52,7 +55,7 @@ class Paint:
     """How robots look that do not look as their model says."""
 
     colours: np.ndarray | None = None  # uint8 [K, 3]
-    faded: np.ndarray | None = None  # bool [K]
+    opacities: np.ndarray | None = None  # float [K], as part of the model's own
 
 
 class Robots:
@@ -174,8 +177,9 @@ class Robots:
         self.paint(self._paint)
 
     def paint(self, paint: Paint) -> None:
-        """Colours and fades robots, from now on; `Paint()` lets them look as their model says."""
-        special = paint.colours is not None or paint.faded is not None
+        """Colours robots and fades them, from now on; `Paint()` lets them look as their model
+        says."""
+        special = paint.colours is not None or paint.opacities is not None
         self._paint = paint
         for part in self._parts:
             if part.shape.rgba is None and part.plain is None and special:
@@ -192,8 +196,9 @@ class Robots:
             )
             handle.batched_opacities = (
                 None
-                if paint.faded is None
-                else np.repeat(np.where(paint.faded, FADED, 1.0), count).astype(np.float32)
+                if paint.opacities is None
+                # These are in the place of the handle's one opacity.
+                else np.repeat(paint.opacities * (rgba[3] / 255), count).astype(np.float32)
             )
 
     def spheres(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -240,7 +245,7 @@ class Robots:
             special = np.zeros(len(pos), bool)
             if self._paint.colours is not None:
                 special[:] = True
-            elif self._paint.faded is not None:
+            elif self._paint.opacities is not None:
                 special = self._paint.faded
             stand_in = np.where(special[:, None, None], pos, PARKED)
             sent += send(part.plain, batched_positions=stand_in.reshape(-1, 3), batched_wxyzs=rot)
@@ -288,6 +293,7 @@ def _add(
         batched_positions=pos,
         lod="off",
         cast_shadow=shape.casts_shadow,
+        receive_shadow=shape.receives_shadow,
         scale=scale,
     )
 
@@ -311,6 +317,7 @@ def _add_plain(
         opacity=None if rgba[3] == 255 else float(rgba[3]) / 255,
         lod=levels_of(shape.mesh) or "off",
         cast_shadow=shape.casts_shadow,
+        receive_shadow=shape.receives_shadow,
         scale=scale,
     )
 

@@ -63,6 +63,8 @@ class Scene:
             tuple(self.blocks) == roles and all(self._is_as_wanted(role) for role in roles)
         ):
             return
+        some_stay = any(role in self.blocks and self._is_as_wanted(role) for role in roles)
+        before = self._scale
         self.follow(None)
         # The robots of the training stay where they are when one is put beside them.
         settled = sum(role != ASIDE for role in roles)
@@ -85,6 +87,17 @@ class Scene:
             )
         self.blocks = blocks
         self._set_stage()
+        if some_stay and self._scale != before:
+            self._rescale_views(self._scale / before)
+
+    def _rescale_views(self, factor: float) -> None:
+        """Has the pages look from where they did, in metres: robots that stay do so on the screen.
+        Of other robots all are in view from the old place, for every scene has the same size."""
+        for client in self._server.get_clients().values():
+            camera = client.camera
+            position, look_at = factor * camera.position, factor * camera.look_at
+            with client.atomic():
+                camera.position, camera.look_at = position, look_at
 
     @property
     def surroundings(self) -> str:

@@ -54,6 +54,9 @@ class Shape:
     end: int = 0  # of a capsule that is drawn for itself: 1 and -1 are its ends, 0 what is between
     casts_shadow: bool = True  # planes have no back, and do not stand in the light
     is_terrain: bool = False  # a height field
+    # What moves does not: at the size of a robot in a grid, the page's shadows are too coarse for
+    # what lies on itself, and show as stripes.
+    receives_shadow: bool = False
 
 
 def shapes_of(
@@ -106,7 +109,8 @@ def shapes_of(
         # With no colour of its own: what carries normals is drawn as glTF, which takes them.
         unmoved = np.zeros((1, 3)), np.array([[1.0, 0.0, 0.0, 0.0]])
         shapes.append(Shape(mesh, None, np.array([body]), *unmoved))
-    return shapes
+    fixed = model.body_weldid == 0
+    return [replace(shape, receives_shadow=bool(fixed[shape.body].all())) for shape in shapes]
 
 
 def cropped(model: mujoco.MjModel, shapes: list[Shape], box: np.ndarray) -> list[Shape]:

@@ -7,11 +7,19 @@ from brax_viser.scene.grid import Grid, framing_camera
 from brax_viser.scene.palettes import LIGHT, MAX_SUNS, Palette
 
 SHADOW_DEPTH = 18.0
-"""How far from the camera the page casts shadows, in scene units: viser fixes it at 20."""
+"""How far from the camera the farthest of what is drawn is, in scene units. The page casts shadows
+up to 20 units away, in three maps of 1,024 pixels that share that distance between them, and takes
+for lit what lies less than 0.02 units behind another surface. Both are of no use where a robot is
+as small as they are coarse, or stands farther away."""
+
+
+SURROUNDINGS = "city"
+"""What surfaces mirror, of viser's own: grey, bright above and dark below."""
 
 
 def scene_scale(bounds: np.ndarray) -> float:
-    """Scene units per metre: 1, or less where what is drawn would outgrow the shadows.
+    """Scene units per metre, by which every scene has the size that the page's shadows are made
+    for: a hand of 20 cm is made larger, a grid of 100 m smaller.
 
     Every node of the scene is given this as its `scale`, so what the handles hold stays in
     metres.
@@ -21,7 +29,8 @@ def scene_scale(bounds: np.ndarray) -> float:
     """
     camera = framing_camera(bounds)
     distance = np.linalg.norm(camera.position - camera.look_at)
-    return float(min(1.0, SHADOW_DEPTH / (distance + np.linalg.norm(np.ptp(bounds, axis=0)) / 2)))
+    farthest = distance + np.linalg.norm(np.ptp(bounds, axis=0)) / 2
+    return float(SHADOW_DEPTH / max(farthest, 1e-9))
 
 
 def set_stage(
@@ -61,9 +70,11 @@ def set_stage(
     scene.set_background_image(_sky(palette), format="jpeg")
     # Fading into the horizon's colour hides where the floor ends.
     scene.configure_fog(1.2 * far, 5 * far, color=palette.horizon)
-    # viser's own lights bleach pale robots.
+    # viser's own lights, with its surroundings at full strength, bleach pale robots.
     scene.configure_default_lights(enabled=False)
-    scene.configure_environment_map(None)
+    scene.configure_environment_map(
+        SURROUNDINGS if palette.reflected > 0 else None, environment_intensity=palette.reflected
+    )
     scene.add_light_hemisphere(
         "/lights/sky",
         sky_color=(255, 255, 255),

@@ -14,7 +14,7 @@ from PIL import Image
 from trimesh.visual import ColorVisuals, TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
-_UNSET = np.array([0.5, 0.5, 0.5, 1.0], np.float32)
+UNSET = np.array([0.5, 0.5, 0.5, 1.0], np.float32)
 """The colour of a geom that was given none."""
 
 _RGB, _RGBA = int(mujoco.mjtTextureRole.mjTEXROLE_RGB), int(mujoco.mjtTextureRole.mjTEXROLE_RGBA)
@@ -50,13 +50,13 @@ def chosen_rgba(model: mujoco.MjModel, own: np.ndarray, material: int) -> np.nda
         own: float32 [4].
         material: its id; -1 is none.
     """
-    unset = material >= 0 and np.array_equal(own, _UNSET)
+    unset = material >= 0 and np.array_equal(own, UNSET)
     return np.clip(model.mat_rgba[material] if unset else own, 0.0, 1.0)
 
 
 def takes_material_colour(model: mujoco.MjModel, geom: int) -> bool:
     """Whether `rgba_of` is the material's."""
-    return bool(model.geom_matid[geom] >= 0 and np.array_equal(model.geom_rgba[geom], _UNSET))
+    return bool(model.geom_matid[geom] >= 0 and np.array_equal(model.geom_rgba[geom], UNSET))
 
 
 def plain_rgba(model: mujoco.MjModel, geom: int) -> np.ndarray:
