@@ -228,6 +228,7 @@ class VisualizedEnv(AnyWrapper):
         check_versions(trainer)
         if (host := self._shown_by()) is None:
             return env.reset(rng)
+        assert self._adapter is not None
         host.traced(trainer)
         state = env.reset(rng)
         info = info_of(state)
@@ -245,6 +246,7 @@ class VisualizedEnv(AnyWrapper):
         trainer = calling_trainer()
         if (host := self._shown_by()) is None:
             return self._step_unseen(env, state, action)
+        assert self._adapter is not None
         host.traced(trainer)
         # The key is taken out, not just passed on: some envs build `info` anew in `step`, others
         # require its structure to stay as their own `reset` made it.
@@ -286,16 +288,18 @@ class VisualizedEnv(AnyWrapper):
     def _advanced(self, log: EpisodeLog, before: Any, after: Any, payload: Payload) -> EpisodeLog:
         """The record after a step from one state to another, of which the payload is."""
         adapter, batch = self._adapter, log.countdown.shape
+        assert adapter is not None
         # Where a wrapper that is known resets them, as in all of Brax's and Playground's trainers,
         # `done` and the trainer's count tell it all, and looking for more would cost each step.
         told = self._resets_inside or any(key.startswith(KEPT_BY_RESETS) for key in before.info)
+        ended = done_of(after, batch) > 0
         if told:
             evidence = no_evidence(log)
         else:
             moved = adapter.motion(after)
             steps_fell = counter_fell(self._made(before.info), info_of(after), batch)
             evidence = evidence_of(
-                log, adapter.motion(before), moved, adapter.moving, steps_fell, adapter.dt
+                log, adapter.motion(before), moved, adapter.moving, steps_fell, ended, adapter.dt
             )
             log = log._replace(seen=moved.place)
         log = advance(

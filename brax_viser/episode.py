@@ -31,7 +31,7 @@ XLA may round what it works out twice in two ways."""
 SAME = 1e-6
 """The same where nothing was worked out in between."""
 
-LITTLE_ODD, ODD, VERY_ODD = 1.2, 2.0, 10.0
+LITTLE_ODD, ODD, VERY_ODD = 1.2, 2.0, 4.0
 """How many times further than its velocity takes it a robot must have come in a step to have been
 put there: a velocity that only grows or only falls within a step accounts for once. The first is
 enough where there is another sign of a reset; beyond the last it has been put somewhere else even
@@ -79,12 +79,19 @@ class Coordinates:
 
     def __init__(self, model: mujoco.MjModel):
         place, speed, turns = [], [], []
-        for joint, kind in enumerate(model.jnt_type):
-            sizes = {mujoco.mjtJoint.mjJNT_FREE: 3, mujoco.mjtJoint.mjJNT_BALL: 0}
-            for i in range(sizes.get(kind, 1)):
+        free, ball, hinge = (
+            int(kind)
+            for kind in (
+                mujoco.mjtJoint.mjJNT_FREE,
+                mujoco.mjtJoint.mjJNT_BALL,
+                mujoco.mjtJoint.mjJNT_HINGE,
+            )
+        )
+        for joint, kind in enumerate(model.jnt_type.tolist()):
+            for i in range({free: 3, ball: 0}.get(kind, 1)):
                 place.append(model.jnt_qposadr[joint] + i)
                 speed.append(model.jnt_dofadr[joint] + i)
-                turns.append(kind == mujoco.mjtJoint.mjJNT_HINGE)
+                turns.append(kind == hinge)
         self.turns = tuple(turns)  # of each, whether it is an angle
         self._place, self._speed = np.array(place, int), np.array(speed, int)
         self._nq = model.nq
@@ -93,8 +100,8 @@ class Coordinates:
         """Of arrays [*batch, nq] and [*batch, nv]; of another model's nothing is known."""
         known = qpos.shape[-1:] == (self._nq,)
         place, speed = (self._place, self._speed) if known else (self._place[:0],) * 2
-        motion = (qpos[..., place], qvel[..., speed])
-        return Motion(*(x.astype(jnp.float32) for x in jax.lax.stop_gradient(motion)), time)
+        motion = jax.lax.stop_gradient((qpos[..., place], qvel[..., speed]))
+        return Motion(motion[0].astype(jnp.float32), motion[1].astype(jnp.float32), time)
 
     def apart(self, one: jax.Array, other: jax.Array) -> jax.Array:
         """float32 [*batch, C]: from one to the other, angles by the shorter way: some backends
@@ -167,6 +174,7 @@ def evidence_of(
     after: Motion,
     coordinates: Coordinates,
     counter_fell: jax.Array,
+    ended: jax.Array,
     dt: float,
 ) -> Evidence:
     """Looks for resets that nobody tells of.
@@ -177,6 +185,7 @@ def evidence_of(
         after: as it has ended.
         coordinates: of the model.
         counter_fell: bool [*batch], from `counter_fell`.
+        ended: bool [*batch]: whether the environment says that its episode has ended.
         dt: s, of the step.
     """
 
@@ -200,12 +209,12 @@ def evidence_of(
     odd = rest > ODD * explained + touch
     total, most_explained = rest.sum(-1), explained.sum(-1)
     moved_oddly = (total > LITTLE_ODD * most_explained) & (rest > touch).any(-1)
-    jumped = (total > ODD * most_explained) & most(odd, differ(before.place, after.place))
+    jumped = (total > ODD * most_explained) & most(odd, jnp.ones_like(odd))
     away = jnp.abs(coordinates.apart(log.first, before.place)).sum(-1)
     back = jnp.abs(coordinates.apart(log.first, after.place)).sum(-1)
     # A wrapper that keeps a first state to go back to goes back to the very same.
     was_reset = moved_oddly & (counter_fell | (is_first(after) & ~is_first(before)))
-    was_reset |= jumped & (back < away / 2)
+    was_reset |= jumped & ((back < away) | ended)
     doubtful = jumped & (total > VERY_ODD * most_explained)
     if before.time is not None and after.time is not None:
         was_reset |= after.time < before.time

@@ -3,6 +3,7 @@
 import traceback
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from brax_viser.protocol import FINITE, INF
 
@@ -86,7 +87,7 @@ class Findings:
         return tuple(self._told.values())
 
     @property
-    def by_feed(self) -> tuple[tuple[Hashable, Finding], ...]:
+    def by_feed(self) -> tuple[tuple[Any, Finding], ...]:
         """The same, each with what it was added for."""
         return tuple((whose, finding) for (whose, *_), finding in self._told.items())
 

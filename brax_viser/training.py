@@ -76,9 +76,10 @@ def _policy_of(train: FrameType) -> tuple[Callable[..., Any], Any] | None:
     """(make_policy, parameters) in the variables of `train`; None if they are named otherwise."""
     variables = train.f_locals
     make_policy, state = variables.get("make_policy"), variables.get("training_state")
-    if make_policy is None or not hasattr(state, "policy_params"):
+    params = getattr(state, "policy_params", None)
+    if make_policy is None or params is None:
         return None
-    return make_policy, (getattr(state, "normalizer_params", None), state.policy_params)
+    return make_policy, (getattr(state, "normalizer_params", None), params)
 
 
 @contextlib.contextmanager

@@ -172,7 +172,7 @@ class Panel(Widgets):
 
     def _add_choice(self) -> None:
         gui = self._server.gui
-        self._stepped = gui.add_dropdown(
+        self._stepped: Any = gui.add_dropdown(
             "Environment",
             ("",),
             hint="Several environments of this viewer are stepped in turn: which one is shown.",

@@ -246,7 +246,7 @@ class Robots:
             if self._paint.colours is not None:
                 special[:] = True
             elif self._paint.opacities is not None:
-                special = self._paint.faded
+                special = self._paint.opacities < 1.0
             stand_in = np.where(special[:, None, None], pos, PARKED)
             sent += send(part.plain, batched_positions=stand_in.reshape(-1, 3), batched_wxyzs=rot)
             pos = np.where(special[:, None, None], PARKED, pos)
