@@ -660,7 +660,7 @@ class Publisher:
         shown = self.shown_feed()
         rollout = shown.rollouts.get(role) if shown else None
         training = board.clock()
-        block = self._block_of(role)
+        blocks, block = self.scene.blocks, self._block_of(role)
         frame = channel.view.frame if channel and channel.view else None
         detail = block.frame.detail if block and block.frame else None
         # Of one moment; what follows is worked out of it while the device's calls go on.
@@ -720,6 +720,7 @@ class Publisher:
             shown=shown.label if shown else "",
             stepped=board.stepped(role),
             nonfinite=at.findings,
+            cells=tuple(dict.fromkeys(note for b in blocks.values() for note in b.notes())),
         )
 
     def _inside(self, block: Block | None, env: int | None) -> Inside | None:

@@ -282,8 +282,9 @@ class Panel(Widgets):
         self._in_cells = gui.add_checkbox(
             "Stay in cells",
             True,
-            hint="On: a robot that runs out of its cell comes back in on the other side. Off: "
-            "robots are shown where they are, however far they run.",
+            hint="On: a robot that runs out of its cell comes back in on the other side, if there "
+            "is nothing in its world but the floor. Off: robots are shown where they are, however "
+            "far they run.",
         )
         self._on_change(self._in_cells, "in_cells", bool)
         self._surroundings = gui.add_dropdown(

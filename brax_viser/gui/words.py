@@ -102,6 +102,7 @@ class PanelView:
     shown: str = ""  # the environment that is shown, among several
     stepped: tuple[str, ...] = ()  # all that are stepped
     nonfinite: tuple[Finding, ...] = ()  # what has turned NaN or Inf
+    cells: tuple[str, ...] = ()  # what is to be known of where robots are drawn
 
 
 def status(view: PanelView) -> str:
@@ -149,7 +150,7 @@ def head(view: PanelView) -> str:
     if view.fault is not None or view.nonfinite:
         dot = _DOT["failed"]
     name = " · ".join(part for part in (view.env, view.progress.algorithm) if part)
-    notices = [view.notice] if view.notice else []
+    notices = [*([view.notice] if view.notice else []), *view.cells]
     if view.lost:
         which = ", ".join(map(str, view.lost))
         many = "es" if len(view.lost) > 1 else ""

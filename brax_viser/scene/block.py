@@ -19,14 +19,17 @@ from brax_viser.scene.overlays import INSIDE, OVERLAYS, Overlays, Recent, unavai
 from brax_viser.scene.physics import Physics, body_hit
 from brax_viser.scene.robots import CLEAR, FADED, Paint, Robots
 from brax_viser.scene.rods import Rods, RodSet, rods_of
+from brax_viser.scene.scenery import Scenery, cell_of, ground_of, place, scenery_of
+from brax_viser.scene.scope import main_root
 from brax_viser.scene.shapes import (
     USUAL,
     Parts,
     Shape,
     cropped,
     floor_height,
-    roaming_body,
+    floor_of,
     shapes_of,
+    wrapped_body,
 )
 from brax_viser.scene.surfaces import linear
 from brax_viser.scene.terrain import Terrain
@@ -74,13 +77,15 @@ class Model:
     init_rot: np.ndarray  # float32 [L, 4], wxyz
     floor: float  # z of the floor, m
     dt: float  # s per step
-    roaming_link: int | None  # the one by which a robot leaves its cell, if it can
+    roaming_link: int | None  # the one that is kept in its cell, where that shows nothing untrue
     rods: RodSet | None  # tendons and the like
     surfaces: Surfaces | None  # of flexes
     terrain: Terrain | None  # that it walks on, if that is not level
     variants: Variants  # in what environments' robots differ from this one
     native: bool = True  # whether the training's physics is MuJoCo's
     backend: str = ""  # its name
+    main_link: int = 0  # where the robot is: what carries it
+    scenery: tuple[Scenery, ...] = ()  # which no cell holds
 
     @classmethod
     def of(
@@ -97,17 +102,37 @@ class Model:
     ) -> "Model":
         """Reads a MuJoCo model, and never writes it."""
         variants = variants or Variants(model)
-        body = roaming_body(model)
+        terrain = Terrain.of(model)
+        body, main = wrapped_body(model, wanted.groups), main_root(model)
+        if terrain is not None and grid.capacity == 1:
+            body = None  # all of it is drawn
         link = None if body is None else body - 1
-        shapes = shapes_of(model, variants.apart, wanted)
+        main_link = max(main or 1, 1) - 1 if link is None else link
+        shapes = shapes_of(model, variants.apart, wanted, grid.scenery)
+        shapes, scenery = scenery_of(model, shapes, grid)
         if grid.capacity > 1:
-            place = init_links[0][link or 0, :2]
+            at = init_links[0][main_link, :2]
             half = np.array(grid.spacing[:2]) / 2
-            shapes = cropped(model, shapes, np.stack([place - half, place + half]))
+            shapes = cropped(model, shapes, np.stack([at - half, at + half]))
         floor = floor_height(model, grid.reach)
-        bent = rods_of(model, wanted.groups), surfaces_of(model, wanted.groups)
-        bent = (*bent, Terrain.of(model))
-        return cls(shapes, *init_links, floor, dt, link, *bent, variants, native, backend)
+        ground = ground_of(scenery, grid) if floor_of(model) is None else None
+        if ground is not None:  # which the shared floor must not hide
+            floor = min(floor, ground - 0.01 * float(np.ptp(grid.reach[:, 2])))
+        return cls(
+            shapes,
+            *init_links,
+            floor,
+            dt,
+            link,
+            rods_of(model, wanted.groups),
+            surfaces_of(model, wanted.groups),
+            terrain,
+            variants,
+            native,
+            backend,
+            main_link,
+            tuple(scenery),
+        )
 
     @property
     def unavailable(self) -> dict[str, str]:
@@ -140,6 +165,8 @@ class Block:
         count: int,
         offset: np.ndarray,
         scale: float,
+        *,
+        alone: bool = True,
     ):
         """Fills `count` cells with robots in their initial pose.
 
@@ -151,12 +178,22 @@ class Block:
             count: how many of them are used: the number of instances of a handle is fixed.
             offset: float [3], m, of the block in the scene.
             scale: scene units per metre.
+            alone: whether the scene has no other block.
         """
         self.count, self.scale, self.model, self.grid = count, scale, model, grid
+        self.alone = alone
         self.offset = offset
         self._server, self._path = server, path
         self._origins = (grid.origins(count) + offset).astype(np.float32)
         self.robots = Robots(server, f"{path}/robots", model.shapes, self._origins, scale)
+        placed = place(model.scenery, grid, count, alone=alone)
+        middle = self._origins.mean(axis=0, keepdims=True)
+        middle[:, 2] = self._origins[:, 2].min()
+        self._scenery = [
+            Robots(server, f"{path}/surroundings", placed.once, middle, scale),
+            Robots(server, f"{path}/distance", placed.each, self._origins, scale),
+        ]
+        self._left_out = placed.left_out
         self._ghosts: Robots | None = None  # once there are any
         self._ghosts_shown = False
         self._ghostly = ghostly(model.shapes)
@@ -274,10 +311,35 @@ class Block:
         if self._title.visible != bool(text):
             self._title.visible = bool(text)
 
-    def place_of(self, env: int, link: int = 0) -> np.ndarray | None:
-        """float [3], m, in the scene: where a link of an environment's robot is; None if it is not
-        drawn."""
+    def notes(self) -> list[str]:
+        """What a person must know of cells, to take the picture for what it is."""
+        notes, grid, model = [], self.grid, self.model
+        if self._left_out:
+            notes.append(
+                "Scenery that is larger than the cells is not drawn around several robots: "
+                "grid=(1, 1) shows it"
+            )
+        if model.roaming_link is not None or self.count == 1:
+            return notes
+        (x, y, _), (width, depth, _) = np.ptp(grid.reach, axis=0), grid.spacing
+        beside = np.ptp(self._origins, axis=0) > 0
+        if ((np.array([x, y]) > np.array([width, depth])) & beside[:2]).any():
+            notes.append(
+                f"This world is {x:.1f} by {y:.1f} m and its cells are {width:.1f} by {depth:.1f} "
+                "m: neighbours overlap. spacing=None makes cells that hold it"
+            )
+        if self._look.in_cells and self._is_outside():
+            notes.append(
+                "Something has left its cell and is drawn where it is, for it has a place beside "
+                "other things of its world"
+            )
+        return notes
+
+    def place_of(self, env: int, link: int | None = None) -> np.ndarray | None:
+        """float [3], m, in the scene: where a link of an environment's robot is, or else what
+        carries it; None if it is not drawn."""
         cell = self._cell_of_env.get(env)
+        link = self.model.main_link if link is None else link
         return None if cell is None else self._origins[cell] + self.pos[cell, link]
 
     def sight_of(self, eye: ModelCamera) -> Sight | None:
@@ -331,7 +393,8 @@ class Block:
             self._overlays.remove()
         if self._ghosts is not None:
             self._ghosts.remove()
-        self.robots.remove()
+        for robots in (self.robots, *self._scenery):
+            robots.remove()
         for bent in self._bent:
             bent.remove()
         self._draw_labels(False)
@@ -417,6 +480,13 @@ class Block:
         """Where the selected environment is; None if it is not drawn."""
         return self._cell_of_env.get(-1 if (env := self._look.selected_env) is None else env)
 
+    def _is_outside(self) -> bool:
+        """Whether anything that begins in its cell is beyond the cell's sides."""
+        low, high = cell_of(self.grid)[:, :2]
+        inside = ((self.model.init_pos[:, :2] >= low) & (self.model.init_pos[:, :2] <= high)).all(1)
+        pos = self.pos[~self._hidden][:, inside, :2]
+        return bool(((pos < low) | (pos > high)).any())
+
     def _others(self) -> np.ndarray:
         """bool [count]: who is not the selected environment; nobody if none is drawn."""
         others = np.zeros(self.count, bool)
@@ -487,7 +557,7 @@ class Block:
             )
         body = self._look.body
         if body is None:
-            body = (self.model.roaming_link or 0) + 1
+            body = self.model.main_link + 1
         self._overlays.draw(
             self._look.overlays,
             self._recent,
@@ -528,6 +598,6 @@ class Block:
             if label.text != text:
                 label.text = text
             label.visible = not self._hidden[cell]
-            place = self._origins[cell] + self.pos[cell, 0]
+            place = self._origins[cell] + self.pos[cell, self.model.main_link]
             place[2] = self._origins[cell, 2] + above
             label.position = tuple(self.scale * place)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
+from brax_viser.scene.scope import bounds_of as bounds_of
+from brax_viser.scene.scope import scope_of
+
 MAX_CELLS = 4096
-REACH_SAMPLES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,6 +19,8 @@ class Grid:
     shape: tuple[int, int, int]  # columns, rows, layers
     spacing: tuple[float, float, float]  # m
     reach: np.ndarray  # float [2, 3], m: box that holds one env, in its own world frame
+    scenery: frozenset[int] = frozenset()  # ids of geoms that a cell need not hold
+    farthest: float = 0.0  # m from the middle of the box: where the scenery ends
 
     @classmethod
     def of(
@@ -33,8 +37,9 @@ class Grid:
             ValueError: the wrong number of them, or a value out of its limits.
         """
         shape = _checked_shape(grid)
-        reach = reach_of(model, init_qpos)
-        return cls(shape, _checked_spacing(spacing, reach), reach)
+        scope = scope_of(model, init_qpos)
+        spaced = _checked_spacing(spacing, scope.reach)
+        return cls(shape, spaced, scope.reach, scope.scenery, scope.farthest)
 
     @property
     def capacity(self) -> int:
@@ -109,61 +114,9 @@ def _numbers(name: str, values: object) -> list[float]:
 
 
 def reach_of(model: mujoco.MjModel, init_qpos: np.ndarray) -> np.ndarray:
-    """float [2, 3], m: box around what one env can touch without its root leaving its place.
-
-    The union of the geoms' boxes over random positions of the joints that have limits, the
-    others staying where `reset` puts them. Planes are left out, for they have no end, and terrain,
-    which is much larger than who walks on it; so are slides longer than the robot, which stand for
-    free movement.
-    """
-    data = mujoco.MjData(model)
-    random = np.random.default_rng(0)
-    terrain = model.geom_type == int(mujoco.mjtGeom.mjGEOM_HFIELD)
-    solid = (model.geom_type != int(mujoco.mjtGeom.mjGEOM_PLANE)) & ~terrain
-    solid = solid if solid.any() else terrain
-    if not solid.any() and not model.nflex:
-        return np.array([[-1.0, -1.0, 0.0], [1.0, 1.0, 1.0]])
-    slide, hinge = int(mujoco.mjtJoint.mjJNT_SLIDE), int(mujoco.mjtJoint.mjJNT_HINGE)
-    travel = model.jnt_range[:, 1] - model.jnt_range[:, 0]
-    local = (model.jnt_type == hinge) | ((model.jnt_type == slide) & (travel < 2 * _size(model)))
-    moves = model.jnt_limited.astype(bool) & local
-    address = model.jnt_qposadr[moves]
-    start, stop = model.jnt_range[moves].T
-    boxes = []
-    for sample in range(REACH_SAMPLES):
-        data.qpos[:] = init_qpos
-        if sample:
-            data.qpos[address] = random.uniform(start, stop)
-        boxes.append(bounds_of(model, data, solid))
-    return np.stack([np.min(boxes, axis=0)[0], np.max(boxes, axis=0)[1]])
-
-
-def bounds_of(model: mujoco.MjModel, data: mujoco.MjData, geoms: np.ndarray) -> np.ndarray:
-    """float [2, 3], m: axis-aligned box around some geoms and all flexes at `data.qpos`.
-
-    Args:
-        model: is not changed.
-        data: is, for its `qpos` counts and nothing else.
-        geoms: bool [ngeom] or int [G]. There must be any, or a flex.
-    """
-    mujoco.mj_kinematics(model, data)
-    rotation = data.geom_xmat[geoms].reshape(-1, 3, 3)
-    centre, half = model.geom_aabb[geoms, :3, None], model.geom_aabb[geoms, 3:, None]
-    middle = data.geom_xpos[geoms] + (rotation @ centre)[..., 0]
-    extent = (np.abs(rotation) @ half)[..., 0]
-    low, high = middle - extent, middle + extent
-    if model.nflex:
-        mujoco.mj_flex(model, data)
-        low, high = (np.concatenate([box, data.flexvert_xpos]) for box in (low, high))
-    return np.stack([low.min(axis=0), high.max(axis=0)])
-
-
-def _size(model: mujoco.MjModel) -> float:
-    """Largest side of the robot as the model places it, m."""
-    geoms = model.geom_type != int(mujoco.mjtGeom.mjGEOM_PLANE)
-    if not geoms.any() and not model.nflex:
-        return 0.0
-    return float(np.ptp(bounds_of(model, mujoco.MjData(model), geoms), axis=0).max())
+    """float [2, 3], m: box around what one env can touch without its root leaving its place; see
+    `scope.scope_of`."""
+    return scope_of(model, init_qpos).reach
 
 
 @dataclass(frozen=True, eq=False)

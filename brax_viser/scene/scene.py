@@ -71,10 +71,11 @@ class Scene:
         offsets, self._bounds = _side_by_side([self._wanted[role] for role in roles], settled)
         self._scale = scene_scale(self._bounds)
         places = dict(zip(roles, offsets, strict=True))
+        alone = len(roles) == 1
         stay = {
             role: block
             for role, block in self.blocks.items()
-            if role in places and self._can_stay(role, block, places[role])
+            if role in places and block.alone == alone and self._can_stay(role, block, places[role])
         }
         for role, block in self.blocks.items():
             if role not in stay:
@@ -82,8 +83,9 @@ class Scene:
         blocks = {}
         for role, offset in places.items():
             model, grid, count = self._wanted[role]
+            path = f"{ROOT}/{role}"
             blocks[role] = stay.get(role) or Block(
-                self._server, f"{ROOT}/{role}", model, grid, count, offset, self._scale
+                self._server, path, model, grid, count, offset, self._scale, alone=alone
             )
         self.blocks = blocks
         self._set_stage()

@@ -18,6 +18,7 @@ _TERRAIN = int(mujoco.mjtGeom.mjGEOM_HFIELD)
 _SPHERE = int(mujoco.mjtGeom.mjGEOM_SPHERE)
 _CAPSULE = int(mujoco.mjtGeom.mjGEOM_CAPSULE)
 _CYLINDER = int(mujoco.mjtGeom.mjGEOM_CYLINDER)
+_BY_SITE = int(mujoco.mjtWrap.mjWRAP_SITE)
 _MESHES = (int(mujoco.mjtGeom.mjGEOM_MESH), int(mujoco.mjtGeom.mjGEOM_SDF))
 
 CREASE = np.radians(30.0)
@@ -57,10 +58,14 @@ class Shape:
     # What moves does not: at the size of a robot in a grid, the page's shadows are too coarse for
     # what lies on itself, and show as stripes.
     receives_shadow: bool = False
+    is_scenery: bool = False  # fixed to the world, and larger than a cell
 
 
 def shapes_of(
-    model: mujoco.MjModel, apart: Collection[int] = (), wanted: Parts = USUAL
+    model: mujoco.MjModel,
+    apart: Collection[int] = (),
+    wanted: Parts = USUAL,
+    scenery: Collection[int] = (),
 ) -> list[Shape]:
     """Groups a model's visible geoms into as few distinct geometries as there are.
 
@@ -73,9 +78,10 @@ def shapes_of(
         model: is not changed.
         apart: ids of geoms that are shapes for themselves, because environments differ in them.
         wanted: which parts.
+        scenery: ids of geoms that are shapes for themselves, because no cell holds them.
     """
     shown = visible_geoms(model, wanted.groups)
-    together = [g for g in shown if g not in apart]
+    together = [g for g in shown if g not in apart and g not in scenery]
     places: dict[tuple[object, ...], list[tuple[int, int]]] = {}
     members: dict[tuple[object, ...], list[int]] = {}
     for body in range(model.nbody):
@@ -103,6 +109,10 @@ def shapes_of(
     for geom in shown:
         if geom in apart:
             shapes.extend(_parts_of(model, geom))
+        elif geom in scenery:
+            mesh = _geom_mesh(model, geom)
+            at = model.geom_bodyid[[geom]], model.geom_pos[[geom]], model.geom_quat[[geom]]
+            shapes.append(Shape(mesh, _one_colour(mesh), *at, is_scenery=True))
     if wanted.sites:
         shapes.extend(_sites(model, wanted.groups))
     for body, mesh in pieces_of(model, wanted.groups):
@@ -365,14 +375,66 @@ def _one_colour(mesh: trimesh.Trimesh) -> np.ndarray | None:
 
 
 def roaming_body(model: mujoco.MjModel) -> int | None:
-    """The first body that hangs on the world and can travel without limit; None if there is none.
+    """The body by which the first thing that can travel without limit does so; None if there is
+    none.
 
     A free joint lets it, and so does a slide without a range, as half of a walker in a plane has.
+    Of slides one upon the other it is the body on the last.
     """
-    for body in np.flatnonzero(model.body_parentid[1:] == 0) + 1:
+    found = None
+    for body in range(1, model.nbody):
+        parent = model.body_parentid[body]
+        if model.body_weldid[body] == 0 or not (
+            parent == found or (found is None and model.body_weldid[parent] == 0)
+        ):
+            continue
         joints = model.body_jntadr[body] + np.arange(model.body_jntnum[body])
         kinds = model.jnt_type[joints]
-        unlimited = (kinds == mujoco.mjtJoint.mjJNT_SLIDE) & (model.jnt_limited[joints] == 0)
+        slides = kinds == mujoco.mjtJoint.mjJNT_SLIDE
+        unlimited = slides & (model.jnt_limited[joints] == 0)
         if unlimited.any() or (kinds == mujoco.mjtJoint.mjJNT_FREE).any():
-            return int(body)
-    return None
+            found = body
+            if not slides.all():
+                break
+    return found
+
+
+def wrapped_body(model: mujoco.MjModel, groups: Collection[int] = VISIBLE_GROUPS) -> int | None:
+    """The body of a robot that may be shown some cells from where it is; None where that would be
+    untrue, for it has something to be beside: whatever is fixed to the world, other than the shared
+    floor and level terrain, or moves as well.
+
+    Args:
+        model: is not changed.
+        groups: of what is drawn.
+    """
+    weld = model.body_weldid
+    fixed = (weld == 0) | (model.body_mocapid[weld] >= 0)
+    groups = VISIBLE_GROUPS.union(groups)
+    geoms = visible_geoms(model, groups)
+    sites = np.isin(model.site_group, tuple(groups)) & (model.site_rgba[:, 3] > 0)
+    seen = np.zeros(model.nbody, bool)
+    for bodies in (
+        model.geom_bodyid[[g for g in geoms if not _is_ground(model, g)]],
+        model.site_bodyid[sites],
+        model.site_bodyid[model.wrap_objid[model.wrap_type == _BY_SITE]],
+        model.skin_bonebodyid,
+        model.flex_vertbodyid,
+        model.flex_nodebodyid,
+    ):
+        seen[bodies[bodies >= 0]] = True
+    roaming = roaming_body(model)
+    if roaming is None or (seen & fixed).any():
+        return None
+    beside = seen & (model.body_rootid != model.body_rootid[roaming])
+    return None if beside.any() else roaming
+
+
+def _is_ground(model: mujoco.MjModel, geom: int) -> bool:
+    """Whether it is alike wherever one stands, or is patched into each cell."""
+    endless = model.geom_type[geom] == _PLANE and not model.geom_size[geom, :2].any()
+    if not (endless or model.geom_type[geom] == _TERRAIN):
+        return False
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    return bool(model.body_weldid[model.geom_bodyid[geom]] == 0 and data.geom_xmat[geom][8] > 0.999)

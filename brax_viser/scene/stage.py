@@ -16,6 +16,9 @@ as small as they are coarse, or stands farther away."""
 SURROUNDINGS = "city"
 """What surfaces mirror, of viser's own: grey, bright above and dark below."""
 
+MOST_METRES = 4000.0
+"""How far off a thing may be to be drawn."""
+
 
 def scene_scale(bounds: np.ndarray) -> float:
     """Scene units per metre, by which every scene has the size that the page's shadows are made
@@ -64,12 +67,15 @@ def set_stage(
     server.initial_camera.look_at = camera.look_at
     server.initial_camera.fov = camera.fov
     server.initial_camera.near = distance / 200
-    server.initial_camera.far = 20 * far
+    # What is far off is drawn, and not lost in the fog. Instances that are put away stay unseen.
+    beyond = min(distance + scale * grid.farthest, MOST_METRES * scale)
+    server.initial_camera.far = max(20 * far, 2 * beyond)
 
     scene = server.scene
     scene.set_background_image(_sky(palette), format="jpeg")
     # Fading into the horizon's colour hides where the floor ends.
-    scene.configure_fog(1.2 * far, 5 * far, color=palette.horizon)
+    clear, blurred = max(1.2 * far, beyond), max(5 * far, 2.5 * beyond)
+    scene.configure_fog(clear, blurred, color=palette.horizon)
     # viser's own lights, with its surroundings at full strength, bleach pale robots.
     scene.configure_default_lights(enabled=False)
     scene.configure_environment_map(
@@ -98,8 +104,8 @@ def set_stage(
     line = _round_length(float(np.ptp(grid.reach[:, :2], axis=0).max()) / 4) * scale
     scene.add_grid(
         floor_path,
-        width=12 * far,
-        height=12 * far,
+        width=2.4 * blurred,
+        height=2.4 * blurred,
         cell_size=line,
         cell_color=palette.line,
         section_size=5 * line,

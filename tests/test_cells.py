@@ -1,0 +1,357 @@
+"""Where robots are drawn whose world has more in it than a floor, and how far apart."""
+
+import mujoco
+import numpy as np
+import pytest
+import trimesh
+import viser
+
+from brax_viser.frame import Frame
+from brax_viser.playback import View
+from brax_viser.protocol import NEVER
+from brax_viser.scene.block import Block, Look, Model
+from brax_viser.scene.grid import Grid
+from brax_viser.scene.quaternions import rotate
+from brax_viser.scene.scene import Scene
+from brax_viser.scene.shapes import Parts, visible_geoms
+
+FLOOR = '<geom type="plane" size="40 40 1"/>'
+LEGS = "".join(
+    f'<body pos="{x} 0 0"><joint name="leg{x}" axis="0 1 0" range="-40 40"/>'
+    '<geom type="capsule" fromto="0 0 0 0 0 -.3" size=".03"/></body>'
+    for x in (-0.25, 0.25)
+)
+DOG = (
+    f'<body name="dog" pos="0 0 .35"><freejoint/><geom type="box" size=".3 .12 .08"/>{LEGS}</body>'
+)
+MOTORS = '<actuator><motor joint="leg-0.25"/><motor joint="leg0.25"/></actuator>'
+CUBE = '<body name="cube" pos="0.4 0 .04"><freejoint/><geom type="box" size=".04 .04 .04"/></body>'
+ARM = (
+    '<body name="base"><geom type="cylinder" size=".08 .05" pos="0 0 .05"/>'
+    '<body pos="0 0 .1"><joint name="arm" axis="0 1 0" range="-100 100"/>'
+    '<geom type="capsule" fromto="0 0 0 0 0 .4" size=".05"/></body></body>'
+)
+BALL = '<body name="ball" pos="1 0 .1"><freejoint/><geom size=".1"/></body>'
+WALKER = (
+    '<body pos="0 0 .4"><joint type="slide" axis="1 0 0"/><joint type="slide" axis="0 0 1"/>'
+    '<joint type="hinge" axis="0 1 0"/><geom type="capsule" fromto="-.2 0 0 .2 0 0" size=".05"/>'
+    "</body>"
+)
+MAZE = "".join(
+    f'<geom type="box" pos="{4 * x - 4} {4 * y - 4} .5" size="2 2 .5"/>'
+    for y, row in enumerate(("#####", "#...#", "###.#", "#...#", "#####"))
+    for x, wall in enumerate(row)
+    if wall == "#"
+)
+UNSEEN = 'contype="0" conaffinity="0"'
+SKY = f'<geom type="sphere" size="100" {UNSEEN}/>'
+
+
+def hall(half: float, height: float, more: str = "") -> str:
+    """Four walls and a ceiling."""
+    walls = "".join(
+        f'<geom type="box" pos="{x * half} {y * half} {height / 2}" {more} '
+        f'size="{abs(y) * half + 0.1} {abs(x) * half + 0.1} {height / 2}"/>'
+        for x, y in ((1, 0), (-1, 0), (0, 1), (0, -1))
+    )
+    return f'{walls}<geom type="box" pos="0 0 {height}" size="{half} {half} .1" {more}/>'
+
+
+def of(world: str, motors: str = MOTORS, assets: str = "") -> mujoco.MjModel:
+    xml = f"<mujoco>{assets}<worldbody>{world}</worldbody>{motors}</mujoco>"
+    return mujoco.MjModel.from_xml_string(xml)
+
+
+def poses(model: mujoco.MjModel, qpos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    data = mujoco.MjData(model)
+    data.qpos[:] = qpos
+    mujoco.mj_kinematics(model, data)
+    return data.xpos[1:].astype(np.float32), data.xquat[1:].astype(np.float32)
+
+
+class Stage:
+    """A scene with one block of robots of a model."""
+
+    def __init__(self, server, model, cells=(2, 2), spacing=None):
+        self.mujoco = model
+        self.grid = Grid.of(model, model.qpos0, cells, spacing)
+        self.model = Model.of(model, self.grid, poses(model, model.qpos0), 0.02)
+        self.scene = Scene(server)
+        self.scene.show("train", self.model, self.grid)
+        self.scene.arrange(("train",))
+
+    @property
+    def block(self) -> Block:
+        return self.scene.blocks["train"]
+
+    def draw(self, *, body: str | int, to: tuple[float, ...]) -> np.ndarray:
+        """Puts a body with a free joint somewhere, in all cells. Returns where MuJoCo has links."""
+        qpos, count = self.mujoco.qpos0.copy(), self.grid.capacity
+        start = self.mujoco.jnt_qposadr[self.mujoco.body(body).jntadr[0]]
+        qpos[start : start + len(to)] = to
+        pos, rot = (np.repeat(part[None], count, axis=0) for part in poses(self.mujoco, qpos))
+        zeros = np.zeros(count, np.float32)
+        frame = Frame(
+            role="train",
+            env_steps=1,
+            env_index=np.arange(count, dtype=np.int32),
+            num_envs=count,
+            link_pos=pos,
+            link_rot=rot,
+            reward=zeros,
+            episode_return=zeros,
+            episode_length=zeros,
+            since_termination=np.full(count, NEVER),
+            finite=np.ones(count, bool),
+        )
+        view = View(frame, pos, rot, np.zeros(count, bool), 0.0, 0.0)
+        self.scene.draw({"train": view}, {"train": Look()})
+        return pos
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = viser.ViserServer(port=0, verbose=False)
+    yield server
+    server.stop()
+
+
+GOAL = 'pos="3 0 .01" size=".4 .01" type="cylinder" rgba="0 1 0 .5"'
+ARM_MOTOR = '<actuator><motor joint="arm"/></actuator>'
+BESIDE = {
+    "arm and cube": (ARM + CUBE, ARM_MOTOR, "cube", (0.8, 0.0)),
+    "arm and cube, far out": (ARM + CUBE, ARM_MOTOR, "cube", (2.4, 0.1)),
+    "cube and arm": (CUBE + ARM, ARM_MOTOR, "cube", (2.4, 0.1)),
+    "maze": (DOG + MAZE, MOTORS, "dog", (13.0, 12.0)),
+    "goal": (DOG + f"<geom {GOAL} {UNSEEN}/>", MOTORS, "dog", (3.0, 0.0)),
+    "goal that is a site": (DOG + f"<site {GOAL}/>", MOTORS, "dog", (3.0, 0.0)),
+    "goal on a body": (DOG + f"<body><geom {GOAL} {UNSEEN}/></body>", MOTORS, "dog", (3.0, 0.0)),
+    "goal that is moved": (
+        DOG + f'<body mocap="true"><geom {GOAL} {UNSEEN}/></body>',
+        MOTORS,
+        "dog",
+        (3.0, 0.0),
+    ),
+    "ramp": (
+        DOG + '<geom type="box" size="1 1 .1" pos="2 0 0" euler="0 20 0"/>',
+        MOTORS,
+        "dog",
+        (3.0, 1.0),
+    ),
+    "ball": (DOG + BALL, MOTORS, "ball", (5.0, 1.0)),
+    "robot with a ball": (DOG + BALL, MOTORS, "dog", (5.0, 1.0)),
+    "walker and wall": (
+        WALKER + '<geom type="box" size=".1 1 1" pos="4 0 1"/>',
+        "",
+        1,
+        (3.5,),
+    ),
+    "box for a floor": (
+        DOG + '<geom type="box" size="50 50 1" pos="0 0 -1"/>',
+        MOTORS,
+        "dog",
+        (9.0, 1.0),
+    ),
+    "sky": (DOG + SKY, MOTORS, "dog", (9.0, 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_has_a_place_beside_something_is_drawn_there(server, name):
+    world, motors, body, to = BESIDE[name]
+    stage = Stage(server, of(FLOOR + world, motors))
+    links = stage.draw(body=body, to=to)
+    np.testing.assert_array_equal(stage.block.pos, links)
+    assert not stage.block._moved.any()
+    # And so in the handles: each instance that moves is at one of its geoms, by MuJoCo's maths.
+    data = mujoco.MjData(stage.mujoco)
+    shapes, origins = stage.model.shapes, stage.grid.origins(4)
+    for shape, handle in zip(shapes, stage.block.robots.handles, strict=True):
+        shown = np.reshape(handle.batched_positions, (4, -1, 3)) - origins[:, None]
+        for place, (of_body, pos) in enumerate(zip(shape.body, shape.pos, strict=True)):
+            expected = (
+                pos
+                if of_body == 0
+                else links[0, of_body - 1] + rotate(poses_of(stage, data, body, to)[of_body], pos)
+            )
+            np.testing.assert_allclose(shown[:, place], np.tile(expected, (4, 1)), atol=1e-5)
+
+
+def poses_of(stage: Stage, data: mujoco.MjData, body: str | int, to: tuple[float, ...]):
+    data.qpos[:] = stage.mujoco.qpos0
+    start = stage.mujoco.jnt_qposadr[stage.mujoco.body(body).jntadr[0]]
+    data.qpos[start : start + len(to)] = to
+    mujoco.mj_kinematics(stage.mujoco, data)
+    return data.xquat
+
+
+@pytest.mark.parametrize(
+    "world",
+    [
+        FLOOR + DOG,
+        DOG,
+        '<geom type="plane" size="0 0 1"/><geom type="plane" size="0 0 1"/>' + DOG,
+        FLOOR + DOG + '<geom type="box" size="9 .1 1" pos="0 3 1" rgba="0 0 0 0"/>',
+        FLOOR + DOG + '<geom type="box" size="9 .1 1" pos="0 3 1" group="3"/>',
+        FLOOR + DOG + BALL.replace("size", 'rgba="0 0 0 0" size'),
+    ],
+)
+def test_a_robot_alone_on_the_floor_comes_back(server, world):
+    stage = Stage(server, of(world))
+    links = stage.draw(body="dog", to=(3.2 * stage.grid.spacing[0], 0.0))
+    away = stage.block.pos - links
+    np.testing.assert_allclose(away[..., 0], -3 * stage.grid.spacing[0], atol=1e-4)
+    assert not away[..., 1:].any() and stage.block.notes() == []
+
+
+def test_walls_that_one_asks_for_keep_the_robot_beside_them(server):
+    hidden = '<geom type="box" size="9 .1 1" pos="0 3 1" group="3"/>'
+    model = of(FLOOR + DOG + hidden)
+    grid = Grid.of(model, model.qpos0, (2, 2), None)
+    links, all_groups = poses(model, model.qpos0), Parts(frozenset(range(6)))
+    assert Model.of(model, grid, links, 0.02).roaming_link == 0
+    assert Model.of(model, grid, links, 0.02, wanted=all_groups).roaming_link is None
+
+
+def reach(world: str, motors: str = MOTORS, assets: str = "") -> np.ndarray:
+    model = of(world, motors, assets)
+    return Grid.of(model, model.qpos0, (3, 3), None).reach
+
+
+def parked(at: str, kind: str) -> str:
+    box = f'<geom type="box" size=".3 .3 .3" {UNSEEN if kind == "unseen" else ""}/>'
+    joint = "<freejoint/>" if kind == "free" else ""
+    return f'<body pos="{at}" mocap="{str(kind == "mocap").lower()}">{joint}{box}</body>'
+
+
+CRATE = (
+    '<asset><mesh name="crate" vertex="-9 -9 0 9 -9 0 9 9 0 -9 9 0 -9 -9 5 9 -9 5 9 9 5 -9 9 5"/>'
+    '<material name="clear" rgba="1 1 1 0"/></asset>'
+)
+FAR = {
+    "parked": parked("100 0 .3", "free") + parked("100 3 .3", "free"),
+    "parked below": parked("0 0 -50", "free"),
+    "parked and fixed": parked("0 -100 .3", "fixed"),
+    "parked mocap": parked("100 100 .3", "mocap"),
+    "sky": SKY,
+    "sky that is solid": '<geom type="sphere" size="100"/>',
+    "hall": hall(50, 12),
+    "hall to look at": hall(6, 3, UNSEEN),
+    "hall of one mesh": f'<geom type="mesh" mesh="crate" {UNSEEN}/>',
+    "transparent": '<geom type="box" size="60 60 60" rgba="1 1 1 0"/>',
+    "of a transparent material": '<geom type="box" size="60 60 60" material="clear"/>',
+    "hidden group": '<geom type="box" size="60 60 60" group="3"/>',
+    "box for a floor": '<geom type="box" size="50 50 1" pos="0 0 -1"/>',
+    "mountains": f'<geom type="box" size="100 1 20" pos="0 150 0" {UNSEEN}/>',
+}
+
+
+@pytest.mark.parametrize("robot", ["dog", "arm"])
+@pytest.mark.parametrize("name", FAR)
+def test_what_is_far_or_around_does_not_count(robot, name):
+    own, motors = (DOG, MOTORS) if robot == "dog" else (ARM + CUBE, ARM_MOTOR)
+    found = reach(FLOOR + own + FAR[name], motors, CRATE)
+    np.testing.assert_allclose(found, reach(FLOOR + own, motors, CRATE), atol=1e-9)
+
+
+def test_what_a_robot_can_touch_counts():
+    np.testing.assert_allclose(reach(FLOOR + DOG + MAZE)[:, :2], [[-6, -6], [14, 14]])
+    # In a maze within a hall, the maze; of walls that stand in for a mesh, what is seen of them.
+    np.testing.assert_allclose(
+        reach(FLOOR + DOG + MAZE + hall(100, 20))[:, :2], [[-6, -6], [14, 14]]
+    )
+    hidden = MAZE.replace("/>", ' group="3"/>')
+    seen = f'<geom type="mesh" mesh="crate" {UNSEEN} pos="4 4 0"/>'
+    found = reach(FLOOR + DOG + hidden + seen, assets=CRATE)
+    np.testing.assert_allclose(found[:, :2], [[-5, -5], [13, 13]], atol=1.01)
+    table = '<geom type="box" size=".6 .6 .02" pos="0 0 -.02"/>'
+    legs = "".join(
+        f'<geom type="box" size=".03 .03 .3" pos="{x} {y} -.34"/>'
+        for x in (-0.5, 0.5)
+        for y in (-0.5, 0.5)
+    )
+    found = reach(ARM + CUBE + table + legs, ARM_MOTOR)
+    np.testing.assert_allclose(found[0], [-0.6, -0.6, -0.64], atol=1e-6)
+    goal = reach(FLOOR + DOG + f"<geom {GOAL} {UNSEEN}/>")
+    assert goal[1, 0] == pytest.approx(3.4)
+    other = DOG.replace('"dog" pos="0', '"other" pos="5').replace("leg", "limb")
+    motors = MOTORS.replace("</", '<motor joint="limb0.25"/></')
+    two = reach(FLOOR + DOG + other, motors)
+    assert two[1, 0] > 5.2
+
+
+def test_a_grid_of_mazes_keeps_each_in_its_cell(server):
+    stage = Stage(server, of(FLOOR + DOG + MAZE), (2, 1))
+    assert stage.grid.spacing[0] >= 20 and stage.block.notes() == []
+
+
+@pytest.mark.parametrize("cells", [(1, 1), (3, 3)])
+@pytest.mark.parametrize("name", ["sky", "hall", "hall to look at", "hall of one mesh", "room"])
+def test_no_scenery_stands_between_a_camera_and_the_robots(server, cells, name):
+    world = FAR[name] if name in FAR else hall(2, 2)  # which the robot can touch, and counts
+    stage = Stage(server, of(FLOOR + DOG + world, assets=CRATE), cells)
+    block = stage.block
+    if name == "room":
+        assert stage.grid.spacing[0] > 4 and not stage.block._left_out
+    handles = [handle for robots in block._scenery for handle in robots.handles]
+    drawn = [part.shape for robots in block._scenery for part in robots._parts]
+    # All is drawn, around the robots, unless it would stand among them.
+    assert len(drawn) >= (1 if name != "hall to look at" or cells == (1, 1) else 0)
+    assert any("grid=(1, 1)" in note for note in block.notes()) == block._left_out
+    centre = stage.grid.reach.mean(axis=0)
+    for shape, handle in zip(drawn, handles, strict=True):
+        corners = shape.pos[0] + rotate(shape.quat[0], np.asarray(shape.mesh.vertices))
+        mesh = trimesh.Trimesh(corners, shape.mesh.faces, process=False)
+        outward = ((mesh.triangles_center - centre) * mesh.face_normals).sum(axis=1)
+        assert (outward < 1e-6).all(), "its back is turned on whoever looks in from outside"
+        assert not shape.casts_shadow
+        assert len(handle.batched_positions) in (1, block.count)
+        # The middle of no robot's cell is in a wall of another's.
+        for origin in np.reshape(handle.batched_positions, (-1, 3)) - shape.pos[0]:
+            box = corners.min(axis=0) + origin, corners.max(axis=0) + origin
+            for cell in stage.grid.origins(block.count) + centre:
+                within = ((cell > box[0]) & (cell < box[1])).all()
+                assert not within or np.ptp(box, axis=0).min() > 3, "only what is around all"
+
+
+def test_each_robot_has_its_own_pedestal_of_a_hall(server):
+    vertices, faces = [], []
+    for low, high in (((-3, -3, 0), (3, 3, 4)), ((-0.15, -0.15, 0), (0.15, 0.15, 0.2))):
+        box = trimesh.creation.box(bounds=[low, high])
+        faces.append(np.asarray(box.faces) + 8 * len(vertices))
+        vertices.append(np.asarray(box.vertices))
+    text = " ".join(str(number) for number in np.concatenate(vertices).ravel())
+    corners = " ".join(str(index) for index in np.concatenate(faces).ravel())
+    assets = f'<asset><mesh name="all" vertex="{text}" face="{corners}" inertia="shell"/></asset>'
+    arm = ARM.replace('"base"', '"base" pos="0 0 .2"')
+    world = f'<geom type="mesh" mesh="all" {UNSEEN}/>{arm}'
+    stage = Stage(server, of(FLOOR + world, ARM_MOTOR, assets), (8, 8))
+    own = [shape for shape in stage.model.shapes if shape.is_scenery]
+    assert [shape.mesh.extents.max() for shape in own] == [pytest.approx(0.3)]
+    assert stage.block._left_out and not stage.block._scenery[0].handles
+
+
+def test_the_page_says_where_cells_do_not_hold_their_world(server):
+    stage = Stage(server, of(FLOOR + DOG + MAZE), (2, 2), (4.0, 4.0))
+    assert ["20.0 by 20.0 m" in note for note in stage.block.notes()] == [True]
+    stage = Stage(server, of(FLOOR + DOG + BALL), (2, 2))
+    assert stage.block.notes() == []
+    stage.draw(body="dog", to=(9.0, 0.0))
+    assert ["left its cell" in note for note in stage.block.notes()] == [True]
+
+
+def test_what_is_far_is_within_sight(server):
+    stage = Stage(server, of(FLOOR + DOG + FAR["parked"]), (2, 2))
+    assert server.initial_camera.far > 110 * stage.scene._scale
+    shown = np.concatenate([handle.batched_positions for handle in stage.block.robots.handles])
+    assert shown[:, 0].max() > 99  # where it is, and not brought any nearer
+    assert len(visible_geoms(stage.mujoco)) == 5
+
+
+def test_a_marker_before_the_robot_is_not_taken_for_it(server):
+    marker = f'<body mocap="true" pos="1 0 0"><geom size=".1" {UNSEEN}/></body>'
+    stage = Stage(server, of(FLOOR + marker + DOG))
+    links = stage.draw(body="dog", to=(2.0, 1.0))
+    place = stage.block.place_of(0)
+    assert place is not None
+    np.testing.assert_allclose(place - stage.grid.origins(4)[0], links[0, 1], atol=1e-6)
