@@ -355,7 +355,7 @@ class Publisher:
                     lane.player.add(frame, start)
                 self._draw(start)
                 if woken or start >= next_panel:
-                    if not control.twins:
+                    if not board.control.twins:
                         for channel in self._channels.values():
                             self._end_twins(channel)
                     self._decorate()

@@ -654,11 +654,12 @@ class Viewer:
         """A consistent reading of all counters."""
         board, drawn_envs, others = self._board, self._end.drawn_envs(), self._others
         frames, nbytes = others.moved() if others else (0, 0)
+        feeds = list(self._feeds)
         with board.lock:
             at = board._read()
             known = [
                 (role, (rollout.pacer.env_steps, rollout.num_envs, rollout.pacer.rate))
-                for feed in self._feeds
+                for feed in feeds
                 for role, rollout in feed.rollouts.items()
                 # Of several that are stepped, the one on the page.
                 if at.shown.get(role, feed) is feed
