@@ -144,9 +144,9 @@ class VisualizedEnv(AnyWrapper):
         self._truncates_inside = truncates_inside(env)
         self._own_info: frozenset[str] | None = None  # keys of `info` that its `reset` makes
         cells = self._cells(adapter)
-        self._viewer = implicit_viewer(adapter.name) if viewer is None else viewer
+        self._viewer: Any = implicit_viewer(adapter.name) if viewer is None else viewer
         self._adapter: Adapter | None = adapter
-        self._host: Feed | None = self._viewer.attach(adapter, cells, role)
+        self._host: Any = self._viewer.attach(adapter, cells, role)
 
     @property
     def viewer(self) -> "Viewer":
