@@ -134,7 +134,7 @@ def status(view: PanelView) -> str:
         case "training":
             if view.control.show == "eval":
                 return "Training; the next evaluation is shown when it comes"
-            return "Live, and not all of it is a number" if view.nonfinite else "Live"
+            return "Live, but not all of it is finite" if view.nonfinite else "Live"
         case "evaluating":
             if view.control.show == "train":
                 return "Evaluating the policy; the robots go on after it"
