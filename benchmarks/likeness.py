@@ -50,8 +50,9 @@ BACKGROUNDS = (255, 0, 255), (0, 255, 0)
 """The page is drawn on both: how much of a pixel the robot takes is how little the pixel changes,
 whatever the robot's colour."""
 
-LEAST_COVERAGE, LEAST_OPACITY = 0.5, 0.07
-"""Of a pixel at the rim of the robot, and of what lets light through, that count as robot."""
+LEAST_COVERAGE, LEAST_OPACITY = 0.4, 0.07
+"""Of a pixel at the rim of the robot, and of what lets light through, that count as robot. Pixels
+have four samples, and half of them are to be enough whatever the colours are rounded to."""
 
 LEAST_IOU, MOST_COLOUR, LEAST_STRUCTURE = 0.9, 0.25, 0.2
 """What both pictures have in common at least, and by how much colours differ at most, where it is
@@ -160,7 +161,7 @@ class Likeness:
         brightness and contrast are not in it. A shadow that only one of the pictures has, such as
         stripes of the robot's own, makes it smaller. 1 where neither has any edge."""
         # A few pixels from the rim, for that is an edge in both.
-        both = ndimage.binary_erosion(self.our_mask & self.their_mask, iterations=4)
+        both = np.asarray(ndimage.binary_erosion(self.our_mask & self.their_mask, iterations=4))
         ours, theirs = _edges(self.ours)[both], _edges(self.theirs)[both]
         if len(ours) < 2 or max(ours.std(), theirs.std()) < 1e-6:
             return 1.0
@@ -390,7 +391,7 @@ def silhouette(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     changed = np.abs(one.astype(float) - other).mean(axis=-1) / 255
     covered = 1 - changed
     full = covered >= LEAST_COVERAGE
-    rim = ndimage.binary_dilation(full, np.ones((3, 3)))
+    rim = np.asarray(ndimage.binary_dilation(full, np.ones((3, 3))))
     return full | ((covered >= LEAST_OPACITY) & ~rim)
 
 
