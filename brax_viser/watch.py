@@ -15,7 +15,10 @@ def watched(
     payload: Mapping[str, jax.Array], inspected: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
     """By name, in the order in which they are told: what is shown, and what else is inspected."""
-    return {name: payload[name] for name in SHOWN if name in payload} | dict(inspected)
+    # The policy is given what the physics comes to, which may be where it has turned.
+    ordered = sorted(inspected, key=lambda name: name.startswith("observation"))
+    shown = {name: payload[name] for name in SHOWN if name in payload}
+    return shown | {name: inspected[name] for name in ordered}
 
 
 def kind(x: jax.Array) -> jax.Array:

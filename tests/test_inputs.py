@@ -161,7 +161,8 @@ def test_observations_may_be_any_pytree_and_are_named_by_their_paths(shared, kin
     fields = env._adapter.detail(state, jnp.ones(1))
     seen = Detail.of(0, fields).observation
     assert {name: len(x) for name, x in seen.items()} == sizes
-    assert all(jnp.issubdtype(x.dtype, jnp.floating) for x in env._adapter.inspected(state))
+    inspected = env._adapter.inspected(state).values()
+    assert all(jnp.issubdtype(x.dtype, jnp.floating) for x in inspected)
 
 
 def test_nested_observations_reach_the_page(viewer, page):
@@ -235,7 +236,7 @@ class Jointless(PipelineEnv):
 
     def step(self, state: Any, action: jax.Array) -> Any:
         after = self.pipeline_step(state.pipeline_state, action)
-        return self.state(self.pipeline_init(after.q, after.qd))
+        return self.state(self.pipeline_init(after.q, after.qd).replace(ctrl=action))
 
     def state(self, data: Any) -> Any:
         return envs.State(data, data.qpos, jnp.zeros(()), jnp.zeros(()))
@@ -461,10 +462,9 @@ def test_the_unwrapped_env_can_be_wrapped_again_with_another_viewer(shared):
 def test_a_copy_shares_the_viewer_and_is_the_same_env(shared, way, make):
     env = VisualizedEnv(make(), grid=(2, 1), viewer=shared)
     _ = env.unwrapped
-    config = way({"env": env, "progress_fn": shared.progress_fn})
-    other = config["env"]
+    other = way(env)
     assert type(other) is type(env) and other is not env and other.viewer is shared
-    assert config["progress_fn"] == shared.progress_fn
+    assert way(shared.progress_fn) == shared.progress_fn
     assert (other.env is env.env) == (way is copy.copy)
     if make is Toy:
         before = shared.stats().frames

@@ -53,19 +53,21 @@ class Toy:
 
     def reset(self, rng: jax.Array) -> State:
         position = jax.random.uniform(rng, (1,), minval=-0.04, maxval=0.04)
-        return self.state(self.data(position, jnp.zeros(1), jnp.zeros(1)), {})
+        return self.state(self.data(position, jnp.zeros(1), jnp.zeros(1)), {}, {})
 
     def step(self, state: State, action: jax.Array) -> State:
         old = state.pipeline_state
         qvel = 0.9 * old.qvel + 0.1 * action
-        return self.state(self.data(old.qpos + 0.02 * qvel, qvel, action), state.info)
+        return self.state(
+            self.data(old.qpos + 0.02 * qvel, qvel, action), state.metrics, state.info
+        )
 
     def data(self, qpos: jax.Array, qvel: jax.Array, ctrl: jax.Array) -> Data:
         cart = jnp.array([0.0, 0.0, 0.5]).at[0].set(qpos[0])
         quat = jnp.tile(jnp.array([1.0, 0.0, 0.0, 0.0]), (2, 1))
         return Data(qpos, qvel, ctrl, jnp.stack([jnp.zeros(3), cart]), quat)
 
-    def state(self, data: Any, info: Any) -> Any:
+    def state(self, data: Any, metrics: Any, info: Any) -> Any:
         position = data.qpos[0]
         done, reward, obs = self.made
         return State(
@@ -73,6 +75,6 @@ class Toy:
             obs(position) if obs else jnp.concatenate([data.qpos, data.qvel]),
             reward(position) if reward else -jnp.abs(position),
             done(position) if done else (jnp.abs(position) > 0.05).astype(jnp.float32),
-            {},
+            metrics,
             info,
         )
