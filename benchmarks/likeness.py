@@ -161,7 +161,8 @@ class Likeness:
         brightness and contrast are not in it. A shadow that only one of the pictures has, such as
         stripes of the robot's own, makes it smaller. 1 where neither has any edge."""
         # A few pixels from the rim, for that is an edge in both.
-        both = np.asarray(ndimage.binary_erosion(self.our_mask & self.their_mask, iterations=4))
+        both = ndimage.binary_erosion(self.our_mask & self.their_mask, iterations=4)
+        both = np.asarray(both, bool)
         ours, theirs = _edges(self.ours)[both], _edges(self.theirs)[both]
         if len(ours) < 2 or max(ours.std(), theirs.std()) < 1e-6:
             return 1.0
@@ -391,7 +392,7 @@ def silhouette(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     changed = np.abs(one.astype(float) - other).mean(axis=-1) / 255
     covered = 1 - changed
     full = covered >= LEAST_COVERAGE
-    rim = np.asarray(ndimage.binary_dilation(full, np.ones((3, 3))))
+    rim = np.asarray(ndimage.binary_dilation(full, np.ones((3, 3))), bool)
     return full | ((covered >= LEAST_OPACITY) & ~rim)
 
 

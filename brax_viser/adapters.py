@@ -334,7 +334,7 @@ def adapter_for(
     if backend in _BRAXS_OWN and isinstance(stepped, System):
         _check_links(base, backend, stepped, model)
     changes = {} if stepped is None else _changes_of(stepped, model)
-    timestep = float(changes.get("opt.timestep", model.opt.timestep))
+    timestep = float(np.asarray(changes.get("opt.timestep", model.opt.timestep)))
     return (PlaygroundAdapter if playgrounds else BraxAdapter)(
         name=_playground_name(type(base)) if playgrounds else type(base).__name__,
         backend=backend,
@@ -476,8 +476,10 @@ def _leaves_of(stepped: Any, model: mujoco.MjModel) -> dict[str, Any]:
         value = stepped
         for part in name.split("."):
             value = getattr(value, part, None)
+        if value is None:
+            continue
         usual = np.shape(getattr(model, name, value))
         # One to look at may have more geoms than the one that is stepped.
-        if value is not None and np.shape(value)[-len(usual) or None :] == usual:
+        if np.shape(value)[-len(usual) or None :] == usual:
             leaves[name] = value
     return leaves

@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from brax_viser import watch
 from brax_viser.callback import call_host
@@ -206,7 +207,8 @@ def swallow_batch_axes(call: Callable[..., Any]) -> Callable[..., Any]:
         # all the same; under a batched `cond` or `switch` JAX batches these too, which it refuses.
         @custom_vmap
         def once(_constants: Sequence[jax.Array], *args: Any) -> Any:
-            flat = jax.core.eval_jaxpr(traced.jaxpr, _constants, *jax.tree.leaves(args))
+            evaluate = jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, _constants))
+            flat = evaluate(*jax.tree.leaves(args))
             return jax.tree.unflatten(out_tree, flat)
 
         @once.def_vmap
@@ -303,7 +305,7 @@ def _emit_batch(
         ) -> jax.Array:
             chosen, besides = _take(fields, rows), _take(beside or {}, rows)
             # Of the chosen alone, and only where they are sent: of 4,096 ants it takes 0.2 ms.
-            chosen = looked_through(chosen, _take(others, rows))
+            chosen = dict(looked_through(chosen, _take(others, rows)))
             for name, x in _take(instead or {}, rows).items():
                 chosen[name] = jnp.where(rule == TERMINATED, x, chosen[name])
             tier, measure = measured(rule, chosen)

@@ -114,8 +114,9 @@ class Switchboard:
     def show_feed(self, role: str, feed: "Feed") -> None:
         """Shows one of several environments of a role. Board is locked."""
         before, self.shown[role] = self.shown.get(role), feed
-        beside = self.beside.setdefault(role, {})
-        beside.pop(feed, None)
+        since, known = self.clock() - IDLE_SECONDS, self.beside.get(role, {})
+        beside = {f: at for f, at in known.items() if at >= since and f is not feed}
+        self.beside[role] = beside
         if before is not None and before is not feed and role in before.rollouts:
             beside[before] = max(before.rollouts[role].called.values(), default=self.clock())
 
@@ -130,17 +131,18 @@ class Switchboard:
         """Environments of a role that are being stepped and not shown, in the order in which they
         were made. Board is locked."""
         since = self.clock() - IDLE_SECONDS
-        beside = {f: at for f, at in self.beside.get(role, {}).items() if at >= since}
-        self.beside[role] = beside
+        beside = [feed for feed, at in self.beside.get(role, {}).items() if at >= since]
         return tuple(sorted(beside, key=lambda feed: feed.number))
 
     def stepped(self, role: str) -> tuple[str, ...]:
         """Labels of the environments of a role that are being stepped, and of the one that is
         shown."""
+        since = self.clock() - IDLE_SECONDS
         with self.lock:
-            feeds = set(self.stepped_beside(role))
-            if (shown := self.shown.get(role)) is not None:
-                feeds.add(shown)
+            shown, beside = self.shown.get(role), dict(self.beside.get(role, ()))
+        feeds = {feed for feed, at in beside.items() if at >= since}
+        if shown is not None:
+            feeds.add(shown)
         return tuple(feed.label for feed in sorted(feeds, key=lambda feed: feed.number))
 
     def reading(self) -> Reading:

@@ -658,13 +658,16 @@ class Viewer:
         with board.lock:
             at = board._read()
             known = [
-                (role, (rollout.pacer.env_steps, rollout.num_envs, rollout.pacer.rate))
+                (feed, role, (rollout.pacer.env_steps, rollout.num_envs, rollout.pacer.rate))
                 for feed in feeds
                 for role, rollout in feed.rollouts.items()
-                # Of several that are stepped, the one on the page.
-                if at.shown.get(role, feed) is feed
             ]
-        streams = {role: StreamStats(*numbers) for role, numbers in known}
+        # Of several that are stepped, the one on the page.
+        streams = {
+            role: StreamStats(*numbers)
+            for feed, role, numbers in known
+            if at.shown.get(role, feed) is feed
+        }
         train = streams.get("train")
         return Stats(
             env_steps=train.env_steps if train else 0,

@@ -645,7 +645,7 @@ def test_next_to_nothing_is_worked_out_while_calls_from_the_device_are_kept_wait
     lock.most = 0
     viewer.stats()
     # Of each rollout it reads how far it is and how fast.
-    assert 0 < lock.most <= 5 + 4 * sum(len(feed.rollouts) for feed in viewer._feeds)
+    assert 0 < lock.most <= 6 + 4 * sum(len(feed.rollouts) for feed in viewer._feeds)
     viewer.twins = 0
 
 
