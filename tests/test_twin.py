@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -818,8 +819,9 @@ def test_coordinates_survive_the_way_from_another_process(ants):
     rows = np.arange(2 * size_of(layout), dtype=np.float32)
     rows = np.concatenate([rows, np.zeros(3, np.float32)])
     drawn = np.array([4], np.int32)
-    parcel = Parcel(None, "train", 0, 7, drawn, drawn, 20, layout, rows, 0, None, detail)
-    message = wire.decode_from_others(wire.encode(wire.step_of(parcel, {None: 0}, sending=True)))
+    feed = SimpleNamespace(number=0, kind="an ant")
+    parcel = Parcel(feed, "train", 0, 7, drawn, drawn, 20, layout, rows, 0, None, detail)
+    message = wire.decode_from_others(wire.encode(wire.step_of(parcel, sending=True)))
     assert isinstance(message, wire.Step)
     for received in (parcel, wire.parcel_of(message, None, 1)):
         frame = received.open()
