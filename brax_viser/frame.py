@@ -92,6 +92,9 @@ class Frame:
     episode_length: np.ndarray
     since_termination: np.ndarray  # int32 [K], env steps; 0: terminated with this step
     finite: np.ndarray  # bool [K], whether all of the environment's state is
+    detail: Detail | None = None  # of one of them, where it was asked for
+    coordinates: Coordinates | None = None  # of all of them, where they were asked for
+    ghost: Ghost | None = None  # of some of them, where they have a twin
     # Of the last finished episode: float32 [K], its return, NaN where none is known; and int32 [K],
     # its env steps, 0 where none is. None: of nobody.
     finished_return: np.ndarray | None = None
@@ -102,9 +105,6 @@ class Frame:
     # [K], the return with which, NaN where it is not known.
     fell: np.ndarray | None = None
     fell_return: np.ndarray | None = None
-    detail: Detail | None = None  # of one of them, where it was asked for
-    coordinates: Coordinates | None = None  # of all of them, where they were asked for
-    ghost: Ghost | None = None  # of some of them, where they have a twin
 
 
 _PARTS = (Coordinates, Ghost)
