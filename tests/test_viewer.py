@@ -198,9 +198,9 @@ def test_bytes_moved_are_those_of_the_drawn_envs_alone(viewer, page):
     for _ in range(10):
         state = jax.block_until_ready(step(state, jnp.zeros((500, 1))))
     stats = viewer.stats()
-    # Of 4 of the 500 envs: 2 links of 7 numbers, reward, return, length, termination, whether all is
-    # finite, the last episode's return and length, and whether it was reset within the step; and
-    # the header's 5 integers for each, and 2 for all. 4 bytes each.
+    # Of 4 of the 500 envs: 2 links of 7 numbers, reward, return, length, termination, whether all
+    # is finite, the last episode's return and length, and whether it was reset within the step;
+    # and the header's 5 integers for each, and 2 for all. 4 bytes each.
     assert stats.frames == 10
     assert stats.bytes_moved == 10 * (4 * (2 * 7 + 8) + 4 * 5 + 2) * 4
     assert 0 < stats.overhead <= 1
