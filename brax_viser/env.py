@@ -16,7 +16,6 @@ from brax_viser.episode import (
     counter_fell,
     evidence_of,
     first_log,
-    no_evidence,
     over_batch,
 )
 from brax_viser.frame import COORDINATES
@@ -289,19 +288,19 @@ class VisualizedEnv(AnyWrapper):
         """The record after a step from one state to another, of which the payload is."""
         adapter, batch = self._adapter, log.countdown.shape
         assert adapter is not None
-        # Where a wrapper that is known resets them, as in all of Brax's and Playground's trainers,
-        # `done` and the trainer's count tell it all, and looking for more would cost each step.
         told = self._resets_inside or any(key.startswith(KEPT_BY_RESETS) for key in before.info)
-        ended = done_of(after, batch) > 0
-        if told:
-            evidence = no_evidence(log)
-        else:
-            moved = adapter.motion(after)
-            steps_fell = counter_fell(self._made(before.info), info_of(after), batch)
-            evidence = evidence_of(
-                log, adapter.motion(before), moved, adapter.moving, steps_fell, ended, adapter.dt
-            )
-            log = log._replace(seen=moved.place)
+        moved = adapter.motion(after)
+        evidence = evidence_of(
+            log,
+            adapter.motion(before),
+            moved,
+            adapter.moving,
+            counter_fell(self._made(before.info), info_of(after), batch),
+            done_of(after, batch) > 0,
+            adapter.dt,
+            told=told,
+        )
+        log = log._replace(seen=moved.place)
         log = advance(
             log,
             evidence,
@@ -312,6 +311,7 @@ class VisualizedEnv(AnyWrapper):
             (_pose_of(adapter.payload(before)), _pose_of(payload)),
             resets_inside=self._resets_inside,
         )
+        # Wrappers that are known leave the record where it is.
         return log if told else over_batch(log)
 
     def _made(self, info: Mapping[str, Any]) -> dict[str, Any]:

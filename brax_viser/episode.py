@@ -162,12 +162,6 @@ def asked_of(log: EpisodeLog, feed: int) -> EpisodeLog:
     )
 
 
-def no_evidence(log: EpisodeLog) -> Evidence:
-    """Where all that there is to know of resets is told."""
-    none = jnp.zeros(log.countdown.shape, bool)
-    return Evidence(none, none, none)
-
-
 def evidence_of(
     log: EpisodeLog,
     before: Motion,
@@ -176,6 +170,8 @@ def evidence_of(
     counter_fell: jax.Array,
     ended: jax.Array,
     dt: float,
+    *,
+    told: bool,
 ) -> Evidence:
     """Looks for resets that nobody tells of.
 
@@ -187,6 +183,8 @@ def evidence_of(
         counter_fell: bool [*batch], from `counter_fell`.
         ended: bool [*batch]: whether the environment says that its episode has ended.
         dt: s, of the step.
+        told: whether a wrapper that is known resets the environments: then it takes more to say
+            that something else does, and it is not doubted that they go on in between.
     """
 
     def differ(one: jax.Array, other: jax.Array, by: float = TOUCH) -> jax.Array:
@@ -214,8 +212,8 @@ def evidence_of(
     back = jnp.abs(coordinates.apart(log.first, after.place)).sum(-1)
     # A wrapper that keeps a first state to go back to goes back to the very same.
     was_reset = moved_oddly & (counter_fell | (is_first(after) & ~is_first(before)))
-    was_reset |= jumped & ((back < away) | ended)
-    doubtful = jumped & (total > VERY_ODD * most_explained)
+    was_reset |= jumped & (back < away / 2 if told else (back < away) | ended)
+    doubtful = jumped & (total > VERY_ODD * most_explained) & (not told)
     if before.time is not None and after.time is not None:
         was_reset |= after.time < before.time
     return Evidence(replaced, was_reset, doubtful & ~was_reset)

@@ -117,7 +117,7 @@ def rollout(env: Any, inner, step) -> list[EpisodeLog]:
 
     def body(state, action):
         state = step(first, state, action)
-        return state, state.info[INFO_KEY]
+        return state, EpisodeLog(**state.info[INFO_KEY])
 
     logs = jax.device_get(jax.jit(lambda s: jax.lax.scan(body, s, actions)[1])(first))
     return [EpisodeLog(*(x[t] for x in logs)) for t in range(STEPS)]
@@ -199,7 +199,7 @@ def test_returns_start_anew_where_the_environment_resets_itself(viewer, inner, h
 
     def body(state, action):
         state = jax.vmap(env.step)(state, action)
-        return state, (state.info[INFO_KEY], state.reward, state.metrics["over"])
+        return state, (EpisodeLog(**state.info[INFO_KEY]), state.reward, state.metrics["over"])
 
     logs, rewards, over = jax.device_get(
         jax.jit(lambda s: jax.lax.scan(body, s, actions)[1])(first)
@@ -268,7 +268,7 @@ def evidence(model, first, before, after, *, dt=0.02, **kwargs):
         return Motion(*floats, None if time is None else jnp.float32(time))
 
     before, after = motion(*before), motion(*after)
-    log = first_log(jnp.zeros(()), motion(first, first), 1)._replace(seen=before.place)
+    log = first_log(jnp.zeros(()), 0, motion(first, first), 1)._replace(seen=before.place)
     fell = jnp.bool_(kwargs.pop("counter_fell", False))
     told = kwargs.pop("told", False)
     ended = jnp.bool_(kwargs.pop("ended", False))
