@@ -1,5 +1,6 @@
 """What a person sees of a selected robot is what the trainer has of it, in MuJoCo's own terms."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -273,12 +274,13 @@ def parcel_of(shard: int, env_index: list[int], detail_env: int | None) -> Parce
         rows = np.concatenate([rows.ravel(), np.arange(size_of(detail), dtype=np.float32)])
     drawn = np.array([0, 1, 12], np.int32)
     index = np.array(env_index, np.int32)
-    return Parcel(None, "train", shard, 7, index, drawn, 20, layout, rows, 0, detail_env, detail)
+    feed = SimpleNamespace(number=0, kind="a hopper")
+    return Parcel(feed, "train", shard, 7, index, drawn, 20, layout, rows, 0, detail_env, detail)
 
 
 def test_a_detail_survives_the_way_from_another_process_and_the_joining_of_devices():
     own, other = parcel_of(0, [0, 1], None), parcel_of(1, [12], 12)
-    sent = wire.encode(wire.step_of(other, {None: 0}, sending=True))
+    sent = wire.encode(wire.step_of(other, sending=True))
     message = wire.decode_from_others(sent)
     assert isinstance(message, wire.Step)
     received = wire.parcel_of(message, None, 3)

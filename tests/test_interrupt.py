@@ -82,8 +82,8 @@ def test_a_descriptor_that_was_closed_meanwhile_is_neither_written_to_nor_given_
     heard = Heard()
     watch = InterruptWatch(heard)
     watch.start()
-    theirs.close()
     file = os.open(tmp_path / "checkpoint", os.O_CREAT | os.O_RDWR)
+    theirs.close()
     os.dup2(file, number)  # the number is a file's now
     signal.raise_signal(signal.SIGINT)
     eventually(lambda: heard.times == 1, "the watch hears of it")

@@ -50,7 +50,7 @@ def test_it_is_a_playground_wrapper_in_every_respect(module_viewer):
     assert isinstance(env, mujoco_playground.MjxEnv) and isinstance(env, wrapper.Wrapper)
     # Stock PPO takes it for one of Brax's otherwise, and wraps it in Brax's own wrappers.
     assert not isinstance(env, Env)
-    assert type(env.unwrapped).__mro__[1] is type(bare)
+    assert isinstance(env.unwrapped, type(bare))
     assert (env.action_size, env.dt, env.mj_model) == (1, bare.dt, bare.mj_model)
     assert env._adapter.name == "Cartpole Balance" and env._adapter.backend == "jax"
 
