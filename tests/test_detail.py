@@ -48,10 +48,10 @@ class Rollout:
         self.state = jax.block_until_ready(self._step(self.state, jnp.asarray(self.action)))
         at = self.viewer.stats().env_steps
         self.frame_bytes.append(self.viewer.stats().bytes_moved - before)
-        blocks = self.viewer._publisher.scene.blocks
-        eventually(lambda: (f := blocks["train"].frame) and f.env_steps == at, "it is drawn")
+        scene = self.viewer._publisher.scene  # whose blocks are others once a sandbox is there
+        eventually(lambda: (f := scene.blocks["train"].frame) and f.env_steps == at, "it is drawn")
         self.viewer._publisher.now(lambda: None)  # its twins are drawn too
-        frame = blocks["train"].frame
+        frame = scene.blocks["train"].frame
         assert frame is not None
         return frame
 
