@@ -74,7 +74,7 @@ def page(chromium, training):
 @pytest.fixture
 def live(page) -> None:
     """Training has begun, whichever of the tests is the first."""
-    page.get_by_text("Live").wait_for(timeout=180_000)
+    page.get_by_text("Live").wait_for(timeout=400_000)
 
 
 def scene(page) -> np.ndarray:
@@ -158,7 +158,7 @@ def select_a_robot(page) -> int:
             page.mouse.click(x, y)
             for _ in range(20):  # a page that draws slowly says so late
                 page.wait_for_timeout(500)
-                found[:] = re.findall(r"Env (\d+) · return", text(page))
+                found[:] = re.findall(r"Env (\d+) · -?[\d,.]+ so far", text(page))
                 if found:
                     return True
         return False
@@ -168,7 +168,7 @@ def select_a_robot(page) -> int:
 
 
 def return_of_the_selected(page) -> float:
-    found = re.search(r"Env \d+ · return (-?[\d,.]+)", text(page))
+    found = re.search(r"Env \d+ · (-?[\d,.]+) so far", text(page))
     assert found is not None
     return float(found[1].replace(",", ""))
 
@@ -180,7 +180,7 @@ def test_robots_move_stop_at_the_switch_and_move_again(chromium, page, training)
     page.get_by_text(re.compile("Compiling|Live")).wait_for(timeout=60_000)
     eventually(lambda: np.ptp(scene(page)) > 100, "robots are drawn", timeout=60)
 
-    page.get_by_text("Live", exact=False).wait_for(timeout=180_000)
+    page.get_by_text("Live", exact=False).wait_for(timeout=400_000)
     eventually(lambda: moved(page, 1.0), "robots move", timeout=60)
 
     switch.uncheck()
@@ -249,6 +249,7 @@ def test_a_robot_is_clicked_the_worst_are_chosen_and_one_is_followed(page):
     page.get_by_role("button", name="Hold training").click()
     held_at(page)
     stands_still(page)
+    choose(page, "Return", "Episode so far")  # which is told of every robot
     choose(page, "Envs", "Best return")
     page.wait_for_timeout(2000)
     select_a_robot(page)
