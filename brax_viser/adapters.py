@@ -21,6 +21,7 @@ from brax_viser.models import Path, at, misfit, mujoco_model, stepped_model
 from brax_viser.states import (
     batch_of,
     coordinates_of,
+    is_key,
     is_mujocos,
     named_leaves,
     own_info,
@@ -210,7 +211,7 @@ class Adapter:
         for name, x in _observation(state):
             shape = np.shape(x)
             one_axis = len(shape) == len(batch) + 1 and shape[: len(batch)] == batch
-            if one_axis and shape[-1] <= left and not name.startswith("pixels/"):
+            if one_axis and not is_key(x) and shape[-1] <= left and not name.startswith("pixels/"):
                 fields[f"observation/{name}" if name else "observation"] = jnp.asarray(x)
                 left -= shape[-1]
         return {**fields, **_info(info or {}, batch)}
@@ -284,7 +285,8 @@ class BraxAdapter(Adapter):
         hands it to `pipeline_step`, which is looked at while the step is being traced. Where that
         is called within a transformation inside of `env` (a vmap, an action that is repeated), or
         not just once, there is nothing that could be read out here."""
-        can_look = hasattr(self.base, "__dict__") and hasattr(self.base, "pipeline_step")
+        parts = [attribute(self.base, name) for name in ("__dict__", "pipeline_step")]
+        can_look = all(part is not None for part in parts)
         if self.native or self.ctrl_fn is not None or not can_look:
             return super().step(env, state, action)
         outside, pipeline_step = get_opaque_trace_state(), self.base.pipeline_step
@@ -326,7 +328,7 @@ def adapter_for(
         raise TypeError(f"mj_model={mj_model!r}: must be a mujoco.MjModel, or None to look for one")
     base = base_of(env)
     playgrounds = is_playground(base)
-    where, stepped = stepped_model(base)
+    where, stepped = stepped_model(base, mj_model)
     model = mujoco_model(env, base, stepped) if mj_model is None else mj_model
     if (why := misfit(model, stepped)) is not None:
         raise ValueError(f"mj_model {why}: it must be the model that the environment was made of")

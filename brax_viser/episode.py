@@ -11,6 +11,7 @@ import numpy as np
 
 from brax_viser.emit import swallow_batch_axes
 from brax_viser.protocol import FRESH, NEVER, NO_ROW, UNKNOWN
+from brax_viser.states import is_key
 
 COUNTERS = frozenset(
     "steps step step_count step_counter num_steps elapsed_steps episode_steps episode_step "
@@ -229,7 +230,8 @@ def counter_fell(
     fell = jnp.zeros(batch, bool)
     for key in COUNTERS & before.keys() & after.keys():
         one, other = before[key], after[key]
-        if getattr(one, "shape", None) == getattr(other, "shape", None) == batch:
+        shapes = getattr(one, "shape", None), getattr(other, "shape", None)
+        if shapes == (batch, batch) and not (is_key(one) or is_key(other)):
             fell |= other < one
     return fell
 

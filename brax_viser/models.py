@@ -20,10 +20,15 @@ _DEPTH = 3  # how far below an environment a model is looked for
 _BREADTH = 1000  # and among how many attributes of one thing
 
 
-def stepped_model(base: Any) -> tuple[Path, Any]:
+def stepped_model(base: Any, given: mujoco.MjModel | None = None) -> tuple[Path, Any]:
     """The model that JAX steps, an `mjx.Model` such as Brax's System is, and where it is kept;
-    ((), None) if it is nowhere."""
-    return next(_models(base, _STEPPED, mjx.Model), ((), None))
+    ((), None) if it is nowhere. Of several it is the first, or the first that `given` fits."""
+    first = None
+    for found in _models(base, _STEPPED, mjx.Model):
+        if given is None or misfit(given, found[1]) is None:
+            return found
+        first = first or found
+    return first or ((), None)
 
 
 def at(base: Any, path: Path) -> Any:
@@ -125,7 +130,7 @@ def _followed(owner: Any, path: Path) -> Any:
         if isinstance(owner, Mapping | list | tuple):
             try:
                 owner = owner[step]  # type: ignore[index]
-            except (KeyError, IndexError):
+            except (KeyError, IndexError, TypeError):  # a named tuple has no names for keys
                 return None
         elif isinstance(step, str):
             owner = attribute(owner, step)

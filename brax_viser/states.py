@@ -113,6 +113,11 @@ def count_of(info: Mapping[str, Any], name: str, batch: tuple[int, ...]) -> jax.
     return value if value.shape == batch else value.reshape(*batch, -1).max(axis=-1)
 
 
+def is_key(x: Any) -> bool:
+    """Whether it is a typed random key, or an array of such: they are no numbers."""
+    return jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
+
+
 def _per_env(x: Any, batch: tuple[int, ...]) -> jax.Array:
     """An array [*batch, ...] of a number or an array of any shape."""
     x = jnp.asarray(x)

@@ -38,14 +38,18 @@ def is_env(env: object) -> bool:
         return False
     # Gym's have these two as well, with other arguments, and a space of actions.
     calls = all(callable(attribute(env, name)) for name in ("reset", "step"))
-    return calls and not (hasattr(env, "action_space") and not hasattr(env, "action_size"))
+    sizes = [attribute(env, name) is not None for name in ("action_space", "action_size")]
+    return calls and sizes != [True, False]
 
 
 def attribute(thing: Any, name: str) -> Any:
-    """What it is; None where there is no such attribute, or a property that nobody implemented."""
+    """What it is; None where there is no such attribute, or a property that raises: it may not be
+    implemented, or not be ready, and nobody but us may have asked for it yet."""
     try:
         return getattr(thing, name, None)
-    except NotImplementedError:
+    # Whatever a class of the user's raises: it trains without.
+    except Exception as error:
+        log.debug("%s of a %s cannot be read: %r", name, type(thing).__name__, error)
         return None
 
 

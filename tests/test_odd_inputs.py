@@ -1,0 +1,106 @@
+"""Environments that have what a wrapper looks for, and something in its way."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import pytest
+from mujoco import mjx
+
+from brax_viser import VisualizedEnv
+from brax_viser.adapters import adapter_for
+from tests.test_inputs import arm_model, assert_shown_and_the_same, shared  # noqa: F401
+from tests.toy import Toy
+
+
+class NotReady(Toy):
+    @property
+    def mj_model(self) -> Any:
+        raise RuntimeError("compile it first")
+
+    @property
+    def sys(self) -> Any:
+        raise KeyError("sys")
+
+    @property
+    def dt(self) -> Any:
+        raise AssertionError("not set")
+
+
+class OfItsSettings(Toy):
+    """Looks its attributes up in a dictionary, and lets the KeyError out."""
+
+    def __init__(self):
+        self.settings = {"gain": 1.0}
+        super().__init__()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return vars(self)["settings"][name]
+
+
+class Named(NamedTuple):
+    reset: Any
+    step: Any
+    model: mujoco.MjModel
+
+
+def named() -> Named:
+    toy = Toy()
+    return Named(toy.reset, toy.step, toy.model)
+
+
+@pytest.mark.parametrize("make", [NotReady, OfItsSettings])
+def test_an_attribute_that_raises_is_one_that_is_not_there(shared, make):  # noqa: F811
+    assert_shown_and_the_same(make, shared)
+
+
+def test_a_named_tuple_of_functions_is_an_environment_too():
+    env = named()
+    assert adapter_for(env).mj_model is env.model
+
+
+class OfTwo(Toy):
+    """Steps the second of the models that it keeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = {"of the arm": arm_model()[1], "own": mjx.put_model(self.model)}
+
+
+def test_a_model_that_is_given_says_which_of_several_is_stepped(shared):  # noqa: F811
+    env = OfTwo()
+    adapter = adapter_for(env, mj_model=env.model)
+    assert adapter._stepped == ("parts", "own") and adapter.mj_model is env.model
+    with pytest.raises(ValueError, match=r"VisualizedEnv\(env, mj_model=model\)"):
+        VisualizedEnv(env, viewer=shared)
+
+
+class WithKeys(Toy):
+    """Random keys among its observations, and under a name that counts have elsewhere."""
+
+    def reset(self, rng: jax.Array) -> Any:
+        return self.with_keys(super().reset(rng).replace(info={"time": jax.random.key(0)}))
+
+    def step(self, state: Any, action: jax.Array) -> Any:
+        return self.with_keys(super().step(state, action))
+
+    def with_keys(self, state: Any) -> Any:
+        obs = {"seen": state.pipeline_state.qpos, "keys": jax.random.split(jax.random.key(0), 3)}
+        return state.replace(obs=obs)
+
+
+def test_random_keys_are_no_numbers(shared):  # noqa: F811
+    keys, actions = jax.random.split(jax.random.PRNGKey(0), 2), jnp.ones((2, 1))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def seen(env: Any) -> Any:
+        return jax.vmap(env.step)(jax.vmap(env.reset)(keys), actions).obs["seen"]
+
+    before = shared.stats().frames
+    watched = jax.block_until_ready(seen(VisualizedEnv(WithKeys(), viewer=shared)))
+    assert shared.stats().frames == before + 1
+    assert (watched == seen(WithKeys())).all()
