@@ -216,8 +216,10 @@ class Viewer:
         if not 0 < fps <= 60:
             raise ValueError(f"fps={fps}: must be above 0 and at most 60, what a page can show")
         _check_share(max_overhead)
-        if port is not None and not 0 <= port <= 65535:
-            raise ValueError(f"port={port}: must be 0 to 65535 (0 takes any free one)")
+        if port is not None and not _is_port(port):
+            raise ValueError(
+                f"port={port!r}: must be a whole number from 0 to 65535 (0 takes any free one)"
+            )
         if name is not None and not isinstance(name, str):
             raise ValueError(f"name={name!r}: must be a string, or None")
         self._place = meeting.place()
@@ -311,7 +313,10 @@ class Viewer:
             )
         self._undo.callback(self._stop_server)
         if wanted not in (0, self._server.get_port()):
-            log.warning("port %d is taken, using %d", wanted, self._server.get_port())
+            # It may as well be one of those that only an administrator may have.
+            log.warning(
+                "port %d is taken or not allowed, using %d", wanted, self._server.get_port()
+            )
         publisher = Publisher(self._board, self._server)
         clerk = Clerk(self, self._board, publisher, self._server, self._select)
         publisher.obey = clerk.obey
@@ -825,6 +830,11 @@ def _require_zmq() -> None:
             "a training of several processes needs ZeroMQ to show all of them in one page: "
             "pip install 'brax-viser[hosts]' in each"
         )
+
+
+def _is_port(port: object) -> bool:
+    is_whole = isinstance(port, (int, np.integer)) and not isinstance(port, bool)
+    return is_whole and 0 <= int(port) <= 65535
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

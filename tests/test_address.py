@@ -4,6 +4,7 @@ import socket
 import time
 import urllib.request
 
+import numpy as np
 import pytest
 
 from brax_viser import Viewer, address
@@ -80,3 +81,14 @@ def test_where_no_port_is_left_it_says_so():
         taken.listen()
         with pytest.raises(ValueError, match="port=65535: taken, as all up to 65535 are: use 0"):
             Viewer(port=65535)
+
+
+@pytest.mark.parametrize("port", [70000, -1, "8000", "abc", 1.5, True])
+def test_a_port_that_is_none_is_refused(port):
+    with pytest.raises(ValueError, match=r"port=.*: must be a whole number from 0 to 65535"):
+        Viewer(port=port)
+
+
+def test_a_numpy_integer_is_a_port_as_well():
+    with Viewer(port=np.int64(0)) as viewer:
+        assert viewer.url.startswith("http://127.0.0.1:")
