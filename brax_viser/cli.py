@@ -36,7 +36,7 @@ PHASES = {
 
 
 STOPPED: int = 130
-"""Exit code of a training that Ctrl-C has stopped, as of a shell's."""
+"""Exit code where Ctrl-C has stopped it, as of a shell's."""
 
 IMPATIENCE: float = 2.0
 """s after which another Ctrl-C ends it at once, whatever it is doing."""
@@ -106,7 +106,7 @@ def train(
         if run.training.is_set():
             _save(save_dir or f"runs/{env}-{datetime.now():%Y%m%d-%H%M%S}", run)
         if stopped:
-            return STOPPED
+            return ctrl_c.code
         if run.viewer is not None:
             if keep_open and not ctrl_c.heard:
                 console.print(f"The page stays open at {run.viewer.url}  (Ctrl-C ends it)")
@@ -117,7 +117,8 @@ def train(
 
 
 class _CtrlC:
-    """Hears of Ctrl-C as long as it is entered.
+    """Hears of Ctrl-C, and of SIGTERM, with which schedulers and containers end a process, as long
+    as it is entered.
 
     A KeyboardInterrupt could come anywhere, in the middle of saving the policy as well, and is lost
     where Python ignores exceptions.
@@ -125,24 +126,28 @@ class _CtrlC:
 
     def __init__(self) -> None:
         self.heard = False
+        self.code = STOPPED  # to exit with: 128 more than the first signal's number, as of a shell
         self._since = 0.0
-        self._before: Any = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
-        self._before = signal.getsignal(signal.SIGINT)
-        # Otherwise the shell has it ignored, as of what runs in the background.
-        if self._before is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._hear)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.getsignal(number)
+            # Otherwise the shell has it ignored, as Ctrl-C of what runs in the background.
+            if before in (signal.default_int_handler, signal.SIG_DFL):
+                self._before[number] = before
+                signal.signal(number, self._hear)
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
-    def _hear(self, *_: object) -> None:
+    def _hear(self, number: int, _: object) -> None:
         now = time.monotonic()
         if not self.heard:
-            self.heard, self._since = True, now
+            self.heard, self._since, self.code = True, now, 128 + number
         elif now - self._since > IMPATIENCE:
-            os._exit(STOPPED)
+            os._exit(self.code)
 
 
 class _Refused(Exception):

@@ -120,6 +120,24 @@ def test_before_the_training_has_begun(start):
     assert "Stopped before the training began." in training.output
 
 
+@pytest.mark.parametrize("seconds", [0.3, 0.8, 1.5])
+def test_while_it_is_being_imported(tmp_path, seconds):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "brax_viser", "train", "ant", "--port", "0"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 130, output
+    assert "Stopped before the training began." in output
+    assert "Traceback" not in output
+
+
 def test_while_it_compiles(start):
     training = start("ant --num-envs 32")
     training.watch("Compiling the training step")
@@ -139,6 +157,16 @@ def test_while_it_steps_and_nobody_looks(start, presses):
         training.interrupt()
     assert training.end() == 130
     assert "Stopped in mid-training." in training.output
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_scheduler_that_ends_it_gets_the_policy_saved_as_well(start, number, code):
+    training = start("inverted_pendulum --num-envs 32")
+    training.watch("Compiling the training step")
+    training.process.send_signal(number)
+    assert training.end() == code
+    assert "Stopped in mid-training." in training.output
+    assert "No policy was saved" in training.output
 
 
 def test_while_it_is_held_and_the_newest_policy_is_saved(start):
