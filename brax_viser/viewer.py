@@ -832,7 +832,7 @@ def _require_zmq() -> None:
         )
 
 
-def _is_port(port: object) -> bool:
+def _is_port(port: Any) -> bool:
     is_whole = isinstance(port, (int, np.integer)) and not isinstance(port, bool)
     return is_whole and 0 <= int(port) <= 65535
 
