@@ -1,1 +1,1 @@
-"""What the figures in the README were measured with."""
+"""What the figures and pictures of the documentation were made with."""

@@ -13,15 +13,19 @@ import zstandard
 from viser import _messages as messages
 
 
-def messages_of(window: bytes) -> list[dict[str, Any]]:
-    """The messages of one window of viser's.
+def content_of(window: bytes) -> dict[str, Any]:
+    """One window of viser's, without its arrays: "messages", and "timestampSec" of the server.
 
     A window is, after two lengths of 8 bytes, a zstd-compressed msgpack of messages; the arrays
     follow uncompressed.
     """
     compressed = int.from_bytes(window[8:16], "little")
-    inner = zstandard.decompress(window[16 : 16 + compressed])
-    return msgspec.msgpack.decode(inner)["messages"]
+    return msgspec.msgpack.decode(zstandard.decompress(window[16 : 16 + compressed]))
+
+
+def messages_of(window: bytes) -> list[dict[str, Any]]:
+    """The messages of one window of viser's."""
+    return content_of(window)["messages"]
 
 
 def poses_of(window: bytes) -> int:

@@ -1,21 +1,24 @@
-"""Takes the README's picture: the page, in a real browser, during a real training.
+"""Takes a picture of the page, in a real browser, during a real training.
 
-python -m benchmarks.screenshot docs/page.png
-python -m benchmarks.screenshot docs/twins.png --env humanoid --grid 4 3 --twins
+python -m benchmarks.screenshot docs/twins.webp --env humanoid --grid 4 3 --twins
 
 Wants Chromium and the `test` extra. Software rendering will do.
 """
 
+import contextlib
+import io
 import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 FLAGS = (
@@ -51,37 +54,50 @@ def take(settings: Settings, page: Page, address: str) -> None:
         page.get_by_label("Twins", exact=True).check()
         page.get_by_label("Twins", exact=True).scroll_into_view_if_needed()
     time.sleep(settings.after)
-    # A browser without a GPU is told so by a notice that nobody else will see.
+    close_notice(page)
+    time.sleep(2.0)
+    settings.path.parent.mkdir(parents=True, exist_ok=True)
+    save(page.screenshot(), settings.path)
+
+
+def save(png: bytes, path: Path) -> None:
+    """Writes a picture in the format that its name asks for."""
+    Image.open(io.BytesIO(png)).convert("RGB").save(path, quality=80, method=6)
+
+
+def close_notice(page: Page) -> None:
+    """Takes away the notice that a browser without a GPU shows: a user's browser has one."""
     notice = page.locator(".mantine-Notification-closeButton")
     if notice.count():
         notice.first.click()
-    time.sleep(2.0)
-    settings.path.parent.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=settings.path)
+
+
+@contextlib.contextmanager
+def training(options: Sequence[str]) -> Iterator[str]:
+    """Runs `brax-viser` with these options for as long as it is entered; the page's address."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", "from brax_viser.cli import main; main()", *options],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        lines = (re.search(r"http://\S+", line) for line in process.stdout)
+        yield next(filter(None, lines))[0]
+    finally:
+        process.kill()
+        process.wait()
 
 
 def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
     columns, rows = settings.grid
     options = f"train {settings.env} --port 0 --grid {columns} {rows}".split()
-    training = subprocess.Popen(
-        [sys.executable, "-u", "-c", "from brax_viser.cli import main; main()", *options],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert training.stdout is not None
-        address = next(filter(None, (re.search(r"http://\S+", line) for line in training.stdout)))
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(
-                executable_path=shutil.which("chromium"), args=FLAGS
-            )
-            viewport = {"width": settings.width, "height": settings.height}
-            take(settings, browser.new_page(viewport=viewport), address[0])  # pyright: ignore
-            browser.close()
-    finally:
-        training.kill()
-        training.wait()
+    with training(options) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        viewport = {"width": settings.width, "height": settings.height}
+        take(settings, browser.new_page(viewport=viewport), address)  # pyright: ignore
+        browser.close()
 
 
 if __name__ == "__main__":

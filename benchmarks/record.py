@@ -1,0 +1,249 @@
+"""Records the README's animation: the page, in a real browser, during a real training.
+
+python -m benchmarks.record docs/page.webp
+
+A browser that renders in software draws a few frames a second at best, which would show robots that
+jerk. So the training is not filmed but recorded: a client that draws nothing receives what the
+viewer sends to a page, with the time of each message. Afterwards these messages are played to a
+real browser, as slowly as it takes to have a picture of each moment.
+
+Wants Chromium and the `test` extra.
+"""
+
+import io
+import queue
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import tyro
+import viser
+import websockets.sync.client
+import websockets.sync.server
+import zstandard
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+from viser import _messages as messages
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
+
+from benchmarks.client import SUBPROTOCOL, answers_to, content_of, hello, messages_of
+from benchmarks.screenshot import FLAGS, close_notice, training
+
+MOST_BYTES = 3_000_000
+"""Of the animation: more is slow to load at the top of a README."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of the animation."""
+
+    path: Annotated[Path, tyro.conf.Positional]
+    env: str = "ant"
+    grid: tuple[int, int] = (4, 4)
+    moments: tuple[float, ...] = (4.0, 60.0, 180.0)
+    """Seconds of live training after which a part of the animation begins."""
+    seconds: float = 2.8
+    """Of each part."""
+    fps: float = 12.5
+    zoom: int = 2
+    """Notches of the mouse wheel, towards the robots."""
+    width: int = 1040
+    height: int = 600
+    quality: int = 60
+    """Of the WebP, 0 to 100."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a page is sent at once."""
+
+    seconds: float  # since the page says "Live"; below 0 before that
+    data: bytes
+
+
+def record(address: str, until: float) -> list[Window]:
+    """Receives what a page is sent, from before the training has begun.
+
+    Args:
+        address: of the page.
+        until: seconds of live training after which it ends.
+    """
+    received: list[tuple[float, bytes]] = []
+    live: float | None = None
+    with websockets.sync.client.connect(
+        address.replace("http", "ws", 1),
+        subprotocols=[SUBPROTOCOL],
+        max_size=None,
+        compression=None,
+    ) as socket:
+        socket.send(hello())
+        for data in socket:
+            assert isinstance(data, bytes)
+            now = time.monotonic()
+            received.append((now, data))
+            for answer in answers_to(data):
+                socket.send(answer)
+            if live is None and _says_live(data):
+                live = now
+            if live is not None and now > live + until:
+                break
+    assert live is not None, "the training has ended before the page said 'Live'"
+    return [Window(at - live, data) for at, data in received]
+
+
+def _says_live(window: bytes) -> bool:
+    return any(
+        "</span> Live</div>" in str(message.get("updates", ""))
+        for message in messages_of(window)
+        if message["type"] == "GuiUpdateMessage"
+    )
+
+
+class Player:
+    """Serves viser's page, and sends it a recording as it is told to."""
+
+    def __init__(self, windows: Sequence[Window]):
+        self._left = list(reversed(windows))
+        self._clock = 0.0  # s, of the last message that was sent, by the viewer's clock
+        self._sockets: queue.Queue[Any] = queue.Queue()
+        self._answers: queue.Queue[str] = queue.Queue()
+        self._socket: Any = None
+        self._server = websockets.sync.server.serve(
+            self._receive,
+            "127.0.0.1",
+            0,
+            process_request=_page,
+            subprotocols=[SUBPROTOCOL],
+            compression=None,
+        )
+        self.address = f"http://127.0.0.1:{self._server.socket.getsockname()[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def _receive(self, socket: Any) -> None:
+        self._sockets.put(socket)
+        for data in socket:
+            message = msgspec.msgpack.decode(data)
+            if message["type"] == "LocalStorageGetItemResponseMessage":
+                self._answers.put(message["request_uuid"])
+
+    def show(self, seconds: float) -> None:
+        """Brings the page to that moment, and returns when it has come to it."""
+        if self._socket is None:
+            self._socket = self._sockets.get(timeout=60)
+        while self._left and self._left[-1].seconds <= seconds:
+            data = self._left.pop().data
+            self._clock = content_of(data)["timestampSec"]
+            self._socket.send(data)
+        question = uuid.uuid4().hex
+        self._socket.send(self._question(question))
+        while self._answers.get(timeout=300) != question:
+            pass
+
+    def _question(self, name: str) -> bytes:
+        message = messages.LocalStorageGetItemRequestMessage(key=name, request_uuid=name)
+        inner = msgspec.msgpack.encode(
+            {
+                "messages": [message.as_serializable_dict()],
+                "timestampSec": self._clock,
+                "binaryBufferLengths": (),
+            }
+        )
+        compressed = zstandard.compress(inner)
+        sizes = (len(size).to_bytes(8, "little") for size in (inner, compressed))
+        return b"".join([*sizes, compressed, bytes(-len(compressed) % 8)])
+
+    def close(self) -> None:
+        self._server.shutdown()
+
+
+def _page(_: Any, request: Request) -> Response | None:
+    if request.headers.get("Upgrade") == "websocket":
+        return None
+    if request.path not in ("/", "/index.html"):
+        return Response(HTTPStatus.NOT_FOUND, "Not Found", Headers())
+    page = Path(viser.__file__).parent / "client" / "build" / "index.html"
+    body = page.read_bytes()
+    headers = Headers(
+        {"Content-Type": "text/html; charset=utf-8", "Content-Length": str(len(body))}
+    )
+    return Response(HTTPStatus.OK, "OK", headers, body)
+
+
+def film(settings: Settings, page: Page, player: Player) -> Iterator[Image.Image]:
+    """Pictures of the page, `fps` for each second of each part."""
+    page.goto(player.address)
+    for moment in settings.moments:
+        first = moment is settings.moments[0]
+        player.show(moment)
+        if first:
+            _come_closer(settings, page)
+        for number in range(round(settings.seconds * settings.fps)):
+            player.show(moment + number / settings.fps)
+            # Until what the page has received is drawn.
+            page.evaluate(
+                "() => new Promise(done => requestAnimationFrame("
+                "() => requestAnimationFrame(() => done())))"
+            )
+            yield Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+
+
+def _come_closer(settings: Settings, page: Page) -> None:
+    time.sleep(3.0)  # the camera flies to where the robots are
+    close_notice(page)
+    page.mouse.move(0.35 * settings.width, 0.5 * settings.height)
+    for _ in range(settings.zoom):
+        page.mouse.wheel(0, -100)
+        time.sleep(0.5)
+    time.sleep(3.0)
+
+
+def save(settings: Settings, pictures: list[Image.Image]) -> None:
+    """Writes the animation, of all pictures in turn.
+
+    Raises:
+        ValueError: it has more than `MOST_BYTES`.
+    """
+    settings.path.parent.mkdir(parents=True, exist_ok=True)
+    pictures[0].save(
+        settings.path,
+        save_all=True,
+        append_images=pictures[1:],
+        duration=round(1000 / settings.fps),
+        loop=0,
+        quality=settings.quality,
+        method=4,
+    )
+    size = settings.path.stat().st_size
+    print(f"{settings.path}: {len(pictures)} pictures, {size / 1e6:.2f} MB")
+    if size > MOST_BYTES:
+        raise ValueError(
+            f"{size:,} bytes: must be at most {MOST_BYTES:,}; lower --quality or --fps"
+        )
+
+
+def main() -> None:
+    settings = tyro.cli(Settings, description=__doc__)
+    columns, rows = settings.grid
+    with training(f"train {settings.env} --port 0 --grid {columns} {rows}".split()) as address:
+        windows = record(address, max(settings.moments) + settings.seconds)
+    player = Player(windows)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        viewport = {"width": settings.width, "height": settings.height}
+        page = browser.new_page(viewport=viewport)  # pyright: ignore
+        pictures = list(film(settings, page, player))
+        browser.close()
+    player.close()
+    save(settings, pictures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""The documentation says what is so: its snippets run, its commands exist, its names are there."""
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+import tyro
+import websockets.sync.client
+from brax import envs
+from brax.training.agents.ppo import networks
+from brax.training.agents.ppo import train as ppo
+from PIL import Image
+
+from benchmarks.client import SUBPROTOCOL, hello, is_last_of_replay, messages_of
+from brax_viser import Viewer
+from brax_viser.cli import main
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+SMALL_TRAINING = "small training"
+"""In a comment before a Python snippet, `<!-- test: small training -->`: the stock trainer is given
+the snippet's settings, except for those of `SMALL`."""
+
+SMALL: dict[str, Any] = dict(
+    num_timesteps=16,
+    num_envs=4,
+    num_evals=1,
+    run_evals=False,
+    episode_length=8,
+    unroll_length=2,
+    batch_size=4,
+    num_minibatches=1,
+    num_updates_per_batch=1,
+    network_factory=functools.partial(
+        networks.make_ppo_networks, policy_hidden_layer_sizes=(8,), value_hidden_layer_sizes=(8,)
+    ),
+)
+
+TOOLS = {
+    "conda",
+    "mkdocs",
+    "pip",
+    "pre-commit",
+    "pyright",
+    "pytest",
+    "python3",
+    "ruff",
+    "ssh",
+    "uv",
+}
+"""Commands of a snippet that are not this project's. `.` is a shell's own."""
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """A fenced block of a page."""
+
+    page: str
+    line: int  # of its first line, from 1
+    language: str
+    code: str
+    marks: tuple[str, ...]  # of a comment before it
+
+    @property
+    def name(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def snippets(*languages: str) -> list[Snippet]:
+    pattern = re.compile(
+        r"(?:^<!-- test: (?P<marks>[^\n]*) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$",
+        re.MULTILINE | re.DOTALL,
+    )
+    found = []
+    for page in PAGES:
+        text = page.read_text()
+        for match in pattern.finditer(text):
+            line = text[: match.start("code")].count("\n") + 1
+            marks = tuple(filter(None, (match["marks"] or "").split(", ")))
+            one = Snippet(page.name, line, match["language"], match["code"], marks)
+            if one.language in languages:
+                found.append(one)
+    return found
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Where, and the words, of each command of a shell snippet or between backticks."""
+    for snippet in snippets("sh"):
+        for line in snippet.code.splitlines():
+            for command in line.split("&&"):
+                if words := shlex.split(command, comments=True):
+                    yield snippet.name, words
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        for code in re.findall(r"`([^`]+)`", text):
+            if code.startswith(("python -m benchmarks", "python -m examples", "brax-viser train")):
+                yield page.name, shlex.split(code)
+
+
+def settings_of(module: Any, options: Sequence[str]) -> None:
+    """Parses the options of a command of ours; exits where there is none of that name."""
+    entry: Any = getattr(module, "Settings", module.main)
+    if inspect.isfunction(entry):  # whose arguments the options are; it is not called
+        entry = functools.wraps(entry)(lambda *args, **kwargs: None)
+    tyro.cli(entry, args=list(options))
+
+
+@pytest.fixture
+def quick_compilation() -> Iterator[None]:
+    """Programs that run for some steps: what optimising them takes is not made up for."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, True)
+    yield
+    jax.config.update(name, before)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("page", sorted({s.page for s in snippets("python")}))
+def test_python_snippets_of_a_page_run_one_after_the_other(page, monkeypatch):
+    train, calls = ppo.train, []
+
+    def small(**settings: Any) -> Any:
+        inspect.signature(train).bind(**settings)
+        calls.append(settings)
+        return train(**{**settings, **SMALL})
+
+    names: dict[str, Any] = {}
+    mine = [snippet for snippet in snippets("python") if snippet.page == page]
+    try:
+        for snippet in mine:
+            assert set(snippet.marks) <= {SMALL_TRAINING}, snippet.name
+            with monkeypatch.context() as patch:
+                if SMALL_TRAINING in snippet.marks:
+                    patch.setattr(ppo, "train", small)
+                # So that a traceback has the page's own line.
+                code = "\n" * (snippet.line - 1) + snippet.code
+                exec(compile(code, str(ROOT / page), "exec"), names)
+    finally:
+        env = names.get("env")
+        for viewer in (names.get("viewer"), getattr(env, "viewer", None)):
+            if isinstance(viewer, Viewer):
+                viewer.close()
+    assert len(calls) == sum(SMALL_TRAINING in snippet.marks for snippet in mine)
+
+
+@pytest.mark.parametrize(("where", "words"), list(commands()))
+def test_a_command_exists_and_takes_its_options(where, words, capsys, monkeypatch):
+    if words[:2] == ["python", "-m"]:
+        assert importlib.util.find_spec(words[2]) is not None
+        if words[2].startswith("benchmarks"):
+            settings_of(importlib.import_module(words[2]), words[3:])
+    elif words[0] == "brax-viser":
+        monkeypatch.setattr(sys, "argv", [*words[:2], "--help"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0
+        known = re.findall(r"--[\w-]+", capsys.readouterr().out)
+        assert {word for word in words if word.startswith("--")} <= set(known)
+        if len(words) > 2 and re.fullmatch(r"\w+", words[2]):
+            from mujoco_playground import registry
+
+            assert words[2] in {*envs._envs, *registry.ALL_ENVS}
+    elif words[0] == "pip":
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        for extra in re.findall(r"\.\[([\w,]+)\]", " ".join(words)):
+            assert set(extra.split(",")) <= set(project["optional-dependencies"])
+    else:
+        assert words[0] in TOOLS or words[0] == "."
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_of_the_viewer_are_there(page):
+    names = set(re.findall(r"\bviewer\.([a-z]\w*)", page.read_text())) - {"py"}
+    assert [name for name in sorted(names) if not hasattr(Viewer, name)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_files_of_the_repository_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    paths = [target for target in targets if not target.startswith("http")]
+    assert [path for path in paths if not (page.parent / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_and_benchmarks_that_are_named_exist(page):
+    paths = re.findall(r"`((?:tests|benchmarks|examples)/\w+\.py)`", page.read_text())
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_readme_is_read_to_the_end():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120
+    assert len(text.split()) <= 850
+    first = "\n".join(text.splitlines()[:14])
+    assert "docs/page.webp" in first and "brax-viser train" in first and "http://" in first
+
+
+def test_the_animation_moves_and_is_quick_to_load():
+    path = ROOT / "docs" / "page.webp"
+    assert path.stat().st_size < 3_000_000
+    with Image.open(path) as animation:
+        seconds = 0.0
+        for number in range(animation.n_frames):
+            animation.seek(number)
+            seconds += animation.info["duration"] / 1000
+    assert 6 <= seconds <= 10
+    assert animation.n_frames > 50
+
+
+def test_each_control_of_the_panel_is_documented():
+    labels = set()
+    with Viewer(port=0) as viewer:
+        address = viewer.url.replace("http", "ws", 1)
+        with websockets.sync.client.connect(
+            address, subprotocols=[SUBPROTOCOL], max_size=None, compression=None
+        ) as page:
+            page.send(hello())
+            for window in page:
+                assert isinstance(window, bytes)
+                for message in messages_of(window):
+                    properties = message.get("props") or {}
+                    if message["type"].startswith("Gui") and isinstance(properties, dict):
+                        labels |= {properties.get("label"), *(properties.get("options") or ())}
+                if is_last_of_replay(window):
+                    break
+    # Of the groups the first and the last are named; "1 of 1" is which page of environments it is.
+    labels -= {None, "", "1 of 1", *(f"Group {number}" for number in range(1, 5))}
+    assert {"Streaming", "Which robots", "Best return"} <= labels
+    text = re.sub(r"\*\*", "", (ROOT / "docs" / "page.md").read_text())
+    assert sorted(label for label in labels if label not in text) == []
+
+
+def test_the_words_that_were_retired_stay_so():
+    retired = re.compile(r"\b(switchboard|clerk|whoever|nobody|anew)\b", re.IGNORECASE)
+    allowed = re.compile(r"Anew, now|Anew every")  # labels of the panel
+    for page in PAGES:
+        text = allowed.sub("", page.read_text())
+        assert retired.findall(text) == [], page.name
+
+
+def test_the_snippets_are_found():
+    python, shell = snippets("python"), snippets("sh")
+    assert {"README.md", "usage.md", "environments.md"} <= {snippet.page for snippet in python}
+    assert {"README.md", "usage.md", "performance.md"} <= {snippet.page for snippet in shell}
+    fences = sum(len(re.findall(r"^```\w", page.read_text(), re.MULTILINE)) for page in PAGES)
+    assert fences == len(snippets("python", "sh"))
