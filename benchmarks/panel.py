@@ -5,14 +5,18 @@ python -m benchmarks.panel docs/panel
 Wants Chromium and the `test` extra. Software rendering will do.
 """
 
+import io
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
+from PIL import Image
 from playwright.sync_api import Locator, Page, sync_playwright
+from scipy import ndimage
 
 from benchmarks.screenshot import FLAGS, close_notice, save, training
 
@@ -31,6 +35,9 @@ FOLDERS = {
 FOLDED = ("Look inside", "Parts of the model", "MuJoCo twins", "MuJoCo sandbox", "Pace and budget")
 """At first."""
 
+MARGIN = 9
+"""Pixels around a folder: its title is on its border."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -40,6 +47,8 @@ class Settings:
     env: str = "ant"
     width: int = 760
     height: int = 1000
+    tall: int = 3600
+    """Pixels, of a window that has the whole panel in it."""
     seconds: float = 20.0
     """That twins and a sandbox are given, before their pictures are taken."""
     tallest: int = 560
@@ -47,58 +56,85 @@ class Settings:
 
 
 def take(settings: Settings, page: Page, address: str) -> None:
-    """Opens the page, selects the robot in its middle, and takes a picture of each part."""
+    """Opens the page, selects the robot, and takes a picture of each part of the panel."""
     page.goto(address)
-    page.get_by_text("Live", exact=True).wait_for(timeout=300_000)
+    page.get_by_text("Live").wait_for(timeout=300_000)
     time.sleep(5.0)
     close_notice(page)
     _select(settings, page)
     for name in FOLDED:
-        page.get_by_text(name, exact=True).click()
-    for name in ("Contact forces", "Numbers", "Twins"):
-        page.get_by_label(name, exact=True).check()
-    page.get_by_role("button", name="Fork the selected robot").click()
+        _click(page.get_by_text(name, exact=True))
+    for name in ("Joint axes", "Numbers", "Twins"):
+        _click(page.get_by_label(name, exact=True))
+    _click(page.get_by_role("button", name="Fork the selected robot"))
     page.get_by_text("Driven by", exact=True).wait_for(timeout=300_000)
     time.sleep(settings.seconds)
-    for name, picture in FOLDERS.items():
-        _save(settings, page, _folder(page, name), picture)
-    page.get_by_role("button", name="Hold training").scroll_into_view_if_needed()
-    first = _folder(page, "Which robots").bounding_box()
-    assert first is not None
-    clip = {"x": first["x"], "y": 0.0, "width": first["width"], "height": first["y"] - 4}
-    save(page.screenshot(clip=clip), settings.folder / "head.webp")  # pyright: ignore
+    page.set_viewport_size({"width": settings.width, "height": settings.tall})
+    time.sleep(5.0)
+    _save(settings, *_head(page))
+    # What is held does not change between a look at where it is and the picture.
+    _click(page.get_by_role("button", name="Hold training"))
+    time.sleep(8.0)
+    boxes = {picture: _box(page, name) for name, picture in FOLDERS.items()}
+    _save(settings, page.screenshot(), boxes)
 
 
 def _select(settings: Settings, page: Page) -> None:
-    """Clicks around the middle of the scene, of a training that is held, until it hits."""
-    panel = _folder(page, "Which robots").bounding_box()
-    assert panel is not None
-    page.get_by_role("button", name="Hold training").click()
+    """Clicks on the robot, of a training that is held meanwhile: it moves, and the page is slow."""
+    _click(page.get_by_role("button", name="Hold training"))
     page.get_by_text("Held at step").wait_for(timeout=60_000)
-    time.sleep(3.0)
+    time.sleep(5.0)
+    panel = _box(page, "Which robots")
+    scene = {"x": 0, "y": 0, "width": panel["x"] - 10, "height": settings.height}
+    page.mouse.click(*_robot_in(page.screenshot(clip=scene)))  # pyright: ignore
     none = page.get_by_text("Click a robot to select it.")
-    for dx, dy in ((x, y) for y in (0, 30, -30, 60, 90) for x in (0, 25, -25, 50, -50)):
-        page.mouse.click(panel["x"] / 2 + dx, settings.height / 2 + dy)
-        time.sleep(2.0)
-        if not none.count():
-            break
-    else:
-        raise RuntimeError("no robot was hit around the middle of the scene")
-    page.get_by_role("button", name="Resume training").click()
+    none.wait_for(state="detached", timeout=30_000)
+    _click(page.get_by_role("button", name="Resume training"))
+
+
+def _robot_in(png: bytes) -> tuple[float, float]:
+    """The pixel (x, y) of the scene that is furthest within something that is no floor."""
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), float)
+    usual = np.median(pixels.reshape(-1, 3), axis=0)
+    differs = np.abs(pixels - usual).sum(axis=2) > 150
+    y, x = np.unravel_index(np.argmax(ndimage.distance_transform_edt(differs)), differs.shape)
+    return float(x), float(y)
+
+
+def _click(control: Locator) -> None:
+    """Without waiting until it stands still, which it never does for so slow a browser."""
+    control.wait_for(timeout=60_000)
+    control.dispatch_event("click")
+    time.sleep(2.0)
 
 
 def _folder(page: Page, name: str) -> Locator:
     return page.get_by_text(name, exact=True).first.locator("..")
 
 
-def _save(settings: Settings, page: Page, folder: Locator, picture: str) -> None:
-    folder.scroll_into_view_if_needed()
-    box = folder.bounding_box()
+def _box(page: Page, name: str) -> dict[str, float]:
+    """Where a folder is: x, y, width and height in pixels."""
+    box = _folder(page, name).bounding_box()
     assert box is not None
-    top = max(box["y"] - 8, 0.0)  # the title sits on the border
-    height = min(box["height"] + 16, settings.tallest, settings.height - top)
-    clip = {"x": box["x"] - 4, "y": top, "width": box["width"] + 8, "height": height}
-    save(page.screenshot(clip=clip), settings.folder / f"{picture}.webp")  # pyright: ignore
+    return dict(box)
+
+
+def _head(page: Page) -> tuple[bytes, dict[str, dict[str, float]]]:
+    """A picture in which the head of the panel is where it was before the picture and after it."""
+    while True:
+        before, png = _box(page, "Which robots"), page.screenshot()
+        if before == _box(page, "Which robots"):
+            return png, {"head": {**before, "y": 0.0, "height": before["y"] - MARGIN}}
+
+
+def _save(settings: Settings, png: bytes, boxes: dict[str, dict[str, float]]) -> None:
+    whole = Image.open(io.BytesIO(png))
+    for name, box in boxes.items():
+        left, top = box["x"] - MARGIN, max(box["y"] - MARGIN, 0.0)
+        bottom = min(box["y"] + box["height"] + MARGIN / 3, top + settings.tallest)
+        part = io.BytesIO()
+        whole.crop((left, top, left + box["width"] + 2 * MARGIN, bottom)).save(part, "png")
+        save(part.getvalue(), settings.folder / f"{name}.webp")
 
 
 def main() -> None:
