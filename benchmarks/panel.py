@@ -97,7 +97,8 @@ def _robot_in(png: bytes) -> tuple[float, float]:
     pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), float)
     usual = np.median(pixels.reshape(-1, 3), axis=0)
     differs = np.abs(pixels - usual).sum(axis=2) > 150
-    y, x = np.unravel_index(np.argmax(ndimage.distance_transform_edt(differs)), differs.shape)
+    within = np.asarray(ndimage.distance_transform_edt(differs))
+    y, x = np.unravel_index(np.argmax(within), within.shape)
     return float(x), float(y)
 
 
@@ -116,7 +117,7 @@ def _box(page: Page, name: str) -> dict[str, float]:
     """Where a folder is: x, y, width and height in pixels."""
     box = _folder(page, name).bounding_box()
     assert box is not None
-    return dict(box)
+    return {"x": box["x"], "y": box["y"], "width": box["width"], "height": box["height"]}
 
 
 def _head(page: Page) -> tuple[bytes, dict[str, dict[str, float]]]:
