@@ -39,7 +39,7 @@ from rich.console import Console
 from rich.table import Table
 
 from brax_viser import Viewer, VisualizedEnv
-from brax_viser.callback import mechanism
+from brax_viser.device.host_call import mechanism
 
 COMPILING_EPOCHS = 3
 """Brax's PPO compiles its first two epochs; the third is the first that runs at full speed."""

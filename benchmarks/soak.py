@@ -29,7 +29,7 @@ from rich.table import Table
 from benchmarks.client import SUBPROTOCOL, hello
 from benchmarks.scene import ROBOTS, Show
 from benchmarks.screenshot import FLAGS
-from brax_viser.backlog import keep_openings_short
+from brax_viser.page.clients import keep_openings_short
 
 PIECE = 500
 """Frames between two looks at the clock."""

@@ -15,9 +15,9 @@ import mujoco
 import numpy as np
 from brax import envs
 
-from brax_viser.adapters import adapter_for
-from brax_viser.frame import COORDINATES, Coordinates, Frame
-from brax_viser.twin import DRIFT_LIMIT, Twins
+from brax_viser.device.adapters import adapter_for
+from brax_viser.records.frame import COORDINATES, Coordinates, Frame
+from brax_viser.twins.twins import DRIFT_LIMIT, Twins
 
 BACKENDS = ("mjx", "generalized", "spring", "positional")
 ENVS = (

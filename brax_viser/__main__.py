@@ -11,7 +11,7 @@ def main() -> None:
     # long traceback: packages that import each other may turn it into an error of another kind.
     if before is signal.default_int_handler:  # a shell has it ignored for what is in the background
         signal.signal(signal.SIGINT, _stop)
-    from brax_viser import cli
+    from brax_viser.cli import app as cli
 
     signal.signal(signal.SIGINT, before)
     cli.main()

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from brax_viser.adapters import Adapter, adapter_for
-from brax_viser.emit import Payload, emit, shard_of_this_device
-from brax_viser.episode import (
+from brax_viser.device.adapters import Adapter, adapter_for
+from brax_viser.device.emit import Payload, emit, shard_of_this_device
+from brax_viser.device.episode import (
     EpisodeLog,
     advance,
     asked_of,
@@ -18,10 +18,9 @@ from brax_viser.episode import (
     first_log,
     over_batch,
 )
-from brax_viser.frame import COORDINATES
-from brax_viser.states import batch_of, count_of, done_of, info_of, mapping_like, replaced
-from brax_viser.trainer import calling_trainer, check_versions
-from brax_viser.wrapping import (
+from brax_viser.device.states import batch_of, count_of, done_of, info_of, mapping_like, replaced
+from brax_viser.device.trainers import calling_trainer, check_versions
+from brax_viser.device.wrappers import (
     StandIn,
     attribute,
     base_of,
@@ -36,12 +35,13 @@ from brax_viser.wrapping import (
     without_modules,
     wrapper_class,
 )
+from brax_viser.records.frame import COORDINATES
 
 if TYPE_CHECKING:  # device code must not import viser, and the viewer does
     import mujoco
     from brax.envs.base import Wrapper as AnyWrapper
 
-    from brax_viser.feed import Feed
+    from brax_viser.host.callbacks import Feed
     from brax_viser.viewer import Viewer
 else:
     AnyWrapper = object  # Brax's or Playground's, as the environment is: see `__new__`
@@ -210,7 +210,7 @@ class VisualizedEnv(AnyWrapper):
             with_modules(self.env)
 
     def _cells(self, adapter: Adapter) -> Any:
-        from brax_viser.scene.grid import Grid  # here, so that importing this module stays light
+        from brax_viser.model.grid import Grid  # here, so that importing this module stays light
 
         return Grid.of(adapter.mj_model, adapter.init_qpos, **self._layout)
 

@@ -18,29 +18,29 @@ import numpy as np
 import rich
 import viser
 
-from brax_viser import address
-from brax_viser.clerk import Clerk
-from brax_viser.drift import Drift
-from brax_viser.feed import Feed, Feeds, log
-from brax_viser.findings import Finding
-from brax_viser.follower import TwinSettings
-from brax_viser.forks import Trained
-from brax_viser.hosts import meeting
+from brax_viser.device.trainers import TrainerCall
+from brax_viser.host.callbacks import Feed, Feeds, log
+from brax_viser.host.findings import Finding
+from brax_viser.host.pacing import MODES, SHOWS, Control
+from brax_viser.host.progress import ProgressView
+from brax_viser.host.selection import Selection
+from brax_viser.host.state import Switchboard
 from brax_viser.interrupt import InterruptWatch
-from brax_viser.progress import ProgressView
-from brax_viser.protocol import MEASURES
-from brax_viser.publisher import Publisher
-from brax_viser.scene.grid import Grid
-from brax_viser.selection import Selection
-from brax_viser.stream import MODES, SHOWS, Control
-from brax_viser.switchboard import Switchboard
-from brax_viser.trainer import TrainerCall
+from brax_viser.model.grid import Grid
+from brax_viser.page import address
+from brax_viser.page.commands import Clerk
+from brax_viser.page.loop import Publisher
+from brax_viser.processes import rendezvous
+from brax_viser.records.protocol import MEASURES
+from brax_viser.sandbox.session import Trained
+from brax_viser.twins.drift import Drift
+from brax_viser.twins.worker import TwinSettings
 
 if TYPE_CHECKING:  # it imports Brax, which takes a second that the page need not wait for
-    from brax_viser.adapters import Adapter
-    from brax_viser.hosts.others import Others
-    from brax_viser.hosts.relay import Relay
-    from brax_viser.sandbox_thread import SandboxThread
+    from brax_viser.device.adapters import Adapter
+    from brax_viser.processes.leader import Others
+    from brax_viser.processes.worker import Relay
+    from brax_viser.sandbox.runner import SandboxThread
 
 SWITCH_SECONDS = 2e-4
 """How long a callback waits at most for another Python thread, viser's with the publisher among
@@ -222,7 +222,7 @@ class Viewer:
             )
         if name is not None and not isinstance(name, str):
             raise ValueError(f"name={name!r}: must be a string, or None")
-        self._place = meeting.place()
+        self._place = rendezvous.place()
         if self._place.num_processes > 1:
             _require_zmq()
         self._host = address.listening_address(host) if self._place.process == 0 else ""
@@ -293,12 +293,12 @@ class Viewer:
             undo.callback(_named.remove, self._key, self)
 
     def _relay(self, number: int) -> "Relay":
-        from brax_viser.hosts.relay import Relay
+        from brax_viser.processes.worker import Relay
 
         return Relay(self._board, self._feeds, self._place, number)
 
     def _listen(self, number: int) -> "Others":
-        from brax_viser.hosts.others import Others
+        from brax_viser.processes.leader import Others
 
         return Others(self._board, self._feeds, self._place, number, self.url)
 

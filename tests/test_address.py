@@ -7,7 +7,8 @@ import urllib.request
 import numpy as np
 import pytest
 
-from brax_viser import Viewer, address
+from brax_viser import Viewer
+from brax_viser.page import address
 
 has_ipv6 = pytest.mark.skipif(
     not address.is_free("::1", 0), reason="this machine has no IPv6 address"

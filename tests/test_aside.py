@@ -10,11 +10,11 @@ import pytest
 from brax import envs
 
 from brax_viser import Viewer
-from brax_viser.aside import MOST_DETAILS, Past
-from brax_viser.forks import Forks, ForkView, Trained
-from brax_viser.frame import Detail
-from brax_viser.gui.sandbox import BACK, END
-from brax_viser.progress import count
+from brax_viser.host.progress import count
+from brax_viser.page.sandbox_view import MOST_DETAILS, Past
+from brax_viser.panel.sandbox import BACK, END
+from brax_viser.records.frame import Detail
+from brax_viser.sandbox.session import Forks, ForkView, Trained
 from brax_viser.scene.block import Model
 from brax_viser.scene.robots import PARKED
 from brax_viser.scene.scene import ASIDE
@@ -217,7 +217,7 @@ def test_the_selected_robot_alone_can_be_forked_and_only_once_it_is_known(viewer
 def test_an_environment_that_cannot_be_put_into_a_sandbox_is_no_fault_of_the_training(
     viewer, rollout, monkeypatch, caplog
 ):
-    from brax_viser.sandbox import Sandbox
+    from brax_viser.sandbox.simulation import Sandbox
 
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("not today")
@@ -232,7 +232,7 @@ def test_an_environment_that_cannot_be_put_into_a_sandbox_is_no_fault_of_the_tra
 def test_twins_and_sandbox_are_shown_at_once_and_another_fork_takes_the_place(
     viewer, rollout, monkeypatch
 ):
-    monkeypatch.setattr("brax_viser.publisher.TWIN_PATIENCE", np.inf)  # however late twins are
+    monkeypatch.setattr("brax_viser.page.loop.TWIN_PATIENCE", np.inf)  # however late twins are
     viewer.twins = 4
     rollout.step()
     rollout.step()

@@ -20,8 +20,9 @@ from viser.infra import Message
 from viser.infra._async_message_buffer import AsyncMessageBuffer
 
 from benchmarks.client import SUBPROTOCOL, answers_to, hello
-from brax_viser import Viewer, backlog
-from brax_viser.gui import words
+from brax_viser import Viewer
+from brax_viser.page import clients
+from brax_viser.panel import words
 from tests.conftest import Page, eventually
 
 
@@ -67,7 +68,7 @@ def test_a_page_is_sent_what_viser_would_send_it(before, after, gap):
         if gap < 10**6:  # else viser's own would be at it for minutes
             buffer.message_counter += gap
         theirs: Any = buffer.window_generator(1, Told("all", -1))
-        pages: Any = backlog._Backlog(buffer, backlog.Pages())
+        pages: Any = clients._Backlog(buffer, clients.Pages())
         ours = pages.window_generator(2, Told("all", -1))
         sent = await drained(theirs, -1)
         assert sent[-1] == -1 and sent[:-1] == sorted(
@@ -95,7 +96,7 @@ def test_nothing_is_sent_in_the_middle_of_what_belongs_together():
     async def run() -> None:
         buffer = AsyncMessageBuffer(asyncio.get_running_loop(), persistent_messages=True)
         buffer.push(Told("a", 1))
-        page: Any = backlog._Backlog(buffer, backlog.Pages())
+        page: Any = clients._Backlog(buffer, clients.Pages())
         ours = page.window_generator(1)
         assert await drained(ours, 1) == [1]
         buffer.atomic_start()
@@ -119,9 +120,9 @@ class Drawing:
 
     def __init__(self, buffer: AsyncMessageBuffer):
         self.now, self.count = 0.0, 0
-        self.buffer, pages = buffer, backlog.Pages(clock=lambda: self.now)
+        self.buffer, pages = buffer, clients.Pages(clock=lambda: self.now)
         buffer.window_duration_sec = 0.0
-        self.backlog = pages.backlogs[1] = backlog._Backlog(buffer, pages)
+        self.backlog = pages.backlogs[1] = clients._Backlog(buffer, pages)
         self.questions: list[str] = []
         self.count += 1
         buffer.push(Told("robots", self.count))
@@ -150,7 +151,7 @@ class Drawing:
 @pytest.fixture
 def drawing(monkeypatch):
     """Runs a test of a page on a loop of its own."""
-    monkeypatch.setattr(backlog, "_MOVE", Told)
+    monkeypatch.setattr(clients, "_MOVE", Told)
 
     def run(test: Any) -> None:
         async def on_loop() -> None:
@@ -166,9 +167,9 @@ def drawing(monkeypatch):
 
 def test_a_page_that_has_not_come_to_what_it_was_sent_is_sent_the_newest_once_it_has(drawing):
     async def test(page: Drawing) -> None:
-        page.now += 0.9 * backlog.LATE_SECONDS
+        page.now += 0.9 * clients.LATE_SECONDS
         assert await page.moved() == [3]  # it may still answer in time
-        page.now += 0.2 * backlog.LATE_SECONDS
+        page.now += 0.2 * clients.LATE_SECONDS
         assert await page.moved() == [] and await page.moved() == []
         page.backlog.heard("another's question")
         assert await page.sent() == []
@@ -179,7 +180,7 @@ def test_a_page_that_has_not_come_to_what_it_was_sent_is_sent_the_newest_once_it
         for asked in (2, 3, 4):
             assert len(page.questions) == asked
             assert await page.moved() == [] and await page.moved() == []
-            page.now += backlog.LATE_SECONDS
+            page.now += clients.LATE_SECONDS
             page.answers()
             assert await page.sent() == [page.count]
         page.answers()
@@ -196,7 +197,7 @@ def test_a_page_that_answers_in_time_is_held_up_by_nothing_and_seldom_asked(draw
             if step % 2 and page.backlog._question is not None:
                 page.answers()  # 33 to 67 ms later
             assert await page.moved() == [step]
-        assert 60 / 30 / backlog.ASKING_SECONDS / 2 <= len(page.questions) <= 21
+        assert 60 / 30 / clients.ASKING_SECONDS / 2 <= len(page.questions) <= 21
         assert page.backlog.missed == 0
 
     drawing(test)
@@ -205,7 +206,7 @@ def test_a_page_that_answers_in_time_is_held_up_by_nothing_and_seldom_asked(draw
 def test_of_a_page_that_is_late_it_is_known_what_it_misses(drawing):
     async def test(page: Drawing) -> None:
         pages = page.backlog._pages
-        page.now += 2 * backlog.LATE_SECONDS
+        page.now += 2 * clients.LATE_SECONDS
         assert not pages.taken(page.now)
         for _ in range(50):
             page.now += 1 / 30
@@ -224,7 +225,7 @@ def test_a_page_whose_answer_is_lost_is_asked_anew(drawing):
         page.answers()
         page.now += 1
         assert await page.moved() == [3] and len(page.questions) == 2
-        page.now += backlog.GIVEN_UP_SECONDS - 1
+        page.now += clients.GIVEN_UP_SECONDS - 1
         assert await page.moved() == []
         page.now += 2
         assert await page.moved() == [5] and len(page.questions) == 3
@@ -240,11 +241,11 @@ def test_what_is_overtaken_while_a_page_sleeps_does_not_keep_the_newest_from_it(
     async def run() -> None:
         buffer: Any = AsyncMessageBuffer(asyncio.get_running_loop(), True)
         buffer.push(Told("key", 1))
-        pages = backlog.Pages()
+        pages = clients.Pages()
         got: dict[int, list[int]] = {1: [], 2: []}
 
         async def receive(client: int) -> None:
-            page: Any = backlog._Backlog(buffer, pages)
+            page: Any = clients._Backlog(buffer, pages)
             async for window in page.window_generator(client):
                 got[client] += [message.number for message in window]
 
@@ -264,7 +265,7 @@ def test_what_is_overtaken_while_a_page_sleeps_does_not_keep_the_newest_from_it(
 
 def test_who_never_answers_is_not_waited_for_for_ever(drawing):
     async def test(page: Drawing) -> None:
-        page.now += backlog.GIVEN_UP_SECONDS - 1
+        page.now += clients.GIVEN_UP_SECONDS - 1
         assert await page.moved() == []
         page.now += 2
         assert await page.moved() == [4]
@@ -360,11 +361,11 @@ def test_a_page_that_is_slow_is_told_of_and_slows_no_other(viewer):
 
 def test_where_viser_is_built_otherwise_it_keeps_its_own(viewer, monkeypatch, caplog):
     monkeypatch.delattr(AsyncMessageBuffer, "_window_loop")
-    backlog._say_that_it_is_left_alone.cache_clear()
+    clients._say_that_it_is_left_alone.cache_clear()
     server = viser.ViserServer(port=0, verbose=False)
     try:
         with caplog.at_level("INFO", logger="brax_viser"):
-            assert backlog.keep_openings_short(server) is None
+            assert clients.keep_openings_short(server) is None
         assert "the longer the viewer runs" in caplog.text
         assert "window_generator" not in vars(server._websock_server._broadcast_buffer)
     finally:
@@ -375,8 +376,8 @@ def test_a_viser_that_this_was_not_written_for_is_left_alone_whatever_its_names(
     monkeypatch, caplog
 ):
     """It may have kept the names, and have changed what its loop is given."""
-    monkeypatch.setattr(backlog, "KNOWN_VERSIONS", ("0.9.",), raising=False)
-    if (say := getattr(backlog, "_say_that_it_is_left_alone", None)) is not None:
+    monkeypatch.setattr(clients, "KNOWN_VERSIONS", ("0.9.",), raising=False)
+    if (say := getattr(clients, "_say_that_it_is_left_alone", None)) is not None:
         say.cache_clear()
     with Viewer(port=0) as one, Viewer(port=0) as other:
         for viewer in (one, other):
@@ -389,7 +390,7 @@ def test_a_viser_that_this_was_not_written_for_is_left_alone_whatever_its_names(
     assert caplog.text.count(f"viser {viser.__version__} has not been tested") == 1
 
 
-@pytest.mark.parametrize("name", [*backlog._LOOP, *backlog._STATE])
+@pytest.mark.parametrize("name", [*clients._LOOP, *clients._STATE])
 def test_the_viser_that_is_installed_is_the_one_this_was_written_for(viewer, name):
     assert hasattr(viewer._server._websock_server._broadcast_buffer, name)
     assert "window_generator" in vars(viewer._server._websock_server._broadcast_buffer)

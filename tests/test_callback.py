@@ -8,23 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from brax_viser import callback
-from brax_viser.callback import call_host, mechanism
-from brax_viser.protocol import FRESH
+from brax_viser.device import host_call
+from brax_viser.device.host_call import call_host, mechanism
+from brax_viser.records.protocol import FRESH
 from tests.test_emit import RecordingHost, run, step
 
 
 @pytest.fixture
 def direct(monkeypatch):
-    monkeypatch.setenv(callback.VARIABLE, "direct")
+    monkeypatch.setenv(host_call.VARIABLE, "direct")
 
 
 @pytest.fixture
 def unforced(monkeypatch):
-    monkeypatch.delenv(callback.VARIABLE, raising=False)
-    callback._best_known.cache_clear()
+    monkeypatch.delenv(host_call.VARIABLE, raising=False)
+    host_call._best_known.cache_clear()
     yield monkeypatch
-    callback._best_known.cache_clear()
+    host_call._best_known.cache_clear()
 
 
 def test_the_installed_jax_is_known_to_carry_direct_calls(unforced):
@@ -50,22 +50,22 @@ def test_a_jax_without_the_private_name_falls_back(unforced, caplog):
     assert "_callback_op_sharding" in caplog.text
 
 
-@pytest.mark.parametrize("name", callback.MECHANISMS)
+@pytest.mark.parametrize("name", host_call.MECHANISMS)
 def test_the_environment_variable_forces_either(monkeypatch, name):
-    monkeypatch.setenv(callback.VARIABLE, name)
+    monkeypatch.setenv(host_call.VARIABLE, name)
     assert mechanism() == name
 
 
 def test_an_unknown_mechanism_is_refused(monkeypatch):
-    monkeypatch.setenv(callback.VARIABLE, "carrier pigeon")
+    monkeypatch.setenv(host_call.VARIABLE, "carrier pigeon")
     with pytest.raises(ValueError, match="BRAX_VISER_CALLBACK='carrier pigeon'"):
         mechanism()
 
 
-@pytest.mark.parametrize("name", callback.MECHANISMS)
+@pytest.mark.parametrize("name", host_call.MECHANISMS)
 @pytest.mark.parametrize("kept_alive", [True, False])
 def test_the_answer_comes_back(monkeypatch, name, kept_alive):
-    monkeypatch.setenv(callback.VARIABLE, name)
+    monkeypatch.setenv(host_call.VARIABLE, name)
     seen = []
 
     def double(x):

@@ -4,7 +4,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from brax_viser.scene.cameras import cameras_of, sight_of
+from brax_viser.model.cameras import cameras_of, sight_of
 
 MODEL = """
 <mujoco>

@@ -6,14 +6,14 @@ import pytest
 import trimesh
 import viser
 
-from brax_viser.frame import Frame
-from brax_viser.playback import View
-from brax_viser.protocol import NEVER
+from brax_viser.model.grid import Grid
+from brax_viser.model.rotations import rotate
+from brax_viser.model.shapes import Parts, visible_geoms
+from brax_viser.page.playback import View
+from brax_viser.records.frame import Frame
+from brax_viser.records.protocol import NEVER
 from brax_viser.scene.block import Block, Look, Model
-from brax_viser.scene.grid import Grid
-from brax_viser.scene.quaternions import rotate
 from brax_viser.scene.scene import Scene
-from brax_viser.scene.shapes import Parts, visible_geoms
 
 FLOOR = '<geom type="plane" size="40 40 1"/>'
 LEGS = "".join(

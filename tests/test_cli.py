@@ -17,7 +17,7 @@ from brax import envs
 from brax.io import model
 
 from benchmarks.client import SUBPROTOCOL, answers_to, hello, messages_of
-from brax_viser.presets import DEFAULT_ENV, TRAINERS, fit_batch, ppo_preset, trainer_settings
+from brax_viser.cli.presets import DEFAULT_ENV, TRAINERS, fit_batch, ppo_preset, trainer_settings
 
 COMMAND = Path(sys.executable).with_name("brax-viser")
 

@@ -19,13 +19,13 @@ from brax import envs
 
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser import viewer as viewer_module
+from brax_viser.device.episode import EpisodeLog
 from brax_viser.env import INFO_KEY
-from brax_viser.episode import EpisodeLog
-from brax_viser.gui.words import cost, drawn, head
-from brax_viser.mailbox import CAPACITY, Parcel
-from brax_viser.playback import Player
-from brax_viser.protocol import HEADER_COLUMNS, HEADER_HEAD
-from brax_viser.publisher import Lane
+from brax_viser.host.mailbox import CAPACITY, Parcel
+from brax_viser.page.loop import Lane
+from brax_viser.page.playback import Player
+from brax_viser.panel.words import cost, drawn, head
+from brax_viser.records.protocol import HEADER_COLUMNS, HEADER_HEAD
 from tests.conftest import Page, eventually
 from tests.sample import FallingCartPole
 

@@ -13,13 +13,14 @@ from brax.generalized import pipeline as generalized
 from brax.positional import pipeline as positional
 from brax.spring import pipeline as spring
 
-from brax_viser import Viewer, VisualizedEnv, callback
-from brax_viser.adapters import MAX_OBSERVATION, adapter_for
-from brax_viser.emit import size_of
-from brax_viser.frame import Frame, joined
-from brax_viser.hosts import wire
-from brax_viser.mailbox import Parcel
-from brax_viser.playback import View, beside
+from brax_viser import Viewer, VisualizedEnv
+from brax_viser.device import host_call
+from brax_viser.device.adapters import MAX_OBSERVATION, adapter_for
+from brax_viser.device.emit import size_of
+from brax_viser.host.mailbox import Parcel
+from brax_viser.page.playback import View, beside
+from brax_viser.processes import messages
+from brax_viser.records.frame import Frame, joined
 from envs.cartpole import CartPole
 from tests.conftest import eventually
 
@@ -65,9 +66,9 @@ def ant(backend: str) -> Any:
     return envs.get_environment("ant", backend=backend)
 
 
-@pytest.fixture(params=callback.MECHANISMS)
+@pytest.fixture(params=host_call.MECHANISMS)
 def mechanism(request, monkeypatch):
-    monkeypatch.setenv(callback.VARIABLE, request.param)
+    monkeypatch.setenv(host_call.VARIABLE, request.param)
 
 
 @pytest.mark.usefixtures("page", "mechanism")
@@ -280,10 +281,10 @@ def parcel_of(shard: int, env_index: list[int], detail_env: int | None) -> Parce
 
 def test_a_detail_survives_the_way_from_another_process_and_the_joining_of_devices():
     own, other = parcel_of(0, [0, 1], None), parcel_of(1, [12], 12)
-    sent = wire.encode(wire.step_of(other, sending=True))
-    message = wire.decode_from_others(sent)
-    assert isinstance(message, wire.Step)
-    received = wire.parcel_of(message, None, 3)
+    sent = messages.encode(messages.step_of(other, sending=True))
+    message = messages.decode_from_others(sent)
+    assert isinstance(message, messages.Step)
+    received = messages.parcel_of(message, None, 3)
     assert received.rows.size == size_of(other.layout) + 5  # the padding has stayed behind
     for parcel in (other, received):
         frame = joined([own.open(), parcel.open()], own.drawn)

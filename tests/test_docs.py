@@ -24,7 +24,7 @@ from PIL import Image
 
 from benchmarks.client import SUBPROTOCOL, hello, is_last_of_replay, messages_of
 from brax_viser import Viewer
-from brax_viser.cli import main
+from brax_viser.cli.app import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

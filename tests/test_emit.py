@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from brax_viser import callback
-from brax_viser.emit import emit, shard_of_this_device, size_of, unpack
-from brax_viser.protocol import (
+from brax_viser.device import host_call
+from brax_viser.device.emit import emit, shard_of_this_device, size_of, unpack
+from brax_viser.records.protocol import (
     BEST,
     BY_MEASURE,
     FINITE,
@@ -36,10 +36,10 @@ from brax_viser.protocol import (
 )
 
 
-@pytest.fixture(autouse=True, params=callback.MECHANISMS)
+@pytest.fixture(autouse=True, params=host_call.MECHANISMS)
 def mechanism(request, monkeypatch):
     """All of this file runs on both ways to call the host."""
-    monkeypatch.setenv(callback.VARIABLE, request.param)
+    monkeypatch.setenv(host_call.VARIABLE, request.param)
     return request.param
 
 

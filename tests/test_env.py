@@ -8,8 +8,8 @@ from brax import envs
 from brax.envs.base import PipelineEnv
 
 from brax_viser import Viewer, VisualizedEnv
+from brax_viser.device.episode import EpisodeLog
 from brax_viser.env import INFO_KEY
-from brax_viser.episode import EpisodeLog
 from envs.cartpole import CartPole
 
 

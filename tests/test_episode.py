@@ -9,9 +9,9 @@ import pytest
 from brax import envs
 
 from brax_viser import Viewer, VisualizedEnv
+from brax_viser.device.episode import Coordinates, EpisodeLog, Motion, evidence_of, first_log
 from brax_viser.env import INFO_KEY
-from brax_viser.episode import Coordinates, EpisodeLog, Motion, evidence_of, first_log
-from brax_viser.protocol import NEVER
+from brax_viser.records.protocol import NEVER
 from envs.cartpole import CartPole
 from tests.sample import FallingCartPole
 

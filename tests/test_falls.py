@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from brax_viser.falls import SECONDS, Falls
-from brax_viser.frame import Detail, Frame
-from brax_viser.playback import View
-from brax_viser.protocol import NEVER
+from brax_viser.page.falls import SECONDS, Falls
+from brax_viser.page.playback import View
+from brax_viser.records.frame import Detail, Frame
+from brax_viser.records.protocol import NEVER
 
 DT = 0.02
 

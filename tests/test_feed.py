@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from brax_viser.emit import Layout, Origin
-from brax_viser.feed import Feed
-from brax_viser.protocol import (
+from brax_viser.device.emit import Layout, Origin
+from brax_viser.device.trainers import TrainerCall
+from brax_viser.host.callbacks import Feed
+from brax_viser.host.pacing import Control
+from brax_viser.host.selection import Selection
+from brax_viser.host.state import Switchboard
+from brax_viser.records.protocol import (
     ANSWER_HEAD,
     FRESH,
     GIVEN,
@@ -20,10 +24,6 @@ from brax_viser.protocol import (
     PUSH,
     WORST,
 )
-from brax_viser.selection import Selection
-from brax_viser.stream import Control
-from brax_viser.switchboard import Switchboard
-from brax_viser.trainer import TrainerCall
 
 ROWS = 3
 LAYOUT: Layout = (("link_pos", (1, 3)), ("reward", ()))

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from brax_viser.scene import flexes
-from brax_viser.scene.grid import reach_of
-from brax_viser.scene.quaternions import rotate
-from brax_viser.scene.rods import rods_of
+from brax_viser.model import flexes
+from brax_viser.model.grid import reach_of
+from brax_viser.model.rods import rods_of
+from brax_viser.model.rotations import rotate
 from tests.models import soft
 
 BLOCK, JELLY = 3, 4

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from brax import envs
 
-from brax_viser import Viewer, VisualizedEnv, callback
-from brax_viser import feed as feed_module
+from brax_viser import Viewer, VisualizedEnv
+from brax_viser.device import host_call
 from brax_viser.env import INFO_KEY
-from brax_viser.frame import Frame
-from brax_viser.mailbox import Parcel
-from brax_viser.protocol import GIVEN, GRANTED, GRANTED_COORDINATES, UNASKED
+from brax_viser.host import callbacks as feed_module
+from brax_viser.host.mailbox import Parcel
+from brax_viser.records.frame import Frame
+from brax_viser.records.protocol import GIVEN, GRANTED, GRANTED_COORDINATES, UNASKED
 from envs.cartpole import CartPole
 from tests.conftest import Page, eventually
 
@@ -68,10 +69,10 @@ class Rollout:
         return [(parcel.env_steps, tuple(parcel.env_index.tolist())) for parcel in self.parcels]
 
 
-@pytest.fixture(scope="module", params=callback.MECHANISMS)
+@pytest.fixture(scope="module", params=host_call.MECHANISMS)
 def one_rollout(request):
     with pytest.MonkeyPatch.context() as patch, Viewer(port=0) as viewer:
-        patch.setenv(callback.VARIABLE, request.param)
+        patch.setenv(host_call.VARIABLE, request.param)
         page = Page(viewer)
         yield Rollout(viewer)
         page.close()

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from brax_viser import Viewer, VisualizedEnv
-from brax_viser.adapters import Adapter, adapter_for
-from brax_viser.emit import size_of
-from brax_viser.feed import Feed
-from brax_viser.mailbox import CAPACITY, Parcel
-from brax_viser.playback import Player
-from brax_viser.publisher import Lane
-from brax_viser.scene.grid import Grid
+from brax_viser.device.adapters import Adapter, adapter_for
+from brax_viser.device.emit import size_of
+from brax_viser.host.callbacks import Feed
+from brax_viser.host.mailbox import CAPACITY, Parcel
+from brax_viser.model.grid import Grid
+from brax_viser.page.loop import Lane
+from brax_viser.page.playback import Player
 from envs.cartpole import CartPole
 from tests.conftest import eventually
 

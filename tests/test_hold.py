@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from brax_viser.hold import Hold
+from brax_viser.host.hold import Hold
 from tests.conftest import eventually
 
 

@@ -17,19 +17,19 @@ import mujoco
 import numpy as np
 import pytest
 
-from brax_viser.emit import Origin
-from brax_viser.feed import Feed, Feeds
-from brax_viser.frame import Frame
-from brax_viser.hold import Hold
-from brax_viser.hosts import meeting, wire
-from brax_viser.hosts.link import Hub, Spoke, _keys
-from brax_viser.hosts.others import Others
-from brax_viser.hosts.relay import Relay
-from brax_viser.playback import View, beside
-from brax_viser.protocol import FRESH, GIVEN, HEADER_COLUMNS, NEVER, PUSH
-from brax_viser.selection import Selection
-from brax_viser.stream import Control
-from brax_viser.switchboard import Switchboard
+from brax_viser.device.emit import Origin
+from brax_viser.host.callbacks import Feed, Feeds
+from brax_viser.host.hold import Hold
+from brax_viser.host.pacing import Control
+from brax_viser.host.selection import Selection
+from brax_viser.host.state import Switchboard
+from brax_viser.page.playback import View, beside
+from brax_viser.processes import messages, rendezvous
+from brax_viser.processes.leader import Others
+from brax_viser.processes.sockets import Hub, Spoke, _keys
+from brax_viser.processes.worker import Relay
+from brax_viser.records.frame import Frame
+from brax_viser.records.protocol import FRESH, GIVEN, HEADER_COLUMNS, NEVER, PUSH
 from tests.conftest import eventually
 
 COMMON = """
@@ -42,7 +42,7 @@ COMMON = """
     from brax import envs
     from jax.sharding import NamedSharding, PartitionSpec
     from brax_viser import Viewer, VisualizedEnv
-    from brax_viser.gui import words
+    from brax_viser.panel import words
     from tests.conftest import Page, eventually
 
     bare = envs.get_environment("reacher", backend="spring")
@@ -86,8 +86,8 @@ COMMON = """
 """
 
 FIRST = """
-    import brax_viser.publisher
-    brax_viser.publisher.TWIN_PATIENCE = float("inf")
+    import brax_viser.page.loop
+    brax_viser.page.loop.TWIN_PATIENCE = float("inf")
     page = Page(viewer)
     says = lambda: words.head(viewer._publisher._panel_view(time.monotonic()))
     shown = lambda: viewer._publisher._channels["train"].view
@@ -341,17 +341,17 @@ def test_only_who_knows_the_secret_is_heard():
 
 
 def test_what_makes_no_sense_is_refused():
-    wishes = wire.Wishes(Control(), Hold().orders, 0, {})
-    data = wire.encode(wishes)
-    assert wire.decode_wishes(data) == wishes
-    with pytest.raises(wire.DecodeError):
-        wire.decode_from_others(data)
-    with pytest.raises(wire.DecodeError):
-        wire.decode_wishes(b"\x00nonsense")
+    wishes = messages.Wishes(Control(), Hold().orders, 0, {})
+    data = messages.encode(wishes)
+    assert messages.decode_wishes(data) == wishes
+    with pytest.raises(messages.DecodeError):
+        messages.decode_from_others(data)
+    with pytest.raises(messages.DecodeError):
+        messages.decode_wishes(b"\x00nonsense")
     with pytest.raises(ValueError, match="object"):
-        wire.Array("object", (1,), b"12345678").open()
+        messages.Array("object", (1,), b"12345678").open()
     with pytest.raises(ValueError):
-        wire.Array("float32", (3,), b"1234").open()
+        messages.Array("float32", (3,), b"1234").open()
 
 
 def model_of(body: str) -> mujoco.MjModel:
@@ -393,15 +393,15 @@ class Host:
 def paired(monkeypatch, first: list[str], second: list[str]) -> Iterator[tuple[Host, Host, Others]]:
     """Both processes' ends, each with the environments of one viewer."""
     said: dict[str, Any] = {}
-    monkeypatch.setattr(meeting, "secret_of_first", lambda viewer: b"secret")
-    monkeypatch.setattr(meeting, "coordinator_host", lambda: "127.0.0.1")
-    monkeypatch.setattr(meeting, "announce", lambda _, address, url: said.update(to=address))
+    monkeypatch.setattr(rendezvous, "secret_of_first", lambda viewer: b"secret")
+    monkeypatch.setattr(rendezvous, "coordinator_host", lambda: "127.0.0.1")
+    monkeypatch.setattr(rendezvous, "announce", lambda _, address, url: said.update(to=address))
     monkeypatch.setattr(
-        meeting, "find_first", lambda _, seconds: (said["to"], b"secret", "http://here")
+        rendezvous, "find_first", lambda _, seconds: (said["to"], b"secret", "http://here")
     )
     one, two = Host(0, first), Host(1, second)
-    others = Others(one.board, one.feeds, meeting.Place(0, 2), 0, "http://here")
-    relay = Relay(two.board, two.feeds, meeting.Place(1, 2), 0)
+    others = Others(one.board, one.feeds, rendezvous.Place(0, 2), 0, "http://here")
+    relay = Relay(two.board, two.feeds, rendezvous.Place(1, 2), 0)
     others.start()
     relay.start()
     try:
@@ -493,15 +493,15 @@ def stepped() -> tuple[Switchboard, Feed]:
 def test_a_rollout_that_begins_while_the_processes_are_counted_ends_no_thread(stepped, monkeypatch):
     (board, feed), feeds = stepped, Feeds()
     feeds.add(feed)
-    monkeypatch.setattr(meeting, "secret_of_first", lambda viewer: b"secret")
-    monkeypatch.setattr(meeting, "coordinator_host", lambda: "127.0.0.1")
-    monkeypatch.setattr(meeting, "announce", lambda *_: None)
-    others = Others(board, feeds, meeting.Place(0, 2), 0, "http://127.0.0.1:1")
+    monkeypatch.setattr(rendezvous, "secret_of_first", lambda viewer: b"secret")
+    monkeypatch.setattr(rendezvous, "coordinator_host", lambda: "127.0.0.1")
+    monkeypatch.setattr(rendezvous, "announce", lambda *_: None)
+    others = Others(board, feeds, rendezvous.Place(0, 2), 0, "http://127.0.0.1:1")
     board.shown = Growing(board, feed)
     assert others._count_drawn() == 1
     others._hub.close()
     board.shown = Growing(board, feed)
-    relay = Relay(board, feeds, meeting.Place(1, 2), 0)
+    relay = Relay(board, feeds, rendezvous.Place(1, 2), 0)
     assert list(relay._rollouts()) == ["train"]
     assert relay.drawn_envs() == (0, 1, 2, 3)
     assert relay._report().parts["train"].num_envs == 16
@@ -544,9 +544,9 @@ def test_who_is_missing_leaves_a_cell_that_another_may_take():
 
 def test_a_missing_zeromq_is_named(monkeypatch):
     from brax_viser import viewer
-    from brax_viser.hosts import meeting
+    from brax_viser.processes import rendezvous
 
-    monkeypatch.setattr(meeting, "place", lambda: meeting.Place(1, 2))
+    monkeypatch.setattr(rendezvous, "place", lambda: rendezvous.Place(1, 2))
     monkeypatch.setattr(viewer.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"brax-viser\[hosts\]"):
         viewer.Viewer(port=0)

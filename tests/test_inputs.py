@@ -22,10 +22,10 @@ from flax.core import FrozenDict
 from mujoco import mjx
 
 from brax_viser import Viewer, VisualizedEnv
-from brax_viser.adapters import adapter_for
+from brax_viser.device.adapters import adapter_for
+from brax_viser.device.episode import EpisodeLog
 from brax_viser.env import INFO_KEY
-from brax_viser.episode import EpisodeLog
-from brax_viser.frame import Detail
+from brax_viser.records.frame import Detail
 from envs.cartpole import CartPole
 from tests.conftest import Page, eventually
 from tests.test_training import SMALL, assert_identical, train

@@ -7,16 +7,16 @@ import pytest
 import viser
 from brax import envs
 
-from brax_viser.adapters import adapter_for
-from brax_viser.frame import Frame
-from brax_viser.playback import View
-from brax_viser.protocol import NEVER, UNKNOWN
+from brax_viser.device.adapters import adapter_for
+from brax_viser.model.grid import Grid, framing_camera
+from brax_viser.model.surfaces import linear
+from brax_viser.page.playback import View
+from brax_viser.records.frame import Frame
+from brax_viser.records.protocol import NEVER, UNKNOWN
 from brax_viser.scene.block import MAX_LABELS, Block, Look, Model
-from brax_viser.scene.grid import Grid, framing_camera
-from brax_viser.scene.looks import ALIVE, BROKEN, FALLEN, UNKNOWN_RETURN, colours_of, range_of
+from brax_viser.scene.look import ALIVE, BROKEN, FALLEN, UNKNOWN_RETURN, colours_of, range_of
 from brax_viser.scene.robots import FADED, PARKED
 from brax_viser.scene.scene import Scene
-from brax_viser.scene.surfaces import linear
 
 COUNT = 6
 

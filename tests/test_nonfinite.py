@@ -17,11 +17,12 @@ from brax import envs
 from brax.io import model
 from brax.training.agents.ppo import train as ppo
 
-from brax_viser import Viewer, VisualizedEnv, cli
-from brax_viser.findings import Finding, Findings, explained
-from brax_viser.gui.panel import ALL_NONFINITE, DISMISS, SHOW_NONFINITE
-from brax_viser.gui.words import head
-from brax_viser.hosts import wire
+from brax_viser import Viewer, VisualizedEnv
+from brax_viser.cli import app as cli
+from brax_viser.host.findings import Finding, Findings, explained
+from brax_viser.panel.panel import ALL_NONFINITE, DISMISS, SHOW_NONFINITE
+from brax_viser.panel.words import head
+from brax_viser.processes import messages
 from tests.conftest import Page, eventually
 from tests.sample import Turning, TurningReward
 from tests.test_training import SMALL
@@ -315,8 +316,8 @@ def test_a_sentence_says_no_more_than_is_known():
 
 
 def test_another_process_tells_what_it_has_found():
-    report = wire.Report({}, 0.0, 0, 0, None, None, found=((0, finding(("reward", "NaN"))),))
-    assert wire.decode_from_others(wire.encode(report)) == report
+    report = messages.Report({}, 0.0, 0, 0, None, None, found=((0, finding(("reward", "NaN"))),))
+    assert messages.decode_from_others(messages.encode(report)) == report
 
 
 def test_an_error_that_is_no_nan_keeps_its_own_words():

@@ -10,7 +10,7 @@ import pytest
 from mujoco import mjx
 
 from brax_viser import VisualizedEnv
-from brax_viser.adapters import adapter_for
+from brax_viser.device.adapters import adapter_for
 from tests.test_inputs import arm_model, assert_shown_and_the_same, shared  # noqa: F401
 from tests.toy import Toy
 

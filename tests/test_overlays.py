@@ -9,15 +9,15 @@ import pytest
 import viser
 from brax import envs
 
-from brax_viser.frame import Detail, Frame
-from brax_viser.gui import details, words
-from brax_viser.gui.details import Inside
-from brax_viser.playback import View
-from brax_viser.scene import marks
+from brax_viser.model import marks
+from brax_viser.model.grid import Grid
+from brax_viser.model.physics import Physics, body_hit
+from brax_viser.page.playback import View
+from brax_viser.panel import details, words
+from brax_viser.panel.details import Inside
+from brax_viser.records.frame import Detail, Frame
 from brax_viser.scene.block import Block, Look, Model
-from brax_viser.scene.grid import Grid
 from brax_viser.scene.overlays import FAR, OVERLAYS, Recent, Trail
-from brax_viser.scene.physics import Physics, body_hit
 from brax_viser.scene.robots import CLEAR, FADED
 
 ARM = """

@@ -15,7 +15,7 @@ import pytest
 from brax.envs.base import Env
 
 from brax_viser import Viewer, VisualizedEnv
-from brax_viser.callback import MECHANISMS, VARIABLE
+from brax_viser.device.host_call import MECHANISMS, VARIABLE
 from envs.cartpole import CartPole
 from tests.conftest import Page
 

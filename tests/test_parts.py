@@ -6,14 +6,14 @@ import pytest
 from brax import envs
 
 from brax_viser import VisualizedEnv
-from brax_viser.scene import marks
+from brax_viser.model import marks
+from brax_viser.model.cameras import cameras_of, sight_of
+from brax_viser.model.grid import Grid
+from brax_viser.model.palettes import palette_of
+from brax_viser.model.rods import Rods, rods_of
+from brax_viser.model.shapes import USUAL, Parts, groups_of, shapes_of
+from brax_viser.model.surfaces import linear, plain_rgba, rgba_of, texture_of
 from brax_viser.scene.block import Block, Model
-from brax_viser.scene.cameras import cameras_of, sight_of
-from brax_viser.scene.grid import Grid
-from brax_viser.scene.palettes import palette_of
-from brax_viser.scene.rods import Rods, rods_of
-from brax_viser.scene.shapes import USUAL, Parts, groups_of, shapes_of
-from brax_viser.scene.surfaces import linear, plain_rgba, rgba_of, texture_of
 from tests.conftest import eventually
 from tests.models import oddities
 from tests.test_flexes import Recorded

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation, Slerp
 
-from brax_viser.frame import Frame, joined
-from brax_viser.playback import BLINK_SECONDS, MAX_LAG, MAX_TICK, Player, View, slerp
-from brax_viser.protocol import NEVER
-from brax_viser.stream import Control
+from brax_viser.host.pacing import Control
+from brax_viser.page.playback import BLINK_SECONDS, MAX_LAG, MAX_TICK, Player, View, slerp
+from brax_viser.records.frame import Frame, joined
+from brax_viser.records.protocol import NEVER
 from tests.test_stream import Device, play
 
 DT = 0.05

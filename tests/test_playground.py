@@ -21,10 +21,10 @@ from mujoco_playground import registry, wrapper
 from mujoco_playground._src import mjx_env
 
 from brax_viser import Viewer, VisualizedEnv
+from brax_viser.cli.playground import load, ppo_settings
+from brax_viser.device.episode import EpisodeLog
 from brax_viser.env import INFO_KEY, PRESERVED_KEY
-from brax_viser.episode import EpisodeLog
-from brax_viser.playground import load, ppo_settings
-from brax_viser.protocol import NEVER
+from brax_viser.records.protocol import NEVER
 from tests.conftest import Page, eventually
 from tests.test_training import SMALL, assert_identical, train
 

@@ -11,8 +11,8 @@ import pytest
 from brax import envs
 
 from benchmarks.matrix import SMALLEST, _small_networks
-from brax_viser import playground, training
-from brax_viser.presets import TRAINERS, steps_per_policy, trainer_settings
+from brax_viser.cli import playground, training
+from brax_viser.cli.presets import TRAINERS, steps_per_policy, trainer_settings
 from tests.test_training import SMALL
 
 NAMES = [*envs._envs, "an env of the user's own"]

@@ -12,9 +12,9 @@ from brax import envs
 from brax.envs.wrappers.training import DomainRandomizationVmapWrapper
 
 from brax_viser import VisualizedEnv
-from brax_viser.scene.shapes import shapes_of
-from brax_viser.scene.surfaces import linear
-from brax_viser.scene.variants import Variants
+from brax_viser.model.shapes import shapes_of
+from brax_viser.model.surfaces import linear
+from brax_viser.model.variants import Variants
 from envs.cartpole import CartPole
 from tests.conftest import eventually
 from tests.test_training import SMALL, bare, train

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from brax_viser import Viewer, VisualizedEnv
-from brax_viser.mailbox import CAPACITY
-from brax_viser.reader import Reader, Reading
+from brax_viser.host.mailbox import CAPACITY
+from brax_viser.page.reader import Reader, Reading
 from brax_viser.scene.block import Model
 from envs.cartpole import CartPole
 from tests.conftest import eventually

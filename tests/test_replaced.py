@@ -10,7 +10,8 @@ import pytest
 import websockets.sync.client
 
 from benchmarks.client import SUBPROTOCOL, answers_to, hello, messages_of
-from brax_viser import Viewer, VisualizedEnv, address
+from brax_viser import Viewer, VisualizedEnv
+from brax_viser.page import address
 from envs.cartpole import CartPole
 from tests.conftest import eventually
 

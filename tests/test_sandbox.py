@@ -11,11 +11,11 @@ import pytest
 from brax import envs
 from mujoco import mjx
 
-from brax_viser.adapters import adapter_for
-from brax_viser.frame import Detail
-from brax_viser.sandbox import Sandbox
-from brax_viser.sandbox_thread import SandboxThread
-from brax_viser.transplant import Policy, Transplant
+from brax_viser.device.adapters import adapter_for
+from brax_viser.records.frame import Detail
+from brax_viser.sandbox.runner import SandboxThread
+from brax_viser.sandbox.simulation import Sandbox
+from brax_viser.sandbox.transplant import Policy, Transplant
 from tests.conftest import eventually
 
 FREE = """

@@ -9,11 +9,11 @@ import viser
 from brax import envs
 
 from brax_viser import VisualizedEnv
-from brax_viser.adapters import adapter_for
-from brax_viser.scene.grid import Grid, framing_camera
-from brax_viser.scene.quaternions import multiply, rotate
+from brax_viser.device.adapters import adapter_for
+from brax_viser.model.grid import Grid, framing_camera
+from brax_viser.model.rotations import multiply, rotate
+from brax_viser.model.shapes import floor_height, floor_of, shapes_of, visible_geoms
 from brax_viser.scene.robots import PARKED
-from brax_viser.scene.shapes import floor_height, floor_of, shapes_of, visible_geoms
 from brax_viser.scene.stage import SHADOW_DEPTH, scene_scale
 from tests.conftest import eventually
 

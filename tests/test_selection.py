@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brax_viser.gui.panel import parse_indices, written
-from brax_viser.protocol import BEST, BY_MEASURE, GIVEN, NEVER, NONFINITE, TERMINATED, WORST
-from brax_viser.selection import RANKED, Choice, Ranking, Selection
+from brax_viser.host.selection import RANKED, Choice, Ranking, Selection
+from brax_viser.panel.panel import parse_indices, written
+from brax_viser.records.protocol import BEST, BY_MEASURE, GIVEN, NEVER, NONFINITE, TERMINATED, WORST
 
 RANDOM = np.random.default_rng(0)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from brax_viser import Viewer, VisualizedEnv
-from brax_viser.gui import words
+from brax_viser.panel import words
 from envs.cartpole import CartPole
 from tests.conftest import Page, eventually
 

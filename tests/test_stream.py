@@ -9,10 +9,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from brax_viser.frame import Frame
-from brax_viser.playback import Player, View
-from brax_viser.protocol import FOREVER, FRESH, NEVER
-from brax_viser.stream import SENDING_SHARE, Budget, Control, CostMeter, Pacer, Rate
+from brax_viser.host.pacing import SENDING_SHARE, Budget, Control, CostMeter, Pacer, Rate
+from brax_viser.page.playback import Player, View
+from brax_viser.records.frame import Frame
+from brax_viser.records.protocol import FOREVER, FRESH, NEVER
 
 RATES = st.floats(0.2, 100_000.0)  # batched steps per second
 DT = 0.05  # s of robot time per step

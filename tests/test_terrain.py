@@ -4,12 +4,12 @@ import mujoco
 import numpy as np
 import pytest
 
-from brax_viser.frame import Frame
-from brax_viser.playback import View
-from brax_viser.protocol import NEVER
+from brax_viser.model.grid import Grid
+from brax_viser.model.terrain import Terrain
+from brax_viser.page.playback import View
+from brax_viser.records.frame import Frame
+from brax_viser.records.protocol import NEVER
 from brax_viser.scene.block import Block, Look, Model
-from brax_viser.scene.grid import Grid
-from brax_viser.scene.terrain import Terrain
 
 ROUGH = """
 <mujoco>

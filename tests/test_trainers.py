@@ -6,7 +6,7 @@ from brax import envs
 
 from benchmarks.matrix import NUM_ENVS, train
 from brax_viser import VisualizedEnv
-from brax_viser.callback import VARIABLE
+from brax_viser.device.host_call import VARIABLE
 
 TRAININGS = {
     # trainer: (batched steps of one training, env steps as the trainer counts its goal)

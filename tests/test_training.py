@@ -15,9 +15,9 @@ from brax.training.agents.ppo import networks
 from brax.training.agents.ppo import train as ppo
 
 from brax_viser import Viewer, VisualizedEnv
-from brax_viser.callback import VARIABLE
-from brax_viser.stream import MODES, SHOWS
-from brax_viser.twin import Twins
+from brax_viser.device.host_call import VARIABLE
+from brax_viser.host.pacing import MODES, SHOWS
+from brax_viser.twins.twins import Twins
 from tests.conftest import Page, eventually
 
 SMALL: dict[str, Any] = dict(
@@ -206,7 +206,7 @@ def test_parameters_are_identical_with_twins_action_repeat_and_without_pmapped_r
     viewer.mode = "every_step"
     viewer.twins = 16  # of all, from the first step to the last
     # However late the page is, it waits for them.
-    monkeypatch.setattr("brax_viser.publisher.TWIN_PATIENCE", np.inf)
+    monkeypatch.setattr("brax_viser.page.loop.TWIN_PATIENCE", np.inf)
     followed, follow = [], Twins.follow
     monkeypatch.setattr(Twins, "follow", lambda *args: followed.extend(args[1]) or follow(*args))
     env = VisualizedEnv(bare(), grid=(4, 4), viewer=viewer)

@@ -14,8 +14,8 @@ from etils import epath
 from mujoco_playground import registry
 from mujoco_playground._src import mjx_env
 
-from brax_viser.adapters import Adapter, adapter_for
-from brax_viser.transplant import CannotTransplant, Moment, Policy, Transplant
+from brax_viser.device.adapters import Adapter, adapter_for
+from brax_viser.sandbox.transplant import CannotTransplant, Moment, Policy, Transplant
 from envs.cartpole import CartPole
 from tests.test_playground import MENAGERIE, cartpole
 

@@ -21,20 +21,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.twin import Stepped
-from brax_viser import VisualizedEnv, callback
-from brax_viser.adapters import adapter_for
-from brax_viser.drift import GAP_SECONDS, MOST_POINTS, DriftLog
-from brax_viser.follower import MOST_AT_ONCE, Follower, Simulated, TwinSettings
-from brax_viser.frame import Coordinates, Frame, Ghost, joined
-from brax_viser.gui.twins import PLOT_EVERY, TwinFolder
-from brax_viser.hosts import wire
+from brax_viser import VisualizedEnv
+from brax_viser.device import host_call
+from brax_viser.device.adapters import adapter_for
+from brax_viser.host.pacing import Pacer
+from brax_viser.model.physics import varied
+from brax_viser.model.rotations import angle_between
 from brax_viser.niceness import MORE
-from brax_viser.playback import Player, View, beside
-from brax_viser.publisher import TWIN_LEISURE
-from brax_viser.scene.physics import varied
-from brax_viser.scene.quaternions import angle_between
-from brax_viser.stream import Pacer
-from brax_viser.twin import Twins
+from brax_viser.page.loop import TWIN_LEISURE
+from brax_viser.page.playback import Player, View, beside
+from brax_viser.panel.twins import PLOT_EVERY, TwinFolder
+from brax_viser.processes import messages
+from brax_viser.records.frame import Coordinates, Frame, Ghost, joined
+from brax_viser.twins.drift import GAP_SECONDS, MOST_POINTS, DriftLog
+from brax_viser.twins.twins import Twins
+from brax_viser.twins.worker import MOST_AT_ONCE, Follower, Simulated, TwinSettings
 from tests.conftest import eventually
 from tests.test_detail import NUM_ENVS, Rollout, suite_env
 
@@ -351,7 +352,7 @@ def test_results_do_not_depend_on_the_number_of_threads(ants, twins, threads):
 
 NICE_TRAINING = """
 import os, sys, time, mujoco
-from brax_viser.twin import Twins
+from brax_viser.twins.twins import Twins
 
 def nicenesses():
     tasks = map(int, os.listdir("/proc/self/task"))
@@ -653,7 +654,7 @@ def test_drift_is_kept_for_a_while_and_broken_off_between_stretches(monkeypatch)
     for step in range(100, 100 + 2 * MOST_POINTS):
         log.add(frame_of(step, None, links, values), 0.1)
     # The panel asks several times a second: what is known already is not worked out again.
-    monkeypatch.setattr("brax_viser.drift._median", None)
+    monkeypatch.setattr("brax_viser.twins.drift._median", None)
     curves = log.curves(None)
     assert curves is not None and len(curves.seconds) == MOST_POINTS
 
@@ -695,15 +696,15 @@ def test_angles_are_the_shorter_way_round():
     np.testing.assert_allclose(angle_between(one[:1], one[1:]), 0.5)
 
 
-@pytest.fixture(params=callback.MECHANISMS)
+@pytest.fixture(params=host_call.MECHANISMS)
 def mechanism(request, monkeypatch):
-    monkeypatch.setenv(callback.VARIABLE, request.param)
+    monkeypatch.setenv(host_call.VARIABLE, request.param)
 
 
 @pytest.fixture
 def patient(monkeypatch):
     """A page that waits for twins, however long they take on a machine that is busy."""
-    monkeypatch.setattr("brax_viser.publisher.TWIN_PATIENCE", np.inf)
+    monkeypatch.setattr("brax_viser.page.loop.TWIN_PATIENCE", np.inf)
 
 
 @pytest.mark.usefixtures("page", "mechanism", "patient")
@@ -809,8 +810,8 @@ def test_playgrounds_environments_have_twins(viewer):
 
 
 def test_coordinates_survive_the_way_from_another_process(ants):
-    from brax_viser.emit import size_of
-    from brax_viser.mailbox import Parcel
+    from brax_viser.device.emit import size_of
+    from brax_viser.host.mailbox import Parcel
 
     layout = (("link_pos", (1, 3)), ("link_rot", (1, 4)), ("reward", ()), ("episode_return", ()))
     layout += (("episode_length", ()), ("since_termination", ()), ("finite", ()))
@@ -821,9 +822,9 @@ def test_coordinates_survive_the_way_from_another_process(ants):
     drawn = np.array([4], np.int32)
     feed = SimpleNamespace(number=0, kind="an ant")
     parcel = Parcel(feed, "train", 0, 7, drawn, drawn, 20, layout, rows, 0, None, detail)
-    message = wire.decode_from_others(wire.encode(wire.step_of(parcel, sending=True)))
-    assert isinstance(message, wire.Step)
-    for received in (parcel, wire.parcel_of(message, None, 1)):
+    message = messages.decode_from_others(messages.encode(messages.step_of(parcel, sending=True)))
+    assert isinstance(message, messages.Step)
+    for received in (parcel, messages.parcel_of(message, None, 1)):
         frame = received.open()
         assert frame.detail is None and frame.coordinates is not None
         start = size_of(layout) - 4

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from brax_viser.adapters import adapter_for
-from brax_viser.wrapping import shadowed
+from brax_viser.device.adapters import adapter_for
+from brax_viser.device.wrappers import shadowed
 from envs.cartpole import CartPole
 
 

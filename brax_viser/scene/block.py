@@ -8,20 +8,14 @@ import numpy as np
 import trimesh
 import viser
 
-from brax_viser.frame import Frame
-from brax_viser.playback import View
-from brax_viser.protocol import MEASURES
-from brax_viser.scene.cameras import ModelCamera, Sight, sight_of
-from brax_viser.scene.flexes import Sheets, Surfaces, surfaces_of
-from brax_viser.scene.grid import Grid
-from brax_viser.scene.looks import colours_of, in_words, measured
-from brax_viser.scene.overlays import INSIDE, OVERLAYS, Overlays, Recent, unavailable
-from brax_viser.scene.physics import Physics, body_hit
-from brax_viser.scene.robots import CLEAR, FADED, Paint, Robots
-from brax_viser.scene.rods import Rods, RodSet, rods_of
-from brax_viser.scene.scenery import Scenery, cell_of, ground_of, place, scenery_of
-from brax_viser.scene.scope import main_root
-from brax_viser.scene.shapes import (
+from brax_viser.model.cameras import ModelCamera, Sight, sight_of
+from brax_viser.model.flexes import Sheets, Surfaces, surfaces_of
+from brax_viser.model.grid import Grid
+from brax_viser.model.physics import Physics, body_hit
+from brax_viser.model.rods import Rods, RodSet, rods_of
+from brax_viser.model.scenery import Scenery, cell_of, ground_of, place, scenery_of
+from brax_viser.model.scope import main_root
+from brax_viser.model.shapes import (
     USUAL,
     Parts,
     Shape,
@@ -31,9 +25,15 @@ from brax_viser.scene.shapes import (
     shapes_of,
     wrapped_body,
 )
-from brax_viser.scene.surfaces import linear
-from brax_viser.scene.terrain import Terrain
-from brax_viser.scene.variants import Variants
+from brax_viser.model.surfaces import linear
+from brax_viser.model.terrain import Terrain
+from brax_viser.model.variants import Variants
+from brax_viser.page.playback import View
+from brax_viser.records.frame import Frame
+from brax_viser.records.protocol import MEASURES
+from brax_viser.scene.look import colours_of, in_words, measured
+from brax_viser.scene.overlays import INSIDE, OVERLAYS, Overlays, Recent, unavailable
+from brax_viser.scene.robots import CLEAR, FADED, Paint, Robots
 
 MAX_LABELS = 256
 """Labels are a message each, several times a second: more would crowd out the robots, on the wire

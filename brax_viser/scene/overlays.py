@@ -9,12 +9,12 @@ import numpy as np
 import trimesh
 import viser
 
-from brax_viser.frame import Frame
-from brax_viser.scene import marks
-from brax_viser.scene.marks import Lines
-from brax_viser.scene.physics import Physics, with_world
-from brax_viser.scene.quaternions import multiply, rotate
-from brax_viser.scene.surfaces import linear
+from brax_viser.model import marks
+from brax_viser.model.marks import Lines
+from brax_viser.model.physics import Physics, with_world
+from brax_viser.model.rotations import multiply, rotate
+from brax_viser.model.surfaces import linear
+from brax_viser.records.frame import Frame
 
 TRAIL_SECONDS = 3.0
 """s of robot time that a trail goes back."""

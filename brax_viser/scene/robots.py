@@ -9,11 +9,11 @@ import viser
 from trimesh.exchange.gltf import export_glb
 from trimesh.visual import ColorVisuals, TextureVisuals
 
+from brax_viser.model.rotations import multiply, planes, rotate
+from brax_viser.model.shapes import Shape
+from brax_viser.model.surfaces import linear
+from brax_viser.model.variants import Places
 from brax_viser.scene.handles import BatchedHandle, send
-from brax_viser.scene.quaternions import multiply, planes, rotate
-from brax_viser.scene.shapes import Shape
-from brax_viser.scene.surfaces import linear
-from brax_viser.scene.variants import Places
 
 _IDENTITY = np.array([1.0, 0.0, 0.0, 0.0], np.float32)
 

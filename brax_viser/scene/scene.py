@@ -3,11 +3,11 @@
 import numpy as np
 import viser
 
-from brax_viser.playback import View
+from brax_viser.model.cameras import ModelCamera
+from brax_viser.model.grid import Grid, framing_camera
+from brax_viser.model.palettes import DARK, LIGHT, palette_of
+from brax_viser.page.playback import View
 from brax_viser.scene.block import Block, Look, Model
-from brax_viser.scene.cameras import ModelCamera
-from brax_viser.scene.grid import Grid, framing_camera
-from brax_viser.scene.palettes import DARK, LIGHT, palette_of
 from brax_viser.scene.stage import scene_scale, set_stage
 
 ROOT = "/scene"

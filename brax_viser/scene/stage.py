@@ -3,8 +3,8 @@
 import numpy as np
 import viser
 
-from brax_viser.scene.grid import Grid, framing_camera
-from brax_viser.scene.palettes import LIGHT, MAX_SUNS, Palette
+from brax_viser.model.grid import Grid, framing_camera
+from brax_viser.model.palettes import LIGHT, MAX_SUNS, Palette
 
 SHADOW_DEPTH = 18.0
 """How far from the camera the farthest of what is drawn is, in scene units. The page casts shadows

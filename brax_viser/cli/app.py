@@ -1,0 +1,354 @@
+"""`brax-viser`: train a Brax environment with a stock trainer and watch it, no script needed."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from datetime import datetime
+from typing import Annotated, Any, NoReturn
+
+import tyro
+from etils import epath
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from brax_viser.cli.presets import DEFAULT_ENV, ppo_preset, steps_per_policy, trainer_settings
+from brax_viser.host.findings import explained
+from brax_viser.host.progress import ProgressView, count, duration
+from brax_viser.viewer import Viewer
+
+app = tyro.extras.SubcommandApp()
+console = Console()
+
+PHASES = {
+    "waiting": "starting",
+    "compiling": "compiling",
+    "training": "training",
+    "evaluating": "evaluating",
+    "quiet": "updating",
+    "done": "finished",
+    "failed": "failed",
+}
+
+
+STOPPED: int = 130
+"""Exit code where Ctrl-C has stopped it, as of a shell's."""
+
+IMPATIENCE: float = 2.0
+"""s after which another Ctrl-C ends it at once, whatever it is doing."""
+
+
+@app.command(name="train")
+def train(
+    env: Annotated[str, tyro.conf.Positional] = DEFAULT_ENV,
+    *,
+    trainer: str = "ppo",
+    backend: str | None = None,
+    num_envs: int | None = None,
+    grid: tuple[int, ...] = (8, 8),
+    spacing: tuple[float, ...] | None = None,
+    num_timesteps: int | None = None,
+    seed: int | None = None,
+    domain_randomization: bool = False,
+    mode: str = "realtime",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    save_dir: str | None = None,
+    keep_open: bool = True,
+) -> int:
+    """Train ENV with one of Brax's own trainers, and watch it in a browser.
+
+    Args:
+        env: name of a registered Brax environment, such as ant, humanoid or inverted_pendulum, or
+            of one of MuJoCo Playground's, such as CartpoleBalance or Go1JoystickFlatTerrain.
+        trainer: ppo, sac, apg, es or ars.
+        backend: mjx, generalized, spring or positional, for Playground's warp or jax; what suits
+            the environment if not given.
+        num_envs: environments in the training batch.
+        grid: columns and rows (and layers) of drawn environments.
+        spacing: metres between them, along x and y (and z); from the robot's reach if not given.
+        num_timesteps: environment steps to train for.
+        seed: of the training.
+        domain_randomization: vary the robots as Playground does, where it does.
+        mode: realtime, latest or every_step.
+        host: address that the page is served on. There is no password.
+        port: of the page; the next free one if it is taken.
+        save_dir: where the policy goes; runs/ENV-TIME if not given.
+        keep_open: keep the page open when the training is over, until Ctrl-C.
+    """
+
+    def work(run: _Run) -> Any:
+        # The page first: it is up before the training's own imports and compilations.
+        try:
+            viewer = run.viewer = Viewer(host=host, port=port, mode=mode)
+        except ValueError as error:
+            _refuse(str(error))
+        bare, settings = _load(env, trainer, backend, num_envs, num_timesteps, domain_randomization)
+        if seed is not None:
+            settings["seed"] = seed
+        return _train(run, viewer, bare, trainer, settings, grid, spacing)
+
+    ctrl_c, run = _CtrlC(), _Run()
+    with ctrl_c:
+        run.start(work)
+        _show_progress(run, ctrl_c)
+        if run.refusal is not None:
+            console.print(f"brax-viser: {run.refusal}", style="red", markup=False)
+            return 2
+        stopped = not run.over.is_set()
+        if stopped:
+            begun = run.training.is_set()
+            console.print(f"Stopped {'in mid-training' if begun else 'before the training began'}.")
+        if run.training.is_set():
+            _save(save_dir or f"runs/{env}-{datetime.now():%Y%m%d-%H%M%S}", run)
+        if stopped:
+            return ctrl_c.code
+        if run.viewer is not None:
+            if keep_open and not ctrl_c.heard:
+                console.print(f"The page stays open at {run.viewer.url}  (Ctrl-C ends it)")
+                while not ctrl_c.heard:
+                    time.sleep(0.1)
+            run.viewer.close()
+    return 1 if run.error is not None else 0
+
+
+class _CtrlC:
+    """Hears of Ctrl-C, and of SIGTERM, with which schedulers and containers end a process, as long
+    as it is entered.
+
+    A KeyboardInterrupt could come anywhere, in the middle of saving the policy as well, and is lost
+    where Python ignores exceptions.
+    """
+
+    def __init__(self) -> None:
+        self.heard = False
+        self.code = STOPPED  # to exit with: 128 more than the first signal's number, as of a shell
+        self._since = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.getsignal(number)
+            # Otherwise the shell has it ignored, as Ctrl-C of what runs in the background.
+            if before in (signal.default_int_handler, signal.SIG_DFL):
+                self._before[number] = before
+                signal.signal(number, self._hear)
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _hear(self, number: int, _: object) -> None:
+        now = time.monotonic()
+        if not self.heard:
+            self.heard, self._since, self.code = True, now, 128 + number
+        elif now - self._since > IMPATIENCE:
+            os._exit(self.code)
+
+
+class _Refused(Exception):
+    """What was asked for cannot be done; says why."""
+
+
+class _Run:
+    """A training on a thread of its own, and what it has come to.
+
+    XLA runs a training epoch of minutes in one call, which Ctrl-C cannot reach, while the main
+    thread, which only waits, can always be interrupted.
+    """
+
+    def __init__(self) -> None:
+        self.viewer: Viewer | None = None
+        # The newest that the trainer has handed out, all of it finite, on the host.
+        self.params: Any = None
+        self.step = 0  # env steps that it had
+        self.spoilt = False  # whether newer ones have a NaN or an Inf
+        self.refusal: str | None = None
+        self.error: BaseException | None = None
+        self.training = threading.Event()  # the trainer has been called
+        # Not the thread's own `is_alive`: after a `join` that was interrupted, it is wrong on
+        # CPython up to 3.12.
+        self.over = threading.Event()
+
+    def hand_out(self, params: Any, step: int = 0) -> None:
+        """The trainer has come to these parameters."""
+        from brax_viser.cli.training import is_finite
+
+        self.spoilt = not is_finite(params)
+        if not self.spoilt:
+            self.params, self.step = params, step
+
+    def start(self, work: "Callable[[_Run], Any]") -> None:
+        """Begins; `work` returns the trained parameters."""
+        threading.Thread(target=self._keep, args=(work,), name="training", daemon=True).start()
+
+    def _keep(self, work: "Callable[[_Run], Any]") -> None:
+        try:
+            self.hand_out(work(self))
+            if self.viewer is not None:
+                self.viewer.training_ended()
+        except _Refused as refused:
+            self.refusal = str(refused)
+        # Whatever the trainer raises belongs on the page and in the terminal, not in a thread's
+        # unread traceback.
+        except BaseException as error:
+            self.error = error
+            words = explained(error, self.viewer.nonfinite if self.viewer is not None else ())
+            if self.viewer is not None:
+                self.viewer.training_ended(words)
+            traceback.print_exc()
+            console.print(f"The training has failed: {words}", style="red", markup=False)
+        finally:
+            self.over.set()
+
+
+def _load(
+    name: str,
+    trainer: str,
+    backend: str | None,
+    num_envs: int | None,
+    num_timesteps: int | None,
+    randomise: bool,
+) -> tuple[Any, dict[str, Any]]:
+    """The environment of that name, and the trainer's settings for it."""
+    from brax import envs
+
+    from brax_viser.cli import playground
+
+    ppo = None
+    try:
+        if name in envs._envs:
+            bare = envs.get_environment(name, backend=backend or ppo_preset(name).backend)
+            if randomise:
+                raise ValueError(f"{name} has no domain randomisation: only Playground's envs do")
+        elif (registry := playground.registry()) is None:
+            _refuse(
+                f"no environment {name!r}; registered: {', '.join(sorted(envs._envs))}. For "
+                f"MuJoCo Playground's: {playground.HOW_TO_INSTALL}"
+            )
+        elif name not in registry.ALL_ENVS:
+            known = [*sorted(envs._envs), *registry.ALL_ENVS]
+            _refuse(f"no environment {name!r}; registered: {', '.join(known)}")
+        else:
+            ppo = playground.ppo_settings(name, backend, randomise=randomise)
+            bare = playground.load(name, backend)
+        return bare, trainer_settings(
+            trainer, name, num_envs=num_envs, num_timesteps=num_timesteps, ppo=ppo
+        )
+    except (TypeError, ValueError) as error:
+        _refuse(str(error))
+
+
+def _train(
+    run: _Run,
+    viewer: Viewer,
+    bare: Any,
+    trainer: str,
+    settings: dict[str, Any],
+    grid: tuple[int, ...],
+    spacing: tuple[float, ...] | None,
+) -> Any:
+    """Shows the environment, and trains it to the end."""
+    import jax
+
+    from brax_viser.cli import training
+    from brax_viser.env import VisualizedEnv
+
+    try:
+        env = VisualizedEnv(bare, grid=grid, spacing=spacing, viewer=viewer)
+    except (TypeError, ValueError) as error:
+        _refuse(str(error))
+
+    def policy_params_fn(num_steps: int, make_policy: Any, params: Any) -> None:
+        params = jax.device_get(params)  # the device's may be given away to the next epoch
+        if trainer == "apg":  # tells of evaluations instead
+            num_steps = viewer.progress().env_steps
+        viewer.policy_params_fn(num_steps, make_policy, params)
+        if num_steps:  # the first call has the untrained policy
+            run.hand_out(params, num_steps)
+
+    every = steps_per_policy(trainer, settings)
+    console.print(f"The trainer hands out its policy every {every:,} steps.")
+    run.training.set()
+    return jax.device_get(
+        training.run(trainer, env, settings, viewer.progress_fn, policy_params_fn)
+    )
+
+
+def _show_progress(run: _Run, ctrl_c: _CtrlC) -> None:
+    """A bar in the terminal, from when the environment is shown until the training is over."""
+    while not (run.training.is_set() or run.over.is_set() or ctrl_c.heard):
+        run.over.wait(timeout=0.05)
+    if not run.training.is_set():
+        return
+    assert run.viewer is not None
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[words]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("starting", total=1.0, words="")
+        while not (run.over.is_set() or ctrl_c.heard):
+            _update(bar, task, run.viewer.progress())
+            run.over.wait(timeout=0.2)
+        _update(bar, task, run.viewer.progress())
+
+
+def _update(bar: Progress, task: Any, view: ProgressView) -> None:
+    words = [f"{count(view.env_steps)} steps", f"{count(view.steps_per_second)} steps/s"]
+    if view.remaining is not None and view.phase != "done":
+        words.append(f"{duration(view.remaining)} left")
+    if view.reward:
+        words.append(view.reward)
+    fraction = 1.0 if view.phase == "done" else view.fraction or 0.0
+    bar.update(task, description=PHASES[view.phase], completed=fraction, words=" · ".join(words))
+
+
+def _save(where: str, run: _Run) -> None:
+    """Writes the newest policy that is finite, as `brax.io.model.load_params` reads it."""
+    if run.spoilt and run.params is None:
+        console.print("No policy was saved: those that were handed out have a NaN or an Inf.")
+        return
+    if run.spoilt:
+        words = f"What is saved is the newest finite one, of step {run.step:,}."
+        console.print(f"The newest policy has a NaN or an Inf. {words}", style="red")
+    if run.params is None:
+        console.print("No policy was saved: the trainer had not handed one out yet.")
+        return
+    from brax.io import model
+
+    path = epath.Path(where)
+    path.mkdir(parents=True, exist_ok=True)
+    # Whole or not at all, if it is ended meanwhile.
+    model.save_params(str(path / "policy.part"), run.params)
+    (path / "policy.part").replace(path / "policy")
+    console.print(f"Policy saved to {path / 'policy'}", soft_wrap=True)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise _Refused(message)
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        code = app.cli(prog="brax-viser")
+    except SystemExit:  # --help, or arguments that there are not
+        raise
+    except KeyboardInterrupt:
+        code = STOPPED
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # Not by Python's own end, which takes the interpreter away from threads that are within XLA or
+    # MuJoCo, and come back to it: C++ then ends the process by `std::terminate`.
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code or 0)

@@ -1,0 +1,1 @@
+"""What answers the device's calls, and what is known of a training."""

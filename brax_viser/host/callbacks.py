@@ -1,0 +1,684 @@
+"""The host's end of the wire: what answers the device, on XLA's threads."""
+
+import functools
+import hashlib
+import itertools
+import logging
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from brax_viser.device.emit import Layout, Origin
+from brax_viser.device.trainers import TrainerCall
+from brax_viser.host.findings import Finding, fields_of
+from brax_viser.host.mailbox import ModelParcel, Parcel
+from brax_viser.host.pacing import Pacer
+from brax_viser.host.rollout import Grant, Rollout, grant_of, granted_by, order_of
+from brax_viser.host.selection import NOTHING_SECONDS, Ranking
+from brax_viser.host.state import IDLE_SECONDS, Switchboard
+from brax_viser.model.grid import Grid
+from brax_viser.records.protocol import (
+    ANSWER_HEAD,
+    FOREVER,
+    FRESH,
+    GIVEN,
+    GRANTED,
+    HEADER_COLUMNS,
+    HEADER_HEAD,
+    NOBODY,
+    PUSH,
+    PUSH_COORDINATES,
+    PUSH_MODEL,
+    TERMINATED,
+    UNASKED,
+    WATCHED,
+    WATCHED_MOST,
+)
+
+if TYPE_CHECKING:
+    from brax_viser.device.adapters import Adapter
+
+log = logging.getLogger("brax_viser")
+
+GRANT_SECONDS = 0.05
+"""How long "every_step" goes on without looking at more than whether anybody has changed anything:
+the pace, the progress and the cost are brought up to date that much later."""
+
+AFTER_FAULT = 1000
+"""Steps to skip after a fault of our own, before the device may ask again whether all is well."""
+
+
+_stamps = itertools.count()
+
+
+class Feed:
+    """What one `VisualizedEnv` calls while it is traced and while it runs: an `emit.Host`."""
+
+    def __init__(
+        self,
+        board: Switchboard,
+        adapter: "Adapter",
+        grid: Grid,
+        role: str | None,
+        on_new_training: Callable[["Feed", TrainerCall], None],
+    ):
+        self.adapter = adapter
+        self.grid = grid
+        self.role = role
+        # Of all in this process: states tell by it who has set their countdown. Equal in all
+        # processes of a training, whose programs must be the same.
+        self.stamp = next(_stamps)
+        self.capacity = grid.capacity
+        self.rollouts: dict[str, Rollout] = {}  # by role
+        self.number = 0  # among the viewer's
+        self._board = board
+        self._on_new_training = on_new_training
+
+    @property
+    def label(self) -> str:
+        """What this environment is called among several of one viewer."""
+        return f"{self.adapter.name} #{self.number + 1}"
+
+    def traced(self, call: TrainerCall | None) -> None:
+        """`reset` or `step` is being traced: a trainer is getting ready."""
+        if self._board.progress.traced(call, self._board.clock()):
+            assert call is not None
+            self._board.hold.forget()
+            with self._board.lock:
+                self.rollouts.clear()
+                self._board.findings.forget()
+            self._on_new_training(self, call)
+
+    @functools.cached_property
+    def kind(self) -> str:
+        """What is stepped: name, physics, role and build of the model. Alike in each process of a
+        training that makes it alike; without sizes and masses, which machines round differently."""
+        adapter, model = self.adapter, self.adapter.mj_model
+        build = hashlib.blake2b(model.names, digest_size=6)
+        for ids in (model.body_parentid, model.jnt_type, model.geom_type, model.actuator_trntype):
+            build.update(np.ascontiguousarray(ids, np.int32).tobytes())
+        role = self.role or "any rollout"
+        return f"{adapter.name} · {adapter.backend} · {role} · model {build.hexdigest()}"
+
+    def leave(self) -> None:
+        """The viewer is closed. Programs that were compiled keep this object, and are not to keep
+        the page with it."""
+        self._on_new_training = lambda feed, call: None
+
+    def ask(self, origin: Origin, query: object) -> np.ndarray:
+        """See `emit.Host.ask`."""
+        board, start = self._board, self._board.clock()
+        answer = _quiet(origin)
+        try:
+            countdown, shard, *found = np.asarray(query).tolist()
+            refreshed = board.hold.refreshes
+            with board.lock:
+                rollout = self._rollout(origin, countdown)
+                self._settle(rollout, shard, start)
+                push, new = self._paced(rollout, origin, countdown, shard, start, found)
+                self._fill(answer, rollout, origin, shard, push=push)
+                rollout.called[shard] = board.clock()
+                board.meter.asked(start, rollout.called[shard], pushes=answer[0] > 0)
+            if new is not None:
+                board.tell(new)
+            self._hold_here(answer, rollout, origin, shard, refreshed)
+            self._watch(answer, rollout, shard)
+        # Whatever it is, raising here would end the user's training.
+        except Exception as error:
+            board.failed("ask", error)
+        return answer
+
+    def push(self, origin: Origin, layout: Layout, header: Any, rows: Any) -> np.ndarray:
+        """See `emit.Host.push`."""
+        board, start = self._board, self._board.clock()
+        try:
+            numbers = np.asarray(header)
+            shard, rule = numbers[:HEADER_HEAD].tolist()
+            columns = numbers[HEADER_HEAD:].reshape(len(HEADER_COLUMNS), -1)
+            refreshed = board.hold.refreshes
+            rollout = self.rollouts.get(origin.role)
+            if rule == UNASKED:
+                if rollout is not None and shard in rollout.grants:
+                    granted = self._go_on(rollout, origin, layout, shard, numbers, rows, start)
+                    if granted is not None:
+                        return granted
+                answer = _quiet(origin)
+                with board.lock:
+                    rollout = self._rollout(origin, GRANTED)
+                    push, _ = self._paced(rollout, origin, GRANTED, shard, start)
+                    self._fill(answer, rollout, origin, shard, push=push)
+                wanted = grant_of(answer) == granted_by(origin, layout) and np.array_equal(
+                    answer[ANSWER_HEAD:], columns[0]
+                )
+            elif rollout is None or _is_stale(rollout, shard, rule, columns[0]):
+                return _quiet(origin, skip=0)  # another training has begun meanwhile
+            else:
+                answer, wanted = _quiet(origin), rule == GIVEN
+            if wanted:
+                self._deliver(rollout, origin, layout, shard, columns, rows)
+            elif rule == TERMINATED:
+                self._tell_falls(rollout, origin, layout, shard, columns[0], rows)
+            with board.lock:
+                if rule > GIVEN:
+                    self._rank(rollout, origin, shard, rule, columns)
+                if wanted or rule > GIVEN:
+                    answer[0] = 0
+                    self._fill(answer, rollout, origin, shard, push=not wanted)
+                if wanted:
+                    self._grant(answer, rollout, origin, layout, shard)
+                nbytes = rows.nbytes + header.nbytes
+                board.bytes_moved += nbytes
+                board.frames += wanted
+                before, rollout.called[shard] = rollout.called.get(shard), board.clock()
+                board.meter.pushed(
+                    None if rule == UNASKED else before,
+                    start,
+                    rollout.called[shard],
+                    nbytes,
+                    frame=wanted,
+                )
+            self._hold_here(answer, rollout, origin, shard, refreshed)
+            self._watch(answer, rollout, shard)
+        # As in `ask`: never into the user's training.
+        except Exception as error:
+            board.failed("push", error)
+            return _quiet(origin)
+        return answer
+
+    def push_model(self, origin: Origin, shard: object, rows: Any) -> np.ndarray:
+        """See `emit.Host.push_model`."""
+        board, start = self._board, self._board.clock()
+        answer = _quiet(origin)
+        try:
+            device = int(np.asarray(shard))
+            refreshed = board.hold.refreshes
+            rollout = self.rollouts.get(origin.role)
+            if rollout is None or _is_stale(rollout, device, GIVEN):
+                return _quiet(origin, skip=0)  # another training has begun meanwhile
+            with board.lock:
+                order = rollout.asked_for[device]
+                rollout.models |= order.envs
+                parcel = ModelParcel(
+                    feed=self,
+                    role=origin.role,
+                    env_index=order.mine,
+                    num_envs=rollout.num_envs,
+                    layout=origin.model,
+                    rows=rows.copy() if isinstance(rows, np.ndarray) else rows,
+                )
+            board.mailbox.put_model(parcel)
+            with board.lock:
+                self._fill(answer, rollout, origin, device, push=True)
+                nbytes = rows.nbytes
+                board.bytes_moved += nbytes
+                before, rollout.called[device] = rollout.called[device], board.clock()
+                board.meter.pushed(before, start, rollout.called[device], nbytes, frame=False)
+            self._hold_here(answer, rollout, origin, device, refreshed)
+            self._watch(answer, rollout, device)
+        # As in `ask`: never into the user's training.
+        except Exception as error:
+            board.failed("push_model", error)
+        return answer
+
+    def _rollout(self, origin: Origin, countdown: int) -> Rollout:
+        num_envs = origin.num_envs * origin.num_shards
+        rollout = self.rollouts.get(origin.role)
+        begins = rollout is None
+        if rollout is None or rollout.num_envs != num_envs:
+            rollout = Rollout(
+                Pacer(self.adapter.dt), num_envs, origin.num_shards, self._board.new_choice()
+            )
+            self.rollouts[origin.role] = rollout
+        if countdown == FRESH:
+            rollout.models.clear()  # it may have been given other ones
+        self._take_the_page(origin.role, begins=begins)
+        return rollout
+
+    def _take_the_page(self, role: str, *, begins: bool) -> None:
+        """Of several environments of one viewer, the one that has begun last is shown. Where they
+        are stepped in turn it stays so, whichever is reset, until it is stepped no more."""
+        board, shown = self._board, self._board.shown.get(role)
+        if shown is self:
+            return
+        rollout, now = shown.rollouts.get(role) if shown is not None else None, board.clock()
+        if begins or rollout is None or self._alone(role, rollout, now):
+            board.show_feed(role, self)
+        else:
+            board.beside.setdefault(role, {})[self] = now
+
+    def _alone(self, role: str, shown: Rollout, now: float) -> bool:
+        """Whether the environment that is shown is stepped no more, and this one goes on."""
+        last = max(shown.called.values(), default=now)
+        own = max(self.rollouts[role].called.values(), default=-np.inf)
+        return own > last and now - last > IDLE_SECONDS
+
+    def _paced(
+        self,
+        rollout: Rollout,
+        origin: Origin,
+        countdown: int,
+        shard: int,
+        now: float,
+        report: Sequence[int] = (),
+    ) -> tuple[bool, Finding | None]:
+        """Counts the step, plans the next call, and returns whether this step is to be pushed, and
+        what is to be told of the `report` of what has turned NaN."""
+        board, pacer, role = self._board, rollout.pacer, origin.role
+        last_skip = pacer.granted(shard)
+        control = board.control
+        shown = board.shown[role] is self
+        if board.num_processes > 1:
+            self._find_leader(rollout, shard)
+        plan = pacer.ask(
+            now,
+            countdown,
+            board.pacing,
+            board.meter.spent,
+            active=shown and control.wants(role),
+            shard=shard,
+            polling=board.meter.polling,
+        )
+        if shard == pacer.leader:
+            self._tell_progress(role, rollout, now)
+        new = None
+        if report:
+            consecutive = countdown == FRESH or last_skip == 0
+            new = self._found(rollout, origin, shard, report, consecutive=consecutive)
+            control = board.control
+            shown = board.shown[role] is self
+        push = plan.push
+        if board.hold.counts(role) and not control.closed:
+            # Stepped through: each step is seen, whether or not a page is open to look at it.
+            pacer.grant(shard, 0)
+            push = shown and control.streaming
+        if push:
+            stretches = control.mode == "realtime" and not pacer.following
+            stale = rollout.choice.is_stale(
+                board.selection,
+                now,
+                begins=plan.begins and stretches and shard == pacer.leader,
+                seconds=np.inf if stretches or shard != pacer.leader else control.stretch_seconds,
+            )
+            if stale:
+                self._choose(rollout, now)
+        return push, new
+
+    def _found(
+        self,
+        rollout: Rollout,
+        origin: Origin,
+        shard: int,
+        report: Sequence[int],
+        *,
+        consecutive: bool,
+    ) -> Finding | None:
+        """Something has turned NaN or Inf with this step; see `watch.report`. Holds the training
+        here if it is to be, and returns what is to be told. Board is locked."""
+        board, role = self._board, origin.role
+        row, count, watching, *kinds = report
+        fields = fields_of(origin.watched, kinds)
+        env_steps = rollout.pacer.steps_of(shard)
+        step = env_steps * rollout.num_envs
+        if role == "train":  # what the trainer has reported counts
+            ahead = max(env_steps - rollout.progressed, 0)
+            step = board.progress.view(board.clock()).env_steps + ahead * rollout.num_envs
+        finding = Finding(
+            role,
+            shard * origin.num_envs + row,
+            fields,
+            env_steps,
+            step,
+            others=count - 1,
+            exact=bool(watching) or consecutive or {name for name, _ in fields} == {"reward"},
+        )
+        return finding if self.found(finding) else None
+
+    def found(self, finding: Finding) -> bool:
+        """Something has turned NaN or Inf, here or in another process. Returns whether it is to be
+        told. Board is locked."""
+        board = self._board
+        holds = board.control.hold_on_nan and board.findings.holds(finding)
+        is_new = board.findings.add(self, finding, holds=holds)
+        if holds:
+            board.hold.pause(finding.role)
+            board.show_feed(finding.role, self)
+            self.point_at(finding)
+        return is_new
+
+    def point_at(self, finding: Finding) -> None:
+        """Has the environment shown and selected. Board is locked."""
+        board, role = self._board, finding.role
+        board.selected_env = finding.env
+        if board.looked_into != role:
+            board.control = replace(board.control, show=role)
+        rollout = self.rollouts.get(role)
+        if rollout is not None:
+            rollout.choice.keep(board.kept_env, rollout.num_envs, self.capacity)
+        board.mailbox.wake()
+
+    def _watch(self, answer: np.ndarray, rollout: Rollout, shard: int) -> None:
+        """Has the device look through all until it asks again, if the answer is the last one for
+        this step and that is wanted."""
+        if answer[0] or self._board.control.closed or answer[1] >= FOREVER:
+            return
+        watched = self._is_watched(rollout, shard)
+        rollout.rearmed[shard] = self._board.findings.rearmed
+        if watched:
+            answer[1] = min(answer[1], WATCHED_MOST) + WATCHED
+
+    def _is_watched(self, rollout: Rollout, shard: int) -> bool:
+        """Whether the device is to look through all at each step: to hold at the first NaN, or
+        once, to forget what it has told of and is finite by now."""
+        anew = self._board.findings.rearmed
+        return self._board.control.hold_on_nan or rollout.rearmed.get(shard, anew) != anew
+
+    def tell_progress(self) -> None:
+        """Tells of steps that were gone on with, before what the trainer reports. Board is
+        locked."""
+        for role, rollout in self.rollouts.items():
+            if rollout.pacer.env_steps > rollout.progressed:
+                self._tell_progress(role, rollout, self._board.clock())
+
+    def _tell_progress(self, role: str, rollout: Rollout, now: float) -> None:
+        known = rollout.pacer.env_steps
+        steps, rollout.progressed = known - rollout.progressed, known
+        self._board.progress.stepped(role, steps * rollout.num_envs, now)
+
+    def _find_leader(self, rollout: Rollout, shard: int) -> None:
+        """Of a training that several processes step, which shards are this one's is only seen."""
+        if not rollout.called:
+            rollout.pacer.leader = shard
+        rollout.pacer.leader = min(rollout.pacer.leader, shard)
+
+    def _choose(self, rollout: Rollout, now: float) -> None:
+        board = self._board
+        rollout.choice.begin(board.selection, rollout.num_envs, self.capacity, now, board.kept_env)
+
+    def _fill(
+        self, answer: np.ndarray, rollout: Rollout, origin: Origin, shard: int, *, push: bool
+    ) -> None:
+        """Writes the answer: whether to push, and which rows."""
+        answer[1] = rollout.pacer.granted(shard)
+        if self._board.control.closed:
+            answer[1] = FOREVER
+        elif push:
+            rule, drawn = rollout.choice.rule_for(shard), rollout.choice.env_index
+            if rule != GIVEN:
+                answer[0], answer[2], answer[3] = PUSH, rule, NOBODY
+            elif drawn is not None and not rollout.choice.pending:
+                # Of a shard that is only now being seen, the environments are this process's too.
+                order, known = rollout.asked_for.get(shard), len(rollout.called)
+                if order is None or order.drawn is not drawn or order.known != known:
+                    here = drawn
+                    if self._board.num_processes > 1:
+                        shards = [*rollout.called, shard]
+                        here = drawn[np.isin(drawn // origin.num_envs, shards)]
+                    order = rollout.asked_for[shard] = order_of(origin, shard, drawn, here, known)
+                granted, answer[:] = answer[1], order.answer
+                answer[1] = granted
+                if not answer[0]:
+                    return
+                if self._board.wants_twins(origin.role) and origin.coordinates:
+                    answer[0] = PUSH_COORDINATES
+                if origin.model and not order.envs <= rollout.models:
+                    answer[0] = PUSH_MODEL
+                env = self._board.detailed_env(origin.role)
+                if not (origin.detail and env in order.envs):
+                    env = None
+                rollout.detailed[shard] = env
+                if env is not None:
+                    answer[3] = env % origin.num_envs
+
+    def _grant(
+        self, answer: np.ndarray, rollout: Rollout, origin: Origin, layout: Layout, shard: int
+    ) -> None:
+        """Lets the next step be pushed as this one was, without an `ask`, where it is to be.
+        Whoever changes their mind until then asks for other rows in the answer to that push."""
+        board = self._board
+        if answer[0] or answer[1] or board.hold.paused or not rollout.pacer.is_next(shard):
+            return
+        if self._is_watched(rollout, shard):
+            return
+        self._fill(answer, rollout, origin, shard, push=True)
+        grant = grant_of(answer)
+        if grant is not None:
+            answer[0], answer[1] = 0, grant
+            if board.control.mode == "every_step":
+                rollout.grants[shard] = Grant(
+                    rollout.asked_for[shard],
+                    layout,
+                    answer.copy(),
+                    answer[ANSWER_HEAD:].tobytes(),
+                    board.clock() + GRANT_SECONDS,
+                    board.control,
+                    board.selection,
+                    board.selected_env,
+                )
+        answer[0] = 0
+
+    def _go_on(
+        self,
+        rollout: Rollout,
+        origin: Origin,
+        layout: Layout,
+        shard: int,
+        header: np.ndarray,
+        rows: Any,
+        start: float,
+    ) -> np.ndarray | None:
+        """The answer to a push that was granted, if it is the one before; None where it takes
+        more than that to find it."""
+        board, grant = self._board, rollout.grants[shard]
+        pushed = header[HEADER_HEAD : HEADER_HEAD + origin.num_rows]
+        with board.lock:
+            if not (
+                start < grant.until
+                and board.control is grant.control
+                and board.selection is grant.selection
+                and board.selected_env == grant.selected_env
+                and not board.hold.paused
+                and board.shown.get(origin.role) is self
+                and rollout.num_envs == origin.num_envs * origin.num_shards
+                and rollout.choice.env_index is grant.order.drawn
+                and len(rollout.called) == grant.order.known
+                and layout is grant.layout
+                and pushed.tobytes() == grant.rows
+                and rollout.pacer.go_on(shard)
+            ):
+                self._settle(rollout, shard, start)
+                return None
+            parcel = self._parcel(rollout, origin, layout, shard, rows)
+            nbytes = rows.nbytes + header.nbytes
+            board.bytes_moved += nbytes
+            board.frames += 1
+            grant.nbytes += nbytes
+            grant.frames += 1
+        board.mailbox.put(parcel, wait=True)
+        grant.spent += board.clock() - start
+        return grant.answer
+
+    def _settle(self, rollout: Rollout, shard: int, now: float) -> None:
+        """Lets the meter know of what a grant has cost, and forgets it. Board is locked."""
+        grant = rollout.grants.pop(shard, None)
+        if grant is not None and grant.frames:
+            self._board.meter.went_on(now, grant.spent, grant.nbytes, grant.frames)
+
+    def _tell_falls(
+        self,
+        rollout: Rollout,
+        origin: Origin,
+        layout: Layout,
+        shard: int,
+        ranked: np.ndarray,
+        rows: Any,
+    ) -> None:
+        """A device has ranked those that have terminated, and sends how they did."""
+        env_index = shard * origin.num_envs + ranked  # a new array, kept beyond this call
+        with self._board.lock:
+            wait = self._board.control.mode == "every_step"
+            parcel = Parcel(
+                feed=self,
+                role=origin.role,
+                shard=shard,
+                env_steps=rollout.pacer.steps_of(shard),
+                env_index=env_index,
+                drawn=env_index,
+                num_envs=rollout.num_envs,
+                layout=layout,
+                rows=rows.copy() if isinstance(rows, np.ndarray) else rows,
+                ranked=True,
+            )
+        self._board.mailbox.put(parcel, wait=wait)
+
+    def _rank(
+        self, rollout: Rollout, origin: Origin, shard: int, rule: int, columns: np.ndarray
+    ) -> None:
+        """A device has ranked its environments."""
+        row, since_termination, bits, finite, tier = columns.copy()  # kept beyond this call
+        ranking = Ranking(
+            shard * origin.num_envs + row,
+            bits.view(np.float32),
+            since_termination,
+            finite > 0,
+            tier,
+        )
+        self.ranked(origin.role, rollout, shard, rule, ranking)
+
+    def ranked(self, role: str, rollout: Rollout, shard: int, rule: int, ranking: Ranking) -> None:
+        """A device has ranked its environments, here or in another process. Board is locked."""
+        board = self._board
+        rollout.choice.report(
+            shard,
+            rule,
+            ranking,
+            rollout.num_shards - board.absent(role, rollout),
+            rollout.num_envs,
+            self.capacity,
+            board.kept_env,
+        )
+        if not rollout.choice.pending and board.hold.paused:
+            board.hold.refresh()  # devices that have ranked before and wait now
+        if not rollout.choice.pending and rollout.choice.found_nobody:
+            # Nobody to draw: let the page know, and do not rank at each and every step.
+            board.mailbox.wake()
+            if not board.hold.counts(role):
+                rollout.pacer.abandon(board.clock(), NOTHING_SECONDS)
+
+    def _deliver(
+        self,
+        rollout: Rollout,
+        origin: Origin,
+        layout: Layout,
+        shard: int,
+        columns: np.ndarray,
+        rows: Any,
+    ) -> None:
+        """Hands a frame on to the publisher."""
+        board = self._board
+        with board.lock:
+            parcel = self._parcel(rollout, origin, layout, shard, rows)
+            wait = board.control.mode == "every_step"
+        if board.hold.until_env is not None:
+            ended = columns[1][: len(parcel.env_index)] == 0
+            if board.hold.until_env in parcel.env_index[ended]:
+                board.hold.terminated(origin.role, parcel.env_steps)
+        board.mailbox.put(parcel, wait=wait)
+
+    def _parcel(
+        self, rollout: Rollout, origin: Origin, layout: Layout, shard: int, rows: Any
+    ) -> Parcel:
+        order = rollout.asked_for[shard]
+        return Parcel(
+            feed=self,
+            role=origin.role,
+            shard=shard,
+            env_steps=rollout.pacer.steps_of(shard),
+            env_index=order.mine,
+            drawn=order.here,
+            num_envs=rollout.num_envs,
+            layout=layout,
+            # Called directly, what is handed in is XLA's own memory for as long as we are.
+            rows=rows.copy() if isinstance(rows, np.ndarray) else rows,
+            # A flat one has a detail behind its rows.
+            detail_env=rollout.detailed.get(shard) if rows.ndim == 1 else None,
+            detail_layout=origin.detail,
+        )
+
+    def _hold_here(
+        self, answer: np.ndarray, rollout: Rollout, origin: Origin, shard: int, refreshed: int
+    ) -> None:
+        """Waits, if the training is held at this step and has nothing more to push."""
+        board, role = self._board, origin.role
+        if answer[0] or not board.hold.paused:
+            return
+        while not answer[0] and board.hold.wait(
+            role, shard, rollout.pacer.steps_of(shard), refreshed
+        ):
+            refreshed = board.hold.refreshes
+            with board.lock:
+                push = board.shown.get(role) is self and board.control.streaming
+                push = push and board.control.show in (role, "both")
+                # Time stands still: only another selection makes a choice a stale one.
+                if push and rollout.choice.is_stale(
+                    board.selection, board.clock(), begins=False, seconds=np.inf
+                ):
+                    self._choose(rollout, board.clock())
+                self._fill(answer, rollout, origin, shard, push=push)
+        if board.hold.counts(role):
+            with board.lock:
+                rollout.pacer.grant(shard, 0)
+            answer[1] = 0
+
+
+class Feeds:
+    """The environments of one viewer, in the order in which they were made.
+
+    They are held weakly. Whoever steps one holds it: its environment does, and so do the programs
+    that were compiled of it. A notebook makes one with each run of a cell.
+    """
+
+    def __init__(self) -> None:
+        self._feeds: weakref.WeakValueDictionary[int, Feed] = weakref.WeakValueDictionary()
+        self._count = 0  # of all that were ever made
+
+    def add(self, feed: Feed) -> None:
+        feed.number = self._count
+        self._feeds[feed.number] = feed
+        self._count += 1
+
+    def get(self, number: int) -> Feed | None:
+        """None: there has never been such a one, or it is gone."""
+        return self._feeds.get(number)
+
+    def __iter__(self) -> Iterator[Feed]:
+        known = (reference() for reference in self._feeds.valuerefs())
+        return iter([feed for feed in known if feed is not None])
+
+
+def _is_stale(rollout: Rollout, shard: int, rule: int, rows: np.ndarray | None = None) -> bool:
+    """Whether what a device pushes was asked for before this rollout began, as those of a training
+    that ends are while another one begins.
+
+    Args:
+        rollout: the newest of its role.
+        shard: the device.
+        rule: by which the rows were chosen.
+        rows: int32 [K], those that are pushed, where it is known.
+    """
+    if shard not in rollout.called:
+        return True
+    order = rollout.asked_for.get(shard)
+    if rule != GIVEN:
+        return False  # a ranking counts only where it is still wanted
+    return order is None or not (rows is None or np.array_equal(rows, order.answer[ANSWER_HEAD:]))
+
+
+def _quiet(origin: Origin, skip: int = AFTER_FAULT) -> np.ndarray:
+    """An answer that asks for nothing, and for no call before so many steps have passed."""
+    answer = np.zeros(ANSWER_HEAD + origin.num_rows, np.int32)
+    answer[3] = NOBODY
+    answer[1] = skip
+    return answer

@@ -1,0 +1,131 @@
+"""What of an environment has turned NaN or Inf: which is told, and which holds the training."""
+
+import traceback
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from brax_viser.records.protocol import FINITE, INF
+
+_WORDS = {
+    "reward": "reward",
+    "link_pos": "link positions",
+    "link_rot": "link rotations",
+    "qvel": "velocities",
+}
+
+MOST_FIELDS = 4
+"""Fields that a sentence names."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something of one environment has turned NaN or Inf."""
+
+    role: str  # "train" | "eval": the rollout that it is in
+    env: int  # which, counted over all devices
+    fields: tuple[tuple[str, str], ...]  # (name, "NaN" or "Inf") of all that are so at that step
+    env_steps: int  # batched steps of that rollout, this one included
+    step: int  # the same over all environments, as the page and the trainer count them
+    others: int = 0  # environments that have turned at the same step
+    exact: bool = True  # whether it was finite one step before
+
+    @property
+    def is_inf_observed(self) -> bool:
+        """Whether it is an Inf in observations and no more, which may be so by design."""
+        return all(n.startswith("observation") and kind == "Inf" for n, kind in self.fields)
+
+    def __str__(self) -> str:
+        where = f"env {self.env}" + (" of the evaluation" if self.role == "eval" else "")
+        turned = [field for field in self.fields if self.exact or field[0] == "reward"]
+        before = [field for field in self.fields if field not in turned]
+        said = f"{_said(turned, 'turned')} at step {self.step:,}" if turned else ""
+        if before and turned:  # at some step since the last at which all was looked through
+            said += f" ({_said(before, '')}, too)"
+        elif before:
+            said = f"{_said(before, 'found')} at step {self.step:,}"
+        more = f", and {self.others:,} more env{'s'[: self.others - 1]} with it"
+        return f"{where}: {said}{more if self.others else ''}"
+
+
+def _said(fields: Sequence[tuple[str, str]], verb: str) -> str:
+    kinds = dict.fromkeys(kind for _, kind in fields)
+    return " and ".join(
+        " ".join(filter(None, (_listed([name for name, k in fields if k == kind]), verb, kind)))
+        for kind in kinds
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    words = [_WORDS.get(name, name.replace("observation/", "observation ")) for name in names]
+    if len(words) > MOST_FIELDS:
+        words = [*words[:MOST_FIELDS], f"{len(words) - MOST_FIELDS} more"]
+    return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else words[0]
+
+
+def fields_of(names: Sequence[str], kinds: Sequence[int]) -> tuple[tuple[str, str], ...]:
+    """Of a report of the device's, those that are not finite."""
+    named = zip(names, kinds, strict=True)
+    return tuple((name, "Inf" if kind == INF else "NaN") for name, kind in named if kind != FINITE)
+
+
+@dataclass
+class Findings:
+    """What is told of a training. Not thread-safe: the switchboard's lock guards it.
+
+    An Inf in an observation may be there by design, in all environments and at all times. It is
+    told once, and neither hides what else there is nor keeps it from being told.
+    """
+
+    rearmed: int = 0  # how often the devices were to look anew at what they had told
+    _told: dict[tuple[Hashable, ...], Finding] = field(default_factory=dict)
+    _held: set[bool] = field(default_factory=set)
+
+    @property
+    def told(self) -> tuple[Finding, ...]:
+        """The first of their kinds, and the last that held the training, as they have come."""
+        return tuple(self._told.values())
+
+    @property
+    def by_feed(self) -> tuple[tuple[Any, Finding], ...]:
+        """The same, each with what it was added for."""
+        return tuple((whose, finding) for (whose, *_), finding in self._told.items())
+
+    def add(self, whose: Hashable, finding: Finding, *, holds: bool = False) -> bool:
+        """Returns whether it is to be told: the first of its kind, or one that holds the training,
+        which is told as well, in place of the last that did."""
+        key = whose, finding.role, finding.is_inf_observed
+        is_first = self._told.setdefault(key, finding) is finding
+        if holds and not is_first:
+            self._told[*key, "holds"] = finding
+        return is_first or holds
+
+    def holds(self, finding: Finding) -> bool:
+        """Whether the training, if it is to be held at the first NaN, is to be held at this one."""
+        kind = finding.is_inf_observed
+        holds = kind not in self._held
+        self._held.add(kind)
+        return holds
+
+    def rearm(self) -> None:
+        """The next one holds the training again."""
+        self._held.clear()
+        self.rearmed += 1
+
+    def forget(self) -> None:
+        """Whatever there is from now on is the first of its kind."""
+        self._told.clear()
+        self.rearm()
+
+
+def explained(error: BaseException, findings: Sequence[Finding]) -> str:
+    """Why a training has failed, in words, with what was found to have turned NaN first."""
+    words = f"{type(error).__name__}: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, AssertionError) and frames and frames[-1].name == "assert_is_replicated":
+        words = (
+            "AssertionError: at its end Brax makes sure that all devices have the same parameters "
+            "(brax.training.pmap.assert_is_replicated), and a NaN is not even equal to itself: "
+            "the parameters have one"
+        )
+    return f"{words}. First not finite: {findings[0]}" if findings else words

@@ -1,0 +1,181 @@
+"""How far the training is and what it is doing, as far as an observer can tell."""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from brax_viser.device.trainers import TrainerCall
+from brax_viser.host.pacing import Rate
+
+QUIET_SECONDS = 1.0
+"""Without a step for this long, the page says so instead of "live"."""
+
+_REWARDS = {
+    "episode/sum_reward": "training reward",
+    "eval/episode_reward": "evaluation reward",
+}
+"""What Brax's trainers report: the mean over recent training episodes, or over an evaluation."""
+
+
+@dataclass(frozen=True)
+class ProgressView:
+    """One look at the training."""
+
+    algorithm: str | None  # "PPO"; None in a loop of the user's own
+    phase: str  # "waiting" | "compiling" | "training" | "evaluating" | "quiet" | "done" | "failed"
+    phase_seconds: float  # s since the phase began
+    env_steps: int  # env steps over all envs, as Brax counts `num_timesteps`
+    num_timesteps: int | None  # what was asked for
+    steps_per_second: float
+    elapsed: float  # s since the first step
+    reward: str | None  # the newest reported reward, in words
+    error: str | None
+
+    @property
+    def fraction(self) -> float | None:
+        """0 to 1; None where the goal is not known."""
+        if not self.num_timesteps:
+            return None
+        return min(self.env_steps / self.num_timesteps, 1.0)
+
+    @property
+    def remaining(self) -> float | None:
+        """s; None as long as nothing can be said."""
+        if not self.fraction or self.elapsed <= 0:
+            return None
+        return self.elapsed * (1 - self.fraction) / self.fraction
+
+
+@dataclass
+class Progress:
+    """Fed by tracing, by calls from the device and by `progress_fn`; read by page and terminal.
+
+    Thread-safe. Times are seconds of any monotonic clock, passed in.
+    """
+
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _call: TrainerCall | None = None
+    _num_timesteps: int | None = None
+    _traced: float | None = None  # when the run was first traced
+    _tracing: float = 0.0  # when anything was traced last
+    _first_step: float | None = None
+    _last_step: dict[str, float] = field(default_factory=dict)
+    _counted: int = 0
+    _reported: int = 0
+    _rate: Rate = field(default_factory=lambda: Rate(seconds=5.0))
+    _reward: str | None = None
+    _ended: float | None = None
+    _error: str | None = None
+
+    def traced(self, call: TrainerCall | None, now: float) -> bool:
+        """`reset` or `step` is being traced. Returns whether another training has begun."""
+        with self._lock:
+            self._tracing = now
+            if self._traced is None:
+                self._traced = now
+            if call is None or call.identity is None:
+                return False  # nothing to tell runs apart by
+            begun = not call.same_run(self._call)
+            if begun:
+                self._start_over(call, now)
+            return begun
+
+    def _start_over(self, call: TrainerCall, now: float) -> None:
+        self._call, self._num_timesteps = call, call.num_timesteps
+        self._traced, self._first_step, self._last_step = now, None, {}
+        self._counted = self._reported = 0
+        self._rate = Rate(seconds=5.0)
+        self._reward = self._ended = self._error = None
+
+    def stepped(self, role: str, env_steps: int, now: float) -> None:
+        """`env_steps` more env steps of a rollout are known of, over all its envs."""
+        with self._lock:
+            last = self._last_step.get(role, now)
+            self._last_step[role] = now
+            if role != "train":
+                return
+            if self._first_step is None:
+                self._first_step = now
+            self._counted += env_steps
+            if now > last:
+                self._rate.add(now - last, env_steps)
+            self._ended = None
+
+    def reported(self, num_steps: int, metrics: Mapping[str, object], now: float) -> None:
+        """The trainer has called `progress_fn`."""
+        with self._lock:
+            num_steps, call = int(num_steps), self._call
+            if call is not None and call.num_reports is not None:
+                last, env_steps = num_steps >= call.num_reports, self._counted
+            else:
+                # Only the report that ends an epoch can be the last; those of episodes come within.
+                last = bool(self._num_timesteps) and num_steps >= self._num_timesteps
+                last &= any(key.startswith(("eval/", "training/")) for key in metrics)
+                self._reported = max(self._reported, num_steps)
+                # What was granted before a reset is never told of: from here on it counts exactly.
+                if call is None or call.counts_ended_episodes:
+                    self._counted = max(self._counted, num_steps)
+                else:
+                    self._counted = num_steps
+                env_steps = num_steps
+            for key, words in _REWARDS.items():
+                if key in metrics:
+                    reward = float(metrics[key])  # type: ignore[arg-type]
+                    self._reward = f"{words} {reward:,.1f} at {count(env_steps)}"
+            if last:
+                self._ended = now
+
+    def ended(self, now: float, error: str | None = None) -> None:
+        """The training is over, or has failed with `error`."""
+        with self._lock:
+            self._ended, self._error = now, error
+
+    def view(self, now: float) -> ProgressView:
+        with self._lock:
+            phase, since = self._phase(now)
+            end = self._ended if self._ended is not None else now
+            return ProgressView(
+                algorithm=self._call.algorithm if self._call else None,
+                phase=phase,
+                phase_seconds=now - since,
+                # What is counted lags by the steps that were granted last; what is reported is
+                # exact, but comes only with each evaluation.
+                env_steps=max(self._counted, self._reported),
+                num_timesteps=self._num_timesteps,
+                steps_per_second=self._rate.value,
+                elapsed=end - self._first_step if self._first_step is not None else 0.0,
+                reward=self._reward,
+                error=self._error,
+            )
+
+    def _phase(self, now: float) -> tuple[str, float]:
+        if self._error is not None and self._ended is not None:
+            return "failed", self._ended
+        if self._ended is not None:
+            return "done", self._ended
+        train, evaluation = self._last_step.get("train"), self._last_step.get("eval")
+        if train is not None and now - train < QUIET_SECONDS:
+            return "training", train
+        if evaluation is not None and now - evaluation < QUIET_SECONDS:
+            return "evaluating", train if train is not None else evaluation
+        if train is not None:
+            # Brax traces its first training epochs twice. What is traced is compiled next.
+            return ("compiling" if self._tracing > train else "quiet"), train
+        if self._traced is not None:
+            return "compiling", self._traced
+        return "waiting", now
+
+
+def count(number: float) -> str:
+    """1,234,567 as "1.23 M"."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= limit:
+            return f"{number / limit:.3g} {unit}"
+    return f"{number:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """75 as "1:15", 4000 as "1:06:40"."""
+    whole = int(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

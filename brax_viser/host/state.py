@@ -1,0 +1,198 @@
+"""What the device's calls, the publisher and the user share."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from brax_viser.host.findings import Finding, Findings
+from brax_viser.host.hold import Hold
+from brax_viser.host.mailbox import Mailbox
+from brax_viser.host.pacing import Control, Cost, CostMeter
+from brax_viser.host.progress import Progress
+from brax_viser.host.selection import Choice, Selection
+
+if TYPE_CHECKING:
+    from brax_viser.host.callbacks import Feed
+    from brax_viser.host.rollout import Rollout
+
+log = logging.getLogger("brax_viser")
+
+IDLE_SECONDS = 2.0
+"""s: an environment that nobody has stepped for as long gives way on the page to one that is."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What is shared, at one moment."""
+
+    control: Control
+    selection: Selection
+    selected_env: int | None
+    shown: "dict[str, Feed]"  # by role
+    cost: Cost
+    frames: int
+    bytes_moved: int
+    fault: str | None
+    findings: tuple[Finding, ...]  # what has turned NaN or Inf
+
+
+@dataclass
+class Switchboard:
+    """What the device's calls, the publisher and the user share. `lock` guards the plain fields;
+    `hold`, `mailbox` and `progress` have locks of their own.
+
+    Each call from the device takes `lock`, and threads that let the training go first take it as
+    well: a thread that waits for a processor while it has it keeps the training waiting. So nothing
+    is worked out under it that can be worked out of a `reading`.
+    """
+
+    control: Control
+    wall_clock: Callable[[], float] = time.monotonic
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    selection: Selection = field(default_factory=Selection)
+    selected_env: int | None = None  # of the training, drawn in any case
+    meter: CostMeter = field(default_factory=CostMeter)
+    hold: Hold = field(default_factory=Hold)
+    mailbox: Mailbox = field(default_factory=Mailbox)
+    progress: Progress = field(default_factory=Progress)
+    shown: dict[str, "Feed"] = field(default_factory=dict)  # by role
+    # By role, other environments of this viewer: s, when each was last stepped.
+    beside: dict[str, dict["Feed", float]] = field(default_factory=dict)
+    frames: int = 0  # pushed
+    bytes_moved: int = 0  # pushed, device to host
+    fault: str | None = None
+    findings: Findings = field(default_factory=Findings)  # of what has turned NaN or Inf
+    num_processes: int = 1  # of the training
+    # Among how many processes the budget is shared. They wait for each other, so what watching
+    # costs each of them adds up.
+    budget_parts: int = 1
+    # How a rollout's environments are chosen; in other processes than the first it is told.
+    new_choice: Callable[[], Choice] = Choice
+    # How many of a rollout's shards, by its role, are of processes that are not heard of.
+    absent: Callable[[str, "Rollout"], int] = lambda role, rollout: 0
+
+    def __post_init__(self) -> None:
+        self.hold.clock = self.mailbox.clock = self.wall_clock
+
+    def clock(self) -> float:
+        """s; stands still while the training is held, so that nothing counts the pause."""
+        return self.hold.training_clock()
+
+    @property
+    def pacing(self) -> Control:
+        """The control, with this process's share of the budget."""
+        if self.budget_parts == 1:
+            return self.control
+        return replace(self.control, max_overhead=self.control.max_overhead / self.budget_parts)
+
+    @property
+    def kept_env(self) -> int | None:
+        """The environment that is drawn in any case: the one that is run to its end, if any."""
+        until = self.hold.until_env
+        return self.selected_env if until is None else until
+
+    def detailed_env(self, role: str) -> int | None:
+        """The environment of a rollout of which all is wanted: the one that a person has selected,
+        of the training unless only the evaluation is shown."""
+        return self.selected_env if role == self.looked_into else None
+
+    def wants_twins(self, role: str) -> bool:
+        """Whether environments of a rollout are to have twins in MuJoCo: those of the training,
+        unless only the evaluation is shown."""
+        consecutive = self.control.mode != "latest"
+        return self.control.twins > 0 and consecutive and role == self.looked_into
+
+    @property
+    def looked_into(self) -> str:
+        """The rollout in which a person selects, looks and steps: the training, unless only the
+        evaluation is shown."""
+        return "eval" if self.control.show == "eval" else "train"
+
+    def show_feed(self, role: str, feed: "Feed") -> None:
+        """Shows one of several environments of a role. Board is locked."""
+        before, self.shown[role] = self.shown.get(role), feed
+        since, known = self.clock() - IDLE_SECONDS, self.beside.get(role, {})
+        beside = {f: at for f, at in known.items() if at >= since and f is not feed}
+        self.beside[role] = beside
+        if before is not None and before is not feed and role in before.rollouts:
+            beside[before] = max(before.rollouts[role].called.values(), default=self.clock())
+
+    def choose_feed(self, role: str, label: str) -> None:
+        """Shows the environment of a role that has this label, if it is still stepped."""
+        with self.lock:
+            for feed in self.stepped_beside(role):
+                if feed.label == label:
+                    self.show_feed(role, feed)
+
+    def stepped_beside(self, role: str) -> tuple["Feed", ...]:
+        """Environments of a role that are being stepped and not shown, in the order in which they
+        were made. Board is locked."""
+        since = self.clock() - IDLE_SECONDS
+        beside = [feed for feed, at in self.beside.get(role, {}).items() if at >= since]
+        return tuple(sorted(beside, key=lambda feed: feed.number))
+
+    def stepped(self, role: str) -> tuple[str, ...]:
+        """Labels of the environments of a role that are being stepped, and of the one that is
+        shown."""
+        since = self.clock() - IDLE_SECONDS
+        with self.lock:
+            shown, beside = self.shown.get(role), dict(self.beside.get(role, ()))
+        feeds = {feed for feed, at in beside.items() if at >= since}
+        if shown is not None:
+            feeds.add(shown)
+        return tuple(feed.label for feed in sorted(feeds, key=lambda feed: feed.number))
+
+    def reading(self) -> Reading:
+        """What is shared, at this moment."""
+        with self.lock:
+            return self._read()
+
+    def _read(self) -> Reading:
+        """The same, where the lock is had already."""
+        return Reading(
+            self.control,
+            self.selection,
+            self.selected_env,
+            dict(self.shown),
+            self.meter.reading(),
+            self.frames,
+            self.bytes_moved,
+            self.fault,
+            self.findings.told,
+        )
+
+    def feeds_shown(self) -> dict[str, "Feed"]:
+        """By role: a copy of `shown`, to which XLA's threads add."""
+        with self.lock:
+            return dict(self.shown)
+
+    def rollouts_shown(self) -> "dict[str, tuple[Feed, Rollout]]":
+        """By role: those of `shown` of which a step is known, at one moment."""
+        with self.lock:
+            return {
+                role: (feed, feed.rollouts[role])
+                for role, feed in self.shown.items()
+                if role in feed.rollouts
+            }
+
+    def set(self, **changes: object) -> None:
+        """Changes the control; the device learns of it with its next call."""
+        with self.lock:
+            self.control = replace(self.control, **changes)  # type: ignore[arg-type]
+
+    def tell(self, finding: Finding) -> None:
+        """Something has turned NaN or Inf: the terminal says so, and the page."""
+        held = "; the training is held there" if self.hold.paused else ""
+        log.error("%s%s", finding, held)
+        self.mailbox.wake()
+
+    def failed(self, where: str, error: Exception) -> None:
+        """Switches streaming off after a fault of our own. Logged once; training goes on."""
+        with self.lock:
+            first, self.fault = self.fault is None, f"{type(error).__name__} in {where}: {error}"
+            self.control = replace(self.control, streaming=False)
+        if first:
+            log.error("streaming stopped, training goes on", exc_info=error)

@@ -1,0 +1,168 @@
+"""Where the cells of the grid are, how far apart, and from where they are seen as a whole."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mujoco
+import numpy as np
+
+from brax_viser.model.scope import bounds_of as bounds_of
+from brax_viser.model.scope import scope_of
+
+MAX_CELLS = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Cells in columns along x, rows along y and layers along z, centred on the origin."""
+
+    shape: tuple[int, int, int]  # columns, rows, layers
+    spacing: tuple[float, float, float]  # m
+    reach: np.ndarray  # float [2, 3], m: box that holds one env, in its own world frame
+    scenery: frozenset[int] = frozenset()  # ids of geoms that a cell need not hold
+    farthest: float = 0.0  # m from the middle of the box: where the scenery ends
+
+    @classmethod
+    def of(
+        cls,
+        model: mujoco.MjModel,
+        init_qpos: np.ndarray,
+        grid: Sequence[int],
+        spacing: Sequence[float] | None,
+    ) -> "Grid":
+        """Checks a user's grid and spacing, and derives the spacing where it is None.
+
+        Raises:
+            TypeError: not a sequence of numbers.
+            ValueError: the wrong number of them, or a value out of its limits.
+        """
+        shape = _checked_shape(grid)
+        scope = scope_of(model, init_qpos)
+        spaced = _checked_spacing(spacing, scope.reach)
+        return cls(shape, spaced, scope.reach, scope.scenery, scope.farthest)
+
+    @property
+    def capacity(self) -> int:
+        """Number of cells."""
+        return int(np.prod(self.shape))
+
+    def origins(self, count: int) -> np.ndarray:
+        """float32 [count, 3], m: cells filled along x first, then y, then z.
+
+        The block is centred in x and y, and its first layer stands on the floor.
+        """
+        assert 0 < count <= self.capacity
+        columns, rows, _ = self.shape
+        index = np.arange(count)
+        cell = np.stack(
+            [index % columns, index // columns % rows, index // (columns * rows)], axis=1
+        )
+        used = cell.max(axis=0)
+        centre = np.array([used[0] / 2, used[1] / 2, 0.0])
+        return ((cell - centre) * self.spacing).astype(np.float32)
+
+    def bounds(self, count: int) -> np.ndarray:
+        """float [2, 3], m: box that holds the first `count` cells with what is in them."""
+        origins = self.origins(count)
+        return np.stack([origins.min(axis=0) + self.reach[0], origins.max(axis=0) + self.reach[1]])
+
+
+def _checked_shape(grid: Sequence[int]) -> tuple[int, int, int]:
+    sides = _numbers("grid", grid)
+    if len(sides) not in (2, 3):
+        raise ValueError(
+            f"grid={grid!r} has {len(sides)} numbers: give (columns, rows) or "
+            "(columns, rows, layers)"
+        )
+    if any(side != int(side) for side in sides):
+        raise TypeError(f"grid={grid!r}: every side must be a whole number")
+    if min(sides) < 1:
+        raise ValueError(f"grid={grid!r}: every side must be at least 1")
+    columns, rows, layers = (int(side) for side in (*sides, 1)[:3])
+    if columns * rows * layers > MAX_CELLS:
+        raise ValueError(
+            f"grid={grid!r} has {columns * rows * layers} cells: at most {MAX_CELLS} can be "
+            "drawn; the trainer may step any number"
+        )
+    return columns, rows, layers
+
+
+def _checked_spacing(
+    spacing: Sequence[float] | None, reach: np.ndarray
+) -> tuple[float, float, float]:
+    # Room to breathe; and flat robots (a cheetah moves in a plane) must not stand like cards.
+    size = np.maximum(1.2 * (reach[1] - reach[0]), 0.4 * np.ptp(reach, axis=0).max())
+    derived = (float(size[0]), float(size[1]), float(size[2]))
+    if spacing is None:
+        return derived
+    steps = _numbers("spacing", spacing)
+    if len(steps) not in (2, 3):
+        raise ValueError(f"spacing={spacing!r} has {len(steps)} numbers: give (x, y) or (x, y, z)")
+    if not all(np.isfinite(steps)) or min(steps) <= 0:
+        raise ValueError(f"spacing={spacing!r}: every distance must be above 0 metres")
+    x, y, z = (*steps, derived[2])[:3]
+    return float(x), float(y), float(z)
+
+
+def _numbers(name: str, values: object) -> list[float]:
+    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
+        raise TypeError(f"{name}={values!r}: must be a sequence of numbers, such as (8, 8)")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise TypeError(f"{name}={values!r}: {value!r} is not a number")
+    return [float(value) for value in values]
+
+
+def reach_of(model: mujoco.MjModel, init_qpos: np.ndarray) -> np.ndarray:
+    """float [2, 3], m: box around what one env can touch without its root leaving its place; see
+    `scope.scope_of`."""
+    return scope_of(model, init_qpos).reach
+
+
+@dataclass(frozen=True, eq=False)
+class CameraPose:
+    """A camera, in the scene's world frame."""
+
+    position: np.ndarray  # float [3], m
+    look_at: np.ndarray  # float [3], m
+    fov: float  # rad, vertical
+
+
+def framing_camera(
+    bounds: np.ndarray,
+    *,
+    azimuth: float = np.radians(-145.0),
+    elevation: float = np.radians(24.0),
+    fov: float = np.radians(35.0),
+    aspect: float = 1.25,
+) -> CameraPose:
+    """The nearest camera in a given direction that has all of a box in view.
+
+    Args:
+        bounds: float [2, 3], m, the box.
+        azimuth: rad, where the camera stands, seen from the box: 0 is +x, -pi/2 is -y. From behind
+            and to the right, robots that learn to run along +x, as Brax rewards it, stay in view.
+        elevation: rad above the horizon.
+        fov: rad, vertical.
+        aspect: width over height of the part of the window that shows the scene.
+    """
+    outward = np.array(
+        [
+            np.cos(elevation) * np.cos(azimuth),
+            np.cos(elevation) * np.sin(azimuth),
+            np.sin(elevation),
+        ]
+    )
+    right = np.cross([0.0, 0.0, 1.0], outward)
+    right /= np.linalg.norm(right)
+    up = np.cross(outward, right)
+    centre = bounds.mean(axis=0)
+    corners = np.array([[bounds[i][axis] for axis, i in enumerate(c)] for c in np.ndindex(2, 2, 2)])
+    offset = corners - centre
+    # A corner is in view if its distance off the axis is at most tan(angle) x its depth.
+    tan_up = np.tan(fov / 2)
+    distance = max(
+        np.max(offset @ outward + np.abs(offset @ right) / (tan_up * aspect)),
+        np.max(offset @ outward + np.abs(offset @ up) / tan_up),
+    )
+    return CameraPose(centre + 1.05 * distance * outward, centre, float(fov))

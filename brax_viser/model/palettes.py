@@ -1,0 +1,155 @@
+"""In what surroundings robots stand: day, night, or what their own model says of them."""
+
+from dataclasses import dataclass
+
+import mujoco
+import numpy as np
+
+from brax_viser.model.shapes import floor_of
+from brax_viser.model.surfaces import pixels_of, plain_rgba
+
+RGB = tuple[int, int, int]
+
+MAX_SUNS = 4
+"""A page computes each for every pixel."""
+
+_POINT, _IMAGE = int(mujoco.mjtLightType.mjLIGHT_POINT), int(mujoco.mjtLightType.mjLIGHT_IMAGE)
+_SKYBOX = int(mujoco.mjtTexture.mjTEXTURE_SKYBOX)
+
+_BRIGHTEST = 1.2
+"""Of all lights together, as MuJoCo adds them. It cuts off at 1, where all is white."""
+
+
+@dataclass(frozen=True)
+class Sun:
+    """A light that comes from one direction."""
+
+    towards: tuple[float, float, float]  # it
+    colour: RGB
+    intensity: float  # as three.js has it: pi makes white of white
+    casts_shadow: bool
+
+
+@dataclass(frozen=True)
+class Palette:
+    """What surrounds the robots, which have their own colours in any light."""
+
+    sky_top: RGB
+    horizon: RGB
+    floor: RGB
+    line: RGB
+    section: RGB
+    sky_light: float  # intensity, as three.js has it
+    reflected: float  # intensity of the surroundings that surfaces mirror, if only dully; 0: none
+    suns: tuple[Sun, ...]
+
+
+def _day(intensity: float) -> tuple[Sun]:
+    # viser's own light falls straight down, which hides shadows under the robots.
+    return (Sun((-0.55, -0.5, 1.0), (255, 247, 235), intensity, True),)
+
+
+# Without anything to mirror, a black robot is black from all sides, and its shape is not seen. What
+# a dull surface mirrors adds a little light to dark and pale ones alike, so the sky's own is less.
+LIGHT = Palette(
+    sky_top=(152, 186, 222),
+    horizon=(226, 235, 243),
+    floor=(208, 214, 220),
+    line=(184, 192, 200),
+    section=(150, 160, 171),
+    sky_light=0.5,
+    reflected=0.7,
+    suns=_day(1.9),
+)
+DARK = Palette(
+    sky_top=(16, 20, 27),
+    horizon=(44, 52, 63),
+    floor=(53, 60, 70),
+    line=(66, 74, 85),
+    section=(92, 102, 115),
+    sky_light=0.4,
+    reflected=0.6,
+    suns=_day(2.0),
+)
+
+
+def palette_of(model: mujoco.MjModel) -> Palette:
+    """The sky, the lights and the floor of a model, as far as they can be shared by all cells.
+
+    Of the skybox the colours of zenith and horizon; without one it is black, as in MuJoCo. Of the
+    lights the directions: where one stands it stands for one robot, not for a grid of them. The
+    light at MuJoCo's camera comes from the whole sky. Of the floor its main colour.
+
+    Args:
+        model: is not changed.
+    """
+    top, horizon = _sky(model)
+    floor = floor_of(model)
+    ground = LIGHT.floor if floor is None else _rgb(plain_rgba(model, floor)[:3] / np.float64(255))
+    shade = 0.85 if np.mean(ground) > 80 else 1.35
+    head = model.vis.headlight
+    around = bool(head.active) * (np.array(head.ambient) + head.diffuse)
+    lights = [light for light in range(model.nlight) if _shines(model, light)][:MAX_SUNS]
+    around = around + model.light_ambient[lights].sum(axis=0)
+    total = float((around + model.light_diffuse[lights].sum(axis=0)).mean())
+    # MuJoCo adds up light in the numbers that are shown, a page in linear light.
+    strength = np.pi * min(total, _BRIGHTEST) ** 2.2 / max(total, 1e-6)
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    mujoco.mj_comPos(model, data)
+    mujoco.mj_camlight(model, data)
+    suns = []
+    for light in lights:
+        diffuse = model.light_diffuse[light]
+        away = data.light_xdir[light]
+        if model.light_type[light] == _POINT:
+            away = -data.light_xpos[light]
+        x, y, z = (-away / max(float(np.linalg.norm(away)), 1e-9)).tolist()
+        suns.append(
+            Sun(
+                (x, y, z),
+                _rgb(diffuse / diffuse.max()),
+                float(strength * diffuse.mean()),
+                bool(model.light_castshadow[light]) and not any(sun.casts_shadow for sun in suns),
+            )
+        )
+    return Palette(
+        sky_top=top,
+        horizon=horizon,
+        floor=ground,
+        line=_rgb(shade * np.array(ground) / 255),
+        section=_rgb(shade**2 * np.array(ground) / 255),
+        sky_light=float(strength * around.mean()),
+        reflected=0.0,
+        suns=tuple(suns),
+    )
+
+
+def _shines(model: mujoco.MjModel, light: int) -> bool:
+    lit = model.light_active[light] and model.light_diffuse[light].max() > 0
+    return bool(lit and model.light_type[light] != _IMAGE)
+
+
+def _sky(model: mujoco.MjModel) -> tuple[RGB, RGB]:
+    """Colours of zenith and horizon."""
+    for texture in range(model.ntex):
+        if model.tex_type[texture] == _SKYBOX:
+            pixels = pixels_of(model, texture)
+            side = pixels.shape[1]
+            # Six faces above each other, +x, -x, +y, -y, +z, -z, of which MuJoCo turns +y
+            # upwards; or one, which is all of them.
+            up = pixels[2 * side : 3 * side] if len(pixels) == 6 * side else pixels
+            middle = pixels[side // 2 - 1 : side // 2 + 1]
+            top = up[side // 3 : side - side // 3, side // 3 : side - side // 3]
+            return _mean(top), _mean(middle)
+    return (0, 0, 0), (0, 0, 0)
+
+
+def _mean(pixels: np.ndarray) -> RGB:
+    return _rgb(pixels.reshape(-1, pixels.shape[-1])[:, :3].mean(axis=0) / 255)
+
+
+def _rgb(colour: np.ndarray) -> RGB:
+    """Of float [3] or [1], 0 to 1."""
+    r, g, b = np.round(255 * np.clip(np.broadcast_to(colour, 3), 0, 1)).astype(int).tolist()
+    return r, g, b

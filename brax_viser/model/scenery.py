@@ -1,0 +1,155 @@
+"""What is fixed to a world and does not fit into a cell: skies, halls, far-off buildings.
+
+It is drawn as it is seen from the robot: the side that faces the robot alone, so that no wall
+stands between the robot and a camera outside of the hall.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import mujoco
+import numpy as np
+import trimesh
+
+from brax_viser.model.grid import Grid
+from brax_viser.model.rotations import multiply, rotate
+from brax_viser.model.scope import within
+from brax_viser.model.shapes import Shape
+
+
+@dataclass(frozen=True, eq=False)
+class Scenery:
+    """One piece of it, placed in the world."""
+
+    shape: Shape
+    box: np.ndarray  # float [2, 3], m, around it
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """How a block draws scenery."""
+
+    once: list[Shape]  # around its middle
+    each: list[Shape]  # in every cell
+    left_out: bool  # whether there is more, which would stand in other robots' cells
+
+
+def scenery_of(
+    model: mujoco.MjModel, shapes: Sequence[Shape], grid: Grid
+) -> tuple[list[Shape], list[Scenery]]:
+    """The shapes of which each cell has its own, and the rest.
+
+    Of a piece of scenery a cell has the part that lies in it: a hall's pedestal on which the robot
+    stands.
+
+    Args:
+        model: whose they are.
+        shapes: as `shapes_of` returns them.
+        grid: the cells.
+    """
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    own, rest = [], []
+    for shape in shapes:
+        if not shape.is_scenery:
+            own.append(shape)
+            continue
+        body = shape.body[0]
+        pos = data.xpos[body] + rotate(data.xquat[body], shape.pos[0])
+        quat = multiply(data.xquat[body], shape.quat[0])
+        shape = replace(shape, body=np.zeros(1, int), pos=pos[None], quat=quat[None])
+        corners = pos + rotate(quat, np.asarray(shape.mesh.vertices))
+        triangles = corners[np.asarray(shape.mesh.faces)]
+        low, high = cell_of(grid)
+        middle, size = triangles.mean(axis=1), np.ptp(triangles, axis=1).max(axis=1)
+        near = ((middle >= low) & (middle <= high)).all(axis=1) & (size < (high - low)[:2].max())
+        box = np.stack([corners.min(axis=0), corners.max(axis=0)])
+        if within(grid.reach, *box):  # of a room in the cell: a roof, or a wall
+            near[:] = False
+        if near.any():
+            own.append(replace(shape, mesh=_part(shape.mesh, near)))
+        if near.all():
+            continue
+        towards = _faces(triangles, grid.reach.mean(axis=0)) & ~near
+        mesh = _part(shape.mesh, towards if towards.any() else ~near)
+        if not towards.any():  # a ball around the world, of which one would see nothing from inside
+            mesh = mesh.copy()
+            mesh.invert()
+        rest.append(Scenery(replace(shape, mesh=mesh, casts_shadow=False), box))
+    return own, rest
+
+
+def place(scenery: Sequence[Scenery], grid: Grid, count: int, *, alone: bool) -> Placed:
+    """Decides where a block draws it, so that it stands in no other robot's cell.
+
+    What lies around all cells is there once. What is far off is there for each robot, where it is
+    for that robot.
+
+    Args:
+        scenery: of its model.
+        grid: its cells.
+        count: how many of them there are.
+        alone: whether there is no other block.
+    """
+    once, each, left_out = [], [], False
+    bounds = grid.bounds(count)[:, :2]
+    for piece in scenery:
+        low, high = piece.box[:, :2]
+        if alone and (count == 1 or ((low <= bounds[0]) & (high >= bounds[1])).all()):
+            once.append(piece.shape)
+        elif alone and not _in_others(piece.box, grid):
+            each.append(piece.shape)
+        else:
+            left_out = True
+    return Placed(once, each, left_out)
+
+
+def cell_of(grid: Grid) -> np.ndarray:
+    """float [2, 3], m: what belongs to one cell, in its world frame: all below, and a little more
+    than the robot reaches above."""
+    half = np.array(grid.spacing) / 2
+    half[2] = 0.6 * np.ptp(grid.reach[:, 2])
+    middle = grid.reach.mean(axis=0)
+    low, high = middle - half, middle + half
+    low[2] = -np.inf
+    return np.stack([low, high])
+
+
+def ground_of(scenery: Sequence[Scenery], grid: Grid) -> float | None:
+    """z in m of the lowest floor that scenery has under the robot, if it has one there."""
+    low, high = grid.reach
+    height = float(high[2] - low[2])
+    found = []
+    for piece in scenery:
+        under = ((piece.box[0] <= low) & (piece.box[1] >= high))[:2].all()
+        # Of what is around the robot the bottom, of what is under it the top.
+        top = float(piece.box[1, 2] if piece.box[1, 2] < high[2] else piece.box[0, 2])
+        if under and low[2] - 3 * height < top < high[2]:
+            found.append(top)
+    return min(found, default=None)
+
+
+def _in_others(box: np.ndarray, grid: Grid) -> bool:
+    """Whether a piece of one cell would be where the robots of others are, and not under them."""
+    steps = [np.arange(1 - count, count) for count in grid.shape]
+    offsets = np.stack(np.meshgrid(*steps), axis=-1).reshape(-1, 3)
+    offsets = offsets[offsets.any(axis=1)] * np.array(grid.spacing)
+    low, high = grid.reach.copy()
+    low[2] = (low[2] + high[2]) / 2
+    meets = (box[0] + offsets <= high) & (box[1] + offsets >= low)
+    return bool(meets.all(axis=1).any())
+
+
+def _faces(triangles: np.ndarray, point: np.ndarray) -> np.ndarray:
+    """bool [F]: triangles, float [F, 3, 3], whose front is seen from a point."""
+    one, two, three = np.moveaxis(triangles, 1, 0)
+    normals = np.cross(two - one, three - one)
+    return (normals * (point - triangles.mean(axis=1))).sum(axis=1) > 0
+
+
+def _part(mesh: trimesh.Trimesh, faces: np.ndarray) -> trimesh.Trimesh:
+    if faces.all():
+        return mesh
+    part = mesh.submesh([np.flatnonzero(faces)], append=True)
+    assert isinstance(part, trimesh.Trimesh)
+    return part

@@ -1,0 +1,440 @@
+"""The distinct geometries of a MuJoCo model, each with every body that carries it."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import mujoco
+import numpy as np
+import trimesh
+from mjviser import conversions
+from trimesh.visual import ColorVisuals
+
+from brax_viser.model.rotations import rotate
+from brax_viser.model.skins import pieces_of
+from brax_viser.model.surfaces import painted, painted_with, plain_rgba, rgba_of, texture_of
+
+_PLANE = int(mujoco.mjtGeom.mjGEOM_PLANE)
+_TERRAIN = int(mujoco.mjtGeom.mjGEOM_HFIELD)
+_SPHERE = int(mujoco.mjtGeom.mjGEOM_SPHERE)
+_CAPSULE = int(mujoco.mjtGeom.mjGEOM_CAPSULE)
+_CYLINDER = int(mujoco.mjtGeom.mjGEOM_CYLINDER)
+_BY_SITE = int(mujoco.mjtWrap.mjWRAP_SITE)
+_MESHES = (int(mujoco.mjtGeom.mjGEOM_MESH), int(mujoco.mjtGeom.mjGEOM_SDF))
+
+CREASE = np.radians(30.0)
+"""Edges sharper than this stay sharp when shaded; the others look round."""
+
+VISIBLE_GROUPS = frozenset((0, 1, 2))
+"""Groups that MuJoCo's own viewer shows at first; 3 and up hold collision geometry."""
+
+GROUPS = tuple(range(6))
+"""All groups that MuJoCo has."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which parts of a model are drawn."""
+
+    groups: frozenset[int] = VISIBLE_GROUPS  # of geoms, skins, sites, tendons and flexes
+    sites: bool = False
+
+
+USUAL = Parts()
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """One geometry, and the M places where the robot carries it."""
+
+    mesh: trimesh.Trimesh
+    rgba: np.ndarray | None  # uint8 [4] where it has one colour, None where the mesh has its own
+    body: np.ndarray  # int [M], body ids; 0 is the world: static, one in every cell
+    pos: np.ndarray  # float [M, 3], m, in the body's frame
+    quat: np.ndarray  # float [M, 4], wxyz, in the body's frame
+    geom: int | None = None  # the geom that it is, where it is drawn for itself; then M is 1
+    end: int = 0  # of a capsule that is drawn for itself: 1 and -1 are its ends, 0 what is between
+    casts_shadow: bool = True  # planes have no back, and do not stand in the light
+    is_terrain: bool = False  # a height field
+    # What moves does not: at the size of a robot in a grid, the page's shadows are too coarse for
+    # what lies on itself, and show as stripes.
+    receives_shadow: bool = False
+    is_scenery: bool = False  # fixed to the world, and larger than a cell
+
+
+def shapes_of(
+    model: mujoco.MjModel,
+    apart: Collection[int] = (),
+    wanted: Parts = USUAL,
+    scenery: Collection[int] = (),
+) -> list[Shape]:
+    """Groups a model's visible geoms into as few distinct geometries as there are.
+
+    The geoms of one body that look alike but for their colour move as one, so they are one
+    geometry, placed by the first of them. Bodies whose geoms are alike up to that placement share
+    it, so an ant's four legs are drawn by two batches. The floor is left out: see `floor_of`. Of a
+    skin each body has its piece: see `skins.pieces_of`.
+
+    Args:
+        model: is not changed.
+        apart: ids of geoms that are shapes for themselves, because environments differ in them.
+        wanted: which parts.
+        scenery: ids of geoms that are shapes for themselves, because no cell holds them.
+    """
+    shown = visible_geoms(model, wanted.groups)
+    together = [g for g in shown if g not in apart and g not in scenery]
+    places: dict[tuple[object, ...], list[tuple[int, int]]] = {}
+    members: dict[tuple[object, ...], list[int]] = {}
+    for body in range(model.nbody):
+        geoms = [g for g in together if model.geom_bodyid[g] == body]
+        for group in _groups(model, geoms):
+            key = _fingerprint(model, group)
+            members.setdefault(key, group)
+            places.setdefault(key, []).append((body, group[0]))
+    shapes = []
+    for key, group in members.items():
+        bodies, first = np.array(places[key]).T
+        mesh, rgba = _merged_mesh(model, group)
+        places_of = model.geom_pos[first], model.geom_quat[first]
+        kind = model.geom_type[group[0]]
+        shapes.append(
+            Shape(
+                mesh,
+                rgba,
+                bodies,
+                *places_of,
+                casts_shadow=bool(kind != _PLANE),
+                is_terrain=bool(kind == _TERRAIN),
+            )
+        )
+    for geom in shown:
+        if geom in apart:
+            shapes.extend(_parts_of(model, geom))
+        elif geom in scenery:
+            mesh = _geom_mesh(model, geom)
+            at = model.geom_bodyid[[geom]], model.geom_pos[[geom]], model.geom_quat[[geom]]
+            shapes.append(Shape(mesh, _one_colour(mesh), *at, is_scenery=True))
+    if wanted.sites:
+        shapes.extend(_sites(model, wanted.groups))
+    for body, mesh in pieces_of(model, wanted.groups):
+        # With no colour of its own: what carries normals is drawn as glTF, which takes them.
+        unmoved = np.zeros((1, 3)), np.array([[1.0, 0.0, 0.0, 0.0]])
+        shapes.append(Shape(mesh, None, np.array([body]), *unmoved))
+    fixed = model.body_weldid == 0
+    return [replace(shape, receives_shadow=bool(fixed[shape.body].all())) for shape in shapes]
+
+
+def cropped(model: mujoco.MjModel, shapes: list[Shape], box: np.ndarray) -> list[Shape]:
+    """The shapes, of static terrain only what lies in a box: each cell has its own patch of it.
+
+    Args:
+        model: whose they are.
+        shapes: as `shapes_of` returns them.
+        box: float [2, 2], m: lowest and highest x and y, in the robot's world frame.
+    """
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    result = []
+    for shape in shapes:
+        if not (shape.is_terrain and model.body_weldid[shape.body[0]] == 0):
+            result.append(shape)
+            continue
+        corners = rotate(shape.quat[0], np.asarray(shape.mesh.vertices)) + shape.pos[0]
+        body = shape.body[0]
+        corners = rotate(data.xquat[body], corners) + data.xpos[body]
+        middle = corners[np.asarray(shape.mesh.faces)].mean(axis=1)[:, :2]
+        inside = ((middle >= box[0]) & (middle <= box[1])).all(axis=1)
+        if inside.any():
+            patch = shape.mesh.submesh([np.flatnonzero(inside)], append=True)
+            assert isinstance(patch, trimesh.Trimesh)
+            result.append(replace(shape, mesh=patch))
+    return result
+
+
+def capsule_end(pos: np.ndarray, quat: np.ndarray, size: np.ndarray, end: int) -> np.ndarray:
+    """float [..., 3], m: where a part of a capsule has its centre; see `Shape.end`.
+
+    Args:
+        pos: float [..., 3], m, of the capsule.
+        quat: float [..., 4], wxyz, of the capsule.
+        size: float [..., 3], MuJoCo's: radius, and half of the length between the ends.
+        end: 1, -1, or 0 for what is between.
+    """
+    along = np.zeros_like(pos)
+    along[..., 2] = end * size[..., 1]
+    return pos + rotate(quat, along)
+
+
+def _parts_of(model: mujoco.MjModel, geom: int) -> list[Shape]:
+    """A geom for itself. A capsule comes in three: scaled as one its ends would not stay round."""
+    body, size = model.geom_bodyid[[geom]], model.geom_size[geom]
+    pos, quat = model.geom_pos[geom], model.geom_quat[geom]
+    if model.geom_type[geom] != _CAPSULE:
+        mesh = _geom_mesh(model, geom)
+        return [Shape(mesh, _one_colour(mesh), body, pos[None], quat[None], geom)]
+    shapes = []
+    for end in (0, 1, -1):
+        mesh = (
+            trimesh.creation.icosphere(radius=size[0], subdivisions=2)
+            if end
+            else trimesh.creation.cylinder(radius=size[0], height=2 * size[1], sections=24)
+        )
+        mesh = painted(model, geom, _creased(mesh))
+        place = capsule_end(pos, quat, size, end)
+        shapes.append(Shape(mesh, _one_colour(mesh), body, place[None], quat[None], geom, end))
+    return shapes
+
+
+def visible_geoms(model: mujoco.MjModel, groups: Collection[int] = VISIBLE_GROUPS) -> list[int]:
+    """Ids of the geoms to draw: of some groups, not transparent, not the floor. All of them where
+    the usual groups have none: who has put a whole robot into group 3 wants to see it."""
+    floor = floor_of(model)
+    shown = [
+        g for g in range(model.ngeom) if rgba_of(model, g)[3] > 0 and (floor is None or g != floor)
+    ]
+    chosen = [g for g in shown if model.geom_group[g] in groups]
+    return chosen or (shown if set(groups) == VISIBLE_GROUPS else [])
+
+
+def groups_of(model: mujoco.MjModel) -> set[int]:
+    """Groups that a model has put anything into."""
+    used = (model.geom_group, model.site_group, model.skin_group, model.tendon_group)
+    return {int(group) for groups in (*used, model.flex_group) for group in groups}
+
+
+def _sites(model: mujoco.MjModel, groups: Collection[int]) -> list[Shape]:
+    """One shape for each kind of site."""
+    places: dict[tuple[object, ...], list[int]] = {}
+    for site in range(model.nsite):
+        if model.site_group[site] in groups and model.site_rgba[site][3] > 0:
+            key = (
+                int(model.site_type[site]),
+                int(model.site_matid[site]),
+                tuple(np.round(model.site_size[site], 6)),
+                tuple(model.site_rgba[site]),
+            )
+            places.setdefault(key, []).append(site)
+    shapes = []
+    for sites in places.values():
+        mesh = _creased(conversions.create_site_mesh(model, sites[0]))
+        material = int(model.site_matid[sites[0]])
+        rgba = model.mat_rgba[material] if material >= 0 else model.site_rgba[sites[0]]
+        mesh = painted_with(model, mesh, None, rgba, material)
+        at = model.site_pos[sites], model.site_quat[sites]
+        shapes.append(Shape(mesh, _one_colour(mesh), model.site_bodyid[sites], *at))
+    return shapes
+
+
+def floor_of(model: mujoco.MjModel) -> int | None:
+    """Id of the lowest level plane that is fixed to the world: one floor serves all cells."""
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    level = [
+        g
+        for g in range(model.ngeom)
+        if model.geom_type[g] == _PLANE
+        and model.body_weldid[model.geom_bodyid[g]] == 0
+        and data.geom_xmat[g][8] > 0.999  # its normal, which is its z axis, points up
+    ]
+    return min(level, key=lambda g: data.geom_xpos[g][2], default=None)
+
+
+def floor_height(model: mujoco.MjModel, reach: np.ndarray) -> float:
+    """z of the shared floor, m: the model's own, or just below what the robot reaches."""
+    floor = floor_of(model)
+    if floor is None:
+        return float(reach[0, 2] - 0.1 * (reach[1, 2] - reach[0, 2]))
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    return float(data.geom_xpos[floor][2])
+
+
+def _groups(model: mujoco.MjModel, geoms: list[int]) -> list[list[int]]:
+    """Geoms that one mesh can be made of: without a texture and alike transparent, or with the same
+    material."""
+    groups: dict[tuple[str, int], list[int]] = {}
+    for geom in geoms:
+        if model.geom_type[geom] in (_PLANE, _TERRAIN):
+            key = "ground", geom
+        elif texture_of(model, geom) is None:
+            key = "alpha", int(plain_rgba(model, geom)[3])
+        else:
+            key = "material", int(model.geom_matid[geom])
+        groups.setdefault(key, []).append(geom)
+    return list(groups.values())
+
+
+def _fingerprint(model: mujoco.MjModel, group: list[int]) -> tuple[object, ...]:
+    """Equal for groups that look alike up to where their first geom is."""
+    first = group[0]
+    parts = []
+    for geom in group:
+        pos, quat = _relative_pose(model, first, geom)
+        # q and -q are one rotation.
+        quat = quat * (1 if quat[np.argmax(np.abs(quat))] > 0 else -1)
+        parts.append(
+            (
+                int(model.geom_type[geom]),
+                int(model.geom_dataid[geom]),
+                int(model.geom_matid[geom]),
+                tuple(np.round(model.geom_size[geom], 6)),
+                tuple(model.geom_rgba[geom]),
+                tuple(np.round(pos, 5) + 0.0),  # + 0.0 makes -0.0 equal to 0.0
+                tuple(np.round(quat, 5) + 0.0),
+            )
+        )
+    return tuple(parts)
+
+
+def _relative_pose(model: mujoco.MjModel, base: int, geom: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pose of one geom of a body in the frame of another: float [3] m, float [4] wxyz."""
+    inverse_pos, inverse_quat = np.zeros(3), np.zeros(4)
+    mujoco.mju_negPose(inverse_pos, inverse_quat, model.geom_pos[base], model.geom_quat[base])
+    pos, quat = np.zeros(3), np.zeros(4)
+    mujoco.mju_mulPose(
+        pos, quat, inverse_pos, inverse_quat, model.geom_pos[geom], model.geom_quat[geom]
+    )
+    return pos, quat
+
+
+def _merged_mesh(
+    model: mujoco.MjModel, group: list[int]
+) -> tuple[trimesh.Trimesh, np.ndarray | None]:
+    meshes = []
+    for geom in group:
+        mesh = _geom_mesh(model, geom)
+        pos, quat = _relative_pose(model, group[0], geom)
+        transform = trimesh.transformations.quaternion_matrix(quat)
+        transform[:3, 3] = pos
+        meshes.append(mesh.apply_transform(transform))
+    merged = meshes[0] if len(meshes) == 1 else trimesh.util.concatenate(meshes)
+    assert isinstance(merged, trimesh.Trimesh)
+    return merged, _one_colour(merged)
+
+
+def _geom_mesh(model: mujoco.MjModel, geom: int) -> trimesh.Trimesh:
+    """One geom in its own frame, with its colour or texture, its creases split so that they are
+    shaded sharp."""
+    kind, size = model.geom_type[geom], model.geom_size[geom]
+    if kind in _MESHES:
+        vertices, faces, uv = conversions._extract_mesh_data(model, geom)
+        mesh = trimesh.Trimesh(vertices, faces, process=False)
+        if uv is not None and texture_of(model, geom) is not None:
+            return painted(model, geom, mesh, uv)
+    # Round primitives of our own: mjviser's capsule has 4,096 triangles, and a grid draws
+    # thousands of them.
+    elif kind == _CAPSULE:
+        mesh = trimesh.creation.capsule(radius=size[0], height=2 * size[1], count=(20, 12))
+        mesh.apply_translation(-mesh.bounds.mean(axis=0))
+    elif kind == _SPHERE:
+        mesh = trimesh.creation.icosphere(radius=size[0], subdivisions=2)
+    elif kind == _CYLINDER:
+        mesh = trimesh.creation.cylinder(radius=size[0], height=2 * size[1], sections=24)
+    elif kind == _PLANE:  # mjviser's is a box, which is seen from behind and shades the scene
+        half = np.where(size[:2] > 0, size[:2], max(10.0, model.stat.extent))
+        corners = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]]) * [*half, 1]
+        mesh = trimesh.Trimesh(corners, [[0, 1, 2], [0, 2, 3]], process=False)
+    elif kind == _TERRAIN:
+        mesh = _terrain(model, geom)
+    else:
+        mesh = conversions.create_primitive_mesh(model, geom)
+    return painted(model, geom, _creased(mesh))
+
+
+def _terrain(model: mujoco.MjModel, geom: int) -> trimesh.Trimesh:
+    """A height field with its sides, down to its base; mjviser has but the top."""
+    top = conversions.create_primitive_mesh(model, geom)
+    field = model.geom_dataid[geom]
+    rows, columns = int(model.hfield_nrow[field]), int(model.hfield_ncol[field])
+    index = np.arange(rows * columns).reshape(rows, columns)
+    # All the way round, seen from above against the clock.
+    rim = np.concatenate([index[0], index[1:, -1], index[-1, -2::-1], index[-2:0:-1, 0]])
+    foot = top.vertices[rim] * [1, 1, 0] - [0, 0, model.hfield_size[field, 3]]
+    low, high = len(top.vertices) + np.arange(len(rim)), rim
+    after = np.roll(np.arange(len(rim)), -1)
+    sides = np.concatenate(
+        [
+            np.stack([low, low[after], high], axis=1),
+            np.stack([high, low[after], high[after]], axis=1),
+        ]
+    )
+    vertices = np.concatenate([top.vertices, foot])
+    return trimesh.Trimesh(vertices, np.concatenate([top.faces, sides]), process=False)
+
+
+def _creased(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
+    """Shaded round but for its creases."""
+    bare = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+    return trimesh.graph.smooth_shade(bare, angle=CREASE)
+
+
+def _one_colour(mesh: trimesh.Trimesh) -> np.ndarray | None:
+    if not isinstance(mesh.visual, ColorVisuals):
+        return None
+    colours = np.unique(np.asarray(mesh.visual.vertex_colors), axis=0)
+    return colours[0] if len(colours) == 1 else None
+
+
+def roaming_body(model: mujoco.MjModel) -> int | None:
+    """The body by which the first thing that can travel without limit does so; None if there is
+    none.
+
+    A free joint lets it, and so does a slide without a range, as half of a walker in a plane has.
+    Of slides one upon the other it is the body on the last.
+    """
+    found = None
+    for body in range(1, model.nbody):
+        parent = model.body_parentid[body]
+        if model.body_weldid[body] == 0 or not (
+            parent == found or (found is None and model.body_weldid[parent] == 0)
+        ):
+            continue
+        joints = model.body_jntadr[body] + np.arange(model.body_jntnum[body])
+        kinds = model.jnt_type[joints]
+        slides = kinds == mujoco.mjtJoint.mjJNT_SLIDE
+        unlimited = slides & (model.jnt_limited[joints] == 0)
+        if unlimited.any() or (kinds == mujoco.mjtJoint.mjJNT_FREE).any():
+            found = body
+            if not slides.all():
+                break
+    return found
+
+
+def wrapped_body(model: mujoco.MjModel, groups: Collection[int] = VISIBLE_GROUPS) -> int | None:
+    """The body of a robot that may be shown some cells from where it is; None where that would be
+    untrue, for it has something to be beside: whatever is fixed to the world, other than the shared
+    floor and level terrain, or moves as well.
+
+    Args:
+        model: is not changed.
+        groups: of what is drawn.
+    """
+    weld = model.body_weldid
+    fixed = (weld == 0) | (model.body_mocapid[weld] >= 0)
+    groups = VISIBLE_GROUPS.union(groups)
+    geoms = visible_geoms(model, groups)
+    sites = np.isin(model.site_group, tuple(groups)) & (model.site_rgba[:, 3] > 0)
+    seen = np.zeros(model.nbody, bool)
+    for bodies in (
+        model.geom_bodyid[[g for g in geoms if not _is_ground(model, g)]],
+        model.site_bodyid[sites],
+        model.site_bodyid[model.wrap_objid[model.wrap_type == _BY_SITE]],
+        model.skin_bonebodyid,
+        model.flex_vertbodyid,
+        model.flex_nodebodyid,
+    ):
+        seen[bodies[bodies >= 0]] = True
+    roaming = roaming_body(model)
+    if roaming is None or (seen & fixed).any():
+        return None
+    beside = seen & (model.body_rootid != model.body_rootid[roaming])
+    return None if beside.any() else roaming
+
+
+def _is_ground(model: mujoco.MjModel, geom: int) -> bool:
+    """Whether it is alike wherever one stands, or is patched into each cell."""
+    endless = model.geom_type[geom] == _PLANE and not model.geom_size[geom, :2].any()
+    if not (endless or model.geom_type[geom] == _TERRAIN):
+        return False
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    return bool(model.body_weldid[model.geom_bodyid[geom]] == 0 and data.geom_xmat[geom][8] > 0.999)

@@ -1,0 +1,172 @@
+"""How environments fell: the pose in which each did, and the steps that led there. Pure logic."""
+
+from collections import deque
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from brax_viser.page.playback import Poses, View, between
+from brax_viser.records.frame import Frame
+from brax_viser.records.protocol import NEVER
+
+SECONDS = 2.0
+"""s of robot time before a fall that are played, where they have come."""
+
+MOST_BYTES = 1 << 26
+"""Of poses that are kept to be played."""
+
+MOST_FALLS = 4096
+"""That are remembered. No more robots can be told apart."""
+
+
+@dataclass(eq=False)
+class Fall:
+    """One environment's last termination."""
+
+    step: int  # env steps of the rollout at which it was
+    total: float  # return of the episode that has ended there, NaN: not known
+    poses: list[Poses]  # [1, L, ...] each, of the steps that led there, that of the fall the last
+    began: float | None = None  # s, when they were begun to be played
+
+
+class Falls:
+    """Of one rollout. Used by the publisher alone."""
+
+    def __init__(self, dt: float):
+        self._dt = dt  # s per step
+        self._frames: deque[Frame] = deque()  # the last that have come
+        self._falls: dict[int, Fall] = {}  # by environment; the oldest first
+        self._shown: tuple[View, View] | None = None  # the last, without falls and with them
+
+    def add(self, frame: Frame) -> None:
+        """A step has come."""
+        self._frames.append(frame)
+        size = frame.link_pos.nbytes + frame.link_rot.nbytes
+        most = min(round(SECONDS / self._dt) + 1, max(MOST_BYTES // max(size, 1), 1))
+        while len(self._frames) > most:
+            self._frames.popleft()
+        if (frame.since_termination == 0).any():
+            self.learn(frame, ranked=False)
+
+    def learn(self, frame: Frame, *, ranked: bool = True) -> None:
+        """Remembers falls.
+
+        Args:
+            frame: which tells of them.
+            ranked: whether the poses in it are those of the last terminations, as where the device
+                has ranked by them; otherwise those of the step.
+        """
+        fallen = frame.since_termination < NEVER if ranked else frame.since_termination == 0
+        fallen = fallen & np.isfinite(frame.link_pos).all(axis=(1, 2))
+        for row in np.flatnonzero(fallen).tolist():
+            env, since = int(frame.env_index[row]), int(frame.since_termination[row])
+            step, known = frame.env_steps - since, self._falls.get(env)
+            if known is not None and known.step >= step:
+                continue
+            poses = self._before(env, step)
+            if ranked or frame.was_reset is None or not frame.was_reset[row]:
+                pose = frame.link_pos[row : row + 1].copy(), frame.link_rot[row : row + 1].copy()
+                poses.append(pose)
+            if poses:
+                self._falls.pop(env, None)
+                self._falls[env] = Fall(step, _total(frame, row), poses)
+        while len(self._falls) > MOST_FALLS:
+            self._falls.pop(next(iter(self._falls)))
+
+    def clear(self) -> None:
+        """Another training begins: its steps are counted anew."""
+        self._frames.clear()
+        self._falls.clear()
+        self._shown = None
+
+    def shown(self, view: View, now: float, speed: float) -> View:
+        """A view in which those that have fallen are as they fell.
+
+        The steps that led there are played once, where they are known; then the robot stays as it
+        fell until it falls again.
+
+        Args:
+            view: of what they do now.
+            now: s.
+            speed: robot seconds per second.
+        """
+        frame, plays = view.frame, False
+        fell = np.array([int(env) in self._falls for env in frame.env_index], bool)
+        if not fell.any():
+            return view
+        pos, rot = view.link_pos.copy(), view.link_rot.copy()
+        totals = np.full(len(fell), np.nan, np.float32)
+        since = frame.since_termination.copy()
+        for row in np.flatnonzero(fell).tolist():
+            fall = self._falls[int(frame.env_index[row])]
+            fall.began = now if fall.began is None else fall.began
+            at = max(now - fall.began, 0.0) * speed / self._dt
+            plays |= at < len(fall.poses) - 1
+            pos[row], rot[row] = _pose_at(fall.poses, at)
+            totals[row] = fall.total
+            since[row] = max(frame.env_steps - fall.step, 0)
+        if self._shown is not None and not plays:
+            before, same = self._shown
+            still = before.frame is frame and np.array_equal(same.link_pos, pos)
+            if still and np.array_equal(same.hidden, view.hidden & ~fell):
+                return same
+        detail = frame.detail
+        if detail is not None and fell[frame.env_index == detail.env].any():
+            detail = None  # it is of what that robot does now
+        ghost = view.ghost
+        if ghost is not None:
+            ghost = tuple(np.where(fell[:, None, None], np.nan, x) for x in ghost)
+        changed = replace(
+            view,
+            frame=replace(
+                frame, fell=fell, fell_return=totals, since_termination=since, detail=detail
+            ),
+            link_pos=pos,
+            link_rot=rot,
+            hidden=view.hidden & ~fell,
+            ghost=ghost,
+        )
+        self._shown = view, changed
+        return changed
+
+    def _before(self, env: int, step: int) -> list[Poses]:
+        """Poses of the consecutive steps of one episode before a step."""
+        found: list[Poses] = []
+        length: int | None = None
+        for frame in reversed(self._frames):
+            wanted = step - len(found) - 1
+            if frame.env_steps > wanted:
+                continue
+            if frame.env_steps < wanted:
+                break
+            rows = np.flatnonzero(frame.env_index == env)
+            if not len(rows):
+                continue  # another process's
+            row = int(rows[0])
+            own = int(frame.episode_length[row])
+            if frame.since_termination[row] == 0 or (length is not None and own != length - 1):
+                break  # of an episode before
+            length = own
+            found.append((frame.link_pos[row : row + 1], frame.link_rot[row : row + 1]))
+        return found[::-1]
+
+
+def _total(frame: Frame, row: int) -> float:
+    """The return of the episode whose end was the last termination, if no other has ended since."""
+    since, length = int(frame.since_termination[row]), int(frame.episode_length[row])
+    if since == 0:
+        return float(frame.episode_return[row]) if length > 0 else np.nan
+    if since != length or frame.finished_return is None:
+        return np.nan
+    return float(frame.finished_return[row])
+
+
+def _pose_at(poses: list[Poses], at: float) -> Poses:
+    """Of a number of steps after the first; that of the fall is the last."""
+    index = min(int(at), len(poses) - 1)
+    if index == len(poses) - 1:
+        pos, rot = poses[-1]
+    else:
+        stays = np.zeros(1, bool)
+        pos, rot = between(poses[index], poses[index + 1], at - index, stays=stays)
+    return pos[0], rot[0]

@@ -1,0 +1,345 @@
+"""What the page shows at a moment, made of the frames that have come: pure, the clock injected."""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from brax_viser.host.pacing import REACTION_SECONDS
+from brax_viser.records.frame import Frame, assemble
+from brax_viser.records.protocol import NEVER
+
+MAX_TICK = 0.25
+"""s: a publisher that was away for longer (a suspended laptop) does not leap on its return."""
+
+BLINK_SECONDS = 0.06
+"""How long before and after a reset a robot is not shown, in seconds of the person's time."""
+
+MAX_LAG = 2.0
+"""s of robot time by which playback may be behind steps that are shown as they come. Also how much
+of the way to a fall is seen, where the training ran on to it."""
+
+CLOSE = 1e-3
+"""rad, half of the angle between two rotations, up to which straight and spherical interpolation
+are the same to float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What to draw."""
+
+    frame: Frame  # the step whose numbers are shown: the last one that playback has reached
+    link_pos: np.ndarray  # float32 [K, L, 3], m
+    link_rot: np.ndarray  # float32 [K, L, 4], wxyz
+    hidden: np.ndarray  # bool [K]: blinks, for it is being reset
+    robot_time: float  # s since the stretch began
+    came: float  # s, when the frame did
+    # Of the twins in MuJoCo, as link_pos and link_rot; NaN where there is none.
+    ghost: tuple[np.ndarray, np.ndarray] | None = None
+
+    def looks_like(self, other: "View | None") -> bool:
+        """Whether there is nothing to draw anew."""
+        return (
+            other is not None
+            and self.link_pos is other.link_pos
+            and self.frame is other.frame
+            and np.array_equal(self.hidden, other.hidden)
+        )
+
+
+@dataclass
+class _Stretch:
+    """Frames of consecutive steps of the same environments."""
+
+    frames: list[Frame]
+    came: list[float]  # s, when each did
+    began: float  # s, when it was wanted, or when the very first did where that was earlier
+    resets: list[np.ndarray] = field(default_factory=list)  # bool [K]: reset before frame i
+
+    def follows(self, frame: Frame) -> bool:
+        """Whether `frame` is the step after the last, of the same environments."""
+        last = self.frames[-1]
+        return frame.env_steps == last.env_steps + 1 and np.array_equal(
+            frame.env_index, last.env_index
+        )
+
+    def append(self, frame: Frame, now: float) -> None:
+        last = self.frames[-1]
+        self.frames.append(frame)
+        self.came.append(now)
+        self.resets.append(frame.episode_length != last.episode_length + 1)
+
+    def forget_before(self, index: int) -> None:
+        """Drops frames that playback has passed for good."""
+        del self.frames[:index], self.came[:index], self.resets[:index]
+
+
+@dataclass
+class Player:
+    """Plays one rollout. Used by the publisher alone.
+
+    Stretches are played one after the other at the robot's own pace; when one ends, the newest
+    follows. `due` tells when the next must begin to be sent to be there in time.
+    """
+
+    dt: float  # s of robot time per step
+    due: float = -math.inf  # s
+    _stretches: deque[_Stretch] = field(default_factory=deque)  # the first is being played
+    _head: float = 0.0  # s of robot time since the first frame of the first stretch
+    _time: float = 0.0  # s of robot time since that stretch began: frames are forgotten
+    _last: float | None = None  # s, when it was looked at
+    _lead: float = REACTION_SECONDS  # s, from wanting a stretch to having enough of it
+    _started: bool = False  # whether the first stretch is being played
+    _learning: bool = False
+    _hurries: bool = False
+
+    def add(self, frame: Frame, now: float) -> None:
+        """A frame has come; they come in the order of their steps."""
+        if self._stretches and self._stretches[-1].follows(frame):
+            self._stretches[-1].append(frame, now)
+        else:
+            # An update of the training may have lain between wanting a stretch and its first step.
+            wanted = now if self.due == -math.inf else max(self.due, now - MAX_LAG)
+            self._stretches.append(_Stretch([frame], [now], min(wanted, now)))
+
+    def hurry(self) -> None:
+        """The next stretch is to be played as soon as it can be, not when this one has ended."""
+        self._hurries = True
+
+    def clear(self) -> None:
+        """Forgets all that has come."""
+        self._stretches.clear()
+        self._started, self.due = False, -math.inf
+
+    def newest(self, now: float) -> View | None:
+        """The newest frame, as it is; what came before is forgotten."""
+        if not self._stretches:
+            return None
+        stretch = self._stretches[-1]
+        self._stretches = deque([stretch])
+        self._last, self._started, self.due = now, True, -math.inf
+        index = len(stretch.frames) - 1
+        self._forget(stretch, index)
+        self._head = 0.0
+        return self._view(stretch, 0, 0.0, 1.0)
+
+    def play(self, now: float, speed: float, *, sending: bool, following: bool) -> View | None:
+        """What to show now.
+
+        Args:
+            now: s.
+            speed: robot seconds per second.
+            sending: whether more frames of the newest stretch are still to come.
+            following: whether all steps come as they are taken. Then playback stays within
+                `MAX_LAG` of the newest instead of playing each stretch to its end.
+        """
+        tick = 0.0 if self._last is None else min(max(now - self._last, 0.0), MAX_TICK)
+        self._last = now
+        if not self._stretches:
+            self.due = now
+            return None
+        self._learn(now, sending)
+        if not self._started or (self._hurries and len(self._stretches) > 1):
+            if self._take_newest(now, speed, sending, following):
+                self._hurries = False
+        if self._started:
+            self._advance(tick * speed, now, speed, sending, following)
+        self._plan(now, speed, sending)
+        stretch = self._stretches[0]
+        index = min(int(self._head / self.dt + 1e-9), len(stretch.frames) - 1)
+        part = min(max(self._head / self.dt - index, 0.0), 1.0)
+        if index == len(stretch.frames) - 1:
+            part = 0.0
+        view = self._view(stretch, index, part, speed)
+        # Some of what has passed is needed to know who still blinks.
+        self._forget(stretch, index - math.ceil(BLINK_SECONDS * speed / self.dt) - 1)
+        return view
+
+    def _advance(
+        self, step: float, now: float, speed: float, sending: bool, following: bool
+    ) -> None:
+        """Moves on by `step` s of robot time, into the next stretch where this one ends."""
+        self._head += step
+        self._time += step
+        end = self._length(self._stretches[0])
+        if following and len(self._stretches) > 1:
+            # There is a gap between what is played and the newest steps: no way leads across.
+            self._take_newest(now, speed, sending, following)
+            return
+        if following and end - self._head > MAX_LAG:
+            self._time += end - MAX_LAG - self._head
+            self._head = end - MAX_LAG
+        if self._head < end:
+            return
+        over, self._time = self._head - end, self._time - (self._head - end)
+        self._head = end
+        if len(self._stretches) > 1 and self._take_newest(now, speed, sending, following):
+            # Only a frame's worth is made up for: who has waited does not leap.
+            self._head = self._time = min(over, step, self._length(self._stretches[0]))
+
+    def _take_newest(self, now: float, speed: float, sending: bool, following: bool) -> bool:
+        """Goes on with the newest stretch that can be played without stopping."""
+        candidates = [s for s in self._stretches if s is not self._playing]
+        for stretch in reversed(candidates):
+            newest = stretch is self._stretches[-1]
+            if following or not (newest and sending) or self._enough(stretch, now, speed):
+                while self._stretches[0] is not stretch:
+                    self._stretches.popleft()
+                self._head = self._time = 0.0
+                self._started = True
+                return True
+        return False
+
+    @property
+    def _playing(self) -> _Stretch | None:
+        return self._stretches[0] if self._started and self._stretches else None
+
+    def _enough(self, stretch: _Stretch, now: float, speed: float) -> bool:
+        """Whether what is still to come of a stretch will come before it is wanted.
+
+        Taken from how long such stretches have taken so far, pauses for updates included.
+        """
+        age = now - stretch.began
+        return self._length(stretch) / speed >= self._lead - age
+
+    def _learn(self, now: float, sending: bool) -> None:
+        """Notes how long a stretch takes to come: the longest of the last ones."""
+        newest = self._stretches[-1]
+        took = newest.came[-1] - newest.began
+        if sending:
+            self._lead = max(self._lead, took + REACTION_SECONDS)
+            self._learning = True
+        elif self._learning:
+            self._lead = max(took + REACTION_SECONDS, 0.95 * self._lead)
+            self._learning = False
+
+    def _plan(self, now: float, speed: float, sending: bool) -> None:
+        """When the next stretch must begin to come, to be there when this one ends."""
+        if len(self._stretches) > 1 or sending:
+            self.due = math.inf
+            return
+        if self._hurries:
+            self.due = now
+            return
+        remaining = (self._length(self._stretches[0]) - self._head) / speed
+        self.due = now + remaining - self._lead
+
+    def _length(self, stretch: _Stretch) -> float:
+        """s of robot time."""
+        return (len(stretch.frames) - 1) * self.dt
+
+    def _forget(self, stretch: _Stretch, before: int) -> None:
+        if before > 0:
+            stretch.forget_before(before)
+            self._head = max(self._head - before * self.dt, 0.0)
+
+    def _view(self, stretch: _Stretch, index: int, part: float, speed: float) -> View:
+        frame = stretch.frames[index]
+        hidden = self._blinking(stretch, index + part, speed, len(frame.env_index))
+        pos, rot = frame.link_pos, frame.link_rot
+        twins = None if frame.ghost is None else (frame.ghost.link_pos, frame.ghost.link_rot)
+        if part > 0.0:
+            after, stays = stretch.frames[index + 1], stretch.resets[index]
+            pos, rot = between((pos, rot), (after.link_pos, after.link_rot), part, stays=stays)
+            if twins is not None and after.ghost is not None:
+                poses = after.ghost.link_pos, after.ghost.link_rot
+                # Who starts anew was elsewhere, and did not fly there.
+                twins = between(twins, poses, part, stays=after.ghost.seconds == 0)
+        return View(frame, pos, rot, hidden, self._time, stretch.came[index], twins)
+
+    def _blinking(self, stretch: _Stretch, at: float, speed: float, count: int) -> np.ndarray:
+        """bool [K]: which environments were or will be reset within a blink of step `at`."""
+        hidden = np.zeros(count, bool)
+        reach = BLINK_SECONDS * speed / self.dt
+        # resets[i] lies between frames i and i + 1, and is shown with the latter.
+        first, last = math.ceil(at - reach - 1), math.floor(at + reach - 1)
+        for resets in stretch.resets[max(first, 0) : max(last + 1, 0)]:
+            hidden |= resets
+        return hidden
+
+
+def beside(views: Sequence[View], cells: np.ndarray) -> View:
+    """What several processes of a training have of it, as one view.
+
+    Args:
+        views: of different environments; the first one's step is the one that is named.
+        cells: int32 [K], the environments that are drawn, in the order of the grid's cells. Of
+            those that no view has, nothing is shown; another one that is on screen still takes
+            the cell of such a one.
+    """
+    have = np.concatenate([view.frame.env_index for view in views])
+    have, rows = np.unique(have, return_index=True)  # of one that two have, the first counts
+    cells = cells.copy()
+    free = np.flatnonzero(~np.isin(cells, have))
+    others = have[~np.isin(have, cells)][: len(free)]
+    cells[free[: len(others)]] = others
+    place = np.minimum(np.searchsorted(have, cells), max(len(have) - 1, 0))
+    there = have[place] == cells if len(have) else np.zeros(len(cells), bool)
+    rows = rows[place[there]]
+
+    def spread(arrays: list[np.ndarray]) -> np.ndarray:
+        joint = np.concatenate(arrays)
+        spread = np.zeros((len(cells), *joint.shape[1:]), joint.dtype)
+        spread[there] = joint[rows]
+        return spread
+
+    first = views[0]
+    frame = replace(assemble([view.frame for view in views], spread), env_index=cells)
+    frame.finite[~there] = True
+    frame.since_termination[~there] = NEVER
+    ghosts = [view.ghost for view in views]
+    return replace(
+        first,
+        frame=frame,
+        ghost=tuple(spread(list(parts)) for parts in zip(*ghosts, strict=True))
+        if all(ghost is not None for ghost in ghosts)
+        else None,
+        link_pos=spread([view.link_pos for view in views]),
+        link_rot=spread([view.link_rot for view in views]),
+        hidden=spread([view.hidden for view in views]) | ~there,
+    )
+
+
+Poses = tuple[np.ndarray, np.ndarray]
+"""Of links: float32 [K, L, 3] in m, and float32 [K, L, 4] wxyz."""
+
+
+def between(one: Poses, other: Poses, part: float, *, stays: np.ndarray) -> Poses:
+    """Poses between those of two consecutive frames.
+
+    Args:
+        one: the earlier.
+        other: the later.
+        part: how far from one to the other, 0 to 1.
+        stays: bool [K]: environments that were reset in between, and stay where they were, for
+            there is no way from an episode's last pose to the first of the next.
+    """
+    pos = other[0] - one[0]
+    pos *= np.float32(part)
+    pos += one[0]
+    rot = slerp(one[1], other[1], part)
+    if stays.any():
+        pos[stays], rot[stays] = one[0][stays], one[1][stays]
+    return pos, rot
+
+
+def slerp(one: np.ndarray, other: np.ndarray, part: float) -> np.ndarray:
+    """Spherical interpolation of unit quaternions float32 [..., 4], the shorter way round.
+
+    K. Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985.
+    """
+    # A plane for each component, and one number for each rotation: passes over arrays that have
+    # four numbers in a row take several times as long.
+    a, b = (np.ascontiguousarray(np.moveaxis(q, -1, 0)) for q in (one, other))
+    cosine = np.einsum("i...,i...->...", a, b)
+    # Where the angle is next to nothing it does not matter, as long as there is one to divide by.
+    angle = np.maximum(np.arccos(np.minimum(np.abs(cosine), 1.0)), np.float32(CLOSE))
+    sine = np.sin(angle)
+    left = np.sin(np.float32(1.0 - part) * angle) / sine
+    right = np.copysign(np.sin(np.float32(part) * angle) / sine, cosine)
+    mixed = np.empty(one.shape, np.float32)
+    for axis in range(4):
+        mixed[..., axis] = left * a[axis] + right * b[axis]
+    return mixed

@@ -1,0 +1,213 @@
+"""The sandbox in the scene: its block beside the others, and the handle to drag its robot by."""
+
+import functools
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import viser
+
+from brax_viser.model.grid import Grid
+from brax_viser.model.shapes import Parts
+from brax_viser.model.variants import Variants
+from brax_viser.page.playback import View
+from brax_viser.page.reader import Reading
+from brax_viser.records.frame import Detail, Frame
+from brax_viser.sandbox.session import DIRECTIONS, Forks
+from brax_viser.scene.block import Look, Model
+from brax_viser.scene.drag_handle import Grip
+from brax_viser.scene.scene import ASIDE, ROOT, Scene
+
+if TYPE_CHECKING:
+    from brax_viser.device.adapters import Adapter
+
+MOST_DETAILS = 512
+"""Steps of the selected environment that are kept, to be replayed."""
+
+
+class Past:
+    """What is known of the selected environment's last steps."""
+
+    def __init__(self) -> None:
+        # (batched step, length of its episode, all that is known).
+        self._steps: deque[tuple[int, int, Detail]] = deque(maxlen=MOST_DETAILS)
+
+    def add(self, frame: Frame) -> None:
+        """A frame has come."""
+        if frame.detail is None:
+            return
+        row = int(np.flatnonzero(frame.env_index == frame.detail.env)[0])
+        self._steps.append((frame.env_steps, int(frame.episode_length[row]), frame.detail))
+
+    def until(self, frame: Frame) -> list[Detail]:
+        """The consecutive steps of one episode that led to a frame's detail, that one the last."""
+        assert frame.detail is not None
+        found: list[Detail] = []
+        wanted: tuple[int, int] | None = None
+        for env_steps, length, detail in reversed(self._steps):
+            if env_steps > frame.env_steps or detail.env != frame.detail.env:
+                continue
+            if wanted is not None and (env_steps, length) != wanted:
+                break
+            found.append(detail)
+            wanted = env_steps - 1, length - 1
+        return found[::-1] or [frame.detail]
+
+
+class Aside:
+    """Used on viser's own thread alone."""
+
+    def __init__(
+        self,
+        server: viser.ViserServer,
+        scene: Scene,
+        wake: Callable[[], None],
+        read: Callable[[Reading], None],
+    ):
+        """Shows nothing yet.
+
+        Args:
+            server: whose scene it is.
+            scene: which the sandbox gets a block of.
+            wake: called on any thread when there is something new to show.
+            read: has its robot read, and the scene arranged anew once that is known.
+        """
+        self.forks = Forks(wake)
+        self._server, self._scene, self._read = server, scene, read
+        # Versions of the fork: whose robot was asked for, and whose the scene has.
+        self._asked, self._there = 0, 0
+        self._looking: viser.CameraHandle | None = None  # who waits to be brought there
+        self._grip: Grip | None = None
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Of the scene's blocks, that is there for a sandbox."""
+        there = self.forks.forked is not None and self._there == self.forks.version
+        return (ASIDE,) if there else ()
+
+    def fork(
+        self, adapter: "Adapter", past: Past, own: Mapping[str, np.ndarray], frame: Frame
+    ) -> None:
+        """Makes a sandbox of the environment that a frame has the detail of."""
+        self._let_go()
+        steps = frame.env_steps * frame.num_envs
+        self.forks.fork(adapter, past.until(frame), own, steps)
+
+    def end(self) -> None:
+        """Takes the sandbox away."""
+        self._let_go()
+        self._looking = None
+        self.forks.close()
+
+    def arrange(self, roles: Iterable[str], parts: Parts) -> None:
+        """Lays out the scene: blocks of rollouts, and that of the sandbox if there is one."""
+        forked = self.forks.forked
+        if forked is not None and self._asked != self.forks.version:
+            self._asked = self.forks.version
+            read = functools.partial(_robot_of, *forked, parts)
+            self._read(Reading(ASIDE, read, functools.partial(self._has_read, self._asked)))
+        self._scene.arrange((*roles, *self.roles))
+
+    def _has_read(self, version: int, robot: tuple[Model, Grid]) -> None:
+        if version != self.forks.version:  # another one has been forked meanwhile
+            return
+        self._there = version
+        self._scene.show(ASIDE, *robot, 1)
+
+    def remodel(self) -> None:
+        """Other parts of the model are drawn from now on."""
+        self._asked = 0
+
+    def view(self, now: float) -> View | None:
+        """What there is to draw anew."""
+        block = self._scene.blocks.get(ASIDE) if self.roles else None
+        if block is None:
+            return None
+        if self._looking is not None:
+            self._scene.look_at_block(self._looking, ASIDE)
+            self._looking = None
+        if block.frame is None:  # it has been made anew
+            self.forks.look_again()
+        return self.forks.view(now)
+
+    def look(self, usual: Look) -> Look:
+        """How: as a person wants to see the others, but for what is of a rollout."""
+        fork = self.forks.panel()
+        return Look(
+            labels=usual.labels,
+            selected_env=fork.env,
+            in_cells=usual.in_cells,
+            overlays=usual.overlays,
+            body=fork.body,
+            rank_by="so_far",
+        )
+
+    def title(self) -> str:
+        return f"MuJoCo sandbox of env {self.forks.panel().env}"
+
+    def look_at(self, camera: viser.CameraHandle) -> None:
+        """Brings a page's camera to the sandbox, as soon as its robot is there."""
+        self._looking = camera
+
+    def push(self, where: str, camera: viser.CameraHandle | None) -> None:
+        """Pushes its robot.
+
+        Args:
+            where: one of `forks.DIRECTIONS`, as seen by the camera, or else up.
+            camera: of the page.
+        """
+        direction = np.array([0.0, 0.0, 1.0])
+        if where in DIRECTIONS and camera is not None:
+            away = np.asarray(camera.look_at) - np.asarray(camera.position)
+            away[2] = 0.0
+            away /= max(float(np.linalg.norm(away)), 1e-9)
+            right, forward = DIRECTIONS[where]
+            direction = right * np.array([away[1], -away[0], 0.0]) + forward * away
+        self.forks.push(direction)
+
+    def show_handle(self, *, on: bool) -> None:
+        """Gives its robot a handle to drag it by, or takes that away."""
+        if not on:
+            self._let_go()
+            return
+        block = self._scene.blocks.get(ASIDE)
+        if block is None or self._grip is not None:
+            return
+        size = block.scale * float(np.ptp(block.grid.reach, axis=0).max())
+        self._grip = Grip(self._server, f"{ROOT}/grip", size, self._dragged, self.forks.release)
+        self.forks.set(dragged=True)
+
+    def drawn(self) -> None:
+        """The scene has been drawn: the handle goes where the robot is."""
+        block, env = self._scene.blocks.get(ASIDE), self.forks.panel().env
+        if self._grip is None or block is None or env is None:
+            return
+        place = block.place_of(env, self.forks.body - 1)
+        if place is not None:
+            self._grip.follow(block.scale * place)
+
+    def _dragged(self, position: np.ndarray) -> None:
+        block, env = self._scene.blocks.get(ASIDE), self.forks.panel().env
+        origin = block.origin_of(env) if block is not None and env is not None else None
+        if block is not None and origin is not None:
+            self.forks.drag(np.zeros(3), position / block.scale - origin, self.forks.body)
+
+    def _let_go(self) -> None:
+        if self._grip is not None:
+            self._grip.remove()
+            self._grip = None
+            self.forks.release()
+            self.forks.set(dragged=False)
+
+
+def _robot_of(
+    adapter: "Adapter", own: Mapping[str, np.ndarray], detail: Detail, parts: Parts
+) -> tuple[Model, Grid]:
+    """On any thread: reads the robot of a sandbox, and the one cell that it has."""
+    variants = Variants(adapter.mj_model)
+    variants.update({detail.env: own})
+    grid = Grid.of(adapter.mj_model, adapter.init_qpos, (1, 1), None)
+    links = adapter.init_links()
+    model = Model.of(adapter.mj_model, grid, links, adapter.dt, variants, parts, backend="MuJoCo")
+    return model, grid

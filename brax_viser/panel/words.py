@@ -1,0 +1,484 @@
+"""What the panel says: sentences and tables made of what it is to show. Pure functions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from html import escape
+
+import mujoco
+import numpy as np
+
+from brax_viser.host.findings import Finding
+from brax_viser.host.pacing import Control
+from brax_viser.host.progress import ProgressView, count, duration
+from brax_viser.host.selection import RANKED, Selection
+from brax_viser.model.physics import body_name
+from brax_viser.model.shapes import USUAL, Parts
+from brax_viser.panel import details
+from brax_viser.panel.details import Inside
+from brax_viser.records.frame import Frame
+from brax_viser.sandbox.session import ForkView
+from brax_viser.scene.block import Look
+from brax_viser.scene.look import css_gradient, range_of
+from brax_viser.twins.drift import Curves
+from brax_viser.twins.worker import TwinCost, TwinSettings
+
+_DOT = {
+    "training": "#2f9e44",
+    "evaluating": "#1c7ed6",
+    "failed": "#e03131",
+    "done": "#868e96",
+    "held": "#f08c00",
+}
+_WAITING_DOT = "#f08c00"
+_GREY = "#868e96"
+
+
+@dataclass(frozen=True)
+class StreamView:
+    """The rollout that is shown, or the first of them."""
+
+    role: str
+    num_envs: int | None  # None before the first step
+    following: bool  # whether every step is shown as it comes, the training being slow
+    step: int | None  # env steps over all envs, of what is on screen
+    age: float  # s since that came
+    other_known: bool  # whether there is another rollout to look at
+
+
+WAITS = 0.01
+"""Share of the time that the training waits for the viewer, from which on that is said."""
+
+WAITS_MOSTLY = 0.5
+"""The same, from which on it is what is happening."""
+
+FAST_ENOUGH = 0.8
+"""Share of the frames that a page takes, below which it is said to be slow."""
+
+
+@dataclass(frozen=True)
+class PanelView:
+    """All that the panel shows."""
+
+    env: str  # "Ant · positional"
+    progress: ProgressView
+    control: Control
+    overhead: float  # share of wall-clock, 0 to 1
+    bytes_per_second: float
+    frames_per_second: float
+    page_bytes_per_second: float  # of robots that move, to each page
+    slowest_page: float | None  # share of it that the slowest page takes, 0 to 1, if known
+    selection: Selection
+    selected_env: int | None
+    selected_facts: str | None  # how its episodes go, if it is drawn
+    followed: bool
+    look: Look
+    paused: bool
+    held: bool
+    until_env: int | None
+    drawn: int
+    capacity: int
+    frame: Frame | None  # whose numbers are on screen
+    stream: StreamView
+    complaint: str | None  # about the indices that were typed
+    notice: str | None  # something that has happened and is worth knowing
+    fault: str | None  # why streaming was switched off, if it was not the user
+    waits: float = 0.0  # share of the last second that the training has waited for the viewer
+    model: mujoco.MjModel | None = None  # of the robots
+    unavailable: Mapping[str, str] = field(default_factory=dict)  # overlays, and why not
+    inside: Inside | None = None  # the selected robot's, where its numbers are wanted and known
+    dt: float = 1.0  # s per step of what is on screen
+    has_detail: bool = False  # whether they are known at the step that is on screen
+    surroundings: str = "light"  # one of scene.SURROUNDINGS
+    looked_through: bool = False  # whether any page looks through a camera of the model
+    parts: Parts = USUAL  # of the model, that are drawn
+    lost: tuple[int, ...] = ()  # processes of the training that are not heard of any more
+    refused: tuple[str, ...] = ()  # why those of other processes are not drawn
+    twins: TwinSettings = TwinSettings()  # noqa: RUF009 (it is frozen)
+    twin_cost: TwinCost = TwinCost()  # noqa: RUF009
+    twin_fault: str | None = None  # why there are none
+    controls_known: bool = True  # whether what goes to the physics is
+    curves: Curves | None = None  # of drift
+    fork: ForkView = ForkView()  # noqa: RUF009
+    shown: str = ""  # the environment that is shown, among several
+    stepped: tuple[str, ...] = ()  # all that are stepped
+    nonfinite: tuple[Finding, ...] = ()  # what has turned NaN or Inf
+    cells: tuple[str, ...] = ()  # what is to be known of where robots are drawn
+
+
+def status(view: PanelView) -> str:
+    """What is happening, in one sentence."""
+    progress, seconds = view.progress, f"{view.progress.phase_seconds:.0f} s"
+    if view.fault is not None:
+        return f"Streaming stopped by a fault, the training goes on: {view.fault}"
+    if progress.phase == "done":
+        return "Training has finished"
+    if progress.phase == "failed":
+        return f"Training has failed: {progress.error}"
+    if view.held:
+        # To the last digit: a single step is to be seen.
+        return f"Held at step {progress.env_steps:,}: the training waits for you"
+    if view.until_env is not None:
+        return f"Running on until env {view.until_env} terminates"
+    if view.paused:
+        return "Holding at the next step"
+    # Also between two rollouts, when no step comes: who has switched it off must always see so.
+    if not view.control.streaming and progress.phase in ("training", "evaluating", "quiet"):
+        return "Streaming is off: the training goes on unseen"
+    if view.waits >= WAITS_MOSTLY and progress.phase in ("training", "evaluating", "quiet"):
+        return "Live: the training waits for the viewer, for no step is to be skipped"
+    match progress.phase:
+        case "waiting":
+            return "Waiting for a trainer: hand it this environment"
+        case "compiling":
+            return f"Compiling the training step, {seconds}"
+        case "training":
+            if view.control.show == "eval":
+                return "Training; the next evaluation is shown when it comes"
+            return "Live, but not all of it is finite" if view.nonfinite else "Live"
+        case "evaluating":
+            if view.control.show == "train":
+                return "Evaluating the policy; the robots go on after it"
+            return "Live: evaluating the policy"
+        case _:
+            return f"No step for {seconds}: updating, compiling, or finished"
+
+
+def head(view: PanelView) -> str:
+    """Which environment, and what is happening."""
+    ended = view.progress.phase in ("done", "failed")
+    dot = _DOT.get("held" if view.paused and not ended else view.progress.phase, _WAITING_DOT)
+    if view.fault is not None or view.nonfinite:
+        dot = _DOT["failed"]
+    name = " · ".join(part for part in (view.env, view.progress.algorithm) if part)
+    notices = [*([view.notice] if view.notice else []), *view.cells]
+    if view.lost:
+        which = ", ".join(map(str, view.lost))
+        many = "es" if len(view.lost) > 1 else ""
+        notices.append(f"Process{many} {which} not heard of: the robots there are not drawn")
+    if len(view.stepped) > 1:
+        others = ", ".join(name for name in view.stepped if name != view.shown)
+        notices.append(f"{view.shown} is shown. Stepped too, and not shown: {others}")
+    notices.extend(view.refused)
+    notice = "".join(f'<div style="color:#e8590c">{escape(text)}</div>' for text in notices)
+    red = "color:#e03131;font-weight:600"
+    notice += "".join(f'<div style="{red}">{_sentence(found)}</div>' for found in view.nonfinite)
+    return (
+        '<div style="padding:0.5em 0.75em 0.4em 0.75em;line-height:1.45">'
+        f'<div style="font-size:1.15em;font-weight:600">{escape(name)}</div>'
+        f'<div><span style="color:{dot}">&#9679;</span> {escape(status(view))}</div>{notice}</div>'
+    )
+
+
+def _sentence(found: Finding) -> str:
+    text = str(found)
+    return escape(text[:1].upper() + text[1:])
+
+
+def steps(progress: ProgressView) -> str:
+    """How far the training is, how fast it goes, and what it has reached."""
+    goal = f" of {count(progress.num_timesteps)}" if progress.num_timesteps else ""
+    lines = [f"{count(progress.env_steps)}{goal} steps · {count(progress.steps_per_second)}/s"]
+    if progress.elapsed:
+        lines.append(f"{duration(progress.elapsed)} gone")
+    if progress.remaining is not None:
+        lines[-1] += f", {duration(progress.remaining)} left"
+    if progress.reward:
+        lines.append(progress.reward)
+    return _lines(lines)
+
+
+def cost(view: PanelView) -> str:
+    """What watching costs the training, and which of its steps is on screen."""
+    control, stream = view.control, view.stream
+    if not control.streaming:
+        return _lines(["Costs nothing: no state leaves the device"])
+    budget = "no budget" if control.mode == "every_step" else f"budget {_percent(control)}"
+    lines = [
+        f"Costs {100 * view.overhead:.1f} % of the time ({budget})",
+        f"{_megabytes(view.bytes_per_second)} from the device "
+        f"({view.frames_per_second:.0f} steps/s), "
+        f"{_megabytes(view.page_bytes_per_second)} to each page",
+    ]
+    if view.waits >= WAITS:
+        lines.append(
+            f"The training waits for the viewer {100 * view.waits:.0f} % of the time: in Every "
+            "step no step is skipped"
+        )
+    if view.slowest_page is not None and view.slowest_page < FAST_ENOUGH:
+        lines.append(f"A page is slow and skips frames: it takes {100 * view.slowest_page:.0f} %")
+    if stream.step is not None:
+        lines.append(f"On screen: step {count(stream.step)}")
+        if control.mode == "realtime" and not (view.paused or stream.following):
+            lines[-1] += f", {stream.age:.0f} s ago"
+    return _lines(lines)
+
+
+def _megabytes(bytes_per_second: float) -> str:
+    """Two digits that count: 0.42, 1.1 and 17 MB/s."""
+    megabytes = bytes_per_second / 1e6
+    digits = 2 if megabytes < 0.995 else 1 if megabytes < 9.95 else 0
+    return f"{megabytes:.{digits}f} MB/s"
+
+
+def _percent(control: Control) -> str:
+    return f"{100 * control.max_overhead:.3g} %"
+
+
+def drawn(view: PanelView) -> str:
+    """How many environments are drawn, or why none is."""
+    num_envs = view.stream.num_envs
+    if view.complaint is not None and view.selection.rule == "indices":
+        return note(view.complaint, warning=True)
+    if num_envs is None:
+        return note(f"{view.drawn:,} robots, waiting for the first step")
+    if view.drawn or view.selection.rule not in RANKED:
+        by = view.selection.rank_by
+        how = HOW_DRAWN.get(view.selection.rule, "").format(MEASURED[by])
+        if view.selection.rule in ("best", "worst") and by == "last_episode":
+            how += BEHIND
+        return note(f"{view.drawn:,} of {num_envs:,} envs are drawn{how}")
+    nobody = {"nan": "has a NaN or an Inf", "terminated": "has terminated yet"}
+    return note(f"None of {num_envs:,} envs {nobody.get(view.selection.rule, 'is drawn')}")
+
+
+MEASURED = {
+    "last_episode": "return of the last finished episode",
+    "so_far": "return of the episode so far",
+    "per_second": "reward per second of the episode so far",
+}
+"""What robots are ranked and coloured by."""
+
+BEHIND = "; those without one behind them, by reward per second of the episode so far"
+
+HOW_DRAWN = {
+    "best": ", highest {} first",
+    "worst": ", lowest {} first",
+    "terminated": ", each as it fell, who fell last first",
+}
+
+
+def selected(view: PanelView) -> str:
+    """The selected environment."""
+    if view.selected_env is None:
+        return note("Click a robot to select it.")
+    facts = f" · {view.selected_facts}" if view.selected_facts is not None else ""
+    return (
+        '<div style="margin:0 0.75em 0.4em 0.75em;font-size:0.9em">'
+        f"<b>Env {view.selected_env}</b>{escape(facts)}</div>"
+    )
+
+
+def looked_into(view: PanelView) -> str:
+    """What is looked into, or what that takes."""
+    if view.selected_env is None:
+        return note("Click a robot first: forces and numbers are those of the selected one.")
+    lines = [f"Env {view.selected_env}, as MuJoCo sees it"]
+    if not view.has_detail:
+        lines = [f"Env {view.selected_env}: what is inside comes with its next steps"]
+    if view.model is not None and (part := details.clicked(view.model, view.look.body)):
+        lines.append(part)
+    return (
+        '<div style="margin:0 0.75em 0.4em 0.75em;font-size:0.85em">'
+        + "<br>".join(lines)
+        + "</div>"
+    )
+
+
+def numbers(view: PanelView) -> str:
+    """The numbers of the selected robot, where they are wanted."""
+    if not view.look.numbers:
+        return ""
+    if view.inside is not None:
+        return details.inside(view.inside)
+    if view.has_detail:
+        return note("Its coordinates have a NaN or an Inf: there is nothing to work out.")
+    return ""
+
+
+def missing(view: PanelView) -> str:
+    """Which overlays there are not for this robot, and why."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in view.unavailable.items():
+        reasons.setdefault(why, []).append(OVERLAY_LABELS[name].lower())
+    lines = [f"No {' and '.join(names)}: {why}." for why, names in reasons.items()]
+    return _lines(lines) if lines else ""
+
+
+OVERLAY_LABELS = {
+    "contacts": "Contact points",
+    "contact_forces": "Contact forces",
+    "joint_axes": "Joint axes",
+    "actuators": "Actuators",
+    "violations": "Overlaps and limits",
+    "velocities": "Velocities",
+    "com": "Centre of mass",
+    "inertia": "Inertia boxes",
+    "tendons": "Tendons",
+    "trail": "Trail",
+    "body_frames": "Body frames",
+    "geom_frames": "Geom frames",
+}
+"""What overlays are called in the panel, in its order."""
+
+
+def twins(view: PanelView) -> str:
+    """What the twins are doing and what that costs, or why there are none."""
+    if view.control.twins == 0:
+        return ""
+    if view.twin_fault is not None:
+        return note(f"Twins stopped by a fault, all else goes on: {view.twin_fault}", warning=True)
+    if view.control.mode == "latest":
+        return note("Twins need consecutive steps: choose Real time or Every step.", warning=True)
+    if not view.controls_known:
+        return note(
+            "What goes to the physics is not known here: give VisualizedEnv a ctrl_fn, which makes "
+            "it of the action.",
+            warning=True,
+        )
+    ghost, cost = view.frame.ghost if view.frame else None, view.twin_cost
+    if ghost is None:
+        if cost.skipped > 0.5:
+            return note("MuJoCo does not keep up: fewer twins would.", warning=True)
+        return note("Twins come with the next steps.")
+    text = (
+        f"{int(ghost.there.sum())} twins · {1000 * cost.step_seconds:.1f} ms a step · "
+        f"{100 * cost.share:.0f} % of the time, beside the training"
+    )
+    if cost.skipped > 0:
+        text += f" · {100 * cost.skipped:.0f} % of the steps went without"
+    return note(text)
+
+
+DRIVER_LABELS = {
+    "policy": "The policy",
+    "replay": "Its last controls",
+    "still": "The same control",
+    "limp": "Nothing",
+}
+"""What drives a sandbox's robot, in the panel's words."""
+
+
+def fork(view: PanelView) -> str:
+    """What the sandbox is doing, or how to get one."""
+    sandbox = view.fork
+    if sandbox.fault is not None:
+        return note(f"There is no sandbox, all else goes on: {sandbox.fault}", warning=True)
+    if sandbox.env is None:
+        if view.selected_env is None:
+            return note("Click a robot, and take it as it is now into a MuJoCo of its own.")
+        return note(f"Takes env {view.selected_env} as it is now into a MuJoCo of its own.")
+    where = f"Env {sandbox.env}, from step {count(sandbox.env_steps)}"
+    if sandbox.preparing:
+        return note(f"{where}: compiling what drives it, which takes some seconds")
+    if sandbox.trouble is not None:
+        return note(f"{where}: {sandbox.trouble}", warning=True)
+    lines = [f"{where}: {sandbox.time:+.1f} s"]
+    if sandbox.reward is not None:
+        lines[0] += f" · reward {sandbox.reward:.2f}"
+    if sandbox.done:
+        lines.append("Its episode would have ended here")
+    if sandbox.driver == "policy" and sandbox.policy_steps is not None:
+        lines.append(f"Driven by the policy of step {count(sandbox.policy_steps)}")
+    elif "policy" not in sandbox.drivers:
+        lines.append(
+            f"No policy: {sandbox.no_policy}"
+            if sandbox.no_policy is not None
+            else "No policy: hand viewer.policy_params_fn to the trainer as policy_params_fn"
+        )
+    return _lines(lines)
+
+
+def pushed(view: PanelView) -> str:
+    """What pushes and masses are of."""
+    sandbox, model = view.fork, view.model
+    if sandbox.body is None or model is None or sandbox.body >= model.nbody:
+        return note("Click a part of the robot in the sandbox to push or weigh that one.")
+    return note(f"Pushes and mass are of: {body_name(model, sandbox.body)}")
+
+
+MOST_DRIFTS = 16
+"""Rows of the table of twins."""
+
+
+def drifts(view: PanelView) -> str:
+    """How far each twin has gone, those that have gone furthest first."""
+    frame = view.frame
+    if frame is None or frame.ghost is None:
+        return ""
+    ghost = frame.ghost
+    rows = np.flatnonzero(ghost.there)
+    rows = rows[np.argsort(-np.nan_to_num(ghost.bodies[rows], nan=np.inf), kind="stable")]
+    lines = []
+    if len(rows) > 1:
+        measures = (ghost.root, ghost.bodies, ghost.joints)
+        middle = tuple(float(np.median(x[rows])) for x in measures)
+        kept = int(np.isinf(ghost.passed[rows]).sum())
+        lines.append(_drift_row("Median", middle, f"{len(rows) - kept} of {len(rows)}", bold=True))
+    for row in rows[:MOST_DRIFTS]:
+        passed = ghost.passed[row]
+        when = "-" if np.isinf(passed) else f"{passed:.2f} s"
+        env = int(frame.env_index[row])
+        values = (float(ghost.root[row]), float(ghost.bodies[row]), float(ghost.joints[row]))
+        lines.append(_drift_row(str(env), values, when, bold=env == view.selected_env))
+    head = "".join(
+        f'<th style="text-align:right;font-weight:400;color:{_GREY}">{text}</th>'
+        for text in ("Env", "Root, m", "Links, m", "Joints, rad", "Parted after")
+    )
+    return (
+        '<div style="margin:0 0.75em 0.5em 0.75em;font-size:0.8em">'
+        f'<table style="width:100%;border-collapse:collapse"><tr>{head}</tr>'
+        + "".join(lines)
+        + "</table></div>"
+    )
+
+
+def _drift_row(name: str, values: tuple[float, ...], when: str, *, bold: bool) -> str:
+    shown = ["-" if np.isnan(x) else f"{x:.3f}" for x in values]
+    weight = "600" if bold else "400"
+    cells = "".join(f'<td style="text-align:right">{escape(x)}</td>' for x in (*shown, when))
+    return f'<tr style="font-weight:{weight}"><td style="text-align:right">{name}</td>{cells}</tr>'
+
+
+def legend(view: PanelView) -> str:
+    """What the colours of the robots mean."""
+    rule = view.look.colour_by
+    if rule == "termination":
+        return note("Red: has just terminated. Pink: NaN or Inf.")
+    by, ends = view.selection.rank_by, None
+    if view.frame is not None:
+        ends = range_of(rule, view.frame, view.dt, by)
+    said = ""
+    if rule == "return":
+        said = note(f"Colour: {MEASURED[by]}. Grey: not known.")
+    if ends is None:
+        return said
+    low, high = (f"{end:,.3g}" for end in ends)
+    return said + (
+        '<div style="margin:-0.2em 0.75em 0.6em 0.75em;font-size:0.8em;display:flex;gap:0.6em;'
+        f'align-items:center"><span>{low}</span><div style="flex:1;height:0.7em;'
+        f'border-radius:0.2em;background:{css_gradient()}"></div><span>{high}</span></div>'
+    )
+
+
+def hold_note(view: PanelView) -> str:
+    """How to hold and step by keys, and what is missing."""
+    if view.selected_env is None:
+        return note("Keys: space, N. For the next fall click on a robot first.")
+    return note("Keys: space holds and resumes, N steps, T runs to its next fall.")
+
+
+def note(text: str, *, warning: bool = False) -> str:
+    """Small print under a control."""
+    colour = "#e03131" if warning else _GREY
+    return (
+        f'<div style="margin:-0.3em 0.75em 0.5em 0.75em;font-size:0.8em;color:{colour}">'
+        f"{escape(text)}</div>"
+    )
+
+
+def _lines(lines: list[str]) -> str:
+    return (
+        '<div style="margin:0.1em 0.75em 0.5em 0.75em;font-size:0.85em;line-height:1.5">'
+        + "<br>".join(map(escape, lines))
+        + "</div>"
+    )

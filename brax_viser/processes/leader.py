@@ -1,0 +1,338 @@
+"""In the first process: what is known of the others, and what they are told."""
+
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import zmq
+
+from brax_viser.host.callbacks import Feeds, log
+from brax_viser.host.findings import Finding
+from brax_viser.host.hold import Orders
+from brax_viser.host.rollout import Rollout
+from brax_viser.host.state import Switchboard
+from brax_viser.processes import messages, rendezvous
+from brax_viser.processes.rendezvous import Place
+from brax_viser.processes.sockets import Hub
+from brax_viser.processes.worker import LIFE_SECONDS, LOST_SECONDS, TURN_SECONDS
+from brax_viser.records.protocol import GIVEN
+
+REFUSED_SECONDS = 1.0
+"""How long a process may step what is not known here before that is logged."""
+
+
+@dataclass(eq=False)
+class Other:
+    """Another process of the training."""
+
+    process: int
+    report: messages.Report
+    heard: float  # s
+    lost: bool = False
+    refused: str | None = None  # why nothing of it is shown
+    since: float = 0.0  # s, from when on
+    told_of: str | None = None  # what of it has been logged
+    sending: dict[str, bool] = field(default_factory=dict)  # by role
+    due: dict[str, float] = field(default_factory=dict)  # by role: s, when a stretch is wanted
+    found: set[tuple[int, Finding]] = field(default_factory=set)  # that was heard of already
+
+
+class Others:
+    """All processes but the first, as seen from there. Has a thread of its own."""
+
+    def __init__(
+        self,
+        board: Switchboard,
+        feeds: Feeds,
+        place: Place,
+        viewer: int,
+        url: str,
+    ):
+        """`start` starts the thread.
+
+        Args:
+            board: what is shared with the device's calls.
+            feeds: the environments of the viewer, in the order in which all processes make them.
+            place: how many processes there are.
+            viewer: which of the process's viewers.
+            url: of the page.
+
+        Raises:
+            zmq.ZMQError: the address that was asked for is none of this machine's.
+        """
+        self._board, self._feeds, self._place = board, feeds, place
+        secret, host = rendezvous.secret_of_first(viewer), rendezvous.coordinator_host()
+        given = os.environ.get(rendezvous.ADDRESS)
+        try:
+            self._hub = Hub(secret, given or host)
+        except zmq.ZMQError:  # the coordinator's address is one that others see, not this machine
+            if given is not None:
+                raise
+            self._hub = Hub(secret, "*")
+        rendezvous.announce(viewer, f"{host}:{self._hub.port}", url)
+        self._thread = threading.Thread(target=self._run, name="brax_viser others", daemon=True)
+        self._known: dict[int, Other] = {}
+        self._hurries = 0
+        self._told: dict[int, tuple[float, object]] = {}  # by process: (s, what)
+        board.absent = self._absent
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self, timeout: float) -> None:
+        """Once the board is closed."""
+        self._thread.join(timeout)
+
+    def hurry(self) -> None:
+        """Called on any thread: something else is wanted at once."""
+        self._hurries += 1
+
+    def living(self) -> list[Other]:
+        """Those that are heard of, and step what this process does."""
+        return [o for o in list(self._known.values()) if not o.lost and o.refused is None]
+
+    def lost(self) -> tuple[int, ...]:
+        """Processes that were heard of and are not any more."""
+        return tuple(sorted(o.process for o in list(self._known.values()) if o.lost))
+
+    def refused(self) -> tuple[str, ...]:
+        """Of processes whose robots are not drawn, why."""
+        known = sorted(list(self._known.values()), key=lambda other: other.process)
+        return tuple(other.refused for other in known if other.refused is not None)
+
+    def share(self) -> float:
+        """Of wall-clock, what watching costs them, added up: they wait for each other."""
+        return sum(other.report.share for other in self.living())
+
+    def moved(self) -> tuple[int, int]:
+        """(frames, bytes) from their devices to their hosts."""
+        known = list(self._known.values())
+        return sum(o.report.frames for o in known), sum(o.report.bytes_moved for o in known)
+
+    def _absent(self, role: str, rollout: Rollout) -> int:
+        living = self.living()
+        if len(living) == self._place.num_processes - 1:
+            return 0
+        theirs = {s for o in living for s in self._shards(o, role)}
+        return rollout.num_shards - len(theirs | set(rollout.called))
+
+    def _shards(self, other: Other, role: str) -> Iterable[int]:
+        part = other.report.parts.get(role)
+        return part.shards if part else ()
+
+    def _run(self) -> None:
+        try:
+            while not self._board.control.closed:
+                for process, data in self._hub.receive(TURN_SECONDS):
+                    self._hear(process, data)
+                self._look_for_lost()
+                self._tell_all()
+            self._tell_all()
+        # Whoever watches is to see it; the training goes on.
+        except Exception as error:
+            self._board.failed("listening to the other processes", error)
+        finally:
+            self._hub.close()
+
+    def _hear(self, process: int, data: bytes) -> None:
+        try:
+            message = messages.decode_from_others(data)
+            if isinstance(message, messages.Report):
+                self._hear_report(process, message)
+            elif process in self._known:
+                self._known[process].heard = self._board.wall_clock()
+                self._hear_data(process, message)
+        except (messages.DecodeError, ValueError, IndexError) as error:
+            log.warning("process %d sent what makes no sense: %s", process, error)
+
+    def _hear_report(self, process: int, report: messages.Report) -> None:
+        board, now = self._board, self._board.wall_clock()
+        known = self._known.get(process)
+        if known is None:
+            known = self._known[process] = Other(process, report, now)
+        elif known.lost and not report.leaves:
+            log.warning("process %d is heard of again", process)
+            known.lost = False
+            self._told.pop(process, None)
+        if report.fault is not None and report.fault != known.report.fault:
+            log.error("streaming stopped in process %d: %s", process, report.fault)
+        self._hear_found([found for found in report.found if found not in known.found])
+        known.found = set(report.found)
+        known.report, known.heard = report, now
+        for role, part in report.parts.items():
+            known.sending[role] = part.sending
+        if report.leaves:
+            self._lose(known)
+            return
+        found = [self._mismatch(process, part.feed, part.kind) for part in report.parts.values()]
+        self._refuse(known, next(filter(None, found), None))
+        if known.refused is not None:
+            return
+        if report.terminated is not None:
+            board.hold.terminated(*report.terminated)
+        board.hold.heard(self._held(report))
+        if not known.lost:
+            board.mailbox.wake()
+
+    def _hear_found(self, found: Sequence[tuple[int, Finding]]) -> None:
+        """Something has turned NaN or Inf elsewhere."""
+        for index, finding in found:
+            feed = self._feeds.get(index)
+            if feed is None:  # gone just now
+                continue
+            with self._board.lock:
+                is_new = feed.found(finding)
+            if is_new:
+                self._board.tell(finding)
+
+    def _hear_data(
+        self, process: int, message: messages.Step | messages.Models | messages.Ranked
+    ) -> None:
+        board, known = self._board, self._known[process]
+        if not isinstance(message, messages.Ranked):
+            mismatch = self._mismatch(process, message.feed, message.kind)
+            if mismatch is not None:
+                self._refuse(known, mismatch)
+        if known.refused is not None:
+            return
+        if isinstance(message, messages.Ranked):
+            feed = board.shown.get(message.role)
+            rollout = feed and feed.rollouts.get(message.role)
+            if feed is None or rollout is None:
+                return
+            ranking = message.ranking()
+            with board.lock:
+                if message.round == rollout.choice.round:
+                    feed.ranked(message.role, rollout, message.shard, message.rule, ranking)
+            return
+        feed = self._feeds.get(message.feed)
+        if feed is None:  # gone just now
+            return
+        if isinstance(message, messages.Models):
+            board.mailbox.put_model(messages.model_parcel_of(message, feed))
+            return
+        known.sending[message.role] = message.sending
+        parcel = messages.parcel_of(message, feed, process)
+        board.mailbox.put(parcel, wait=board.control.mode == "every_step")
+
+    def _mismatch(self, process: int, number: int, kind: str) -> str | None:
+        """Why a process steps something else than this one. Viewers and environments are paired in
+        the order in which each process makes them: one that makes one more would have its
+        robots drawn in the place of others."""
+        mine = self._feeds.get(number)
+        if mine is not None and mine.kind == kind:
+            return None
+        here = "is none" if mine is None else f"it is {mine.kind}"
+        return (
+            f"Process {process} steps {kind} as environment {number} of this viewer; in the first "
+            f"process there {here}. Make the same viewers and environments, in the same order, in "
+            "each process"
+        )
+
+    def _refuse(self, other: Other, why: str | None) -> None:
+        """Takes nothing more of a process, until it steps what this one does; None: it does."""
+        before, other.refused = other.refused, why
+        if before is None and why is not None:
+            other.since = self._board.wall_clock()
+            self._give_up(other)
+        if (before is None) != (why is None):
+            self._board.mailbox.wake()
+
+    def _held(self, report: messages.Report) -> dict[tuple[str, int], tuple[int, bool]]:
+        return {
+            (role, shard): where
+            for role, part in report.parts.items()
+            for shard, where in part.shards.items()
+        }
+
+    def _look_for_lost(self) -> None:
+        now = self._board.wall_clock()
+        for other in list(self._known.values()):
+            if not other.lost and now - other.heard > LOST_SECONDS:
+                self._lose(other)
+            # One that is a moment ahead steps what will soon be made here as well.
+            why = other.refused if now - other.since > REFUSED_SECONDS else None
+            if why is not None and why != other.told_of:
+                other.told_of = why
+                log.error(why)
+
+    def _lose(self, other: Other) -> None:
+        board = self._board
+        if other.lost or board.control.closed:
+            return
+        log.warning("process %d is not heard of: its robots are not drawn", other.process)
+        other.lost = True
+        self._give_up(other)
+        board.mailbox.wake()
+
+    def _give_up(self, other: Other) -> None:
+        """Nothing is waited for any more that a process has of the training."""
+        board = self._board
+        board.hold.heard({}, gone=self._held(other.report))
+        with board.lock:
+            for feed in self._feeds:
+                for rollout in feed.rollouts.values():
+                    if rollout.choice.pending:  # it waits for what will not come
+                        rollout.choice.made_of = None
+
+    def _tell_all(self) -> None:
+        board, now = self._board, self._board.wall_clock()
+        board.budget_parts = self._count_drawn()
+        with board.lock:
+            control = replace(board.control, max_overhead=board.pacing.max_overhead)
+            known = {
+                r: self._task(feed.rollouts[r])
+                for r, feed in board.shown.items()
+                if r in feed.rollouts
+            }
+        facts = {
+            role: task if drawn is None else messages.changed(task, drawn=messages.Array.of(drawn))
+            for role, (drawn, task) in known.items()
+        }
+        for process in range(1, self._place.num_processes):
+            other = self._known.get(process)
+            tasks, due = {}, {}
+            for role, task in facts.items():
+                due[role] = other.due.get(role, -float("inf")) if other else -float("inf")
+                tasks[role] = messages.changed(task, due=due[role] - now)
+            selected = board.selected_env
+            what = (control, board.hold.orders, self._hurries, facts, due, selected)
+            wishes = messages.Wishes(control, board.hold.orders, self._hurries, tasks, selected)
+            if other is not None and other.refused is not None:
+                unwatched = replace(control, watched=False)
+                what = (unwatched, other.refused)
+                wishes = messages.Wishes(unwatched, Orders(), 0, {}, refused=other.refused)
+            then, before = self._told.get(process, (-float("inf"), None))
+            if what != before or now - then >= LIFE_SECONDS:
+                if self._hub.send(process, messages.encode(wishes)):
+                    self._told[process] = now, what
+
+    def _count_drawn(self) -> int:
+        """How many processes have environments that are drawn; the others send nothing."""
+        drawn = set()
+        for role, (_, rollout) in self._board.rollouts_shown().items():
+            env_index = rollout.choice.env_index
+            if env_index is None:
+                continue
+            shards = set((env_index // rollout.envs_per_shard).tolist())
+            drawn |= {o.process for o in self.living() if shards & set(self._shards(o, role))}
+            drawn |= {0} if shards & set(rollout.called) else set()
+        return max(len(drawn), 1)
+
+    def _task(self, rollout: Rollout) -> tuple[np.ndarray | None, messages.Task]:
+        """What is wanted of it: those that are drawn, and the task without. Board is locked."""
+        choice = rollout.choice
+        rule = GIVEN
+        if choice.pending and choice.made_of is not None:
+            rule = choice.made_of.code
+        resets, reset_step = rollout.pacer.last_reset
+        return choice.env_index, messages.Task(
+            drawn=None,
+            round=choice.round,
+            rule=rule,
+            due=0.0,
+            resets=resets,
+            reset_step=reset_step,
+        )

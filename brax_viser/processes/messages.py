@@ -1,0 +1,232 @@
+"""What the processes of one training tell each other, as bytes.
+
+Decoding checks types and sizes; nothing that is received is ever executed.
+"""
+
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from brax_viser.device.emit import Layout
+from brax_viser.host.findings import Finding
+from brax_viser.host.hold import Orders
+from brax_viser.host.mailbox import ModelParcel, Parcel
+from brax_viser.host.pacing import Control
+from brax_viser.host.selection import Ranking
+
+
+class Array(msgspec.Struct, frozen=True):
+    """A numpy array of int32, float32 or bool."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    @classmethod
+    def of(cls, array: Any) -> "Array":
+        array = np.ascontiguousarray(array)
+        return cls(array.dtype.name, array.shape, array.tobytes())
+
+    def open(self) -> np.ndarray:
+        """Read-only.
+
+        Raises:
+            ValueError: not one of these types, or not as many bytes as the shape takes.
+        """
+        if self.dtype not in ("int32", "float32", "bool"):
+            raise ValueError(f"an array of {self.dtype!r}")
+        return np.frombuffer(self.data, self.dtype).reshape(self.shape)
+
+
+class Task(msgspec.Struct, frozen=True):
+    """What is wanted of one rollout."""
+
+    drawn: Array | None  # int32 [K], over all processes
+    round: int  # of choosing
+    rule: int  # by which to rank in that round, or `protocol.GIVEN`
+    due: float  # s from now, when the next stretch is wanted
+    resets: int  # of the rollout, and how many steps the first process knew of at the last:
+    reset_step: int  # each process counts the steps that it is asked about
+
+
+class Wishes(msgspec.Struct, frozen=True, tag=True):
+    """From the first process: all that the others are to do. The newest one counts."""
+
+    control: Control
+    orders: Orders  # of the hold
+    hurries: int  # how often something else was wanted at once
+    tasks: dict[str, Task]  # by role
+    selected_env: int | None = None  # of which all is wanted
+    refused: str | None = None  # why nothing is taken of what this process sends
+
+
+class Part(msgspec.Struct, frozen=True):
+    """Of one rollout, what one process has."""
+
+    feed: int  # number of the environment among those of the viewer
+    kind: str  # of it: see `feed.Feed.kind`
+    num_envs: int  # over all processes
+    sending: bool
+    following: bool
+    shards: dict[int, tuple[int, bool]]  # env steps known of, and whether it is held there
+
+
+class Report(msgspec.Struct, frozen=True, tag=True):
+    """From another process: how it is. Also the sign that it lives."""
+
+    parts: dict[str, Part]  # by role
+    share: float  # of wall-clock, that watching costs it
+    frames: int
+    bytes_moved: int
+    terminated: tuple[str, int] | None  # role and step at which the env waited for has fallen
+    fault: str | None
+    leaves: bool = False
+    # What has turned NaN or Inf there, and of which of the viewer's environments it is.
+    found: tuple[tuple[int, Finding], ...] = ()
+
+
+class Step(msgspec.Struct, frozen=True, tag=True):
+    """From another process: a `mailbox.Parcel`."""
+
+    feed: int  # number of the environment among those of the viewer
+    kind: str  # of it
+    role: str
+    shard: int
+    env_steps: int
+    env_index: Array
+    drawn: Array
+    num_envs: int
+    layout: Layout
+    rows: Array
+    sending: bool  # whether more of this stretch is to come
+    detail_env: int | None = None
+    detail_layout: Layout = ()
+    ranked: bool = False
+
+
+class Models(msgspec.Struct, frozen=True, tag=True):
+    """From another process: a `mailbox.ModelParcel`."""
+
+    feed: int
+    kind: str
+    role: str
+    env_index: Array
+    num_envs: int
+    layout: Layout
+    rows: Array
+
+
+class Ranked(msgspec.Struct, frozen=True, tag=True):
+    """From another process: what one of its devices ranks first."""
+
+    role: str
+    round: int
+    rule: int
+    shard: int
+    env_index: Array
+    measure: Array
+    since_termination: Array
+    finite: Array
+    tier: Array
+
+    def ranking(self) -> Ranking:
+        return Ranking(
+            self.env_index.open(),
+            self.measure.open(),
+            self.since_termination.open(),
+            self.finite.open(),
+            self.tier.open(),
+        )
+
+
+FromOthers = Report | Step | Models | Ranked
+
+_encoder = msgspec.msgpack.Encoder()
+_wishes = msgspec.msgpack.Decoder(Wishes)
+_from_others = msgspec.msgpack.Decoder(FromOthers)
+
+DecodeError = msgspec.DecodeError
+
+changed = msgspec.structs.replace
+
+
+def encode(message: Wishes | FromOthers) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_wishes(data: bytes) -> Wishes:
+    """Raises `DecodeError` where it is none."""
+    return _wishes.decode(data)
+
+
+def decode_from_others(data: bytes) -> FromOthers:
+    """Raises `DecodeError` where it is none."""
+    return _from_others.decode(data)
+
+
+def step_of(parcel: Parcel, *, sending: bool) -> Step:
+    """A parcel, on its way. Converts to numpy: not within a callback."""
+    rows, detail = parcel.split()
+    if detail is not None:
+        rows = np.concatenate([rows.ravel(), detail])
+    return Step(
+        feed=parcel.feed.number,
+        kind=parcel.feed.kind,
+        role=parcel.role,
+        shard=parcel.shard,
+        env_steps=parcel.env_steps,
+        env_index=Array.of(parcel.env_index),
+        drawn=Array.of(parcel.drawn),
+        num_envs=parcel.num_envs,
+        layout=parcel.layout,
+        rows=Array.of(rows),
+        sending=sending,
+        detail_env=parcel.detail_env,
+        detail_layout=parcel.detail_layout,
+        ranked=parcel.ranked,
+    )
+
+
+def models_of(parcel: ModelParcel) -> Models:
+    """As `step_of`."""
+    return Models(
+        feed=parcel.feed.number,
+        kind=parcel.feed.kind,
+        role=parcel.role,
+        env_index=Array.of(parcel.env_index),
+        num_envs=parcel.num_envs,
+        layout=parcel.layout,
+        rows=Array.of(np.asarray(parcel.rows)[: len(parcel.env_index)]),
+    )
+
+
+def parcel_of(message: Step, feed: Any, process: int) -> Parcel:
+    """Raises ValueError for arrays that are none."""
+    return Parcel(
+        feed=feed,
+        role=message.role,
+        shard=message.shard,
+        env_steps=message.env_steps,
+        env_index=message.env_index.open(),
+        drawn=message.drawn.open(),
+        num_envs=message.num_envs,
+        layout=message.layout,
+        rows=message.rows.open(),
+        process=process,
+        detail_env=message.detail_env,
+        detail_layout=message.detail_layout,
+        ranked=message.ranked,
+    )
+
+
+def model_parcel_of(message: Models, feed: Any) -> ModelParcel:
+    """Raises ValueError for arrays that are none."""
+    return ModelParcel(
+        feed=feed,
+        role=message.role,
+        env_index=message.env_index.open(),
+        num_envs=message.num_envs,
+        layout=message.layout,
+        rows=message.rows.open(),
+    )

@@ -1,0 +1,1 @@
+"""What one part hands to another: numbers, arrays and names, no behaviour."""

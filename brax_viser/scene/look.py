@@ -1,0 +1,122 @@
+"""Robots coloured by a number: which number, and which colour. Pure functions."""
+
+import numpy as np
+
+from brax_viser.records.frame import Frame
+from brax_viser.records.protocol import MEASURES
+
+COLOUR_RULES = ("model", "return", "reward", "termination")
+"""What robots can be coloured by; "model" leaves them as the model has them."""
+
+_LOW_TO_HIGH = np.array(
+    [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], np.float64
+)
+"""The viridis colours (S. van der Walt, N. Smith, 2015) at five even places: their order can be
+told in grey and by the colour-blind."""
+
+ALIVE = (150, 160, 168)
+FALLEN = (224, 49, 49)
+BROKEN = (214, 51, 206)
+"""For a robot whose state has a NaN or an Inf."""
+
+UNKNOWN_RETURN = ALIVE
+"""For a robot whose return, as it is measured, is not known."""
+
+TERMINATION_SECONDS = 1.0
+"""s of robot time over which the colour of a termination fades."""
+
+
+def measured(frame: Frame, dt: float, rank_by: str) -> np.ndarray:
+    """float [K]: the returns that robots are ranked by, NaN where there is none that is known.
+
+    Args:
+        frame: whose numbers.
+        dt: s per step.
+        rank_by: one of `protocol.MEASURES`. Rates are per second.
+    """
+    known = frame.episode_length >= 0
+    match rank_by:
+        case "last_episode":
+            if frame.finished_return is None:
+                return np.full(len(known), np.nan, np.float32)
+            return frame.finished_return
+        case "so_far":
+            return np.where(known, frame.episode_return, np.nan)
+        case _:
+            seconds = np.maximum(frame.episode_length, 1) * dt
+            return np.where(known, frame.episode_return / seconds, np.nan)
+
+
+def colours_of(rule: str, frame: Frame, dt: float, rank_by: str = MEASURES[0]) -> np.ndarray | None:
+    """uint8 [K, 3], or None where robots look as their model says.
+
+    Args:
+        rule: one of `COLOUR_RULES`.
+        frame: whose numbers.
+        dt: s per step.
+        rank_by: one of `protocol.MEASURES`, the return of rule "return".
+    """
+    match rule:
+        case "model":
+            return None
+        case "return":
+            value = measured(frame, dt, rank_by)
+            known = np.isfinite(value)[:, None]
+            colours = np.where(known, _spread(value), np.array(UNKNOWN_RETURN))
+        case "reward":
+            colours = _spread(frame.reward)
+        case _:
+            age = np.minimum(frame.since_termination * dt / TERMINATION_SECONDS, 1.0)[:, None]
+            colours = (1 - age) * np.array(FALLEN) + age * np.array(ALIVE)
+    colours = np.where(frame.finite[:, None], colours, np.array(BROKEN))
+    return colours.astype(np.uint8)
+
+
+def range_of(
+    rule: str, frame: Frame, dt: float, rank_by: str = MEASURES[0]
+) -> tuple[float, float] | None:
+    """The lowest and the highest value that are coloured; None where there is no scale. The
+    arguments are those of `colours_of`."""
+    if rule not in ("return", "reward"):
+        return None
+    value = measured(frame, dt, rank_by) if rule == "return" else frame.reward
+    value = value[np.isfinite(value)]
+    return (float(value.min()), float(value.max())) if len(value) else None
+
+
+def css_gradient() -> str:
+    """The colour scale, for a legend."""
+    stops = ", ".join(f"rgb({int(r)}, {int(g)}, {int(b)})" for r, g, b in _LOW_TO_HIGH)
+    return f"linear-gradient(to right, {stops})"
+
+
+def in_words(frame: Frame, row: int, dt: float, rank_by: str) -> str:
+    """What a label says of one robot's episodes: the return that robots are ranked by, and how long
+    the episode is; or, where it is shown as it fell, when and with what return. The other arguments
+    are those of `measured`."""
+    if frame.fell is not None and frame.fell[row]:
+        ago = f"fell {frame.since_termination[row] * dt:.1f} s ago"
+        total = frame.fell_return[row] if frame.fell_return is not None else np.nan
+        return ago + ("" if np.isnan(total) else f" · return {total:,.1f}")
+    value = float(measured(frame, dt, rank_by)[row])
+    if not np.isnan(value):
+        said = RETURN_WORDS[rank_by].format(f"{value:,.1f}")
+    elif rank_by == "last_episode":
+        said = "no episode yet"
+    else:
+        said = "return unknown"
+    length = int(frame.episode_length[row])
+    return f"{said} · {length * dt:.1f} s" if length >= 0 else said
+
+
+RETURN_WORDS = {"last_episode": "last {}", "so_far": "{} so far", "per_second": "{}/s"}
+"""How a return is told, by what it is of."""
+
+
+def _spread(value: np.ndarray) -> np.ndarray:
+    """float [K, 3]: from the lowest to the highest of the values."""
+    known = value[np.isfinite(value)]
+    low, high = (known.min(), known.max()) if len(known) else (0.0, 0.0)
+    share = np.nan_to_num((value - low) / (high - low) if high > low else 0.5 + 0 * value)
+    places = np.linspace(0, 1, len(_LOW_TO_HIGH))
+    return np.stack([np.interp(share, places, channel) for channel in _LOW_TO_HIGH.T], axis=-1)

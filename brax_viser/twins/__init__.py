@@ -1,0 +1,1 @@
+"""MuJoCo simulations beside the training's environments."""
