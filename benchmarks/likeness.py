@@ -39,8 +39,9 @@ from scipy import ndimage
 
 from benchmarks.screenshot import FLAGS
 from brax_viser.model.grid import Grid, bounds_of, framing_camera
+from brax_viser.model.robot import Model
 from brax_viser.model.shapes import floor_of, visible_geoms
-from brax_viser.scene.block import Block, Model
+from brax_viser.scene.block import Block
 from brax_viser.scene.stage import scene_scale, set_stage
 
 SIZE = 480

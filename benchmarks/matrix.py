@@ -28,7 +28,7 @@ from rich.table import Table
 
 from benchmarks.overhead import Page
 from brax_viser import Viewer, VisualizedEnv
-from brax_viser.host.pacing import MODES
+from brax_viser.host.control import MODES
 
 BACKENDS = ("spring", "positional", "generalized", "mjx")
 

@@ -36,11 +36,12 @@ from rich.table import Table
 from benchmarks.screenshot import FLAGS
 from brax_viser.device.adapters import adapter_for
 from brax_viser.model.grid import Grid
+from brax_viser.model.robot import Model
 from brax_viser.page.clients import keep_openings_short
 from brax_viser.page.playback import Player
 from brax_viser.records.frame import Frame
 from brax_viser.records.protocol import NEVER
-from brax_viser.scene.block import Look, Model
+from brax_viser.scene.look import Look
 from brax_viser.scene.scene import Scene
 
 T = TypeVar("T")

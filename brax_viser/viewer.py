@@ -18,10 +18,9 @@ import numpy as np
 import rich
 import viser
 
-from brax_viser.device.trainers import TrainerCall
 from brax_viser.host.callbacks import Feed, Feeds, log
+from brax_viser.host.control import MODES, SHOWS, Control
 from brax_viser.host.findings import Finding
-from brax_viser.host.pacing import MODES, SHOWS, Control
 from brax_viser.host.progress import ProgressView
 from brax_viser.host.selection import Selection
 from brax_viser.host.state import Switchboard
@@ -32,6 +31,7 @@ from brax_viser.page.commands import Clerk
 from brax_viser.page.loop import Publisher
 from brax_viser.processes import rendezvous
 from brax_viser.records.protocol import MEASURES
+from brax_viser.records.trainer_call import TrainerCall
 from brax_viser.sandbox.session import Trained
 from brax_viser.twins.drift import Drift
 from brax_viser.twins.worker import TwinSettings

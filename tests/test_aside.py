@@ -11,13 +11,13 @@ from brax import envs
 
 from brax_viser import Viewer
 from brax_viser.host.progress import count
-from brax_viser.page.sandbox_view import MOST_DETAILS, Past
+from brax_viser.model.robot import Model
 from brax_viser.panel.sandbox import BACK, END
 from brax_viser.records.frame import Detail
+from brax_viser.records.view import ASIDE
+from brax_viser.sandbox.history import MOST_DETAILS, Past
 from brax_viser.sandbox.session import Forks, ForkView, Trained
-from brax_viser.scene.block import Model
 from brax_viser.scene.robots import PARKED
-from brax_viser.scene.scene import ASIDE
 from tests.conftest import eventually
 from tests.test_detail import CHOSEN, Rollout, suite_env
 from tests.test_twin import frame_of

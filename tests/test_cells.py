@@ -7,12 +7,14 @@ import trimesh
 import viser
 
 from brax_viser.model.grid import Grid
+from brax_viser.model.robot import Model
 from brax_viser.model.rotations import rotate
 from brax_viser.model.shapes import Parts, visible_geoms
-from brax_viser.page.playback import View
 from brax_viser.records.frame import Frame
 from brax_viser.records.protocol import NEVER
-from brax_viser.scene.block import Block, Look, Model
+from brax_viser.records.view import View
+from brax_viser.scene.block import Block
+from brax_viser.scene.look import Look
 from brax_viser.scene.scene import Scene
 
 FLOOR = '<geom type="plane" size="40 40 1"/>'

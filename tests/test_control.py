@@ -21,10 +21,11 @@ from brax_viser import Viewer, VisualizedEnv
 from brax_viser import viewer as viewer_module
 from brax_viser.device.episode import EpisodeLog
 from brax_viser.env import INFO_KEY
-from brax_viser.host.mailbox import CAPACITY, Parcel
-from brax_viser.page.loop import Lane
+from brax_viser.host.mailbox import CAPACITY
+from brax_viser.page.channels import Lane
 from brax_viser.page.playback import Player
 from brax_viser.panel.words import cost, drawn, head
+from brax_viser.records.parcel import Parcel
 from brax_viser.records.protocol import HEADER_COLUMNS, HEADER_HEAD
 from tests.conftest import Page, eventually
 from tests.sample import FallingCartPole

@@ -16,11 +16,11 @@ from brax.spring import pipeline as spring
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.device import host_call
 from brax_viser.device.adapters import MAX_OBSERVATION, adapter_for
-from brax_viser.device.emit import size_of
-from brax_viser.host.mailbox import Parcel
-from brax_viser.page.playback import View, beside
 from brax_viser.processes import messages
 from brax_viser.records.frame import Frame, joined
+from brax_viser.records.parcel import Parcel
+from brax_viser.records.protocol import size_of
+from brax_viser.records.view import View, beside
 from envs.cartpole import CartPole
 from tests.conftest import eventually
 

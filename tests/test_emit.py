@@ -10,7 +10,7 @@ import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from brax_viser.device import host_call
-from brax_viser.device.emit import emit, shard_of_this_device, size_of, unpack
+from brax_viser.device.emit import emit, shard_of_this_device
 from brax_viser.records.protocol import (
     BEST,
     BY_MEASURE,
@@ -33,6 +33,8 @@ from brax_viser.records.protocol import (
     UNKNOWN,
     WATCHED,
     WORST,
+    size_of,
+    unpack,
 )
 
 

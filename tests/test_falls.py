@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from brax_viser.page.falls import SECONDS, Falls
-from brax_viser.page.playback import View
 from brax_viser.records.frame import Detail, Frame
 from brax_viser.records.protocol import NEVER
+from brax_viser.records.view import View
 
 DT = 0.02
 

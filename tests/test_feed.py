@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from brax_viser.device.emit import Layout, Origin
-from brax_viser.device.trainers import TrainerCall
 from brax_viser.host.callbacks import Feed
-from brax_viser.host.pacing import Control
+from brax_viser.host.control import Control
 from brax_viser.host.selection import Selection
 from brax_viser.host.state import Switchboard
 from brax_viser.records.protocol import (
@@ -23,7 +21,10 @@ from brax_viser.records.protocol import (
     NEVER,
     PUSH,
     WORST,
+    Layout,
+    Origin,
 )
+from brax_viser.records.trainer_call import TrainerCall
 
 ROWS = 3
 LAYOUT: Layout = (("link_pos", (1, 3)), ("reward", ()))

@@ -14,8 +14,8 @@ from brax_viser import Viewer, VisualizedEnv
 from brax_viser.device import host_call
 from brax_viser.env import INFO_KEY
 from brax_viser.host import callbacks as feed_module
-from brax_viser.host.mailbox import Parcel
 from brax_viser.records.frame import Frame
+from brax_viser.records.parcel import Parcel
 from brax_viser.records.protocol import GIVEN, GRANTED, GRANTED_COORDINATES, UNASKED
 from envs.cartpole import CartPole
 from tests.conftest import Page, eventually

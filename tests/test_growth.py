@@ -12,12 +12,13 @@ import pytest
 
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.device.adapters import Adapter, adapter_for
-from brax_viser.device.emit import size_of
 from brax_viser.host.callbacks import Feed
-from brax_viser.host.mailbox import CAPACITY, Parcel
+from brax_viser.host.mailbox import CAPACITY
 from brax_viser.model.grid import Grid
-from brax_viser.page.loop import Lane
+from brax_viser.page.channels import Lane
 from brax_viser.page.playback import Player
+from brax_viser.records.parcel import Parcel
+from brax_viser.records.protocol import size_of
 from envs.cartpole import CartPole
 from tests.conftest import eventually
 

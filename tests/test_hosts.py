@@ -17,19 +17,18 @@ import mujoco
 import numpy as np
 import pytest
 
-from brax_viser.device.emit import Origin
 from brax_viser.host.callbacks import Feed, Feeds
+from brax_viser.host.control import Control
 from brax_viser.host.hold import Hold
-from brax_viser.host.pacing import Control
 from brax_viser.host.selection import Selection
 from brax_viser.host.state import Switchboard
-from brax_viser.page.playback import View, beside
 from brax_viser.processes import messages, rendezvous
 from brax_viser.processes.leader import Others
 from brax_viser.processes.sockets import Hub, Spoke, _keys
 from brax_viser.processes.worker import Relay
 from brax_viser.records.frame import Frame
-from brax_viser.records.protocol import FRESH, GIVEN, HEADER_COLUMNS, NEVER, PUSH
+from brax_viser.records.protocol import FRESH, GIVEN, HEADER_COLUMNS, NEVER, PUSH, Origin
+from brax_viser.records.view import View, beside
 from tests.conftest import eventually
 
 COMMON = """

@@ -9,12 +9,13 @@ from brax import envs
 
 from brax_viser.device.adapters import adapter_for
 from brax_viser.model.grid import Grid, framing_camera
+from brax_viser.model.robot import Model
 from brax_viser.model.surfaces import linear
-from brax_viser.page.playback import View
 from brax_viser.records.frame import Frame
 from brax_viser.records.protocol import NEVER, UNKNOWN
-from brax_viser.scene.block import MAX_LABELS, Block, Look, Model
-from brax_viser.scene.look import ALIVE, BROKEN, FALLEN, UNKNOWN_RETURN, colours_of, range_of
+from brax_viser.records.view import View
+from brax_viser.scene.block import MAX_LABELS, Block
+from brax_viser.scene.look import ALIVE, BROKEN, FALLEN, UNKNOWN_RETURN, Look, colours_of, range_of
 from brax_viser.scene.robots import FADED, PARKED
 from brax_viser.scene.scene import Scene
 

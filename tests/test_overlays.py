@@ -12,11 +12,13 @@ from brax import envs
 from brax_viser.model import marks
 from brax_viser.model.grid import Grid
 from brax_viser.model.physics import Physics, body_hit
-from brax_viser.page.playback import View
+from brax_viser.model.robot import Model
 from brax_viser.panel import details, words
 from brax_viser.panel.details import Inside
 from brax_viser.records.frame import Detail, Frame
-from brax_viser.scene.block import Block, Look, Model
+from brax_viser.records.view import View
+from brax_viser.scene.block import Block
+from brax_viser.scene.look import Look
 from brax_viser.scene.overlays import FAR, OVERLAYS, Recent, Trail
 from brax_viser.scene.robots import CLEAR, FADED
 

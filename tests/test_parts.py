@@ -10,10 +10,12 @@ from brax_viser.model import marks
 from brax_viser.model.cameras import cameras_of, sight_of
 from brax_viser.model.grid import Grid
 from brax_viser.model.palettes import palette_of
-from brax_viser.model.rods import Rods, rods_of
+from brax_viser.model.robot import Model
+from brax_viser.model.rods import rods_of
 from brax_viser.model.shapes import USUAL, Parts, groups_of, shapes_of
 from brax_viser.model.surfaces import linear, plain_rgba, rgba_of, texture_of
-from brax_viser.scene.block import Block, Model
+from brax_viser.scene.block import Block
+from brax_viser.scene.deformables import Rods
 from tests.conftest import eventually
 from tests.models import oddities
 from tests.test_flexes import Recorded

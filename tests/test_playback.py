@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation, Slerp
 
-from brax_viser.host.pacing import Control
-from brax_viser.page.playback import BLINK_SECONDS, MAX_LAG, MAX_TICK, Player, View, slerp
+from brax_viser.host.control import Control
+from brax_viser.page.playback import BLINK_SECONDS, MAX_LAG, MAX_TICK, Player, slerp
 from brax_viser.records.frame import Frame, joined
 from brax_viser.records.protocol import NEVER
+from brax_viser.records.view import View
 from tests.test_stream import Device, play
 
 DT = 0.05

@@ -10,8 +10,8 @@ import pytest
 
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.host.mailbox import CAPACITY
+from brax_viser.model.robot import Model
 from brax_viser.page.reader import Reader, Reading
-from brax_viser.scene.block import Model
 from envs.cartpole import CartPole
 from tests.conftest import eventually
 

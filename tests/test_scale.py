@@ -21,7 +21,7 @@ from benchmarks.client import (
     messages_of,
     poses_of,
 )
-from brax_viser.scene.block import Look
+from brax_viser.scene.look import Look
 from brax_viser.scene.robots import FOCAL_LENGTH, LEAST_TRIANGLES, levels_of
 from tests.conftest import eventually
 from tests.test_looks import Stage, view_of

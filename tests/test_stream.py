@@ -9,10 +9,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from brax_viser.host.pacing import SENDING_SHARE, Budget, Control, CostMeter, Pacer, Rate
-from brax_viser.page.playback import Player, View
+from brax_viser.host.budget import SENDING_SHARE, Budget, CostMeter, Rate
+from brax_viser.host.control import Control
+from brax_viser.host.pacing import Pacer
+from brax_viser.page.playback import Player
 from brax_viser.records.frame import Frame
 from brax_viser.records.protocol import FOREVER, FRESH, NEVER
+from brax_viser.records.view import View
 
 RATES = st.floats(0.2, 100_000.0)  # batched steps per second
 DT = 0.05  # s of robot time per step

@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 
 from brax_viser.model.grid import Grid
+from brax_viser.model.robot import Model
 from brax_viser.model.terrain import Terrain
-from brax_viser.page.playback import View
 from brax_viser.records.frame import Frame
 from brax_viser.records.protocol import NEVER
-from brax_viser.scene.block import Block, Look, Model
+from brax_viser.records.view import View
+from brax_viser.scene.block import Block
+from brax_viser.scene.look import Look
 
 ROUGH = """
 <mujoco>

@@ -8,7 +8,8 @@ from brax.training.agents.ppo import networks
 from brax.training.agents.ppo import train as ppo
 
 from benchmarks.matrix import train
-from brax_viser.device.trainers import TrainerCall, calling_trainer, check_versions
+from brax_viser.device.trainers import calling_trainer, check_versions
+from brax_viser.records.trainer_call import TrainerCall
 from envs.cartpole import CartPole
 
 

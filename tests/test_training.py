@@ -16,7 +16,7 @@ from brax.training.agents.ppo import train as ppo
 
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.device.host_call import VARIABLE
-from brax_viser.host.pacing import MODES, SHOWS
+from brax_viser.host.control import MODES, SHOWS
 from brax_viser.twins.twins import Twins
 from tests.conftest import Page, eventually
 

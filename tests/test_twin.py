@@ -29,10 +29,11 @@ from brax_viser.model.physics import varied
 from brax_viser.model.rotations import angle_between
 from brax_viser.niceness import MORE
 from brax_viser.page.loop import TWIN_LEISURE
-from brax_viser.page.playback import Player, View, beside
+from brax_viser.page.playback import Player
 from brax_viser.panel.twins import PLOT_EVERY, TwinFolder
 from brax_viser.processes import messages
 from brax_viser.records.frame import Coordinates, Frame, Ghost, joined
+from brax_viser.records.view import View, beside
 from brax_viser.twins.drift import GAP_SECONDS, MOST_POINTS, DriftLog
 from brax_viser.twins.twins import Twins
 from brax_viser.twins.worker import MOST_AT_ONCE, Follower, Simulated, TwinSettings
@@ -810,8 +811,8 @@ def test_playgrounds_environments_have_twins(viewer):
 
 
 def test_coordinates_survive_the_way_from_another_process(ants):
-    from brax_viser.device.emit import size_of
-    from brax_viser.host.mailbox import Parcel
+    from brax_viser.records.parcel import Parcel
+    from brax_viser.records.protocol import size_of
 
     layout = (("link_pos", (1, 3)), ("link_rot", (1, 4)), ("reward", ()), ("episode_return", ()))
     layout += (("episode_length", ()), ("since_termination", ()), ("finite", ()))

@@ -15,10 +15,10 @@ import pytest
 import viser
 
 from brax_viser import Stats, Viewer, VisualizedEnv
-from brax_viser.device.trainers import TrainerCall
 from brax_viser.host.progress import Progress, count, duration
 from brax_viser.page import address
 from brax_viser.panel.panel import status
+from brax_viser.records.trainer_call import TrainerCall
 from brax_viser.sandbox.runner import SandboxThread
 from envs.cartpole import CartPole
 from tests.conftest import Page, eventually

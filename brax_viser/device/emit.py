@@ -27,7 +27,7 @@ is new is told with the question, and the host can hold the training at that ver
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -51,26 +51,12 @@ from brax_viser.records.protocol import (
     TERMINATED,
     UNASKED,
     WATCHED,
+    Layout,
+    Origin,
 )
 
 Payload = Mapping[str, jax.Array]
 """What one step shows, name -> [*batch, ...] array."""
-
-Layout = tuple[tuple[str, tuple[int, ...]], ...]
-"""(name, shape of one row) of each payload field, in the order in which `push` packs them."""
-
-
-class Origin(NamedTuple):
-    """Where a call comes from: fixed when the step is traced, so it costs nothing at run time."""
-
-    role: str  # "train" | "eval"
-    num_envs: int  # environments in this shard's batch
-    num_shards: int  # devices that step a batch each
-    num_rows: int  # K: rows that one push carries
-    model: Layout = ()  # what differs between the environments' models, and can be pushed
-    detail: Layout = ()  # what can be pushed of one environment alone
-    coordinates: Layout = ()  # what can be pushed with the rows
-    watched: tuple[str, ...] = ()  # fields that are looked through, in the order of a report
 
 
 class Host(Protocol):
@@ -416,21 +402,6 @@ def _packed(rows: Payload) -> jax.Array:
     return jnp.concatenate(
         [x.reshape(len(x), -1).astype(jnp.float32) for x in rows.values()], axis=1
     )
-
-
-def unpack(layout: Layout, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Undoes the packing of `push`: float32 [K, D] -> name -> [K, ...] views."""
-    fields, start = {}, 0
-    for name, shape in layout:
-        stop = start + math.prod(shape)
-        fields[name] = rows[:, start:stop].reshape(len(rows), *shape)
-        start = stop
-    return fields
-
-
-def size_of(layout: Layout) -> int:
-    """Numbers in one row."""
-    return sum(math.prod(shape) for _, shape in layout)
 
 
 def shard_of_this_device() -> tuple[jax.Array, int]:

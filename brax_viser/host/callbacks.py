@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brax_viser.device.emit import Layout, Origin
-from brax_viser.device.trainers import TrainerCall
 from brax_viser.host.findings import Finding, fields_of
-from brax_viser.host.mailbox import ModelParcel, Parcel
 from brax_viser.host.pacing import Pacer
 from brax_viser.host.rollout import Grant, Rollout, grant_of, granted_by, order_of
 from brax_viser.host.selection import NOTHING_SECONDS, Ranking
 from brax_viser.host.state import IDLE_SECONDS, Switchboard
 from brax_viser.model.grid import Grid
+from brax_viser.records.parcel import ModelParcel, Parcel
 from brax_viser.records.protocol import (
     ANSWER_HEAD,
     FOREVER,
@@ -36,7 +34,10 @@ from brax_viser.records.protocol import (
     UNASKED,
     WATCHED,
     WATCHED_MOST,
+    Layout,
+    Origin,
 )
+from brax_viser.records.trainer_call import TrainerCall
 
 if TYPE_CHECKING:
     from brax_viser.device.adapters import Adapter

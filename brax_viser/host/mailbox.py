@@ -4,110 +4,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
-
-from brax_viser.device.emit import Layout, size_of, unpack
-from brax_viser.records.frame import Coordinates, Detail, Frame
+from brax_viser.records.parcel import ModelParcel, Parcel
 
 CAPACITY = 256
 """Pushes that may wait. At 60 fetches a second that is room for 15,000 steps a second."""
-
-
-@dataclass(frozen=True, eq=False)
-class Parcel:
-    """What one push brought, not yet looked at: `rows` may still be a device array."""
-
-    feed: Any  # the `Feed` it came through
-    role: str
-    shard: int  # the device's index
-    env_steps: int
-    env_index: np.ndarray  # int32 [K'], K' <= K: the rows beyond are padding
-    drawn: np.ndarray  # int32 [K''], all that are drawn at this step, over this process's devices
-    num_envs: int
-    layout: Layout
-    rows: Any = field(repr=False)  # float32 [K, D], array-like; with something behind [K * D + E]
-    process: int = 0  # that it is from
-    detail_env: int | None = None  # whose detail is behind the rows; None: nobody's that matters
-    detail_layout: Layout = ()
-    # Whether it is of those that a device has ranked as terminated last, in the poses in which they
-    # have; not of those that are drawn.
-    ranked: bool = False
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether no other device has anything of what is drawn at this step."""
-        return not self.ranked and len(self.env_index) == len(self.drawn)
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it brings rows to look at, and nothing that twins or sandboxes are made of."""
-        coordinates = any(name == "qpos" for name, _ in self.layout)
-        return self.detail_env is None and not coordinates
-
-    def split(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """float32 [K', D], and what is behind, float32 [E], if anything is. As with `open`."""
-        rows, detail = np.asarray(self.rows), None
-        if rows.ndim == 1:
-            rows, detail = np.split(rows, [len(rows) - size_of(self.detail_layout)])
-            rows = rows.reshape(-1, size_of(self.layout))
-        return rows[: len(self.env_index)], detail
-
-    def open(self) -> Frame:
-        """Converts to numpy. Not within the callback: there it can deadlock when several devices
-        share few cores."""
-        rows, numbers = self.split()
-        fields = unpack(self.layout, rows)
-        detail = None
-        if numbers is not None and self.detail_env is not None:
-            one = unpack(self.detail_layout, numbers[None])
-            detail = Detail.of(self.detail_env, {name: x[0] for name, x in one.items()})
-        coordinates = Coordinates.of(fields) if "qpos" in fields else None
-        return Frame(
-            role=self.role,
-            env_steps=self.env_steps,
-            env_index=self.env_index,
-            num_envs=self.num_envs,
-            link_pos=fields["link_pos"],
-            link_rot=fields["link_rot"],
-            reward=fields["reward"],
-            episode_return=fields["episode_return"],
-            episode_length=fields["episode_length"].astype(np.int32),
-            since_termination=fields["since_termination"].astype(np.int32),
-            finite=fields["finite"] > 0,
-            finished_return=fields.get("finished_return"),
-            finished_length=_whole_numbers(fields.get("finished_length")),
-            was_reset=fields["was_reset"] > 0 if "was_reset" in fields else None,
-            detail=detail,
-            coordinates=coordinates,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class ModelParcel:
-    """In what environments' models differ from the one that they share, not yet looked at."""
-
-    feed: Any
-    role: str
-    env_index: np.ndarray  # int32 [K'], K' <= K: the rows beyond are padding
-    num_envs: int
-    layout: Layout  # of `adapters.MODEL_FIELDS`
-    rows: Any = field(repr=False)  # float32 [K, D], array-like
-
-    def open(self) -> dict[int, dict[str, np.ndarray]]:
-        """By environment: its own value of each field that differs. As with `Parcel.open`."""
-        rows = np.asarray(self.rows)[: len(self.env_index)]
-        fields = unpack(self.layout, rows)
-        return {
-            int(env): {name: values[row] for name, values in fields.items()}
-            for row, env in enumerate(self.env_index)
-        }
-
-
-def _whole_numbers(array: np.ndarray | None) -> np.ndarray | None:
-    return None if array is None else array.astype(np.int32)
 
 
 class Mailbox:

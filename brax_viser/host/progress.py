@@ -4,8 +4,8 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from brax_viser.device.trainers import TrainerCall
-from brax_viser.host.pacing import Rate
+from brax_viser.host.budget import Rate
+from brax_viser.records.trainer_call import TrainerCall
 
 QUIET_SECONDS = 1.0
 """Without a step for this long, the page says so instead of "live"."""

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from brax_viser.device.emit import Layout, Origin
-from brax_viser.host.pacing import Control, Pacer
+from brax_viser.host.control import Control
+from brax_viser.host.pacing import Pacer
 from brax_viser.host.selection import Choice, Selection
 from brax_viser.records.protocol import (
     ANSWER_HEAD,
@@ -15,6 +15,8 @@ from brax_viser.records.protocol import (
     NOBODY,
     PUSH,
     PUSH_COORDINATES,
+    Layout,
+    Origin,
 )
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from brax_viser.host.budget import Cost, CostMeter
+from brax_viser.host.control import Control
 from brax_viser.host.findings import Finding, Findings
 from brax_viser.host.hold import Hold
 from brax_viser.host.mailbox import Mailbox
-from brax_viser.host.pacing import Control, Cost, CostMeter
 from brax_viser.host.progress import Progress
 from brax_viser.host.selection import Choice, Selection
 

@@ -5,19 +5,10 @@ from dataclasses import dataclass
 
 import mujoco
 import numpy as np
-import trimesh
-import viser
 
-from brax_viser.model.flexes import (
-    colour_of_flex,
-    edges_of,
-    points_of,
-    rgba_of_flex,
-    rim_of,
-)
+from brax_viser.model.flexes import colour_of_flex, edges_of, points_of, rgba_of_flex, rim_of
 from brax_viser.model.rotations import multiply, points_on, rotate
-from brax_viser.model.surfaces import UNSET, linear
-from brax_viser.scene.handles import send
+from brax_viser.model.surfaces import UNSET
 
 _PULLEY, _SITE = int(mujoco.mjtWrap.mjWRAP_PULLEY), int(mujoco.mjtWrap.mjWRAP_SITE)
 _JOINT = int(mujoco.mjtWrap.mjWRAP_JOINT)
@@ -191,84 +182,3 @@ class Limits:
             mujoco.mj_tendon(model, data)
             found[row] = data.ten_length[self.tendons[self._round_geoms]]
         return found
-
-
-class Rods:
-    """The rods of K robots: one batch of cylinders. Used on viser's own thread alone."""
-
-    def __init__(
-        self,
-        server: viser.ViserServer,
-        path: str,
-        rods: RodSet,
-        origins: np.ndarray,
-        scale: float,
-    ):
-        """Adds them; `draw` puts them into place.
-
-        Args:
-            server: whose scene they go into.
-            path: the scene node.
-            rods: of one robot.
-            origins: float32 [K, 3], m, each env's place in the scene.
-            scale: scene units per metre.
-        """
-        self._rods, self._origins = rods, origins
-        self._beyond: np.ndarray | None = None  # bool [K, T], of the limited tendons
-        count = len(origins) * len(rods.radius)
-        cylinder = trimesh.creation.cylinder(radius=1.0, height=1.0, sections=8)
-        self._handle = server.scene.add_batched_meshes_simple(
-            path,
-            cylinder.vertices,
-            cylinder.faces,
-            batched_wxyzs=np.tile(np.array([1.0, 0.0, 0.0, 0.0], np.float32), (count, 1)),
-            batched_positions=np.zeros((count, 3), np.float32),
-            batched_scales=np.zeros((count, 3), np.float32),
-            batched_colors=np.tile(linear(rods.rgb), (len(origins), 1)),
-            lod="off",
-            scale=scale,
-        )
-
-    def draw(self, link_pos: np.ndarray, link_rot: np.ndarray, hidden: np.ndarray) -> int:
-        """As `Robots.draw`. Returns how many bytes each page is sent."""
-        one, other = (
-            points_on(self._rods.body[:, end], self._rods.pos[:, end], link_pos, link_rot)
-            for end in (0, 1)
-        )
-        along = other - one
-        length = np.linalg.norm(along, axis=-1, keepdims=True)
-        up = along / np.maximum(length, 1e-9)
-        # The shortest turn that takes z there; upside down any axis across will do.
-        turn = np.concatenate(
-            [1 + up[..., 2:], -up[..., 1:2], up[..., :1], np.zeros_like(length)], axis=-1
-        )
-        norm = np.linalg.norm(turn, axis=-1, keepdims=True)
-        turn = np.where(norm > 1e-4, turn / np.maximum(norm, 1e-9), [0.0, 1.0, 0.0, 0.0])
-        radius = np.broadcast_to(self._rods.radius[:, None], length.shape)
-        radius = np.where(hidden[:, None, None], 0.0, radius)
-        middle = (one + other) / 2 + self._origins[:, None]
-        scale = np.concatenate([radius, radius, length], axis=-1)
-        sent = self._colour(length[..., 0], link_pos, link_rot)
-        return sent + send(
-            self._handle,
-            batched_positions=middle.reshape(-1, 3).astype(np.float32),
-            batched_wxyzs=turn.reshape(-1, 4).astype(np.float32),
-            batched_scales=scale.reshape(-1, 3).astype(np.float32),
-        )
-
-    def _colour(self, length: np.ndarray, link_pos: np.ndarray, link_rot: np.ndarray) -> int:
-        """Returns how many bytes each page is sent."""
-        rods, limits = self._rods, self._rods.limits
-        if limits is None:
-            return 0
-        beyond = limits.beyond(rods, length, link_pos, link_rot)
-        if self._beyond is not None and np.array_equal(beyond, self._beyond):
-            return 0
-        self._beyond = beyond
-        rgb = np.tile(rods.rgb, (len(beyond), 1, 1))
-        for index, tendon in enumerate(limits.tendons):
-            rgb[np.ix_(beyond[:, index], rods.tendon == tendon)] = limits.rgb[index]
-        return send(self._handle, batched_colors=linear(rgb.reshape(-1, 3)))
-
-    def remove(self) -> None:
-        self._handle.remove()

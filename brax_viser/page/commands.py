@@ -20,7 +20,7 @@ from brax_viser.panel.panel import (
     parse_indices,
 )
 from brax_viser.panel.sandbox import BACK
-from brax_viser.scene.scene import ASIDE
+from brax_viser.records.view import ASIDE
 
 if TYPE_CHECKING:  # which makes one of these
     from brax_viser.viewer import Viewer

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from brax_viser.page.playback import Poses, View, between
+from brax_viser.page.playback import Poses, between
 from brax_viser.records.frame import Frame
 from brax_viser.records.protocol import NEVER
+from brax_viser.records.view import View
 
 SECONDS = 2.0
 """s of robot time before a fall that are played, where they have come."""

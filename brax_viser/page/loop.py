@@ -7,32 +7,33 @@ import functools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import viser
 
 from brax_viser.host.callbacks import Feed
-from brax_viser.host.mailbox import CAPACITY, ModelParcel, Parcel
 from brax_viser.host.progress import count as in_words
 from brax_viser.host.rollout import Rollout
 from brax_viser.host.state import Switchboard
+from brax_viser.model.robot import Model
 from brax_viser.model.shapes import USUAL, Parts
 from brax_viser.model.variants import Variants
 from brax_viser.niceness import give_way
+from brax_viser.page.channels import Channel, Lane
 from brax_viser.page.clients import keep_openings_short
-from brax_viser.page.falls import Falls
-from brax_viser.page.playback import Player, View, beside
 from brax_viser.page.reader import Reader, Reading
-from brax_viser.page.sandbox_view import Aside, Past
+from brax_viser.page.sandbox_view import Aside
 from brax_viser.panel.details import Inside
 from brax_viser.panel.panel import Command, Panel, PanelView, StreamView
-from brax_viser.records.frame import Frame, joined
-from brax_viser.scene.block import Block, Look, Model
-from brax_viser.scene.scene import ASIDE, Scene
-from brax_viser.twins.drift import Drift, DriftLog
-from brax_viser.twins.worker import Follower, Simulated, TwinSettings
+from brax_viser.records.frame import Frame
+from brax_viser.records.parcel import ModelParcel, Parcel
+from brax_viser.records.view import ASIDE, View, beside
+from brax_viser.scene.block import Block
+from brax_viser.scene.look import Look
+from brax_viser.scene.scene import Scene
+from brax_viser.twins.drift import Drift
+from brax_viser.twins.worker import Follower, TwinSettings
 
 if TYPE_CHECKING:  # needs ZeroMQ, which is there where several processes train
     from brax_viser.processes.leader import Others
@@ -51,87 +52,7 @@ TWIN_LEISURE = 0.1
 """s for which a step of a stretch waits for others, to be taken by twins together with them. What
 is shown as it comes is taken together as it is fetched, for the page's next frame."""
 
-MOST_UNFINISHED = CAPACITY
-"""Steps of which some device's part has yet to come. Of one that pushes no more, none ever does."""
-
 TITLES = {"train": "Training", "eval": "Evaluation"}
-
-
-@dataclass(eq=False)
-class Lane:
-    """What one process of the training sends of a rollout."""
-
-    player: Player
-    view: View | None = None
-    has_twins: bool = False  # whether any were ever asked for
-    # By step and device, those that have come: (all that are drawn, what this device has of them).
-    _parts: dict[int, dict[int, tuple[np.ndarray, Frame]]] = field(default_factory=dict)
-
-    def receive(self, parcel: Parcel) -> Frame | None:
-        """A device's part of a step; with the last of them, the step."""
-        if self._parts and parcel.env_steps < max(self._parts) - MOST_UNFINISHED:
-            self._parts.clear()  # another training has begun, and counts anew
-        parts = self._parts.setdefault(parcel.env_steps, {})
-        parts[parcel.shard] = parcel.drawn, parcel.open()
-        # While the training is held, other environments can be asked for at the same step.
-        together = [f for drawn, f in parts.values() if np.array_equal(drawn, parcel.drawn)]
-        frame = joined(together, parcel.drawn)
-        if frame is not None:
-            # Steps before it will not be completed any more.
-            self._parts = {k: v for k, v in self._parts.items() if k > parcel.env_steps}
-        elif len(self._parts) > MOST_UNFINISHED:
-            del self._parts[min(self._parts)]
-        return frame
-
-
-@dataclass(eq=False)
-class Channel:
-    """One rollout on its way to the screen."""
-
-    feed: Feed
-    variants: Variants
-    model: Model | None = None  # its robots; None: they have yet to be read
-    # Of what that was read, and what is being read: (parts that are drawn, `variants.apart`).
-    read: tuple[object, ...] = ()
-    reading: tuple[object, ...] = ()
-    num_envs: int | None = None  # None: not known yet
-    lanes: dict[int, Lane] = field(default_factory=dict)  # by process
-    view: View | None = None  # what is on screen
-    look: Look | None = None
-    empty: bool = False  # whether the rule has found nobody
-    drift: DriftLog = field(default_factory=DriftLog)  # of what was on screen
-    past: Past = field(default_factory=Past)  # of the selected environment
-    now: View | None = None  # what they do now, where falls are on screen
-    rollout: Rollout | None = None  # whose falls these are
-    controls_known: bool = True  # whether what went to the physics came with the coordinates
-
-    @functools.cached_property
-    def falls(self) -> Falls:
-        """How its environments fell."""
-        return Falls(self.feed.adapter.dt)
-
-    @functools.cached_property
-    def simulated(self) -> Simulated:
-        """What the twins of this rollout step: the training's own."""
-        adapter = self.feed.adapter
-        return Simulated(adapter.mujoco_model(), adapter.substeps, adapter.native)
-
-    @functools.cached_property
-    def made(self) -> Simulated:
-        """The same as its file says."""
-        adapter = self.feed.adapter
-        substeps = max(round(adapter.dt / adapter.mj_model.opt.timestep), 1)
-        return Simulated(adapter.mj_model, substeps, adapter.native)
-
-    def lane(self, process: int) -> Lane:
-        return self.lanes.setdefault(process, Lane(Player(self.feed.adapter.dt)))
-
-    def clear(self) -> None:
-        """Forgets all that has come."""
-        self.now = None
-        for lane in self.lanes.values():
-            lane.player.clear()
-            lane.view = None
 
 
 class Publisher:

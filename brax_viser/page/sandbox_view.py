@@ -1,7 +1,6 @@
 """The sandbox in the scene: its block beside the others, and the handle to drag its robot by."""
 
 import functools
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -9,50 +8,20 @@ import numpy as np
 import viser
 
 from brax_viser.model.grid import Grid
+from brax_viser.model.robot import Model
 from brax_viser.model.shapes import Parts
 from brax_viser.model.variants import Variants
-from brax_viser.page.playback import View
 from brax_viser.page.reader import Reading
 from brax_viser.records.frame import Detail, Frame
+from brax_viser.records.view import ASIDE, View
+from brax_viser.sandbox.history import Past
 from brax_viser.sandbox.session import DIRECTIONS, Forks
-from brax_viser.scene.block import Look, Model
 from brax_viser.scene.drag_handle import Grip
-from brax_viser.scene.scene import ASIDE, ROOT, Scene
+from brax_viser.scene.look import Look
+from brax_viser.scene.scene import ROOT, Scene
 
 if TYPE_CHECKING:
     from brax_viser.device.adapters import Adapter
-
-MOST_DETAILS = 512
-"""Steps of the selected environment that are kept, to be replayed."""
-
-
-class Past:
-    """What is known of the selected environment's last steps."""
-
-    def __init__(self) -> None:
-        # (batched step, length of its episode, all that is known).
-        self._steps: deque[tuple[int, int, Detail]] = deque(maxlen=MOST_DETAILS)
-
-    def add(self, frame: Frame) -> None:
-        """A frame has come."""
-        if frame.detail is None:
-            return
-        row = int(np.flatnonzero(frame.env_index == frame.detail.env)[0])
-        self._steps.append((frame.env_steps, int(frame.episode_length[row]), frame.detail))
-
-    def until(self, frame: Frame) -> list[Detail]:
-        """The consecutive steps of one episode that led to a frame's detail, that one the last."""
-        assert frame.detail is not None
-        found: list[Detail] = []
-        wanted: tuple[int, int] | None = None
-        for env_steps, length, detail in reversed(self._steps):
-            if env_steps > frame.env_steps or detail.env != frame.detail.env:
-                continue
-            if wanted is not None and (env_steps, length) != wanted:
-                break
-            found.append(detail)
-            wanted = env_steps - 1, length - 1
-        return found[::-1] or [frame.detail]
 
 
 class Aside:

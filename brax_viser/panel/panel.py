@@ -12,8 +12,9 @@ from brax_viser.model.shapes import GROUPS, USUAL, groups_of
 from brax_viser.panel import words
 from brax_viser.panel.sandbox import SandboxFolder
 from brax_viser.panel.twins import TwinFolder
+from brax_viser.panel.view import PanelView, StreamView
 from brax_viser.panel.widgets import Command, Widgets, label_of
-from brax_viser.panel.words import PanelView, StreamView, status
+from brax_viser.panel.words import status
 
 __all__ = ["STEPS", "Command", "Panel", "PanelView", "StreamView", "parse_indices", "status"]
 

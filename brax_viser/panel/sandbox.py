@@ -6,8 +6,9 @@ from typing import Any
 import viser
 
 from brax_viser.panel import words
+from brax_viser.panel.view import PanelView
 from brax_viser.panel.widgets import Command, Widgets, label_of
-from brax_viser.panel.words import DRIVER_LABELS, PanelView
+from brax_viser.panel.words import DRIVER_LABELS
 from brax_viser.sandbox.session import DIRECTIONS
 
 FORK, BACK, END = "Fork", "Back to the fork", "End"

@@ -8,8 +8,8 @@ import viser
 from viser import uplot
 
 from brax_viser.panel import words
+from brax_viser.panel.view import PanelView
 from brax_viser.panel.widgets import Command, Widgets, label_of
-from brax_viser.panel.words import PanelView
 from brax_viser.twins.drift import Curves
 
 PLACES = {"On their robots": False, "Beside them": True}

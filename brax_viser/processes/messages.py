@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from brax_viser.device.emit import Layout
+from brax_viser.host.control import Control
 from brax_viser.host.findings import Finding
 from brax_viser.host.hold import Orders
-from brax_viser.host.mailbox import ModelParcel, Parcel
-from brax_viser.host.pacing import Control
 from brax_viser.host.selection import Ranking
+from brax_viser.records.parcel import ModelParcel, Parcel
+from brax_viser.records.protocol import Layout
 
 
 class Array(msgspec.Struct, frozen=True):

@@ -9,13 +9,13 @@ import numpy as np
 
 from brax_viser.host.callbacks import Feed, Feeds, log
 from brax_viser.host.findings import Finding
-from brax_viser.host.mailbox import ModelParcel, Parcel
 from brax_viser.host.rollout import Rollout
 from brax_viser.host.selection import Choice, Ranking, Selection
 from brax_viser.host.state import Switchboard
 from brax_viser.processes import messages, rendezvous
 from brax_viser.processes.rendezvous import Place
 from brax_viser.processes.sockets import Spoke
+from brax_viser.records.parcel import ModelParcel, Parcel
 from brax_viser.records.protocol import GIVEN
 
 TURN_SECONDS = 0.02

@@ -1,5 +1,10 @@
 """The integers that device and host exchange, known to both, and free of JAX."""
 
+import math
+from typing import NamedTuple
+
+import numpy as np
+
 FRESH = -1
 """Countdown of a state that `reset` has just made: its first step asks, and says it is fresh."""
 
@@ -67,3 +72,35 @@ HEADER_COLUMNS = ("row", "since_termination", "return_bits", "finite", "tier")
 """What follows in the header, K integers each; the return is what best and worst are ranked by, and
 the tier goes before it: see `rank.measured`. It is all that a callback looks at itself: the rows of
 float32 are left to another thread, because converting much within one can deadlock."""
+
+
+Layout = tuple[tuple[str, tuple[int, ...]], ...]
+"""(name, shape of one row) of each payload field, in the order in which `push` packs them."""
+
+
+class Origin(NamedTuple):
+    """Where a call comes from: fixed when the step is traced, so it costs nothing at run time."""
+
+    role: str  # "train" | "eval"
+    num_envs: int  # environments in this shard's batch
+    num_shards: int  # devices that step a batch each
+    num_rows: int  # K: rows that one push carries
+    model: Layout = ()  # what differs between the environments' models, and can be pushed
+    detail: Layout = ()  # what can be pushed of one environment alone
+    coordinates: Layout = ()  # what can be pushed with the rows
+    watched: tuple[str, ...] = ()  # fields that are looked through, in the order of a report
+
+
+def unpack(layout: Layout, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Undoes the packing of `push`: float32 [K, D] -> name -> [K, ...] views."""
+    fields, start = {}, 0
+    for name, shape in layout:
+        stop = start + math.prod(shape)
+        fields[name] = rows[:, start:stop].reshape(len(rows), *shape)
+        start = stop
+    return fields
+
+
+def size_of(layout: Layout) -> int:
+    """Numbers in one row."""
+    return sum(math.prod(shape) for _, shape in layout)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from brax_viser.model.shapes import roaming_body
-from brax_viser.page.playback import View
 from brax_viser.records.frame import Detail, Frame
 from brax_viser.records.protocol import NEVER
-from brax_viser.scene.scene import ASIDE
+from brax_viser.records.view import ASIDE, View
 
 if TYPE_CHECKING:  # they import JAX, which the page need not wait for
     from brax_viser.device.adapters import Adapter

@@ -1,156 +1,33 @@
 """One rollout in the scene: its robots in their cells, and what is written and marked on them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import mujoco
 import numpy as np
 import trimesh
 import viser
 
 from brax_viser.model.cameras import ModelCamera, Sight, sight_of
-from brax_viser.model.flexes import Sheets, Surfaces, surfaces_of
 from brax_viser.model.grid import Grid
 from brax_viser.model.physics import Physics, body_hit
-from brax_viser.model.rods import Rods, RodSet, rods_of
-from brax_viser.model.scenery import Scenery, cell_of, ground_of, place, scenery_of
-from brax_viser.model.scope import main_root
-from brax_viser.model.shapes import (
-    USUAL,
-    Parts,
-    Shape,
-    cropped,
-    floor_height,
-    floor_of,
-    shapes_of,
-    wrapped_body,
-)
+from brax_viser.model.robot import GHOST_RGB, Model, ghostly
+from brax_viser.model.scenery import cell_of, place
 from brax_viser.model.surfaces import linear
-from brax_viser.model.terrain import Terrain
-from brax_viser.model.variants import Variants
-from brax_viser.page.playback import View
 from brax_viser.records.frame import Frame
-from brax_viser.records.protocol import MEASURES
-from brax_viser.scene.look import colours_of, in_words, measured
-from brax_viser.scene.overlays import INSIDE, OVERLAYS, Overlays, Recent, unavailable
+from brax_viser.records.view import View
+from brax_viser.scene.deformables import Rods, Sheets
+from brax_viser.scene.look import Look, colours_of, in_words, measured
+from brax_viser.scene.overlays import INSIDE, OVERLAYS, Overlays, Recent
 from brax_viser.scene.robots import CLEAR, FADED, Paint, Robots
 
 MAX_LABELS = 256
 """Labels are a message each, several times a second: more would crowd out the robots, on the wire
 as on the screen."""
 
-OTHERS = ("show", "fade", "hide")
-"""What becomes of the robots that are not selected."""
-
 RING_COLOUR = (28, 126, 214)
 
-GHOST_RGB = (151, 71, 255)
-GHOST_OPACITY = 0.4
-"""Of twins in MuJoCo: a colour that no robot has, through which the robot is seen."""
 
 _ALIKE: dict[str, np.ndarray] = {}
 """What an environment's model has of its own where all are alike: nothing."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a person wants to see the robots."""
-
-    colour_by: str = "model"  # one of looks.COLOUR_RULES
-    labels: bool = False
-    others: str = "show"  # one of OTHERS
-    selected_env: int | None = None
-    in_cells: bool = True  # who runs out of a cell comes back in on its other side
-    overlays: frozenset[str] = frozenset()  # some of overlays.OVERLAYS, of the selected robot
-    numbers: bool = False  # whether the panel tells the numbers of the selected robot
-    body: int | None = None  # of the selected robot, the body that a person has pointed at
-    beside: bool = False  # whether twins are drawn beside their robots, and not on them
-    rank_by: str = MEASURES[0]  # one of protocol.MEASURES: the return that is told, and coloured by
-
-
-@dataclass(frozen=True)
-class Model:
-    """What one robot is made of, and where it stands before anything has run."""
-
-    shapes: list[Shape]
-    init_pos: np.ndarray  # float32 [L, 3], m
-    init_rot: np.ndarray  # float32 [L, 4], wxyz
-    floor: float  # z of the floor, m
-    dt: float  # s per step
-    roaming_link: int | None  # the one that is kept in its cell, where that shows nothing untrue
-    rods: RodSet | None  # tendons and the like
-    surfaces: Surfaces | None  # of flexes
-    terrain: Terrain | None  # that it walks on, if that is not level
-    variants: Variants  # in what environments' robots differ from this one
-    native: bool = True  # whether the training's physics is MuJoCo's
-    backend: str = ""  # its name
-    main_link: int = 0  # where the robot is: what carries it
-    scenery: tuple[Scenery, ...] = ()  # which no cell holds
-
-    @classmethod
-    def of(
-        cls,
-        model: mujoco.MjModel,
-        grid: Grid,
-        init_links: tuple[np.ndarray, np.ndarray],
-        dt: float,
-        variants: Variants | None = None,
-        wanted: Parts = USUAL,
-        *,
-        native: bool = True,
-        backend: str = "",
-    ) -> "Model":
-        """Reads a MuJoCo model, and never writes it."""
-        variants = variants or Variants(model)
-        terrain = Terrain.of(model)
-        body, main = wrapped_body(model, wanted.groups), main_root(model)
-        if terrain is not None and grid.capacity == 1:
-            body = None  # all of it is drawn
-        link = None if body is None else body - 1
-        main_link = max(main or 1, 1) - 1 if link is None else link
-        shapes = shapes_of(model, variants.apart, wanted, grid.scenery)
-        shapes, scenery = scenery_of(model, shapes, grid)
-        if grid.capacity > 1:
-            at = init_links[0][main_link, :2]
-            half = np.array(grid.spacing[:2]) / 2
-            shapes = cropped(model, shapes, np.stack([at - half, at + half]))
-        floor = floor_height(model, grid.reach)
-        ground = ground_of(scenery, grid) if floor_of(model) is None else None
-        if ground is not None:  # which the shared floor must not hide
-            floor = min(floor, ground - 0.01 * float(np.ptp(grid.reach[:, 2])))
-        return cls(
-            shapes,
-            *init_links,
-            floor,
-            dt,
-            link,
-            rods_of(model, wanted.groups),
-            surfaces_of(model, wanted.groups),
-            terrain,
-            variants,
-            native,
-            backend,
-            main_link,
-            tuple(scenery),
-        )
-
-    @property
-    def unavailable(self) -> dict[str, str]:
-        """Overlays that there are not for this robot, and why."""
-        return unavailable(self.variants.model, native=self.native, backend=self.backend)
-
-
-def ghostly(shapes: Sequence[Shape]) -> list[Shape]:
-    """What moves of a robot, as it is drawn of its twin."""
-    rgba = np.array([*GHOST_RGB, round(255 * GHOST_OPACITY)], np.uint8)
-    found = []
-    for shape in shapes:
-        moves = shape.body > 0
-        if moves.any():
-            body, pos, quat = shape.body[moves], shape.pos[moves], shape.quat[moves]
-            look = replace(shape, body=body, pos=pos, quat=quat, rgba=rgba, casts_shadow=False)
-            found.append(look)
-    return found
 
 
 class Block:

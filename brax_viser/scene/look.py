@@ -1,5 +1,7 @@
 """Robots coloured by a number: which number, and which colour. Pure functions."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from brax_viser.records.frame import Frame
@@ -120,3 +122,23 @@ def _spread(value: np.ndarray) -> np.ndarray:
     share = np.nan_to_num((value - low) / (high - low) if high > low else 0.5 + 0 * value)
     places = np.linspace(0, 1, len(_LOW_TO_HIGH))
     return np.stack([np.interp(share, places, channel) for channel in _LOW_TO_HIGH.T], axis=-1)
+
+
+OTHERS = ("show", "fade", "hide")
+"""What becomes of the robots that are not selected."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a person wants to see the robots."""
+
+    colour_by: str = "model"  # one of looks.COLOUR_RULES
+    labels: bool = False
+    others: str = "show"  # one of OTHERS
+    selected_env: int | None = None
+    in_cells: bool = True  # who runs out of a cell comes back in on its other side
+    overlays: frozenset[str] = frozenset()  # some of overlays.OVERLAYS, of the selected robot
+    numbers: bool = False  # whether the panel tells the numbers of the selected robot
+    body: int | None = None  # of the selected robot, the body that a person has pointed at
+    beside: bool = False  # whether twins are drawn beside their robots, and not on them
+    rank_by: str = MEASURES[0]  # one of protocol.MEASURES: the return that is told, and coloured by

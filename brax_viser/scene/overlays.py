@@ -62,32 +62,6 @@ RECENT_BYTES = 16e6
 """Of the frames that are kept for trails at most: 3 s of a thousand humanoids are more."""
 
 
-def unavailable(model: mujoco.MjModel, *, native: bool, backend: str) -> dict[str, str]:
-    """Overlays that there are not for a robot, and why, for a person to read.
-
-    Args:
-        model: the robot.
-        native: whether the training's physics is MuJoCo's.
-        backend: its name.
-    """
-    reasons = {}
-    if not native:
-        reasons["contact_forces"] = (
-            f"the {backend} backend has contact forces of its own kind and does not tell them"
-        )
-    if model.nu == 0:
-        reasons["actuators"] = "this robot has no actuators"
-    if not np.isin(model.jnt_type, marks.AXIAL).any():
-        reasons["joint_axes"] = "this robot has no hinges and no slides"
-    if not (model.wrap_type == int(mujoco.mjtWrap.mjWRAP_SITE)).any():
-        reasons["tendons"] = "this robot has no tendons that are laid through space"
-    if model.opt.disableflags & int(mujoco.mjtDisableBit.mjDSBL_CONTACT):
-        reasons["contacts"] = reasons["contact_forces"] = "contacts are switched off in this model"
-    elif not (model.geom_contype.any() or model.geom_conaffinity.any() or model.npair):
-        reasons["contacts"] = reasons["contact_forces"] = "no two geoms of this model can touch"
-    return reasons
-
-
 class Overlays:
     """The viser handles of one robot's overlays. Used on viser's own thread alone.
 

@@ -6,8 +6,10 @@ import viser
 from brax_viser.model.cameras import ModelCamera
 from brax_viser.model.grid import Grid, framing_camera
 from brax_viser.model.palettes import DARK, LIGHT, palette_of
-from brax_viser.page.playback import View
-from brax_viser.scene.block import Block, Look, Model
+from brax_viser.model.robot import Model
+from brax_viser.records.view import ASIDE, View
+from brax_viser.scene.block import Block
+from brax_viser.scene.look import Look
 from brax_viser.scene.stage import scene_scale, set_stage
 
 ROOT = "/scene"
@@ -16,8 +18,6 @@ the cameras instead would fight with the hands on them."""
 
 SURROUNDINGS = ("light", "dark", "model")
 
-ASIDE = "sandbox"
-"""The role of the block that is no rollout's."""
 
 GAP = 1.5
 """Distance between two blocks, in cells."""

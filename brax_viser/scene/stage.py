@@ -12,7 +12,6 @@ up to 20 units away, in three maps of 1,024 pixels that share that distance betw
 for lit what lies less than 0.02 units behind another surface. Both are of no use where a robot is
 as small as they are coarse, or stands farther away."""
 
-
 SURROUNDINGS = "city"
 """What surfaces mirror, of viser's own: grey, bright above and dark below."""
 

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import mujoco
 import numpy as np
 
-from brax_viser.host.pacing import COST_SECONDS
+from brax_viser.host.budget import COST_SECONDS
 from brax_viser.niceness import give_way
 from brax_viser.records.frame import Frame, Ghost
 from brax_viser.twins.twins import DRIFT_LIMIT, Twins

@@ -1,0 +1,191 @@
+"""What watching costs, and what it may cost: pure logic, the clock injected."""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+RATE_SECONDS = 1.0
+"""Time constant of the step rate. Longer than a rollout-and-update cycle of PPO on a small env:
+a rate taken within the rollout alone would skip across the update and notice a switch late."""
+
+COST_SECONDS = 20.0
+"""Span over which the cost of watching is averaged: several stretches, so that one more or less
+within the span makes little difference."""
+
+BIN_SECONDS = 0.1
+
+SAVED_SECONDS = 1.0
+"""How long an unspent budget can be saved up, at least: a person who opens a page sees the first
+stretch at once."""
+
+SENDING_SHARE = 0.2
+"""Of the budget, what asking leaves for sending in any case: asking cannot stop, for it notices the
+switch, and where it costs more than the whole budget a page must not stand still for ever."""
+
+
+class Rate:
+    """Events per second, averaged with weights that fade over some seconds."""
+
+    def __init__(self, seconds: float = RATE_SECONDS) -> None:
+        self._fade_seconds = seconds
+        self._events = 0.0
+        self._seconds = 0.0
+
+    def add(self, seconds: float, events: int) -> None:
+        """`events` happened in the last `seconds`."""
+        fade = math.exp(-max(seconds, 0.0) / self._fade_seconds)
+        self._events = self._events * fade + events
+        self._seconds = self._seconds * fade + max(seconds, 0.0)
+
+    @property
+    def value(self) -> float:
+        return self._events / self._seconds if self._seconds > 0 else 0.0
+
+
+class Budget:
+    """What watching may still cost: it grows with wall-clock time and shrinks with what is spent.
+
+    A stretch is begun when it can be paid for, so that over any time from the first step on the
+    share is exceeded by no more than the call that finds the budget used up. Two things are
+    forgiven, so that nothing starves: what asking alone costs beyond its part of the budget, and a
+    debt that no `COST_SECONDS` could pay back, as a process leaves that was stopped within a call.
+    """
+
+    def __init__(self) -> None:
+        self.credit = 0.0  # s
+        self._now: float | None = None
+        self._spent = self._polling = 0.0
+        self._unpaid = 0.0  # s of asking, still to be paid
+
+    def update(
+        self, now: float, spent: float, polling: float, share: float, at_once: float
+    ) -> None:
+        """Brings the credit up to date.
+
+        Args:
+            now: s.
+            spent: s, what watching has cost so far, in all.
+            polling: s, the part of it that went on asking in vain.
+            share: of wall-clock that it may take.
+            at_once: s, the largest cost that must be affordable at a time.
+        """
+        if self._now is None:
+            self._now, self._spent, self._polling = now, spent, polling
+        passed = max(now - self._now, 0.0)
+        granted = share * passed
+        polled = polling - self._polling
+        self._unpaid = min(self._unpaid + polled, share * COST_SECONDS)
+        paid = min(self._unpaid, (1 - SENDING_SHARE) * granted)
+        self._unpaid -= paid
+        spending = spent - self._spent - polled + paid
+        most, least = max(share * SAVED_SECONDS, 1.25 * at_once), share * COST_SECONDS
+        self.credit = max(min(self.credit + granted - spending, most), -max(least, at_once))
+        self._now, self._spent, self._polling = now, spent, polling
+
+
+class CostMeter:
+    """What watching costs the training: time spent in calls to the host, and bytes moved.
+
+    The share is that of the training thread's wall-clock. What the viewer's own threads take of
+    the processor beside it is not in it; `benchmarks.overhead` measures everything together.
+    """
+
+    def __init__(self) -> None:
+        self._bins: deque[_Bin] = deque()
+        self._since: float | None = None
+        self.spent = 0.0  # s, in all
+        self.polling = 0.0  # s, the part of it that went on asking in vain
+        self.calls = 0  # in all
+        self._gaps = deque([20e-6], maxlen=32)  # s, before the last pushes
+
+    @property
+    def crossing(self) -> float:
+        """s: what a call costs outside of our function. The least of the last ones: a gap before
+        a push is longer where the processor is busy with something else, which is no cost of ours
+        that every other call had as well."""
+        return min(self._gaps)
+
+    def asked(self, start: float, stop: float, *, pushes: bool = True) -> None:
+        """An `ask` ran from `start` to `stop`; getting there cost a crossing as well."""
+        cost = stop - start + self.crossing
+        if not pushes:
+            self.polling += cost
+        self._add(stop, cost)
+
+    def pushed(
+        self, before: float | None, start: float, stop: float, nbytes: int, *, frame: bool = True
+    ) -> None:
+        """A `push` ran from `start` to `stop`, after the call before it had ended at `before`.
+
+        Between the two lie the gather, the transfer and one crossing into Python: all of it is
+        ours, and it is the one crossing that can be timed from inside. Where the call before was
+        for another step, `before` is None, and the crossing is taken for what it was with others.
+        """
+        if before is None:
+            before = start - self.crossing
+        elif start > before:  # while the training is held, the clock stands still
+            self._gaps.append(start - before)
+        self._add(stop, max(stop - before, 0.0), nbytes, int(frame))
+
+    def went_on(self, now: float, seconds: float, nbytes: int, frames: int) -> None:
+        """Pushes without an `ask`, one after the other, ran for so long in all until `now`."""
+        self._add(now, seconds + frames * self.crossing, nbytes, frames, calls=frames)
+
+    def reading(self) -> "Cost":
+        """What has been measured, to be worked out when the lock that guards this is free again."""
+        return Cost(self._since, list(self._bins))
+
+    def _add(
+        self, when: float, seconds: float, nbytes: int = 0, frames: int = 0, calls: int = 1
+    ) -> None:
+        if self._since is None:
+            self._since = when - seconds
+        self.spent += seconds
+        self.calls += calls
+        if not self._bins or abs(when - self._bins[-1].since) > BIN_SECONDS:
+            self._bins.append(_Bin(when))
+            self._forget(when)
+        newest = self._bins[-1]
+        newest.seconds += seconds
+        newest.nbytes += nbytes
+        newest.frames += frames
+
+    def _forget(self, now: float) -> None:
+        while self._bins and self._bins[0].since < now - COST_SECONDS:
+            self._bins.popleft()
+
+
+@dataclass
+class _Bin:
+    """Calls that came close after each other, summed up."""
+
+    since: float  # s
+    seconds: float = 0.0
+    nbytes: int = 0
+    frames: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Cost:
+    """One reading of a `CostMeter`."""
+
+    _since: float | None  # s, when the first call was made
+    _bins: list[_Bin]
+
+    def share(self, now: float) -> float:
+        """Share of wall-clock over the last `COST_SECONDS`, 0 to 1."""
+        return min(self._per_second(now, "seconds"), 1.0)
+
+    def bytes_per_second(self, now: float) -> float:
+        """Device to host, over the last `COST_SECONDS`."""
+        return self._per_second(now, "nbytes")
+
+    def frames_per_second(self, now: float) -> float:
+        """Frames pushed, over the last `COST_SECONDS`."""
+        return self._per_second(now, "frames")
+
+    def _per_second(self, now: float, what: str) -> float:
+        span = min(now - self._since, COST_SECONDS) if self._since is not None else 0.0
+        if span <= 0:
+            return 0.0
+        return sum(getattr(b, what) for b in self._bins if b.since >= now - COST_SECONDS) / span
