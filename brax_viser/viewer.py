@@ -24,11 +24,11 @@ from brax_viser.host.findings import Finding
 from brax_viser.host.progress import ProgressView
 from brax_viser.host.selection import Selection
 from brax_viser.host.state import Switchboard
-from brax_viser.interrupt import InterruptWatch
 from brax_viser.model.grid import Grid
 from brax_viser.page import address
 from brax_viser.page.commands import Clerk
 from brax_viser.page.loop import Publisher
+from brax_viser.process import InterruptWatch, interpreter
 from brax_viser.processes import rendezvous
 from brax_viser.records.protocol import MEASURES
 from brax_viser.records.trainer_call import TrainerCall
@@ -42,39 +42,10 @@ if TYPE_CHECKING:  # it imports Brax, which takes a second that the page need no
     from brax_viser.processes.worker import Relay
     from brax_viser.sandbox.runner import SandboxThread
 
-SWITCH_SECONDS = 2e-4
-"""How long a callback waits at most for another Python thread, viser's with the publisher among
-them. Python's own 5 ms would be more than most environment steps take. Process-wide while a
-viewer is open; see `sys.setswitchinterval`."""
 
 RELOAD_SECONDS = 5.0
 """How long a held training waits for a page to come back after the last one has gone: reloading
 one is no reason to let it go on."""
-
-
-class _Interpreter:
-    """Python's switch interval, shortened for as long as any viewer is open."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._viewers = 0
-        self._before = 0.0  # s
-
-    def shorten(self) -> None:
-        with self._lock:
-            if self._viewers == 0:
-                self._before = sys.getswitchinterval()
-                sys.setswitchinterval(min(self._before, SWITCH_SECONDS))
-            self._viewers += 1
-
-    def restore(self) -> None:
-        with self._lock:
-            self._viewers -= 1
-            if self._viewers == 0:
-                sys.setswitchinterval(self._before)
-
-
-_interpreter = _Interpreter()
 
 
 class _Named:
@@ -277,8 +248,8 @@ class Viewer:
                 self._others = self._publisher.others = self._listen(number)
                 self._others.start()
                 undo.callback(self._others.join, timeout=5.0)
-        _interpreter.shorten()
-        undo.callback(_interpreter.restore)
+        interpreter.shorten()
+        undo.callback(interpreter.restore)
         interrupts = InterruptWatch(self._board.hold.interrupt)
         undo.callback(interrupts.close)
         interrupts.start()

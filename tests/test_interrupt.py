@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from brax_viser.interrupt import InterruptWatch
+from brax_viser.process import InterruptWatch
 from tests.conftest import eventually
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from brax_viser.niceness import MORE, NICENESS
+from brax_viser.process import MORE, NICENESS
 
 WATCHED = """
 import os, sys, threading, time

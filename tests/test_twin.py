@@ -27,10 +27,10 @@ from brax_viser.device.adapters import adapter_for
 from brax_viser.host.pacing import Pacer
 from brax_viser.model.physics import varied
 from brax_viser.model.rotations import angle_between
-from brax_viser.niceness import MORE
 from brax_viser.page.loop import TWIN_LEISURE
 from brax_viser.page.playback import Player
 from brax_viser.panel.twins import PLOT_EVERY, TwinFolder
+from brax_viser.process import MORE
 from brax_viser.processes import messages
 from brax_viser.records.frame import Coordinates, Frame, Ghost, joined
 from brax_viser.records.view import View, beside

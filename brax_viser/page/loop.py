@@ -19,13 +19,13 @@ from brax_viser.host.state import Switchboard
 from brax_viser.model.robot import Model
 from brax_viser.model.shapes import USUAL, Parts
 from brax_viser.model.variants import Variants
-from brax_viser.niceness import give_way
 from brax_viser.page.channels import Channel, Lane
 from brax_viser.page.clients import keep_openings_short
 from brax_viser.page.reader import Reader, Reading
 from brax_viser.page.sandbox_view import Aside
 from brax_viser.panel.details import Inside
 from brax_viser.panel.panel import Command, Panel, PanelView, StreamView
+from brax_viser.process import give_way
 from brax_viser.records.frame import Frame
 from brax_viser.records.parcel import ModelParcel, Parcel
 from brax_viser.records.view import ASIDE, View, beside

@@ -9,7 +9,7 @@ import mujoco
 import numpy as np
 from mujoco.rollout import Rollout
 
-from brax_viser.niceness import MORE, give_way
+from brax_viser.process import MORE, give_way
 from brax_viser.records.frame import Coordinates, Frame
 
 MOST_THREADS = 4

@@ -12,7 +12,7 @@ import mujoco
 import numpy as np
 
 from brax_viser.host.budget import COST_SECONDS
-from brax_viser.niceness import give_way
+from brax_viser.process import give_way
 from brax_viser.records.frame import Frame, Ghost
 from brax_viser.twins.twins import DRIFT_LIMIT, Twins
 
