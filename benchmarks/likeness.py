@@ -38,7 +38,7 @@ from rich.table import Table
 from scipy import ndimage
 
 from benchmarks.screenshot import FLAGS
-from brax_viser.model.grid import Grid, bounds_of, framing_camera
+from brax_viser.model.grid import bounds_of, framing_camera, grid_of
 from brax_viser.model.robot import Model
 from brax_viser.model.shapes import floor_of, visible_geoms
 from brax_viser.scene.block import Block
@@ -223,7 +223,7 @@ class Easel:
             data: in which pose.
             plain: on a plain background, and not where the page has its robots.
         """
-        grid = Grid.of(model, data.qpos, (1, 1), None)
+        grid = grid_of(model, data.qpos, (1, 1), None)
         links = data.xpos[1:].astype(np.float32), data.xquat[1:].astype(np.float32)
         scene = Model.of(model, grid, links, 0.02)
         bounds = _bounds(model, data)

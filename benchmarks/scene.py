@@ -35,7 +35,7 @@ from rich.table import Table
 
 from benchmarks.screenshot import FLAGS
 from brax_viser.device.adapters import adapter_for
-from brax_viser.model.grid import Grid
+from brax_viser.model.grid import grid_of
 from brax_viser.model.robot import Model
 from brax_viser.page.clients import keep_openings_short
 from brax_viser.page.playback import Player
@@ -137,7 +137,7 @@ class Show:
 
     def __init__(self, server: viser.ViserServer, robot: Robot, count: int):
         columns = math.ceil(math.sqrt(count))
-        grid = Grid.of(robot.model, robot.qpos, (columns, math.ceil(count / columns)), None)
+        grid = grid_of(robot.model, robot.qpos, (columns, math.ceil(count / columns)), None)
         data = mujoco.MjData(robot.model)
         data.qpos[:] = robot.qpos
         mujoco.mj_kinematics(robot.model, data)

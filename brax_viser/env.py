@@ -210,9 +210,9 @@ class VisualizedEnv(AnyWrapper):
             with_modules(self.env)
 
     def _cells(self, adapter: Adapter) -> Any:
-        from brax_viser.model.grid import Grid  # here, so that importing this module stays light
+        from brax_viser.model.grid import grid_of
 
-        return Grid.of(adapter.mj_model, adapter.init_qpos, **self._layout)
+        return grid_of(adapter.mj_model, adapter.init_qpos, **self._layout)
 
     def _shown_by(self) -> "Feed | None":
         """Whom to ask. A copy takes its place in the viewer when it is used for the first time."""

@@ -24,12 +24,12 @@ from brax_viser.host.findings import Finding
 from brax_viser.host.progress import ProgressView
 from brax_viser.host.selection import Selection
 from brax_viser.host.state import Switchboard
-from brax_viser.model.grid import Grid
 from brax_viser.page import address
 from brax_viser.page.commands import Clerk
 from brax_viser.page.loop import Publisher
 from brax_viser.process import InterruptWatch, interpreter
 from brax_viser.processes import rendezvous
+from brax_viser.records.grid import Grid
 from brax_viser.records.protocol import MEASURES
 from brax_viser.records.trainer_call import TrainerCall
 from brax_viser.sandbox.session import Trained

@@ -6,7 +6,7 @@ import pytest
 import trimesh
 import viser
 
-from brax_viser.model.grid import Grid
+from brax_viser.model.grid import grid_of
 from brax_viser.model.robot import Model
 from brax_viser.model.rotations import rotate
 from brax_viser.model.shapes import Parts, visible_geoms
@@ -76,7 +76,7 @@ class Stage:
 
     def __init__(self, server, model, cells=(2, 2), spacing=None):
         self.mujoco = model
-        self.grid = Grid.of(model, model.qpos0, cells, spacing)
+        self.grid = grid_of(model, model.qpos0, cells, spacing)
         self.model = Model.of(model, self.grid, poses(model, model.qpos0), 0.02)
         self.scene = Scene(server)
         self.scene.show("train", self.model, self.grid)
@@ -209,7 +209,7 @@ def test_a_robot_alone_on_the_floor_comes_back(server, world):
 def test_walls_that_one_asks_for_keep_the_robot_beside_them(server):
     hidden = '<geom type="box" size="9 .1 1" pos="0 3 1" group="3"/>'
     model = of(FLOOR + DOG + hidden)
-    grid = Grid.of(model, model.qpos0, (2, 2), None)
+    grid = grid_of(model, model.qpos0, (2, 2), None)
     links, all_groups = poses(model, model.qpos0), Parts(frozenset(range(6)))
     assert Model.of(model, grid, links, 0.02).roaming_link == 0
     assert Model.of(model, grid, links, 0.02, wanted=all_groups).roaming_link is None
@@ -217,7 +217,7 @@ def test_walls_that_one_asks_for_keep_the_robot_beside_them(server):
 
 def reach(world: str, motors: str = MOTORS, assets: str = "") -> np.ndarray:
     model = of(world, motors, assets)
-    return Grid.of(model, model.qpos0, (3, 3), None).reach
+    return grid_of(model, model.qpos0, (3, 3), None).reach
 
 
 def parked(at: str, kind: str) -> str:

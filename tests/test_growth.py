@@ -14,7 +14,7 @@ from brax_viser import Viewer, VisualizedEnv
 from brax_viser.device.adapters import Adapter, adapter_for
 from brax_viser.host.callbacks import Feed
 from brax_viser.host.mailbox import CAPACITY
-from brax_viser.model.grid import Grid
+from brax_viser.model.grid import grid_of
 from brax_viser.page.channels import Lane
 from brax_viser.page.playback import Player
 from brax_viser.records.parcel import Parcel
@@ -43,7 +43,7 @@ def adapter() -> Adapter:
 
 def shown(viewer: Viewer, adapter: Adapter) -> Feed:
     """One more environment of the viewer, of which two steps have come."""
-    grid = Grid.of(adapter.mj_model, adapter.init_qpos, (2, 1), None)
+    grid = grid_of(adapter.mj_model, adapter.init_qpos, (2, 1), None)
     feed = viewer.attach(adapter, grid, None)
     come(viewer, feed)
     return feed

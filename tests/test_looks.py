@@ -8,7 +8,7 @@ import viser
 from brax import envs
 
 from brax_viser.device.adapters import adapter_for
-from brax_viser.model.grid import Grid, framing_camera
+from brax_viser.model.grid import framing_camera, grid_of
 from brax_viser.model.robot import Model
 from brax_viser.model.surfaces import linear
 from brax_viser.records.frame import Frame
@@ -51,7 +51,7 @@ class Stage:
 
     def __init__(self, server: viser.ViserServer, name: str, grid: tuple[int, ...] = (3, 2)):
         adapter = adapter_for(envs.get_environment(name, backend="generalized"))
-        self.grid = Grid.of(adapter.mj_model, adapter.init_qpos, grid, None)
+        self.grid = grid_of(adapter.mj_model, adapter.init_qpos, grid, None)
         self.model = Model.of(adapter.mj_model, self.grid, adapter.init_links(), 0.05)
         self.scene = Scene(server)
         self.scene.show("train", self.model, self.grid)

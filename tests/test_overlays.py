@@ -10,7 +10,7 @@ import viser
 from brax import envs
 
 from brax_viser.model import marks
-from brax_viser.model.grid import Grid
+from brax_viser.model.grid import grid_of
 from brax_viser.model.physics import Physics, body_hit
 from brax_viser.model.robot import Model
 from brax_viser.panel import details, words
@@ -108,7 +108,7 @@ class Stage:
         data = mujoco.MjData(model)
         mujoco.mj_kinematics(model, data)
         links = data.xpos[1:].astype(np.float32), data.xquat[1:].astype(np.float32)
-        self.grid = Grid.of(model, data.qpos, (2, 1), (3.0, 3.0))
+        self.grid = grid_of(model, data.qpos, (2, 1), (3.0, 3.0))
         made = Model.of(model, self.grid, links, 0.05, native=native, backend="spring")
 
         self.block: Block = self.on_loop(

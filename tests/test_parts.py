@@ -8,7 +8,7 @@ from brax import envs
 from brax_viser import VisualizedEnv
 from brax_viser.model import marks
 from brax_viser.model.cameras import cameras_of, sight_of
-from brax_viser.model.grid import Grid
+from brax_viser.model.grid import grid_of
 from brax_viser.model.palettes import palette_of
 from brax_viser.model.robot import Model
 from brax_viser.model.rods import rods_of
@@ -234,7 +234,7 @@ def test_surroundings_are_those_of_the_model(viewer):
     assert bare.sky_top == (0, 0, 0) and bare.suns == () and bare.sky_light > 0.3
 
     publisher, grid = viewer._publisher, (2, 1)
-    cells = Grid.of(model, np.array([0, 0, 1.0, 1, 0, 0, 0]), grid, None)
+    cells = grid_of(model, np.array([0, 0, 1.0, 1, 0, 0, 0]), grid, None)
     links = np.array([[0, 0, 1]], np.float32), np.array([[1, 0, 0, 0]], np.float32)
     publisher.now(lambda: publisher.scene.show("train", Model.of(model, cells, links, 0.02), cells))
     publisher.now(lambda: publisher.scene.arrange(("train",)))
@@ -277,7 +277,7 @@ def test_robots_that_stay_are_seen_from_where_they_were_when_others_are_put_besi
 ):
     model = mujoco.MjModel.from_xml_string(GROUPED)
     publisher, scene = viewer._publisher, viewer._publisher.scene
-    cells = Grid.of(model, np.array([0, 0, 1.0, 1, 0, 0, 0]), (2, 1), None)
+    cells = grid_of(model, np.array([0, 0, 1.0, 1, 0, 0, 0]), (2, 1), None)
     links = np.array([[0, 0, 1]], np.float32), np.array([[1, 0, 0, 0]], np.float32)
     robot = Model.of(model, cells, links, 0.02)
     publisher.now(lambda: scene.show("train", robot, cells, 2))
@@ -300,7 +300,7 @@ def test_robots_that_stay_are_seen_from_where_they_were_when_others_are_put_besi
 def test_a_page_looks_through_a_camera_of_the_model(viewer, page):
     model = mujoco.MjModel.from_xml_string(GROUPED)
     publisher, grid = viewer._publisher, (2, 1)
-    cells = Grid.of(model, np.array([0, 0, 1.0, 1, 0, 0, 0]), grid, None)
+    cells = grid_of(model, np.array([0, 0, 1.0, 1, 0, 0, 0]), grid, None)
     links = np.array([[0, 0, 1]], np.float32), np.array([[1, 0, 0, 0]], np.float32)
     robot = Model.of(model, cells, links, 0.02)
     publisher.now(lambda: publisher.scene.show("train", robot, cells, 2))
@@ -322,7 +322,7 @@ def test_a_page_looks_through_a_camera_of_the_model(viewer, page):
 
 def test_a_robot_has_its_colours_from_the_first_moment_on(viewer):
     model = mujoco.MjModel.from_xml_string(GROUPED)
-    cells = Grid.of(model, np.array([0, 0, 1.0, 1, 0, 0, 0]), (2, 1), None)
+    cells = grid_of(model, np.array([0, 0, 1.0, 1, 0, 0, 0]), (2, 1), None)
     links = np.array([[0, 0, 1]], np.float32), np.array([[1, 0, 0, 0]], np.float32)
     robot, blocks = Model.of(model, cells, links, 0.02), []
     publisher = viewer._publisher

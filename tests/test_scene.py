@@ -10,7 +10,7 @@ from brax import envs
 
 from brax_viser import VisualizedEnv
 from brax_viser.device.adapters import adapter_for
-from brax_viser.model.grid import Grid, framing_camera
+from brax_viser.model.grid import framing_camera, grid_of
 from brax_viser.model.rotations import multiply, rotate
 from brax_viser.model.shapes import floor_height, floor_of, shapes_of, visible_geoms
 from brax_viser.scene.robots import PARKED
@@ -170,7 +170,7 @@ def test_the_floor_is_one_and_static_geometry_is_in_every_cell(adapters):
     assert sum(len(shape.body) for shape in arena) == 1  # its walls, merged, once per cell
     pendulum = adapters["inverted_pendulum"]
     assert floor_of(pendulum.mj_model) is None
-    reach = Grid.of(pendulum.mj_model, pendulum.init_qpos, (1, 1), None).reach
+    reach = grid_of(pendulum.mj_model, pendulum.init_qpos, (1, 1), None).reach
     assert floor_height(pendulum.mj_model, reach) < reach[0, 2]
 
 
@@ -180,7 +180,7 @@ def test_models_are_read_and_never_written(adapters):
         buffer = np.zeros(mujoco.mj_sizeModel(adapter.mj_model), np.uint8)
         before(adapter.mj_model, None, buffer)
         shapes_of(adapter.mj_model)
-        Grid.of(adapter.mj_model, adapter.init_qpos, (2, 2), None)
+        grid_of(adapter.mj_model, adapter.init_qpos, (2, 2), None)
         after = np.zeros_like(buffer)
         before(adapter.mj_model, None, after)
         np.testing.assert_array_equal(buffer, after)
@@ -189,7 +189,7 @@ def test_models_are_read_and_never_written(adapters):
 @pytest.mark.parametrize("shape", [(1, 1), (8, 8), (4, 2, 1), (3, 2, 4), (64, 64)])
 def test_cells_are_apart_by_the_spacing_and_centred(adapters, shape):
     adapter = adapters["ant"]
-    grid = Grid.of(adapter.mj_model, adapter.init_qpos, shape, (4, 5, 2))
+    grid = grid_of(adapter.mj_model, adapter.init_qpos, shape, (4, 5, 2))
     origins = grid.origins(grid.capacity)
     assert len(np.unique(origins, axis=0)) == grid.capacity == np.prod(shape)
     np.testing.assert_allclose(origins[:, :2].mean(axis=0), 0, atol=1e-4)
@@ -200,7 +200,7 @@ def test_cells_are_apart_by_the_spacing_and_centred(adapters, shape):
 
 def test_derived_spacing_keeps_neighbours_apart(adapters):
     for name, adapter in adapters.items():
-        grid = Grid.of(adapter.mj_model, adapter.init_qpos, (2, 2), None)
+        grid = grid_of(adapter.mj_model, adapter.init_qpos, (2, 2), None)
         assert (np.array(grid.spacing) >= np.ptp(grid.reach, axis=0)).all(), name
         assert max(grid.spacing) < 3 * np.ptp(grid.reach, axis=0).max(), name
 
@@ -209,7 +209,7 @@ def test_derived_spacing_keeps_neighbours_apart(adapters):
 @pytest.mark.parametrize("shape", [(1, 1), (8, 8), (2, 2, 3)])
 def test_the_first_camera_frames_the_whole_grid(adapters, name, shape):
     adapter = adapters[name]
-    grid = Grid.of(adapter.mj_model, adapter.init_qpos, shape, None)
+    grid = grid_of(adapter.mj_model, adapter.init_qpos, shape, None)
     bounds = grid.bounds(grid.capacity)
     camera = framing_camera(bounds, aspect=1.25)
     forward = camera.look_at - camera.position

@@ -4,7 +4,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from brax_viser.model.grid import Grid
+from brax_viser.model.grid import grid_of
 from brax_viser.model.robot import Model
 from brax_viser.model.terrain import Terrain
 from brax_viser.records.frame import Frame
@@ -62,7 +62,7 @@ def test_who_comes_back_into_a_cell_stands_on_its_ground(rough, viewer):
     publisher, terrain = viewer._publisher, Terrain.of(rough)
     assert terrain is not None
     start = np.array([0, 0, 2.0, 1, 0, 0, 0])
-    grid = Grid.of(rough, start, (2, 1), (2.0, 2.0))
+    grid = grid_of(rough, start, (2, 1), (2.0, 2.0))
     links = np.array([[0, 0, 2]], np.float32), np.array([[1, 0, 0, 0]], np.float32)
     model = Model.of(rough, grid, links, 0.02)
     place = np.array([[[0.3, 0.2, 0.0]], [[3.4, -1.9, 0.0]]], np.float32)

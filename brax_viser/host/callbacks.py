@@ -16,7 +16,7 @@ from brax_viser.host.pacing import Pacer
 from brax_viser.host.rollout import Grant, Rollout, grant_of, granted_by, order_of
 from brax_viser.host.selection import NOTHING_SECONDS, Ranking
 from brax_viser.host.state import IDLE_SECONDS, Switchboard
-from brax_viser.model.grid import Grid
+from brax_viser.records.grid import Grid
 from brax_viser.records.parcel import ModelParcel, Parcel
 from brax_viser.records.protocol import (
     ANSWER_HEAD,

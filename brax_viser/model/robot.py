@@ -7,7 +7,6 @@ import mujoco
 import numpy as np
 
 from brax_viser.model.flexes import Surfaces, surfaces_of
-from brax_viser.model.grid import Grid
 from brax_viser.model.marks import unavailable
 from brax_viser.model.rods import RodSet, rods_of
 from brax_viser.model.scenery import Scenery, ground_of, scenery_of
@@ -24,6 +23,7 @@ from brax_viser.model.shapes import (
 )
 from brax_viser.model.terrain import Terrain
 from brax_viser.model.variants import Variants
+from brax_viser.records.grid import Grid
 
 GHOST_RGB = (151, 71, 255)
 

@@ -11,10 +11,10 @@ import mujoco
 import numpy as np
 import trimesh
 
-from brax_viser.model.grid import Grid
 from brax_viser.model.rotations import multiply, rotate
 from brax_viser.model.scope import within
 from brax_viser.model.shapes import Shape
+from brax_viser.records.grid import Grid
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import viser
 
-from brax_viser.model.grid import Grid
+from brax_viser.model.grid import grid_of
 from brax_viser.model.robot import Model
 from brax_viser.model.shapes import Parts
 from brax_viser.model.variants import Variants
 from brax_viser.page.reader import Reading
 from brax_viser.records.frame import Detail, Frame
+from brax_viser.records.grid import Grid
 from brax_viser.records.view import ASIDE, View
 from brax_viser.sandbox.history import Past
 from brax_viser.sandbox.session import DIRECTIONS, Forks
@@ -176,7 +177,7 @@ def _robot_of(
     """On any thread: reads the robot of a sandbox, and the one cell that it has."""
     variants = Variants(adapter.mj_model)
     variants.update({detail.env: own})
-    grid = Grid.of(adapter.mj_model, adapter.init_qpos, (1, 1), None)
+    grid = grid_of(adapter.mj_model, adapter.init_qpos, (1, 1), None)
     links = adapter.init_links()
     model = Model.of(adapter.mj_model, grid, links, adapter.dt, variants, parts, backend="MuJoCo")
     return model, grid

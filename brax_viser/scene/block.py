@@ -7,12 +7,12 @@ import trimesh
 import viser
 
 from brax_viser.model.cameras import ModelCamera, Sight, sight_of
-from brax_viser.model.grid import Grid
 from brax_viser.model.physics import Physics, body_hit
 from brax_viser.model.robot import GHOST_RGB, Model, ghostly
 from brax_viser.model.scenery import cell_of, place
 from brax_viser.model.surfaces import linear
 from brax_viser.records.frame import Frame
+from brax_viser.records.grid import Grid
 from brax_viser.records.view import View
 from brax_viser.scene.deformables import Rods, Sheets
 from brax_viser.scene.look import Look, colours_of, in_words, measured

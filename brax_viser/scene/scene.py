@@ -4,9 +4,10 @@ import numpy as np
 import viser
 
 from brax_viser.model.cameras import ModelCamera
-from brax_viser.model.grid import Grid, framing_camera
+from brax_viser.model.grid import framing_camera
 from brax_viser.model.palettes import DARK, LIGHT, palette_of
 from brax_viser.model.robot import Model
+from brax_viser.records.grid import Grid
 from brax_viser.records.view import ASIDE, View
 from brax_viser.scene.block import Block
 from brax_viser.scene.look import Look

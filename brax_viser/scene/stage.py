@@ -3,8 +3,9 @@
 import numpy as np
 import viser
 
-from brax_viser.model.grid import Grid, framing_camera
+from brax_viser.model.grid import framing_camera
 from brax_viser.model.palettes import LIGHT, MAX_SUNS, Palette
+from brax_viser.records.grid import Grid
 
 SHADOW_DEPTH = 18.0
 """How far from the camera the farthest of what is drawn is, in scene units. The page casts shadows
