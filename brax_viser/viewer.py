@@ -18,11 +18,12 @@ import numpy as np
 import rich
 import viser
 
-from brax_viser.host.callbacks import Feed, Feeds, log
+from brax_viser.host.callbacks import Feed, log
 from brax_viser.host.control import MODES, SHOWS, Control
 from brax_viser.host.findings import Finding
 from brax_viser.host.progress import ProgressView
 from brax_viser.host.selection import Selection
+from brax_viser.host.source import Source, Sources
 from brax_viser.host.state import Switchboard
 from brax_viser.page import address
 from brax_viser.page.commands import Clerk
@@ -203,7 +204,7 @@ class Viewer:
         self._board = Switchboard(
             Control(streaming=streaming, mode=mode, fps=fps, max_overhead=max_overhead)
         )
-        self._feeds = Feeds()
+        self._feeds = Sources()
         self._show_is_chosen = False
         self._reload: threading.Timer | None = None
         number = Viewer._made
@@ -619,7 +620,7 @@ class Viewer:
     def _tell_progress(self) -> None:
         with self._board.lock:
             for feed in self._feeds:
-                feed.tell_progress()
+                self._board.tell_progress(feed)
 
     def progress(self) -> ProgressView:
         """How far the training is, as the page shows it."""
@@ -728,7 +729,7 @@ class Viewer:
         """The rollout whose steps are counted when the training is stepped."""
         return self._board.looked_into
 
-    def _new_training(self, feed: Feed, call: TrainerCall) -> None:
+    def _new_training(self, feed: Source, call: TrainerCall) -> None:
         """A trainer has begun to trace `feed`'s environment, on the trainer's thread."""
         if feed.role != "eval":
             self._end.show_model(feed, "train", call.num_envs)

@@ -17,10 +17,11 @@ import mujoco
 import numpy as np
 import pytest
 
-from brax_viser.host.callbacks import Feed, Feeds
+from brax_viser.host.callbacks import Feed
 from brax_viser.host.control import Control
 from brax_viser.host.hold import Hold
 from brax_viser.host.selection import Selection
+from brax_viser.host.source import Sources
 from brax_viser.host.state import Switchboard
 from brax_viser.processes import messages, rendezvous
 from brax_viser.processes.leader import Others
@@ -366,7 +367,7 @@ class Host:
     def __init__(self, process: int, bodies: list[str]):
         self.board = Switchboard(Control(watched=process == 0, mode="every_step"))
         self.board.num_processes = 2
-        self.feeds, self.process = Feeds(), process
+        self.feeds, self.process = Sources(), process
         grid: Any = SimpleNamespace(capacity=4)
         self.made: list[Feed] = []
         for body in bodies:
@@ -490,7 +491,7 @@ def stepped() -> tuple[Switchboard, Feed]:
 
 
 def test_a_rollout_that_begins_while_the_processes_are_counted_ends_no_thread(stepped, monkeypatch):
-    (board, feed), feeds = stepped, Feeds()
+    (board, feed), feeds = stepped, Sources()
     feeds.add(feed)
     monkeypatch.setattr(rendezvous, "secret_of_first", lambda viewer: b"secret")
     monkeypatch.setattr(rendezvous, "coordinator_host", lambda: "127.0.0.1")

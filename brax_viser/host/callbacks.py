@@ -1,21 +1,18 @@
 """The host's end of the wire: what answers the device, on XLA's threads."""
 
-import functools
-import hashlib
-import itertools
 import logging
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from brax_viser.host.findings import Finding, fields_of
 from brax_viser.host.pacing import Pacer
 from brax_viser.host.rollout import Grant, Rollout, grant_of, granted_by, order_of
-from brax_viser.host.selection import NOTHING_SECONDS, Ranking
+from brax_viser.host.selection import Ranking
+from brax_viser.host.source import Source
 from brax_viser.host.state import IDLE_SECONDS, Switchboard
+from brax_viser.records.environment import Environment
 from brax_viser.records.grid import Grid
 from brax_viser.records.parcel import ModelParcel, Parcel
 from brax_viser.records.protocol import (
@@ -39,9 +36,6 @@ from brax_viser.records.protocol import (
 )
 from brax_viser.records.trainer_call import TrainerCall
 
-if TYPE_CHECKING:
-    from brax_viser.device.adapters import Adapter
-
 log = logging.getLogger("brax_viser")
 
 GRANT_SECONDS = 0.05
@@ -52,36 +46,20 @@ AFTER_FAULT = 1000
 """Steps to skip after a fault of our own, before the device may ask again whether all is well."""
 
 
-_stamps = itertools.count()
-
-
-class Feed:
+class Feed(Source):
     """What one `VisualizedEnv` calls while it is traced and while it runs: an `emit.Host`."""
 
     def __init__(
         self,
         board: Switchboard,
-        adapter: "Adapter",
+        adapter: Environment,
         grid: Grid,
         role: str | None,
         on_new_training: Callable[["Feed", TrainerCall], None],
     ):
-        self.adapter = adapter
-        self.grid = grid
-        self.role = role
-        # Of all in this process: states tell by it who has set their countdown. Equal in all
-        # processes of a training, whose programs must be the same.
-        self.stamp = next(_stamps)
-        self.capacity = grid.capacity
-        self.rollouts: dict[str, Rollout] = {}  # by role
-        self.number = 0  # among the viewer's
+        super().__init__(adapter, grid, role)
         self._board = board
         self._on_new_training = on_new_training
-
-    @property
-    def label(self) -> str:
-        """What this environment is called among several of one viewer."""
-        return f"{self.adapter.name} #{self.number + 1}"
 
     def traced(self, call: TrainerCall | None) -> None:
         """`reset` or `step` is being traced: a trainer is getting ready."""
@@ -92,17 +70,6 @@ class Feed:
                 self.rollouts.clear()
                 self._board.findings.forget()
             self._on_new_training(self, call)
-
-    @functools.cached_property
-    def kind(self) -> str:
-        """What is stepped: name, physics, role and build of the model. Alike in each process of a
-        training that makes it alike; without sizes and masses, which machines round differently."""
-        adapter, model = self.adapter, self.adapter.mj_model
-        build = hashlib.blake2b(model.names, digest_size=6)
-        for ids in (model.body_parentid, model.jnt_type, model.geom_type, model.actuator_trntype):
-            build.update(np.ascontiguousarray(ids, np.int32).tobytes())
-        role = self.role or "any rollout"
-        return f"{adapter.name} · {adapter.backend} · {role} · model {build.hexdigest()}"
 
     def leave(self) -> None:
         """The viewer is closed. Programs that were compiled keep this object, and are not to keep
@@ -283,7 +250,7 @@ class Feed:
             polling=board.meter.polling,
         )
         if shard == pacer.leader:
-            self._tell_progress(role, rollout, now)
+            board.tell_steps(role, rollout, now)
         new = None
         if report:
             consecutive = countdown == FRESH or last_skip == 0
@@ -335,30 +302,7 @@ class Feed:
             others=count - 1,
             exact=bool(watching) or consecutive or {name for name, _ in fields} == {"reward"},
         )
-        return finding if self.found(finding) else None
-
-    def found(self, finding: Finding) -> bool:
-        """Something has turned NaN or Inf, here or in another process. Returns whether it is to be
-        told. Board is locked."""
-        board = self._board
-        holds = board.control.hold_on_nan and board.findings.holds(finding)
-        is_new = board.findings.add(self, finding, holds=holds)
-        if holds:
-            board.hold.pause(finding.role)
-            board.show_feed(finding.role, self)
-            self.point_at(finding)
-        return is_new
-
-    def point_at(self, finding: Finding) -> None:
-        """Has the environment shown and selected. Board is locked."""
-        board, role = self._board, finding.role
-        board.selected_env = finding.env
-        if board.looked_into != role:
-            board.control = replace(board.control, show=role)
-        rollout = self.rollouts.get(role)
-        if rollout is not None:
-            rollout.choice.keep(board.kept_env, rollout.num_envs, self.capacity)
-        board.mailbox.wake()
+        return finding if board.found(self, finding) else None
 
     def _watch(self, answer: np.ndarray, rollout: Rollout, shard: int) -> None:
         """Has the device look through all until it asks again, if the answer is the last one for
@@ -375,18 +319,6 @@ class Feed:
         once, to forget what it has told of and is finite by now."""
         anew = self._board.findings.rearmed
         return self._board.control.hold_on_nan or rollout.rearmed.get(shard, anew) != anew
-
-    def tell_progress(self) -> None:
-        """Tells of steps that were gone on with, before what the trainer reports. Board is
-        locked."""
-        for role, rollout in self.rollouts.items():
-            if rollout.pacer.env_steps > rollout.progressed:
-                self._tell_progress(role, rollout, self._board.clock())
-
-    def _tell_progress(self, role: str, rollout: Rollout, now: float) -> None:
-        known = rollout.pacer.env_steps
-        steps, rollout.progressed = known - rollout.progressed, known
-        self._board.progress.stepped(role, steps * rollout.num_envs, now)
 
     def _find_leader(self, rollout: Rollout, shard: int) -> None:
         """Of a training that several processes step, which shards are this one's is only seen."""
@@ -546,27 +478,7 @@ class Feed:
             finite > 0,
             tier,
         )
-        self.ranked(origin.role, rollout, shard, rule, ranking)
-
-    def ranked(self, role: str, rollout: Rollout, shard: int, rule: int, ranking: Ranking) -> None:
-        """A device has ranked its environments, here or in another process. Board is locked."""
-        board = self._board
-        rollout.choice.report(
-            shard,
-            rule,
-            ranking,
-            rollout.num_shards - board.absent(role, rollout),
-            rollout.num_envs,
-            self.capacity,
-            board.kept_env,
-        )
-        if not rollout.choice.pending and board.hold.paused:
-            board.hold.refresh()  # devices that have ranked before and wait now
-        if not rollout.choice.pending and rollout.choice.found_nobody:
-            # Nobody to draw: let the page know, and do not rank at each and every step.
-            board.mailbox.wake()
-            if not board.hold.counts(role):
-                rollout.pacer.abandon(board.clock(), NOTHING_SECONDS)
+        self._board.ranked(self, origin.role, rollout, shard, rule, ranking)
 
     def _deliver(
         self,
@@ -632,31 +544,6 @@ class Feed:
             with board.lock:
                 rollout.pacer.grant(shard, 0)
             answer[1] = 0
-
-
-class Feeds:
-    """The environments of one viewer, in the order in which they were made.
-
-    They are held weakly. Whoever steps one holds it: its environment does, and so do the programs
-    that were compiled of it. A notebook makes one with each run of a cell.
-    """
-
-    def __init__(self) -> None:
-        self._feeds: weakref.WeakValueDictionary[int, Feed] = weakref.WeakValueDictionary()
-        self._count = 0  # of all that were ever made
-
-    def add(self, feed: Feed) -> None:
-        feed.number = self._count
-        self._feeds[feed.number] = feed
-        self._count += 1
-
-    def get(self, number: int) -> Feed | None:
-        """None: there has never been such a one, or it is gone."""
-        return self._feeds.get(number)
-
-    def __iter__(self) -> Iterator[Feed]:
-        known = (reference() for reference in self._feeds.valuerefs())
-        return iter([feed for feed in known if feed is not None])
 
 
 def _is_stale(rollout: Rollout, shard: int, rule: int, rows: np.ndarray | None = None) -> bool:

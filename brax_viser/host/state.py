@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from brax_viser.host.budget import Cost, CostMeter
 from brax_viser.host.control import Control
@@ -13,11 +12,9 @@ from brax_viser.host.findings import Finding, Findings
 from brax_viser.host.hold import Hold
 from brax_viser.host.mailbox import Mailbox
 from brax_viser.host.progress import Progress
-from brax_viser.host.selection import Choice, Selection
-
-if TYPE_CHECKING:
-    from brax_viser.host.callbacks import Feed
-    from brax_viser.host.rollout import Rollout
+from brax_viser.host.rollout import Rollout
+from brax_viser.host.selection import NOTHING_SECONDS, Choice, Ranking, Selection
+from brax_viser.host.source import Source
 
 log = logging.getLogger("brax_viser")
 
@@ -32,7 +29,7 @@ class Reading:
     control: Control
     selection: Selection
     selected_env: int | None
-    shown: "dict[str, Feed]"  # by role
+    shown: dict[str, Source]  # by role
     cost: Cost
     frames: int
     bytes_moved: int
@@ -59,9 +56,9 @@ class Switchboard:
     hold: Hold = field(default_factory=Hold)
     mailbox: Mailbox = field(default_factory=Mailbox)
     progress: Progress = field(default_factory=Progress)
-    shown: dict[str, "Feed"] = field(default_factory=dict)  # by role
+    shown: dict[str, Source] = field(default_factory=dict)  # by role
     # By role, other environments of this viewer: s, when each was last stepped.
-    beside: dict[str, dict["Feed", float]] = field(default_factory=dict)
+    beside: dict[str, dict[Source, float]] = field(default_factory=dict)
     frames: int = 0  # pushed
     bytes_moved: int = 0  # pushed, device to host
     fault: str | None = None
@@ -73,7 +70,7 @@ class Switchboard:
     # How a rollout's environments are chosen; in other processes than the first it is told.
     new_choice: Callable[[], Choice] = Choice
     # How many of a rollout's shards, by its role, are of processes that are not heard of.
-    absent: Callable[[str, "Rollout"], int] = lambda role, rollout: 0
+    absent: Callable[[str, Rollout], int] = lambda role, rollout: 0
 
     def __post_init__(self) -> None:
         self.hold.clock = self.mailbox.clock = self.wall_clock
@@ -112,7 +109,7 @@ class Switchboard:
         evaluation is shown."""
         return "eval" if self.control.show == "eval" else "train"
 
-    def show_feed(self, role: str, feed: "Feed") -> None:
+    def show_feed(self, role: str, feed: Source) -> None:
         """Shows one of several environments of a role. Board is locked."""
         before, self.shown[role] = self.shown.get(role), feed
         since, known = self.clock() - IDLE_SECONDS, self.beside.get(role, {})
@@ -128,7 +125,7 @@ class Switchboard:
                 if feed.label == label:
                     self.show_feed(role, feed)
 
-    def stepped_beside(self, role: str) -> tuple["Feed", ...]:
+    def stepped_beside(self, role: str) -> tuple[Source, ...]:
         """Environments of a role that are being stepped and not shown, in the order in which they
         were made. Board is locked."""
         since = self.clock() - IDLE_SECONDS
@@ -165,12 +162,12 @@ class Switchboard:
             self.findings.told,
         )
 
-    def feeds_shown(self) -> dict[str, "Feed"]:
+    def feeds_shown(self) -> dict[str, Source]:
         """By role: a copy of `shown`, to which XLA's threads add."""
         with self.lock:
             return dict(self.shown)
 
-    def rollouts_shown(self) -> "dict[str, tuple[Feed, Rollout]]":
+    def rollouts_shown(self) -> dict[str, tuple[Source, Rollout]]:
         """By role: those of `shown` of which a step is known, at one moment."""
         with self.lock:
             return {
@@ -178,6 +175,61 @@ class Switchboard:
                 for role, feed in self.shown.items()
                 if role in feed.rollouts
             }
+
+    def found(self, feed: Source, finding: Finding) -> bool:
+        """Something has turned NaN or Inf, here or in another process. Returns whether it is to be
+        told. Board is locked."""
+        holds = self.control.hold_on_nan and self.findings.holds(finding)
+        is_new = self.findings.add(feed, finding, holds=holds)
+        if holds:
+            self.hold.pause(finding.role)
+            self.show_feed(finding.role, feed)
+            self.point_at(feed, finding)
+        return is_new
+
+    def point_at(self, feed: Source, finding: Finding) -> None:
+        """Has the environment shown and selected. Board is locked."""
+        role = finding.role
+        self.selected_env = finding.env
+        if self.looked_into != role:
+            self.control = replace(self.control, show=role)
+        rollout = feed.rollouts.get(role)
+        if rollout is not None:
+            rollout.choice.keep(self.kept_env, rollout.num_envs, feed.capacity)
+        self.mailbox.wake()
+
+    def tell_progress(self, feed: Source) -> None:
+        """Tells of steps that were gone on with, before what the trainer reports. Board is
+        locked."""
+        for role, rollout in feed.rollouts.items():
+            if rollout.pacer.env_steps > rollout.progressed:
+                self.tell_steps(role, rollout, self.clock())
+
+    def tell_steps(self, role: str, rollout: Rollout, now: float) -> None:
+        known = rollout.pacer.env_steps
+        steps, rollout.progressed = known - rollout.progressed, known
+        self.progress.stepped(role, steps * rollout.num_envs, now)
+
+    def ranked(
+        self, feed: Source, role: str, rollout: Rollout, shard: int, rule: int, ranking: Ranking
+    ) -> None:
+        """A device has ranked its environments, here or in another process. Board is locked."""
+        rollout.choice.report(
+            shard,
+            rule,
+            ranking,
+            rollout.num_shards - self.absent(role, rollout),
+            rollout.num_envs,
+            feed.capacity,
+            self.kept_env,
+        )
+        if not rollout.choice.pending and self.hold.paused:
+            self.hold.refresh()  # devices that have ranked before and wait now
+        if not rollout.choice.pending and rollout.choice.found_nobody:
+            # Nobody to draw: let the page know, and do not rank at each and every step.
+            self.mailbox.wake()
+            if not self.hold.counts(role):
+                rollout.pacer.abandon(self.clock(), NOTHING_SECONDS)
 
     def set(self, **changes: object) -> None:
         """Changes the control; the device learns of it with its next call."""

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from brax_viser.host.callbacks import Feed
 from brax_viser.host.mailbox import CAPACITY
 from brax_viser.host.rollout import Rollout
+from brax_viser.host.source import Source
 from brax_viser.model.robot import Model
 from brax_viser.model.variants import Variants
 from brax_viser.page.falls import Falls
@@ -55,7 +55,7 @@ class Lane:
 class Channel:
     """One rollout on its way to the screen."""
 
-    feed: Feed
+    feed: Source
     variants: Variants
     model: Model | None = None  # its robots; None: they have yet to be read
     # Of what that was read, and what is being read: (parts that are drawn, `variants.apart`).

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import viser
 
-from brax_viser.host.callbacks import Feed
 from brax_viser.host.progress import count as in_words
 from brax_viser.host.rollout import Rollout
+from brax_viser.host.source import Source
 from brax_viser.host.state import Switchboard
 from brax_viser.model.robot import Model
 from brax_viser.model.shapes import USUAL, Parts
@@ -115,7 +115,7 @@ class Publisher:
         self._commands.append(command)
         self.board.mailbox.wake()
 
-    def show_model(self, feed: Feed, role: str, num_envs: int | None) -> None:
+    def show_model(self, feed: Source, role: str, num_envs: int | None) -> None:
         """Called on any thread: gives a rollout its robots, before any step has come. When this
         returns they are there, unless it is called on the loop, which does not wait for them."""
         if self._on_loop():
@@ -126,12 +126,12 @@ class Publisher:
         for reading in missing:
             self.now(functools.partial(reading.use, reading.read()))
 
-    def _want(self, feed: Feed, role: str, num_envs: int | None) -> None:
+    def _want(self, feed: Source, role: str, num_envs: int | None) -> None:
         """On the loop: the same, without waiting for what has to be read first."""
         for reading in self._missing(feed, role, num_envs):
             self._reader.read(reading)
 
-    def _missing(self, feed: Feed, role: str, num_envs: int | None) -> list[Reading]:
+    def _missing(self, feed: Source, role: str, num_envs: int | None) -> list[Reading]:
         """On the loop: shows a rollout's robots as far as they are read, and returns what is not,
         and is not being read either."""
         channel = self._channels.get(role)
@@ -197,7 +197,7 @@ class Publisher:
         for role, channel in tuple(self._channels.items()):
             self._want(channel.feed, role, channel.num_envs)
 
-    def shown_feed(self) -> Feed | None:
+    def shown_feed(self) -> Source | None:
         """What is stepped in the first rollout shown, or will be."""
         role = self._roles()[0]
         channel = self._channels.get(role)
@@ -658,7 +658,7 @@ class Publisher:
         )
 
 
-def _model_of(feed: Feed, variants: Variants, parts: Parts) -> Model:
+def _model_of(feed: Source, variants: Variants, parts: Parts) -> Model:
     """On any thread: reads the robots of an environment."""
     adapter = feed.adapter
     return Model.of(

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import viser
@@ -12,6 +11,7 @@ from brax_viser.model.robot import Model
 from brax_viser.model.shapes import Parts
 from brax_viser.model.variants import Variants
 from brax_viser.page.reader import Reading
+from brax_viser.records.environment import Environment
 from brax_viser.records.frame import Detail, Frame
 from brax_viser.records.grid import Grid
 from brax_viser.records.view import ASIDE, View
@@ -20,9 +20,6 @@ from brax_viser.sandbox.session import DIRECTIONS, Forks
 from brax_viser.scene.drag_handle import Grip
 from brax_viser.scene.look import Look
 from brax_viser.scene.scene import ROOT, Scene
-
-if TYPE_CHECKING:
-    from brax_viser.device.adapters import Adapter
 
 
 class Aside:
@@ -57,7 +54,7 @@ class Aside:
         return (ASIDE,) if there else ()
 
     def fork(
-        self, adapter: "Adapter", past: Past, own: Mapping[str, np.ndarray], frame: Frame
+        self, adapter: Environment, past: Past, own: Mapping[str, np.ndarray], frame: Frame
     ) -> None:
         """Makes a sandbox of the environment that a frame has the detail of."""
         self._let_go()
@@ -172,7 +169,7 @@ class Aside:
 
 
 def _robot_of(
-    adapter: "Adapter", own: Mapping[str, np.ndarray], detail: Detail, parts: Parts
+    adapter: Environment, own: Mapping[str, np.ndarray], detail: Detail, parts: Parts
 ) -> tuple[Model, Grid]:
     """On any thread: reads the robot of a sandbox, and the one cell that it has."""
     variants = Variants(adapter.mj_model)

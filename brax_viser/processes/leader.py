@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import zmq
 
-from brax_viser.host.callbacks import Feeds, log
 from brax_viser.host.findings import Finding
 from brax_viser.host.hold import Orders
 from brax_viser.host.rollout import Rollout
-from brax_viser.host.state import Switchboard
+from brax_viser.host.source import Sources
+from brax_viser.host.state import Switchboard, log
 from brax_viser.processes import messages, rendezvous
 from brax_viser.processes.rendezvous import Place
 from brax_viser.processes.sockets import Hub
@@ -45,7 +45,7 @@ class Others:
     def __init__(
         self,
         board: Switchboard,
-        feeds: Feeds,
+        feeds: Sources,
         place: Place,
         viewer: int,
         url: str,
@@ -183,7 +183,7 @@ class Others:
             if feed is None:  # gone just now
                 continue
             with self._board.lock:
-                is_new = feed.found(finding)
+                is_new = self._board.found(feed, finding)
             if is_new:
                 self._board.tell(finding)
 
@@ -205,7 +205,7 @@ class Others:
             ranking = message.ranking()
             with board.lock:
                 if message.round == rollout.choice.round:
-                    feed.ranked(message.role, rollout, message.shard, message.rule, ranking)
+                    board.ranked(feed, message.role, rollout, message.shard, message.rule, ranking)
             return
         feed = self._feeds.get(message.feed)
         if feed is None:  # gone just now

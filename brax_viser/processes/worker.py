@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from brax_viser.host.callbacks import Feed, Feeds, log
 from brax_viser.host.findings import Finding
 from brax_viser.host.rollout import Rollout
 from brax_viser.host.selection import Choice, Ranking, Selection
-from brax_viser.host.state import Switchboard
+from brax_viser.host.source import Source, Sources
+from brax_viser.host.state import Switchboard, log
 from brax_viser.processes import messages, rendezvous
 from brax_viser.processes.rendezvous import Place
 from brax_viser.processes.sockets import Spoke
@@ -103,7 +103,7 @@ class Relay:
     Has a thread of its own. Stands where the first process has a `publisher.Publisher`.
     """
 
-    def __init__(self, board: Switchboard, feeds: Feeds, place: Place, viewer: int):
+    def __init__(self, board: Switchboard, feeds: Sources, place: Place, viewer: int):
         """`start` starts the thread.
 
         Args:
@@ -131,7 +131,7 @@ class Relay:
     def join(self, timeout: float) -> None:
         self._thread.join(timeout)
 
-    def show_model(self, feed: Feed, role: str, num_envs: int | None) -> None:
+    def show_model(self, feed: Source, role: str, num_envs: int | None) -> None:
         """The first process has the same robots."""
 
     def drawn_envs(self) -> tuple[int, ...]:

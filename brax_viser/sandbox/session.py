@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from brax_viser.model.shapes import roaming_body
+from brax_viser.records.environment import Environment
 from brax_viser.records.frame import Detail, Frame
 from brax_viser.records.protocol import NEVER
 from brax_viser.records.view import ASIDE, View
 
 if TYPE_CHECKING:  # they import JAX, which the page need not wait for
-    from brax_viser.device.adapters import Adapter
     from brax_viser.sandbox.runner import SandboxThread
     from brax_viser.sandbox.simulation import Sandbox
 
@@ -66,7 +66,7 @@ class ForkView:
 class _Fork:
     """One that has been asked for, and becomes a sandbox."""
 
-    adapter: "Adapter"
+    adapter: Environment
     details: Sequence[Detail]
     own: Mapping[str, np.ndarray]
     env_steps: int
@@ -97,7 +97,7 @@ class Forks:
         self._seen: Any = None  # the pose that was shown last
 
     @property
-    def forked(self) -> "tuple[Adapter, Mapping[str, np.ndarray], Detail] | None":
+    def forked(self) -> tuple[Environment, Mapping[str, np.ndarray], Detail] | None:
         """(whose, in what its model differs, from where), as long as there is a sandbox."""
         fork = self._fork
         return None if fork is None else (fork.adapter, fork.own, fork.details[-1])
@@ -109,7 +109,7 @@ class Forks:
 
     def fork(
         self,
-        adapter: "Adapter",
+        adapter: Environment,
         details: Sequence[Detail],
         own: Mapping[str, np.ndarray],
         env_steps: int,

@@ -20,9 +20,10 @@ import mujoco
 import numpy as np
 from jax.core import get_opaque_trace_state
 
-from brax_viser.device.adapters import Adapter, BraxAdapter, PlaygroundAdapter
+from brax_viser.device.adapters import BraxAdapter, PlaygroundAdapter
 from brax_viser.device.states import named_leaves, replaced
 from brax_viser.device.wrappers import shadowed
+from brax_viser.records.environment import Environment
 
 FORCES = (
     "xfrc_applied",
@@ -110,7 +111,7 @@ class Transplant:
     that some of Playground's give themselves between steps, and mocap bodies that they move.
     """
 
-    def __init__(self, adapter: Adapter):
+    def __init__(self, adapter: Environment):
         """Copies the environment; traces nothing yet.
 
         Raises:

@@ -11,12 +11,14 @@ from typing import Generic, TypeVar
 import mujoco
 import numpy as np
 
-from brax_viser.host.budget import COST_SECONDS
 from brax_viser.process import give_way
 from brax_viser.records.frame import Frame, Ghost
 from brax_viser.twins.twins import DRIFT_LIMIT, Twins
 
 log = logging.getLogger("brax_viser")
+
+COST_SECONDS = 20.0
+"""Span over which it is told what share of the time twins take."""
 
 L = TypeVar("L")
 """Of which frames follow each other: of one process and one rollout."""
