@@ -16,11 +16,12 @@ import websockets
 import websockets.sync.client
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from viser import _messages as messages
 from viser.infra import Message
 from viser.infra._async_message_buffer import AsyncMessageBuffer
 
 from benchmarks.client import SUBPROTOCOL, answers_to, hello
-from brax_viser import Viewer
+from brax_viser import Viewer, compat
 from brax_viser.page import clients
 from brax_viser.panel import words
 from tests.conftest import Page, eventually
@@ -68,7 +69,7 @@ def test_a_page_is_sent_what_viser_would_send_it(before, after, gap):
         if gap < 10**6:  # else viser's own would be at it for minutes
             buffer.message_counter += gap
         theirs: Any = buffer.window_generator(1, Told("all", -1))
-        pages: Any = clients._Backlog(buffer, clients.Pages())
+        pages: Any = clients._Backlog(pages_of(buffer))
         ours = pages.window_generator(2, Told("all", -1))
         sent = await drained(theirs, -1)
         assert sent[-1] == -1 and sent[:-1] == sorted(
@@ -96,7 +97,7 @@ def test_nothing_is_sent_in_the_middle_of_what_belongs_together():
     async def run() -> None:
         buffer = AsyncMessageBuffer(asyncio.get_running_loop(), persistent_messages=True)
         buffer.push(Told("a", 1))
-        page: Any = clients._Backlog(buffer, clients.Pages())
+        page: Any = clients._Backlog(pages_of(buffer))
         ours = page.window_generator(1)
         assert await drained(ours, 1) == [1]
         buffer.atomic_start()
@@ -115,14 +116,22 @@ def test_nothing_is_sent_in_the_middle_of_what_belongs_together():
     asyncio.run(run())
 
 
+def pages_of(
+    buffer: Any, move: type = messages.SceneNodeUpdateMessage, **clock: Any
+) -> clients.Pages:
+    """Those that are sent what is in a buffer without a server."""
+    asked = messages.LocalStorageGetItemRequestMessage, messages.LocalStorageGetItemResponseMessage
+    return clients.Pages(compat.ViserLoop(None, buffer, AsyncMessageBuffer, *asked, move), **clock)
+
+
 class Drawing:
     """A page that is sent moves, by the test's own clock."""
 
     def __init__(self, buffer: AsyncMessageBuffer):
         self.now, self.count = 0.0, 0
-        self.buffer, pages = buffer, clients.Pages(clock=lambda: self.now)
+        self.buffer, pages = buffer, pages_of(buffer, Told, clock=lambda: self.now)
         buffer.window_duration_sec = 0.0
-        self.backlog = pages.backlogs[1] = clients._Backlog(buffer, pages)
+        self.backlog = pages.backlogs[1] = clients._Backlog(pages)
         self.questions: list[str] = []
         self.count += 1
         buffer.push(Told("robots", self.count))
@@ -149,9 +158,8 @@ class Drawing:
 
 
 @pytest.fixture
-def drawing(monkeypatch):
+def drawing():
     """Runs a test of a page on a loop of its own."""
-    monkeypatch.setattr(clients, "_MOVE", Told)
 
     def run(test: Any) -> None:
         async def on_loop() -> None:
@@ -241,11 +249,11 @@ def test_what_is_overtaken_while_a_page_sleeps_does_not_keep_the_newest_from_it(
     async def run() -> None:
         buffer: Any = AsyncMessageBuffer(asyncio.get_running_loop(), True)
         buffer.push(Told("key", 1))
-        pages = clients.Pages()
+        pages = pages_of(buffer)
         got: dict[int, list[int]] = {1: [], 2: []}
 
         async def receive(client: int) -> None:
-            page: Any = clients._Backlog(buffer, pages)
+            page: Any = clients._Backlog(pages)
             async for window in page.window_generator(client):
                 got[client] += [message.number for message in window]
 
@@ -376,9 +384,8 @@ def test_a_viser_that_this_was_not_written_for_is_left_alone_whatever_its_names(
     monkeypatch, caplog
 ):
     """It may have kept the names, and have changed what its loop is given."""
-    monkeypatch.setattr(clients, "KNOWN_VERSIONS", ("0.9.",), raising=False)
-    if (say := getattr(clients, "_say_that_it_is_left_alone", None)) is not None:
-        say.cache_clear()
+    monkeypatch.setattr(compat, "VISER_LOOPS", ("0.9.",))
+    clients._say_that_it_is_left_alone.cache_clear()
     with Viewer(port=0) as one, Viewer(port=0) as other:
         for viewer in (one, other):
             assert "window_generator" not in vars(viewer._server._websock_server._broadcast_buffer)
@@ -390,7 +397,7 @@ def test_a_viser_that_this_was_not_written_for_is_left_alone_whatever_its_names(
     assert caplog.text.count(f"viser {viser.__version__} has not been tested") == 1
 
 
-@pytest.mark.parametrize("name", [*clients._LOOP, *clients._STATE])
+@pytest.mark.parametrize("name", compat._STATE)
 def test_the_viser_that_is_installed_is_the_one_this_was_written_for(viewer, name):
     assert hasattr(viewer._server._websock_server._broadcast_buffer, name)
     assert "window_generator" in vars(viewer._server._websock_server._broadcast_buffer)

@@ -11,6 +11,7 @@ from brax_viser.model import flexes
 from brax_viser.model.grid import reach_of
 from brax_viser.model.rods import rods_of
 from brax_viser.model.rotations import rotate
+from brax_viser.scene import deformables
 from tests.models import soft
 
 BLOCK, JELLY = 3, 4
@@ -45,7 +46,7 @@ class Recorded:
 def drawn(surfaces: flexes.Surfaces, data: mujoco.MjData, hidden: bool = False) -> np.ndarray:
     """float [T, 3, 3], m: the triangles that are drawn of one robot, halves of its faces."""
     server = Recorded()
-    sheets = flexes.Sheets(server, "", surfaces, np.zeros((1, 3), np.float32), 1.0)  # type: ignore[arg-type]
+    sheets = deformables.Sheets(server, "", surfaces, np.zeros((1, 3), np.float32), 1.0)  # type: ignore[arg-type]
     links = data.xpos[None, 1:].astype(np.float32), data.xquat[None, 1:].astype(np.float32)
     assert sheets.draw(*links, np.array([hidden])) > 0 or hidden
     corners = server.vertices * server.batched_scales[:, None]
@@ -59,8 +60,9 @@ def area(triangles: np.ndarray) -> float:
 
 @given(arrays(np.float64, (2, 3, 3, 3), elements=st.floats(-10, 10, width=32)))
 def test_halves_are_the_triangle(corners):
-    place, turn, scale = flexes.right_triangles(corners)
-    halves = rotate(turn[..., None, :], flexes._CORNERS * scale[..., None, :]) + place[..., None, :]
+    place, turn, scale = deformables.right_triangles(corners)
+    corner = deformables._CORNERS * scale[..., None, :]
+    halves = rotate(turn[..., None, :], corner) + place[..., None, :]
     assert area(halves) == pytest.approx(area(corners), abs=1e-4, rel=1e-4)
     # Each corner of the one is a corner of a half, and no half reaches out of the box.
     apart = np.linalg.norm(corners[:, None, :, :, None] - halves[:, :, :, None], axis=-1)

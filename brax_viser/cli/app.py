@@ -218,20 +218,22 @@ def _load(
     from brax import envs
 
     from brax_viser.cli import playground
+    from brax_viser.compat import brax_environments
 
     ppo = None
     try:
-        if name in envs._envs:
+        registered = brax_environments()
+        if name in registered:
             bare = envs.get_environment(name, backend=backend or ppo_preset(name).backend)
             if randomise:
                 raise ValueError(f"{name} has no domain randomisation: only Playground's envs do")
         elif (registry := playground.registry()) is None:
             _refuse(
-                f"no environment {name!r}; registered: {', '.join(sorted(envs._envs))}. For "
+                f"no environment {name!r}; registered: {', '.join(sorted(registered))}. For "
                 f"MuJoCo Playground's: {playground.HOW_TO_INSTALL}"
             )
         elif name not in registry.ALL_ENVS:
-            known = [*sorted(envs._envs), *registry.ALL_ENVS]
+            known = [*sorted(registered), *registry.ALL_ENVS]
             _refuse(f"no environment {name!r}; registered: {', '.join(known)}")
         else:
             ppo = playground.ppo_settings(name, backend, randomise=randomise)

@@ -9,6 +9,7 @@ import subprocess
 from typing import Any
 
 from brax_viser.cli.presets import NO_EVALUATION
+from brax_viser.compat import playground_stepper
 
 HOW_TO_INSTALL = "pip install 'brax_viser[playground]'"
 
@@ -45,7 +46,7 @@ def load(name: str, impl: str | None = None) -> Any:
         return known.load(name, config_overrides=overrides)
     # git fails, or there is none.
     except (subprocess.CalledProcessError, FileNotFoundError) as error:
-        where = importlib.import_module("mujoco_playground._src.mjx_env").MENAGERIE_PATH
+        where = playground_stepper().MENAGERIE_PATH
         raise ValueError(
             f"{name} needs robot models of MuJoCo Menagerie, which Playground fetches with git "
             f"into {where} when they are first used. That failed ({error}). Put a copy of the "

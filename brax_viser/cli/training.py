@@ -15,6 +15,8 @@ import numpy as np
 from brax.envs.base import Env
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from brax_viser.compat import pmap_axis_of, unpmap_of
+
 
 def run(
     trainer: str,
@@ -54,7 +56,7 @@ def _with_policy(
 ) -> Callable[[int, Any], None]:
     """`progress_fn` for a trainer that hands out no policy before its end. It reports from within
     `train`, where the policy that was just evaluated is a variable, to be read and no more."""
-    without_devices = getattr(module, "_unpmap", lambda params: params)
+    without_devices = unpmap_of(module)
 
     @functools.cache  # the same function each time, so that nothing is compiled again for it
     def callable_alike(make_policy: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,7 +94,7 @@ def _placed_as_it_comes_back(module: Any) -> Iterator[None]:
     compiled, and what is learned, is the same.
     """
     place = getattr(jax, "device_put_replicated", None)  # gone since jax 0.10
-    axis = getattr(module, "_PMAP_AXIS_NAME", None)
+    axis = pmap_axis_of(module)
     if place is None or axis is None:
         yield
         return

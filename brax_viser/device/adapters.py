@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 from brax.base import System
-from jax.core import Tracer, get_opaque_trace_state
+from jax.core import Tracer
 
+from brax_viser.compat import opaque_trace_state
 from brax_viser.device.emit import Payload
 from brax_viser.device.episode import Coordinates, Motion
 from brax_viser.device.models import Path, at, misfit, mujoco_model, stepped_model
@@ -289,11 +290,11 @@ class BraxAdapter(Adapter):
         can_look = all(part is not None for part in parts)
         if self.native or self.ctrl_fn is not None or not can_look:
             return super().step(env, state, action)
-        outside, pipeline_step = get_opaque_trace_state(), self.base.pipeline_step
+        outside, pipeline_step = opaque_trace_state(), self.base.pipeline_step
         seen: list[Any] = []
 
         def look(pipeline_state: Any, ctrl: Any) -> Any:
-            inside = get_opaque_trace_state()
+            inside = opaque_trace_state()
             seen.append(ctrl if inside == outside else None)
             return pipeline_step(pipeline_state, ctrl)
 

@@ -25,14 +25,12 @@ from jax.experimental import io_callback
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
+from brax_viser import compat
+
 log = logging.getLogger("brax_viser")
 
 VARIABLE = "BRAX_VISER_CALLBACK"
 MECHANISMS = ("direct", "io_callback")
-
-KNOWN_VERSIONS = ("0.9.",)
-"""Beginnings of the JAX versions that the tests of emission have passed with, called directly."""
-
 
 HostFunction = Callable[..., np.ndarray]
 """What is called: arrays in (numpy, or on the CPU), one array out. Must not raise."""
@@ -77,22 +75,16 @@ def mechanism() -> str:
 
 @functools.cache
 def _best_known() -> str:
-    if not jax.__version__.startswith(KNOWN_VERSIONS):
+    if not jax.__version__.startswith(compat.JAX_CALLED_DIRECTLY):
         why = f"jax {jax.__version__} has not been tested with direct calls"
     else:
         try:
-            _op_sharding()
+            compat.callback_op_sharding()
             return "direct"
         except ImportError as error:
             why = str(error)
     log.warning("calling the host by io_callback, which costs more: %s", why)
     return "io_callback"
-
-
-def _op_sharding() -> Callable[..., Any]:
-    from jax._src.callback import _callback_op_sharding
-
-    return _callback_op_sharding
 
 
 _direct_p = Primitive("brax_viser_host_call")
@@ -120,6 +112,7 @@ def _lower(ctx: Any, *args: Any, function: HostFunction, kept_alive: bool, **_: 
     def flat(*values: np.ndarray) -> tuple[np.ndarray]:
         return (function(*values),)
 
+    sharding = compat.callback_op_sharding()
     results, _, _ = mlir.emit_python_callback(
         ctx,
         flat,
@@ -129,7 +122,7 @@ def _lower(ctx: Any, *args: Any, function: HostFunction, kept_alive: bool, **_: 
         ctx.avals_out,
         has_side_effect=not kept_alive,
         returns_token=False,
-        sharding=_op_sharding()(ctx.module_context.axis_context, None, ctx.avals_out),
+        sharding=sharding(ctx.module_context.axis_context, None, ctx.avals_out),
     )
     return results
 

@@ -311,12 +311,31 @@ def _merged_mesh(
     return merged, _one_colour(merged)
 
 
+def _mesh_data(
+    model: mujoco.MjModel, mesh: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Vertices, float32 [V, 3] in m, faces, int [F, 3], and places in a texture, float32 [V, 2].
+
+    A mesh without these has None. In others each corner of a face is a vertex of its own, for
+    faces that share a vertex need not share its place in the texture.
+    """
+    at, faces = int(model.mesh_faceadr[mesh]), int(model.mesh_facenum[mesh])
+    face = model.mesh_face[at : at + faces]
+    start = int(model.mesh_vertadr[mesh])
+    vertices = model.mesh_vert[start : start + int(model.mesh_vertnum[mesh])]
+    if not model.mesh_texcoordnum[mesh]:
+        return vertices, face, None
+    corners = model.mesh_facetexcoord[at : at + faces].ravel()
+    uv = model.mesh_texcoord[int(model.mesh_texcoordadr[mesh]) + corners]
+    return vertices[face.ravel()], np.arange(3 * faces).reshape(-1, 3), uv
+
+
 def _geom_mesh(model: mujoco.MjModel, geom: int) -> trimesh.Trimesh:
     """One geom in its own frame, with its colour or texture, its creases split so that they are
     shaded sharp."""
     kind, size = model.geom_type[geom], model.geom_size[geom]
     if kind in _MESHES:
-        vertices, faces, uv = conversions._extract_mesh_data(model, geom)
+        vertices, faces, uv = _mesh_data(model, int(model.geom_dataid[geom]))
         mesh = trimesh.Trimesh(vertices, faces, process=False)
         if uv is not None and texture_of(model, geom) is not None:
             return painted(model, geom, mesh, uv)

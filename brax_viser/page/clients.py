@@ -21,27 +21,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any
 
 import viser
 
-messages: Any
-AsyncMessageBuffer: Any
-try:
-    from viser import _messages as messages
-    from viser.infra._async_message_buffer import AsyncMessageBuffer
-except ImportError:  # another viser than those that this was written for
-    messages = AsyncMessageBuffer = None
+from brax_viser.compat import ViserLoop, viser_loop
 
 log = logging.getLogger("brax_viser")
-
-KNOWN_VERSIONS = ("1.1.",)
-"""Beginnings of the viser versions whose loop, `AsyncMessageBuffer._window_loop`, this was written
-for: it is run with another buffer than its own. Of others the names alone say too little."""
-
-_LOOP = ("window_generator", "_window_loop")
-_STATE = ("message_from_id", "message_counter", "generator_cursors", "buffer_lock")
-
 
 TAKING_SECONDS = 3.0
 """s over which is counted what a page takes."""
@@ -66,40 +53,31 @@ _ASKED = -1
 _KEY = "brax_viser"
 """In a page's local storage. It is not there."""
 
-_QUESTION = getattr(messages, "LocalStorageGetItemRequestMessage", None)
-_ANSWER = getattr(messages, "LocalStorageGetItemResponseMessage", None)
-_MOVE = getattr(messages, "SceneNodeUpdateMessage", None)
-
 
 def keep_openings_short(server: viser.ViserServer) -> "Pages | None":
     """Has pages go through what there is, from now on.
 
-    Returns what is known of them; None where viser is not one of `KNOWN_VERSIONS`, or is built in
-    another way. It keeps its own then, and all works as it did.
+    Returns what is known of them; None where `compat.viser_loop` knows nothing of this viser. It
+    keeps its own way then, and all works as it did.
     """
-    buffer: Any = getattr(getattr(server, "_websock_server", None), "_broadcast_buffer", None)
-    if (
-        not viser.__version__.startswith(KNOWN_VERSIONS)
-        or not all(hasattr(AsyncMessageBuffer, name) for name in _LOOP)
-        or not all(hasattr(buffer, name) for name in _STATE)
-    ):
+    loop = viser_loop(server)
+    if loop is None:
         _say_that_it_is_left_alone(viser.__version__)
         return None
-    pages = Pages()
-    if None not in (_QUESTION, _ANSWER, _MOVE):
+    pages = Pages(loop)
+    if loop.answer is not None:
 
         def heard(client_id: int, answer: Any) -> None:
             if (backlog := pages.backlogs.get(client_id)) is not None:
                 backlog.heard(answer.request_uuid)
 
-        server._websock_server.register_handler(_ANSWER, heard)  # type: ignore[arg-type]
+        loop.server.register_handler(loop.answer, heard)
 
     def window_generator(client_id: int, *args: Any, **kwargs: Any) -> Any:
-        backlog = pages.backlogs[client_id] = _Backlog(buffer, pages)
-        assert backlog.window_generator is not None
+        backlog = pages.backlogs[client_id] = _Backlog(pages)
         return backlog.window_generator(client_id, *args, **kwargs)
 
-    buffer.window_generator = window_generator
+    loop.buffer.window_generator = window_generator
     return pages
 
 
@@ -117,6 +95,7 @@ def _say_that_it_is_left_alone(version: str) -> None:
 class Pages:
     """How much of what they are told pages take. Used on viser's own loop alone."""
 
+    loop: ViserLoop
     backlogs: "dict[int, _Backlog]" = field(default_factory=dict)  # by client id
     clock: Callable[[], float] = time.monotonic
 
@@ -148,13 +127,15 @@ class _Backlog:
     To the loop messages are numbered without gaps, from zero. All else is the buffer's.
     """
 
-    window_generator = getattr(AsyncMessageBuffer, "window_generator", None)
-    _window_loop = getattr(AsyncMessageBuffer, "_window_loop", None)
-
-    def __init__(self, buffer: Any, pages: Pages):
+    def __init__(self, pages: Pages):
         self.sent = self.missed = 0  # messages that there were for this page, or are gone
         self.counts: deque[tuple[float, int, int]] = deque()  # (s, sent, missed) of late
-        self._buffer, self._pages = buffer, pages
+        self._pages, self._loop = pages, pages.loop
+        self._buffer: Any = pages.loop.buffer
+        self._can_be_asked = None not in (pages.loop.question, pages.loop.answer, pages.loop.move)
+        # viser's own, called with this one for `self`.
+        for name in ("window_generator", "_window_loop"):
+            setattr(self, name, MethodType(getattr(pages.loop.buffer_class, name), self))
         self._waiting: deque[int] = deque()  # numbers in the buffer, in order
         self._last = self._seen = -1  # in the buffer: handed out or gone; looked at
         self._handed = 0  # how many were handed out
@@ -208,22 +189,21 @@ class _Backlog:
             self._buffer.message_event.set()  # what it is sent next waits for this
 
     def _ask(self) -> Any:
-        assert _QUESTION is not None
         self._question = f"{_KEY} {next(self._questions)}"
         self._asked = self._pages.clock()
-        return _QUESTION(key=_KEY, request_uuid=self._question)
+        return self._loop.question(key=_KEY, request_uuid=self._question)
 
     def _is_due(self) -> bool:
         """Whether to ask behind what was found: what moves alone is worth it, for a page that is
         asked draws anew."""
-        if _QUESTION is None or self._question is not None or not self._waiting:
+        if not self._can_be_asked or self._question is not None or not self._waiting:
             return False
         if not self._is_live:
             return False
         if self._took < LATE_SECONDS and self._pages.clock() - self._asked < ASKING_SECONDS:
             return False
         known = self._buffer.message_from_id
-        return any(type(known.get(number)) is _MOVE for number in self._waiting)
+        return any(type(known.get(number)) is self._loop.move for number in self._waiting)
 
     def _is_late(self) -> bool:
         if self._question is None:

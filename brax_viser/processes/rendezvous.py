@@ -2,9 +2,11 @@
 
 import os
 import secrets
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+
+from brax_viser.compat import distributed_state
 
 SECRET = "BRAX_VISER_SECRET"
 """Environment variable: the secret, the same in all processes. Without it the first process makes
@@ -23,25 +25,17 @@ class Place(NamedTuple):
     num_processes: int = 1
 
 
-def _state() -> Any:
-    # There is no public way to the key-value store, nor to these numbers without waking the
-    # devices, which is for the user to do.
-    from jax._src.distributed import global_state
-
-    return global_state
-
-
 def place() -> Place:
     """Without `jax.distributed.initialize`, the first of one."""
     if not jax.distributed.is_initialized():
         return Place()
-    state = _state()
+    state = distributed_state()
     return Place(state.process_id, state.num_processes)
 
 
 def coordinator_host() -> str:
     """Where the first process can be reached."""
-    return _state().coordinator_address.rpartition(":")[0]
+    return distributed_state().coordinator_address.rpartition(":")[0]
 
 
 def secret_of_first(viewer: int) -> bytes:
@@ -54,13 +48,13 @@ def secret_of_first(viewer: int) -> bytes:
     if given:
         return f"{given} {viewer}".encode()
     made = secrets.token_hex(32)
-    _state().client.key_value_set(f"brax_viser/{viewer}/secret", made)
+    distributed_state().client.key_value_set(f"brax_viser/{viewer}/secret", made)
     return made.encode()
 
 
 def announce(viewer: int, address: str, url: str) -> None:
     """Tells the others where the first process listens, and where its page is."""
-    client = _state().client
+    client = distributed_state().client
     client.key_value_set(f"brax_viser/{viewer}/url", url)
     client.key_value_set(f"brax_viser/{viewer}/address", address)
 
@@ -70,7 +64,7 @@ def find_first(viewer: int, seconds: float) -> tuple[str, bytes, str] | None:
 
     None if it has not come within `seconds`.
     """
-    client, milliseconds = _state().client, int(seconds * 1000)
+    client, milliseconds = distributed_state().client, int(seconds * 1000)
     try:
         address = client.blocking_key_value_get(f"brax_viser/{viewer}/address", milliseconds)
         url = client.blocking_key_value_get(f"brax_viser/{viewer}/url", milliseconds)

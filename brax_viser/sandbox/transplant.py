@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
-from jax.core import get_opaque_trace_state
 
+from brax_viser.compat import give_playground_model, opaque_trace_state, playground_stepper
 from brax_viser.device.adapters import BraxAdapter, PlaygroundAdapter
 from brax_viser.device.states import named_leaves, replaced
 from brax_viser.device.wrappers import shadowed
@@ -227,11 +227,11 @@ class Transplant:
         """Traces a step: (the state after it, ctrl)."""
         self.traces += 1
         physics, sent = self._physics, []
-        outside = get_opaque_trace_state()
+        outside = opaque_trace_state()
         then = self._at(moment)
 
         def step(ctrl: Any) -> Any:
-            sent.append((ctrl, get_opaque_trace_state() == outside))
+            sent.append((ctrl, opaque_trace_state() == outside))
             return then
 
         # Some write into the dicts of the state that they are given, which is the caller's.
@@ -301,20 +301,19 @@ class _Playground:
 
     def __init__(self, adapter: PlaygroundAdapter):
         from mujoco import mjx
-        from mujoco_playground._src import mjx_env
 
         self.base, self.nu = copy.copy(adapter.original), adapter.mj_model.nu
         if adapter.backend != "jax":
             try:
-                self.base._mjx_model = mjx.put_model(adapter.mj_model, impl="jax")
+                model = mjx.put_model(adapter.mj_model, impl="jax")
             except NotImplementedError as error:
                 raise CannotTransplant(
                     f"{adapter.name} can be run by Warp alone: {error}"
                 ) from None
-            if self.base.mjx_model is not self.base._mjx_model:
+            if not give_playground_model(self.base, model):
                 raise CannotTransplant(f"{adapter.name} keeps its model elsewhere than others do")
         self._mj_model, self._mjx = adapter.mj_model, mjx
-        self._module: Any = mjx_env
+        self._module = playground_stepper()
 
     def at(self, moment: Moment) -> Any:
         model = self.base.mjx_model
