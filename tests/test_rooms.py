@@ -1,0 +1,168 @@
+"""The rooms of the package: which may import which, read off the source.
+
+Every import counts, within functions and under TYPE_CHECKING too.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "brax_viser"
+FILES = {
+    ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+BELOW: dict[str, set[str]] = {
+    "compat": set(),
+    "process": set(),
+    "records": set(),
+    "device": {"records", "compat"},
+    "host": {"records"},
+    "model": {"records"},
+    "scene": {"records", "model"},
+    "twins": {"records", "model", "process"},
+    "sandbox": {"records", "model", "device", "compat"},
+    "processes": {"records", "host", "compat"},
+    "panel": {"records", "host", "model", "scene", "twins", "sandbox"},
+    "page": {
+        *("records", "host", "model", "scene", "twins", "sandbox", "processes", "panel"),
+        *("compat", "process"),
+    },
+    "viewer": {
+        *("records", "host", "model", "scene", "twins", "sandbox", "processes", "panel", "page"),
+        *("compat", "process", "device"),
+    },
+    "env": {"records", "host", "model", "device", "viewer"},
+    "cli": {"records", "host", "viewer", "env", "compat", "brax_viser"},
+    "brax_viser": {"records", "viewer", "env"},
+}
+"""By room, those that it may import; "brax_viser" is the package itself."""
+
+AT_HOME = {
+    "viser": {"scene", "panel", "page", "viewer", "compat"},
+    "jax": {"device", "sandbox", "env", "cli", "viewer", "processes", "compat"},
+    "brax": {"device", "env", "cli", "compat"},
+    "mujoco_playground": {"cli", "compat"},
+    "zmq": {"processes"},
+    "msgspec": {"processes"},
+    "tyro": {"cli"},
+}
+"""By foreign package, the rooms that may import it."""
+
+PRIVATE = re.compile(
+    r"\b(jax\._(?!_)|mujoco_playground\._|viser\._(?!_)|mujoco\._|conversions\._|envs\._)"
+    r"|\._(websock|broadcast_buffer|mjx_model|PMAP|unpmap)"
+)
+"""Names that other packages do not promise to keep."""
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+def imports_of(path: Path) -> set[str]:
+    """Full names of modules; of the package's own, the very file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in FILES else node.module or "" for name in names}
+    return found
+
+
+IMPORTS = {module: imports_of(path) for module, path in FILES.items()}
+OWN = {m: {i for i in imports if i in FILES and i != m} for m, imports in IMPORTS.items()}
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_a_room_imports_only_what_is_below_it(module):
+    room = room_of(module)
+    above = {i for i in OWN[module] if room_of(i) != room and room_of(i) not in BELOW[room]}
+    assert not above
+
+
+@pytest.mark.parametrize("package", AT_HOME)
+def test_a_foreign_package_is_imported_in_its_rooms_alone(package):
+    importing = {
+        module for module, found in IMPORTS.items() if package in {i.split(".")[0] for i in found}
+    }
+    assert {room_of(module) for module in importing} <= AT_HOME[package], importing
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    def ways(start: str) -> Iterator[str]:
+        seen, todo = set(), list(OWN[start])
+        while todo:
+            module = todo.pop()
+            if module not in seen:
+                seen.add(module)
+                todo += OWN[module]
+                yield module
+
+    assert not [module for module in FILES if module in ways(module)]
+
+
+@pytest.mark.parametrize("module", set(FILES) - {"brax_viser.compat"})
+def test_private_names_of_other_packages_are_in_compat_alone(module):
+    lines = FILES[module].read_text().splitlines()
+    assert not [line for line in lines if PRIVATE.search(line)]
+
+
+MOST_LINES = {"file": 400, "class": 300, "function": 60}
+
+LONGER: dict[str, int] = {}
+"""Those that are longer, and how long they may be: the list may only shrink, and so may its
+numbers."""
+
+
+def lengths() -> dict[str, tuple[str, int]]:
+    """By name, what it is and how many lines it has."""
+    found = {}
+    for module, path in FILES.items():
+        text = path.read_text()
+        found[module] = "file", len(text.splitlines())
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                kind = "class" if isinstance(node, ast.ClassDef) else "function"
+                size = (node.end_lineno or 0) - node.lineno + 1
+                found[f"{module}:{node.name}"] = kind, size
+    return found
+
+
+def test_nothing_grows_too_long():
+    long = {name: size for name, (kind, size) in lengths().items() if size > MOST_LINES[kind]}
+    grown = {name: size for name, size in long.items() if size > LONGER.get(name, 0)}
+    assert not grown
+    shrunk = {name: long.get(name, 0) for name, size in LONGER.items() if long.get(name, 0) < size}
+    assert not shrunk, "lower the numbers in LONGER, or take these out"
+
+
+def test_importing_starts_no_server_and_touches_no_device():
+    code = (
+        "import threading, brax_viser, jax; "
+        "from brax_viser import Viewer, VisualizedEnv; "
+        "from jax._src import xla_bridge; "
+        "assert threading.active_count() == 1, threading.enumerate(); "
+        "assert not xla_bridge._backends, xla_bridge._backends"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_page_needs_no_brax():
+    """So that the command line has it up before Brax's imports are done."""
+    code = "import sys, brax_viser.cli; assert 'brax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_library_never_imports_the_sample_environments():
+    for module, imports in IMPORTS.items():
+        assert not {i.split(".")[0] for i in imports} & {"envs", "examples", "benchmarks"}, module
