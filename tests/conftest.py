@@ -14,6 +14,7 @@ import websockets.sync.client
 from benchmarks.client import SUBPROTOCOL, answers_to, hello, poses_of
 from benchmarks.screenshot import FLAGS
 from brax_viser import Viewer
+from tests.support import Probe
 
 # Chance finds new examples at home; in CI a failure must be one that can be repeated.
 hypothesis.settings.register_profile("ci", derandomize=True)
@@ -27,7 +28,8 @@ class Page:
     def __init__(self, viewer: Viewer):
         self.frames = 0
         self.windows = 0
-        port, before = viewer.url.rsplit(":", 1)[1], set(viewer._server.get_clients())
+        probe = Probe(viewer)
+        port, before = viewer.url.rsplit(":", 1)[1], set(probe.server.get_clients())
         self._socket = websockets.sync.client.connect(
             f"ws://127.0.0.1:{port}", subprotocols=[SUBPROTOCOL], max_size=None, compression=None
         )
@@ -36,7 +38,7 @@ class Page:
         self._thread.start()
 
         def seen() -> bool:  # this one, and not the one before that may still be there
-            return viewer._board.control.watched and set(viewer._server.get_clients()) - before
+            return probe.board.control.watched and set(probe.server.get_clients()) - before
 
         eventually(seen, "the viewer sees the page")
 

@@ -19,6 +19,7 @@ from brax_viser.sandbox.history import MOST_DETAILS, Past
 from brax_viser.sandbox.session import Forks, ForkView, Trained
 from brax_viser.scene.robots import PARKED
 from tests.conftest import eventually
+from tests.support import Probe
 from tests.test_detail import CHOSEN, Rollout, suite_env
 from tests.test_twin import frame_of
 
@@ -45,7 +46,7 @@ def rollout(viewer, page) -> Rollout:
 
 
 def panel(viewer: Viewer) -> Any:
-    return viewer._publisher.aside.forks.panel()
+    return Probe(viewer).sandbox_session.panel()
 
 
 def forked(viewer: Viewer) -> None:
@@ -53,22 +54,22 @@ def forked(viewer: Viewer) -> None:
     viewer.fork()
     eventually(lambda: viewer.sandbox and panel(viewer).drivers, "it runs", timeout=60)
     eventually(
-        lambda: (b := viewer._publisher.scene.blocks.get(ASIDE)) and b.frame is not None,
+        lambda: (b := Probe(viewer).scene.blocks.get(ASIDE)) and b.frame is not None,
         "it is drawn",
     )
 
 
 def told(viewer: Viewer, name: str, value: Any) -> None:
     """What a person does in the page, and the sandbox has done it."""
-    viewer._publisher.enqueue((name, value))
-    viewer._publisher.now(lambda: None)
-    eventually(lambda: not viewer._publisher._commands, "it is obeyed")
+    Probe(viewer).enqueue((name, value))
+    Probe(viewer).now(lambda: None)
+    eventually(lambda: not Probe(viewer).commands_left, "it is obeyed")
     if viewer.sandbox is not None:
         viewer.sandbox.do(lambda sandbox: None).result(timeout=60)
 
 
 def test_a_fork_is_where_its_robot_is_and_the_others_stay_where_they_are(viewer, rollout):
-    scene = viewer._publisher.scene
+    scene = Probe(viewer).scene
     frame, places = scene.blocks["train"].frame, scene.blocks["train"]._origins.copy()
     forked(viewer)
     np.testing.assert_array_equal(scene.blocks["train"]._origins, places)
@@ -100,7 +101,7 @@ def test_a_fork_is_where_its_robot_is_and_the_others_stay_where_they_are(viewer,
 def test_without_a_policy_it_says_what_is_missing_and_with_one_is_driven_by_the_newest(
     viewer, rollout
 ):
-    folder = viewer._publisher.panel._sandbox
+    folder = Probe(viewer).panel._sandbox
     forked(viewer)
     assert panel(viewer).drivers == ("replay", "still", "limp")
     eventually(lambda: "hand viewer.policy_params_fn" in folder._note.content, "it says so")
@@ -134,7 +135,7 @@ def test_pushes_sliders_and_the_way_back_do_what_they_say(viewer, rollout):
     run = viewer.sandbox
     before = run.do(lambda s: s.data.qvel[0]).result()
     told(viewer, "fork_impulse", 3.0)
-    client = next(iter(viewer._server.get_clients()))  # its camera looks from (3, 3, 3)
+    client = next(iter(Probe(viewer).server.get_clients()))  # its camera looks from (3, 3, 3)
     told(viewer, "fork_push", ("Right", client))
     after = run.do(lambda s: [s.step(), s.data.qvel[0]][1]).result()
     # Right of who looks towards -x and -y is where x falls and y grows; the cart goes along x.
@@ -158,7 +159,7 @@ def test_what_is_clicked_on_in_the_sandbox_is_pushed_and_weighed(viewer, rollout
     forked(viewer)
     told(viewer, "fork_speed", 0.0)
     told(viewer, "fork_go", BACK)  # where its pole stands
-    scene = viewer._publisher.scene
+    scene = Probe(viewer).scene
     block = scene.blocks[ASIDE]
     eventually(lambda: block.frame.detail is viewer.sandbox.pose.detail, "it is drawn there")
     pole = block.place_of(CHOSEN, 1) + np.array([0.0, 0.0, 0.3])
@@ -169,7 +170,7 @@ def test_what_is_clicked_on_in_the_sandbox_is_pushed_and_weighed(viewer, rollout
     model = viewer.sandbox.do(lambda s: s.model).result()
     np.testing.assert_allclose(model.body_mass[1:], made.body_mass[1:] * [1, 2])
     viewer.mode = "every_step"
-    note = viewer._publisher.panel._sandbox._body
+    note = Probe(viewer).panel._sandbox._body
     eventually(lambda: "pole" in note.content, "the panel names it")
 
 
@@ -177,10 +178,10 @@ def test_a_handle_follows_the_robot_and_drags_it(viewer, rollout):
     forked(viewer)
     told(viewer, "fork_driver", "limp")
     told(viewer, "fork_drag", True)
-    aside = viewer._publisher.aside
+    aside = Probe(viewer).sandbox_view
     grip = aside._grip
     assert grip is not None and panel(viewer).dragged
-    block = viewer._publisher.scene.blocks[ASIDE]
+    block = Probe(viewer).scene.blocks[ASIDE]
     eventually(
         lambda: np.allclose(
             grip._handle.position,
@@ -192,7 +193,7 @@ def test_a_handle_follows_the_robot_and_drags_it(viewer, rollout):
     start = float(viewer.sandbox.pose.link_pos[aside.forks.body - 1, 0])
     way = -1.0 if start > 0 else 1.0  # on which side there is room on the rail
     target = block.origin_of(CHOSEN) + np.array([start + 0.5 * way, 0.0, 0.0])
-    viewer._publisher.now(lambda: aside._dragged(block.scale * target))
+    Probe(viewer).now(lambda: aside._dragged(block.scale * target))
     eventually(
         lambda: way * (viewer.sandbox.pose.link_pos[aside.forks.body - 1, 0] - start) > 0.3,
         "it is drawn there",
@@ -211,7 +212,7 @@ def test_the_selected_robot_alone_can_be_forked_and_only_once_it_is_known(viewer
     with pytest.raises(ValueError, match="not known yet"):
         viewer.fork()
     told(viewer, "fork", 0)
-    assert "not known yet" in viewer._publisher.notice
+    assert "not known yet" in Probe(viewer).notice
 
 
 def test_an_environment_that_cannot_be_put_into_a_sandbox_is_no_fault_of_the_training(
@@ -243,9 +244,9 @@ def test_twins_and_sandbox_are_shown_at_once_and_another_fork_takes_the_place(
         rollout.step()
     forked(viewer)
     assert viewer.sandbox is not first
-    assert viewer._publisher.scene.blocks[ASIDE].drawn_envs.tolist() == [1]
+    assert Probe(viewer).scene.blocks[ASIDE].drawn_envs.tolist() == [1]
     frame = rollout.step()
-    ghosts = viewer._publisher.scene.blocks["train"]._ghosts
+    ghosts = Probe(viewer).scene.blocks["train"]._ghosts
     assert frame.ghost is not None and ghosts is not None
     assert np.asarray(ghosts.handles[0].batched_positions)[0, 2] != PARKED[2]
 
@@ -312,7 +313,7 @@ class Overtaken(Forks):
 
 @pytest.mark.parametrize("closes_at", ["_thread", "_view"])
 def test_a_sandbox_that_is_closed_while_it_begins_leaves_nothing_behind(rollout, viewer, closes_at):
-    frame = viewer._publisher.scene.blocks["train"].frame
+    frame = Probe(viewer).scene.blocks["train"].frame
     forks = Overtaken(lambda: None)
     forks.fork(rollout.env._adapter, [frame.detail], {}, 20)
     forks.closes_at = closes_at
@@ -323,7 +324,7 @@ def test_a_sandbox_that_is_closed_while_it_begins_leaves_nothing_behind(rollout,
 
 
 def test_a_policy_that_is_handed_out_while_a_sandbox_is_made_drives_it(rollout, viewer):
-    frame = viewer._publisher.scene.blocks["train"].frame
+    frame = Probe(viewer).scene.blocks["train"].frame
     forks = Forks(lambda: None)
     try:
         forks.fork(rollout.env._adapter, [frame.detail], {}, 20)
@@ -343,19 +344,19 @@ def test_the_page_goes_on_while_the_robot_of_a_sandbox_is_read(viewer, rollout, 
         return of(*args, **kwargs)
 
     monkeypatch.setattr(Model, "of", slow)
-    told(viewer, "fork", next(iter(viewer._server.get_clients())))
+    told(viewer, "fork", next(iter(Probe(viewer).server.get_clients())))
     assert begun.wait(60)
     heard = threading.Event()
-    viewer._publisher._loop.call_soon_threadsafe(heard.set)
+    Probe(viewer).event_loop.call_soon_threadsafe(heard.set)
     try:
         assert heard.wait(20)
         assert rollout.step().env_steps == 5
-        assert ASIDE not in viewer._publisher.scene.blocks
+        assert ASIDE not in Probe(viewer).scene.blocks
     finally:
         open_.set()
-    scene = viewer._publisher.scene
+    scene = Probe(viewer).scene
     eventually(lambda: ASIDE in scene.blocks, "it is there")
     eventually(lambda: scene.blocks[ASIDE].frame is not None, "and is drawn", 120)
-    camera = next(iter(viewer._server.get_clients().values())).camera
+    camera = next(iter(Probe(viewer).server.get_clients().values())).camera
     middle = scene._scale * scene.blocks[ASIDE].offset
     assert abs(camera.look_at[1] - middle[1]) < abs(middle[1]) / 2, "who has forked it is there"

@@ -25,6 +25,7 @@ from brax_viser import Viewer, compat
 from brax_viser.page import clients
 from brax_viser.panel import words
 from tests.conftest import Page, eventually
+from tests.support import Probe
 
 
 @dataclasses.dataclass
@@ -284,17 +285,17 @@ def test_who_never_answers_is_not_waited_for_for_ever(drawing):
 
 
 def test_a_page_that_opens_after_weeks_is_not_kept_waiting(viewer):
-    buffer: Any = viewer._server._websock_server._broadcast_buffer
+    buffer: Any = Probe(viewer).server._websock_server._broadcast_buffer
     first = Page(viewer)
     eventually(lambda: first.windows > 0, "the first page is sent what there is")
     with buffer.buffer_lock:
         # A dozen for each of 30 frames a second, for eight weeks.
         buffer.message_counter += 12 * 30 * 56 * 24 * 3600
-    viewer._publisher.now(lambda: viewer._server.scene.add_frame("/later"))
+    Probe(viewer).now(lambda: Probe(viewer).server.scene.add_frame("/later"))
     second, before = Page(viewer), first.windows
     begun = time.monotonic()
     eventually(lambda: second.windows > 0, "the second as well")
-    viewer._publisher.now(lambda: viewer._server.scene.add_frame("/last"))
+    Probe(viewer).now(lambda: Probe(viewer).server.scene.add_frame("/last"))
     eventually(lambda: first.windows > before, "the first is not kept waiting")
     eventually(lambda: buffer.generator_cursors[max(buffer.generator_cursors)] > 10**8, "all")
     # To go through all of the numbers takes minutes.
@@ -304,17 +305,17 @@ def test_a_page_that_opens_after_weeks_is_not_kept_waiting(viewer):
 
 
 def test_a_page_that_is_slow_is_told_of_and_slows_no_other(viewer):
-    publisher, stop = viewer._publisher, threading.Event()
+    probe, stop = Probe(viewer), threading.Event()
     many = np.zeros((20_000, 3), np.float32)
     box = trimesh.creation.box()
 
     def add():
-        return viewer._server.scene.add_batched_meshes_simple(
+        return Probe(viewer).server.scene.add_batched_meshes_simple(
             "/many", box.vertices, box.faces, np.tile([1.0, 0, 0, 0], (len(many), 1)), many
         )
 
     handles: list[Any] = []
-    publisher.now(lambda: handles.append(add()))
+    probe.now(lambda: handles.append(add()))
     fast = Page(viewer)
     slow = websockets.sync.client.connect(
         f"ws://127.0.0.1:{viewer.url.rsplit(':', 1)[1]}",
@@ -328,13 +329,13 @@ def test_a_page_that_is_slow_is_told_of_and_slows_no_other(viewer):
 
     def step(at: float) -> None:
         handles[0].batched_positions = many + at
-        taken.update(publisher.pages.taken(time.monotonic()))
+        taken.update(probe.pages.taken(time.monotonic()))
 
     def move() -> None:
         at = 0.0
         while not stop.wait(1 / 30):
             at += 0.01
-            publisher.now(functools.partial(step, at))
+            probe.now(functools.partial(step, at))
 
     def read_slowly() -> None:
         with contextlib.suppress(websockets.ConnectionClosed):
@@ -354,17 +355,17 @@ def test_a_page_that_is_slow_is_told_of_and_slows_no_other(viewer):
         told: list[str] = []
 
         def tell() -> None:
-            told.append(words.cost(publisher._panel_view(time.monotonic())))
+            told.append(words.cost(probe.panel_view(time.monotonic())))
 
         slow_words = "A page is slow and skips frames: it takes"
-        eventually(lambda: publisher.now(tell) or slow_words in told[-1], "the panel says so")
+        eventually(lambda: probe.now(tell) or slow_words in told[-1], "the panel says so")
     finally:
         stop.set()
         for thread in threads:
             thread.join()
         slow.close()
         fast.close()
-    eventually(lambda: not publisher.pages.backlogs, "both are forgotten")
+    eventually(lambda: not probe.pages.backlogs, "both are forgotten")
 
 
 def test_where_viser_is_built_otherwise_it_keeps_its_own(viewer, monkeypatch, caplog):
@@ -388,16 +389,17 @@ def test_a_viser_that_this_was_not_written_for_is_left_alone_whatever_its_names(
     clients._say_that_it_is_left_alone.cache_clear()
     with Viewer(port=0) as one, Viewer(port=0) as other:
         for viewer in (one, other):
-            assert "window_generator" not in vars(viewer._server._websock_server._broadcast_buffer)
+            buffer: Any = Probe(viewer).server._websock_server._broadcast_buffer
+            assert "window_generator" not in vars(buffer)
             page = Page(viewer)
             eventually(lambda page=page: page.windows > 0, "the page is served")
             page.close()
-            assert viewer._publisher._panel_view(0.0).slowest_page is None
-            assert viewer._board.fault is None
+            assert Probe(viewer).panel_view(0.0).slowest_page is None
+            assert Probe(viewer).board.fault is None
     assert caplog.text.count(f"viser {viser.__version__} has not been tested") == 1
 
 
 @pytest.mark.parametrize("name", compat._STATE)
 def test_the_viser_that_is_installed_is_the_one_this_was_written_for(viewer, name):
-    assert hasattr(viewer._server._websock_server._broadcast_buffer, name)
-    assert "window_generator" in vars(viewer._server._websock_server._broadcast_buffer)
+    assert hasattr(Probe(viewer).server._websock_server._broadcast_buffer, name)
+    assert "window_generator" in vars(Probe(viewer).server._websock_server._broadcast_buffer)

@@ -29,6 +29,7 @@ from brax_viser.records.parcel import Parcel
 from brax_viser.records.protocol import HEADER_COLUMNS, HEADER_HEAD
 from tests.conftest import Page, eventually
 from tests.sample import FallingCartPole
+from tests.support import Probe
 
 NUM_ENVS, NUM_DRAWN = 4096, 64
 ROW = 2 * 7 + 8
@@ -171,7 +172,7 @@ def test_who_has_just_fallen_is_shown_as_it_fell_and_stays_so_until_another_choi
     viewer, cart_pole = training.viewer, 2
 
     def shown() -> Any:
-        return viewer._publisher._channels["train"].view
+        return Probe(viewer).channels["train"].view
 
     training.steps(40)
     viewer.select("terminated", sticky=True)
@@ -204,7 +205,7 @@ def test_none_is_drawn_where_none_has_a_nan_and_then_just_those_that_have(traini
     training.viewer.select("nan")
     training.steps()
     eventually(lambda: on_screen(training) == [], "none is drawn")
-    panel = training.viewer._publisher._panel_view
+    panel = Probe(training.viewer).panel_view
     words = "None of 4,096 envs has a NaN"
     eventually(lambda: words in drawn(panel(0.0)), "the panel says so")
 
@@ -271,7 +272,7 @@ def test_it_is_held_stepped_and_looked_at_meanwhile_and_goes_on(training):
     viewer.pause()
     at = held_at(training)
     assert not threading.Event().wait(0.3) and viewer.stats().env_steps == at
-    assert "Held at step" in head(viewer._publisher._panel_view(0.0))
+    assert "Held at step" in head(Probe(viewer).panel_view(0.0))
     overhead = viewer.stats().overhead
 
     # The page is live: other environments can be looked at, of this very step.
@@ -286,7 +287,7 @@ def test_it_is_held_stepped_and_looked_at_meanwhile_and_goes_on(training):
 
     viewer.step()
     eventually(lambda: viewer.stats().env_steps == at + 1 and viewer.stats().held, "one step")
-    frame = lambda: viewer._publisher.scene.blocks["train"].frame  # noqa: E731
+    frame = lambda: Probe(viewer).scene.blocks["train"].frame  # noqa: E731
     eventually(lambda: frame().env_steps == at + 1, "on screen is the step where it is held")
     viewer.step(10)
     eventually(lambda: viewer.stats().env_steps == at + 11 and viewer.stats().held, "ten more")
@@ -308,7 +309,7 @@ def test_it_runs_to_the_selected_envs_termination_and_is_held_there(training):
     assert viewer.selected_env == 2000
     for _ in range(2):
         held_at(training)
-        block = viewer._publisher.scene.blocks["train"]
+        block = Probe(viewer).scene.blocks["train"]
 
         def fallen(block=block) -> bool:
             frame = block.frame
@@ -333,8 +334,8 @@ def test_the_last_page_closed_lets_a_held_training_go_on_and_says_so(training, m
     viewer.pause()
     at = held_at(training)
     training.page.close()
-    eventually(lambda: viewer._reload is not None, "it waits for a page to come back")
-    waiting = viewer._reload
+    eventually(lambda: Probe(viewer).reload is not None, "it waits for a page to come back")
+    waiting = Probe(viewer).reload
     assert waiting is not None
     reloaded = Page(viewer)
     waiting.join(timeout=60)
@@ -347,10 +348,10 @@ def test_the_last_page_closed_lets_a_held_training_go_on_and_says_so(training, m
         eventually(lambda: "the last page was closed" in caplog.text, "it says so")
     assert not viewer.stats().held
     training.page = Page(viewer)
-    assert "The last page was closed while" in head(viewer._publisher._panel_view(0.0))
+    assert "The last page was closed while" in head(Probe(viewer).panel_view(0.0))
     viewer.pause()
     held_at(training)
-    assert "The last page was closed" not in head(viewer._publisher._panel_view(0.0))
+    assert "The last page was closed" not in head(Probe(viewer).panel_view(0.0))
 
 
 def test_a_viewer_that_is_closed_lets_a_held_training_go_on_and_says_so(caplog):
@@ -391,7 +392,7 @@ def test_switched_off_while_held_nothing_moves_and_on_again_it_does(training):
 
 def test_evaluation_and_training_are_told_apart_and_shown_side_by_side(training):
     viewer = training.viewer
-    blocks = lambda: viewer._publisher.scene.blocks  # noqa: E731
+    blocks = lambda: Probe(viewer).scene.blocks  # noqa: E731
     shown = blocks()["train"]
     wrapped = VisualizedEnv(FallingCartPole(), grid=(4, 2), viewer=viewer, role="eval")
     evaluation = envs.training.wrap(wrapped, episode_length=100)
@@ -421,7 +422,7 @@ def test_evaluation_and_training_are_told_apart_and_shown_side_by_side(training)
     viewer.streaming = False
     viewer.selected_env = 3
     eventually(lambda: blocks()["eval"]._ring is not None, "who is selected is marked")
-    viewer._publisher.enqueue(("click", (np.zeros(3), np.array([0.0, 0.0, 1.0]))))
+    Probe(viewer).enqueue(("click", (np.zeros(3), np.array([0.0, 0.0, 1.0]))))
     eventually(lambda: viewer.selected_env is None, "a click on nothing selects nobody")
     viewer.streaming = True
     # What is held and stepped is what is looked at.
@@ -466,25 +467,25 @@ def test_evaluation_and_training_are_told_apart_and_shown_side_by_side(training)
         (("max_overhead", 0.1), lambda v: v.max_overhead == 0.1),
         (("stretch_seconds", 7.0), lambda v: v.stretch_seconds == 7.0),
         (("show", "both"), lambda v: v.show == "both"),
-        (("rule", "worst"), lambda v: v._board.selection.rule == "worst"),
-        (("rule", "indices"), lambda v: v._board.selection.indices == (0, 1, 2, 3)),
-        (("indices", "3, 1"), lambda v: v._board.selection.indices == (3, 1)),
-        (("indices", "three"), lambda v: "'three'" in str(v._publisher.complaint)),
-        (("sticky", True), lambda v: v._board.selection.sticky),
-        (("others", "hide"), lambda v: v._publisher.look.others == "hide"),
-        (("in_cells", False), lambda v: not v._publisher.look.in_cells),
-        (("labels", True), lambda v: v._publisher.look.labels),
-        (("colour_by", "return"), lambda v: v._publisher.look.colour_by == "return"),
-        (("hold", 0), lambda v: v._board.hold.paused),
-        (("go_on", "1 step"), lambda v: v._board.hold.paused),
-        (("max_overhead", 7.0), lambda v: "at most 1" in str(v._publisher.notice)),
+        (("rule", "worst"), lambda v: Probe(v).board.selection.rule == "worst"),
+        (("rule", "indices"), lambda v: Probe(v).board.selection.indices == (0, 1, 2, 3)),
+        (("indices", "3, 1"), lambda v: Probe(v).board.selection.indices == (3, 1)),
+        (("indices", "three"), lambda v: "'three'" in str(Probe(v).complaint)),
+        (("sticky", True), lambda v: Probe(v).board.selection.sticky),
+        (("others", "hide"), lambda v: Probe(v).look.others == "hide"),
+        (("in_cells", False), lambda v: not Probe(v).look.in_cells),
+        (("labels", True), lambda v: Probe(v).look.labels),
+        (("colour_by", "return"), lambda v: Probe(v).look.colour_by == "return"),
+        (("hold", 0), lambda v: Probe(v).board.hold.paused),
+        (("go_on", "1 step"), lambda v: Probe(v).board.hold.paused),
+        (("max_overhead", 7.0), lambda v: "at most 1" in str(Probe(v).notice)),
     ],
     ids=lambda x: "-".join(map(str, x)) if isinstance(x, tuple) else "",
 )
 def test_what_is_asked_for_in_the_page_is_done_and_shown(one_viewer, command, outcome):
-    one_viewer._publisher.enqueue(command)
+    Probe(one_viewer).enqueue(command)
     eventually(lambda: outcome(one_viewer), str(command))
-    assert one_viewer._board.fault is None
+    assert Probe(one_viewer).board.fault is None
 
 
 @pytest.fixture(scope="module")
@@ -533,16 +534,16 @@ class Typed:
 
 @pytest.mark.parametrize(("typed", "expected"), [("0", 0.02), ("0.5", 0.005), ("500", 0.02)])
 def test_a_budget_that_is_being_typed_is_no_fault(one_viewer, typed, expected):
-    panel = one_viewer._publisher.panel
+    panel = Probe(one_viewer).panel
     # What was set from code before must have come to the page, or it would come while one types.
-    one_viewer._publisher.now(lambda: None)
+    Probe(one_viewer).now(lambda: None)
     eventually(lambda: panel._numbers.get(panel._budget.label) == 2.0, "the budget is shown")
     panel._budget._impl.value = float(typed)
     for callback in panel._budget._impl.update_cb:
         asyncio.run(callback(Typed()))
     eventually(lambda: one_viewer.max_overhead == expected, "it is obeyed")
     threading.Event().wait(0.2)
-    assert one_viewer.max_overhead == expected and one_viewer._board.fault is None
+    assert one_viewer.max_overhead == expected and Probe(one_viewer).board.fault is None
     assert panel._budget.value == float(typed)  # it is not taken out of one's hands
 
 
@@ -635,33 +636,33 @@ class CountingLock:
 def test_next_to_nothing_is_worked_out_while_calls_from_the_device_are_kept_waiting(
     training, monkeypatch
 ):
-    viewer, publisher = training.viewer, training.viewer._publisher
+    viewer, probe = training.viewer, Probe(training.viewer)
     viewer.twins, viewer.selected_env = 4, 3
     training.steps(20)
     page, lock = training.page, CountingLock()
     assert page is not None
-    monkeypatch.setattr(viewer._board, "lock", lock)
-    publisher.now(lambda: publisher._panel_view(time.monotonic()))
+    monkeypatch.setattr(Probe(viewer).board, "lock", lock)
+    probe.now(lambda: probe.panel_view(time.monotonic()))
     assert 0 < lock.most <= 5
     lock.most = 0
     viewer.stats()
     # Of each rollout it reads how far it is and how fast.
-    assert 0 < lock.most <= 6 + 4 * sum(len(feed.rollouts) for feed in viewer._feeds)
+    assert 0 < lock.most <= 6 + 4 * sum(len(feed.rollouts) for feed in Probe(viewer).feeds)
     viewer.twins = 0
 
 
 def test_the_panel_says_that_the_training_waits_for_the_viewer(training, monkeypatch):
-    viewer, publisher = training.viewer, training.viewer._publisher
-    words = lambda: cost(publisher._panel_view(time.monotonic()))  # noqa: E731
+    probe = Probe(training.viewer)
+    words = lambda: cost(probe.panel_view(time.monotonic()))  # noqa: E731
     assert "waits for the viewer" not in words()
     shown: list[str] = []
-    show = publisher.panel.show
-    monkeypatch.setattr(publisher.panel, "show", lambda v: (shown.append(cost(v)), show(v)))
+    show = probe.panel.show
+    monkeypatch.setattr(probe.panel, "show", lambda v: (shown.append(cost(v)), show(v)))
     busy = threading.Event()
-    publisher._loop.call_soon_threadsafe(lambda: busy.wait(60))
+    probe.event_loop.call_soon_threadsafe(lambda: busy.wait(60))
     begun = time.monotonic()
     training.run()
-    eventually(lambda: len(viewer._board.mailbox._parcels) == CAPACITY, "there is no room left")
+    eventually(lambda: len(probe.board.mailbox._parcels) == CAPACITY, "there is no room left")
     time.sleep(0.2 + 0.2 * (time.monotonic() - begun))  # for the training to have waited
     busy.set()
     eventually(lambda: any("The training waits for the viewer" in text for text in shown), "said")

@@ -23,6 +23,7 @@ from brax_viser.records.protocol import size_of
 from brax_viser.records.view import View, beside
 from envs.cartpole import CartPole
 from tests.conftest import eventually
+from tests.support import Probe
 
 NUM_ENVS, CHOSEN = 5, 3
 
@@ -49,9 +50,9 @@ class Rollout:
         self.state = jax.block_until_ready(self._step(self.state, jnp.asarray(self.action)))
         at = self.viewer.stats().env_steps
         self.frame_bytes.append(self.viewer.stats().bytes_moved - before)
-        scene = self.viewer._publisher.scene  # whose blocks are others once a sandbox is there
+        scene = Probe(self.viewer).scene  # whose blocks are others once a sandbox is there
         eventually(lambda: (f := scene.blocks["train"].frame) and f.env_steps == at, "it is drawn")
-        self.viewer._publisher.now(lambda: None)  # its twins are drawn too
+        Probe(self.viewer).now(lambda: None)  # its twins are drawn too
         frame = scene.blocks["train"].frame
         assert frame is not None
         return frame
@@ -110,7 +111,7 @@ def test_a_held_training_tells_of_who_is_selected_at_that_very_step(viewer):
     thread.start()
     eventually(lambda: viewer.stats().held, "held")
     at = viewer.stats().env_steps
-    block = viewer._publisher.scene.blocks["train"]
+    block = Probe(viewer).scene.blocks["train"]
     eventually(lambda: block.frame and block.frame.env_steps == at, "the step is drawn")
     assert block.frame.detail is None
     for env in (1, 2):
@@ -258,7 +259,7 @@ def test_of_info_what_the_env_keeps_is_sent_and_not_what_trainers_keep_there(vie
     step = jax.jit(env.step)
     for _ in range(3):
         state = jax.block_until_ready(step(state, jnp.zeros((NUM_ENVS, env.action_size))))
-    blocks = viewer._publisher.scene.blocks
+    blocks = Probe(viewer).scene.blocks
     eventually(lambda: (f := blocks["train"].frame) and f.env_steps == 3, "it is drawn")
     frame = blocks["train"].frame
     assert frame is not None and frame.detail is not None

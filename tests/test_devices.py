@@ -12,6 +12,7 @@ SCRIPT = """
     from brax.training.agents.ppo import networks, train as ppo
     from brax_viser import Viewer, VisualizedEnv
     from tests.conftest import Page, eventually
+    from tests.support import Probe, feed_of
 
     assert jax.local_device_count() == 4
     settings = dict(
@@ -32,21 +33,15 @@ SCRIPT = """
         page = Page(viewer)
         env = VisualizedEnv(bare(), grid=(4, 3), viewer=viewer)
         viewer.select([15, 2, 9, 4, 0, 13, 7, 6, 10, 1, 12])
-        hold, learned = viewer._board.hold, []
-        receive = type(viewer._publisher)._receive
-
-        def look(self, parcels, now):
-            receive(self, parcels, now)
-            frames.extend(p.open() for p in parcels)
-
+        hold, learned = Probe(viewer).board.hold, []
         frames = []
-        viewer._publisher._receive = functools.partial(look, viewer._publisher)
+        Probe(viewer).watch_parcels(lambda parcels: frames.extend(p.open() for p in parcels))
         viewer.pause()  # at its very first step
         training = threading.Thread(target=lambda: learned.extend(train(env)))
         training.start()
 
         def steps():
-            pacer = env._host.rollouts["train"].pacer
+            pacer = feed_of(env).rollouts["train"].pacer
             return [pacer.steps_of(shard) for shard in range(4)]
 
         def held_at(step):
@@ -60,7 +55,7 @@ SCRIPT = """
         assert held_at(4), steps()
         viewer.resume()
         training.join()
-        assert viewer._board.fault is None, viewer._board.fault
+        assert Probe(viewer).board.fault is None, Probe(viewer).board.fault
         stats = viewer.stats()
         assert stats.streams["train"].num_envs == 16, stats
         assert stats.drawn_envs == (15, 2, 9, 4, 0, 13, 7, 6, 10, 1, 12), stats

@@ -19,6 +19,7 @@ from brax_viser.records.parcel import Parcel
 from brax_viser.records.protocol import GIVEN, GRANTED, GRANTED_COORDINATES, UNASKED
 from envs.cartpole import CartPole
 from tests.conftest import Page, eventually
+from tests.support import Probe, feed_of
 
 NUM_ENVS = 16
 
@@ -30,15 +31,15 @@ class Rollout:
         self.viewer = viewer
         self.calls: list[tuple[str, int]] = []  # ("ask", countdown), ("push", rule)
         self.parcels: list[Parcel] = []
-        put = viewer._board.mailbox.put
+        put = Probe(viewer).board.mailbox.put
 
         def put_down(parcel: Parcel, *, wait: bool) -> None:
             self.parcels.append(parcel)
             put(parcel, wait=wait)
 
-        viewer._board.mailbox.put = put_down
+        Probe(viewer).board.mailbox.put = put_down
         env = VisualizedEnv(CartPole("positional"), grid=(2, 2), viewer=viewer)
-        ask, push = env._host.ask, env._host.push
+        ask, push = feed_of(env).ask, feed_of(env).push
 
         def asked(origin: Any, query: Any) -> np.ndarray:
             self.calls.append(("ask", int(np.asarray(query)[0])))
@@ -48,7 +49,7 @@ class Rollout:
             self.calls.append(("push", int(np.asarray(header)[1])))
             return push(origin, layout, header, rows)
 
-        env._host.ask, env._host.push = asked, pushed
+        feed_of(env).ask, feed_of(env).push = asked, pushed
         self.env = envs.training.wrap(env, episode_length=100)
         self.state = jax.jit(self.env.reset)(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
         self._steps = jax.jit(self._take)
@@ -87,7 +88,7 @@ def rollout(one_rollout):
     one_rollout.parcels.clear()
     while len(one_rollout.parcels) < 3:  # while it was off, some steps were let pass
         one_rollout.steps()
-    assert viewer._board.fault is None
+    assert Probe(viewer).board.fault is None
     one_rollout.parcels.clear()
     return one_rollout
 
@@ -100,7 +101,7 @@ def test_each_step_is_one_call_and_known_of_and_seen(rollout, monkeypatch, secon
     monkeypatch.setattr(feed_module, "GRANT_SECONDS", seconds)
     rollout.viewer.max_overhead = 0.5  # another control: what was granted is looked into
     rollout.steps()
-    before, meter = rollout.viewer.stats(), rollout.viewer._board.meter
+    before, meter = rollout.viewer.stats(), Probe(rollout.viewer).board.meter
     known, made = len(rollout.frames), meter.calls
     assert rollout.steps(50) == [ALONE] * 50
     after = rollout.viewer.stats()
@@ -143,7 +144,7 @@ def test_what_is_changed_counts_from_the_very_next_step(rollout, monkeypatch, ch
         return
     ((step, envs_drawn),) = frames  # once, and not as it was granted
     assert step == before.env_steps + 1
-    if calls[-1] == ("push", GIVEN) and rollout.viewer._board.selection.indices:
+    if calls[-1] == ("push", GIVEN) and Probe(rollout.viewer).board.selection.indices:
         assert envs_drawn == (9, 4)
 
 
@@ -162,7 +163,7 @@ def test_what_twins_are_made_of_is_granted_as_well(rollout, monkeypatch, seconds
     rollout.viewer.twins = 0
     assert rollout.steps(2) == [ALONE, ("push", GIVEN), ALONE]
     assert [parcel.open().coordinates is None for parcel in rollout.parcels] == [True] * 2
-    assert rollout.viewer._board.fault is None
+    assert Probe(rollout.viewer).board.fault is None
 
 
 def test_a_ghost_does_not_have_the_panel_worked_out_anew(rollout, monkeypatch):
@@ -170,7 +171,7 @@ def test_a_ghost_does_not_have_the_panel_worked_out_anew(rollout, monkeypatch):
     viewer = rollout.viewer
     viewer.twins = 2
     rollout.steps(3)
-    mailbox, rung = viewer._board.mailbox, []
+    mailbox, rung = Probe(viewer).board.mailbox, []
     ring = mailbox.ring
     monkeypatch.setattr(mailbox, "ring", lambda: (rung.append(1), ring()))
     rollout.steps(20)
@@ -194,7 +195,7 @@ def test_an_older_state_that_was_granted_something_else_is_asked_anew(rollout, m
     rollout.parcels.clear()
     assert rollout.steps(2) == [ALONE, ("push", GIVEN), ALONE]
     assert [parcel.open().coordinates is None for parcel in rollout.parcels] == [False] * 2
-    assert rollout.viewer._board.fault is None
+    assert Probe(rollout.viewer).board.fault is None
 
 
 def test_the_progress_counts_each_step_once_whenever_the_trainer_reports(rollout, monkeypatch):
@@ -238,7 +239,7 @@ def test_a_held_training_waits_at_the_step_that_was_granted(rollout):
 
 
 def test_steps_of_which_none_will_be_seen_are_not_opened(rollout, monkeypatch):
-    publisher, opened, open_parcel = rollout.viewer._publisher, [], Parcel.open
+    probe, opened, open_parcel = Probe(rollout.viewer), [], Parcel.open
 
     def opening(parcel: Parcel) -> Frame:
         opened.append(parcel)
@@ -246,11 +247,11 @@ def test_steps_of_which_none_will_be_seen_are_not_opened(rollout, monkeypatch):
 
     def opened_of(parcels: list[Parcel]) -> list[int]:
         opened.clear()
-        publisher.now(lambda: publisher._receive(publisher._worth_opening(parcels), 0.0))
+        probe.receive(parcels)
         return [parcel.env_steps for parcel in opened if parcel in parcels]
 
     monkeypatch.setattr(Parcel, "open", opening)
-    monkeypatch.setattr(rollout.viewer._board.mailbox, "put", lambda p, wait: mine.append(p))
+    monkeypatch.setattr(Probe(rollout.viewer).board.mailbox, "put", lambda p, wait: mine.append(p))
     mine: list[Parcel] = []
     rollout.steps(5)
     steps = [parcel.env_steps for parcel in mine]

@@ -21,6 +21,7 @@ from brax_viser.records.parcel import Parcel
 from brax_viser.records.protocol import size_of
 from envs.cartpole import CartPole
 from tests.conftest import eventually
+from tests.support import Probe
 
 PAYLOAD = (("link_pos", (2, 3)), ("link_rot", (2, 4)), ("reward", ()), ("episode_return", ()))
 PAYLOAD += (("episode_length", ()), ("since_termination", ()), ("finite", ()))
@@ -51,15 +52,15 @@ def shown(viewer: Viewer, adapter: Adapter) -> Feed:
 
 def come(viewer: Viewer, feed: Feed) -> None:
     for step in (1, 2):
-        viewer._board.mailbox.put(parcel(feed, step), wait=False)
-    viewer._board.mailbox.wake()
-    publisher = viewer._publisher
+        Probe(viewer).board.mailbox.put(parcel(feed, step), wait=False)
+    Probe(viewer).board.mailbox.wake()
+    probe = Probe(viewer)
 
     def followed() -> bool:
-        channel = publisher._channels.get("train")
+        channel = probe.channels.get("train")
         if channel is None or channel.feed is not feed or not channel.lanes:
             return False
-        return channel.lane(0) in publisher.follower._twins and not publisher.follower.busy
+        return channel.lane(0) in probe.follower._twins and not probe.follower.busy
 
     eventually(followed, "its robots have twins")
 
@@ -69,7 +70,7 @@ def test_of_30_environments_of_one_viewer_the_last_alone_has_twins_and_is_known(
 ):
     viewer.twins = 2
     first = shown(viewer, adapter)
-    follower = viewer._publisher.follower
+    follower = Probe(viewer).follower
     few = None
     for _ in range(30):
         shown(viewer, adapter)
@@ -79,9 +80,9 @@ def test_of_30_environments_of_one_viewer_the_last_alone_has_twins_and_is_known(
     assert few is not None and native_threads() <= few + 3, "each has left threads of its own"
     gc.collect()
     # The first, which is kept here, the last, which is shown, and what the loop has in hand.
-    assert len(list(viewer._feeds)) <= 4
+    assert len(list(Probe(viewer).feeds)) <= 4
     come(viewer, first)  # its environment is stepped again
-    assert first in list(viewer._feeds) and first.number == 0
+    assert first in list(Probe(viewer).feeds) and first.number == 0
     viewer.twins = 0
     eventually(lambda: not follower._twins, "nobody wants any")
 
@@ -121,7 +122,7 @@ def test_a_program_that_is_kept_does_not_keep_a_viewer_that_is_closed():
     step = jax.jit(jax.vmap(env.step)).lower(state, jnp.zeros((2, 1))).compile()
     state = step(state, jnp.zeros((2, 1)))
     viewer.close()
-    gone = [weakref.ref(thing) for thing in (viewer, viewer._publisher, viewer._publisher.scene)]
+    gone = [weakref.ref(thing) for thing in (viewer, Probe(viewer), Probe(viewer).scene)]
     del viewer, env
 
     def collected() -> bool:

@@ -44,6 +44,7 @@ COMMON = """
     from brax_viser import Viewer, VisualizedEnv
     from brax_viser.panel import words
     from tests.conftest import Page, eventually
+    from tests.support import Probe
 
     bare = envs.get_environment("reacher", backend="spring")
     viewer = Viewer(port=0, mode="every_step")
@@ -89,9 +90,9 @@ FIRST = """
     import brax_viser.page.loop
     brax_viser.page.loop.TWIN_PATIENCE = float("inf")
     page = Page(viewer)
-    says = lambda: words.head(viewer._publisher._panel_view(time.monotonic()))
-    shown = lambda: viewer._publisher._channels["train"].view
-    others = viewer._others
+    says = lambda: words.head(Probe(viewer).panel_view(time.monotonic()))
+    shown = lambda: Probe(viewer).channels["train"].view
+    others = Probe(viewer).others
     reference = {}
     reset_all, step_all = stepper(bare, lambda reward: reward)
     truth, returns = jax.jit(reset_all)(keys, index), np.zeros(16)
@@ -105,8 +106,8 @@ FIRST = """
         # Held at 1, stepped to 4, other envs while it is held, and on to 30.
         held_at = lambda n: (
             viewer.stats().held
-            and {s for s, _ in viewer._board.hold.parts().values()} == {n}
-            and len(viewer._board.hold.parts()) == 4
+            and {s for s, _ in Probe(viewer).board.hold.parts().values()} == {n}
+            and len(Probe(viewer).board.hold.parts()) == 4
         )
         eventually(lambda: held_at(1), "all four devices are held at their first step", 180)
         viewer.step(3)
@@ -174,14 +175,14 @@ FIRST = """
             look()
         except BaseException:
             traceback.print_exc()
-            print(viewer._board.hold.parts(), viewer.stats(), others._known, flush=True)
+            print(Probe(viewer).board.hold.parts(), viewer.stats(), others._known, flush=True)
             os._exit(1)
 
     looker = threading.Thread(target=look_or_end)
     looker.start()
     state = loop(reset(spread(keys), spread(index)), 30)
     looker.join()
-    assert viewer._board.fault is None, viewer._board.fault
+    assert Probe(viewer).board.fault is None, Probe(viewer).board.fault
     viewer.pause()
     threading.Timer(2.0, viewer.close).start()  # releases both
     loop(state, 5)
@@ -193,7 +194,7 @@ SECOND = """
     assert not hasattr(viewer, "_server")
     eventually(lambda: viewer.url.startswith("http://127.0.0.1:"), "it knows where the page is")
     state = loop(reset(spread(keys), spread(index)), 30)
-    assert viewer._board.fault is None, viewer._board.fault
+    assert Probe(viewer).board.fault is None, Probe(viewer).board.fault
     assert viewer.stats().frames > 0 and 0 < viewer.stats().overhead <= 1
     loop(state, 5)
     print("sent", flush=True)
@@ -261,17 +262,17 @@ def test_two_processes_are_one_page_and_one_hold():
 
 SURVIVES = """
     page = Page(viewer)
-    says = lambda: words.head(viewer._publisher._panel_view(time.monotonic()))
+    says = lambda: words.head(Probe(viewer).panel_view(time.monotonic()))
     viewer.resume()
 
     def look():
-        eventually(lambda: len(viewer._others.living()) == 1, "the other is heard of", 120)
+        eventually(lambda: len(Probe(viewer).others.living()) == 1, "the other is heard of", 120)
         eventually(lambda: viewer.stats().env_steps > 5, "steps are taken", 120)
         print("kill the other", flush=True)
-        eventually(lambda: viewer._others.lost() == (1,), "its death is noticed", 40)
+        eventually(lambda: Probe(viewer).others.lost() == (1,), "its death is noticed", 40)
         eventually(lambda: "Process 1 not heard of" in says(), "the page says so")
         viewer.select([0, 3])
-        assert viewer._board.fault is None
+        assert Probe(viewer).board.fault is None
         viewer.close()
         print("survived", flush=True)
         os._exit(0)  # what waits for the dead one does so for long

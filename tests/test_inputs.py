@@ -28,6 +28,7 @@ from brax_viser.env import INFO_KEY
 from brax_viser.records.frame import Detail
 from envs.cartpole import CartPole
 from tests.conftest import Page, eventually
+from tests.support import Probe
 from tests.test_training import SMALL, assert_identical, train
 from tests.toy import State, Toy
 
@@ -72,7 +73,7 @@ def assert_shown_and_the_same(make: Any, viewer: Viewer, **settings: Any) -> Vis
     before = viewer.stats().frames
     watched = rollout(env)
     assert viewer.stats().frames - before == NUM_STEPS, "each step is seen"
-    assert viewer._board.fault is None
+    assert Probe(viewer).board.fault is None
     for ours, bare in zip(watched, rollout(make()), strict=True):
         assert_same(without_log(ours), bare)
     return env
@@ -177,7 +178,7 @@ def drawn(env: VisualizedEnv, viewer: Viewer) -> tuple[Any, Any]:
     """(what is on screen after one step of a batch, the state after it)."""
     state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
     state = jax.block_until_ready(jax.jit(jax.vmap(env.step))(state, jnp.ones((NUM_ENVS, 1))))
-    blocks = viewer._publisher.scene.blocks
+    blocks = Probe(viewer).scene.blocks
     eventually(lambda: (b := blocks.get("train")) and b.frame, "it is drawn")
     return blocks["train"].frame, state
 
@@ -325,7 +326,7 @@ def test_a_plain_class_learns_the_same_under_stock_ppo(viewer, page):
     settings = dict(SMALL, num_timesteps=1_000, num_evals=1)
     assert_identical(train(VisualizedEnv(Toy(), viewer=viewer), settings), train(Toy(), settings))
     assert viewer.stats().frames > 50
-    assert viewer._board.fault is None
+    assert Probe(viewer).board.fault is None
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import os, sys, threading, time
 os.nice(int(sys.argv[1]))
 from benchmarks.overhead import Page
 from brax_viser import Viewer, VisualizedEnv
+from tests.support import Probe
 
 with Viewer(port=0, mode="every_step") as viewer:  # before there is anything of JAX
     page = Page(viewer)
@@ -31,7 +32,7 @@ with Viewer(port=0, mode="every_step") as viewer:  # before there is anything of
         time.sleep(0.02)
     assert viewer.drift() is not None
     whose = {thread.native_id: thread.name for thread in threading.enumerate()}
-    viewer._publisher.now(lambda: whose.update({threading.get_native_id(): "page"}))
+    Probe(viewer).now(lambda: whose.update({threading.get_native_id(): "page"}))
     for task in map(int, os.listdir("/proc/self/task")):
         interrupts = os.sched_getscheduler(task) == os.SCHED_OTHER
         niceness = os.getpriority(os.PRIO_PROCESS, task)

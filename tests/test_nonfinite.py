@@ -25,6 +25,7 @@ from brax_viser.panel.words import head
 from brax_viser.processes import messages
 from tests.conftest import Page, eventually
 from tests.sample import Turning, TurningReward
+from tests.support import Probe
 from tests.test_training import SMALL
 
 NUM_ENVS, LAST = 512, 511
@@ -94,11 +95,11 @@ def loop(one_loop: Loop) -> Iterator[Loop]:
     yield one_loop
     viewer.hold_on_nan = False
     viewer.resume()
-    assert viewer._board.fault is None
+    assert Probe(viewer).board.fault is None
 
 
 def page_says(viewer: Viewer) -> str:
-    return head(viewer._publisher._panel_view(0.0))
+    return head(Probe(viewer).panel_view(0.0))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -107,13 +108,13 @@ def test_a_reward_is_told_at_its_very_step_though_nobody_watches(loop, streaming
     loop.viewer.streaming = streaming
     before = loop.begin()
     loop.turn("reward", LAST, at=117, value=value)
-    calls = loop.viewer._board.meter.calls
+    calls = Probe(loop.viewer).board.meter.calls
     loop.steps(200)
     (found,) = loop.viewer.nonfinite
     assert (found.role, found.env, found.fields) == ("train", LAST, (("reward", kind),))
     assert found.env_steps == before + 116 and found.exact and found.others == 0
     assert str(found).startswith(f"env 511: reward turned {kind} at step ")
-    assert loop.viewer._board.meter.calls - calls < 100, "it is asked at each step"
+    assert Probe(loop.viewer).board.meter.calls - calls < 100, "it is asked at each step"
     # Steps are counted as ever, though one has come before its time.
     assert before + 116 <= loop.viewer.stats().env_steps <= before + 200
 
@@ -149,12 +150,12 @@ def test_the_page_is_red_names_it_and_goes_on_saying_so_until_it_is_dismissed(lo
         loop.turn("reward", 138, at=viewer_steps(loop) + 5)
         loop.steps(20)
     assert [r.message for r in caplog.records] == [str(viewer.nonfinite[0])]
-    viewer._publisher.obey(("nonfinite", SHOW_NONFINITE))
+    Probe(viewer).obey(("nonfinite", SHOW_NONFINITE))
     assert viewer.selected_env == 137
-    viewer._publisher.obey(("nonfinite", ALL_NONFINITE))
-    assert viewer._board.selection.rule == "nan"
+    Probe(viewer).obey(("nonfinite", ALL_NONFINITE))
+    assert Probe(viewer).board.selection.rule == "nan"
     viewer.select("first")
-    viewer._publisher.obey(("nonfinite", DISMISS))
+    Probe(viewer).obey(("nonfinite", DISMISS))
     assert viewer.nonfinite == () and RED not in page_says(viewer)
     loop.steps(20)
     assert viewer.nonfinite == (), "what was dismissed is told again"
@@ -198,7 +199,7 @@ def test_it_is_held_once_and_again_once_the_box_is_ticked_anew(loop):
     eventually(lambda: loop.viewer.stats().held, "held")
     loop.viewer.resume()
     loop.ends()
-    loop.viewer._publisher.obey(("hold_on_nan", True))
+    Probe(loop.viewer).obey(("hold_on_nan", True))
     loop.turn("reward", 3, at=150)
     loop.run(100)
     eventually(lambda: loop.viewer.stats().held, "held again")
@@ -211,11 +212,11 @@ def test_it_is_held_once_and_again_once_the_box_is_ticked_anew(loop):
 def test_observations_that_are_inf_by_design_are_told_once_and_hide_nothing(loop):
     loop.begin()
     loop.turn("observation", slice(None), value=np.inf)
-    calls = loop.viewer._board.meter.calls
+    calls = Probe(loop.viewer).board.meter.calls
     loop.steps(300)
     (found,) = loop.viewer.nonfinite
     assert (found.env, found.others, found.is_inf_observed) == (0, LAST, True)
-    assert loop.viewer._board.meter.calls - calls < 150, "it is asked at each step"
+    assert Probe(loop.viewer).board.meter.calls - calls < 150, "it is asked at each step"
     loop.viewer.hold_on_nan = True
     loop.turn("observation", 77, value=np.nan, at=viewer_steps(loop) + 50)
     loop.run(100)
@@ -244,7 +245,7 @@ def test_stock_ppo_is_held_where_a_reward_turns_nan_and_its_assertion_gets_words
     eventually(lambda: viewer.stats().held, "held", 300)
     (found,) = viewer.nonfinite
     assert found.env_steps == 12 or found.role == "eval"
-    channel = viewer._publisher._channels
+    channel = Probe(viewer).channels
     eventually(
         lambda: (view := channel[found.role].view) and view.frame.env_steps == found.env_steps,
         "seen",
@@ -255,7 +256,7 @@ def test_stock_ppo_is_held_where_a_reward_turns_nan_and_its_assertion_gets_words
     viewer.resume()
     training.join(timeout=300)
     assert not training.is_alive(), "it is held again"
-    assert viewer._board.fault is None
+    assert Probe(viewer).board.fault is None
     words = explained(failed[0], viewer.nonfinite)
     assert "a NaN is not even equal to itself" in words and str(found) in words
 

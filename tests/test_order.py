@@ -18,6 +18,7 @@ from brax.envs.wrappers.training import (
 from brax_viser import VisualizedEnv
 from envs.cartpole import CartPole
 from tests.conftest import eventually
+from tests.support import Probe
 
 LENGTH = 4
 NUM_ENVS = 5
@@ -63,8 +64,11 @@ def test_states_arrive_in_any_place_and_are_the_same(viewer, page, without_ours,
     env, ours = wrapped(around, viewer)
     assert ours is not None
     seen = []
-    put = viewer._board.mailbox.put
-    viewer._board.mailbox.put = lambda parcel, **how: (seen.append(parcel), put(parcel, **how))
+    put = Probe(viewer).board.mailbox.put
+    Probe(viewer).board.mailbox.put = lambda parcel, **how: (
+        seen.append(parcel),
+        put(parcel, **how),
+    )
     states = rollout(env)
     assert viewer.stats().frames == 2 * LENGTH + 1
     assert viewer.stats().streams["train"].num_envs == NUM_ENVS
@@ -102,6 +106,6 @@ def test_pixels_are_neither_sent_nor_looked_through(viewer, page):
     jax.block_until_ready(jax.jit(jax.vmap(env.step))(state, jnp.ones((4, 1))))
     assert viewer.stats().frames == 1
     assert viewer.stats().bytes_moved < 1_000
-    view = viewer._publisher._channels["train"]
+    view = Probe(viewer).channels["train"]
     eventually(lambda: view.view is not None, "it is drawn")
     assert view.view.frame.finite.all()

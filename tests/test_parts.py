@@ -18,6 +18,7 @@ from brax_viser.scene.block import Block
 from brax_viser.scene.deformables import Rods
 from tests.conftest import eventually
 from tests.models import oddities
+from tests.support import Probe
 from tests.test_flexes import Recorded
 
 GROUPED = """
@@ -188,11 +189,11 @@ def lights(viewer) -> dict[str, tuple]:
     found = {}
 
     def look() -> None:  # on viser's thread: seen from another, some are just being made
-        for name, handle in viewer._server.scene._handle_from_node_name.items():
+        for name, handle in Probe(viewer).server.scene._handle_from_node_name.items():
             if name.startswith("/lights/"):
                 found[name] = handle.intensity, tuple(handle.position)
 
-    viewer._publisher.now(look)
+    Probe(viewer).now(look)
     return found
 
 
@@ -233,65 +234,65 @@ def test_surroundings_are_those_of_the_model(viewer):
     bare = palette_of(mujoco.MjModel.from_xml_string("<mujoco><worldbody/></mujoco>"))
     assert bare.sky_top == (0, 0, 0) and bare.suns == () and bare.sky_light > 0.3
 
-    publisher, grid = viewer._publisher, (2, 1)
+    probe, grid = Probe(viewer), (2, 1)
     cells = grid_of(model, np.array([0, 0, 1.0, 1, 0, 0, 0]), grid, None)
     links = np.array([[0, 0, 1]], np.float32), np.array([[1, 0, 0, 0]], np.float32)
-    publisher.now(lambda: publisher.scene.show("train", Model.of(model, cells, links, 0.02), cells))
-    publisher.now(lambda: publisher.scene.arrange(("train",)))
+    probe.now(lambda: probe.scene.show("train", Model.of(model, cells, links, 0.02), cells))
+    probe.now(lambda: probe.scene.arrange(("train",)))
     before = lights(viewer)
     assert set(before) == {"/lights/sky", "/lights/sun0"}
-    publisher.enqueue(("surroundings", "model"))
+    probe.enqueue(("surroundings", "model"))
     eventually(lambda: "/lights/sun1" in lights(viewer), "both of its lights are there")
     assert lights(viewer)["/lights/sun0"][1] == sun.towards
-    assert not publisher.panel._is_dark
-    publisher.enqueue(("surroundings", "light"))
+    assert not probe.panel._is_dark
+    probe.enqueue(("surroundings", "light"))
     eventually(lambda: lights(viewer) == before, "its second light has gone")
 
 
 def test_the_panel_chooses_groups_and_the_light(viewer, page, cartpoles):
-    publisher = viewer._publisher
-    eventually(lambda: "train" in publisher.scene.blocks, "robots stand there")
+    probe = Probe(viewer)
+    eventually(lambda: "train" in probe.scene.blocks, "robots stand there")
 
     def drawn() -> int | None:
-        block = publisher.scene.blocks.get("train")  # none while it is made anew
+        block = probe.scene.blocks.get("train")  # none while it is made anew
         return None if block is None else len(block.robots.handles)
 
     handles = drawn()
     assert handles
-    publisher.enqueue(("group", (0, False)))
+    probe.enqueue(("group", (0, False)))
     eventually(lambda: drawn() == 0, "no robot is left")
-    publisher.enqueue(("group", (0, True)))
+    probe.enqueue(("group", (0, True)))
     eventually(lambda: drawn() == handles, "they are back")
     sent = lights(viewer)
-    publisher.enqueue(("surroundings", "dark"))
-    eventually(lambda: publisher.panel._is_dark, "it is night, in the panel as well")
+    probe.enqueue(("surroundings", "dark"))
+    eventually(lambda: probe.panel._is_dark, "it is night, in the panel as well")
     assert lights(viewer) != sent
-    publisher.enqueue(("surroundings", "light"))
-    eventually(lambda: not publisher.panel._is_dark, "it is day")
+    probe.enqueue(("surroundings", "light"))
+    eventually(lambda: not probe.panel._is_dark, "it is day")
     assert lights(viewer) == sent
-    assert viewer._board.fault is None
+    assert Probe(viewer).board.fault is None
 
 
 def test_robots_that_stay_are_seen_from_where_they_were_when_others_are_put_beside_them(
     viewer, page
 ):
     model = mujoco.MjModel.from_xml_string(GROUPED)
-    publisher, scene = viewer._publisher, viewer._publisher.scene
+    probe, scene = Probe(viewer), Probe(viewer).scene
     cells = grid_of(model, np.array([0, 0, 1.0, 1, 0, 0, 0]), (2, 1), None)
     links = np.array([[0, 0, 1]], np.float32), np.array([[1, 0, 0, 0]], np.float32)
     robot = Model.of(model, cells, links, 0.02)
-    publisher.now(lambda: scene.show("train", robot, cells, 2))
-    publisher.now(lambda: scene.arrange(("train",)))
-    (client,) = viewer._server.get_clients().values()
+    probe.now(lambda: scene.show("train", robot, cells, 2))
+    probe.now(lambda: scene.arrange(("train",)))
+    (client,) = Probe(viewer).server.get_clients().values()
     before = scene._scale
 
     def look(place: np.ndarray, at: np.ndarray) -> None:
         client.camera.position, client.camera.look_at = before * place, before * at
 
     place, at = np.array([1.0, 2.0, 1.5]), np.array([0.2, 0.1, 1.0])
-    publisher.now(lambda: look(place, at))
-    publisher.now(lambda: scene.show("sandbox", robot, cells, 2))
-    publisher.now(lambda: scene.arrange(("train", "sandbox")))
+    probe.now(lambda: look(place, at))
+    probe.now(lambda: scene.show("sandbox", robot, cells, 2))
+    probe.now(lambda: scene.arrange(("train", "sandbox")))
     assert scene._scale < 0.9 * before
     np.testing.assert_allclose(client.camera.position / scene._scale, place, atol=1e-5)
     np.testing.assert_allclose(client.camera.look_at / scene._scale, at, atol=1e-5)
@@ -299,24 +300,24 @@ def test_robots_that_stay_are_seen_from_where_they_were_when_others_are_put_besi
 
 def test_a_page_looks_through_a_camera_of_the_model(viewer, page):
     model = mujoco.MjModel.from_xml_string(GROUPED)
-    publisher, grid = viewer._publisher, (2, 1)
+    probe, grid = Probe(viewer), (2, 1)
     cells = grid_of(model, np.array([0, 0, 1.0, 1, 0, 0, 0]), grid, None)
     links = np.array([[0, 0, 1]], np.float32), np.array([[1, 0, 0, 0]], np.float32)
     robot = Model.of(model, cells, links, 0.02)
-    publisher.now(lambda: publisher.scene.show("train", robot, cells, 2))
-    publisher.now(lambda: publisher.scene.arrange(("train",)))
-    (client,) = viewer._server.get_clients().values()
+    probe.now(lambda: probe.scene.show("train", robot, cells, 2))
+    probe.now(lambda: probe.scene.arrange(("train",)))
+    (client,) = Probe(viewer).server.get_clients().values()
     nose = cameras_of(model)[1]
-    publisher.now(lambda: publisher.scene.look_through(client.camera, nose))
-    scene = publisher.scene
+    probe.now(lambda: probe.scene.look_through(client.camera, nose))
+    scene = probe.scene
     expected = sight_of(nose, *links).position + scene.blocks["train"]._origins[0]
     np.testing.assert_allclose(client.camera.position, scene._scale * expected, atol=1e-5)
     assert scene._eyes[client.client_id][1] is nose
-    publisher.now(lambda: scene.look_through(client.camera, None))
+    probe.now(lambda: scene.look_through(client.camera, None))
     assert client.client_id not in scene._eyes
-    publisher.now(lambda: publisher.scene.look_through(client.camera, nose))
+    probe.now(lambda: probe.scene.look_through(client.camera, nose))
     page.close()
-    eventually(lambda: not viewer._server.get_clients(), "the page has gone")
+    eventually(lambda: not Probe(viewer).server.get_clients(), "the page has gone")
     eventually(lambda: not scene._eyes, "nobody looks through it any more")
 
 
@@ -325,9 +326,11 @@ def test_a_robot_has_its_colours_from_the_first_moment_on(viewer):
     cells = grid_of(model, np.array([0, 0, 1.0, 1, 0, 0, 0]), (2, 1), None)
     links = np.array([[0, 0, 1]], np.float32), np.array([[1, 0, 0, 0]], np.float32)
     robot, blocks = Model.of(model, cells, links, 0.02), []
-    publisher = viewer._publisher
-    publisher.now(
-        lambda: blocks.append(Block(viewer._server, "/own", robot, cells, 2, np.zeros(3), 1.0))
+    probe = Probe(viewer)
+    probe.now(
+        lambda: blocks.append(
+            Block(Probe(viewer).server, "/own", robot, cells, 2, np.zeros(3), 1.0)
+        )
     )
     (handle,) = blocks[0].robots.handles
     np.testing.assert_array_equal(handle.batched_colors, linear(robot.shapes[0].rgba[:3]))

@@ -26,6 +26,7 @@ from brax_viser.device.episode import EpisodeLog
 from brax_viser.env import INFO_KEY, PRESERVED_KEY
 from brax_viser.records.protocol import NEVER
 from tests.conftest import Page, eventually
+from tests.support import Probe
 from tests.test_training import SMALL, assert_identical, train
 
 MENAGERIE = (
@@ -133,14 +134,14 @@ def go1(viewer: Viewer, impl: str) -> None:
     )
     train(env, ppo_settings(name, impl, randomise=True) | small)
     assert viewer.stats().frames == viewer.stats().env_steps >= 15
-    channel = viewer._publisher._channels["train"]
+    channel = Probe(viewer).channels["train"]
     eventually(lambda: len(channel.variants.of_env) == 4, "the models have come")
     words = [channel.variants.in_words(i) for i in range(4)]
     assert all("mass" in w and "friction 0." in w for w in words) and len(set(words)) == 4
     eventually(lambda: channel.view is not None, "it is drawn")
     heights = channel.view.frame.link_pos[:, 0, 2]
     assert ((heights > 0.1) & (heights < 0.6)).all(), "it stands on its legs"
-    assert viewer._board.fault is None
+    assert Probe(viewer).board.fault is None
 
 
 def test_a_legged_robot_is_trained_with_domain_randomisation(viewer, page, menagerie):
@@ -190,5 +191,5 @@ def test_the_library_does_not_need_playground():
 def test_a_page_shows_a_playground_env_before_it_moves(module_viewer):
     page = Page(module_viewer)
     VisualizedEnv(cartpole("jax"), grid=(2, 2), viewer=module_viewer)
-    eventually(lambda: "train" in module_viewer._publisher.scene.blocks, "robots stand there")
+    eventually(lambda: "train" in Probe(module_viewer).scene.blocks, "robots stand there")
     page.close()

@@ -17,6 +17,7 @@ from brax_viser.model.surfaces import linear
 from brax_viser.model.variants import Variants
 from envs.cartpole import CartPole
 from tests.conftest import eventually
+from tests.support import Probe, feed_of
 from tests.test_training import SMALL, bare, train
 
 POLE, KNOB = 4, 5
@@ -57,8 +58,8 @@ def test_states_arrive_what_differs_is_sent_once_and_drawn(viewer, page):
     viewer.mode = "every_step"
     env = VisualizedEnv(CartPole(), grid=(2, 2), viewer=viewer)
     models = []
-    push_model = env._host.push_model
-    env._host.push_model = lambda origin, shard, rows: (
+    push_model = feed_of(env).push_model
+    feed_of(env).push_model = lambda origin, shard, rows: (
         models.append(np.array(rows)) or push_model(origin, shard, rows)
     )
     wrapped = randomised(env, 8)
@@ -68,7 +69,7 @@ def test_states_arrive_what_differs_is_sent_once_and_drawn(viewer, page):
     np.testing.assert_allclose(seen, rollout(randomised(CartPole(), 8), 8, 20), rtol=1e-5)
 
     sys_v = wrapped.env.env._sys_v  # AutoReset, Episode, domain randomisation
-    channel = viewer._publisher._channels["train"]
+    channel = Probe(viewer).channels["train"]
     eventually(lambda: len(channel.variants.of_env) == 4, "the models have come")
     for i in range(4):
         own = channel.variants.of_env[i]
@@ -78,11 +79,11 @@ def test_states_arrive_what_differs_is_sent_once_and_drawn(viewer, page):
     eventually(lambda: channel.variants.apart == {POLE, KNOB}, "what differs is known")
 
     def drawn() -> bool:  # by a block that was made anew for that
-        block = viewer._publisher.scene.blocks.get("train")
+        block = Probe(viewer).scene.blocks.get("train")
         return block is not None and block.frame is not None and block._varied > 0
 
     eventually(drawn, "they are drawn")
-    block = viewer._publisher.scene.blocks["train"]
+    block = Probe(viewer).scene.blocks["train"]
     (part,) = [p for p in block.robots._parts if p.shape.geom == KNOB]
     usual = env.sys.mj_model.geom_size[KNOB, 0]
     scales = np.asarray(part.handle.batched_scales)
@@ -129,7 +130,7 @@ def test_parameters_under_stock_ppo_differ_by_rounding_at_most(viewer, page):
     settings = dict(SMALL, run_evals=False, num_timesteps=1_000, randomization_fn=_other_masses)
     watched = train(VisualizedEnv(bare(), grid=(2, 2), viewer=viewer), settings)
     assert viewer.stats().frames == viewer.stats().env_steps > 50
-    channel = viewer._publisher._channels["train"]
+    channel = Probe(viewer).channels["train"]
     eventually(lambda: len(channel.variants.of_env) == 4, "the models have come")
     for ours, stock in zip(watched, train(bare(), settings), strict=True):
         np.testing.assert_allclose(ours, stock, rtol=1e-4, atol=1e-5)

@@ -14,6 +14,7 @@ from brax_viser.model.robot import Model
 from brax_viser.page.reader import Reader, Reading
 from envs.cartpole import CartPole
 from tests.conftest import eventually
+from tests.support import Probe, feed_of
 
 NUM_ENVS = 4
 
@@ -58,7 +59,7 @@ class Rollout:
         env = VisualizedEnv(CartPole("positional"), grid=(2, 2), viewer=viewer)
         self._step = jax.jit(jax.vmap(env.step))
         self._state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
-        self.feed = env._host
+        self.feed = feed_of(env)
         self.steps = 0
 
     def step(self, count: int = 1) -> None:
@@ -70,20 +71,20 @@ class Rollout:
 def goes_on(viewer: Viewer) -> bool:
     """Whether viser's loop, which serves the page, does anything."""
     heard = threading.Event()
-    viewer._publisher._loop.call_soon_threadsafe(heard.set)
+    Probe(viewer).event_loop.call_soon_threadsafe(heard.set)
     return heard.wait(20)
 
 
 def block(viewer: Viewer) -> Any:
-    return viewer._publisher.scene.blocks.get("train")
+    return Probe(viewer).scene.blocks.get("train")
 
 
 def is_drawn(viewer: Viewer, rollout: Rollout) -> bool:
     """Whether the newest step of it is on screen."""
-    there = viewer._publisher._block_of("train")
+    there = Probe(viewer).block_of("train")
     if there is None or there.frame is None:
         return False
-    mine = viewer._publisher._channels["train"].feed is rollout.feed
+    mine = Probe(viewer).channels["train"].feed is rollout.feed
     return mine and there.frame.env_steps == rollout.steps
 
 
@@ -94,20 +95,20 @@ def test_page_and_training_go_on_while_other_parts_of_a_robot_are_read(viewer, p
     eventually(lambda: is_drawn(viewer, rollout), "it is drawn")
     before = block(viewer)
     gate.shut()
-    viewer._publisher.enqueue(("group", (3, True)))
+    Probe(viewer).enqueue(("group", (3, True)))
     eventually(lambda: gate.read, "it is being read")
     assert goes_on(viewer)
     rollout.step(CAPACITY + 50)  # more than could wait
     eventually(lambda: is_drawn(viewer, rollout), "as it was, meanwhile")
     assert block(viewer) is before
-    viewer._publisher.enqueue(("group", (3, False)))
-    viewer._publisher.enqueue(("sites", True))
+    Probe(viewer).enqueue(("group", (3, False)))
+    Probe(viewer).enqueue(("sites", True))
     gate.open()
     eventually(lambda: block(viewer) is not before, "it is drawn with the parts that are wanted")
     eventually(lambda: is_drawn(viewer, rollout), "where it is")
-    eventually(lambda: not viewer._publisher._channels["train"].reading, "all is read")
+    eventually(lambda: not Probe(viewer).channels["train"].reading, "all is read")
     assert gate.read == 2, "what was wanted no more was not read"
-    assert viewer._board.fault is None
+    assert Probe(viewer).board.fault is None
 
 
 def test_page_and_training_go_on_while_the_robot_of_another_environment_is_read(viewer, page, gate):
@@ -122,13 +123,13 @@ def test_page_and_training_go_on_while_the_robot_of_another_environment_is_read(
     assert goes_on(viewer)
     second.step(CAPACITY + 50)
     assert goes_on(viewer) and not is_drawn(viewer, second)
-    assert viewer._publisher._block_of("train") is None, "those that are there are others"
+    assert Probe(viewer).block_of("train") is None, "those that are there are others"
     gate.open()
     eventually(lambda: is_drawn(viewer, second), "the newest step is shown")
     assert gate.read == 1
     # And by as many robots as there are, without reading anything anew.
     gate.shut()
-    viewer._publisher.show_model(second.feed, "train", 2)
+    Probe(viewer).show_model(second.feed, "train", 2)
     assert block(viewer).count == 2 and not gate.read
 
 

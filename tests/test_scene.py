@@ -16,18 +16,19 @@ from brax_viser.model.shapes import floor_height, floor_of, shapes_of, visible_g
 from brax_viser.scene.robots import PARKED
 from brax_viser.scene.stage import SHADOW_DEPTH, scene_scale
 from tests.conftest import eventually
+from tests.support import Probe, feed_of
 
 CELLS = (3, 2)
 
 
 def block(viewer):
     """The robots of the training."""
-    return viewer._publisher.scene.blocks["train"]
+    return Probe(viewer).scene.blocks["train"]
 
 
 def drawn(viewer) -> None:
     """Waits until what is being drawn is drawn to its end."""
-    viewer._publisher.now(lambda: None)
+    Probe(viewer).now(lambda: None)
 
 
 def expected_geoms(model: mujoco.MjModel, x_pos: np.ndarray, x_rot: np.ndarray) -> np.ndarray:
@@ -67,7 +68,7 @@ def test_poses_on_screen_are_the_trainers(viewer, page, name, backend):
     eventually(lambda: np.array_equal(scene.pos, x.pos[:6]), "the newest step is on screen")
     drawn(viewer)
     assert viewer.stats().frames == 3
-    cells = env._host.grid.origins(6)
+    cells = feed_of(env).grid.origins(6)
     for env_index in range(6):
         # Each handle's instances are [env, occurrence].
         shown = [

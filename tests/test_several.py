@@ -8,6 +8,7 @@ from brax_viser import Viewer, VisualizedEnv
 from brax_viser.panel import words
 from envs.cartpole import CartPole
 from tests.conftest import Page, eventually
+from tests.support import Probe, feed_of
 
 NUM_ENVS = 2
 KEYS = jax.random.split(jax.random.PRNGKey(0), NUM_ENVS)
@@ -19,7 +20,7 @@ class Stepped:
     def __init__(self, viewer: Viewer):
         env = VisualizedEnv(CartPole(n_frames=1), grid=(2, 1), viewer=viewer)
         self._reset, self._step = jax.jit(jax.vmap(env.reset)), jax.jit(jax.vmap(env.step))
-        self.label = env._host.label
+        self.label = feed_of(env).label
         self.reset()
 
     def reset(self) -> None:
@@ -33,12 +34,12 @@ class Stepped:
 def clock(viewer):
     """The viewer's, which the test sets."""
     now = [1000.0]
-    viewer._board.hold.clock = lambda: now[0]
+    Probe(viewer).board.hold.clock = lambda: now[0]
     return now
 
 
 def shown(viewer: Viewer) -> str:
-    return viewer._board.shown["train"].label
+    return Probe(viewer).board.shown["train"].label
 
 
 def test_a_state_is_seen_by_a_new_viewer_when_the_one_that_watched_it_is_closed():
@@ -74,11 +75,11 @@ def test_of_environments_that_are_stepped_in_turn_one_is_shown_and_the_page_name
     one.reset()
     turns(15)
     assert shown(viewer) == third.label  # a reset of another one does not take its place
-    view = viewer._publisher._panel_view(0.0)
+    view = Probe(viewer).panel_view(0.0)
     assert view.stepped == (one.label, other.label, third.label)
     assert f"Stepped too, and not shown: {one.label}, {other.label}" in words.head(view)
 
-    viewer._publisher.enqueue(("stepped", other.label))  # what choosing it in the page does
+    Probe(viewer).enqueue(("stepped", other.label))  # what choosing it in the page does
     eventually(lambda: shown(viewer) == other.label, "the page shows the one that was chosen")
     one.reset()
     turns(2)
@@ -87,5 +88,5 @@ def test_of_environments_that_are_stepped_in_turn_one_is_shown_and_the_page_name
     envs.remove(other)
     turns(15)
     assert shown(viewer) in (one.label, third.label)  # what is stepped no more gives way
-    assert other.label not in viewer._publisher._panel_view(0.0).stepped
-    assert viewer._board.fault is None
+    assert other.label not in Probe(viewer).panel_view(0.0).stepped
+    assert Probe(viewer).board.fault is None

@@ -12,6 +12,7 @@ from brax_viser.records.protocol import NEVER
 from brax_viser.records.view import View
 from brax_viser.scene.block import Block
 from brax_viser.scene.look import Look
+from tests.support import Probe
 
 ROUGH = """
 <mujoco>
@@ -59,7 +60,7 @@ def test_level_ground_has_none():
 
 
 def test_who_comes_back_into_a_cell_stands_on_its_ground(rough, viewer):
-    publisher, terrain = viewer._publisher, Terrain.of(rough)
+    probe, terrain = Probe(viewer), Terrain.of(rough)
     assert terrain is not None
     start = np.array([0, 0, 2.0, 1, 0, 0, 0])
     grid = grid_of(rough, start, (2, 1), (2.0, 2.0))
@@ -84,10 +85,10 @@ def test_who_comes_back_into_a_cell_stands_on_its_ground(rough, viewer):
     blocks: list[Block] = []
 
     def draw() -> None:
-        blocks.append(Block(viewer._server, "/own", model, grid, 2, np.zeros(3), 1.0))
+        blocks.append(Block(Probe(viewer).server, "/own", model, grid, 2, np.zeros(3), 1.0))
         blocks[0].draw(View(frame, place, frame.link_rot, np.zeros(2, bool), 0.0, 0.0), Look())
 
-    publisher.now(draw)
+    probe.now(draw)
     own = blocks[0].pos[:, 0]
     np.testing.assert_allclose(own[0], place[0, 0], atol=1e-6)
     np.testing.assert_allclose(own[1, :2], [-0.6, 0.1], atol=1e-5)

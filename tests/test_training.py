@@ -19,6 +19,7 @@ from brax_viser.device.host_call import VARIABLE
 from brax_viser.host.control import MODES, SHOWS
 from brax_viser.twins.twins import Twins
 from tests.conftest import Page, eventually
+from tests.support import Probe, feed_of
 
 SMALL: dict[str, Any] = dict(
     num_timesteps=8_000,
@@ -168,8 +169,8 @@ def test_parameters_are_identical_whatever_is_done_in_the_page(
     assert viewer.stats().frames > 0
     assert followed, "there was never a twin"
     assert fidgeting.forked
-    assert viewer._board.hold._pauses[0] > 0, "it was never held"
-    assert viewer._board.fault is None
+    assert Probe(viewer).board.hold._pauses[0] > 0, "it was never held"
+    assert Probe(viewer).board.fault is None
 
 
 def test_parameters_are_identical_in_real_time_with_an_evaluation_of_its_own_beside(
@@ -186,7 +187,7 @@ def test_parameters_are_identical_in_real_time_with_an_evaluation_of_its_own_bes
         "eval": 4,
     }
     assert stats.frames > 10
-    blocks = viewer._publisher.scene.blocks
+    blocks = Probe(viewer).scene.blocks
     eventually(lambda: all(b.frame is not None for b in blocks.values()), "both are shown")
     assert blocks["train"].count == 9 and blocks["eval"].count == 4
 
@@ -223,15 +224,17 @@ def test_a_viewer_closed_in_the_middle_leaves_the_training_alone(stock_repeated)
     viewer = Viewer(port=0, mode="every_step")
     page = Page(viewer)
     env = VisualizedEnv(bare(), grid=(4, 4), viewer=viewer)
-    push, closer = env._host.push, threading.Thread(target=viewer.close)
+    push, closer = feed_of(env).push, threading.Thread(target=viewer.close)
 
     def push_and_close(*args):
         if viewer.stats().frames == 20:
             closer.start()
-            eventually(lambda: viewer._board.control.closed, "it is closed in the middle of a step")
+            eventually(
+                lambda: Probe(viewer).board.control.closed, "it is closed in the middle of a step"
+            )
         return push(*args)
 
-    env._host.push = push_and_close
+    feed_of(env).push = push_and_close
     assert_identical(train(env, REPEATED), stock_repeated)
     closer.join(timeout=20)
     assert 20 <= viewer.stats().frames < 500
@@ -247,11 +250,11 @@ def test_a_fault_while_drawing_leaves_the_training_alone(
     def broken(*_: object) -> None:
         raise RuntimeError("the scene is broken")
 
-    monkeypatch.setattr(viewer._publisher.scene, "draw", broken)
+    monkeypatch.setattr(Probe(viewer).scene, "draw", broken)
     with caplog.at_level(logging.ERROR, "brax_viser"):
         assert_identical(train(env, REPEATED), stock_repeated)
-    eventually(lambda: viewer._board.fault, "the page is told")
-    assert "the scene is broken" in viewer._board.fault
+    eventually(lambda: Probe(viewer).board.fault, "the page is told")
+    assert "the scene is broken" in Probe(viewer).board.fault
     assert not viewer.streaming
     told = lambda: [r for r in caplog.records if "training goes on" in r.message]  # noqa: E731
     eventually(told, "the terminal is told")  # after the page
@@ -267,14 +270,14 @@ def test_a_fault_within_a_callback_leaves_the_training_alone(viewer, page, where
         raise RuntimeError("not today")
 
     if where == "ask":
-        env._host._fill = broken
+        feed_of(env)._fill = broken
     else:
-        viewer._board.mailbox.put = broken  # type: ignore[method-assign, assignment]
+        Probe(viewer).board.mailbox.put = broken  # type: ignore[method-assign, assignment]
     step = jax.jit(jax.vmap(env.step))
     state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), 4))
     for _ in range(3):
         state = jax.block_until_ready(step(state, np.zeros((4, 1), np.float32)))
-    assert viewer._board.fault is not None and where in viewer._board.fault
+    assert Probe(viewer).board.fault is not None and where in Probe(viewer).board.fault
     assert not viewer.streaming
 
 

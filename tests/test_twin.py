@@ -38,6 +38,7 @@ from brax_viser.twins.drift import GAP_SECONDS, MOST_POINTS, DriftLog
 from brax_viser.twins.twins import Twins
 from brax_viser.twins.worker import MOST_AT_ONCE, Follower, Simulated, TwinSettings
 from tests.conftest import eventually
+from tests.support import Probe
 from tests.test_detail import NUM_ENVS, Rollout, suite_env
 
 AIR = 100.0  # m: higher than an ant falls within 50 steps
@@ -728,7 +729,7 @@ def test_a_viewers_twins_stand_where_the_robots_do_and_cost_nothing_while_off(vi
     drift = viewer.drift()
     assert drift is not None and drift.env_index.tolist() == [0, 3]
     assert drift.bodies.max() < 1e-5 and drift.seconds.min() > 0.2
-    block = viewer._publisher.scene.blocks["train"]
+    block = Probe(viewer).scene.blocks["train"]
     assert block._ghosts is not None
     robots, ghosts = block.robots.handles, block._ghosts.handles
     where = [np.reshape(handles[-1].batched_positions, (4, -1, 3)) for handles in (robots, ghosts)]
@@ -750,7 +751,7 @@ def test_twins_need_consecutive_steps_and_the_page_says_so(viewer):
     rollout.step()
     assert rollout.step().ghost is not None
     viewer.mode = "latest"
-    block = viewer._publisher.scene.blocks["train"]
+    block = Probe(viewer).scene.blocks["train"]
 
     def drawn_without() -> bool:
         rollout.state = rollout._step(rollout.state, jnp.zeros((NUM_ENVS, 1)))
@@ -759,7 +760,7 @@ def test_twins_need_consecutive_steps_and_the_page_says_so(viewer):
 
     eventually(drawn_without, "a frame comes without coordinates")
     assert block.frame is not None and block.frame.ghost is None
-    said = viewer._publisher.panel._twins._note
+    said = Probe(viewer).panel._twins._note
     eventually(lambda: "consecutive" in said.content, "the page says why there are none")
 
 
@@ -768,7 +769,7 @@ def test_steps_of_a_stretch_are_in_no_hurry_and_those_that_are_shown_as_they_com
     viewer, monkeypatch
 ):
     rollout = Rollout(viewer, env_of("inverted_pendulum", "mjx"))
-    follower, given = viewer._publisher.follower, []
+    follower, given = Probe(viewer).follower, []
     send = follower.send
     monkeypatch.setattr(follower, "send", lambda *args: (given.append(args[-1]), send(*args)))
     viewer.twins = 2
@@ -794,7 +795,7 @@ def test_the_page_says_so_where_a_control_is_not_known(viewer):
     step = jax.jit(env.step)
     for _ in range(2):
         state = jax.block_until_ready(step(state, jnp.zeros((3, 1))))
-    said = viewer._publisher.panel._twins._note
+    said = Probe(viewer).panel._twins._note
     eventually(lambda: "ctrl_fn" in said.content, "the page says what is missing")
     assert viewer.drift() is None
 

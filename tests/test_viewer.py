@@ -22,6 +22,7 @@ from brax_viser.records.trainer_call import TrainerCall
 from brax_viser.sandbox.runner import SandboxThread
 from envs.cartpole import CartPole
 from tests.conftest import Page, eventually
+from tests.support import Probe
 
 
 def test_the_page_is_served_at_the_url(viewer):
@@ -55,7 +56,9 @@ def test_what_others_print_while_a_viewer_opens_or_closes_is_not_lost(capsys, mo
 
     monkeypatch.setattr(viser, "ViserServer", saying(viser.ViserServer, "reward: 1"))
     viewer = Viewer(port=0)
-    monkeypatch.setattr(viewer._server, "stop", saying(viewer._server.stop, "reward: 2"))
+    monkeypatch.setattr(
+        Probe(viewer).server, "stop", saying(Probe(viewer).server.stop, "reward: 2")
+    )
     viewer.close()
     out = capsys.readouterr().out.splitlines()
     assert out == ["reward: 1", f"brax_viser: {viewer.url}", "reward: 2"]
@@ -130,8 +133,8 @@ def test_closing_ends_the_timer_that_waits_for_a_page_to_come_back(viewer):
     page = Page(viewer)
     viewer.pause()
     page.close()
-    eventually(lambda: viewer._reload is not None, "the timer runs")
-    timer = viewer._reload
+    eventually(lambda: Probe(viewer).reload is not None, "the timer runs")
+    timer = Probe(viewer).reload
     viewer.close()
     assert timer.finished.is_set() and not timer.is_alive()
 
@@ -147,28 +150,28 @@ def test_closing_waits_for_the_sandbox(viewer):
 
     sandbox = SandboxThread(Slow())  # type: ignore[arg-type]
     sandbox.start()
-    viewer._publisher.aside.forks._thread = sandbox
+    Probe(viewer).sandbox_session._thread = sandbox
     viewer.close()
     assert not sandbox._thread.is_alive()
 
 
 def test_the_page_shows_robots_and_what_it_waits_for_before_anything_has_run(viewer):
     VisualizedEnv(CartPole(), grid=(2, 2), viewer=viewer)
-    assert len(viewer._publisher.scene.blocks["train"].robots.handles) > 0
-    assert "Waiting for a trainer" in status(viewer._publisher._panel_view(0.0))
+    assert len(Probe(viewer).scene.blocks["train"].robots.handles) > 0
+    assert "Waiting for a trainer" in status(Probe(viewer).panel_view(0.0))
     assert viewer.stats() == Stats(0, 0, 0, 0.0, False, (0, 1, 2, 3), {})
 
 
 def test_switch_and_property_are_one_state(viewer, page):
-    box = viewer._publisher.panel._streaming
+    box = Probe(viewer).panel._streaming
     assert box.value is viewer.streaming is True
     viewer.streaming = False
     eventually(lambda: box.value is False, "the page's switch follows the property")
     viewer.streaming = True
     eventually(lambda: box.value is True, "and back")
-    viewer._publisher.enqueue(("streaming", False))  # what a click does
+    Probe(viewer).enqueue(("streaming", False))  # what a click does
     eventually(lambda: viewer.streaming is False, "the property follows the page's switch")
-    viewer._publisher.enqueue(("mode", "every_step"))
+    Probe(viewer).enqueue(("mode", "every_step"))
     eventually(lambda: viewer.mode == "every_step", "and so does the mode")
 
 
@@ -188,7 +191,7 @@ def test_nothing_is_emitted_while_no_page_is_open(viewer):
             break
     assert viewer.stats().frames > before
     page.close()
-    eventually(lambda: not viewer._board.control.watched, "the page is seen to leave")
+    eventually(lambda: not Probe(viewer).board.control.watched, "the page is seen to leave")
 
 
 def test_bytes_moved_are_those_of_the_drawn_envs_alone(viewer, page):
