@@ -72,7 +72,8 @@ def measure(settings: Settings) -> dict[str, list[Epoch]]:
         page.open()
         bare = envs.get_environment(settings.env, backend=settings.backend)
         env = VisualizedEnv(bare, grid=settings.grid, viewer=viewer)
-        follower, state = viewer._publisher.follower, {"epoch": 0, "begun": time.monotonic()}
+        assert viewer._page is not None
+        follower, state = viewer._page.twin_worker, {"epoch": 0, "begun": time.monotonic()}
 
         def progress_fn(_: int, __: Mapping[str, Any]) -> None:
             index = int(state["epoch"]) - COMPILING_EPOCHS

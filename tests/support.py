@@ -1,18 +1,28 @@
 """What tests see of a viewer behind its public face."""
 
-import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import viser
+from viser import GuiEvent
 
 from brax_viser import Viewer
 from brax_viser.host.source import Sources
 from brax_viser.host.state import Switchboard
-from brax_viser.page.channels import Channel
+from brax_viser.page.channel import Channel, Lane
+from brax_viser.page.clients import Pages
+from brax_viser.page.commands import Commands
+from brax_viser.page.event_loop import EventLoop
+from brax_viser.page.inbox import Inbox
+from brax_viser.page.page import Page
+from brax_viser.page.sandbox_view import SandboxView
+from brax_viser.page.state import PageState
+from brax_viser.page.steering import Steering
 from brax_viser.panel.panel import Panel
 from brax_viser.panel.view import PanelView
-from brax_viser.records.parcel import Parcel
+from brax_viser.records.parcel import ModelParcel, Parcel
+from brax_viser.sandbox.session import Forks
 from brax_viser.scene.block import Block
 from brax_viser.scene.scene import Scene
 from brax_viser.twins.worker import Follower
@@ -40,7 +50,8 @@ class Probe:
 
     @property
     def server(self) -> viser.ViserServer:
-        return self._viewer._server
+        assert self._viewer._server is not None
+        return self._viewer._server.viser
 
     @property
     def others(self) -> Any:
@@ -50,95 +61,111 @@ class Probe:
     @property
     def reload(self) -> Any:
         """The timer that waits for a page to come back."""
-        return self._viewer._reload
+        assert self._viewer._server is not None and self._viewer._server.visitors is not None
+        return self._viewer._server.visitors.reload
 
     @property
-    def _page(self) -> Any:
-        return self._viewer._publisher
+    def page(self) -> Page:
+        assert self._viewer._page is not None
+        return self._viewer._page
+
+    @property
+    def steering(self) -> Steering:
+        return self.page.steering
+
+    @property
+    def commands(self) -> Commands:
+        return self.page.commands
+
+    @property
+    def inbox(self) -> Inbox:
+        return self.page.inbox
+
+    @property
+    def state(self) -> PageState:
+        return self.page.state
 
     @property
     def scene(self) -> Scene:
-        return self._page.scene
+        return self.page.scene
 
     @property
     def panel(self) -> Panel:
-        return self._page.panel
+        return self.page.panel
 
     @property
     def channels(self) -> dict[str, Channel]:
-        return self._page._channels
+        return self.page.robots.channels
 
     @property
-    def follower(self) -> Follower:
-        return self._page.follower
+    def twin_worker(self) -> Follower[Lane]:
+        return self.page.twin_worker
 
     @property
-    def sandbox_view(self) -> Any:
-        return self._page.aside
+    def sandbox_view(self) -> SandboxView:
+        return self.page.robots.sandbox
 
     @property
-    def sandbox_session(self) -> Any:
-        return self._page.aside.forks
+    def sandbox_session(self) -> Forks:
+        return self.page.robots.sandbox.session
 
     @property
-    def event_loop(self) -> asyncio.AbstractEventLoop:
-        """Viser's."""
-        return self._page._loop
+    def events(self) -> EventLoop:
+        """Viser's loop."""
+        return self.page.events
 
     @property
-    def look(self) -> Any:
-        return self._page.look
+    def clients(self) -> Pages | None:
+        """What is known of the pages that are open."""
+        return self.page.clients
 
-    @property
-    def notice(self) -> str | None:
-        return self._page.notice
-
-    @property
-    def complaint(self) -> str | None:
-        return self._page.complaint
-
-    @property
-    def pages(self) -> Any:
-        return self._page.pages
-
-    @property
-    def commands_left(self) -> Any:
-        return self._page._commands
-
-    @property
-    def show_model(self) -> Any:
-        return self._page.show_model
-
-    @property
-    def obey(self) -> Any:
-        return self._page.obey
+    def show_model(self, feed: Any, role: str, num_envs: int | None) -> None:
+        self.page.show_model(feed, role, num_envs)
 
     def block_of(self, role: str) -> Block | None:
-        return self._page._block_of(role)
+        return self.page.robots.block_of(role)
 
     def panel_view(self, now: float = 0.0) -> PanelView:
         """What the panel is to show at a time, s."""
-        return self._page._panel_view(now)
+        return self.page.panel_state.view(now)
 
     def now(self, what: Callable[[], object]) -> None:
         """Does something on viser's loop, and waits for it."""
-        self._page.now(what)
+        self.events.now(what)
 
-    def enqueue(self, command: Any) -> None:
-        """Asks for something, as a widget of the panel does."""
-        self._page.enqueue(command)
+    def enqueue(self, action: Callable[[], object]) -> None:
+        """Asks for something, as a control of the panel does."""
+        self.inbox.enqueue(action)
 
-    def receive(self, parcels: Sequence[Parcel]) -> None:
+    def receive(self, parcels: Sequence[Parcel | ModelParcel]) -> None:
         """Has the page take what has come."""
-        page = self._page
-        page.now(lambda: page._receive(page._worth_opening(parcels), 0.0))
+        channels = self.page.channels
+        self.now(lambda: channels.receive(channels.worth_opening(parcels), 0.0))
 
-    def watch_parcels(self, seen: Callable[[Sequence[Parcel]], object]) -> None:
+    def watch_parcels(self, seen: Callable[[Sequence[Any]], object]) -> None:
         """Has a function called with all parcels that the page takes, after it has."""
-        page, receive = self._page, self._page._receive
+        channels: Any = self.page.channels
+        receive = channels.receive
 
-        def watching(parcels: Sequence[Parcel], now: float) -> None:
+        def watching(parcels: Sequence[Any], now: float) -> None:
             receive(parcels, now)
             seen(parcels)
 
-        page._receive = watching
+        channels.receive = watching
+
+    def use(self, control: Any, value: Any) -> None:
+        """What a person does with a control of the panel: sets it, or clicks on it.
+
+        Args:
+            control: viser's handle.
+            value: what it is set to; of a group of buttons, the label of one.
+        """
+
+        def on_loop() -> None:  # as viser does, between two showings of the panel
+            control._impl.value = value
+            for callback in tuple(control._impl.update_cb):
+                event = GuiEvent(client=object(), client_id=0, target=control)  # type: ignore[arg-type]
+                with contextlib.suppress(StopIteration):  # it waits for nothing
+                    callback(event).send(None)
+
+        self.now(on_loop)

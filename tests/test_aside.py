@@ -1,6 +1,7 @@
 """A robot of the training is taken into a sandbox on the page, and the training does not notice."""
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from brax import envs
 from brax_viser import Viewer
 from brax_viser.host.progress import count
 from brax_viser.model.robot import Model
-from brax_viser.panel.sandbox import BACK, END
+from brax_viser.page.commands import Commands
 from brax_viser.records.frame import Detail
 from brax_viser.records.view import ASIDE
 from brax_viser.sandbox.history import MOST_DETAILS, Past
@@ -59,11 +60,12 @@ def forked(viewer: Viewer) -> None:
     )
 
 
-def told(viewer: Viewer, name: str, value: Any) -> None:
+def told(viewer: Viewer, what: Callable[[Commands], object]) -> None:
     """What a person does in the page, and the sandbox has done it."""
-    Probe(viewer).enqueue((name, value))
-    Probe(viewer).now(lambda: None)
-    eventually(lambda: not Probe(viewer).commands_left, "it is obeyed")
+    probe = Probe(viewer)
+    probe.enqueue(lambda: what(probe.commands))
+    probe.now(lambda: None)
+    eventually(lambda: not len(probe.inbox), "it is done")
     if viewer.sandbox is not None:
         viewer.sandbox.do(lambda sandbox: None).result(timeout=60)
 
@@ -81,7 +83,7 @@ def test_a_fork_is_where_its_robot_is_and_the_others_stay_where_they_are(viewer,
     detail = frame.detail
     sandbox = viewer.sandbox.do(lambda sandbox: sandbox).result(timeout=60)
     assert [d.env for d in sandbox._details] == [CHOSEN] * 4
-    told(viewer, "fork_speed", 0.0)  # or it would go on meanwhile
+    told(viewer, lambda do: do.set_sandbox(speed=0.0))  # or it would go on meanwhile
     viewer.sandbox.do(lambda sandbox: sandbox.reset()).result(timeout=60)
     assert viewer.sandbox.pose.time == 0.0
     # Brax's own physics has joints that give; MuJoCo's is put where their coordinates say.
@@ -93,7 +95,7 @@ def test_a_fork_is_where_its_robot_is_and_the_others_stay_where_they_are(viewer,
 
     state = rollout.step()  # the training goes on
     assert state.env_steps == 5 and viewer.stats().drawn_envs == (0, 1, 2, 3)
-    told(viewer, "fork_go", END)
+    told(viewer, lambda do: viewer.close_sandbox())
     assert viewer.sandbox is None and ASIDE not in scene.blocks
     assert rollout.step().env_steps == 6
 
@@ -101,13 +103,13 @@ def test_a_fork_is_where_its_robot_is_and_the_others_stay_where_they_are(viewer,
 def test_without_a_policy_it_says_what_is_missing_and_with_one_is_driven_by_the_newest(
     viewer, rollout
 ):
-    folder = Probe(viewer).panel._sandbox
+    folder = Probe(viewer).panel.sandbox
     forked(viewer)
     assert panel(viewer).drivers == ("replay", "still", "limp")
     eventually(lambda: "hand viewer.policy_params_fn" in folder._note.content, "it says so")
     viewer.policy_params_fn(1000, leaning, {"push": np.float32(0.0)})
     eventually(lambda: "policy" in panel(viewer).drivers, "there is one to choose")
-    told(viewer, "fork_driver", "policy")
+    told(viewer, lambda do: do.set_sandbox(driver="policy"))
 
     def way() -> float:
         """m that the cart goes in half a second."""
@@ -116,7 +118,7 @@ def test_without_a_policy_it_says_what_is_missing_and_with_one_is_driven_by_the_
         steps = round(0.5 / run.do(lambda sandbox: sandbox.dt).result())
         return run.do(lambda s: [s.step() for _ in range(steps)][-1].link_pos[0, 0]).result()
 
-    told(viewer, "fork_speed", 0.0)
+    told(viewer, lambda do: do.set_sandbox(speed=0.0))
     still = way()
     viewer.policy_params_fn(2000, leaning, {"push": np.float32(1.0)})
     eventually(lambda: panel(viewer).policy_steps == 2000, "it has the newer one")
@@ -129,77 +131,78 @@ def test_without_a_policy_it_says_what_is_missing_and_with_one_is_driven_by_the_
 
 def test_pushes_sliders_and_the_way_back_do_what_they_say(viewer, rollout):
     forked(viewer)
-    told(viewer, "fork_driver", "limp")
-    told(viewer, "fork_speed", 0.0)
-    told(viewer, "fork_go", BACK)  # it has gone on meanwhile, and the rail ends
+    told(viewer, lambda do: do.set_sandbox(driver="limp"))
+    told(viewer, lambda do: do.set_sandbox(speed=0.0))
+    told(viewer, lambda do: do.reset_sandbox())  # it has gone on meanwhile, and the rail ends
     run = viewer.sandbox
     before = run.do(lambda s: s.data.qvel[0]).result()
-    told(viewer, "fork_impulse", 3.0)
+    told(viewer, lambda do: do.set_sandbox(impulse=3.0))
     client = next(iter(Probe(viewer).server.get_clients()))  # its camera looks from (3, 3, 3)
-    told(viewer, "fork_push", ("Right", client))
+    told(viewer, lambda do: do.push_sandbox("Right", client))
     after = run.do(lambda s: [s.step(), s.data.qvel[0]][1]).result()
     # Right of who looks towards -x and -y is where x falls and y grows; the cart goes along x.
     assert after < before - 0.05
-    told(viewer, "fork_gravity", 0.0)
-    told(viewer, "fork_friction", 2.0)
-    told(viewer, "fork_mass", 3.0)
+    told(viewer, lambda do: do.set_sandbox(gravity=0.0))
+    told(viewer, lambda do: do.set_sandbox(friction=2.0))
+    told(viewer, lambda do: do.set_sandbox(mass=3.0))
     model = run.do(lambda s: s.model).result()
     made = rollout.env._adapter.mj_model
     assert model.opt.gravity[2] == 0.0 and made.opt.gravity[2] < -9
     np.testing.assert_allclose(model.body_mass[1:], 3 * made.body_mass[1:])
     np.testing.assert_allclose(model.geom_friction, 2 * made.geom_friction)
-    told(viewer, "fork_go", BACK)
+    told(viewer, lambda do: do.reset_sandbox())
     assert run.pose.time <= 0.05
     # What cannot be done is said on the terminal, and ends nothing.
-    told(viewer, "fork_gravity", 99.0)
+    told(viewer, lambda do: do.set_sandbox(gravity=99.0))
     assert run.fault is None and panel(viewer).fault is None
 
 
 def test_what_is_clicked_on_in_the_sandbox_is_pushed_and_weighed(viewer, rollout):
     forked(viewer)
-    told(viewer, "fork_speed", 0.0)
-    told(viewer, "fork_go", BACK)  # where its pole stands
+    told(viewer, lambda do: do.set_sandbox(speed=0.0))
+    told(viewer, lambda do: do.reset_sandbox())  # where its pole stands
     scene = Probe(viewer).scene
     block = scene.blocks[ASIDE]
     eventually(lambda: block.frame.detail is viewer.sandbox.pose.detail, "it is drawn there")
     pole = block.place_of(CHOSEN, 1) + np.array([0.0, 0.0, 0.3])
-    told(viewer, "click", (scene._scale * (pole + np.array([0, -5.0, 0])), np.array([0, 1.0, 0])))
+    before_it = scene._scale * (pole + np.array([0, -5.0, 0]))
+    told(viewer, lambda do: do.click(before_it, np.array([0, 1.0, 0])))
     assert panel(viewer).body == 2 and viewer.selected_env == CHOSEN
-    told(viewer, "fork_mass", 2.0)
+    told(viewer, lambda do: do.set_sandbox(mass=2.0))
     made = rollout.env._adapter.mj_model
     model = viewer.sandbox.do(lambda s: s.model).result()
     np.testing.assert_allclose(model.body_mass[1:], made.body_mass[1:] * [1, 2])
     viewer.mode = "every_step"
-    note = Probe(viewer).panel._sandbox._body
+    note = Probe(viewer).panel.sandbox._body
     eventually(lambda: "pole" in note.content, "the panel names it")
 
 
 def test_a_handle_follows_the_robot_and_drags_it(viewer, rollout):
     forked(viewer)
-    told(viewer, "fork_driver", "limp")
-    told(viewer, "fork_drag", True)
-    aside = Probe(viewer).sandbox_view
-    grip = aside._grip
+    told(viewer, lambda do: do.set_sandbox(driver="limp"))
+    told(viewer, lambda do: do.drag_sandbox(True))
+    sandbox = Probe(viewer).sandbox_view
+    grip = sandbox._handle
     assert grip is not None and panel(viewer).dragged
     block = Probe(viewer).scene.blocks[ASIDE]
     eventually(
         lambda: np.allclose(
             grip._handle.position,
-            block.scale * block.place_of(CHOSEN, aside.forks.body - 1),
+            block.scale * block.place_of(CHOSEN, sandbox.session.body - 1),
             atol=0.05,
         ),
         "it is where the robot is",
     )
-    start = float(viewer.sandbox.pose.link_pos[aside.forks.body - 1, 0])
+    start = float(viewer.sandbox.pose.link_pos[sandbox.session.body - 1, 0])
     way = -1.0 if start > 0 else 1.0  # on which side there is room on the rail
     target = block.origin_of(CHOSEN) + np.array([start + 0.5 * way, 0.0, 0.0])
-    Probe(viewer).now(lambda: aside._dragged(block.scale * target))
+    Probe(viewer).now(lambda: sandbox._dragged(block.scale * target))
     eventually(
-        lambda: way * (viewer.sandbox.pose.link_pos[aside.forks.body - 1, 0] - start) > 0.3,
+        lambda: way * (viewer.sandbox.pose.link_pos[sandbox.session.body - 1, 0] - start) > 0.3,
         "it is drawn there",
     )
-    told(viewer, "fork_drag", False)
-    assert aside._grip is None
+    told(viewer, lambda do: do.drag_sandbox(False))
+    assert sandbox._handle is None
     eventually(lambda: viewer.sandbox.pose.grip is None, "it is let go")
 
 
@@ -211,8 +214,8 @@ def test_the_selected_robot_alone_can_be_forked_and_only_once_it_is_known(viewer
     viewer.selected_env = CHOSEN
     with pytest.raises(ValueError, match="not known yet"):
         viewer.fork()
-    told(viewer, "fork", 0)
-    assert "not known yet" in Probe(viewer).notice
+    told(viewer, lambda do: do.fork(0))
+    assert "not known yet" in str(Probe(viewer).state.notice)
 
 
 def test_an_environment_that_cannot_be_put_into_a_sandbox_is_no_fault_of_the_training(
@@ -233,7 +236,7 @@ def test_an_environment_that_cannot_be_put_into_a_sandbox_is_no_fault_of_the_tra
 def test_twins_and_sandbox_are_shown_at_once_and_another_fork_takes_the_place(
     viewer, rollout, monkeypatch
 ):
-    monkeypatch.setattr("brax_viser.page.loop.TWIN_PATIENCE", np.inf)  # however late twins are
+    monkeypatch.setattr("brax_viser.page.channels.TWIN_PATIENCE", np.inf)  # however late twins are
     viewer.twins = 4
     rollout.step()
     rollout.step()
@@ -282,7 +285,7 @@ def test_an_environment_of_playgrounds_is_forked_and_driven(viewer, page):
     viewer.policy_params_fn(500, leaning, {"push": np.float32(1.0)})
     forked(viewer)
     assert panel(viewer).driver == "policy" and frame.detail is not None
-    told(viewer, "fork_speed", 0.0)
+    told(viewer, lambda do: do.set_sandbox(speed=0.0))
     run = viewer.sandbox
     run.do(lambda sandbox: sandbox.reset()).result(timeout=60)
     np.testing.assert_allclose(run.pose.detail.qpos, frame.detail.qpos, atol=1e-6)
@@ -344,10 +347,11 @@ def test_the_page_goes_on_while_the_robot_of_a_sandbox_is_read(viewer, rollout, 
         return of(*args, **kwargs)
 
     monkeypatch.setattr(Model, "of", slow)
-    told(viewer, "fork", next(iter(Probe(viewer).server.get_clients())))
+    client = next(iter(Probe(viewer).server.get_clients()))
+    told(viewer, lambda do: do.fork(client))
     assert begun.wait(60)
     heard = threading.Event()
-    Probe(viewer).event_loop.call_soon_threadsafe(heard.set)
+    Probe(viewer).events.soon(heard.set)
     try:
         assert heard.wait(20)
         assert rollout.step().env_steps == 5

@@ -329,7 +329,7 @@ def test_a_page_that_is_slow_is_told_of_and_slows_no_other(viewer):
 
     def step(at: float) -> None:
         handles[0].batched_positions = many + at
-        taken.update(probe.pages.taken(time.monotonic()))
+        taken.update(probe.clients.taken(time.monotonic()))
 
     def move() -> None:
         at = 0.0
@@ -365,7 +365,7 @@ def test_a_page_that_is_slow_is_told_of_and_slows_no_other(viewer):
             thread.join()
         slow.close()
         fast.close()
-    eventually(lambda: not probe.pages.backlogs, "both are forgotten")
+    eventually(lambda: not probe.clients.backlogs, "both are forgotten")
 
 
 def test_where_viser_is_built_otherwise_it_keeps_its_own(viewer, monkeypatch, caplog):

@@ -18,15 +18,17 @@ import pytest
 from brax import envs
 
 from brax_viser import Viewer, VisualizedEnv
-from brax_viser import viewer as viewer_module
 from brax_viser.device.episode import EpisodeLog
 from brax_viser.env import INFO_KEY
 from brax_viser.host.mailbox import CAPACITY
-from brax_viser.page.channels import Lane
+from brax_viser.host.selection import Selection
+from brax_viser.page import server as page_server
+from brax_viser.page.channel import Lane
 from brax_viser.page.playback import Player
 from brax_viser.panel.words import cost, drawn, head
 from brax_viser.records.parcel import Parcel
 from brax_viser.records.protocol import HEADER_COLUMNS, HEADER_HEAD
+from brax_viser.twins.worker import TwinSettings
 from tests.conftest import Page, eventually
 from tests.sample import FallingCartPole
 from tests.support import Probe
@@ -328,7 +330,7 @@ def test_it_runs_to_the_selected_envs_termination_and_is_held_there(training):
 
 
 def test_the_last_page_closed_lets_a_held_training_go_on_and_says_so(training, monkeypatch, caplog):
-    monkeypatch.setattr(viewer_module, "RELOAD_SECONDS", 600.0)
+    monkeypatch.setattr(page_server, "RELOAD_SECONDS", 600.0)
     viewer = training.viewer
     training.run()
     viewer.pause()
@@ -341,7 +343,7 @@ def test_the_last_page_closed_lets_a_held_training_go_on_and_says_so(training, m
     waiting.join(timeout=60)
     assert not waiting.is_alive()  # one has, long before the time was up: no reason to let it go
     assert viewer.stats().held
-    monkeypatch.setattr(viewer_module, "RELOAD_SECONDS", 0.5)
+    monkeypatch.setattr(page_server, "RELOAD_SECONDS", 0.5)
     with caplog.at_level(logging.WARNING, "brax_viser"):
         reloaded.close()
         eventually(lambda: viewer.stats().env_steps > at + 10, "it goes on", timeout=60)
@@ -422,7 +424,8 @@ def test_evaluation_and_training_are_told_apart_and_shown_side_by_side(training)
     viewer.streaming = False
     viewer.selected_env = 3
     eventually(lambda: blocks()["eval"]._ring is not None, "who is selected is marked")
-    Probe(viewer).enqueue(("click", (np.zeros(3), np.array([0.0, 0.0, 1.0]))))
+    click = Probe(viewer).commands.click
+    Probe(viewer).enqueue(lambda: click(np.zeros(3), np.array([0.0, 0.0, 1.0])))
     eventually(lambda: viewer.selected_env is None, "a click on nothing selects nobody")
     viewer.streaming = True
     # What is held and stepped is what is looked at.
@@ -458,34 +461,62 @@ def test_evaluation_and_training_are_told_apart_and_shown_side_by_side(training)
 
 
 @pytest.mark.parametrize(
-    ("command", "outcome"),
+    ("control", "value", "outcome"),
     [
-        (("streaming", False), lambda v: not v.streaming),
-        (("toggle_streaming", None), lambda v: not v.streaming),
-        (("mode", "latest"), lambda v: v.mode == "latest"),
-        (("speed", 2.5), lambda v: v.speed == 2.5),
-        (("max_overhead", 0.1), lambda v: v.max_overhead == 0.1),
-        (("stretch_seconds", 7.0), lambda v: v.stretch_seconds == 7.0),
-        (("show", "both"), lambda v: v.show == "both"),
-        (("rule", "worst"), lambda v: Probe(v).board.selection.rule == "worst"),
-        (("rule", "indices"), lambda v: Probe(v).board.selection.indices == (0, 1, 2, 3)),
-        (("indices", "3, 1"), lambda v: Probe(v).board.selection.indices == (3, 1)),
-        (("indices", "three"), lambda v: "'three'" in str(Probe(v).complaint)),
-        (("sticky", True), lambda v: Probe(v).board.selection.sticky),
-        (("others", "hide"), lambda v: Probe(v).look.others == "hide"),
-        (("in_cells", False), lambda v: not Probe(v).look.in_cells),
-        (("labels", True), lambda v: Probe(v).look.labels),
-        (("colour_by", "return"), lambda v: Probe(v).look.colour_by == "return"),
-        (("hold", 0), lambda v: Probe(v).board.hold.paused),
-        (("go_on", "1 step"), lambda v: Probe(v).board.hold.paused),
-        (("max_overhead", 7.0), lambda v: "at most 1" in str(Probe(v).notice)),
+        ("training._streaming", False, lambda v: not v.streaming),
+        ("training._mode", "Latest", lambda v: v.mode == "latest"),
+        ("training._speed", 2.5, lambda v: v.speed == 2.5),
+        ("pace._budget", 10, lambda v: v.max_overhead == pytest.approx(0.1)),
+        ("pace._stretch", 7.0, lambda v: v.stretch_seconds == 7.0),
+        ("choice._show", "Both, side by side", lambda v: v.show == "both"),
+        ("choice._rule", "Worst return", lambda v: selection(v).rule == "worst"),
+        ("choice._rule", "Chosen by index", lambda v: selection(v).indices == (0, 1, 2, 3)),
+        ("choice._rank_by", "Episode so far", lambda v: v.rank_by == "so_far"),
+        ("choice._indices", "3, 1", lambda v: selection(v).indices == (3, 1)),
+        ("choice._indices", "three", lambda v: "'three'" in str(Probe(v).state.complaint)),
+        ("choice._sticky", True, lambda v: selection(v).sticky),
+        ("selected._others", "Hide", lambda v: Probe(v).state.look.others == "hide"),
+        ("inside._numbers_wanted", True, lambda v: Probe(v).state.look.numbers),
+        ("look._in_cells", False, lambda v: not Probe(v).state.look.in_cells),
+        ("look._labels", True, lambda v: Probe(v).state.look.labels),
+        ("look._colour", "Return", lambda v: Probe(v).state.look.colour_by == "return"),
+        ("look._surroundings", "Dark", lambda v: Probe(v).scene.surroundings == "dark"),
+        ("parts._sites", False, lambda v: not Probe(v).state.parts.sites),
+        ("training._hold", True, lambda v: Probe(v).board.hold.paused),
+        ("training._step", "1 step", lambda v: Probe(v).board.hold.paused),
+        ("training._hold_on_nan", True, lambda v: v.hold_on_nan),
+        ("twins._on", True, lambda v: v.twins == 16),
+        ("twins._count", 4, lambda v: v.twins == 4),
+        ("twins._place", "Beside them", lambda v: v.twin_settings.beside),
+        ("twins._physics", "As the model's file", lambda v: v.twin_settings.as_made),
+        ("twins._every", 7, lambda v: v.twin_settings.every == 7),
+        ("twins._limit", 0.5, lambda v: v.twin_settings.limit == 0.5),
     ],
-    ids=lambda x: "-".join(map(str, x)) if isinstance(x, tuple) else "",
+    ids=lambda x: str(x) if not callable(x) else "",
 )
-def test_what_is_asked_for_in_the_page_is_done_and_shown(one_viewer, command, outcome):
-    Probe(one_viewer).enqueue(command)
-    eventually(lambda: outcome(one_viewer), str(command))
+def test_what_is_set_in_the_page_is_done(one_viewer, control, value, outcome):
+    folder, name = control.split(".")
+    Probe(one_viewer).use(getattr(getattr(Probe(one_viewer).panel, folder), name), value)
+    eventually(lambda: outcome(one_viewer), str(control))
     assert Probe(one_viewer).board.fault is None
+
+
+def selection(viewer: Viewer) -> Selection:
+    return Probe(viewer).board.selection
+
+
+def test_a_key_does_what_its_control_does(one_viewer):
+    Probe(one_viewer).enqueue(Probe(one_viewer).commands.toggle_streaming)
+    eventually(lambda: not one_viewer.streaming, "it is off")
+    Probe(one_viewer).enqueue(Probe(one_viewer).commands.toggle_streaming)
+    eventually(lambda: one_viewer.streaming, "and on")
+
+
+def test_what_cannot_be_done_becomes_the_pages_notice_and_no_fault(one_viewer):
+    probe = Probe(one_viewer)
+    probe.enqueue(lambda: probe.steering.set_max_overhead(7.0))
+    eventually(lambda: "at most 1" in str(probe.state.notice), "the page says why")
+    assert probe.board.fault is None and one_viewer.max_overhead == 0.02
 
 
 @pytest.fixture(scope="module")
@@ -501,6 +532,8 @@ def one_viewer(a_viewer):
     a_viewer.streaming, a_viewer.mode, a_viewer.speed = True, "realtime", 1.0
     a_viewer.max_overhead, a_viewer.stretch_seconds, a_viewer.show = 0.02, 3.0, "train"
     a_viewer.select("first")
+    a_viewer.rank_by, a_viewer.hold_on_nan = "last_episode", False
+    a_viewer.twins, a_viewer.twin_settings = 0, TwinSettings()
     a_viewer.resume()
 
 
@@ -534,17 +567,17 @@ class Typed:
 
 @pytest.mark.parametrize(("typed", "expected"), [("0", 0.02), ("0.5", 0.005), ("500", 0.02)])
 def test_a_budget_that_is_being_typed_is_no_fault(one_viewer, typed, expected):
-    panel = Probe(one_viewer).panel
+    pace = Probe(one_viewer).panel.pace
     # What was set from code before must have come to the page, or it would come while one types.
     Probe(one_viewer).now(lambda: None)
-    eventually(lambda: panel._numbers.get(panel._budget.label) == 2.0, "the budget is shown")
-    panel._budget._impl.value = float(typed)
-    for callback in panel._budget._impl.update_cb:
+    eventually(lambda: pace._numbers.get(pace._budget.label) == 2.0, "the budget is shown")
+    pace._budget._impl.value = float(typed)
+    for callback in pace._budget._impl.update_cb:
         asyncio.run(callback(Typed()))
     eventually(lambda: one_viewer.max_overhead == expected, "it is obeyed")
     threading.Event().wait(0.2)
     assert one_viewer.max_overhead == expected and Probe(one_viewer).board.fault is None
-    assert panel._budget.value == float(typed)  # it is not taken out of one's hands
+    assert pace._budget.value == float(typed)  # it is not taken out of one's hands
 
 
 def test_parts_of_one_step_from_several_devices_come_together_whatever_was_asked_before():
@@ -659,7 +692,7 @@ def test_the_panel_says_that_the_training_waits_for_the_viewer(training, monkeyp
     show = probe.panel.show
     monkeypatch.setattr(probe.panel, "show", lambda v: (shown.append(cost(v)), show(v)))
     busy = threading.Event()
-    probe.event_loop.call_soon_threadsafe(lambda: busy.wait(60))
+    probe.events.soon(lambda: busy.wait(60))
     begun = time.monotonic()
     training.run()
     eventually(lambda: len(probe.board.mailbox._parcels) == CAPACITY, "there is no room left")

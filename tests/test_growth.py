@@ -15,7 +15,7 @@ from brax_viser.device.adapters import Adapter, adapter_for
 from brax_viser.host.callbacks import Feed
 from brax_viser.host.mailbox import CAPACITY
 from brax_viser.model.grid import grid_of
-from brax_viser.page.channels import Lane
+from brax_viser.page.channel import Lane
 from brax_viser.page.playback import Player
 from brax_viser.records.parcel import Parcel
 from brax_viser.records.protocol import size_of
@@ -60,7 +60,7 @@ def come(viewer: Viewer, feed: Feed) -> None:
         channel = probe.channels.get("train")
         if channel is None or channel.feed is not feed or not channel.lanes:
             return False
-        return channel.lane(0) in probe.follower._twins and not probe.follower.busy
+        return channel.lane(0) in probe.twin_worker._twins and not probe.twin_worker.busy
 
     eventually(followed, "its robots have twins")
 
@@ -70,7 +70,7 @@ def test_of_30_environments_of_one_viewer_the_last_alone_has_twins_and_is_known(
 ):
     viewer.twins = 2
     first = shown(viewer, adapter)
-    follower = Probe(viewer).follower
+    follower = Probe(viewer).twin_worker
     few = None
     for _ in range(30):
         shown(viewer, adapter)

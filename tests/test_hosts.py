@@ -87,8 +87,8 @@ COMMON = """
 """
 
 FIRST = """
-    import brax_viser.page.loop
-    brax_viser.page.loop.TWIN_PATIENCE = float("inf")
+    import brax_viser.page.channels
+    brax_viser.page.channels.TWIN_PATIENCE = float("inf")
     page = Page(viewer)
     says = lambda: words.head(Probe(viewer).panel_view(time.monotonic()))
     shown = lambda: Probe(viewer).channels["train"].view

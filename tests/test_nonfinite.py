@@ -20,7 +20,7 @@ from brax.training.agents.ppo import train as ppo
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.cli import app as cli
 from brax_viser.host.findings import Finding, Findings, explained
-from brax_viser.panel.panel import ALL_NONFINITE, DISMISS, SHOW_NONFINITE
+from brax_viser.panel.training import ALL_NONFINITE, DISMISS, SHOW_NONFINITE
 from brax_viser.panel.words import head
 from brax_viser.processes import messages
 from tests.conftest import Page, eventually
@@ -150,18 +150,26 @@ def test_the_page_is_red_names_it_and_goes_on_saying_so_until_it_is_dismissed(lo
         loop.turn("reward", 138, at=viewer_steps(loop) + 5)
         loop.steps(20)
     assert [r.message for r in caplog.records] == [str(viewer.nonfinite[0])]
-    Probe(viewer).obey(("nonfinite", SHOW_NONFINITE))
+    press(viewer, SHOW_NONFINITE)
     assert viewer.selected_env == 137
-    Probe(viewer).obey(("nonfinite", ALL_NONFINITE))
+    press(viewer, ALL_NONFINITE)
     assert Probe(viewer).board.selection.rule == "nan"
     viewer.select("first")
-    Probe(viewer).obey(("nonfinite", DISMISS))
+    press(viewer, DISMISS)
     assert viewer.nonfinite == () and RED not in page_says(viewer)
     loop.steps(20)
     assert viewer.nonfinite == (), "what was dismissed is told again"
     loop.turn("reward", 9, at=viewer_steps(loop) + 5)
     loop.steps(20)
     assert [found.env for found in viewer.nonfinite] == [9]
+
+
+def press(viewer: Viewer, button: str) -> None:
+    """Presses one of the buttons below what has turned NaN or Inf, and waits until that is done."""
+    probe = Probe(viewer)
+    probe.use(probe.panel.training._nonfinite, button)
+    eventually(lambda: not len(probe.inbox), "it is taken")
+    probe.now(lambda: None)
 
 
 def viewer_steps(loop: Loop) -> int:
@@ -199,7 +207,10 @@ def test_it_is_held_once_and_again_once_the_box_is_ticked_anew(loop):
     eventually(lambda: loop.viewer.stats().held, "held")
     loop.viewer.resume()
     loop.ends()
-    Probe(loop.viewer).obey(("hold_on_nan", True))
+    box = Probe(loop.viewer).panel.training._hold_on_nan
+    Probe(loop.viewer).use(box, True)
+    Probe(loop.viewer).now(lambda: None)
+    eventually(lambda: not len(Probe(loop.viewer).inbox), "done")
     loop.turn("reward", 3, at=150)
     loop.run(100)
     eventually(lambda: loop.viewer.stats().held, "held again")

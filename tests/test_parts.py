@@ -241,11 +241,11 @@ def test_surroundings_are_those_of_the_model(viewer):
     probe.now(lambda: probe.scene.arrange(("train",)))
     before = lights(viewer)
     assert set(before) == {"/lights/sky", "/lights/sun0"}
-    probe.enqueue(("surroundings", "model"))
+    probe.enqueue(lambda: probe.commands.surround("model"))
     eventually(lambda: "/lights/sun1" in lights(viewer), "both of its lights are there")
     assert lights(viewer)["/lights/sun0"][1] == sun.towards
-    assert not probe.panel._is_dark
-    probe.enqueue(("surroundings", "light"))
+    assert not probe.panel.is_dark
+    probe.enqueue(lambda: probe.commands.surround("light"))
     eventually(lambda: lights(viewer) == before, "its second light has gone")
 
 
@@ -259,16 +259,16 @@ def test_the_panel_chooses_groups_and_the_light(viewer, page, cartpoles):
 
     handles = drawn()
     assert handles
-    probe.enqueue(("group", (0, False)))
+    probe.enqueue(lambda: probe.commands.show_group(0, False))
     eventually(lambda: drawn() == 0, "no robot is left")
-    probe.enqueue(("group", (0, True)))
+    probe.enqueue(lambda: probe.commands.show_group(0, True))
     eventually(lambda: drawn() == handles, "they are back")
     sent = lights(viewer)
-    probe.enqueue(("surroundings", "dark"))
-    eventually(lambda: probe.panel._is_dark, "it is night, in the panel as well")
+    probe.enqueue(lambda: probe.commands.surround("dark"))
+    eventually(lambda: probe.panel.is_dark, "it is night, in the panel as well")
     assert lights(viewer) != sent
-    probe.enqueue(("surroundings", "light"))
-    eventually(lambda: not probe.panel._is_dark, "it is day")
+    probe.enqueue(lambda: probe.commands.surround("light"))
+    eventually(lambda: not probe.panel.is_dark, "it is day")
     assert lights(viewer) == sent
     assert Probe(viewer).board.fault is None
 

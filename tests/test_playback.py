@@ -249,7 +249,7 @@ def test_who_is_in_a_hurry_gets_the_next_stretch_before_this_one_has_ended():
     page = Page()
     page.add(*(frame(step) for step in range(61)))
     page.watch(0.5)
-    page.player.hurry()
+    page.player.restart()
     page.look()
     assert page.player.due <= page.now
     page.add(frame(400, envs=(5, 6)))

@@ -71,7 +71,7 @@ class Rollout:
 def goes_on(viewer: Viewer) -> bool:
     """Whether viser's loop, which serves the page, does anything."""
     heard = threading.Event()
-    Probe(viewer).event_loop.call_soon_threadsafe(heard.set)
+    Probe(viewer).events.soon(heard.set)
     return heard.wait(20)
 
 
@@ -95,14 +95,14 @@ def test_page_and_training_go_on_while_other_parts_of_a_robot_are_read(viewer, p
     eventually(lambda: is_drawn(viewer, rollout), "it is drawn")
     before = block(viewer)
     gate.shut()
-    Probe(viewer).enqueue(("group", (3, True)))
+    Probe(viewer).enqueue(lambda: Probe(viewer).commands.show_group(3, True))
     eventually(lambda: gate.read, "it is being read")
     assert goes_on(viewer)
     rollout.step(CAPACITY + 50)  # more than could wait
     eventually(lambda: is_drawn(viewer, rollout), "as it was, meanwhile")
     assert block(viewer) is before
-    Probe(viewer).enqueue(("group", (3, False)))
-    Probe(viewer).enqueue(("sites", True))
+    Probe(viewer).enqueue(lambda: Probe(viewer).commands.show_group(3, False))
+    Probe(viewer).enqueue(lambda: Probe(viewer).commands.show_sites(True))
     gate.open()
     eventually(lambda: block(viewer) is not before, "it is drawn with the parts that are wanted")
     eventually(lambda: is_drawn(viewer, rollout), "where it is")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brax_viser.host.selection import RANKED, Choice, Ranking, Selection
-from brax_viser.panel.panel import parse_indices, written
+from brax_viser.panel.choice import parse_indices, written
 from brax_viser.records.protocol import BEST, BY_MEASURE, GIVEN, NEVER, NONFINITE, TERMINATED, WORST
 
 RANDOM = np.random.default_rng(0)

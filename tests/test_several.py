@@ -79,7 +79,7 @@ def test_of_environments_that_are_stepped_in_turn_one_is_shown_and_the_page_name
     assert view.stepped == (one.label, other.label, third.label)
     assert f"Stepped too, and not shown: {one.label}, {other.label}" in words.head(view)
 
-    Probe(viewer).enqueue(("stepped", other.label))  # what choosing it in the page does
+    Probe(viewer).use(Probe(viewer).panel.choice._stepped, other.label)
     eventually(lambda: shown(viewer) == other.label, "the page shows the one that was chosen")
     one.reset()
     turns(2)

@@ -207,7 +207,7 @@ def test_parameters_are_identical_with_twins_action_repeat_and_without_pmapped_r
     viewer.mode = "every_step"
     viewer.twins = 16  # of all, from the first step to the last
     # However late the page is, it waits for them.
-    monkeypatch.setattr("brax_viser.page.loop.TWIN_PATIENCE", np.inf)
+    monkeypatch.setattr("brax_viser.page.channels.TWIN_PATIENCE", np.inf)
     followed, follow = [], Twins.follow
     monkeypatch.setattr(Twins, "follow", lambda *args: followed.extend(args[1]) or follow(*args))
     env = VisualizedEnv(bare(), grid=(4, 4), viewer=viewer)

@@ -8,6 +8,7 @@ import sys
 import time
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +28,10 @@ from brax_viser.device.adapters import adapter_for
 from brax_viser.host.pacing import Pacer
 from brax_viser.model.physics import varied
 from brax_viser.model.rotations import angle_between
-from brax_viser.page.loop import TWIN_LEISURE
+from brax_viser.page.channels import TWIN_LEISURE
 from brax_viser.page.playback import Player
 from brax_viser.panel.twins import PLOT_EVERY, TwinFolder
+from brax_viser.panel.widgets import PanelTools
 from brax_viser.process import MORE
 from brax_viser.processes import messages
 from brax_viser.records.frame import Coordinates, Frame, Ghost, joined
@@ -669,7 +671,7 @@ def test_a_curve_without_a_number_does_not_spoil_the_others():
         # The second one's twin has come later: its line begins with NaN.
         values.bodies[:] = [step, 2 * step if step > 2 else np.nan, np.nan]
         log.add(frame_of(step, None, links, values), 0.1)
-    folder = TwinFolder(server, lambda command: None)
+    folder = TwinFolder(PanelTools(server, lambda action: None, Mock(), Mock()))
 
     def shown(env: int | None) -> list[str]:
         """Curves that are plotted; each of them has a number."""
@@ -706,7 +708,7 @@ def mechanism(request, monkeypatch):
 @pytest.fixture
 def patient(monkeypatch):
     """A page that waits for twins, however long they take on a machine that is busy."""
-    monkeypatch.setattr("brax_viser.page.loop.TWIN_PATIENCE", np.inf)
+    monkeypatch.setattr("brax_viser.page.channels.TWIN_PATIENCE", np.inf)
 
 
 @pytest.mark.usefixtures("page", "mechanism", "patient")
@@ -760,7 +762,7 @@ def test_twins_need_consecutive_steps_and_the_page_says_so(viewer):
 
     eventually(drawn_without, "a frame comes without coordinates")
     assert block.frame is not None and block.frame.ghost is None
-    said = Probe(viewer).panel._twins._note
+    said = Probe(viewer).panel.twins._note
     eventually(lambda: "consecutive" in said.content, "the page says why there are none")
 
 
@@ -769,7 +771,7 @@ def test_steps_of_a_stretch_are_in_no_hurry_and_those_that_are_shown_as_they_com
     viewer, monkeypatch
 ):
     rollout = Rollout(viewer, env_of("inverted_pendulum", "mjx"))
-    follower, given = Probe(viewer).follower, []
+    follower, given = Probe(viewer).twin_worker, []
     send = follower.send
     monkeypatch.setattr(follower, "send", lambda *args: (given.append(args[-1]), send(*args)))
     viewer.twins = 2
@@ -795,7 +797,7 @@ def test_the_page_says_so_where_a_control_is_not_known(viewer):
     step = jax.jit(env.step)
     for _ in range(2):
         state = jax.block_until_ready(step(state, jnp.zeros((3, 1))))
-    said = Probe(viewer).panel._twins._note
+    said = Probe(viewer).panel.twins._note
     eventually(lambda: "ctrl_fn" in said.content, "the page says what is missing")
     assert viewer.drift() is None
 

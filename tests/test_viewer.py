@@ -17,7 +17,7 @@ import viser
 from brax_viser import Stats, Viewer, VisualizedEnv
 from brax_viser.host.progress import Progress, count, duration
 from brax_viser.page import address
-from brax_viser.panel.panel import status
+from brax_viser.panel.words import status
 from brax_viser.records.trainer_call import TrainerCall
 from brax_viser.sandbox.runner import SandboxThread
 from envs.cartpole import CartPole
@@ -106,7 +106,15 @@ def test_two_viewers_live_side_by_side():
 
 @pytest.mark.parametrize(
     "broken",
-    ["Clerk", "Publisher", "Publisher.start", "InterruptWatch.start", "_named.add", "print"],
+    [
+        "PageServer",
+        "PageServer.serve",
+        "Page",
+        "Page.start",
+        "InterruptWatch.start",
+        "_named.add",
+        "print",
+    ],
 )
 def test_a_viewer_that_cannot_be_built_gives_back_what_it_had_begun(broken, monkeypatch):
     def fail(*_: object, **__: object) -> None:
@@ -163,15 +171,15 @@ def test_the_page_shows_robots_and_what_it_waits_for_before_anything_has_run(vie
 
 
 def test_switch_and_property_are_one_state(viewer, page):
-    box = Probe(viewer).panel._streaming
+    box = Probe(viewer).panel.training._streaming
     assert box.value is viewer.streaming is True
     viewer.streaming = False
     eventually(lambda: box.value is False, "the page's switch follows the property")
     viewer.streaming = True
     eventually(lambda: box.value is True, "and back")
-    Probe(viewer).enqueue(("streaming", False))  # what a click does
+    Probe(viewer).use(box, False)
     eventually(lambda: viewer.streaming is False, "the property follows the page's switch")
-    Probe(viewer).enqueue(("mode", "every_step"))
+    Probe(viewer).use(Probe(viewer).panel.training._mode, "Every step")
     eventually(lambda: viewer.mode == "every_step", "and so does the mode")
 
 

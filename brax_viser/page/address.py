@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 import time
+from numbers import Integral
 
 DEFAULT_PORT = 8000
 
@@ -145,3 +146,16 @@ def url_of(address: str, port: int) -> str:
     if ":" in address:
         address = f"[{address.replace('%', '%25')}]"  # a zone's sign, as URLs have it
     return f"http://{address}:{port}"
+
+
+def check_port(port: object) -> None:
+    """Refuses what is no port.
+
+    Raises:
+        ValueError: it is not a whole number from 0 to 65535, nor None.
+    """
+    is_whole = isinstance(port, Integral) and not isinstance(port, bool)
+    if port is not None and not (is_whole and 0 <= int(port) <= 65535):
+        raise ValueError(
+            f"port={port!r}: must be a whole number from 0 to 65535 (0 takes any free one)"
+        )

@@ -1,8 +1,7 @@
-"""What a person asks for in the page, carried out."""
+"""What a person alone does, in the page: with its mouse, its camera and its controls."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import viser
@@ -10,196 +9,82 @@ import viser
 from brax_viser.host.selection import Selection
 from brax_viser.host.state import Switchboard
 from brax_viser.model.cameras import cameras_of
-from brax_viser.page.loop import Publisher
-from brax_viser.panel.panel import (
-    ALL_NONFINITE,
-    DISMISS,
-    PAGES,
-    STEPS,
-    Command,
-    parse_indices,
-)
-from brax_viser.panel.sandbox import BACK
+from brax_viser.page.channels import Channels
+from brax_viser.page.robots import Robots
+from brax_viser.page.state import PageState
+from brax_viser.page.steering import Steering
+from brax_viser.panel.choice import parse_indices
 from brax_viser.records.view import ASIDE
-
-if TYPE_CHECKING:  # which makes one of these
-    from brax_viser.viewer import Viewer
 
 USUAL_TWINS = 16
 """How many there are once they are switched on."""
 
 
-class Clerk:
-    """Carries commands out, on viser's loop."""
+class Commands:
+    """What the panel's controls and the mouse do, beside what a script can do as well. All methods
+    are called on viser's loop. `client_id` is that of the page that asks."""
 
     def __init__(
         self,
-        viewer: "Viewer",
         board: Switchboard,
-        publisher: Publisher,
+        state: PageState,
         server: viser.ViserServer,
-        select: Callable[[Selection], None],
+        robots: Robots,
+        channels: Channels,
+        steering: Steering,
     ):
-        """Of one viewer.
+        """Changes nothing yet.
 
         Args:
-            viewer: is steered.
-            board: of it.
-            publisher: of it.
-            server: of its pages.
-            select: chooses which environments are drawn.
+            board: what is shared with the device's calls.
+            state: how the page is to look.
+            server: of the pages.
+            robots: which are drawn.
+            channels: what is shown of the rollouts.
+            steering: what a script can do as well.
         """
-        self._viewer, self._board, self._publisher = viewer, board, publisher
-        self._server, self._select = server, select
+        self._steering, self._board, self._state, self._server = steering, board, state, server
+        self._robots, self._channels = robots, channels
+        self._scene, self._sandbox = robots.scene, robots.sandbox
 
-    def obey(self, command: Command) -> None:
-        """Carries out what a person has asked for in a page; on viser's loop."""
-        try:
-            self._carry_out(*command)
-        except ValueError as error:  # what cannot be done is said, and is no fault of ours
-            self._publisher.notice = str(error)
+    def toggle_streaming(self) -> None:
+        self._steering.set_streaming(not self._board.control.streaming)
 
-    def _carry_out(self, name: str, value: Any) -> None:
-        selection, look = self._board.selection, self._publisher.look
-        parts, forks = self._publisher.parts, self._publisher.aside.forks
-        match name:
-            case (
-                "streaming"
-                | "mode"
-                | "speed"
-                | "max_overhead"
-                | "stretch_seconds"
-                | "show"
-                | "rank_by"
-                | "hold_on_nan"
-            ):
-                setattr(self._viewer, name, value)
-            case "stepped":
-                self._board.choose_feed(self._board.looked_into, value)
-                self._publisher.hurry()
-            case "toggle_streaming":
-                self._viewer.streaming = not self._viewer.streaming
-            case "hold":
-                self._viewer.resume() if self._board.hold.paused else self._viewer.pause()
-            case "nonfinite":
-                self._look_into_nonfinite(value)
-            case "go_on":
-                self._go_on(value)
-            case "rule":
-                self._pick_rule(value)
-            case "page":
-                turn = 1 if value == PAGES[1] else -1
-                self._turn_page(turn)
-            case "indices":
-                try:
-                    self._select(parse_indices(value))
-                    self._publisher.complaint = None
-                except ValueError as error:
-                    self._publisher.complaint = str(error)
-            case "sticky":
-                self._select(replace(selection, sticky=value))
-            case "click":
-                self._select_by_click(*value)
-            case "follow":
-                self._follow(*value)
-            case "toggle_follow":
-                self._follow(self._publisher.scene.followed is None, value)
-            case "overlay":
-                overlay, on = value
-                others = look.overlays - {overlay}
-                overlays = others | {overlay} if on else others
-                self._publisher.look = replace(look, overlays=overlays)
-            case "others" | "labels" | "colour_by" | "in_cells" | "numbers":
-                self._publisher.look = replace(look, **{name: value})
-            case "group":
-                group, on = value
-                others = parts.groups - {group}
-                groups = others | {group} if on else others
-                self._publisher.show_parts(replace(parts, groups=groups))
-            case "sites":
-                self._publisher.show_parts(replace(parts, sites=value))
-            case "camera":
-                self._look_through(*value)
-            case "twins_on":
-                self._viewer.twins = USUAL_TWINS if value else 0
-            case "twins":
-                self._viewer.twins = int(value)
-            case "twins_anew":
-                self._viewer.restart_twins()
-            case "twins_beside" | "twins_as_made" | "twins_every" | "twins_limit":
-                what = name.removeprefix("twins_")
-                value = (int(value) or None) if what == "every" else value
-                self._publisher.twins = replace(self._publisher.twins, **{what: value})
-            case "trained":
-                forks.hand_out(value)
-            case "fork":
-                self._fork(value)
-            case "fork_go":
-                forks.reset() if value == BACK else self._viewer.close_sandbox()
-            case "fork_push":
-                where, client_id = value
-                client = self._server.get_clients().get(client_id)
-                self._publisher.aside.push(where, client.camera if client else None)
-            case "fork_drag":
-                self._publisher.aside.show_handle(on=value)
-            case "fork_driver" | "fork_speed" | "fork_gravity" | "fork_friction" | "fork_mass":
-                forks.set(**{name.removeprefix("fork_"): value})
-            case "fork_impulse":
-                forks.set(impulse=value)
-            case "surroundings":
-                self._publisher.scene.surroundings = value
-            case "see_all":
-                self._follow(False, value)
-                if (client := self._server.get_clients().get(value)) is not None:
-                    self._publisher.scene.look_through(client.camera, None)
-                    self._publisher.scene.look_at_all(client.camera)
-            case _:
-                raise AssertionError(f"unknown command {name!r}")
+    def toggle_hold(self) -> None:
+        """Holds the training, or lets it go on."""
+        self._steering.resume() if self._board.hold.paused else self._steering.pause()
 
-    def _select_by_click(self, origin: np.ndarray, direction: np.ndarray) -> None:
-        publisher = self._publisher
-        picked, body = publisher.scene.pick(origin, direction), None
-        if picked is None:
-            self._viewer.selected_env = None
-        elif picked[0] == ASIDE:
-            publisher.aside.forks.point_at(publisher.scene.body_at(picked, origin, direction))
-            return
-        elif picked[0] == next(iter(publisher.scene.blocks)):
-            self._viewer.selected_env = picked[1]
-            body = publisher.scene.body_at(picked, origin, direction)
-        publisher.look = replace(publisher.look, body=body)
+    def run_to_next_fall(self) -> None:
+        """Lets the training go on to the selected robot's next fall, if one is selected."""
+        if self._board.selected_env is not None:
+            self._steering.run_to_termination()
 
-    def _fork(self, client_id: int) -> None:
-        self._publisher.fork()
-        if (client := self._server.get_clients().get(client_id)) is not None:
-            self._publisher.aside.look_at(client.camera)
+    def show_stepped(self, label: str) -> None:
+        """Shows one of several environments that are stepped."""
+        self._board.choose_feed(self._board.looked_into, label)
+        self._channels.restart()
 
-    def _look_into_nonfinite(self, how: str) -> None:
-        told = self._viewer.nonfinite
-        if how == DISMISS:
-            self._viewer.dismiss_nonfinite()
-        elif how == ALL_NONFINITE:
-            self._pick_rule("nan")
-        elif told:
+    def select_nonfinite(self) -> None:
+        """Selects the environment in which something has turned NaN or Inf first."""
+        told = self._board.reading().findings
+        if told:
             if self._board.looked_into != told[0].role:
-                self._viewer.show = told[0].role
-            self._viewer.selected_env = told[0].env
+                self._steering.set_show(told[0].role)
+            self._steering.set_selected_env(told[0].env)
 
-    def _go_on(self, how: str) -> None:
-        if how == STEPS[0]:
-            self._viewer.step()
-        elif how == STEPS[1]:
-            self._viewer.step(10)
-        elif self._viewer.selected_env is not None:
-            self._viewer.run_to_termination()
+    def draw_nonfinite(self) -> None:
+        """Draws the environments that have a NaN or an Inf right now."""
+        self.pick_rule("nan")
 
-    def _pick_rule(self, rule: str) -> None:
+    def pick_rule(self, rule: str) -> None:
+        """Chooses a rule by which environments are drawn, one of `selection.RULES`."""
         sticky = self._board.selection.sticky
         # Who wants to choose by index begins with those that are drawn.
-        drawn = self._publisher.drawn_envs() if rule == "indices" else ()
-        self._select(Selection(rule, indices=drawn, sticky=sticky))
+        drawn = self._channels.drawn_envs() if rule == "indices" else ()
+        self._steering.choose(Selection(rule, indices=drawn, sticky=sticky))
 
-    def _turn_page(self, by: int) -> None:
+    def turn_page(self, by: int) -> None:
+        """Draws another page of environments, if pages are drawn."""
         selection, feed = self._board.selection, self._board.shown.get(self._board.looked_into)
         if selection.rule != "page" or feed is None:
             return
@@ -208,24 +93,117 @@ class Clerk:
             return
         pages = selection.num_pages(rollout.num_envs, feed.capacity)
         page = min(selection.page, pages) + by
-        self._select(replace(selection, page=(page - 1) % pages + 1))
+        self._steering.choose(replace(selection, page=(page - 1) % pages + 1))
 
-    def _follow(self, on: bool, client_id: int) -> None:
-        scene, env = self._publisher.scene, self._viewer.selected_env
-        before = scene.followed
-        role = next(iter(scene.blocks), None)
-        scene.follow((role, env) if on and env is not None and role is not None else None)
-        clients = self._server.get_clients()
-        if scene.followed is not None and client_id in clients:
-            scene.look_at_followed(clients[client_id].camera)
-        elif before is not None and scene.followed is None and client_id in clients:
-            scene.look_at_all(clients[client_id].camera)
+    def type_indices(self, text: str) -> None:
+        """Draws the environments whose indices were typed. A complaint stays beside the field."""
+        try:
+            self._steering.choose(parse_indices(text))
+            self._state.complaint = None
+        except ValueError as error:
+            self._state.complaint = str(error)
 
-    def _look_through(self, name: str, client_id: int) -> None:
-        client = self._server.get_clients().get(client_id)
-        feed = self._publisher.shown_feed()
-        if client is None or feed is None:
+    def keep_these(self, on: bool) -> None:
+        """Whether a rule chooses once, or anew at each stretch."""
+        self._steering.choose(replace(self._board.selection, sticky=on))
+
+    def click(self, origin: np.ndarray, direction: np.ndarray) -> None:
+        """Selects the robot that was clicked on, and the part of it.
+
+        Args:
+            origin: float [3], of the ray, in viser's frame.
+            direction: float [3], of the ray.
+        """
+        picked, body = self._scene.pick(origin, direction), None
+        if picked is None:
+            self._steering.set_selected_env(None)
+        elif picked[0] == ASIDE:
+            self._sandbox.session.point_at(self._scene.body_at(picked, origin, direction))
+            return
+        elif picked[0] == next(iter(self._scene.blocks)):
+            self._steering.set_selected_env(picked[1])
+            body = self._scene.body_at(picked, origin, direction)
+        self.look(body=body)
+
+    def look(self, **changes: Any) -> None:
+        """Changes how robots look: some of `Look`'s fields."""
+        self._state.look = replace(self._state.look, **changes)
+
+    def overlay(self, name: str, on: bool) -> None:
+        """Shows one of `overlays.OVERLAYS`, or hides it."""
+        self.look(overlays=_with(self._state.look.overlays, name, on))
+
+    def show_group(self, group: int, on: bool) -> None:
+        """Draws the parts of the model that are in a group, or does not."""
+        parts = self._state.parts
+        self._robots.show_parts(replace(parts, groups=_with(parts.groups, group, on)))
+
+    def show_sites(self, on: bool) -> None:
+        self._robots.show_parts(replace(self._state.parts, sites=on))
+
+    def surround(self, surroundings: str) -> None:
+        """Chooses one of `scene.SURROUNDINGS`."""
+        self._scene.surroundings = surroundings
+
+    def follow(self, on: bool, client_id: int) -> None:
+        """Keeps the selected robot in the middle, or does not."""
+        before, env = self._scene.followed, self._board.selected_env
+        role = next(iter(self._scene.blocks), None)
+        self._scene.follow((role, env) if on and env is not None and role is not None else None)
+        camera = self._camera(client_id)
+        if self._scene.followed is not None and camera is not None:
+            self._scene.look_at_followed(camera)
+        elif before is not None and self._scene.followed is None and camera is not None:
+            self._scene.look_at_all(camera)
+
+    def toggle_follow(self, client_id: int) -> None:
+        self.follow(self._scene.followed is None, client_id)
+
+    def see_all(self, client_id: int) -> None:
+        """Brings a page's camera back to where it was first."""
+        self.follow(False, client_id)
+        if (camera := self._camera(client_id)) is not None:
+            self._scene.look_through(camera, None)
+            self._scene.look_at_all(camera)
+
+    def look_through(self, name: str, client_id: int) -> None:
+        """Has a page look through a camera of the model; another name is the page's own."""
+        camera, feed = self._camera(client_id), self._channels.shown_feed()
+        if camera is None or feed is None:
             return
         eyes = {eye.name: eye for eye in cameras_of(feed.adapter.mj_model)}
-        self._publisher.scene.follow(None)
-        self._publisher.scene.look_through(client.camera, eyes.get(name))
+        self._scene.follow(None)
+        self._scene.look_through(camera, eyes.get(name))
+
+    def switch_twins(self, on: bool) -> None:
+        self._steering.set_twins(USUAL_TWINS if on else 0)
+
+    def fork(self, client_id: int) -> None:
+        """Makes a sandbox of the selected robot, and brings the page's camera there."""
+        self._steering.fork()
+        if (camera := self._camera(client_id)) is not None:
+            self._sandbox.look_at(camera)
+
+    def reset_sandbox(self) -> None:
+        """Goes back to the moment of the fork."""
+        self._sandbox.session.reset()
+
+    def set_sandbox(self, **changes: Any) -> None:
+        """Changes the sandbox's driver, speed, gravity, friction, mass or impulse."""
+        self._sandbox.session.set(**changes)
+
+    def push_sandbox(self, where: str, client_id: int) -> None:
+        """Pushes the sandbox's robot, as seen from the page's camera."""
+        self._sandbox.push(where, self._camera(client_id))
+
+    def drag_sandbox(self, on: bool) -> None:
+        """Gives the sandbox's robot a handle to drag it by, or takes that away."""
+        self._sandbox.show_handle(on=on)
+
+    def _camera(self, client_id: int) -> viser.CameraHandle | None:
+        client = self._server.get_clients().get(client_id)
+        return None if client is None else client.camera
+
+
+def _with(some: frozenset[Any], one: Any, there: bool) -> frozenset[Any]:
+    return some | {one} if there else some - {one}

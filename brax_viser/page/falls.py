@@ -31,7 +31,7 @@ class Fall:
 
 
 class Falls:
-    """Of one rollout. Used by the publisher alone."""
+    """Of one rollout. Used on the page's loop alone."""
 
     def __init__(self, dt: float):
         self._dt = dt  # s per step

@@ -11,7 +11,7 @@ from brax_viser.records.frame import Frame
 from brax_viser.records.view import View
 
 MAX_TICK = 0.25
-"""s: a publisher that was away for longer (a suspended laptop) does not leap on its return."""
+"""s: a page that stood still for longer (a suspended laptop) does not leap when it goes on."""
 
 BLINK_SECONDS = 0.06
 """How long before and after a reset a robot is not shown, in seconds of the person's time."""
@@ -54,7 +54,7 @@ class _Stretch:
 
 @dataclass
 class Player:
-    """Plays one rollout. Used by the publisher alone.
+    """Plays one rollout. Used on the page's loop alone.
 
     Stretches are played one after the other at the robot's own pace; when one ends, the newest
     follows. `due` tells when the next must begin to be sent to be there in time.
@@ -69,7 +69,7 @@ class Player:
     _lead: float = REACTION_SECONDS  # s, from wanting a stretch to having enough of it
     _started: bool = False  # whether the first stretch is being played
     _learning: bool = False
-    _hurries: bool = False
+    _restarts: bool = False
 
     def add(self, frame: Frame, now: float) -> None:
         """A frame has come; they come in the order of their steps."""
@@ -80,9 +80,9 @@ class Player:
             wanted = now if self.due == -math.inf else max(self.due, now - MAX_LAG)
             self._stretches.append(_Stretch([frame], [now], min(wanted, now)))
 
-    def hurry(self) -> None:
+    def restart(self) -> None:
         """The next stretch is to be played as soon as it can be, not when this one has ended."""
-        self._hurries = True
+        self._restarts = True
 
     def clear(self) -> None:
         """Forgets all that has come."""
@@ -117,9 +117,9 @@ class Player:
             self.due = now
             return None
         self._learn(now, sending)
-        if not self._started or (self._hurries and len(self._stretches) > 1):
+        if not self._started or (self._restarts and len(self._stretches) > 1):
             if self._take_newest(now, speed, sending, following):
-                self._hurries = False
+                self._restarts = False
         if self._started:
             self._advance(tick * speed, now, speed, sending, following)
         self._plan(now, speed, sending)
@@ -196,7 +196,7 @@ class Player:
         if len(self._stretches) > 1 or sending:
             self.due = math.inf
             return
-        if self._hurries:
+        if self._restarts:
             self.due = now
             return
         remaining = (self._length(self._stretches[0]) - self._head) / speed

@@ -22,7 +22,7 @@ from brax_viser.scene.look import Look
 from brax_viser.scene.scene import ROOT, Scene
 
 
-class Aside:
+class SandboxView:
     """Used on viser's own thread alone."""
 
     def __init__(
@@ -40,17 +40,17 @@ class Aside:
             wake: called on any thread when there is something new to show.
             read: has its robot read, and the scene arranged anew once that is known.
         """
-        self.forks = Forks(wake)
+        self.session = Forks(wake)
         self._server, self._scene, self._read = server, scene, read
         # Versions of the fork: whose robot was asked for, and whose the scene has.
         self._asked, self._there = 0, 0
         self._looking: viser.CameraHandle | None = None  # who waits to be brought there
-        self._grip: Grip | None = None
+        self._handle: Grip | None = None
 
     @property
     def roles(self) -> tuple[str, ...]:
         """Of the scene's blocks, that is there for a sandbox."""
-        there = self.forks.forked is not None and self._there == self.forks.version
+        there = self.session.forked is not None and self._there == self.session.version
         return (ASIDE,) if there else ()
 
     def fork(
@@ -59,25 +59,25 @@ class Aside:
         """Makes a sandbox of the environment that a frame has the detail of."""
         self._let_go()
         steps = frame.env_steps * frame.num_envs
-        self.forks.fork(adapter, past.until(frame), own, steps)
+        self.session.fork(adapter, past.until(frame), own, steps)
 
     def end(self) -> None:
         """Takes the sandbox away."""
         self._let_go()
         self._looking = None
-        self.forks.close()
+        self.session.close()
 
     def arrange(self, roles: Iterable[str], parts: Parts) -> None:
         """Lays out the scene: blocks of rollouts, and that of the sandbox if there is one."""
-        forked = self.forks.forked
-        if forked is not None and self._asked != self.forks.version:
-            self._asked = self.forks.version
+        forked = self.session.forked
+        if forked is not None and self._asked != self.session.version:
+            self._asked = self.session.version
             read = functools.partial(_robot_of, *forked, parts)
             self._read(Reading(ASIDE, read, functools.partial(self._has_read, self._asked)))
         self._scene.arrange((*roles, *self.roles))
 
     def _has_read(self, version: int, robot: tuple[Model, Grid]) -> None:
-        if version != self.forks.version:  # another one has been forked meanwhile
+        if version != self.session.version:  # another one has been forked meanwhile
             return
         self._there = version
         self._scene.show(ASIDE, *robot, 1)
@@ -95,23 +95,23 @@ class Aside:
             self._scene.look_at_block(self._looking, ASIDE)
             self._looking = None
         if block.frame is None:  # it has been made anew
-            self.forks.look_again()
-        return self.forks.view(now)
+            self.session.look_again()
+        return self.session.view(now)
 
     def look(self, usual: Look) -> Look:
         """How: as a person wants to see the others, but for what is of a rollout."""
-        fork = self.forks.panel()
+        told = self.session.panel()
         return Look(
             labels=usual.labels,
-            selected_env=fork.env,
+            selected_env=told.env,
             in_cells=usual.in_cells,
             overlays=usual.overlays,
-            body=fork.body,
+            body=told.body,
             rank_by="so_far",
         )
 
     def title(self) -> str:
-        return f"MuJoCo sandbox of env {self.forks.panel().env}"
+        return f"MuJoCo sandbox of env {self.session.panel().env}"
 
     def look_at(self, camera: viser.CameraHandle) -> None:
         """Brings a page's camera to the sandbox, as soon as its robot is there."""
@@ -121,7 +121,7 @@ class Aside:
         """Pushes its robot.
 
         Args:
-            where: one of `forks.DIRECTIONS`, as seen by the camera, or else up.
+            where: one of `session.DIRECTIONS`, as seen by the camera, or else up.
             camera: of the page.
         """
         direction = np.array([0.0, 0.0, 1.0])
@@ -131,7 +131,7 @@ class Aside:
             away /= max(float(np.linalg.norm(away)), 1e-9)
             right, forward = DIRECTIONS[where]
             direction = right * np.array([away[1], -away[0], 0.0]) + forward * away
-        self.forks.push(direction)
+        self.session.push(direction)
 
     def show_handle(self, *, on: bool) -> None:
         """Gives its robot a handle to drag it by, or takes that away."""
@@ -139,33 +139,33 @@ class Aside:
             self._let_go()
             return
         block = self._scene.blocks.get(ASIDE)
-        if block is None or self._grip is not None:
+        if block is None or self._handle is not None:
             return
         size = block.scale * float(np.ptp(block.grid.reach, axis=0).max())
-        self._grip = Grip(self._server, f"{ROOT}/grip", size, self._dragged, self.forks.release)
-        self.forks.set(dragged=True)
+        self._handle = Grip(self._server, f"{ROOT}/grip", size, self._dragged, self.session.release)
+        self.session.set(dragged=True)
 
     def drawn(self) -> None:
         """The scene has been drawn: the handle goes where the robot is."""
-        block, env = self._scene.blocks.get(ASIDE), self.forks.panel().env
-        if self._grip is None or block is None or env is None:
+        block, env = self._scene.blocks.get(ASIDE), self.session.panel().env
+        if self._handle is None or block is None or env is None:
             return
-        place = block.place_of(env, self.forks.body - 1)
+        place = block.place_of(env, self.session.body - 1)
         if place is not None:
-            self._grip.follow(block.scale * place)
+            self._handle.follow(block.scale * place)
 
     def _dragged(self, position: np.ndarray) -> None:
-        block, env = self._scene.blocks.get(ASIDE), self.forks.panel().env
+        block, env = self._scene.blocks.get(ASIDE), self.session.panel().env
         origin = block.origin_of(env) if block is not None and env is not None else None
         if block is not None and origin is not None:
-            self.forks.drag(np.zeros(3), position / block.scale - origin, self.forks.body)
+            self.session.drag(np.zeros(3), position / block.scale - origin, self.session.body)
 
     def _let_go(self) -> None:
-        if self._grip is not None:
-            self._grip.remove()
-            self._grip = None
-            self.forks.release()
-            self.forks.set(dragged=False)
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+            self.session.release()
+            self.session.set(dragged=False)
 
 
 def _robot_of(

@@ -1,14 +1,16 @@
 """The folder of the panel about the MuJoCo sandbox: fork a robot, drive it, push it."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import viser
 
-from brax_viser.panel import words
+from brax_viser.panel import twin_words
+from brax_viser.panel.twin_words import DRIVER_LABELS
 from brax_viser.panel.view import PanelView
-from brax_viser.panel.widgets import Command, Widgets, label_of
-from brax_viser.panel.words import DRIVER_LABELS
+from brax_viser.panel.widgets import PanelTools, Widgets, label_of
+from brax_viser.sandbox.limits import FRICTION, GRAVITY, MASS
 from brax_viser.sandbox.session import DIRECTIONS
 
 FORK, BACK, END = "Fork", "Back to the fork", "End"
@@ -18,69 +20,13 @@ UP = "Up"
 class SandboxFolder(Widgets):
     """The controls, which are there as long as there is a sandbox."""
 
-    def __init__(self, server: viser.ViserServer, enqueue: Callable[[Command], None]):
-        super().__init__(server, enqueue)
-        gui = server.gui
+    def __init__(self, tools: PanelTools):
+        super().__init__(tools)
         self._drivers: tuple[str, ...] = ()
-        with gui.add_folder("MuJoCo sandbox", expand_by_default=False):
-            self._note = gui.add_html("")
-            self._fork = gui.add_button(
-                "Fork the selected robot",
-                icon=viser.Icon.GIT_FORK,
-                hint="Freezes the selected robot as it is on screen, and plays it on in a MuJoCo "
-                "of its own, beside the others. The training is not touched.",
-            )
-            self._on_click(self._fork, "fork")
-            self._go = gui.add_button_group(
-                "Sandbox",
-                (BACK, END),
-                hint="Back to the fork: the same moment once more. End: takes it away.",
-            )
-            self._on_pick(self._go, "fork_go")
-            self._driver: Any = gui.add_dropdown(
-                "Driven by",
-                tuple(DRIVER_LABELS.values()),
-                initial_value=DRIVER_LABELS["still"],
-                hint="The policy: the newest one that the trainer has handed out. Its last "
-                "controls: those of its last steps in the training, over and over. The same "
-                "control: that of the moment. Nothing: its motors are off.",
-            )
-            self._on_change(self._driver, "fork_driver", self._driver_of)
-            self._speed = self._slider(
-                "Sandbox speed", 0.0, 2.0, 0.1, "How fast it is played: 0 holds it still."
-            )
-            self._on_number(self._speed, "fork_speed")
-            self._direction = gui.add_button_group(
-                "Push",
-                (*DIRECTIONS, UP),
-                hint="Pushes the robot in the sandbox, as seen from your camera.",
-            )
-            self._direction.on_click(self._pushed)
-            self._impulse = gui.add_number(
-                "Impulse, N s",
-                1.0,
-                min=0.0,
-                max=1e5,
-                step=0.1,
-                hint="How hard: by so much the momentum of the robot changes.",
-            )
-            self._on_number(self._impulse, "fork_impulse")
-            self._handle = gui.add_checkbox(
-                "Drag",
-                False,
-                hint="Gives the robot in the sandbox a handle: drag it, and the robot is drawn "
-                "after it as by a spring.",
-            )
-            self._on_change(self._handle, "fork_drag", bool)
-            self._gravity = self._slider("Gravity", 0.0, 2.0, 0.05, "As a multiple of the usual.")
-            self._on_number(self._gravity, "fork_gravity")
-            self._friction = self._slider("Friction", 0.0, 3.0, 0.05, "As a multiple of the usual.")
-            self._on_number(self._friction, "fork_friction")
-            self._mass = self._slider(
-                "Mass", 0.2, 5.0, 0.1, "Of the part that you clicked on, or of all; as a multiple."
-            )
-            self._on_number(self._mass, "fork_mass")
-            self._body = gui.add_html("")
+        with self._server.gui.add_folder("MuJoCo sandbox", expand_by_default=False):
+            self._add_fork()
+            self._add_pushes()
+            self._add_physics()
         self._inside = [
             self._go,
             self._driver,
@@ -96,21 +42,93 @@ class SandboxFolder(Widgets):
         for handle in self._inside:
             handle.visible = False
 
+    def _add_fork(self) -> None:
+        gui = self._server.gui
+        self._note = gui.add_html("")
+        self._fork = gui.add_button(
+            "Fork the selected robot",
+            icon=viser.Icon.GIT_FORK,
+            hint="Freezes the selected robot as it is on screen, and plays it on in a MuJoCo "
+            "of its own, beside the others. The training is not touched.",
+        )
+        self._on_click_by(self._fork, self._actions.fork)
+        self._go = gui.add_button_group(
+            "Sandbox",
+            (BACK, END),
+            hint="Back to the fork: the same moment once more. End: takes it away.",
+        )
+        self._on_pick(
+            self._go,
+            {BACK: self._actions.reset_sandbox, END: self._steering.close_sandbox},
+        )
+        self._driver: Any = gui.add_dropdown(
+            "Driven by",
+            tuple(DRIVER_LABELS),
+            initial_value=label_of(DRIVER_LABELS, "still"),
+            hint="The policy: the newest one that the trainer has handed out. Its last "
+            "controls: those of its last steps in the training, over and over. The same "
+            "control: that of the moment. Nothing: its motors are off.",
+        )
+        self._on_change(self._driver, self._change("driver"), DRIVER_LABELS.__getitem__)
+        self._speed = self._slider(
+            "Sandbox speed", 0.0, 2.0, 0.1, "How fast it is played: 0 holds it still."
+        )
+        self._on_number(self._speed, self._change("speed"))
+
+    def _add_pushes(self) -> None:
+        gui = self._server.gui
+        self._direction = gui.add_button_group(
+            "Push",
+            (*DIRECTIONS, UP),
+            hint="Pushes the robot in the sandbox, as seen from your camera.",
+        )
+        self._direction.on_click(self._pushed)
+        self._impulse = gui.add_number(
+            "Impulse, N s",
+            1.0,
+            min=0.0,
+            max=1e5,
+            step=0.1,
+            hint="How hard: by so much the momentum of the robot changes.",
+        )
+        self._on_number(self._impulse, self._change("impulse"))
+        self._handle = gui.add_checkbox(
+            "Drag",
+            False,
+            hint="Gives the robot in the sandbox a handle: drag it, and the robot is drawn "
+            "after it as by a spring.",
+        )
+        self._on_change(self._handle, self._actions.drag_sandbox, bool)
+
+    def _add_physics(self) -> None:
+        self._gravity = self._slider("Gravity", *GRAVITY, 0.05, "As a multiple of the usual.")
+        self._on_number(self._gravity, self._change("gravity"))
+        self._friction = self._slider("Friction", *FRICTION, 0.05, "As a multiple of the usual.")
+        self._on_number(self._friction, self._change("friction"))
+        self._mass = self._slider(
+            "Mass", *MASS, 0.1, "Of the part that you clicked on, or of all; as a multiple."
+        )
+        self._on_number(self._mass, self._change("mass"))
+        self._body = self._server.gui.add_html("")
+
+    def _change(self, name: str) -> Callable[[Any], None]:
+        """Changes one of the sandbox's settings."""
+        return lambda value: self._actions.set_sandbox(**{name: value})
+
     def _slider(self, label: str, low: float, high: float, step: float, hint: str) -> Any:
         return self._server.gui.add_slider(label, low, high, step, 1.0, hint=hint)
 
-    def _driver_of(self, label: str) -> str:
-        return label_of({value: name for name, value in DRIVER_LABELS.items()}, label)
-
     async def _pushed(self, event: viser.GuiEvent) -> None:
-        self._enqueue(("fork_push", (event.target.value, event.client_id)))
+        if event.client_id is not None:
+            push = self._actions.push_sandbox
+            self._enqueue(functools.partial(push, event.target.value, event.client_id))
 
     def show(self, view: PanelView) -> None:
         """Brings the controls up to date."""
         fork = view.fork
         there = fork.env is not None and fork.fault is None
         runs = there and not fork.preparing
-        self._set(self._note, content=words.fork(view))
+        self._set(self._note, content=twin_words.fork(view))
         self._set(self._fork, disabled=view.selected_env is None or (there and fork.preparing))
         for handle in self._inside:
             self._set(handle, visible=runs)
@@ -118,13 +136,13 @@ class SandboxFolder(Widgets):
             return
         if fork.drivers != self._drivers:
             self._drivers = fork.drivers
-            self._driver.options = tuple(DRIVER_LABELS[name] for name in fork.drivers)
+            self._driver.options = tuple(label_of(DRIVER_LABELS, name) for name in fork.drivers)
         if fork.driver in fork.drivers:
-            self._set(self._driver, value=DRIVER_LABELS[fork.driver])
+            self._set(self._driver, value=label_of(DRIVER_LABELS, fork.driver))
         self._show_number(self._speed, fork.speed)
         self._show_number(self._impulse, fork.impulse)
         self._show_number(self._gravity, fork.gravity)
         self._show_number(self._friction, fork.friction)
         self._show_number(self._mass, round(fork.mass, 2))
         self._set(self._handle, value=fork.dragged)
-        self._set(self._body, content=words.pushed(view))
+        self._set(self._body, content=twin_words.pushed(view))

@@ -7,9 +7,10 @@ import numpy as np
 import viser
 from viser import uplot
 
-from brax_viser.panel import words
+from brax_viser.panel import twin_words
+from brax_viser.panel.limits import MOST_TWINS
 from brax_viser.panel.view import PanelView
-from brax_viser.panel.widgets import Command, Widgets, label_of
+from brax_viser.panel.widgets import PanelTools, Widgets, label_of
 from brax_viser.twins.drift import Curves
 
 PLACES = {"On their robots": False, "Beside them": True}
@@ -26,9 +27,9 @@ _GRID: uplot.Axis_Grid = {"stroke": "rgba(134,142,150,0.25)", "width": 1}
 class TwinFolder(Widgets):
     """The controls, and two plots that are there as long as there are twins."""
 
-    def __init__(self, server: viser.ViserServer, enqueue: Callable[[Command], None]):
-        super().__init__(server, enqueue)
-        gui = server.gui
+    def __init__(self, tools: PanelTools):
+        super().__init__(tools)
+        gui = self._server.gui
         self._shown = 0
         self._curves: Curves | None = None
         self._inside: list[Any] = []
@@ -40,7 +41,7 @@ class TwinFolder(Widgets):
                 "with the same controls as in the training, step by step. Where the two part, "
                 "MuJoCo does not agree with the physics that is trained in.",
             )
-            self._on_change(self._on, "twins_on", bool)
+            self._on_change(self._on, self._actions.switch_twins, bool)
             self._note = gui.add_html("")
             self._place = gui.add_dropdown(
                 "Where",
@@ -48,62 +49,70 @@ class TwinFolder(Widgets):
                 initial_value="On their robots",
                 hint="Where twins are drawn.",
             )
-            self._on_change(self._place, "twins_beside", PLACES.__getitem__)
+            self._on_change(self._place, self._change("beside"), PLACES.__getitem__)
             self._anew = gui.add_button_group(
                 "Start",
                 ("Anew, now",),
                 hint="Brings all twins back onto their robots. They start anew by themselves when "
                 "an episode begins, and with each stretch of Real time.",
             )
-            self._on_pick(self._anew, "twins_anew")
+            self._on_click(self._anew, self._steering.restart_twins)
             self._metres = self._plot(("Root", "All links"), "m")
             self._radians = self._plot(("Joints",), "rad")
             self._table = gui.add_html("")
             self._more = gui.add_folder("More of twins", expand_by_default=False, visible=False)
             with self._more:
-                self._count = gui.add_number(
-                    "How many",
-                    16,
-                    min=1,
-                    max=256,
-                    step=1,
-                    hint="At most so many of the robots that are drawn have one; the selected "
-                    "robot has one first.",
-                )
-                self._on_number(self._count, "twins")
-                self._physics = gui.add_dropdown(
-                    "Physics",
-                    tuple(PHYSICS),
-                    initial_value="As the training",
-                    hint="As the training: with the time step, the motors and the solver's "
-                    "settings that the environment's code has given the training. As the model's "
-                    "file: with those that the robot's own file says, which is what others would "
-                    "load.",
-                )
-                self._on_change(self._physics, "twins_as_made", PHYSICS.__getitem__)
-                self._every = gui.add_number(
-                    "Anew every",
-                    0,
-                    min=0,
-                    max=100_000,
-                    step=1,
-                    hint="Steps after which each twin is brought back onto its robot; 0: only "
-                    "where an episode or a stretch begins.",
-                )
-                self._on_number(self._every, "twins_every")
-                self._limit = gui.add_number(
-                    "Threshold, m",
-                    0.1,
-                    min=0.001,
-                    max=10.0,
-                    step=0.001,
-                    hint="Mean distance between the links of a robot and of its twin from which on "
-                    "the two count as parted.",
-                )
-                self._on_number(self._limit, "twins_limit")
+                self._add_more()
         self._inside = [self._place, self._anew, self._table, self._more]
         for handle in self._inside:
             handle.visible = False
+
+    def _add_more(self) -> None:
+        gui = self._server.gui
+        self._count = gui.add_number(
+            "How many",
+            16,
+            min=1,
+            max=MOST_TWINS,
+            step=1,
+            hint="At most so many of the robots that are drawn have one; the selected "
+            "robot has one first.",
+        )
+        self._on_number(self._count, self._steering.set_twins, int)
+        self._physics = gui.add_dropdown(
+            "Physics",
+            tuple(PHYSICS),
+            initial_value="As the training",
+            hint="As the training: with the time step, the motors and the solver's "
+            "settings that the environment's code has given the training. As the model's "
+            "file: with those that the robot's own file says, which is what others would "
+            "load.",
+        )
+        self._on_change(self._physics, self._change("as_made"), PHYSICS.__getitem__)
+        self._every = gui.add_number(
+            "Anew every",
+            0,
+            min=0,
+            max=100_000,
+            step=1,
+            hint="Steps after which each twin is brought back onto its robot; 0: only "
+            "where an episode or a stretch begins.",
+        )
+        self._on_number(self._every, self._change("every"), lambda n: int(n) or None)
+        self._limit = gui.add_number(
+            "Threshold, m",
+            0.1,
+            min=0.001,
+            max=10.0,
+            step=0.001,
+            hint="Mean distance between the links of a robot and of its twin from which on "
+            "the two count as parted.",
+        )
+        self._on_number(self._limit, self._change("limit"))
+
+    def _change(self, name: str) -> Callable[[Any], None]:
+        """Changes one of the twins' settings."""
+        return lambda value: self._steering.change_twins(**{name: value})
 
     def _plot(self, names: tuple[str, ...], unit: str) -> viser.GuiUplotHandle:
         dashes: tuple[tuple[float, ...], ...] = ((), (4, 3))
@@ -124,7 +133,7 @@ class TwinFolder(Widgets):
         """Brings the controls up to date."""
         twins, on = view.twins, view.control.twins > 0
         self._set(self._on, value=on)
-        self._set(self._note, content=words.twins(view))
+        self._set(self._note, content=twin_words.twins(view))
         for handle in self._inside:
             self._set(handle, visible=on)
         if on:
@@ -133,7 +142,7 @@ class TwinFolder(Widgets):
         self._set(self._physics, value=label_of(PHYSICS, twins.as_made))
         self._show_number(self._every, twins.every or 0)
         self._show_number(self._limit, twins.limit)
-        self._set(self._table, content=words.drifts(view) if on else "")
+        self._set(self._table, content=twin_words.drifts(view) if on else "")
         self._show_curves(view.curves if on else None)
 
     def _show_curves(self, curves: Curves | None) -> None:

@@ -36,6 +36,14 @@ class Trained:
     make_policy: Callable[..., Any]
     params: Any = field(repr=False)  # on the host
 
+    @classmethod
+    def of(cls, num_steps: int, make_policy: Callable[..., Any], params: Any) -> "Trained":
+        """With parameters that may be on the device: there they may be given away to the next
+        epoch, and are copied to the host."""
+        import jax  # there is a trainer, so it has been imported
+
+        return cls(num_steps, make_policy, jax.device_get(params))
+
 
 @dataclass(frozen=True)
 class ForkView:

@@ -12,14 +12,8 @@ import numpy as np
 
 from brax_viser.device.states import done_of, named_leaves, reward_of
 from brax_viser.records.frame import COORDINATES, Detail
+from brax_viser.sandbox.limits import DRIVERS, FRICTION, GRAVITY, MASS
 from brax_viser.sandbox.transplant import CannotTransplant, Moment, Policy, Transplant
-
-DRIVERS = ("policy", "replay", "still", "limp")
-"""What moves the robot: the policy; the controls of its last steps in the training, over and over;
-the controls that it has right now, for good; or nothing, as if its motors had been cut off."""
-
-GRAVITY, FRICTION, MASS = (0.0, 2.0), (0.0, 3.0), (0.2, 5.0)
-"""Limits of the factors."""
 
 WARM_UP = 10
 """Times that contact forces are solved for before a robot goes on. A training's solver has as few

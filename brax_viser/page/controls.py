@@ -1,0 +1,239 @@
+"""What a script can change and see of a viewer."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+
+from brax_viser.host.findings import Finding
+from brax_viser.host.state import Switchboard
+from brax_viser.page.page import Page
+from brax_viser.page.steering import Steering
+from brax_viser.twins.drift import Drift
+from brax_viser.twins.worker import TwinSettings
+
+if TYPE_CHECKING:  # the first imports JAX, which the page need not wait for
+    import numpy as np
+
+    from brax_viser.sandbox.runner import SandboxThread
+
+P = ParamSpec("P")
+
+
+class Controls:
+    """The public face of `Steering`. Any value that is out of its limits is a `ValueError`."""
+
+    _board: Switchboard
+    _page: Page | None  # None in other processes than the first
+
+    def _steer(
+        self,
+        method: Callable[Concatenate[Steering, P], None],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None:
+        """Changes something. Where several processes run the training, and the script with it, the
+        first one's page and code steer all of them, and the others' code does nothing."""
+        if self._page is not None:
+            method(self._page.steering, *args, **kwargs)
+
+    @property
+    def streaming(self) -> bool:
+        """The page's switch: while it is off, no state leaves the device."""
+        return self._board.control.streaming
+
+    @streaming.setter
+    def streaming(self, on: bool) -> None:
+        self._steer(Steering.set_streaming, on)
+
+    @property
+    def mode(self) -> str:
+        """ "realtime", "latest" or "every_step"."""
+        return self._board.control.mode
+
+    @mode.setter
+    def mode(self, mode: str) -> None:
+        self._steer(Steering.set_mode, mode)
+
+    @property
+    def max_overhead(self) -> float:
+        """Share of the training's wall-clock that "realtime" and "latest" may cost."""
+        return self._board.control.max_overhead
+
+    @max_overhead.setter
+    def max_overhead(self, share: float) -> None:
+        self._steer(Steering.set_max_overhead, share)
+
+    @property
+    def speed(self) -> float:
+        """Playback in "realtime", robot seconds per second: 0.1 to 4."""
+        return self._board.control.speed
+
+    @speed.setter
+    def speed(self, speed: float) -> None:
+        self._steer(Steering.set_speed, speed)
+
+    @property
+    def stretch_seconds(self) -> float:
+        """How much of the robot's time one stretch of "realtime" shows, s: 0.5 to 30."""
+        return self._board.control.stretch_seconds
+
+    @stretch_seconds.setter
+    def stretch_seconds(self, seconds: float) -> None:
+        self._steer(Steering.set_stretch_seconds, seconds)
+
+    @property
+    def show(self) -> str:
+        """Which rollouts are shown: "train", "eval", or "both" side by side."""
+        return self._board.control.show
+
+    @show.setter
+    def show(self, show: str) -> None:
+        self._steer(Steering.set_show, show)
+
+    def select(self, what: "str | Sequence[int] | np.ndarray", *, sticky: bool = False) -> None:
+        """Chooses the environments to draw, at most one per cell. Nothing is recompiled.
+
+        Args:
+            what: "first"; ("page", n), counted from 1; a list of indices, which count over all
+                devices; "random"; "best" or "worst" (by the return that `rank_by` names);
+                "terminated" (most recently), each in the pose in which it fell, after the steps
+                that led there where they have come; or "nan" (any NaN or Inf). The last four are
+                chosen among all environments, on the device.
+            sticky: keep those that a rule has chosen, instead of choosing anew at each stretch.
+
+        Raises:
+            ValueError: none of these, an index below 0, or one given twice.
+        """
+        self._steer(Steering.select, what, sticky=sticky)
+
+    @property
+    def rank_by(self) -> str:
+        """Which return "best" and "worst" are ranked by, and labels and colours tell:
+        "last_episode", that of each environment's last finished episode, those that have none
+        behind the others, by the third; "so_far", that of the episode so far; or "per_second", that
+        over the time of it."""
+        return self._board.selection.rank_by
+
+    @rank_by.setter
+    def rank_by(self, measure: str) -> None:
+        self._steer(Steering.set_rank_by, measure)
+
+    @property
+    def selected_env(self) -> int | None:
+        """The environment that is followed, stepped to its termination and marked; it is drawn in
+        any case. None: no one is."""
+        return self._board.selected_env
+
+    @selected_env.setter
+    def selected_env(self, env: int | None) -> None:
+        self._steer(Steering.set_selected_env, env)
+
+    @property
+    def twins(self) -> int:
+        """How many of the robots that are drawn have a twin in MuJoCo, which is stepped with the
+        controls of the training beside it: 0 to 256, 0 at first. The selected robot has one first.
+        There are none in mode "latest", which has no consecutive steps."""
+        return self._board.control.twins
+
+    @twins.setter
+    def twins(self, count: int) -> None:
+        self._steer(Steering.set_twins, count)
+
+    @property
+    def twin_settings(self) -> TwinSettings:
+        """How twins are stepped, judged and drawn; a frozen dataclass, to be replaced."""
+        return self._page.steering.twin_settings if self._page else TwinSettings()
+
+    @twin_settings.setter
+    def twin_settings(self, settings: TwinSettings) -> None:
+        self._steer(Steering.set_twin_settings, settings)
+
+    def restart_twins(self) -> None:
+        """Starts all twins anew, with the next step, from where their robots are then."""
+        self._steer(Steering.restart_twins)
+
+    def policy_params_fn(
+        self, num_steps: int, make_policy: Callable[..., Any], params: Any
+    ) -> None:
+        """Hand it to the trainer as `policy_params_fn`: sandboxes are driven by the policy."""
+        self._steer(Steering.take_policy, num_steps, make_policy, params)
+
+    def fork(self) -> None:
+        """Takes the selected environment, as it is on screen, into a MuJoCo sandbox beside the
+        others, in place of the one there was. See `sandbox`, which it takes some seconds to make.
+
+        Raises:
+            ValueError: no environment is selected, or what is inside of it is not known yet.
+        """
+        self._steer(Steering.fork)
+
+    @property
+    def sandbox(self) -> "SandboxThread | None":
+        """What runs the sandbox, once there is one: `do` has it push the robot, change gravity and
+        the like; see `sandbox.Sandbox`."""
+        return self._page.robots.sandbox.session.thread if self._page else None
+
+    def close_sandbox(self) -> None:
+        """Takes the sandbox away, if there is one."""
+        self._steer(Steering.close_sandbox)
+
+    def drift(self) -> Drift | None:
+        """How far the twins are from their robots, at the step that is on screen; None if none of
+        them has one. In other processes than the first: None."""
+        return self._page.channels.drift() if self._page else None
+
+    def pause(self) -> None:
+        """Holds the *training* at its next step, until `resume`. The page stays live."""
+        self._steer(Steering.pause)
+
+    def resume(self) -> None:
+        """Lets a held training go on."""
+        self._steer(Steering.resume)
+
+    def step(self, n: int = 1) -> None:
+        """Lets a held training go on by `n` env steps; holds a training that runs.
+
+        Returns at once: `stats().held` tells when the training has come to a stop.
+
+        Raises:
+            ValueError: `n` is below 1.
+        """
+        self._steer(Steering.step, n)
+
+    def run_to_termination(self, env: int | None = None) -> None:
+        """Lets the training go on until an environment's episode ends in a termination, and holds
+        it there. Running out of time is none. Returns at once, as `step` does.
+
+        Args:
+            env: which; selected from now on. None: the one that is selected.
+
+        Raises:
+            ValueError: no environment is selected, or it is no index.
+        """
+        self._steer(Steering.run_to_termination, env)
+
+    @property
+    def hold_on_nan(self) -> bool:
+        """Whether the training is held at the very step at which anything of an environment turns
+        NaN or Inf, of the training or an evaluation, with that environment selected: its reward,
+        link poses, velocities or observations. Once; `resume` goes on, and setting it again has
+        the next one hold as well. An Inf that is in observations by design holds it for itself.
+
+        Then all is looked through at each step, and not some times a second. Once the training is
+        running, this begins within 0.1 s."""
+        return self._board.control.hold_on_nan
+
+    @hold_on_nan.setter
+    def hold_on_nan(self, on: bool) -> None:
+        self._steer(Steering.set_hold_on_nan, on)
+
+    @property
+    def nonfinite(self) -> tuple[Finding, ...]:
+        """What has turned NaN or Inf since the training began, in whatever environment: the first
+        of its kind, in the training and in evaluations. `str` makes a sentence of one. A reward is
+        found at the very step, all else within 0.1 s, streaming or not; see `hold_on_nan`."""
+        with self._board.lock:
+            return self._board.findings.told
+
+    def dismiss_nonfinite(self) -> None:
+        """Takes what `nonfinite` tells off the page. What turns NaN or Inf from now on is told."""
+        self._steer(Steering.dismiss_nonfinite)

@@ -1,0 +1,181 @@
+"""Makes what the panel shows. All but one reading is worked out without the board's lock, for which
+the device's calls wait."""
+
+import dataclasses
+import math
+from collections import deque
+from typing import TYPE_CHECKING
+
+from brax_viser.host.source import Source
+from brax_viser.host.state import Switchboard
+from brax_viser.page.channel import Channel, Lane
+from brax_viser.page.channels import Channels
+from brax_viser.page.clients import Pages
+from brax_viser.page.robots import Robots
+from brax_viser.page.state import PageState
+from brax_viser.panel.details import Inside
+from brax_viser.panel.view import PanelView, StreamView
+from brax_viser.scene.block import Block
+from brax_viser.twins.worker import Follower
+
+if TYPE_CHECKING:  # needs ZeroMQ, which is there where several processes train
+    from brax_viser.processes.leader import Others
+
+SENT_SECONDS = 1.0
+"""Over how long it is told what is sent to each page, and how long the training has waited."""
+
+
+class PanelState:
+    """Makes what the panel shows. Used on viser's loop alone."""
+
+    def __init__(
+        self,
+        board: Switchboard,
+        state: PageState,
+        robots: Robots,
+        channels: Channels,
+        twin_worker: Follower[Lane],
+        others: "Others | None",
+        pages: Pages | None,
+    ):
+        """Looks at nothing yet.
+
+        Args:
+            board: what is shared with the device's calls.
+            state: how the page is to look.
+            robots: which are drawn.
+            channels: what is shown of the rollouts.
+            twin_worker: steps the twins.
+            others: the other processes of the training; None if it has but this one.
+            pages: tells which pages are slow; None if that is unknown.
+        """
+        self._board, self._state, self._robots, self._channels = board, state, robots, channels
+        self._twin_worker, self._others, self._pages = twin_worker, others, pages
+        # Of the last panels: (s, `scene.sent`, s that devices had waited for room).
+        self._sent: deque[tuple[float, int, float]] = deque()
+
+    def view(self, now: float) -> PanelView:
+        """What the panel is to show at a time, s."""
+        board, others, state, scene = self._board, self._others, self._state, self._robots.scene
+        role = self._robots.roles[0]
+        channel, shown = self._robots.channels.get(role), self._channels.shown_feed()
+        training = board.clock()
+        block = self._robots.block_of(role)
+        # Of one moment; what follows is worked out of it while the device's calls go on.
+        at = board.reading()
+        selected = at.selected_env
+        page_bytes_per_second, waits = self._lately(now)
+        view = PanelView(
+            env=f"{shown.adapter.name} · {shown.adapter.backend}" if shown else "",
+            progress=board.progress.view(training),
+            control=at.control,
+            overhead=at.cost.share(training) + (others.share() if others else 0.0),
+            bytes_per_second=at.cost.bytes_per_second(training),
+            frames_per_second=at.cost.frames_per_second(training),
+            page_bytes_per_second=page_bytes_per_second,
+            slowest_page=self._slowest_page(now),
+            selection=at.selection,
+            selected_env=selected,
+            selected_facts=block.facts_of(selected) if block and selected is not None else None,
+            followed=scene.followed is not None,
+            look=state.look,
+            paused=board.hold.paused,
+            held=board.hold.held,
+            until_env=board.hold.until_env,
+            drawn=len(block.drawn_envs) if block else 0,
+            capacity=shown.capacity if shown else 0,
+            frame=channel.view.frame if channel and channel.view else None,
+            stream=self._stream(role, channel, shown, now, known=set(at.shown)),
+            complaint=state.complaint,
+            notice=state.notice,
+            fault=at.fault,
+            waits=waits,
+            parts=state.parts,
+            surroundings=scene.surroundings,
+            looked_through=scene.is_looked_through,
+            lost=others.lost() if others else (),
+            refused=others.refused() if others else (),
+            fork=self._robots.sandbox.session.panel(),
+            stepped=board.stepped(role),
+            nonfinite=at.findings,
+            cells=tuple(dict.fromkeys(n for b in scene.blocks.values() for n in b.notes())),
+        )
+        return self._with_twins(self._with_robot(view, shown, block), channel)
+
+    def _stream(
+        self,
+        role: str,
+        channel: Channel | None,
+        shown: Source | None,
+        now: float,
+        known: set[str],
+    ) -> StreamView:
+        rollout = shown.rollouts.get(role) if shown else None
+        view = channel.view if channel else None
+        return StreamView(
+            role=role,
+            num_envs=rollout.num_envs if rollout else None,
+            following=rollout.pacer.following if rollout else False,
+            step=view.frame.env_steps * view.frame.num_envs if view else None,
+            age=now - view.came if view else math.inf,
+            other_known=any(other != role for other in known),
+        )
+
+    def _with_robot(self, view: PanelView, shown: Source | None, block: Block | None) -> PanelView:
+        """The same, with what there is to know of the robot."""
+        detail = block.frame.detail if block and block.frame else None
+        has_detail = detail is not None and detail.env == view.selected_env
+        wanted = has_detail and view.look.numbers
+        return dataclasses.replace(
+            view,
+            model=shown.adapter.mj_model if shown else None,
+            unavailable=block.model.unavailable if block else {},
+            inside=self._inside(block, view.selected_env) if wanted else None,
+            dt=shown.adapter.dt if shown else 1.0,
+            has_detail=has_detail,
+            shown=shown.label if shown else "",
+        )
+
+    def _with_twins(self, view: PanelView, channel: Channel | None) -> PanelView:
+        """The same, with what there is to know of the twins."""
+        twins = channel is not None and view.control.twins > 0
+        return dataclasses.replace(
+            view,
+            twins=self._state.twins,
+            twin_cost=self._twin_worker.cost(),
+            twin_fault=self._twin_worker.fault,
+            controls_known=channel.controls_known if channel else True,
+            curves=channel.drift.curves(view.selected_env) if channel and twins else None,
+        )
+
+    def _lately(self, now: float) -> tuple[float, float]:
+        """Over the last second or a little more: bytes per second of the robots that each page is
+        sent, and the share of the time, 0 to 1, that the training has waited for the page."""
+        while len(self._sent) > 1 and self._sent[1][0] <= now - SENT_SECONDS:
+            self._sent.popleft()
+        sent, waited = self._robots.scene.sent, self._board.mailbox.waited
+        self._sent.append((now, sent, waited))
+        since, sent_before, waited_before = self._sent[0]
+        if now <= since:
+            return 0.0, 0.0
+        return (sent - sent_before) / (now - since), min(
+            (waited - waited_before) / (now - since), 1
+        )
+
+    def _slowest_page(self, now: float) -> float | None:
+        """Share of what it is told that the slowest page takes, 0 to 1; None if that is unknown."""
+        taken = self._pages.taken(now) if self._pages is not None else {}
+        return min(taken.values(), default=None)
+
+    def _inside(self, block: Block | None, env: int | None) -> Inside | None:
+        physics = block.inside(env) if block and env is not None else None
+        if physics is None or block is None or block.frame is None or block.frame.detail is None:
+            return None
+        return Inside(
+            block.frame.detail,
+            physics.model,
+            physics.data,
+            physics.native,
+            block.model.backend,
+            self._state.look.body,
+        )

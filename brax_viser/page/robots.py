@@ -1,0 +1,170 @@
+"""Which robots stand in the scene: has them read and laid out."""
+
+import functools
+from collections.abc import Callable
+
+import viser
+
+from brax_viser.host.source import Source
+from brax_viser.host.state import Switchboard
+from brax_viser.model.robot import Model
+from brax_viser.model.shapes import Parts
+from brax_viser.model.variants import Variants
+from brax_viser.page.channel import Channel, Lane
+from brax_viser.page.event_loop import EventLoop
+from brax_viser.page.reader import Reader, Reading
+from brax_viser.page.sandbox_view import SandboxView
+from brax_viser.page.state import PageState, roles_shown
+from brax_viser.scene.block import Block
+from brax_viser.scene.scene import Scene
+from brax_viser.twins.worker import Follower
+
+
+class Robots:
+    """The robots of each rollout, and that of the sandbox. Used on viser's loop, but where said
+    otherwise."""
+
+    def __init__(
+        self,
+        board: Switchboard,
+        state: PageState,
+        server: viser.ViserServer,
+        scene: Scene,
+        events: EventLoop,
+        twin_worker: Follower[Lane],
+    ):
+        """Shows none yet.
+
+        Args:
+            board: what is shared with the device's calls.
+            state: tells which parts of a model are drawn.
+            server: of the page.
+            scene: where the robots are drawn.
+            events: viser's loop.
+            twin_worker: forgets the twins of a rollout that is not shown any more.
+        """
+        self.channels: dict[str, Channel] = {}  # by role
+        self.scene = scene
+        self._board, self._state, self._events = board, state, events
+        self._twin_worker = twin_worker
+        self._reader = Reader(self._use, lambda error: board.failed("the page", error))
+        self.sandbox = SandboxView(server, scene, board.mailbox.wake, self._reader.read)
+
+    def start(self) -> None:
+        """Starts the thread that reads."""
+        self._reader.start()
+
+    def close(self) -> None:
+        """Ends that thread, and the sandbox."""
+        self._reader.close()
+        self.sandbox.session.close()
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The rollouts that are shown."""
+        return roles_shown(self._board.control)
+
+    @property
+    def first(self) -> Channel | None:
+        """The first rollout shown, once there is one."""
+        return self.channels.get(self.roles[0])
+
+    def show_model(self, feed: Source, role: str, num_envs: int | None) -> None:
+        """Called on any thread: gives a rollout its robots, before any step has come. When this
+        returns they are there, unless it is called on the loop, which does not wait for them."""
+        if self._events.is_current():
+            self.want(feed, role, num_envs)
+            return
+        missing: list[Reading] = []
+        self._events.now(lambda: missing.extend(self._missing(feed, role, num_envs)))
+        for reading in missing:
+            self._events.now(functools.partial(reading.use, reading.read()))
+
+    def want(self, feed: Source, role: str, num_envs: int | None) -> None:
+        """Gives a rollout its robots, as soon as they are read."""
+        for reading in self._missing(feed, role, num_envs):
+            self._reader.read(reading)
+
+    def show_parts(self, parts: Parts) -> None:
+        """Draws other parts of the models from now on."""
+        self._state.parts = parts
+        self.sandbox.remodel()
+        for role, channel in tuple(self.channels.items()):
+            self.want(channel.feed, role, channel.num_envs)
+
+    def arrange(self) -> None:
+        """Lays out the robots of the rollouts that are shown, and that of the sandbox."""
+        self.sandbox.arrange(self.roles, self._state.parts)
+
+    def block_of(self, role: str) -> Block | None:
+        """A rollout's block; None while its robots are being read, and others are there still."""
+        block, channel = self.scene.blocks.get(role), self.channels.get(role)
+        if block is None or channel is None or block.model.variants is not channel.variants:
+            return None
+        return block
+
+    def _missing(self, feed: Source, role: str, num_envs: int | None) -> list[Reading]:
+        """Shows a rollout's robots as far as they are read, and returns what is not, and is not
+        being read either."""
+        channel = self.channels.get(role)
+        if channel is None or channel.feed is not feed:
+            if channel is not None:
+                channel.end_twins(self._twin_worker)
+            channel = self.channels[role] = Channel(feed, Variants(feed.adapter.mj_model))
+        channel.num_envs = num_envs
+        self._show(role, channel)
+        what = self._state.parts, channel.variants.apart
+        if what == channel.reading:
+            return []
+        channel.reading = () if what == channel.read else what
+        if not channel.reading:
+            return []
+        return [
+            Reading(
+                role,
+                functools.partial(_model_of, feed, channel.variants, self._state.parts),
+                functools.partial(self._has_read, role, channel, what),
+            )
+        ]
+
+    def _has_read(
+        self, role: str, channel: Channel, what: tuple[object, ...], model: Model
+    ) -> None:
+        """A rollout's robots are known, if they are still those that are wanted."""
+        if channel.reading == what:
+            channel.model, channel.read, channel.reading = model, what, ()
+            self._show(role, channel)
+
+    def _show(self, role: str, channel: Channel) -> None:
+        if channel.model is not None and self.channels.get(role) is channel:
+            self.scene.show(role, channel.model, channel.feed.grid, channel.num_envs)
+            self.arrange()
+
+    def _use(self, what: Callable[[], object]) -> None:
+        """Called on the reader's thread: something has been read."""
+        self._events.soon(functools.partial(self._use_now, what))
+
+    def _use_now(self, what: Callable[[], object]) -> None:
+        if self._board.control.closed:
+            return
+        try:
+            what()
+            self.arrange()
+        except Exception as error:
+            self._board.failed("the page", error)
+        self._board.mailbox.ring()
+
+
+def _model_of(feed: Source, variants: Variants, parts: Parts) -> Model:
+    """On any thread: reads the robots of an environment."""
+    adapter = feed.adapter
+    return Model.of(
+        adapter.mj_model,
+        feed.grid,
+        adapter.init_links(),
+        adapter.dt,
+        variants,
+        parts,
+        native=adapter.native,
+        backend=adapter.backend,
+    )

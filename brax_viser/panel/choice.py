@@ -1,0 +1,176 @@
+"""The folder of the panel about which robots are drawn."""
+
+import functools
+import re
+from typing import Any
+
+from brax_viser.host.control import SHOWS
+from brax_viser.host.selection import RANKED, RULES, Selection
+from brax_viser.panel import words
+from brax_viser.panel.view import PanelView
+from brax_viser.panel.widgets import PanelTools, Widgets, label_of, labels
+from brax_viser.records.protocol import MEASURES
+
+SHOW_LABELS = labels(SHOWS, "Training", "Evaluation", "Both, side by side")
+RULE_LABELS = labels(
+    RULES,
+    "First ones",
+    "Page by page",
+    "Random",
+    "Best return",
+    "Worst return",
+    "Just terminated",
+    "NaN or Inf",
+    "Chosen by index",
+)
+MEASURE_LABELS = labels(MEASURES, "Last episode", "Episode so far", "Reward per second")
+PAGES = ("Previous", "Next")
+
+
+class ChoiceFolder(Widgets):
+    """The controls."""
+
+    def __init__(self, tools: PanelTools):
+        super().__init__(tools)
+        self._shown_indices: tuple[int, ...] = ()
+        with self._server.gui.add_folder("Which robots"):
+            self._add_rollout()
+            self._add_rule()
+            self._add_details()
+            self._drawn = self._server.gui.add_html("")
+
+    def _add_rollout(self) -> None:
+        gui = self._server.gui
+        self._stepped: Any = gui.add_dropdown(
+            "Environment",
+            ("",),
+            hint="Several environments of this viewer are stepped in turn: which one is shown.",
+            visible=False,
+        )
+        self._on_change(self._stepped, self._actions.show_stepped, str)
+        self._show = gui.add_dropdown(
+            "Rollout",
+            tuple(SHOW_LABELS),
+            initial_value="Training",
+            hint="The trainer steps its training and, now and then, an evaluation of the policy.",
+        )
+        self._on_change(self._show, self._steering.set_show, SHOW_LABELS.__getitem__)
+
+    def _add_rule(self) -> None:
+        gui = self._server.gui
+        self._rule = gui.add_dropdown(
+            "Envs",
+            tuple(RULE_LABELS),
+            initial_value="First ones",
+            hint="Which of the trainer's environments are drawn. Best, worst, terminated and NaN "
+            "are chosen among all of them, on the device. Just terminated: each is shown as it "
+            "fell, after the steps that led there where they have come.",
+        )
+        self._on_change(self._rule, self._actions.pick_rule, RULE_LABELS.__getitem__)
+        self._rank_by = gui.add_dropdown(
+            "Return",
+            tuple(MEASURE_LABELS),
+            initial_value="Last episode",
+            hint="Which return Best and Worst go by, and labels and colours: that of each env's "
+            "last finished episode (those without one come behind, by reward per second); that of "
+            "its episode so far, which is mostly its age; or that over its time.",
+        )
+        self._on_change(self._rank_by, self._steering.set_rank_by, MEASURE_LABELS.__getitem__)
+
+    def _add_details(self) -> None:
+        gui = self._server.gui
+        self._page = gui.add_button_group(
+            "Page",
+            PAGES,
+            hint="Turns the pages of environments. Keys: page up, page down.",
+            visible=False,
+        )
+        self._on_pick(
+            self._page,
+            {
+                PAGES[0]: functools.partial(self._actions.turn_page, -1),
+                PAGES[1]: functools.partial(self._actions.turn_page, 1),
+            },
+        )
+        self._indices = gui.add_text(
+            "Indices",
+            "",
+            hint="Such as 3, 141, 7 or 100-131. The first is index 0.",
+            visible=False,
+        )
+        self._on_change(self._indices, self._actions.type_indices, str)
+        self._sticky = gui.add_checkbox(
+            "Keep these",
+            False,
+            hint="On: keep the environments that were chosen. Off: choose anew at each stretch.",
+            visible=False,
+        )
+        self._on_change(self._sticky, self._actions.keep_these, bool)
+
+    def show(self, view: PanelView) -> None:
+        """Brings the controls up to date."""
+        selection, num_envs = view.selection, view.stream.num_envs
+        if view.stepped:
+            if view.stepped != tuple(self._stepped.options):
+                self._stepped.options = view.stepped
+            self._set(self._stepped, value=view.shown)
+        self._set(self._stepped, visible=len(view.stepped) > 1)
+        self._set(
+            self._show,
+            value=label_of(SHOW_LABELS, view.control.show),
+            visible=view.stream.other_known or view.control.show != "train",
+        )
+        self._set(self._rule, value=label_of(RULE_LABELS, selection.rule))
+        pages = selection.num_pages(num_envs, view.capacity) if num_envs and view.capacity else 1
+        page = min(selection.page, pages)
+        self._set(self._rank_by, value=label_of(MEASURE_LABELS, selection.rank_by))
+        self._set(
+            self._page,
+            visible=selection.rule == "page",
+            label=f"{page} of {pages}",
+        )
+        self._set(self._indices, visible=selection.rule == "indices")
+        if selection.indices != self._shown_indices:
+            # Not what is being typed, but what was chosen otherwise.
+            self._shown_indices = selection.indices
+            if _indices_or_none(str(self._indices.value)) != selection.indices:
+                self._set(self._indices, value=written(selection.indices))
+        moves = selection.rule in ("random", *RANKED)
+        self._set(self._sticky, visible=moves, value=selection.sticky)
+        self._set(self._drawn, content=words.drawn(view))
+
+
+def _indices_or_none(text: str) -> tuple[int, ...] | None:
+    try:
+        return parse_indices(text).indices
+    except ValueError:
+        return None
+
+
+def written(indices: tuple[int, ...]) -> str:
+    """(0, 1, 2, 7) as "0-2, 7"."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def parse_indices(text: str) -> Selection:
+    """What a person has typed, such as "3, 141, 7" or "100-131".
+
+    Raises:
+        ValueError: something else.
+    """
+    indices: list[int] = []
+    for part in re.split(r"[,\s]+", text.strip()):
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if found is None:
+            raise ValueError(f"{part!r} is neither an index nor a range such as 100-131")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last - first >= 100_000:
+            raise ValueError(f"{part!r}: at most 100,000 indices")
+        indices.extend(range(first, last + 1))
+    return Selection.of(list(dict.fromkeys(indices)))

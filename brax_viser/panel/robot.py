@@ -1,0 +1,97 @@
+"""The folders of the panel about the selected robot: what becomes of it, and what is inside."""
+
+import functools
+
+from brax_viser.panel import words
+from brax_viser.panel.view import PanelView
+from brax_viser.panel.widgets import PanelTools, Widgets, label_of, labels
+from brax_viser.scene.look import OTHERS
+
+OTHER_LABELS = labels(OTHERS, "Show", "Fade", "Hide")
+OVERLAY_HINTS = {
+    "contacts": "Where two geoms touch: a disc across the contact.",
+    "contact_forces": "The force of each contact, as an arrow as long as the force is large. "
+    "MuJoCo works it out of this step's coordinates and controls.",
+    "joint_axes": "An arrow along the axis of each hinge and slide.",
+    "actuators": "What each actuator is told, as an arrow along what it moves: red forwards, blue "
+    "backwards, full at the end of its range.",
+    "violations": "Red where geoms are within each other, and along joints beyond their limits.",
+    "velocities": "How each body moves: its arrow ends where it would be a tenth of a second on.",
+    "com": "A ball at the centre of mass of the whole robot.",
+    "inertia": "For each body, a box that has its mass and its inertia.",
+    "tendons": "The paths of the tendons, from site to site.",
+    "trail": "Where the body that you clicked on has been in the last three seconds; the trunk, if "
+    "none was.",
+    "body_frames": "x, y and z of each body in red, green and blue.",
+    "geom_frames": "x, y and z of each geom in red, green and blue.",
+}
+
+
+class SelectedFolder(Widgets):
+    """Who is selected."""
+
+    def __init__(self, tools: PanelTools):
+        super().__init__(tools)
+        gui = self._server.gui
+        with gui.add_folder("Selected robot"):
+            self._selected = gui.add_html("")
+            self._follow = gui.add_checkbox(
+                "Follow",
+                False,
+                hint="Keeps the selected robot in the middle. Key: F.",
+                disabled=True,
+            )
+            self._on_change_by(self._follow, self._actions.follow, bool)
+            self._others = gui.add_dropdown(
+                "The others",
+                tuple(OTHER_LABELS),
+                initial_value="Show",
+                hint="What becomes of the robots that are not selected.",
+                disabled=True,
+            )
+            self._on_change(
+                self._others,
+                self._look("others"),
+                OTHER_LABELS.__getitem__,
+            )
+
+    def show(self, view: PanelView) -> None:
+        """Brings the controls up to date."""
+        none = view.selected_env is None
+        self._set(self._selected, content=words.selected(view))
+        self._set(self._follow, value=view.followed, disabled=none)
+        self._set(self._others, value=label_of(OTHER_LABELS, view.look.others), disabled=none)
+
+
+class InsideFolder(Widgets):
+    """What is inside of it."""
+
+    def __init__(self, tools: PanelTools):
+        super().__init__(tools)
+        gui = self._server.gui
+        with gui.add_folder("Look inside", expand_by_default=False):
+            self._looked_into = gui.add_html("")
+            self._overlays = {}
+            for name, label in words.OVERLAY_LABELS.items():
+                handle = gui.add_checkbox(label, False, hint=OVERLAY_HINTS[name])
+                self._overlays[name] = handle
+                self._on_change(handle, functools.partial(self._actions.overlay, name), bool)
+            self._missing = gui.add_html("")
+            self._numbers_wanted = gui.add_checkbox(
+                "Numbers",
+                False,
+                hint="Of the selected robot, live: where its bodies and joints are, what the "
+                "policy is given and what it does.",
+            )
+            self._on_change(self._numbers_wanted, self._look("numbers"), bool)
+            self._inside = gui.add_html("")
+
+    def show(self, view: PanelView) -> None:
+        """Brings the controls up to date."""
+        self._set(self._looked_into, content=words.looked_into(view))
+        for name, handle in self._overlays.items():
+            none = name in view.unavailable
+            self._set(handle, value=name in view.look.overlays and not none, disabled=none)
+        self._set(self._missing, content=words.missing(view))
+        self._set(self._numbers_wanted, value=view.look.numbers)
+        self._set(self._inside, content=words.numbers(view))

@@ -1,0 +1,125 @@
+"""What the panel says of twins and of the sandbox. Pure functions."""
+
+from html import escape
+
+import numpy as np
+
+from brax_viser.host.progress import count
+from brax_viser.model.physics import body_name
+from brax_viser.panel.view import PanelView
+from brax_viser.panel.widgets import labels
+from brax_viser.panel.words import GREY, lines_of, note
+from brax_viser.sandbox.limits import DRIVERS
+
+
+def twins(view: PanelView) -> str:
+    """What the twins are doing and what that costs, or why there are none."""
+    if view.control.twins == 0:
+        return ""
+    if view.twin_fault is not None:
+        return note(f"Twins stopped by a fault, all else goes on: {view.twin_fault}", warning=True)
+    if view.control.mode == "latest":
+        return note("Twins need consecutive steps: choose Real time or Every step.", warning=True)
+    if not view.controls_known:
+        return note(
+            "What goes to the physics is not known here: give VisualizedEnv a ctrl_fn, which makes "
+            "it of the action.",
+            warning=True,
+        )
+    ghost, cost = view.frame.ghost if view.frame else None, view.twin_cost
+    if ghost is None:
+        if cost.skipped > 0.5:
+            return note("MuJoCo does not keep up: fewer twins would.", warning=True)
+        return note("Twins come with the next steps.")
+    text = (
+        f"{int(ghost.there.sum())} twins · {1000 * cost.step_seconds:.1f} ms a step · "
+        f"{100 * cost.share:.0f} % of the time, beside the training"
+    )
+    if cost.skipped > 0:
+        text += f" · {100 * cost.skipped:.0f} % of the steps went without"
+    return note(text)
+
+
+DRIVER_LABELS = labels(DRIVERS, "The policy", "Its last controls", "The same control", "Nothing")
+"""What drives a sandbox's robot, in the panel's words."""
+
+
+def fork(view: PanelView) -> str:
+    """What the sandbox is doing, or how to get one."""
+    sandbox = view.fork
+    if sandbox.fault is not None:
+        return note(f"There is no sandbox, all else goes on: {sandbox.fault}", warning=True)
+    if sandbox.env is None:
+        if view.selected_env is None:
+            return note("Click a robot, and take it as it is now into a MuJoCo of its own.")
+        return note(f"Takes env {view.selected_env} as it is now into a MuJoCo of its own.")
+    where = f"Env {sandbox.env}, from step {count(sandbox.env_steps)}"
+    if sandbox.preparing:
+        return note(f"{where}: compiling what drives it, which takes some seconds")
+    if sandbox.trouble is not None:
+        return note(f"{where}: {sandbox.trouble}", warning=True)
+    lines = [f"{where}: {sandbox.time:+.1f} s"]
+    if sandbox.reward is not None:
+        lines[0] += f" · reward {sandbox.reward:.2f}"
+    if sandbox.done:
+        lines.append("Its episode would have ended here")
+    if sandbox.driver == "policy" and sandbox.policy_steps is not None:
+        lines.append(f"Driven by the policy of step {count(sandbox.policy_steps)}")
+    elif "policy" not in sandbox.drivers:
+        lines.append(
+            f"No policy: {sandbox.no_policy}"
+            if sandbox.no_policy is not None
+            else "No policy: hand viewer.policy_params_fn to the trainer as policy_params_fn"
+        )
+    return lines_of(lines)
+
+
+def pushed(view: PanelView) -> str:
+    """What pushes and masses are of."""
+    sandbox, model = view.fork, view.model
+    if sandbox.body is None or model is None or sandbox.body >= model.nbody:
+        return note("Click a part of the robot in the sandbox to push or weigh that one.")
+    return note(f"Pushes and mass are of: {body_name(model, sandbox.body)}")
+
+
+MOST_DRIFTS = 16
+"""Rows of the table of twins."""
+
+
+def drifts(view: PanelView) -> str:
+    """How far each twin has gone, those that have gone furthest first."""
+    frame = view.frame
+    if frame is None or frame.ghost is None:
+        return ""
+    ghost = frame.ghost
+    rows = np.flatnonzero(ghost.there)
+    rows = rows[np.argsort(-np.nan_to_num(ghost.bodies[rows], nan=np.inf), kind="stable")]
+    lines = []
+    if len(rows) > 1:
+        measures = (ghost.root, ghost.bodies, ghost.joints)
+        middle = tuple(float(np.median(x[rows])) for x in measures)
+        kept = int(np.isinf(ghost.passed[rows]).sum())
+        lines.append(_drift_row("Median", middle, f"{len(rows) - kept} of {len(rows)}", bold=True))
+    for row in rows[:MOST_DRIFTS]:
+        passed = ghost.passed[row]
+        when = "-" if np.isinf(passed) else f"{passed:.2f} s"
+        env = int(frame.env_index[row])
+        values = (float(ghost.root[row]), float(ghost.bodies[row]), float(ghost.joints[row]))
+        lines.append(_drift_row(str(env), values, when, bold=env == view.selected_env))
+    head = "".join(
+        f'<th style="text-align:right;font-weight:400;color:{GREY}">{text}</th>'
+        for text in ("Env", "Root, m", "Links, m", "Joints, rad", "Parted after")
+    )
+    return (
+        '<div style="margin:0 0.75em 0.5em 0.75em;font-size:0.8em">'
+        f'<table style="width:100%;border-collapse:collapse"><tr>{head}</tr>'
+        + "".join(lines)
+        + "</table></div>"
+    )
+
+
+def _drift_row(name: str, values: tuple[float, ...], when: str, *, bold: bool) -> str:
+    shown = ["-" if np.isnan(x) else f"{x:.3f}" for x in values]
+    weight = "600" if bold else "400"
+    cells = "".join(f'<td style="text-align:right">{escape(x)}</td>' for x in (*shown, when))
+    return f'<tr style="font-weight:{weight}"><td style="text-align:right">{name}</td>{cells}</tr>'
