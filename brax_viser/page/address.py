@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from numbers import Integral
+from typing import Any
 
 DEFAULT_PORT = 8000
 
@@ -148,7 +149,7 @@ def url_of(address: str, port: int) -> str:
     return f"http://{address}:{port}"
 
 
-def check_port(port: object) -> None:
+def check_port(port: Any) -> None:
     """Refuses what is no port.
 
     Raises:
