@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 
 from brax_viser.device.adapters import Adapter, adapter_for
 from brax_viser.device.emit import Payload, emit, shard_of_this_device
@@ -18,7 +17,17 @@ from brax_viser.device.episode import (
     first_log,
     over_batch,
 )
-from brax_viser.device.states import batch_of, count_of, done_of, info_of, mapping_like, replaced
+from brax_viser.device.states import (
+    batch_of,
+    count_of,
+    done_of,
+    info_of,
+    mapping_like,
+    numbers_of,
+    physics_of,
+    poses_of,
+    replaced,
+)
 from brax_viser.device.trainers import calling_trainer, check_versions
 from brax_viser.device.wrappers import (
     StandIn,
@@ -277,7 +286,7 @@ class VisualizedEnv(AnyWrapper):
             model=self._adapter.randomised(),
             detail=detail,
             coordinates={name: detail[name] for name in COORDINATES if name in detail},
-            last={"link_pos": log.last_pose[..., :3], "link_rot": log.last_pose[..., 3:]},
+            last={"link_pos": log.last_pos, "link_rot": log.last_rot},
             nonfinite=log.nonfinite,
             state_is_kept=trainer is not None and trainer.keeps_state,
         )
@@ -295,7 +304,7 @@ class VisualizedEnv(AnyWrapper):
             adapter.motion(before),
             moved,
             adapter.moving,
-            counter_fell(self._made(before.info), info_of(after), batch),
+            counter_fell(log, *(numbers_of(x, self._own_info or ()) for x in (before, after))),
             done_of(after, batch) > 0,
             adapter.dt,
             told=told,
@@ -308,15 +317,12 @@ class VisualizedEnv(AnyWrapper):
             (done_of(before, batch), done_of(after, batch)),
             self._terminated(after, batch),
             count_of(before.info, "steps", batch),
-            (_pose_of(adapter.payload(before)), _pose_of(payload)),
+            (payload["link_pos"], payload["link_rot"]),
+            None if told and not self._resets_inside else poses_of(physics_of(before)),
             resets_inside=self._resets_inside,
         )
         # Wrappers that are known leave the record where it is.
         return log if told else over_batch(log)
-
-    def _made(self, info: Mapping[str, Any]) -> dict[str, Any]:
-        """What of `info` the environment's own `reset` has made."""
-        return {key: x for key, x in info.items() if key in (self._own_info or ())}
 
     def _step_unseen(self, env: Any, state: Any, action: Any) -> Any:
         """Without a viewer. A state that was seen before keeps its record as it is."""
@@ -365,12 +371,6 @@ class VisualizedEnv(AnyWrapper):
             else:  # the environment has none of its own
                 del info[PRESERVED_KEY]
         return mapping_like(given, info), EpisodeLog(**record)
-
-
-def _pose_of(payload: Payload) -> jax.Array:
-    """float32 [*batch, L, 7], of the arrays to show."""
-    pose = jnp.concatenate([payload["link_pos"], payload["link_rot"]], axis=-1)
-    return jax.lax.stop_gradient(pose).astype(jnp.float32)
 
 
 def _has_log(info: Any) -> bool:

@@ -185,10 +185,10 @@ def test_who_has_just_fallen_is_shown_as_it_fell_and_stays_so_until_another_choi
 
     def as_it_fell() -> bool:
         np.testing.assert_array_equal(shown().frame.env_index, expected)
-        fallen = training.log().last_pose[expected]
-        return np.allclose(shown().link_pos, fallen[..., :3], atol=1e-6)
+        fallen = training.log().last_pos[expected]
+        return np.allclose(shown().link_pos, fallen, atol=1e-6)
 
-    assert (log.last_pose[expected].shape) == (NUM_DRAWN, cart_pole, 7)
+    assert (log.last_pos[expected].shape) == (NUM_DRAWN, cart_pole, 3)
     eventually(as_it_fell, "each is as it fell")
     tilt = 2 * np.arcsin(np.abs(shown().link_rot[:, 1, 2]))
     out = np.abs(shown().link_pos[:, 0, 0]) > 1.5

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from brax import envs
+from flax import struct
 
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.device.episode import Coordinates, EpisodeLog, Motion, evidence_of, first_log
@@ -14,6 +15,7 @@ from brax_viser.env import INFO_KEY
 from brax_viser.records.protocol import NEVER
 from envs.cartpole import CartPole
 from tests.sample import FallingCartPole
+from tests.toy import State, Toy
 
 NUM_ENVS, STEPS = 12, 60
 
@@ -31,6 +33,11 @@ def inner():
     keys = jax.random.split(jax.random.PRNGKey(1), NUM_ENVS)
     actions = jax.random.uniform(jax.random.PRNGKey(2), (STEPS, NUM_ENVS, 1), minval=-1, maxval=1)
     return jax.jit(jax.vmap(env.reset))(keys), jax.jit(jax.vmap(env.step)), keys, actions
+
+
+def of_finished(log: EpisodeLog) -> np.ndarray:
+    """Returns of the last finished episodes, NaN where none is known."""
+    return np.where(log.finished_length > 0, log.finished_return, np.nan)
 
 
 def reference(inner, episode_length: int, action_repeat: int) -> list[dict[str, np.ndarray]]:
@@ -144,12 +151,13 @@ def test_where_the_whole_state_is_replaced_who_fell_and_with_what_return_is_know
         np.testing.assert_array_equal(log.episode_length, told["length"])
         over = told["since"] == 0
         last[over] = told["return"][over]
-        known += int(np.isfinite(log.finished_return).sum())
+        finished = of_finished(log)
+        known += int(np.isfinite(finished).sum())
         fallen += int(np.isfinite(last).sum())
-        right = np.isclose(log.finished_return, last, rtol=1e-5)
-        assert (right | np.isnan(log.finished_return)).all()  # unknown, but never wrong
-        pose = np.isfinite(log.last_pose).all(axis=(1, 2))
-        assert (pose == np.isfinite(log.finished_return)).all()
+        right = np.isclose(finished, last, rtol=1e-5)
+        assert (right | np.isnan(finished)).all()  # unknown, but never wrong
+        pose = log.last_rot.any(axis=(1, 2))
+        assert (pose == np.isfinite(finished)).all()
     assert known > 0.9 * fallen > 0
     assert (told["since"] < NEVER).sum() == NUM_ENVS  # all have fallen, and all are found
 
@@ -218,13 +226,14 @@ def test_returns_start_anew_where_the_environment_resets_itself(viewer, inner, h
         known = ~missed
         np.testing.assert_array_equal(logs.episode_length[t][known], length[known])
         np.testing.assert_allclose(logs.episode_return[t][known], total[known], rtol=1e-5)
-        np.testing.assert_allclose(logs.finished_return[t][known], last[known], rtol=1e-5)
+        finished = of_finished(logs)[t]
+        np.testing.assert_allclose(finished[known], last[known], rtol=1e-5)
     assert (over > 0).sum() > 2 * NUM_ENVS
     assert missed.sum() <= 2
     if "says" in how:  # the pose after the reset is none that anybody has fallen in
-        pose = logs.last_pose[-1]
-        angle, place = 2 * np.arcsin(np.abs(pose[:, 1, 5])), np.abs(pose[:, 0, 0])
-        assert ((angle > 0.3) | (place > 1.4) | np.isnan(angle)).all()
+        pos, rot = logs.last_pos[-1], logs.last_rot[-1]
+        angle, place = 2 * np.arcsin(np.abs(rot[:, 1, 2])), np.abs(pos[:, 0, 0])
+        assert ((angle > 0.3) | (place > 1.4) | ~rot[:, 1].any(axis=1)).all()
 
 
 def test_an_own_wrapper_around_that_leaves_done_to_be_seen_begins_episodes(viewer, inner):
@@ -314,3 +323,52 @@ def test_the_time_of_an_outer_step_includes_its_repeats(viewer):
     inside = VisualizedEnv(CartPole(), viewer=viewer)
     assert inside._adapter.dt == pytest.approx(float(bare.dt))
     assert outside._adapter.dt == pytest.approx(4 * float(bare.dt))
+
+
+@struct.dataclass
+class Clocked(State):
+    """A state with a field of its own."""
+
+    clock: Any = None
+
+
+class Ticking(Toy):
+    """Begins anew every `LIMIT` steps, somewhere near, and counts them in a place of its own."""
+
+    def __init__(self, place: str):
+        super().__init__(done=lambda position: jnp.zeros(()))
+        self._place = place
+
+    def reset(self, rng):
+        state, zero = super().reset(rng), jnp.zeros((), jnp.int32)
+        info = {"rng": rng, **({"my_ticks": zero} if self._place == "info" else {})}
+        state = state.replace(info=info)
+        fields = {name: getattr(state, name) for name in state.__dataclass_fields__}
+        return Clocked(**fields, clock=zero) if self._place == "field" else state
+
+    def step(self, state, action):
+        rng, key = jax.random.split(state.info["rng"])
+        ticks = 1 + (state.clock if self._place == "field" else state.info["my_ticks"])
+        moved = super().step(State(state.pipeline_state, None, None, None), action)
+        over, again = ticks >= LIMIT, super().reset(key).pipeline_state
+        physics = jax.tree.map(lambda a, b: jnp.where(over, a, b), again, moved.pipeline_state)
+        ticks = jnp.where(over, 0, ticks)
+        state = state.replace(pipeline_state=physics, reward=moved.reward)
+        if self._place == "field":
+            return state.replace(info={"rng": rng}, clock=ticks)
+        return state.replace(info={"rng": rng, "my_ticks": ticks})
+
+
+@pytest.mark.parametrize("place", ["info", "field"])
+def test_a_count_of_steps_is_known_by_what_it_counts_whatever_it_is_called(viewer, place):
+    env = VisualizedEnv(Ticking(place), grid=(2, 2), viewer=viewer)
+    first = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
+    actions = jnp.full((4 * LIMIT, NUM_ENVS, 1), 0.05)  # slow: it comes nowhere by itself
+
+    def body(state, action):
+        state = jax.vmap(env.step)(state, action)
+        return state, state.info[INFO_KEY]["episode_length"]
+
+    lengths = jax.jit(lambda s: jax.lax.scan(body, s, actions)[1])(first)
+    told = np.tile(np.arange(4 * LIMIT) % LIMIT + 1, (NUM_ENVS, 1)).T
+    np.testing.assert_array_equal(lengths, told)

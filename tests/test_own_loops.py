@@ -210,3 +210,10 @@ def test_a_batch_divided_among_devices_by_xla_is_seen_whole(mechanism):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"frames {NUM_STEPS}, envs 8, identical" in done.stdout
+
+
+def test_a_search_for_nans_finds_none_of_ours(viewer, page):
+    """`jax_debug_nans` looks through whatever a compiled function returns."""
+    with jax.debug_nans(True):
+        seen = scan_over_vmap(VisualizedEnv(bare(), grid=(2, 3), viewer=viewer))
+    np.testing.assert_array_equal(seen, of_the_bare_env(scan_over_vmap))

@@ -261,7 +261,7 @@ def _emit_batch(
         )
 
         def looked_through(fields: Payload, others: Payload) -> Payload:
-            # That of an episode before is NaN where there is none, and says nothing of this one.
+            # That of an episode before says nothing of this one.
             own = [x for name, x in fields.items() if name != "finished_return"]
             return {**fields, "finite": finite([*own, *others.values()])}
 

@@ -1,7 +1,7 @@
 """What the wrapper keeps per environment: when to ask the host again, and how its episodes go."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,14 +10,13 @@ import mujoco
 import numpy as np
 
 from brax_viser.device.emit import swallow_batch_axes
-from brax_viser.device.states import is_key
 from brax_viser.records.protocol import FRESH, NEVER, NO_ROW, UNKNOWN
 
 COUNTERS = frozenset(
     "steps step step_count step_counter num_steps elapsed_steps episode_steps episode_step "
     "episode_length timestep time_step count counter t time".split()
 )
-"""Keys of an environment's own `info` that may count the steps of its episode."""
+"""Names under which an environment may count the steps of its episode, from any number on."""
 
 NEIGHBOURS = (1, 2)
 """How many places further on each environment's record is kept once more: see `over_batch`."""
@@ -55,9 +54,10 @@ class EpisodeLog(NamedTuple):
     episode_length: jax.Array
     since_termination: jax.Array  # int32 [*batch]: env steps; 0 with the step that terminates
     trainer_steps: jax.Array  # int32 [*batch]: the trainer's own step count, as last seen
-    finished_return: jax.Array  # float32 [*batch]: of the last finished episode; NaN: none known
+    finished_return: jax.Array  # float32 [*batch]: of the last finished episode; else 0
     finished_length: jax.Array  # int32 [*batch]: env steps of it; 0: none known
-    last_pose: jax.Array  # float32 [*batch, L, 7]: m and wxyz, at the last termination; or NaN
+    last_pos: jax.Array  # float32 [*batch, L, 3]: m, at the last termination, else 0
+    last_rot: jax.Array  # float32 [*batch, L, 4]: wxyz, likewise
     seen: jax.Array  # float32 [*batch, C]: coordinates after the last step, see `Motion`
     first: jax.Array  # float32 [*batch, C]: coordinates after the reset
     was_reset: jax.Array  # int32 [*batch]: 1: the last step has ended in a reset within the env
@@ -94,15 +94,14 @@ class Coordinates:
                 speed.append(model.jnt_dofadr[joint] + i)
                 turns.append(kind == hinge)
         self.turns = tuple(turns)  # of each, whether it is an angle
-        self._place, self._speed = np.array(place, int), np.array(speed, int)
+        self._place, self._speed = _stretches(place), _stretches(speed)
         self._nq = model.nq
 
     def motion(self, qpos: jax.Array, qvel: jax.Array, time: jax.Array | None) -> Motion:
         """Of arrays [*batch, nq] and [*batch, nv]; of another model's nothing is known."""
         known = qpos.shape[-1:] == (self._nq,)
-        place, speed = (self._place, self._speed) if known else (self._place[:0],) * 2
-        motion = jax.lax.stop_gradient((qpos[..., place], qvel[..., speed]))
-        return Motion(motion[0].astype(jnp.float32), motion[1].astype(jnp.float32), time)
+        place, speed = (self._place, self._speed) if known else ((), ())
+        return Motion(_taken(qpos, place), _taken(qvel, speed), time)
 
     def apart(self, one: jax.Array, other: jax.Array) -> jax.Array:
         """float32 [*batch, C]: from one to the other, angles by the shorter way: some backends
@@ -111,6 +110,19 @@ class Coordinates:
         count = way.shape[-1]
         turned = way - turn * jnp.round(way / turn)
         return jnp.where(jnp.asarray(self.turns[:count], bool), turned, way)
+
+
+def _stretches(index: list[int]) -> list[slice]:
+    """An index as slices, for XLA works through a gather by itself."""
+    starts = [i for i in range(len(index)) if not i or index[i] != index[i - 1] + 1]
+    ends = [*starts[1:], len(index)]
+    return [slice(index[i], index[j - 1] + 1) for i, j in zip(starts, ends, strict=True)]
+
+
+def _taken(x: jax.Array, stretches: Sequence[slice]) -> jax.Array:
+    parts = [x[..., :0], *(x[..., stretch] for stretch in stretches)]
+    taken = jnp.concatenate(parts[len(parts) > 1 :], axis=-1)
+    return jax.lax.stop_gradient(taken).astype(jnp.float32)
 
 
 class Evidence(NamedTuple):
@@ -142,9 +154,10 @@ def first_log(done: jax.Array, feed: int, motion: Motion, num_links: int) -> Epi
         episode_length=full(0),
         since_termination=full(NEVER),
         trainer_steps=full(0),
-        finished_return=full(jnp.nan, jnp.float32),
+        finished_return=full(0.0, jnp.float32),
         finished_length=full(0),
-        last_pose=full(jnp.nan, jnp.float32, num_links, 7),
+        last_pos=full(0.0, jnp.float32, num_links, 3),
+        last_rot=full(0.0, jnp.float32, num_links, 4),
         seen=motion.place,
         first=jnp.copy(motion.place),  # a loop may donate each buffer but once
         was_reset=full(0),
@@ -191,48 +204,73 @@ def evidence_of(
     def differ(one: jax.Array, other: jax.Array, by: float = TOUCH) -> jax.Array:
         return jnp.abs(coordinates.apart(one, other)) > by * (1 + jnp.abs(one))
 
-    def most(those: jax.Array, of: jax.Array) -> jax.Array:
-        return (2 * those.sum(-1) >= of.sum(-1)) & those.any(-1)
-
-    def is_first(motion: Motion) -> jax.Array:
-        return ~differ(log.first, motion.place, SAME).any(-1)
-
-    elsewhere = differ(log.seen, before.place)
-    # A wrapper that moves a thing or two, as a target, begins no episode.
-    replaced = most(elsewhere, jnp.ones_like(elsewhere))
-    replaced |= elsewhere.any(-1) & is_first(before)
     way = coordinates.apart(before.place, after.place)
     rest = jnp.abs(way - dt * (before.speed + after.speed) / 2)
     explained = dt * (jnp.abs(before.speed) + jnp.abs(after.speed)) / 2
     touch = TOUCH * (1 + jnp.abs(before.place))
-    odd = rest > ODD * explained + touch
-    total, most_explained = rest.sum(-1), explained.sum(-1)
-    moved_oddly = (total > LITTLE_ODD * most_explained) & (rest > touch).any(-1)
-    jumped = (total > ODD * most_explained) & most(odd, jnp.ones_like(odd))
-    away = jnp.abs(coordinates.apart(log.first, before.place)).sum(-1)
-    back = jnp.abs(coordinates.apart(log.first, after.place)).sum(-1)
+    moved, most_explained, touched, odd, away, back, elsewhere, from_first, to_first = _totals(
+        rest,
+        explained,
+        rest > touch,
+        rest > ODD * explained + touch,
+        jnp.abs(coordinates.apart(log.first, before.place)),
+        jnp.abs(coordinates.apart(log.first, after.place)),
+        differ(log.seen, before.place),
+        differ(log.first, before.place, SAME),
+        differ(log.first, after.place, SAME),
+    )
+
+    def most(count: jax.Array) -> jax.Array:
+        return (2 * count >= way.shape[-1]) & (count > 0)
+
+    # A wrapper that moves a thing or two, as a target, begins no episode.
+    replaced = most(elsewhere) | ((elsewhere > 0) & (from_first == 0))
+    moved_oddly = (moved > LITTLE_ODD * most_explained) & (touched > 0)
+    jumped = (moved > ODD * most_explained) & most(odd)
     # A wrapper that keeps a first state to go back to goes back to the very same.
-    was_reset = moved_oddly & (counter_fell | (is_first(after) & ~is_first(before)))
-    was_reset |= jumped & (back < away / 2 if told else (back < away) | ended)
-    doubtful = jumped & (total > VERY_ODD * most_explained) & (not told)
+    was_reset = moved_oddly & (counter_fell | ((to_first == 0) & (from_first > 0)))
+    was_reset |= jumped & (back < away / 2 if told else back < away)
+    put = jumped & (moved > VERY_ODD * most_explained) & (not told)
+    was_reset |= put & ended
     if before.time is not None and after.time is not None:
         was_reset |= after.time < before.time
-    return Evidence(replaced, was_reset, doubtful & ~was_reset)
+    return Evidence(replaced, was_reset, put & ~was_reset)
+
+
+def _totals(*parts: jax.Array) -> list[jax.Array]:
+    """float32 [*batch]: the sum of each of some arrays [*batch, C] over its coordinates; together,
+    for what XLA works out for a few environments takes as long as there are pieces of it."""
+    zeros, last = [np.float32(0)] * len(parts), parts[0].ndim - 1
+    floats = [x.astype(jnp.float32) for x in parts]
+
+    def add(one: list[jax.Array], other: list[jax.Array]) -> list[jax.Array]:
+        return [a + b for a, b in zip(one, other, strict=True)]
+
+    return jax.lax.reduce(floats, zeros, add, [last])
 
 
 def counter_fell(
-    before: Mapping[str, Any], after: Mapping[str, Any], batch: tuple[int, ...]
+    log: EpisodeLog, before: Mapping[str, jax.Array], after: Mapping[str, jax.Array]
 ) -> jax.Array:
-    """bool [*batch]: whether any count of steps in an environment's own `info` has begun anew.
+    """bool [*batch]: whether any count of an episode's steps has begun anew.
 
     Alone it tells little: some environments count to where they change a command.
+
+    Args:
+        log: as the last step left it.
+        before: numbers [*batch] by their paths, as the step began, from `states.numbers_of`.
+        after: the same as it has ended.
     """
-    fell = jnp.zeros(batch, bool)
-    for key in COUNTERS & before.keys() & after.keys():
-        one, other = before[key], after[key]
-        shapes = getattr(one, "shape", None), getattr(other, "shape", None)
-        if shapes == (batch, batch) and not (is_key(one) or is_key(other)):
+    fell = jnp.zeros(log.countdown.shape, bool)
+    steps = jnp.where(log.was_reset > 0, 0, log.episode_length)
+    for path in before.keys() & after.keys():
+        one, other = before[path], after[path]
+        if path.rsplit("/", 1)[-1] in COUNTERS:
             fell |= other < one
+        elif jnp.issubdtype(one.dtype, jnp.integer):
+            # Whatever it is called, it has counted the steps of this episode so far.
+            counted = (steps > 1) & ((one == steps) | (one == steps + 1))
+            fell |= counted & (other <= 1)
     return fell
 
 
@@ -243,7 +281,8 @@ def advance(
     done: tuple[jax.Array, jax.Array],
     terminated: jax.Array,
     trainer_steps: jax.Array | None,
-    poses: tuple[jax.Array, jax.Array],
+    pose: tuple[jax.Array, jax.Array],
+    pose_before: tuple[jax.Array, jax.Array] | None,
     *,
     resets_inside: bool,
 ) -> EpisodeLog:
@@ -269,7 +308,9 @@ def advance(
         terminated: whether the environment has ended its episode with this step.
         trainer_steps: `info["steps"]` of the state that the step starts from, where Brax's
             EpisodeWrapper keeps it.
-        poses: float32 [*batch, L, 7], before the step and after.
+        pose: [*batch, L, 3] in m and [*batch, L, 4] wxyz, after the step.
+        pose_before: the same before it, None where it is not to be looked for there. Who has been
+            reset within the step is seen after that: what is known of its end is before.
         resets_inside: whether an auto-reset wrapper is inside of this one.
     """
     # APG differentiates through steps; what is only looked at must not take part in that.
@@ -297,11 +338,13 @@ def advance(
     before = _whole(log.episode_return, log.episode_length)
     finished = _where(begins & (log.episode_length != 0), before, finished)
     finished = _where(terminated | was_reset, _whole(total, length), finished)
-    finished = _where(evidence.doubtful, (jnp.nan, 0), finished)
+    finished = _where(evidence.doubtful, (0.0, 0), finished)
     kept = log.trainer_steps
-    # Who has been reset within the step is seen after it: what is known of its end is before.
-    hidden = was_reset | resets_inside
-    pose = jnp.where(hidden[..., None, None], *poses)
+    hidden, kept_pose = was_reset | resets_inside, (log.last_pos, log.last_rot)
+    fell = (0.0, 0.0) if pose_before is None else jax.lax.stop_gradient(pose_before)
+    fell = _where(hidden[..., None, None], fell, jax.lax.stop_gradient(pose))
+    fell = tuple(x.astype(jnp.float32) for x in fell)
+    last_pos, last_rot = _where(terminated[..., None, None], fell, kept_pose)
     return log._replace(
         episode_return=jnp.where(evidence.doubtful, 0.0, total),
         episode_length=jnp.where(evidence.doubtful, UNKNOWN, length),
@@ -309,14 +352,15 @@ def advance(
         trainer_steps=kept if trainer_steps is None else jnp.asarray(trainer_steps, jnp.int32),
         finished_return=finished[0],
         finished_length=finished[1],
-        last_pose=jnp.where(terminated[..., None, None], pose, log.last_pose),
+        last_pos=last_pos,
+        last_rot=last_rot,
         was_reset=(was_reset | (terminated & resets_inside)).astype(jnp.int32),
     )
 
 
 def _whole(total: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return and length of an episode, where it was seen from its beginning on."""
-    return _where(length > 0, (total, length), (jnp.nan, 0))
+    return _where(length > 0, (total, length), (0.0, 0))
 
 
 def _where(which: jax.Array, one: tuple[Any, ...], other: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -347,7 +391,8 @@ _RESTORED = (
     "since_termination",
     "finished_return",
     "finished_length",
-    "last_pose",
+    "last_pos",
+    "last_rot",
 )
 
 
@@ -367,8 +412,8 @@ def _restored(
     replaced = fresh & ~fresh.all()
 
     def restore(fields: list[jax.Array]) -> list[jax.Array]:
-        total, length, since, *ended, pose = fields
-        found, kept = jnp.zeros(num_envs, bool), jnp.full(spare.shape[::2], jnp.nan)
+        total, length, since, *ended, pos, rot = fields
+        found, kept = jnp.zeros(num_envs, bool), jnp.zeros(spare.shape[::2])
         for number, offset in enumerate(offsets):
             there = ~jnp.roll(replaced, -offset) & ~found
             kept = jnp.where(there[:, None], jnp.roll(spare[:, number], -offset, axis=0), kept)
@@ -376,24 +421,26 @@ def _restored(
         ages = kept[:, 2]
         fell = ~found | (ages == 0)
         # Who has not fallen was taken out of an episode by whoever has replaced its state.
-        last = _whole(kept[:, 0], jnp.nan_to_num(kept[:, 1]).astype(jnp.int32))
-        before = kept[:, 3], jnp.nan_to_num(kept[:, 4]).astype(jnp.int32)
+        last = _whole(kept[:, 0], kept[:, 1].astype(jnp.int32))
+        before = kept[:, 3], kept[:, 4].astype(jnp.int32)
         last = _where(fell, before, last)
-        age = jnp.where(fell, 1, jnp.minimum(jnp.nan_to_num(ages).astype(jnp.int32) + 1, NEVER))
+        age = jnp.where(fell, 1, jnp.minimum(ages.astype(jnp.int32) + 1, NEVER))
         again = since == 0  # in its first step
-        pose_then = kept[:, NUMBERS:].reshape(pose.shape)
+        pose_then = kept[:, NUMBERS:].reshape(num_envs, -1, 7)
+        pose_then = pose_then[..., :3], pose_then[..., 3:]
         own = ~replaced | (ended[1] > 0)
         return [
             total,
             length,
             jnp.where(replaced & ~again, age, since),
             *_where(own, tuple(ended), last),
-            jnp.where((replaced & ~again)[:, None, None], pose_then, pose),
+            *_where((replaced & ~again)[:, None, None], pose_then, (pos, rot)),
         ]
 
     flat = jax.lax.cond(replaced.any(), restore, lambda fields: fields, flat)
-    numbers = [x[:, None].astype(jnp.float32) for x in flat[:-1]]
-    record = jnp.concatenate([*numbers, flat[-1].reshape(num_envs, -1)], axis=1)
+    numbers = [x[:, None].astype(jnp.float32) for x in flat[:NUMBERS]]
+    pose = jnp.concatenate(flat[NUMBERS:], axis=2)
+    record = jnp.concatenate([*numbers, pose.reshape(num_envs, -1)], axis=1)
     copies = [jnp.roll(record, offset, axis=0) for offset in NEIGHBOURS]
     spare = jnp.stack(copies, axis=1)
     return tuple(x.reshape(shape) for x, shape in zip((spare, *flat), shapes, strict=True))

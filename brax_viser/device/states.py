@@ -7,7 +7,7 @@ Brax's under either's name. All is found here by what it has, while a step is be
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Container, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import jax
@@ -44,12 +44,16 @@ def physics_of(state: Any) -> Any:
     )
 
 
-def _places(state: Any) -> Iterator[Any]:
-    """Where a state may have its physics, the likely ones first."""
+def _own_fields(state: Any) -> list[str]:
+    """Names of those of a state's fields that not all environments' have."""
     names = [f.name for f in dataclasses.fields(state)] if dataclasses.is_dataclass(state) else []
     names = names or list(getattr(state, "_fields", ())) or list(getattr(state, "__dict__", ()))
-    others = [name for name in names if name not in (*_PHYSICS_NAMES, *_NO_PHYSICS)]
-    for name in (*_PHYSICS_NAMES, *others):
+    return [name for name in names if name not in (*_PHYSICS_NAMES, *_NO_PHYSICS)]
+
+
+def _places(state: Any) -> Iterator[Any]:
+    """Where a state may have its physics, the likely ones first."""
+    for name in (*_PHYSICS_NAMES, *_own_fields(state)):
         yield getattr(state, name, None)
     yield own_info(info if isinstance(info := getattr(state, "info", None), Mapping) else {})
 
@@ -129,6 +133,24 @@ def _per_env(x: Any, batch: tuple[int, ...]) -> jax.Array:
         return jnp.broadcast_to(x, batch)
     # Of no environment in particular.
     return jnp.broadcast_to(x.ravel(), (*batch, x.size))
+
+
+def numbers_of(state: Any, keys: Container[str]) -> dict[str, jax.Array]:
+    """By its path, each number [*batch] that an environment keeps beside its physics: under these
+    keys of `info`, and in fields of the state that are its own."""
+    kept = {name: getattr(state, name) for name in _own_fields(state)}
+    kept |= {key: x for key, x in info_of(state).items() if key in keys}
+    kept = {
+        name: x
+        for name, x in kept.items()
+        if not any(map(is_physics, jax.tree.leaves(x, is_leaf=is_physics)))
+    }
+    batch, numbers = batch_of(state), {}
+    for path, x in named_leaves(kept).items():
+        if isinstance(x, jax.Array | np.ndarray) and x.shape == batch:
+            if any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.integer, jnp.floating)):
+                numbers[path] = jnp.asarray(x)
+    return numbers
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class Falls:
         """
         fallen = frame.since_termination < NEVER if ranked else frame.since_termination == 0
         fallen = fallen & np.isfinite(frame.link_pos).all(axis=(1, 2))
+        fallen &= frame.link_rot.any(axis=(1, 2))  # all 0 where the pose is not known
         for row in np.flatnonzero(fallen).tolist():
             env, since = int(frame.env_index[row]), int(frame.since_termination[row])
             step, known = frame.env_steps - since, self._falls.get(env)

@@ -70,7 +70,7 @@ class Parcel:
             episode_length=fields["episode_length"].astype(np.int32),
             since_termination=fields["since_termination"].astype(np.int32),
             finite=fields["finite"] > 0,
-            finished_return=fields.get("finished_return"),
+            finished_return=_of_finished(fields),
             finished_length=_whole_numbers(fields.get("finished_length")),
             was_reset=fields["was_reset"] > 0 if "was_reset" in fields else None,
             detail=detail,
@@ -97,6 +97,14 @@ class ModelParcel:
             int(env): {name: values[row] for name, values in fields.items()}
             for row, env in enumerate(self.env_index)
         }
+
+
+def _of_finished(fields: dict[str, np.ndarray]) -> np.ndarray | None:
+    """float32 [K]: returns of the last finished episodes, NaN where none is known."""
+    total, length = fields.get("finished_return"), fields.get("finished_length")
+    if total is None or length is None:
+        return total
+    return np.where(length > 0, total, np.float32(np.nan))
 
 
 def _whole_numbers(array: np.ndarray | None) -> np.ndarray | None:
