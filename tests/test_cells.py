@@ -9,6 +9,8 @@ import viser
 from brax_viser.model.grid import grid_of
 from brax_viser.model.robot import Model
 from brax_viser.model.rotations import rotate
+from brax_viser.model.scenery import in_others
+from brax_viser.model.scenery import place as placed_in
 from brax_viser.model.shapes import Parts, visible_geoms
 from brax_viser.records.frame import Frame
 from brax_viser.records.protocol import NEVER
@@ -282,6 +284,86 @@ def test_what_a_robot_can_touch_counts():
     assert two[1, 0] > 5.2
 
 
+LONG_ARM = ARM.replace('0 .4"', '0 .7"')
+TABLE = '<geom name="table" type="box" size="1.5 1.5 .02" pos="0 0 -.02"/>'
+CORRIDOR = "".join(
+    f'<geom type="box" size="10 .05 .5" pos="9 {side * 0.55} .5"/>' for side in (-1, 1)
+)
+STAIRS = "".join(
+    f'<geom type="box" size=".15 1 {0.05 * n}" pos="{0.7 + 0.3 * n} 0 {0.05 * n}"/>'
+    for n in range(1, 21)
+)
+HIGH_DOG = DOG.replace("0 0 .35", "0 0 1.35")
+OPEN = hall(6, 1.0).rsplit("<geom", 1)[0]
+MET = {
+    "table": (LONG_ARM + CUBE + TABLE, ARM_MOTOR),
+    "corner of a table": (LONG_ARM + CUBE + TABLE.replace('"0 0', '"1.3 1.3'), ARM_MOTOR),
+    "corridor": (FLOOR + DOG + CORRIDOR, MOTORS),
+    "corridor and walker": (FLOOR + WALKER + CORRIDOR, ""),
+    "stairs": (FLOOR + DOG + STAIRS, MOTORS),
+    "ramp": (
+        FLOOR + DOG + '<geom type="box" size="9 2 .1" pos="9 0 0" euler="0 -20 0"/>',
+        MOTORS,
+    ),
+    "bridge": (FLOOR + HIGH_DOG + '<geom type="box" size="15 1 .5" pos="12 0 .5"/>', MOTORS),
+    "platform": (FLOOR + HIGH_DOG + '<geom type="box" size="5 5 .5" pos="0 0 .5"/>', MOTORS),
+    "arena": (FLOOR + DOG + OPEN, MOTORS),
+    "arena with a roof": (FLOOR + DOG + hall(6, 3), MOTORS),
+    "arena of one mesh": (
+        FLOOR + DOG + hall(8.9, 4, 'group="3"') + f'<geom type="mesh" mesh="crate" {UNSEEN}/>',
+        MOTORS,
+    ),
+}
+
+
+@pytest.mark.parametrize("cells", [(3, 3), (12, 12)])
+@pytest.mark.parametrize("name", MET)
+def test_what_a_robot_can_run_into_is_drawn_in_each_cell(name, cells):
+    world, motors = MET[name]
+    model = of(world, motors, CRATE)
+    grid = grid_of(model, model.qpos0, cells, None)
+    robot = Model.of(model, grid, poses(model, model.qpos0), 0.02)
+    placed = placed_in(robot.scenery, grid, grid.capacity, alone=True)
+    assert not placed.left_out
+    # What there is once is so wide that nobody gets to its edge.
+    low, high = grid.bounds(grid.capacity)[:, :2]
+    for shape in placed.once:
+        corners = shape.pos[0] + rotate(shape.quat[0], np.asarray(shape.mesh.vertices))
+        assert (corners.min(axis=0)[:2] <= low).all() and (corners.max(axis=0)[:2] >= high).all()
+        assert min(*(low - corners.min(axis=0)[:2]), *(corners.max(axis=0)[:2] - high)) > 0.5
+    # And what is in a cell is not among the robots of others.
+    for shape in placed.each:
+        corners = shape.pos[0] + rotate(shape.quat[0], np.asarray(shape.mesh.vertices))
+        box = np.stack([corners.min(axis=0), corners.max(axis=0)])
+        assert not in_others(box, grid)
+        over = (box[0] <= grid.reach[0]) & (box[1] >= grid.reach[1])
+        assert not over[:2].all() or (np.ptp(box, axis=0) <= grid.spacing)[:2].all(), (
+            "one lies in another"
+        )
+
+
+def test_cells_hold_a_table_that_is_part_of_a_hall(server):
+    parts = [
+        trimesh.creation.box(bounds=[(-3, -3, 0), (3, 3, 4)]),
+        trimesh.creation.cylinder(radius=0.7, height=0.1, sections=24),
+        trimesh.creation.box(bounds=[(-2.5, -2.5, 0), (-2.3, -2.3, 1)]),
+    ]
+    parts[1].apply_translation([0, 0, 0.5])
+    starts = np.cumsum([0, *(len(part.vertices) for part in parts)])
+    corners = np.concatenate([part.vertices for part in parts]).ravel()
+    faces = np.concatenate([part.faces + start for part, start in zip(parts, starts, strict=False)])
+    vertex, face = (" ".join(map(str, values)) for values in (corners, faces.ravel()))
+    asset = f'<asset><mesh name="all" vertex="{vertex}" face="{face}" inertia="shell"/></asset>'
+    arm = ARM.replace('"base"', '"base" pos="0 0 .8"')
+    model = of(f'{FLOOR}<geom type="mesh" mesh="all" {UNSEEN}/>{arm}', ARM_MOTOR, asset)
+    for spacing in (None, (0.6, 0.6)):
+        stage = Stage(server, model, (3, 3), spacing)
+        own = [shape.mesh for shape in stage.model.shapes if shape.is_scenery]
+        assert len(own) == 1
+        np.testing.assert_allclose(sorted(own[0].extents), [0.1, 1.4, 1.4], atol=0.05)
+        assert spacing is not None or 1.4 < stage.grid.spacing[0] < 2.5
+
+
 def test_a_grid_of_mazes_keeps_each_in_its_cell(server):
     stage = Stage(server, of(FLOOR + DOG + MAZE), (2, 1))
     assert stage.grid.spacing[0] >= 20 and stage.block.notes() == []
@@ -314,6 +396,26 @@ def test_no_scenery_stands_between_a_camera_and_the_robots(server, cells, name):
             for cell in stage.grid.origins(block.count) + centre:
                 within = ((cell > box[0]) & (cell < box[1])).all()
                 assert not within or np.ptp(box, axis=0).min() > 3, "only what is around all"
+
+
+@pytest.mark.parametrize("half", [20, 50, 200])
+def test_the_far_walls_of_a_hall_are_within_sight_and_stand_on_its_floor(server, half):
+    stage = Stage(server, of(FLOOR + DOG + hall(half, 10)), (1, 1))
+    assert not stage.block._left_out
+    corners = np.concatenate(
+        [
+            shape.pos[0] + rotate(shape.quat[0], np.asarray(shape.mesh.vertices))
+            for robots in stage.block._scenery
+            for shape in (part.shape for part in robots._parts)
+        ]
+    )
+    np.testing.assert_allclose(np.abs(corners[:, :2]).max(axis=0), half, atol=0.2)
+    camera, scale = server.initial_camera, stage.scene._scale
+    away = np.linalg.norm(corners * scale - camera.position, axis=1).max()
+    assert camera.far > away
+    # The floor does not end before them, as in mid-air.
+    floor = server.scene._handle_from_node_name["/scene/floor"]
+    assert floor.fade_distance > np.sqrt(2) * half * scale
 
 
 def test_each_robot_has_its_own_pedestal_of_a_hall(server):

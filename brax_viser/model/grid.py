@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
+from brax_viser.model.scenery import must_hold
 from brax_viser.model.scope import bounds_of as bounds_of
-from brax_viser.model.scope import scope_of
+from brax_viser.model.scope import scope_of, within
 from brax_viser.records.grid import Grid
 
 MAX_CELLS = 4096
@@ -27,8 +28,14 @@ def grid_of(
     """
     shape = _checked_shape(grid)
     scope = scope_of(model, init_qpos)
-    spaced = _checked_spacing(spacing, scope.reach)
-    return Grid(shape, spaced, scope.reach, scope.scenery, scope.farthest)
+    while True:
+        spaced = _checked_spacing(spacing, scope.reach)
+        cells = Grid(shape, spaced, scope.reach, scope.scenery, scope.farthest)
+        # The wider cells are, the more may stand in them.
+        met = [not within(scope.reach, *box) and must_hold(box, cells) for box in scope.obstacles]
+        if not any(met):
+            return cells
+        scope = scope.holding(np.array(met))
 
 
 def _checked_shape(grid: Sequence[int]) -> tuple[int, int, int]:

@@ -11,6 +11,7 @@ import mujoco
 import numpy as np
 import trimesh
 
+from brax_viser.model.pieces import boxes_of, pieces_of
 from brax_viser.model.rotations import multiply, rotate
 from brax_viser.model.scope import within
 from brax_viser.model.shapes import Shape
@@ -60,12 +61,11 @@ def scenery_of(
         shape = replace(shape, body=np.zeros(1, int), pos=pos[None], quat=quat[None])
         corners = pos + rotate(quat, np.asarray(shape.mesh.vertices))
         triangles = corners[np.asarray(shape.mesh.faces)]
-        low, high = cell_of(grid)
-        middle, size = triangles.mean(axis=1), np.ptp(triangles, axis=1).max(axis=1)
-        near = ((middle >= low) & (middle <= high)).all(axis=1) & (size < (high - low)[:2].max())
         box = np.stack([corners.min(axis=0), corners.max(axis=0)])
-        if within(grid.reach, *box):  # of a room in the cell: a roof, or a wall
-            near[:] = False
+        # Of a room in the cell nothing is near: it is a roof, or a wall.
+        near = np.zeros(len(triangles), bool)
+        if not within(grid.reach, *box):
+            near = _near(corners, np.asarray(shape.mesh.faces), grid)
         if near.any():
             own.append(replace(shape, mesh=_part(shape.mesh, near)))
         if near.all():
@@ -97,11 +97,25 @@ def place(scenery: Sequence[Scenery], grid: Grid, count: int, *, alone: bool) ->
         low, high = piece.box[:, :2]
         if alone and (count == 1 or ((low <= bounds[0]) & (high >= bounds[1])).all()):
             once.append(piece.shape)
-        elif alone and not _in_others(piece.box, grid):
+        elif alone and not in_others(piece.box, grid):
             each.append(piece.shape)
         else:
             left_out = True
     return Placed(once, each, left_out)
+
+
+def must_hold(box: np.ndarray, grid: Grid) -> bool:
+    """Whether a cell has to hold what its robot may run into, because it can't be drawn otherwise.
+
+    Args:
+        box: float [2, 3], m, around it.
+        grid: the cells.
+    """
+    bounds = grid.bounds(grid.capacity)[:, :2]
+    if grid.capacity == 1 or ((box[0, :2] <= bounds[0]) & (box[1, :2] >= bounds[1])).all():
+        return False
+    under = ((box[0] <= grid.reach[0]) & (box[1] >= grid.reach[1]))[:2].all()
+    return bool(under) or in_others(box, grid)
 
 
 def cell_of(grid: Grid) -> np.ndarray:
@@ -129,7 +143,24 @@ def ground_of(scenery: Sequence[Scenery], grid: Grid) -> float | None:
     return min(found, default=None)
 
 
-def _in_others(box: np.ndarray, grid: Grid) -> bool:
+def _near(corners: np.ndarray, faces: np.ndarray, grid: Grid) -> np.ndarray:
+    """bool [F]: what each cell has of a piece for itself.
+
+    Whole things that stand in the cell or that the robot can get to, and of larger ones small
+    triangles: what rises from the ground there.
+    """
+    triangles, (low, high) = corners[faces], cell_of(grid)
+    size = np.ptp(triangles, axis=1).max(axis=1)
+    inside = ((triangles >= low) & (triangles <= high)).all(axis=(1, 2))
+    piece = pieces_of(corners, faces)
+    lows, highs = boxes_of(triangles, piece)
+    whole = ((lows >= low) & (highs <= high)).all(axis=1) | within(grid.reach, lows, highs)
+    middle = grid.reach.mean(axis=0)
+    whole &= ~((lows < middle) & (highs > middle)).all(axis=1)  # which is around the robot
+    return whole[piece] | (inside & (size < (high - low)[:2].max()))
+
+
+def in_others(box: np.ndarray, grid: Grid) -> bool:
     """Whether a piece of one cell would be where the robots of others are, and not under them."""
     steps = [np.arange(1 - count, count) for count in grid.shape]
     offsets = np.stack(np.meshgrid(*steps), axis=-1).reshape(-1, 3)

@@ -4,11 +4,12 @@ That is the robot, and what it can get to. A sky, a hall, or objects that are pa
 metres away are drawn, but would make the robot a dot if cells had to hold them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import mujoco
 import numpy as np
 
+from brax_viser.model.pieces import boxes_of, pieces_of
 from brax_viser.model.shapes import visible_geoms
 
 SAMPLES = 64
@@ -16,6 +17,9 @@ SAMPLES = 64
 
 BESIDE = 0.5
 """How far from what a robot that is bolted down reaches its surroundings count, in sizes of it."""
+
+UNDER = 2.0
+"""How far below it is what it stands on, in sizes of it."""
 
 AROUND, AROUND_METRES = 4.0, 2.0
 """The same of a robot that travels, in sizes of it, but at least that many metres."""
@@ -31,6 +35,7 @@ LARGE, SCENERY = 10.0, 3.0
 it, or anything else that it can't touch."""
 
 _PLANE, _FIELD = int(mujoco.mjtGeom.mjGEOM_PLANE), int(mujoco.mjtGeom.mjGEOM_HFIELD)
+_MESH = int(mujoco.mjtGeom.mjGEOM_MESH)
 _SLIDE, _HINGE = int(mujoco.mjtJoint.mjJNT_SLIDE), int(mujoco.mjtJoint.mjJNT_HINGE)
 _FREE = int(mujoco.mjtJoint.mjJNT_FREE)
 
@@ -43,6 +48,17 @@ class Scope:
     # Ids of geoms that are fixed to the world, and not all in that box or a room around the robot.
     scenery: frozenset[int]
     farthest: float  # m from the middle of the box to the end of whatever else there is
+    # float [O, 2, 3], m: boxes of all fixed geoms that a robot which travels may run into.
+    obstacles: np.ndarray = field(default_factory=lambda: np.zeros((0, 2, 3)))
+    boxes: dict[int, np.ndarray] = field(default_factory=dict)  # of scenery, float [2, 3], m
+    room: frozenset[int] = frozenset()  # of scenery, what is a roof or up to it, or a shell
+
+    def holding(self, obstacles: np.ndarray) -> "Scope":
+        """With a reach that has some obstacles in it, bool [O]."""
+        reach = np.concatenate([self.reach[None], self.obstacles[obstacles]])
+        reach = np.stack([reach[:, 0].min(axis=0), reach[:, 1].max(axis=0)])
+        out = {geom for geom in self.scenery if not within(reach, *self.boxes[geom])}
+        return replace(self, reach=reach, scenery=self.room | out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,22 +104,19 @@ def scope_of(model: mujoco.MjModel, init_qpos: np.ndarray) -> Scope:
     local, travels = _local_joints(model, init_qpos, visible, root)
     things, start = _things(model, init_qpos, visible, roots, driven, local)
     counts = things.seen if start is None else _counting(things, start, travels=travels)
-    low, high = _box(things, counts & things.seen)
-    hidden = ~things.seen & counts
-    if hidden.any():
-        # Where walls that are not drawn stand in a mesh that is, that part of the mesh counts.
-        inner, outer = _box(things, hidden)
-        for other in np.flatnonzero(things.seen & ~counts & ~things.moves):
-            part = np.maximum(inner, things.low[other]), np.minimum(outer, things.high[other])
-            if (part[0] <= part[1]).all():
-                low, high = np.minimum(low, part[0]), np.maximum(high, part[1])
-    reach = np.stack([low, high])
+    reach = _reach(things, counts)
     inside = within(reach, things.low, things.high)
-    scenery = ~inside if start is None else ~inside | _roofed(things, start)
-    scenery = things.geom[(things.geom >= 0) & scenery]
+    fixed = things.geom >= 0
+    roofed = fixed & _roofed(things, start) if start is not None else np.zeros_like(fixed)
+    scenery = roofed | (fixed & ~inside)
     away = np.maximum(np.abs(things.low - reach.mean(0)), np.abs(things.high - reach.mean(0)))
     farthest = float(np.linalg.norm(away[things.seen], axis=1).max(initial=0.0))
-    return Scope(reach, frozenset(scenery.tolist()), farthest)
+    ids = np.unique(things.geom[scenery]).tolist()
+    boxes = {geom: np.stack(_box(things, things.geom == geom)) for geom in ids}
+    met = scenery & _obstacles(things) & travels
+    obstacles = np.stack([things.low[met], things.high[met]], axis=1)
+    room = frozenset(things.geom[roofed].tolist())
+    return Scope(reach, frozenset(ids), farthest, obstacles, boxes, room)
 
 
 def within(reach: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -287,8 +300,31 @@ def _things(
         # What is on a mocap body is no scenery: it may be anywhere.
         own = int(geom) if bodies[geom] == 0 else -1
         fixed = (False, False, bool(visible[geom]), bool(solid[geom]), own)
-        rows.append((low[geom], high[geom], *fixed))
+        boxes = low[geom][None], high[geom][None]
+        if own >= 0 and not solid[geom] and model.geom_type[geom] == _MESH:
+            boxes = _pieces(model, data, own)
+        rows.extend((*box, *fixed) for box in zip(*boxes, strict=True))
     return _Things(*(np.array(column) for column in zip(*rows, strict=True))), start
+
+
+def _pieces(model: mujoco.MjModel, data: mujoco.MjData, geom: int) -> np.ndarray:
+    """float [2, P, 3], m: boxes around what a mesh is made of, such as a hall and its furniture."""
+    mesh = model.geom_dataid[geom]
+    start, count = model.mesh_vertadr[mesh], model.mesh_vertnum[mesh]
+    vertices = model.mesh_vert[start : start + count].astype(float)
+    start, count = model.mesh_faceadr[mesh], model.mesh_facenum[mesh]
+    faces = model.mesh_face[start : start + count]
+    corners = data.geom_xpos[geom] + vertices @ data.geom_xmat[geom].reshape(3, 3).T
+    return boxes_of(corners[faces], pieces_of(vertices, faces))
+
+
+def _obstacles(things: _Things) -> np.ndarray:
+    """bool [N]: what can be run into, and is seen, or has in it or around it what is."""
+    looks = things.seen & ~things.solid & ~things.moves
+    shown = (things.low[:, None] <= things.high[looks]) & (
+        things.high[:, None] >= things.low[looks]
+    )
+    return ~things.moves & things.solid & (things.seen | shown.all(axis=-1).any(axis=1))
 
 
 def _solid(model: mujoco.MjModel, moving: np.ndarray) -> np.ndarray:
@@ -309,10 +345,14 @@ def _counting(things: _Things, start: int, *, travels: bool) -> np.ndarray:
     counts[start] = True
     low, high = things.low[start], things.high[start]
     size = max(float((high - low).max()), 1e-6)
-    around = ((things.low <= low)[:, :2] & (things.high >= high)[:, :2]).all(axis=1)
+    edge = np.minimum(low - things.low, things.high - high)[:, :2].min(axis=1)
+    around = edge >= (max(AROUND * size, AROUND_METRES) if travels else 0.0)
     large = things.size > np.where(things.solid, LARGE, SCENERY) * size
     may = things.moves | ~(large & (around | ~things.solid))
     link = np.full(len(counts), max(AROUND * size, AROUND_METRES) if travels else BESIDE * size)
+    beside = np.maximum(things.low - high, low - things.high)[:, :2].max(axis=1)
+    under = (beside <= 0) & (things.high[:, 2] <= low[2]) & ~things.moves
+    link[under] = np.maximum(link, UNDER * size)[under]
     link[things.driven] = np.maximum(link, APART * size)[things.driven]
     while (more := may & ~counts & (_gap(things.low, things.high, low, high) <= link)).any():
         counts |= more
@@ -325,6 +365,20 @@ def _counting(things: _Things, start: int, *, travels: bool) -> np.ndarray:
             part = max(SCENERY * size, 1.5 * float((high - low).max()))
             may = things.moves | ((things.size <= part) & ~(large & around))
     return counts
+
+
+def _reach(things: _Things, counts: np.ndarray) -> np.ndarray:
+    """float [2, 3], m: around what counts, bool [N], and is seen."""
+    low, high = _box(things, counts & things.seen)
+    hidden = ~things.seen & counts
+    if hidden.any():
+        # Where walls that are not drawn stand in a mesh that is, that part of the mesh counts.
+        inner, outer = _box(things, hidden)
+        for other in np.flatnonzero(things.seen & ~counts & ~things.moves):
+            part = np.maximum(inner, things.low[other]), np.minimum(outer, things.high[other])
+            if (part[0] <= part[1]).all():
+                low, high = np.minimum(low, part[0]), np.maximum(high, part[1])
+    return np.stack([low, high])
 
 
 def _roofed(things: _Things, start: int) -> np.ndarray:

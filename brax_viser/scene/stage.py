@@ -110,7 +110,7 @@ def set_stage(
         cell_color=palette.line,
         section_size=5 * line,
         section_color=palette.section,
-        fade_distance=4 * far,
+        fade_distance=max(4 * far, 2 * beyond),  # walls do not hang in the air
         plane_color=palette.floor,
         plane_opacity=1.0,
         shadow_opacity=0.35,
