@@ -15,7 +15,7 @@ from brax_viser.model.shapes import Parts, visible_geoms
 from brax_viser.records.frame import Frame
 from brax_viser.records.protocol import NEVER
 from brax_viser.records.view import View
-from brax_viser.scene.block import Block
+from brax_viser.scene.block import NO_BLOCKS, Block
 from brax_viser.scene.look import Look
 from brax_viser.scene.scene import Scene
 
@@ -323,7 +323,7 @@ def test_what_a_robot_can_run_into_is_drawn_in_each_cell(name, cells):
     model = of(world, motors, CRATE)
     grid = grid_of(model, model.qpos0, cells, None)
     robot = Model.of(model, grid, poses(model, model.qpos0), 0.02)
-    placed = placed_in(robot.scenery, grid, grid.capacity, alone=True)
+    placed = placed_in(robot.scenery, grid, grid.capacity, NO_BLOCKS)
     assert not placed.left_out
     # What there is once is so wide that nobody gets to its edge.
     low, high = grid.bounds(grid.capacity)[:, :2]
@@ -396,6 +396,54 @@ def test_no_scenery_stands_between_a_camera_and_the_robots(server, cells, name):
             for cell in stage.grid.origins(block.count) + centre:
                 within = ((cell > box[0]) & (cell < box[1])).all()
                 assert not within or np.ptp(box, axis=0).min() > 3, "only what is around all"
+
+
+CHECKS = (
+    '<asset><texture name="t" type="2d" builtin="checker" width="16" height="16" rgb1="1 0 0"/>'
+    '<material name="checks" texture="t"/></asset>'
+)
+
+
+@pytest.mark.parametrize("look", ['rgba="1 0 0 1"', 'material="checks"'])
+@pytest.mark.parametrize("turned", [0, 30])
+def test_of_ground_that_ends_among_the_cells_each_has_its_own_part(look, turned):
+    slab = f'<geom type="box" size="15 15 .5" pos="0 0 -.5" euler="0 0 {turned}" {look}/>'
+    model = of(LONG_ARM + slab, ARM_MOTOR, CHECKS)
+    grid = grid_of(model, model.qpos0, (64, 64), None)
+    robot = Model.of(model, grid, poses(model, model.qpos0), 0.02)
+    placed = placed_in(robot.scenery, grid, grid.capacity, NO_BLOCKS)
+    assert grid.spacing[0] < 3 and not placed.once and not placed.left_out
+    (tile,) = placed.each
+    corners = tile.pos[0] + rotate(tile.quat[0], np.asarray(tile.mesh.vertices))
+    np.testing.assert_allclose(np.ptp(corners, axis=0)[:2], grid.spacing[:2], atol=1e-6)
+    np.testing.assert_allclose(corners[:, 2], 0, atol=1e-6)
+    (whole,) = (piece.shape.mesh for piece in robot.scenery)
+    assert isinstance(tile.mesh.visual, type(whole.visual))
+    if "rgba" in look:
+        assert (tile.mesh.visual.vertex_colors == [255, 0, 0, 255]).all()
+    else:  # as much of the texture as of the slab
+        share = np.ptp(tile.mesh.visual.uv, axis=0) / np.ptp(whole.visual.uv, axis=0)
+        sizes = [np.ptp(mesh.vertices, axis=0)[:2] for mesh in (tile.mesh, whole)]
+        np.testing.assert_allclose(np.sort(share), np.sort(sizes[0] / sizes[1]), rtol=1e-3)
+
+
+def test_two_blocks_have_the_walls_and_the_ground_of_one(server):
+    ground = '<geom type="box" size="52 52 1" pos="0 0 -1"/>'
+    stage = Stage(server, of(DOG + ground + hall(50, 10)), (3, 3))
+    alone = [len(robots.handles) for robots in stage.block._scenery]
+    assert alone == [2, 4]  # ground and roof, and walls
+    stage.scene.show("eval", stage.model, stage.grid)
+    stage.scene.arrange(("train", "eval"))
+    for block in stage.scene.blocks.values():
+        assert [len(robots.handles) for robots in block._scenery] == [0, 6]
+        drawn = [part.shape for robots in block._scenery for part in robots._parts]
+        corners = [np.asarray(shape.mesh.vertices) + shape.pos[0] for shape in drawn]
+        assert sum(np.abs(part[:, :2]).max() > 49 for part in corners) >= 4  # walls
+        tiles = [part for part in corners if np.abs(part[:, 2]).max() < 0.1]
+        assert len(tiles) == 1
+        np.testing.assert_allclose(np.ptp(tiles[0], axis=0)[:2], stage.grid.spacing[:2], atol=1e-6)
+    stage.scene.arrange(("train",))
+    assert [len(robots.handles) for robots in stage.block._scenery] == alone
 
 
 @pytest.mark.parametrize("half", [20, 50, 200])

@@ -2,6 +2,10 @@
 
 import numpy as np
 import trimesh
+from trimesh.intersections import slice_faces_plane
+from trimesh.visual import ColorVisuals, TextureVisuals
+
+from brax_viser.model.rotations import rotate
 
 
 def pieces_of(corners: np.ndarray, faces: np.ndarray) -> np.ndarray:
@@ -29,3 +33,37 @@ def boxes_of(triangles: np.ndarray, piece: np.ndarray) -> np.ndarray:
     np.minimum.at(low, piece, triangles.min(axis=1))
     np.maximum.at(high, piece, triangles.max(axis=1))
     return np.stack([low, high])
+
+
+def cut(
+    mesh: trimesh.Trimesh, pos: np.ndarray, quat: np.ndarray, sides: np.ndarray
+) -> trimesh.Trimesh | None:
+    """What of a mesh is between four upright walls, open where it is cut; None if nothing is.
+
+    Args:
+        mesh: of one colour or with a texture. It is not changed.
+        pos: float [3], m, where it is.
+        quat: float [4], wxyz, how it is turned.
+        sides: float [2, 2], m: lowest and highest x and y.
+    """
+    visual = mesh.visual
+    vertices, faces = np.asarray(mesh.vertices), np.asarray(mesh.faces)
+    uv = visual.uv if isinstance(visual, TextureVisuals) else None
+    back = quat * [1, -1, -1, -1]
+    for axis in range(2):
+        for side, sign in zip(sides[:, axis], (1.0, -1.0), strict=True):
+            wall = np.zeros(3)
+            wall[axis] = side
+            inward = sign * np.eye(3)[axis]
+            vertices, faces, uv = slice_faces_plane(
+                vertices, faces, rotate(back, inward), rotate(back, wall - pos), uv
+            )
+    if not len(faces):
+        return None
+    part = trimesh.Trimesh(vertices, faces, process=False)
+    if isinstance(visual, TextureVisuals):
+        part.visual = TextureVisuals(uv=uv, material=visual.material)
+    else:
+        colours = np.tile(visual.vertex_colors[0], (len(vertices), 1))
+        part.visual = ColorVisuals(part, vertex_colors=colours)
+    return part

@@ -11,7 +11,7 @@ import mujoco
 import numpy as np
 import trimesh
 
-from brax_viser.model.pieces import boxes_of, pieces_of
+from brax_viser.model.pieces import boxes_of, cut, pieces_of
 from brax_viser.model.rotations import multiply, rotate
 from brax_viser.model.scope import within
 from brax_viser.model.shapes import Shape
@@ -79,29 +79,52 @@ def scenery_of(
     return own, rest
 
 
-def place(scenery: Sequence[Scenery], grid: Grid, count: int, *, alone: bool) -> Placed:
+def place(scenery: Sequence[Scenery], grid: Grid, count: int, others: np.ndarray) -> Placed:
     """Decides where a block draws it, so that it stands in no other robot's cell.
 
     What lies around all cells is there once. What is far off is there for each robot, where it is
-    for that robot.
+    for that robot. Of what is under all of a cell, and would lie in its neighbours, each has what
+    lies in it.
 
     Args:
         scenery: of its model.
         grid: its cells.
         count: how many of them there are.
-        alone: whether there is no other block.
+        others: float [B, 2, 3], m: boxes of other blocks, as seen from this one.
     """
     once, each, left_out = [], [], False
-    bounds = grid.bounds(count)[:, :2]
+    bounds, origins = grid.bounds(count), grid.origins(count)
     for piece in scenery:
-        low, high = piece.box[:, :2]
-        if alone and (count == 1 or ((low <= bounds[0]) & (high >= bounds[1])).all()):
+        around = ((piece.box[0] <= bounds[0]) & (piece.box[1] >= bounds[1]))[:2].all()
+        if not len(others) and (count == 1 or around):
             once.append(piece.shape)
-        elif alone and not in_others(piece.box, grid):
-            each.append(piece.shape)
-        else:
+        elif _is_under(piece.box, grid):
+            each.extend(_tile(piece.shape, grid))
+        elif in_others(piece.box, grid) or _in_blocks(piece.box, origins, others):
             left_out = True
+        else:
+            each.append(piece.shape)
     return Placed(once, each, left_out)
+
+
+def _is_under(box: np.ndarray, grid: Grid) -> bool:
+    """Whether a piece is below all of the robot."""
+    low, high = grid.reach
+    wide = ((box[0] <= low) & (box[1] >= high))[:2].all()
+    return bool(wide and box[1, 2] <= (low[2] + high[2]) / 2)
+
+
+def _tile(shape: Shape, grid: Grid) -> list[Shape]:
+    """What of it lies in a cell."""
+    mesh = cut(shape.mesh, shape.pos[0], shape.quat[0], cell_of(grid)[:, :2])
+    return [] if mesh is None else [replace(shape, mesh=mesh)]
+
+
+def _in_blocks(box: np.ndarray, origins: np.ndarray, others: np.ndarray) -> bool:
+    """Whether a piece would be where other blocks are in any cell; see `place`."""
+    low, high = (box[side] + origins for side in (0, 1))
+    meets = (low[:, None] <= others[:, 1]) & (high[:, None] >= others[:, 0])
+    return bool(meets.all(axis=-1).any())
 
 
 def must_hold(box: np.ndarray, grid: Grid) -> bool:

@@ -26,6 +26,8 @@ as on the screen."""
 RING_COLOUR = (28, 126, 214)
 
 
+NO_BLOCKS = np.zeros((0, 2, 3))
+
 _ALIKE: dict[str, np.ndarray] = {}
 """What an environment's model has of its own where all are alike: nothing."""
 
@@ -43,7 +45,7 @@ class Block:
         offset: np.ndarray,
         scale: float,
         *,
-        alone: bool = True,
+        others: np.ndarray = NO_BLOCKS,
     ):
         """Fills `count` cells with robots in their initial pose.
 
@@ -55,15 +57,15 @@ class Block:
             count: how many of them are used: the number of instances of a handle is fixed.
             offset: float [3], m, of the block in the scene.
             scale: scene units per metre.
-            alone: whether the scene has no other block.
+            others: float [B, 2, 3], m: boxes around other blocks, as seen from this one.
         """
         self.count, self.scale, self.model, self.grid = count, scale, model, grid
-        self.alone = alone
+        self.others = others
         self.offset = offset
         self._server, self._path = server, path
         self._origins = (grid.origins(count) + offset).astype(np.float32)
         self.robots = Robots(server, f"{path}/robots", model.shapes, self._origins, scale)
-        placed = place(model.scenery, grid, count, alone=alone)
+        placed = place(model.scenery, grid, count, others)
         middle = self._origins.mean(axis=0, keepdims=True)
         middle[:, 2] = self._origins[:, 2].min()
         self._scenery = [

@@ -72,11 +72,13 @@ class Scene:
         offsets, self._bounds = _side_by_side([self._wanted[role] for role in roles], settled)
         self._scale = scene_scale(self._bounds)
         places = dict(zip(roles, offsets, strict=True))
-        alone = len(roles) == 1
+        others = {role: self._others(role, places) for role in places}
         stay = {
             role: block
             for role, block in self.blocks.items()
-            if role in places and block.alone == alone and self._can_stay(role, block, places[role])
+            if role in places
+            and (not block.model.scenery or np.array_equal(block.others, others[role]))
+            and self._can_stay(role, block, places[role])
         }
         for role, block in self.blocks.items():
             if role not in stay:
@@ -86,7 +88,7 @@ class Scene:
             model, grid, count = self._wanted[role]
             path = f"{ROOT}/{role}"
             blocks[role] = stay.get(role) or Block(
-                self._server, path, model, grid, count, offset, self._scale, alone=alone
+                self._server, path, model, grid, count, offset, self._scale, others=others[role]
             )
         self.blocks = blocks
         self._set_stage()
@@ -240,6 +242,20 @@ class Scene:
         """The body of a robot, (role, env), that a ray as that of `pick` meets or passes by."""
         start = (origin - np.asarray(self._root.position)) / self._scale
         return self.blocks[whom[0]].body_at(whom[1], start, direction)
+
+    def _others(self, role: str, places: dict[str, np.ndarray]) -> np.ndarray:
+        """float [B, 2, 3], m: boxes of blocks beside one, as that is laid out.
+
+        Args:
+            role: its role.
+            places: by role, float [3], m, where blocks are.
+        """
+        boxes = [
+            grid.bounds(count) + places[other] - places[role]
+            for other, (_, grid, count) in self._wanted.items()
+            if other in places and other != role
+        ]
+        return np.reshape(boxes, (-1, 2, 3))
 
     def _is_as_wanted(self, role: str) -> bool:
         model, _, count = self._wanted[role]
