@@ -54,6 +54,11 @@ class Probe:
         return self._viewer._server.viser
 
     @property
+    def opens_a_port(self) -> bool:
+        """Whether this process serves the page, and not the first one of several."""
+        return self._viewer._server is not None
+
+    @property
     def others(self) -> Any:
         """The other processes of the training."""
         return self._viewer._others

@@ -191,7 +191,7 @@ FIRST = """
 """
 
 SECOND = """
-    assert not hasattr(viewer, "_server")
+    assert not Probe(viewer).opens_a_port
     eventually(lambda: viewer.url.startswith("http://127.0.0.1:"), "it knows where the page is")
     state = loop(reset(spread(keys), spread(index)), 30)
     assert Probe(viewer).board.fault is None, Probe(viewer).board.fault
