@@ -64,6 +64,7 @@ def cut(
     if isinstance(visual, TextureVisuals):
         part.visual = TextureVisuals(uv=uv, material=visual.material)
     else:
+        assert isinstance(visual, ColorVisuals)
         colours = np.tile(visual.vertex_colors[0], (len(vertices), 1))
         part.visual = ColorVisuals(part, vertex_colors=colours)
     return part

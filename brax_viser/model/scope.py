@@ -324,7 +324,7 @@ def _obstacles(things: _Things) -> np.ndarray:
     shown = (things.low[:, None] <= things.high[looks]) & (
         things.high[:, None] >= things.low[looks]
     )
-    return ~things.moves & things.solid & (things.seen | shown.all(axis=-1).any(axis=1))
+    return ~things.moves & things.solid & (things.seen | np.any(shown.all(axis=-1), axis=1))
 
 
 def _solid(model: mujoco.MjModel, moving: np.ndarray) -> np.ndarray:
