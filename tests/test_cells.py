@@ -41,6 +41,10 @@ WALKER = (
     '<joint type="hinge" axis="0 1 0"/><geom type="capsule" fromto="-.2 0 0 .2 0 0" size=".05"/>'
     "</body>"
 )
+SLIDER = (
+    '<body name="cart"><joint type="slide" axis="1 0 0"/><joint type="slide" axis="0 1 0"/>'
+    '<joint type="hinge" axis="0 0 1"/><geom type="box" size=".2 .2 .1" pos="0 0 .1"/></body>'
+)
 MAZE = "".join(
     f'<geom type="box" pos="{4 * x - 4} {4 * y - 4} .5" size="2 2 .5"/>'
     for y, row in enumerate(("#####", "#...#", "###.#", "#...#", "#####"))
@@ -157,6 +161,35 @@ BESIDE = {
         (9.0, 1.0),
     ),
     "sky": (DOG + SKY, MOTORS, "dog", (9.0, 1.0)),
+    "base on slides, goal": (SLIDER + f"<geom {GOAL} {UNSEEN}/>", "", "cart", (5.0, 4.0)),
+    "base on slides, target that is moved": (
+        SLIDER + f'<body mocap="true"><geom {GOAL} {UNSEEN}/></body>',
+        "",
+        "cart",
+        (5.0, 4.0),
+    ),
+    "base on slides, goal on slides": (
+        SLIDER + SLIDER.replace('"cart"', '"goal" pos="1 0 0"'),
+        "",
+        "cart",
+        (-5.0, 4.0),
+    ),
+    "two arms and cubes": (
+        ARM
+        + ARM.replace('"base"', '"other" pos="1 0 0"').replace('"arm"', '"second"')
+        + CUBE
+        + CUBE.replace('"cube" pos="0.4', '"more" pos="0.6'),
+        ARM_MOTOR,
+        "more",
+        (3.0, 3.0),
+    ),
+    "ball before the robot": (BALL + DOG, MOTORS, "ball", (-7.0, 2.0)),
+    "robot between two cubes": (
+        CUBE + DOG + CUBE.replace('"cube"', '"more"'),
+        MOTORS,
+        "more",
+        (7.0, 2.0),
+    ),
 }
 
 
