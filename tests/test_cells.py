@@ -460,6 +460,21 @@ def test_of_ground_that_ends_among_the_cells_each_has_its_own_part(look, turned)
         np.testing.assert_allclose(np.sort(share), np.sort(sizes[0] / sizes[1]), rtol=1e-3)
 
 
+@pytest.mark.parametrize("cells", [(3, 3), (12, 12)])
+def test_an_arm_at_the_edge_of_a_large_table_has_that_edge(cells):
+    world = LONG_ARM + '<geom type="box" size="15 15 .5" pos="14.8 0 -.5" rgba="1 0 0 1"/>'
+    model = of(world, ARM_MOTOR)
+    grid = grid_of(model, model.qpos0, cells, None)
+    robot = Model.of(model, grid, poses(model, model.qpos0), 0.02)
+    placed = placed_in(robot.scenery, grid, grid.capacity, NO_BLOCKS)
+    assert not placed.once and not placed.left_out
+    drawn = [*placed.each, *(shape for shape in robot.shapes if shape.is_scenery)]
+    (corners,) = (shape.pos[0] + np.asarray(shape.mesh.vertices) for shape in drawn)
+    assert np.ptp(corners[:, 0]) < grid.spacing[0] < 3
+    assert corners[:, 0].min() == pytest.approx(-0.2)
+    assert corners[:, 0].max() > grid.reach[1, 0] - 1e-6
+
+
 def test_two_blocks_have_the_walls_and_the_ground_of_one(server):
     ground = '<geom type="box" size="52 52 1" pos="0 0 -1"/>'
     stage = Stage(server, of(DOG + ground + hall(50, 10)), (3, 3))

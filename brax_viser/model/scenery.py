@@ -83,8 +83,8 @@ def place(scenery: Sequence[Scenery], grid: Grid, count: int, others: np.ndarray
     """Decides where a block draws it, so that it stands in no other robot's cell.
 
     What lies around all cells is there once. What is far off is there for each robot, where it is
-    for that robot. Of what is under all of a cell, and would lie in its neighbours, each has what
-    lies in it.
+    for that robot. Of what is low, and would lie in its neighbours too, each has what lies
+    in it.
 
     Args:
         scenery: of its model.
@@ -108,10 +108,11 @@ def place(scenery: Sequence[Scenery], grid: Grid, count: int, others: np.ndarray
 
 
 def _is_under(box: np.ndarray, grid: Grid) -> bool:
-    """Whether a piece is below all of the robot."""
-    low, high = grid.reach
-    wide = ((box[0] <= low) & (box[1] >= high))[:2].all()
-    return bool(wide and box[1, 2] <= (low[2] + high[2]) / 2)
+    """Whether a piece is low, and reaches from a cell into others."""
+    low, high = cell_of(grid)[:, :2]
+    meets = ((box[0, :2] < high) & (box[1, :2] > low)).all()
+    beyond = ((box[0, :2] < low) | (box[1, :2] > high)) & (np.array(grid.shape[:2]) > 1)
+    return bool(meets and beyond.any() and box[1, 2] <= grid.reach[:, 2].mean())
 
 
 def _tile(shape: Shape, grid: Grid) -> list[Shape]:

@@ -94,10 +94,9 @@ def scope_of(model: mujoco.MjModel, init_qpos: np.ndarray) -> Scope:
     visible = _counted(model)
     if not visible.any() and not model.nflex:
         fields = model.geom_type == _FIELD
-        if not fields.any():
-            return Scope(np.array([[-1.0, -1.0, 0.0], [1.0, 1.0, 1.0]]), frozenset(), 0.0)
-        data = _at(model, init_qpos)
-        return Scope(bounds_of(model, data, fields), frozenset(), 0.0)
+        nothing = np.array([[-1.0, -1.0, 0.0], [1.0, 1.0, 1.0]])
+        terrain = bounds_of(model, _at(model, init_qpos), fields) if fields.any() else nothing
+        return Scope(terrain, frozenset(), 0.0)
     roots = moving_roots(model)
     driven = driven_roots(model)
     root = main_root(model, roots, driven)
@@ -321,10 +320,9 @@ def _pieces(model: mujoco.MjModel, data: mujoco.MjData, geom: int) -> np.ndarray
 def _obstacles(things: _Things) -> np.ndarray:
     """bool [N]: what can be run into, and is seen, or has in it or around it what is."""
     looks = things.seen & ~things.solid & ~things.moves
-    shown = (things.low[:, None] <= things.high[looks]) & (
-        things.high[:, None] >= things.low[looks]
-    )
-    return ~things.moves & things.solid & (things.seen | np.any(shown.all(axis=-1), axis=1))
+    low, high = things.low[:, None], things.high[:, None]
+    meets = ((low <= things.high[looks]) & (high >= things.low[looks])).all(axis=-1)
+    return ~things.moves & things.solid & (things.seen | meets.any(axis=-1))
 
 
 def _solid(model: mujoco.MjModel, moving: np.ndarray) -> np.ndarray:
@@ -347,6 +345,8 @@ def _counting(things: _Things, start: int, *, travels: bool) -> np.ndarray:
     size = max(float((high - low).max()), 1e-6)
     edge = np.minimum(low - things.low, things.high - high)[:, :2].min(axis=1)
     around = edge >= (max(AROUND * size, AROUND_METRES) if travels else 0.0)
+    if not travels:  # of a long table it needs what is below it: see `scenery.place`
+        around |= things.high[:, 2] <= (low[2] + high[2]) / 2
     large = things.size > np.where(things.solid, LARGE, SCENERY) * size
     may = things.moves | ~(large & (around | ~things.solid))
     link = np.full(len(counts), max(AROUND * size, AROUND_METRES) if travels else BESIDE * size)
