@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -14,12 +15,24 @@ import websockets.sync.client
 from benchmarks.client import SUBPROTOCOL, answers_to, hello, poses_of
 from benchmarks.screenshot import FLAGS
 from brax_viser import Viewer
+from tests import lanes
 from tests.support import Probe
 
-# Chance finds new examples at home; in CI a failure must be one that can be repeated.
-hypothesis.settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    hypothesis.settings.load_profile("ci")
+# Chance finds new examples at home; in CI a failure must be one that can be repeated. What an
+# example takes says more of what else the machine does than of the code.
+hypothesis.settings.register_profile("home", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "home")
+
+
+def pytest_pycollect_makemodule(module_path: Path) -> None:
+    lanes.lane_of(module_path)  # refused here, a file without one is named by every worker
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    lanes.assign(items)
+    if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
+        lanes.longest_first(items)
 
 
 class Page:

@@ -1,0 +1,123 @@
+"""Lanes of the tests: which run without compiling, which beside others, and in what order.
+
+`pytest -m unit` compiles nothing and starts no server; `integration` has trainers, servers and
+processes; `browser` has the real page. Tests that are `alone` need the whole machine.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+
+class Lane(NamedTuple):
+    name: str
+    minutes: float = 0.5
+    """That its file takes on two idle cores, roughly. The long ones begin first, so that no worker
+    is left with one when the others are done."""
+    alone: bool = False
+    """Whether it measures time, takes all cores, or wants a port of a certain number."""
+
+
+def unit(minutes: float = 0.1) -> Lane:
+    return Lane("unit", minutes)
+
+
+def integration(minutes: float = 0.5, *, alone: bool = False) -> Lane:
+    return Lane("integration", minutes, alone)
+
+
+LANES = {
+    "test_address": integration(alone=True),
+    "test_aside": integration(4),
+    "test_backlog": integration(),
+    "test_callback": integration(),
+    "test_cameras": unit(),
+    "test_cells": integration(),
+    "test_cli": integration(3, alone=True),
+    "test_control": integration(5),
+    "test_ctrl_c": integration(4, alone=True),
+    "test_detail": integration(3),
+    "test_devices": integration(2),
+    "test_docs": integration(3),
+    "test_e2e_browser": Lane("browser", 6, alone=True),
+    "test_emit": integration(2),
+    "test_env": integration(0.7),
+    "test_episode": integration(1.5),
+    "test_examples": integration(0.6),
+    "test_falls": unit(),
+    "test_feed": unit(),
+    "test_flexes": unit(),
+    "test_grants": integration(1),
+    "test_growth": integration(2),
+    "test_handles": unit(),
+    "test_hold": unit(),
+    "test_hosts": integration(3),
+    "test_inputs": integration(4),
+    "test_interrupt": unit(),
+    "test_lanes": unit(),
+    "test_likeness": Lane("browser", 2, alone=True),
+    "test_looks": integration(),
+    "test_niceness": integration(alone=True),
+    "test_nonfinite": integration(4),
+    "test_odd_inputs": integration(0.7),
+    "test_order": integration(0.7),
+    "test_overlays": integration(0.7),
+    "test_own_loops": integration(3),
+    "test_parts": integration(),
+    "test_playback": unit(0.2),
+    "test_playground": integration(4),
+    "test_policies": integration(4),
+    "test_randomisation": integration(2),
+    "test_reader": integration(1),
+    "test_replaced": integration(alone=True),
+    "test_rooms": unit(),
+    "test_sandbox": integration(2),
+    "test_scale": integration(alone=True),
+    "test_scene": integration(3),
+    "test_selection": unit(),
+    "test_several": integration(),
+    "test_stream": unit(0.6),
+    "test_terrain": integration(0.1),
+    "test_trainer": integration(1),
+    "test_trainers": integration(3),
+    "test_training": integration(8),
+    "test_transplant": integration(1.5),
+    "test_twin": integration(4),
+    "test_viewer": integration(1),
+    "test_wrapping": integration(0.2),
+}
+"""By file. One that is not in it fails the collection."""
+
+ALONE = {
+    "test_the_switch_takes_effect_within_a_fifth_of_a_second",
+    "test_next_to_nothing_is_worked_out_while_calls_from_the_device_are_kept_waiting",
+    "test_ctrl_c_ends_a_training_that_is_held",
+}
+"""Tests that are `alone` in files that are not."""
+
+
+def lane_of(path: Path) -> Lane:
+    """Raises `pytest.Collector.CollectError` for a file without a lane."""
+    try:
+        return LANES[path.stem]
+    except KeyError:
+        raise pytest.Collector.CollectError(
+            f"{path.name} has no lane: give it one in tests/lanes.py, where unit is what compiles "
+            "nothing and starts no server"
+        ) from None
+
+
+def assign(items: Sequence[pytest.Item]) -> None:
+    """Marks each test with the lane of its file, and with `alone` where it is."""
+    for item in items:
+        lane = lane_of(item.path)
+        item.add_marker(lane.name)
+        if lane.alone or getattr(item, "originalname", item.name) in ALONE:
+            item.add_marker("alone")
+
+
+def longest_first(items: list[pytest.Item]) -> None:
+    """Sorts files by their minutes, in place; tests of a file stay in their order."""
+    items.sort(key=lambda item: -lane_of(item.path).minutes)

@@ -1,0 +1,37 @@
+"""Each file of tests has one lane, and each lane is one that can be asked for."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests import lanes
+
+HERE = Path(__file__).parent
+FILES = {path.stem: path for path in HERE.glob("test_*.py")}
+
+
+def test_every_file_has_a_lane_and_every_lane_a_file():
+    assert set(lanes.LANES) == set(FILES)
+
+
+def test_a_lane_is_a_marker_that_is_registered(pytestconfig):
+    registered = {line.split(":")[0] for line in pytestconfig.getini("markers")}
+    assert {lane.name for lane in lanes.LANES.values()} | {"alone"} <= registered
+
+
+def test_tests_that_are_alone_by_name_are_there():
+    shared = [path for name, path in FILES.items() if not lanes.LANES[name].alone]
+    tests = {
+        node.name
+        for path in shared
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert tests >= lanes.ALONE
+
+
+def test_a_file_without_a_lane_is_refused_with_the_remedy():
+    words = r"test_new\.py has no lane: .* tests/lanes\.py"
+    with pytest.raises(pytest.Collector.CollectError, match=words):
+        lanes.lane_of(HERE / "test_new.py")
