@@ -248,7 +248,7 @@ def test_it_never_starves(rate, cost, budget, mode, twins):
     seconds=st.floats(0.5, 5.0),
     speed=st.floats(0.1, 1.9),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_stretches_are_whole_consecutive_and_follow_one_another(rate, seconds, speed):
     device = Device(rate, call_cost=1e-6)
     control = Control(watched=True, stretch_seconds=seconds, speed=speed)
@@ -271,7 +271,7 @@ def test_a_training_slower_than_the_robot_shows_every_step(rate, twins):
 
 
 @given(rate=st.floats(15.0, 20.0), dear=st.floats(1.3, 1.9))
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=10)
 def test_where_not_every_step_can_be_paid_for_twins_are_given_many_that_follow_each_other(
     rate, dear
 ):
@@ -308,7 +308,7 @@ def test_a_training_that_gets_fast_goes_over_to_stretches_and_back():
     shards=st.integers(2, 5),
     resets=st.lists(st.floats(0.1, 3.0), max_size=3),
 )
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 def test_all_devices_send_the_very_same_steps(mode, rate, shards, resets):
     device = Device(rate, shards=shards)
     control = Control(watched=True, mode=mode, stretch_seconds=1.0)
