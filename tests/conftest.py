@@ -25,6 +25,12 @@ hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "home")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`-m unit` does not import what other lanes do, which takes longer than many tests."""
+    lane, wanted = lanes.LANES.get(collection_path.stem), config.option.markexpr
+    return True if wanted == "unit" and lane and lane.name != wanted else None
+
+
 def pytest_pycollect_makemodule(module_path: Path) -> None:
     lanes.lane_of(module_path)  # refused here, a file without one is named by every worker
 
@@ -78,6 +84,21 @@ def eventually(condition: Callable[[], object], what: str, timeout: float = 60.0
         if time.monotonic() > deadline:
             pytest.fail(f"after {timeout} s still not true: {what}")
         time.sleep(0.005)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """XLA optimises less in files that `tests.lanes` says run for few steps."""
+    if not lanes.lane_of(request.path).quick:
+        yield
+        return
+    import jax
+
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, True)
+    yield
+    jax.config.update(name, before)
 
 
 @pytest.fixture

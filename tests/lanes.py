@@ -18,14 +18,17 @@ class Lane(NamedTuple):
     is left with one when the others are done."""
     alone: bool = False
     """Whether it measures time, takes all cores, or wants a port of a certain number."""
+    quick: bool = False
+    """Whether its programs run for so few steps that optimising them takes longer than it saves.
+    Not for tests that compare what a trainer learns, bit by bit: users' programs are optimised."""
 
 
 def unit(minutes: float = 0.1) -> Lane:
     return Lane("unit", minutes)
 
 
-def integration(minutes: float = 0.5, *, alone: bool = False) -> Lane:
-    return Lane("integration", minutes, alone)
+def integration(minutes: float = 0.5, *, alone: bool = False, quick: bool = False) -> Lane:
+    return Lane("integration", minutes, alone, quick)
 
 
 LANES = {
@@ -40,7 +43,7 @@ LANES = {
     "test_ctrl_c": integration(4, alone=True),
     "test_detail": integration(3),
     "test_devices": integration(2),
-    "test_docs": integration(3),
+    "test_docs": integration(3, quick=True),
     "test_e2e_browser": Lane("browser", 6, alone=True),
     "test_emit": integration(2),
     "test_env": integration(0.7),
@@ -75,12 +78,12 @@ LANES = {
     "test_rooms": unit(),
     "test_sandbox": integration(2),
     "test_scale": integration(alone=True),
-    "test_scene": integration(3),
+    "test_scene": integration(2, quick=True),
     "test_selection": unit(),
     "test_several": integration(),
     "test_stream": unit(0.6),
     "test_terrain": integration(0.1),
-    "test_trainer": integration(1),
+    "test_trainer": integration(1, quick=True),
     "test_trainers": integration(3),
     "test_training": integration(8),
     "test_transplant": integration(1.5),

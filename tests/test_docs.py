@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 import tyro
 import websockets.sync.client
@@ -117,17 +116,6 @@ def settings_of(module: Any, options: Sequence[str]) -> None:
     tyro.cli(entry, args=list(options))
 
 
-@pytest.fixture
-def quick_compilation() -> Iterator[None]:
-    """Programs that run for some steps: what optimising them takes is not made up for."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.read(name)
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, before)
-
-
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("page", sorted({s.page for s in snippets("python")}))
 def test_python_snippets_of_a_page_run_one_after_the_other(page, monkeypatch):
     train, calls = ppo.train, []
