@@ -129,7 +129,7 @@ LONGER: dict[str, int] = {
     "brax_viser.device.emit:_emit_batch": 172,
     "brax_viser.device.emit:due": 119,
     "brax_viser.device.emit:emit": 64,
-    "brax_viser.device.episode": 446,
+    "brax_viser.device.episode": 447,
     "brax_viser.device.episode:advance": 82,
     "brax_viser.env:VisualizedEnv": 304,
     "brax_viser.host.callbacks": 572,

@@ -241,7 +241,8 @@ def _totals(*parts: jax.Array) -> list[jax.Array]:
     """float32 [*batch]: the sum of each of some arrays [*batch, C] over its coordinates; together,
     for what XLA works out for a few environments takes as long as there are pieces of it."""
     zeros, last = [np.float32(0)] * len(parts), parts[0].ndim - 1
-    floats = [x.astype(jnp.float32) for x in parts]
+    # Of several arrays at once JAX has no derivative, and none is wanted.
+    floats = [jax.lax.stop_gradient(x.astype(jnp.float32)) for x in parts]
 
     def add(one: list[jax.Array], other: list[jax.Array]) -> list[jax.Array]:
         return [a + b for a, b in zip(one, other, strict=True)]
