@@ -33,13 +33,13 @@ def integration(minutes: float = 0.5, *, alone: bool = False, quick: bool = Fals
 
 LANES = {
     "test_address": integration(alone=True),
-    "test_aside": integration(4, quick=True),
+    "test_aside": integration(4),
     "test_backlog": integration(),
     "test_callback": integration(),
     "test_cameras": unit(),
     "test_cells": integration(),
     "test_cli": integration(3, alone=True),
-    "test_control": integration(5, quick=True),
+    "test_control": integration(5),
     "test_ctrl_c": integration(4, alone=True),
     "test_detail": integration(3),
     "test_devices": integration(2),

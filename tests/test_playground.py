@@ -179,7 +179,7 @@ def test_the_library_does_not_need_playground():
     code = (
         "import sys; sys.modules['mujoco_playground'] = None; "
         "from brax_viser import Viewer, VisualizedEnv; from brax import envs; "
-        "from brax_viser import playground; assert playground.registry() is None; "
+        "from brax_viser.cli import playground; assert playground.registry() is None; "
         "VisualizedEnv(envs.get_environment('fast'), viewer=None)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
