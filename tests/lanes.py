@@ -56,7 +56,7 @@ LANES = {
     "test_growth": integration(2, quick=True),
     "test_handles": unit(),
     "test_hold": unit(),
-    "test_hosts": integration(3),
+    "test_hosts": integration(3, alone=True),
     "test_inputs": integration(4),
     "test_interrupt": unit(),
     "test_lanes": unit(),

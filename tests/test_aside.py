@@ -333,7 +333,7 @@ def test_a_policy_that_is_handed_out_while_a_sandbox_is_made_drives_it(rollout, 
         forks.fork(rollout.env._adapter, [frame.detail], {}, 20)
         forks.hand_out(Trained(1000, leaning, {"push": np.float32(0.0)}))
         eventually(lambda: forks.panel().policy_steps == 1000, "it is known")
-        assert "policy" in forks.panel().drivers
+        eventually(lambda: "policy" in forks.panel().drivers, "it can drive")
     finally:
         forks.close()
 
