@@ -345,7 +345,7 @@ def main() -> None:
         raise
     except KeyboardInterrupt:
         code = STOPPED
-    except BaseException:
+    except Exception:
         traceback.print_exc()
         code = 1
     # Not by Python's own end, which takes the interpreter away from threads that are within XLA or
