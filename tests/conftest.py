@@ -1,7 +1,9 @@
 """Parts that the tests share: a viewer, a page without a browser, and a page in a real one."""
 
+import gc
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -99,6 +101,16 @@ def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     jax.config.update(name, True)
     yield
     jax.config.update(name, before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_dropped() -> Iterator[None]:
+    """Compiled programs of a file go with it. Linux grants a process 65,530 mappings, of which each
+    program, however small, keeps three; XLA does not survive the last of them."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
