@@ -241,7 +241,7 @@ def measure(trainer: str, family: str, mode: str) -> Cell:
                 cell,
                 frames=viewer.stats().frames,
                 difference=largest_difference(stock, watched),
-                error=viewer._board.fault,
+                error=viewer._shared.fault,
             )
             page.close()
     # A table of what works says what does not.

@@ -164,7 +164,7 @@ class Page:
         self._wait_until(watched=False)
 
     def _wait_until(self, *, watched: bool) -> None:
-        while self._viewer._board.control.watched != watched:
+        while self._viewer._shared.control.watched != watched:
             time.sleep(0.01)
 
     def _read(self, process: "subprocess.Popen[str]") -> None:
@@ -230,7 +230,7 @@ def measure(settings: Settings) -> Run:
     failures: list[BaseException] = []
 
     with Viewer(port=0, fps=settings.fps, max_overhead=settings.max_overhead) as viewer:
-        viewer._board.wall_clock = viewer._board.hold.clock = baton.clock
+        viewer._shared.wall_clock = viewer._shared.hold.clock = baton.clock
         page = Page(viewer)
         page.open()
         if settings.switch_interval is not None:
@@ -267,8 +267,8 @@ def measure(settings: Settings) -> Run:
                     seconds,
                     page.frames - seen[0],
                     page.bytes - seen[1],
-                    viewer._board.meter.spent - spent,
-                    viewer._board.meter.calls - calls,
+                    viewer._shared.meter.spent - spent,
+                    viewer._shared.meter.calls - calls,
                 )
                 if index >= 0 and who == "stock":
                     stock.append(result)
@@ -280,7 +280,7 @@ def measure(settings: Settings) -> Run:
                 if who == "wrapped" and 0 <= index + 1 < len(order):
                     set_mode(order[index + 1])
                 seen = (page.frames, page.bytes)
-                spent, calls = viewer._board.meter.spent, viewer._board.meter.calls
+                spent, calls = viewer._shared.meter.spent, viewer._shared.meter.calls
 
             baton.wait_for(who)
             try:

@@ -1,8 +1,8 @@
-"""What drawing costs as robots become more: the publisher, the wire and the page.
+"""What drawing costs as robots become more: the page's loop, the wire and the page.
 
 python -m benchmarks.scene --counts 64 1024 --robots ant --no-page
 
-No training: robots move by poses made beforehand, which go through what the publisher does with a
+No training: robots move by poses made beforehand, which go through what the page's loop does with a
 training's: the player, which interpolates, and the scene, in `server.atomic()`, on viser's loop.
 A client in another process receives meanwhile. Then the same is looked at by a browser, which
 renders in software where there is no GPU: its figures compare counts, not machines.
@@ -153,7 +153,7 @@ class Show:
         self.handles = len(self._scene.blocks["train"].robots.handles)
 
     def run(self, frames: int, fps: float) -> list[float]:
-        """Shows some frames. Returns the seconds that each took the publisher."""
+        """Shows some frames. Returns the seconds that each took the page's loop."""
         return self._on_loop(self._run(frames, fps))
 
     def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
@@ -253,7 +253,7 @@ class Result:
     robot: str
     count: int
     handles: int
-    took: list[float]  # s, the publisher's frames
+    took: list[float]  # s, the page's loop's frames
     received: float = math.nan  # frames per second, by the client
     wire: float = math.nan  # bytes per second, to the client
     first: float = math.nan  # bytes that a new client is sent
@@ -365,7 +365,7 @@ def report(settings: Settings, results: list[Result]) -> None:
         for column in (
             "robots",
             "handles",
-            "publisher, ms per frame: median, p95",
+            "page's loop, ms per frame: median, p95",
             "client: frames/s, MB/s",
             "first view, MB",
             "page: frames/s, million triangles per frame",

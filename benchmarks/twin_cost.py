@@ -73,12 +73,12 @@ def measure(settings: Settings) -> dict[str, list[Epoch]]:
         bare = envs.get_environment(settings.env, backend=settings.backend)
         env = VisualizedEnv(bare, grid=settings.grid, viewer=viewer)
         assert viewer._page is not None
-        follower, state = viewer._page.twin_worker, {"epoch": 0, "begun": time.monotonic()}
+        twin_worker, state = viewer._page.twin_worker, {"epoch": 0, "begun": time.monotonic()}
 
         def progress_fn(_: int, __: Mapping[str, Any]) -> None:
             index = int(state["epoch"]) - COMPILING_EPOCHS
-            seconds, cost = time.monotonic() - state["begun"], follower.cost()
-            while follower.busy:
+            seconds, cost = time.monotonic() - state["begun"], twin_worker.cost()
+            while twin_worker.busy:
                 time.sleep(0.001)
             if 0 <= index < len(plan):
                 epoch = Epoch(seconds, cost.share, cost.step_seconds, cost.skipped)

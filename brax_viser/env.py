@@ -50,7 +50,7 @@ if TYPE_CHECKING:  # device code must not import viser, and the viewer does
     import mujoco
     from brax.envs.base import Wrapper as AnyWrapper
 
-    from brax_viser.host.callbacks import Feed
+    from brax_viser.host.callbacks import Callbacks
     from brax_viser.viewer import Viewer
 else:
     AnyWrapper = object  # Brax's or Playground's, as the environment is: see `__new__`
@@ -223,10 +223,10 @@ class VisualizedEnv(AnyWrapper):
 
         return grid_of(adapter.mj_model, adapter.init_qpos, **self._layout)
 
-    def _shown_by(self) -> "Feed | None":
+    def _shown_by(self) -> "Callbacks | None":
         """Whom to ask. A copy takes its place in the viewer when it is used for the first time."""
         viewer = self._viewer
-        if self._host is None and viewer is not None and not viewer._board.control.closed:
+        if self._host is None and viewer is not None and not viewer._shared.control.closed:
             self._adapter = adapter_for(self.env, **self._reading)
             self._host = viewer.attach(self._adapter, self._cells(self._adapter), self._role)
         return self._host

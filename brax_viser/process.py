@@ -133,7 +133,7 @@ and where further programs take the processors they must get on. With the most t
 what steps twins would not keep up beside a training that takes all processors."""
 
 
-def give_way(niceness: int = NICENESS) -> None:
+def lower_priority(niceness: int = NICENESS) -> None:
     """The calling thread lets others go first, and so do those that it starts from now on.
 
     Besides, when there is something to do for it again, it waits until a processor is free or its
@@ -150,7 +150,7 @@ def give_way(niceness: int = NICENESS) -> None:
 
 
 SWITCH_SECONDS = 2e-4
-"""How long a callback waits at most for another Python thread, viser's with the publisher among
+"""How long a callback waits at most for another Python thread, viser's with the page's loop among
 them. Python's own 5 ms would be more than most environment steps take. Process-wide while a
 viewer is open; see `sys.setswitchinterval`."""
 

@@ -11,11 +11,11 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from brax_viser.host.callbacks import Feed, log
+from brax_viser.host.callbacks import Callbacks, log
 from brax_viser.host.control import MODES, Control
 from brax_viser.host.progress import ProgressView
 from brax_viser.host.source import Source, Sources
-from brax_viser.host.state import Switchboard
+from brax_viser.host.state import SharedState
 from brax_viser.page import address
 from brax_viser.page.controls import Controls
 from brax_viser.page.named import Named, key_of
@@ -30,8 +30,8 @@ from brax_viser.records.trainer_call import TrainerCall
 
 if TYPE_CHECKING:  # it imports Brax, which takes a second that the page need not wait for
     from brax_viser.device.adapters import Adapter
-    from brax_viser.processes.leader import Others
-    from brax_viser.processes.worker import Relay
+    from brax_viser.processes.leader import Leader
+    from brax_viser.processes.worker import Worker
 
 __all__ = ["Stats", "StreamStats", "Viewer", "implicit_viewer"]
 
@@ -52,8 +52,9 @@ class Viewer(Controls):
     """Serves one page that shows what `VisualizedEnv`s emit.
 
     The server starts with the object and stops with `close`. Three kinds of threads meet here:
-    XLA's, which call `Feed.ask` and `Feed.push`; viser's, whose event loop runs the page's
-    callbacks, which only enqueue, and the page's loop, which does everything else; and the user's.
+    XLA's, which call `Callbacks.ask` and `Callbacks.push`; viser's, whose event loop runs the
+    widgets' callbacks, which only enqueue, and the page's loop, which does everything else; and
+    the user's.
 
     Of a training that several processes run (`jax.distributed`), the first one's viewer serves the
     page, and is steered; in the others, where the same script runs, a viewer sends what its devices
@@ -66,8 +67,8 @@ class Viewer(Controls):
     _shows_newest = False  # of the environments, though another was stepped last
     _server: PageServer | None = None  # these three are the first process's
     _page: Page | None = None
-    _others: "Others | None" = None
-    _end: "Page | Relay"  # where what the devices push goes
+    _leader: "Leader | None" = None
+    _end: "Page | Worker"  # where what the devices push goes
 
     def __init__(
         self,
@@ -114,10 +115,10 @@ class Viewer(Controls):
             _require_zmq()
         self._host = address.listening_address(host) if self._place.process == 0 else ""
         self._asked_port = port
-        self._board = Switchboard(
+        self._shared = SharedState(
             Control(streaming=streaming, mode=mode, fps=fps, max_overhead=max_overhead)
         )
-        self._feeds = Sources()
+        self._sources = Sources()
         number = Viewer._made
         Viewer._made += 1
         self._undo = contextlib.ExitStack()  # what `close` does, in reverse
@@ -148,14 +149,14 @@ class Viewer(Controls):
     def _build(self, number: int, port: int) -> None:
         """Starts all that runs, and has `close` end it."""
         undo = self._undo
-        self._board.num_processes = self._place.num_processes
+        self._shared.num_processes = self._place.num_processes
         if self._place.process > 0:
-            self._end = self._relay(number)
+            self._end = self._worker(number)
         else:
             self._end = self._page = self._serve(number, port)
         interpreter.shorten()
         undo.callback(interpreter.restore)
-        interrupts = InterruptWatch(self._board.hold.interrupt)
+        interrupts = InterruptWatch(self._shared.hold.interrupt)
         undo.callback(interrupts.close)
         interrupts.start()
         self._end.start()
@@ -168,30 +169,30 @@ class Viewer(Controls):
             _named.add(self._key, self)
             undo.callback(_named.remove, self._key, self)
 
-    def _relay(self, number: int) -> "Relay":
-        from brax_viser.processes.worker import Relay
+    def _worker(self, number: int) -> "Worker":
+        from brax_viser.processes.worker import Worker
 
-        return Relay(self._board, self._feeds, self._place, number)
+        return Worker(self._shared, self._sources, self._place, number)
 
-    def _listen(self, number: int, url: str) -> "Others | None":
+    def _listen(self, number: int, url: str) -> "Leader | None":
         """Listens to the other processes of the training, if it has any."""
         if self._place.num_processes == 1:
             return None
-        from brax_viser.processes.leader import Others
+        from brax_viser.processes.leader import Leader
 
-        others = Others(self._board, self._feeds, self._place, number, url)
-        others.start()
-        self._undo.callback(others.join, timeout=5.0)
-        return others
+        leader = Leader(self._shared, self._sources, self._place, number, url)
+        leader.start()
+        self._undo.callback(leader.join, timeout=5.0)
+        return leader
 
     def _serve(self, number: int, port: int) -> Page:
         """Starts the page's server."""
         self._server = server = PageServer(self._host, port)
         self._undo.callback(server.stop)
-        self._others = self._listen(number, server.url)
-        page = Page(self._board, self._feeds, server.viser, self._others)
+        self._leader = self._listen(number, server.url)
+        page = Page(self._shared, self._sources, server.viser, self._leader)
         self._undo.callback(page.join, timeout=5.0)
-        server.serve(self._board, page)
+        server.serve(self._shared, page)
         return page
 
     @property
@@ -205,44 +206,44 @@ class Viewer(Controls):
     def progress_fn(self, num_steps: int, metrics: Mapping[str, object]) -> None:
         """Hand it to the trainer as `progress_fn`: steps become exact, evaluations are shown."""
         self._tell_progress()
-        self._board.progress.reported(num_steps, metrics, self._board.clock())
-        self._board.mailbox.wake()
+        self._shared.progress.reported(num_steps, metrics, self._shared.clock())
+        self._shared.mailbox.wake()
 
     def training_ended(self, error: str | None = None) -> None:
         """Tells the page that the training is over, or why it failed. The page stays usable."""
         self._tell_progress()
-        self._board.progress.ended(self._board.clock(), error)
-        self._board.hold.resume()  # there is nothing left to hold
-        self._board.mailbox.wake()
+        self._shared.progress.ended(self._shared.clock(), error)
+        self._shared.hold.resume()  # there is nothing left to hold
+        self._shared.mailbox.wake()
 
     def _tell_progress(self) -> None:
-        with self._board.lock:
-            for feed in self._feeds:
-                self._board.tell_progress(feed)
+        with self._shared.lock:
+            for source in self._sources:
+                self._shared.tell_progress(source)
 
     def progress(self) -> ProgressView:
         """How far the training is, as the page shows it."""
         self._tell_progress()
-        return self._board.progress.view(self._board.clock())
+        return self._shared.progress.view(self._shared.clock())
 
     def stats(self) -> Stats:
         """A consistent reading of all counters."""
-        return stats_of(self._board, self._feeds, self._others, self._end.drawn_envs())
+        return stats_of(self._shared, self._sources, self._leader, self._end.drawn_envs())
 
     def close(self) -> None:
         """Stops the server. A training that is running, or held, goes on without it. Idempotent."""
-        with self._board.lock:
-            if self._board.control.closed:
+        with self._shared.lock:
+            if self._shared.control.closed:
                 return
-            held = self._board.hold.held
-            self._board.control = replace(self._board.control, closed=True)
-        self._board.hold.close()
-        self._board.mailbox.close()
+            held = self._shared.hold.held
+            self._shared.control = replace(self._shared.control, closed=True)
+        self._shared.hold.close()
+        self._shared.mailbox.close()
         if held:
             log.warning("the viewer was closed: the training that it held goes on")
         self._undo.close()
-        for feed in self._feeds:
-            feed.leave()
+        for source in self._sources:
+            source.leave()
 
     def __copy__(self) -> "Viewer":
         return self
@@ -266,29 +267,29 @@ class Viewer(Controls):
     ) -> None:
         self.close()
 
-    def attach(self, adapter: "Adapter", grid: Grid, role: str | None) -> Feed:
+    def attach(self, adapter: "Adapter", grid: Grid, role: str | None) -> Callbacks:
         """Called by `VisualizedEnv`: shows the model at once, and returns whom to ask."""
-        feed = Feed(self._board, adapter, grid, role, self._new_training)
-        self._feeds.add(feed)
-        with self._board.lock:
-            self._board.findings.rearm()
+        source = Callbacks(self._shared, adapter, grid, role, self._new_training)
+        self._sources.add(source)
+        with self._shared.lock:
+            self._shared.findings.rearm()
         if self._page is None or not self._page.steering.show_is_chosen:
             # Who shows an environment for evaluation alone wants to see that.
-            alone = all(known.role == "eval" for known in self._feeds)
-            self._board.set(show="eval" if alone else "train")
+            alone = all(known.role == "eval" for known in self._sources)
+            self._shared.set(show="eval" if alone else "train")
         role = role or "train"
-        with self._board.lock:
+        with self._shared.lock:
             if self._shows_newest:  # until the one that was shown is stepped again
-                self._board.shown.pop(role, None)
-            known = self._board.shown.get(role)
+                self._shared.shown.pop(role, None)
+            known = self._shared.shown.get(role)
         if known is None or not known.rollouts:
-            self._end.show_model(feed, role, None)
-        return feed
+            self._end.show_model(source, role, None)
+        return source
 
-    def _new_training(self, feed: Source, call: TrainerCall) -> None:
-        """A trainer has begun to trace `feed`'s environment, on the trainer's thread."""
-        if feed.role != "eval":
-            self._end.show_model(feed, "train", call.num_envs)
+    def _new_training(self, source: Source, call: TrainerCall) -> None:
+        """A trainer has begun to trace `source`'s environment, on the trainer's thread."""
+        if source.role != "eval":
+            self._end.show_model(source, "train", call.num_envs)
 
 
 _viewers: "weakref.WeakValueDictionary[str, Viewer]" = weakref.WeakValueDictionary()

@@ -59,7 +59,7 @@ class Page:
         self._thread.start()
 
         def seen() -> bool:  # this one, and not the one before that may still be there
-            return probe.board.control.watched and set(probe.server.get_clients()) - before
+            return probe.shared.control.watched and set(probe.server.get_clients()) - before
 
         eventually(seen, "the viewer sees the page")
 

@@ -9,8 +9,8 @@ from viser import GuiEvent
 
 from brax_viser import Viewer
 from brax_viser.host.source import Sources
-from brax_viser.host.state import Switchboard
-from brax_viser.page.channel import Channel, Lane
+from brax_viser.host.state import SharedState
+from brax_viser.page.channel import Channel, ProcessPlayback
 from brax_viser.page.clients import Pages
 from brax_viser.page.commands import Commands
 from brax_viser.page.event_loop import EventLoop
@@ -21,11 +21,11 @@ from brax_viser.page.state import PageState
 from brax_viser.page.steering import Steering
 from brax_viser.panel.panel import Panel
 from brax_viser.panel.view import PanelView
-from brax_viser.records.parcel import ModelParcel, Parcel
-from brax_viser.sandbox.session import Forks
+from brax_viser.records.packet import ModelPacket, Packet
+from brax_viser.sandbox.session import SandboxSession
 from brax_viser.scene.block import Block
 from brax_viser.scene.scene import Scene
-from brax_viser.twins.worker import Follower
+from brax_viser.twins.worker import TwinWorker
 
 
 def feed_of(env: Any) -> Any:
@@ -41,12 +41,12 @@ class Probe:
         self._viewer = viewer
 
     @property
-    def board(self) -> Switchboard:
-        return self._viewer._board
+    def shared(self) -> SharedState:
+        return self._viewer._shared
 
     @property
-    def feeds(self) -> Sources:
-        return self._viewer._feeds
+    def sources(self) -> Sources:
+        return self._viewer._sources
 
     @property
     def server(self) -> viser.ViserServer:
@@ -61,7 +61,7 @@ class Probe:
     @property
     def others(self) -> Any:
         """The other processes of the training."""
-        return self._viewer._others
+        return self._viewer._leader
 
     @property
     def reload(self) -> Any:
@@ -103,7 +103,7 @@ class Probe:
         return self.page.robots.channels
 
     @property
-    def twin_worker(self) -> Follower[Lane]:
+    def twin_worker(self) -> TwinWorker[ProcessPlayback]:
         return self.page.twin_worker
 
     @property
@@ -111,7 +111,7 @@ class Probe:
         return self.page.robots.sandbox
 
     @property
-    def sandbox_session(self) -> Forks:
+    def sandbox_session(self) -> SandboxSession:
         return self.page.robots.sandbox.session
 
     @property
@@ -124,8 +124,8 @@ class Probe:
         """What is known of the pages that are open."""
         return self.page.clients
 
-    def show_model(self, feed: Any, role: str, num_envs: int | None) -> None:
-        self.page.show_model(feed, role, num_envs)
+    def show_model(self, source: Any, role: str, num_envs: int | None) -> None:
+        self.page.show_model(source, role, num_envs)
 
     def block_of(self, role: str) -> Block | None:
         return self.page.robots.block_of(role)
@@ -142,19 +142,19 @@ class Probe:
         """Asks for something, as a control of the panel does."""
         self.inbox.enqueue(action)
 
-    def receive(self, parcels: Sequence[Parcel | ModelParcel]) -> None:
+    def receive(self, packets: Sequence[Packet | ModelPacket]) -> None:
         """Has the page take what has come."""
         channels = self.page.channels
-        self.now(lambda: channels.receive(channels.worth_opening(parcels), 0.0))
+        self.now(lambda: channels.receive(channels.worth_opening(packets), 0.0))
 
-    def watch_parcels(self, seen: Callable[[Sequence[Any]], object]) -> None:
-        """Has a function called with all parcels that the page takes, after it has."""
+    def watch_packets(self, seen: Callable[[Sequence[Any]], object]) -> None:
+        """Has a function called with all packets that the page takes, after it has."""
         channels: Any = self.page.channels
         receive = channels.receive
 
-        def watching(parcels: Sequence[Any], now: float) -> None:
-            receive(parcels, now)
-            seen(parcels)
+        def watching(packets: Sequence[Any], now: float) -> None:
+            receive(packets, now)
+            seen(packets)
 
         channels.receive = watching
 

@@ -16,8 +16,8 @@ from brax_viser.model.robot import Model
 from brax_viser.page.commands import Commands
 from brax_viser.records.frame import Detail
 from brax_viser.records.view import ASIDE
-from brax_viser.sandbox.history import MOST_DETAILS, Past
-from brax_viser.sandbox.session import Forks, ForkView, Trained
+from brax_viser.sandbox.history import MOST_DETAILS, RecentDetails
+from brax_viser.sandbox.session import ForkView, SandboxSession, Trained
 from brax_viser.scene.robots import PARKED
 from tests.conftest import eventually
 from tests.support import Probe
@@ -51,7 +51,7 @@ def panel(viewer: Viewer) -> Any:
 
 
 def forked(viewer: Viewer) -> None:
-    """Forks, and waits until the sandbox is on screen."""
+    """SandboxSession, and waits until the sandbox is on screen."""
     viewer.fork()
     eventually(lambda: viewer.sandbox and panel(viewer).drivers, "it runs", timeout=60)
     eventually(
@@ -203,7 +203,7 @@ def test_a_handle_follows_the_robot_and_drags_it(viewer, rollout):
     )
     told(viewer, lambda do: do.drag_sandbox(False))
     assert sandbox._handle is None
-    eventually(lambda: viewer.sandbox.pose.grip is None, "it is let go")
+    eventually(lambda: viewer.sandbox.pose.drag is None, "it is let go")
 
 
 def test_the_selected_robot_alone_can_be_forked_and_only_once_it_is_known(viewer, page):
@@ -255,7 +255,7 @@ def test_twins_and_sandbox_are_shown_at_once_and_another_fork_takes_the_place(
 
 
 def test_the_past_ends_where_a_step_is_missing_or_an_episode_begins():
-    past = Past()
+    past = RecentDetails()
 
     def frame(step: int, length: int, env: int = 0) -> Any:
         detail = Detail(env, *(np.full(1, step),) * 2, *(None,) * 5, {})
@@ -296,7 +296,7 @@ def test_an_environment_of_playgrounds_is_forked_and_driven(viewer, page):
     np.testing.assert_allclose(poses[-1].detail.ctrl, 1.0)
 
 
-class Overtaken(Forks):
+class Overtaken(SandboxSession):
     """Is closed by the page's thread at the worst moment: as another thread is about to write what
     it has found out."""
 
@@ -328,7 +328,7 @@ def test_a_sandbox_that_is_closed_while_it_begins_leaves_nothing_behind(rollout,
 
 def test_a_policy_that_is_handed_out_while_a_sandbox_is_made_drives_it(rollout, viewer):
     frame = Probe(viewer).scene.blocks["train"].frame
-    forks = Forks(lambda: None)
+    forks = SandboxSession(lambda: None)
     try:
         forks.fork(rollout.env._adapter, [frame.detail], {}, 20)
         forks.hand_out(Trained(1000, leaning, {"push": np.float32(0.0)}))

@@ -70,7 +70,7 @@ def test_a_page_is_sent_what_viser_would_send_it(before, after, gap):
         if gap < 10**6:  # else viser's own would be at it for minutes
             buffer.message_counter += gap
         theirs: Any = buffer.window_generator(1, Told("all", -1))
-        pages: Any = clients._Backlog(pages_of(buffer))
+        pages: Any = clients._PageQueue(pages_of(buffer))
         ours = pages.window_generator(2, Told("all", -1))
         sent = await drained(theirs, -1)
         assert sent[-1] == -1 and sent[:-1] == sorted(
@@ -98,7 +98,7 @@ def test_nothing_is_sent_in_the_middle_of_what_belongs_together():
     async def run() -> None:
         buffer = AsyncMessageBuffer(asyncio.get_running_loop(), persistent_messages=True)
         buffer.push(Told("a", 1))
-        page: Any = clients._Backlog(pages_of(buffer))
+        page: Any = clients._PageQueue(pages_of(buffer))
         ours = page.window_generator(1)
         assert await drained(ours, 1) == [1]
         buffer.atomic_start()
@@ -132,11 +132,11 @@ class Drawing:
         self.now, self.count = 0.0, 0
         self.buffer, pages = buffer, pages_of(buffer, Told, clock=lambda: self.now)
         buffer.window_duration_sec = 0.0
-        self.backlog = pages.backlogs[1] = clients._Backlog(pages)
+        self.queue = pages.queues[1] = clients._PageQueue(pages)
         self.questions: list[str] = []
         self.count += 1
         buffer.push(Told("robots", self.count))
-        self._windows: Any = self.backlog.window_generator(1)
+        self._windows: Any = self.queue.window_generator(1)
         self._next: asyncio.Task[Any] | None = None
 
     async def moved(self) -> list[int]:
@@ -155,7 +155,7 @@ class Drawing:
         return [message.number for message in window if isinstance(message, Told)]
 
     def answers(self) -> None:
-        self.backlog.heard(self.questions[-1])
+        self.queue.heard(self.questions[-1])
 
 
 @pytest.fixture
@@ -180,11 +180,11 @@ def test_a_page_that_has_not_come_to_what_it_was_sent_is_sent_the_newest_once_it
         assert await page.moved() == [3]  # it may still answer in time
         page.now += 0.2 * clients.LATE_SECONDS
         assert await page.moved() == [] and await page.moved() == []
-        page.backlog.heard("another's question")
+        page.queue.heard("another's question")
         assert await page.sent() == []
         page.answers()
         assert await page.sent() == [5], "what was overtaken meanwhile is not sent"
-        assert page.backlog.missed == 1
+        assert page.queue.missed == 1
         # It was slow: until it answers in time there is but one frame on its way to it.
         for asked in (2, 3, 4):
             assert len(page.questions) == asked
@@ -203,18 +203,18 @@ def test_a_page_that_answers_in_time_is_held_up_by_nothing_and_seldom_asked(draw
     async def test(page: Drawing) -> None:
         for step in range(3, 63):
             page.now += 1 / 30
-            if step % 2 and page.backlog._question is not None:
+            if step % 2 and page.queue._question is not None:
                 page.answers()  # 33 to 67 ms later
             assert await page.moved() == [step]
         assert 60 / 30 / clients.ASKING_SECONDS / 2 <= len(page.questions) <= 21
-        assert page.backlog.missed == 0
+        assert page.queue.missed == 0
 
     drawing(test)
 
 
 def test_of_a_page_that_is_late_it_is_known_what_it_misses(drawing):
     async def test(page: Drawing) -> None:
-        pages = page.backlog._pages
+        pages = page.queue._pages
         page.now += 2 * clients.LATE_SECONDS
         assert not pages.taken(page.now)
         for _ in range(50):
@@ -224,7 +224,7 @@ def test_of_a_page_that_is_late_it_is_known_what_it_misses(drawing):
         assert taken == {1: 0.0}
         page.answers()
         assert await page.sent() == [page.count]
-        assert page.backlog.missed == 49 and page.backlog.overtaken() == 0
+        assert page.queue.missed == 49 and page.queue.overtaken() == 0
 
     drawing(test)
 
@@ -254,7 +254,7 @@ def test_what_is_overtaken_while_a_page_sleeps_does_not_keep_the_newest_from_it(
         got: dict[int, list[int]] = {1: [], 2: []}
 
         async def receive(client: int) -> None:
-            page: Any = clients._Backlog(pages)
+            page: Any = clients._PageQueue(pages)
             async for window in page.window_generator(client):
                 got[client] += [message.number for message in window]
 
@@ -365,7 +365,7 @@ def test_a_page_that_is_slow_is_told_of_and_slows_no_other(viewer):
             thread.join()
         slow.close()
         fast.close()
-    eventually(lambda: not probe.clients.backlogs, "both are forgotten")
+    eventually(lambda: not probe.clients.queues, "both are forgotten")
 
 
 def test_where_viser_is_built_otherwise_it_keeps_its_own(viewer, monkeypatch, caplog):
@@ -395,7 +395,7 @@ def test_a_viser_that_this_was_not_written_for_is_left_alone_whatever_its_names(
             eventually(lambda page=page: page.windows > 0, "the page is served")
             page.close()
             assert Probe(viewer).panel_view(0.0).slowest_page is None
-            assert Probe(viewer).board.fault is None
+            assert Probe(viewer).shared.fault is None
     assert caplog.text.count(f"viser {viser.__version__} has not been tested") == 1
 
 

@@ -23,10 +23,10 @@ from brax_viser.env import INFO_KEY
 from brax_viser.host.mailbox import CAPACITY
 from brax_viser.host.selection import Selection
 from brax_viser.page import server as page_server
-from brax_viser.page.channel import Lane
+from brax_viser.page.channel import ProcessPlayback
 from brax_viser.page.playback import Player
 from brax_viser.panel.words import cost, drawn, head
-from brax_viser.records.parcel import Parcel
+from brax_viser.records.packet import Packet
 from brax_viser.records.protocol import HEADER_COLUMNS, HEADER_HEAD
 from brax_viser.twins.worker import TwinSettings
 from tests.conftest import Page, eventually
@@ -482,8 +482,8 @@ def test_evaluation_and_training_are_told_apart_and_shown_side_by_side(training)
         ("look._colour", "Return", lambda v: Probe(v).state.look.colour_by == "return"),
         ("look._surroundings", "Dark", lambda v: Probe(v).scene.surroundings == "dark"),
         ("parts._sites", False, lambda v: not Probe(v).state.parts.sites),
-        ("training._hold", True, lambda v: Probe(v).board.hold.paused),
-        ("training._step", "1 step", lambda v: Probe(v).board.hold.paused),
+        ("training._hold", True, lambda v: Probe(v).shared.hold.paused),
+        ("training._step", "1 step", lambda v: Probe(v).shared.hold.paused),
         ("training._hold_on_nan", True, lambda v: v.hold_on_nan),
         ("twins._on", True, lambda v: v.twins == 16),
         ("twins._count", 4, lambda v: v.twins == 4),
@@ -498,11 +498,11 @@ def test_what_is_set_in_the_page_is_done(one_viewer, control, value, outcome):
     folder, name = control.split(".")
     Probe(one_viewer).use(getattr(getattr(Probe(one_viewer).panel, folder), name), value)
     eventually(lambda: outcome(one_viewer), str(control))
-    assert Probe(one_viewer).board.fault is None
+    assert Probe(one_viewer).shared.fault is None
 
 
 def selection(viewer: Viewer) -> Selection:
-    return Probe(viewer).board.selection
+    return Probe(viewer).shared.selection
 
 
 def test_a_key_does_what_its_control_does(one_viewer):
@@ -516,7 +516,7 @@ def test_what_cannot_be_done_becomes_the_pages_notice_and_no_fault(one_viewer):
     probe = Probe(one_viewer)
     probe.enqueue(lambda: probe.steering.set_max_overhead(7.0))
     eventually(lambda: "at most 1" in str(probe.state.notice), "the page says why")
-    assert probe.board.fault is None and one_viewer.max_overhead == 0.02
+    assert probe.shared.fault is None and one_viewer.max_overhead == 0.02
 
 
 @pytest.fixture(scope="module")
@@ -576,7 +576,7 @@ def test_a_budget_that_is_being_typed_is_no_fault(one_viewer, typed, expected):
         asyncio.run(callback(Typed()))
     eventually(lambda: one_viewer.max_overhead == expected, "it is obeyed")
     threading.Event().wait(0.2)
-    assert one_viewer.max_overhead == expected and Probe(one_viewer).board.fault is None
+    assert one_viewer.max_overhead == expected and Probe(one_viewer).shared.fault is None
     assert pace._budget.value == float(typed)  # it is not taken out of one's hands
 
 
@@ -584,16 +584,16 @@ def test_parts_of_one_step_from_several_devices_come_together_whatever_was_asked
     layout = (("link_pos", (1, 3)), ("link_rot", (1, 4)), ("reward", ()), ("episode_return", ()))
     layout += (("episode_length", ()), ("since_termination", ()), ("finite", ()))
 
-    def parcel(shard: int, drawn: np.ndarray) -> Parcel:
+    def packet(shard: int, drawn: np.ndarray) -> Packet:
         mine = drawn[drawn // 10 == shard]
         rows = np.ones((len(mine), 12), np.float32)
-        return Parcel(None, "train", shard, 7, mine, drawn, 20, layout, rows)
+        return Packet(None, "train", shard, 7, mine, drawn, 20, layout, rows)
 
     old, new = np.array([0, 1, 12], np.int32), np.array([15, 3, 11], np.int32)
-    lane = Lane(Player(0.05))
-    for one in (parcel(0, old), parcel(1, new), parcel(1, new)):
-        assert lane.receive(one) is None
-    frame = lane.receive(parcel(0, new))
+    playback = ProcessPlayback(Player(0.05))
+    for one in (packet(0, old), packet(1, new), packet(1, new)):
+        assert playback.receive(one) is None
+    frame = playback.receive(packet(0, new))
     assert frame is not None and frame.env_index.tolist() == [15, 3, 11]
 
 
@@ -674,13 +674,13 @@ def test_next_to_nothing_is_worked_out_while_calls_from_the_device_are_kept_wait
     training.steps(20)
     page, lock = training.page, CountingLock()
     assert page is not None
-    monkeypatch.setattr(Probe(viewer).board, "lock", lock)
+    monkeypatch.setattr(Probe(viewer).shared, "lock", lock)
     probe.now(lambda: probe.panel_view(time.monotonic()))
     assert 0 < lock.most <= 5
     lock.most = 0
     viewer.stats()
     # Of each rollout it reads how far it is and how fast.
-    assert 0 < lock.most <= 6 + 4 * sum(len(feed.rollouts) for feed in Probe(viewer).feeds)
+    assert 0 < lock.most <= 6 + 4 * sum(len(source.rollouts) for source in Probe(viewer).sources)
     viewer.twins = 0
 
 
@@ -695,7 +695,7 @@ def test_the_panel_says_that_the_training_waits_for_the_viewer(training, monkeyp
     probe.events.soon(lambda: busy.wait(60))
     begun = time.monotonic()
     training.run()
-    eventually(lambda: len(probe.board.mailbox._parcels) == CAPACITY, "there is no room left")
+    eventually(lambda: len(probe.shared.mailbox._packets) == CAPACITY, "there is no room left")
     time.sleep(0.2 + 0.2 * (time.monotonic() - begun))  # for the training to have waited
     busy.set()
     eventually(lambda: any("The training waits for the viewer" in text for text in shown), "said")

@@ -18,7 +18,7 @@ from brax_viser.device import host_call
 from brax_viser.device.adapters import MAX_OBSERVATION, adapter_for
 from brax_viser.processes import messages
 from brax_viser.records.frame import Frame, joined
-from brax_viser.records.parcel import Parcel
+from brax_viser.records.packet import Packet
 from brax_viser.records.protocol import size_of
 from brax_viser.records.view import View, beside
 from envs.cartpole import CartPole
@@ -266,7 +266,7 @@ def test_of_info_what_the_env_keeps_is_sent_and_not_what_trainers_keep_there(vie
     assert {name: x.tolist() for name, x in frame.detail.info.items()} == {"mine/count": 3.0}
 
 
-def parcel_of(shard: int, env_index: list[int], detail_env: int | None) -> Parcel:
+def packet_of(shard: int, env_index: list[int], detail_env: int | None) -> Packet:
     """Of one device of two, with room for three rows, of which some are padding."""
     layout = (("link_pos", (1, 3)), ("link_rot", (1, 4)), ("reward", ()), ("episode_return", ()))
     layout += (("episode_length", ()), ("since_termination", ()), ("finite", ()))
@@ -276,19 +276,19 @@ def parcel_of(shard: int, env_index: list[int], detail_env: int | None) -> Parce
         rows = np.concatenate([rows.ravel(), np.arange(size_of(detail), dtype=np.float32)])
     drawn = np.array([0, 1, 12], np.int32)
     index = np.array(env_index, np.int32)
-    feed = SimpleNamespace(number=0, kind="a hopper")
-    return Parcel(feed, "train", shard, 7, index, drawn, 20, layout, rows, 0, detail_env, detail)
+    source = SimpleNamespace(number=0, kind="a hopper")
+    return Packet(source, "train", shard, 7, index, drawn, 20, layout, rows, 0, detail_env, detail)
 
 
 def test_a_detail_survives_the_way_from_another_process_and_the_joining_of_devices():
-    own, other = parcel_of(0, [0, 1], None), parcel_of(1, [12], 12)
+    own, other = packet_of(0, [0, 1], None), packet_of(1, [12], 12)
     sent = messages.encode(messages.step_of(other, sending=True))
     message = messages.decode_from_others(sent)
     assert isinstance(message, messages.Step)
-    received = messages.parcel_of(message, None, 3)
+    received = messages.packet_of(message, None, 3)
     assert received.rows.size == size_of(other.layout) + 5  # the padding has stayed behind
-    for parcel in (other, received):
-        frame = joined([own.open(), parcel.open()], own.drawn)
+    for packet in (other, received):
+        frame = joined([own.open(), packet.open()], own.drawn)
         assert frame is not None and frame.detail is not None
         assert frame.env_index.tolist() == [0, 1, 12] and frame.detail.env == 12
         assert frame.detail.action.tolist() == [0, 1]

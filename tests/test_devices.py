@@ -33,9 +33,9 @@ SCRIPT = """
         page = Page(viewer)
         env = VisualizedEnv(bare(), grid=(4, 3), viewer=viewer)
         viewer.select([15, 2, 9, 4, 0, 13, 7, 6, 10, 1, 12])
-        hold, learned = Probe(viewer).board.hold, []
+        hold, learned = Probe(viewer).shared.hold, []
         frames = []
-        Probe(viewer).watch_parcels(lambda parcels: frames.extend(p.open() for p in parcels))
+        Probe(viewer).watch_packets(lambda packets: frames.extend(p.open() for p in packets))
         viewer.pause()  # at its very first step
         training = threading.Thread(target=lambda: learned.extend(train(env)))
         training.start()
@@ -55,7 +55,7 @@ SCRIPT = """
         assert held_at(4), steps()
         viewer.resume()
         training.join()
-        assert Probe(viewer).board.fault is None, Probe(viewer).board.fault
+        assert Probe(viewer).shared.fault is None, Probe(viewer).shared.fault
         stats = viewer.stats()
         assert stats.streams["train"].num_envs == 16, stats
         assert stats.drawn_envs == (15, 2, 9, 4, 0, 13, 7, 6, 10, 1, 12), stats

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from brax_viser.host.callbacks import Feed
+from brax_viser.host.callbacks import Callbacks
 from brax_viser.host.control import Control
 from brax_viser.host.selection import Selection
-from brax_viser.host.state import Switchboard
+from brax_viser.host.state import SharedState
 from brax_viser.records.protocol import (
     ANSWER_HEAD,
     FRESH,
@@ -31,15 +31,15 @@ LAYOUT: Layout = (("link_pos", (1, 3)), ("reward", ()))
 
 
 @pytest.fixture
-def board() -> Switchboard:
-    return Switchboard(Control(watched=True, mode="every_step"))
+def shared() -> SharedState:
+    return SharedState(Control(watched=True, mode="every_step"))
 
 
 @pytest.fixture
-def feed(board):
+def source(shared):
     adapter: Any = SimpleNamespace(dt=0.05)
     grid: Any = SimpleNamespace(capacity=ROWS)
-    return Feed(board, adapter, grid, None, lambda feed, call: None)
+    return Callbacks(shared, adapter, grid, None, lambda source, call: None)
 
 
 def origin_of(num_envs: int, num_shards: int = 1) -> Origin:
@@ -47,7 +47,7 @@ def origin_of(num_envs: int, num_shards: int = 1) -> Origin:
 
 
 def pushed(
-    feed: Feed, origin: Origin, shard: int, rule: int, rows: list[int], returns: list[float]
+    source: Callbacks, origin: Origin, shard: int, rule: int, rows: list[int], returns: list[float]
 ) -> tuple[int, ...]:
     """The answer to a push; what was handed in is overwritten afterwards."""
     header = np.zeros(HEADER_HEAD + len(HEADER_COLUMNS) * ROWS, np.int32)
@@ -56,94 +56,94 @@ def pushed(
     numbers = np.array(returns, np.float32).view(np.int32)
     columns[:] = [rows, [NEVER] * ROWS, numbers, [1] * ROWS, [0] * ROWS]
     values = np.full((ROWS, 4), 7.0, np.float32)
-    answer = tuple(feed.push(origin, LAYOUT, header, values).tolist())
+    answer = tuple(source.push(origin, LAYOUT, header, values).tolist())
     header[:], values[:] = 0, np.nan
     return answer
 
 
-def test_what_a_device_has_ranked_and_pushed_is_kept_when_its_memory_is_not(feed, board):
-    board.selection = Selection("worst")
+def test_what_a_device_has_ranked_and_pushed_is_kept_when_its_memory_is_not(source, shared):
+    shared.selection = Selection("worst")
     origin = origin_of(8, num_shards=2)
     for shard in (0, 1):
-        assert feed.ask(origin, np.array([FRESH, shard], np.int32))[0] == PUSH
-    assert pushed(feed, origin, 0, WORST, [5, 2, 7], [-9.0, -3.0, 1.0])[0] == 0
-    answer = pushed(feed, origin, 1, WORST, [1, 4, 6], [-5.0, -4.0, 2.0])
-    assert feed.rollouts["train"].choice.env_index.tolist() == [5, 8 + 1, 8 + 4]
+        assert source.ask(origin, np.array([FRESH, shard], np.int32))[0] == PUSH
+    assert pushed(source, origin, 0, WORST, [5, 2, 7], [-9.0, -3.0, 1.0])[0] == 0
+    answer = pushed(source, origin, 1, WORST, [1, 4, 6], [-5.0, -4.0, 2.0])
+    assert source.rollouts["train"].choice.env_index.tolist() == [5, 8 + 1, 8 + 4]
     assert (answer[0], answer[2]) == (PUSH, GIVEN)
     assert answer[ANSWER_HEAD : ANSWER_HEAD + 2] == (1, 4)
-    pushed(feed, origin, 1, GIVEN, [1, 4, 0], [-5.0, -4.0, 0.0])
-    (parcel,) = board.mailbox.take()
-    assert parcel.env_index.tolist() == [9, 12] and (parcel.rows == 7.0).all()
-    assert board.fault is None
+    pushed(source, origin, 1, GIVEN, [1, 4, 0], [-5.0, -4.0, 0.0])
+    (packet,) = shared.mailbox.take()
+    assert packet.env_index.tolist() == [9, 12] and (packet.rows == 7.0).all()
+    assert shared.fault is None
 
 
-def test_what_was_granted_to_a_batch_of_another_size_is_asked_for_anew(feed, board):
+def test_what_was_granted_to_a_batch_of_another_size_is_asked_for_anew(source, shared):
     """One trainer steps first many environments and then few, with states that were kept."""
     rows = [0, 1, 2]
 
     def step(origin: Origin, query: int) -> tuple[int, ...]:
-        answer = feed.ask(origin, np.array([query, 0], np.int32))
+        answer = source.ask(origin, np.array([query, 0], np.int32))
         assert answer[0] == PUSH
-        return pushed(feed, origin, 0, GIVEN, rows, [0.0] * ROWS)
+        return pushed(source, origin, 0, GIVEN, rows, [0.0] * ROWS)
 
     many, few = origin_of(64), origin_of(2)
     step(many, FRESH)
     step(many, 0)
-    board.mailbox.take()
-    granted = [pushed(feed, many, 0, -1, rows, [0.0] * ROWS) for _ in range(3)]
-    assert len(set(granted)) == 1 and len(board.mailbox.take()) == 3
-    assert 0 in feed.rollouts["train"].grants
-    answer = pushed(feed, few, 0, -1, rows, [0.0] * ROWS)
-    assert not board.mailbox.take()  # these are not the three that were granted
+    shared.mailbox.take()
+    granted = [pushed(source, many, 0, -1, rows, [0.0] * ROWS) for _ in range(3)]
+    assert len(set(granted)) == 1 and len(shared.mailbox.take()) == 3
+    assert 0 in source.rollouts["train"].grants
+    answer = pushed(source, few, 0, -1, rows, [0.0] * ROWS)
+    assert not shared.mailbox.take()  # these are not the three that were granted
     assert answer[0] == PUSH and answer[ANSWER_HEAD:] == (0, 1, 0)
-    assert feed.rollouts["train"].num_envs == 2
-    pushed(feed, few, 0, GIVEN, [0, 1, 0], [0.0] * ROWS)
-    (parcel,) = board.mailbox.take()
-    assert parcel.env_index.tolist() == [0, 1] and parcel.num_envs == 2
-    assert board.fault is None
+    assert source.rollouts["train"].num_envs == 2
+    pushed(source, few, 0, GIVEN, [0, 1, 0], [0.0] * ROWS)
+    (packet,) = shared.mailbox.take()
+    assert packet.env_index.tolist() == [0, 1] and packet.num_envs == 2
+    assert shared.fault is None
 
 
-def begin_another(feed: Feed) -> list[object]:
+def begin_another(source: Callbacks) -> list[object]:
     """As a trainer does that traces the environment; what is returned keeps it alive."""
     made_here = threading.Event()  # any object that can be referred to weakly
-    feed.traced(TrainerCall("PPO", False, identity=weakref.ref(made_here)))
+    source.traced(TrainerCall("PPO", False, identity=weakref.ref(made_here)))
     return [made_here]
 
 
 @pytest.mark.parametrize("what", [[0, 1, 9], "worst"])
 def test_a_push_that_another_training_has_overtaken_is_dropped_and_streaming_stays_on(
-    feed, board, what
+    source, shared, what
 ):
-    first = begin_another(feed)
-    board.selection = Selection.of(what)
+    first = begin_another(source)
+    shared.selection = Selection.of(what)
     origin = origin_of(8, num_shards=2)
     for shard in (0, 1):
-        answer = feed.ask(origin, np.array([FRESH, shard], np.int32))
+        answer = source.ask(origin, np.array([FRESH, shard], np.int32))
         assert answer[0] == PUSH
-    second = begin_another(feed)
-    feed.ask(origin, np.array([FRESH, 1], np.int32))
+    second = begin_another(source)
+    source.ask(origin, np.array([FRESH, 1], np.int32))
     code = int(answer[2])
-    assert pushed(feed, origin, 0, code, [0, 1, 0], [0.0] * ROWS)[:2] == (0, 0)
+    assert pushed(source, origin, 0, code, [0, 1, 0], [0.0] * ROWS)[:2] == (0, 0)
     models = np.zeros((ROWS, 4), np.float32)
-    assert feed.push_model(origin, np.array(0, np.int32), models).tolist()[:2] == [0, 0]
-    assert board.fault is None and board.control.streaming
-    assert not board.mailbox.take()
+    assert source.push_model(origin, np.array(0, np.int32), models).tolist()[:2] == [0, 0]
+    assert shared.fault is None and shared.control.streaming
+    assert not shared.mailbox.take()
     # It goes on with the training that has begun.
-    answers = [feed.ask(origin, np.array([0, 0], np.int32)) for _ in range(3)]
+    answers = [source.ask(origin, np.array([0, 0], np.int32)) for _ in range(3)]
     assert any(answer[0] == PUSH for answer in answers) and len(first + second) == 2
 
 
 def test_rows_that_were_asked_for_by_another_training_are_not_taken_for_those_of_this_one(
-    feed, board
+    source, shared
 ):
     origin = origin_of(8)
-    board.selection = Selection.of([5, 2, 7])
-    feed.ask(origin, np.array([FRESH, 0], np.int32))
-    alive = begin_another(feed)
-    board.selection = Selection.of([0, 1, 3])
-    feed.ask(origin, np.array([FRESH, 0], np.int32))
-    assert pushed(feed, origin, 0, GIVEN, [5, 2, 7], [0.0] * ROWS)[:2] == (0, 0)
-    assert not board.mailbox.take()
-    pushed(feed, origin, 0, GIVEN, [0, 1, 3], [0.0] * ROWS)
-    (parcel,) = board.mailbox.take()
-    assert parcel.env_index.tolist() == [0, 1, 3] and board.fault is None and alive
+    shared.selection = Selection.of([5, 2, 7])
+    source.ask(origin, np.array([FRESH, 0], np.int32))
+    alive = begin_another(source)
+    shared.selection = Selection.of([0, 1, 3])
+    source.ask(origin, np.array([FRESH, 0], np.int32))
+    assert pushed(source, origin, 0, GIVEN, [5, 2, 7], [0.0] * ROWS)[:2] == (0, 0)
+    assert not shared.mailbox.take()
+    pushed(source, origin, 0, GIVEN, [0, 1, 3], [0.0] * ROWS)
+    (packet,) = shared.mailbox.take()
+    assert packet.env_index.tolist() == [0, 1, 3] and shared.fault is None and alive

@@ -15,7 +15,7 @@ from brax_viser.device import host_call
 from brax_viser.env import INFO_KEY
 from brax_viser.host import callbacks as feed_module
 from brax_viser.records.frame import Frame
-from brax_viser.records.parcel import Parcel
+from brax_viser.records.packet import Packet
 from brax_viser.records.protocol import GIVEN, GRANTED, GRANTED_COORDINATES, UNASKED
 from envs.cartpole import CartPole
 from tests.conftest import Page, eventually
@@ -30,14 +30,14 @@ class Rollout:
     def __init__(self, viewer: Viewer):
         self.viewer = viewer
         self.calls: list[tuple[str, int]] = []  # ("ask", countdown), ("push", rule)
-        self.parcels: list[Parcel] = []
-        put = Probe(viewer).board.mailbox.put
+        self.packets: list[Packet] = []
+        put = Probe(viewer).shared.mailbox.put
 
-        def put_down(parcel: Parcel, *, wait: bool) -> None:
-            self.parcels.append(parcel)
-            put(parcel, wait=wait)
+        def put_down(packet: Packet, *, wait: bool) -> None:
+            self.packets.append(packet)
+            put(packet, wait=wait)
 
-        Probe(viewer).board.mailbox.put = put_down
+        Probe(viewer).shared.mailbox.put = put_down
         env = VisualizedEnv(CartPole("positional"), grid=(2, 2), viewer=viewer)
         ask, push = feed_of(env).ask, feed_of(env).push
 
@@ -67,7 +67,7 @@ class Rollout:
     @property
     def frames(self) -> list[tuple[int, tuple[int, ...]]]:
         """(step, environments) of each frame since the test has begun."""
-        return [(parcel.env_steps, tuple(parcel.env_index.tolist())) for parcel in self.parcels]
+        return [(packet.env_steps, tuple(packet.env_index.tolist())) for packet in self.packets]
 
 
 @pytest.fixture(scope="module", params=host_call.MECHANISMS)
@@ -85,11 +85,11 @@ def rollout(one_rollout):
     viewer.streaming, viewer.mode, viewer.show, viewer.twins = True, "every_step", "train", 0
     viewer.select("first")
     viewer.selected_env = None
-    one_rollout.parcels.clear()
-    while len(one_rollout.parcels) < 3:  # while it was off, some steps were let pass
+    one_rollout.packets.clear()
+    while len(one_rollout.packets) < 3:  # while it was off, some steps were let pass
         one_rollout.steps()
-    assert Probe(viewer).board.fault is None
-    one_rollout.parcels.clear()
+    assert Probe(viewer).shared.fault is None
+    one_rollout.packets.clear()
     return one_rollout
 
 
@@ -101,7 +101,7 @@ def test_each_step_is_one_call_and_known_of_and_seen(rollout, monkeypatch, secon
     monkeypatch.setattr(feed_module, "GRANT_SECONDS", seconds)
     rollout.viewer.max_overhead = 0.5  # another control: what was granted is looked into
     rollout.steps()
-    before, meter = rollout.viewer.stats(), Probe(rollout.viewer).board.meter
+    before, meter = rollout.viewer.stats(), Probe(rollout.viewer).shared.meter
     known, made = len(rollout.frames), meter.calls
     assert rollout.steps(50) == [ALONE] * 50
     after = rollout.viewer.stats()
@@ -134,7 +134,7 @@ def test_what_is_changed_counts_from_the_very_next_step(rollout, monkeypatch, ch
     rollout.viewer.max_overhead = 0.3
     rollout.steps(3)
     before = rollout.viewer.stats()
-    rollout.parcels.clear()
+    rollout.packets.clear()
     change(rollout.viewer)
     assert rollout.steps() == calls
     frames = rollout.frames
@@ -144,7 +144,7 @@ def test_what_is_changed_counts_from_the_very_next_step(rollout, monkeypatch, ch
         return
     ((step, envs_drawn),) = frames  # once, and not as it was granted
     assert step == before.env_steps + 1
-    if calls[-1] == ("push", GIVEN) and Probe(rollout.viewer).board.selection.indices:
+    if calls[-1] == ("push", GIVEN) and Probe(rollout.viewer).shared.selection.indices:
         assert envs_drawn == (9, 4)
 
 
@@ -153,17 +153,17 @@ def test_what_twins_are_made_of_is_granted_as_well(rollout, monkeypatch, seconds
     monkeypatch.setattr(feed_module, "GRANT_SECONDS", seconds)
     rollout.viewer.twins = 2
     assert rollout.steps()[:2] == [ALONE, ("push", GIVEN)]
-    rollout.parcels.clear()
+    rollout.packets.clear()
     assert rollout.steps(20) == [ALONE] * 20
     assert np.all(rollout.state.info[INFO_KEY]["countdown"] == GRANTED_COORDINATES)
-    assert [parcel.open().coordinates is None for parcel in rollout.parcels] == [False] * 20
-    assert [parcel.detail_env for parcel in rollout.parcels] == [None] * 20
+    assert [packet.open().coordinates is None for packet in rollout.packets] == [False] * 20
+    assert [packet.detail_env for packet in rollout.packets] == [None] * 20
     assert len({step for step, _ in rollout.frames}) == 20
-    rollout.parcels.clear()
+    rollout.packets.clear()
     rollout.viewer.twins = 0
     assert rollout.steps(2) == [ALONE, ("push", GIVEN), ALONE]
-    assert [parcel.open().coordinates is None for parcel in rollout.parcels] == [True] * 2
-    assert Probe(rollout.viewer).board.fault is None
+    assert [packet.open().coordinates is None for packet in rollout.packets] == [True] * 2
+    assert Probe(rollout.viewer).shared.fault is None
 
 
 def test_a_ghost_does_not_have_the_panel_worked_out_anew(rollout, monkeypatch):
@@ -171,7 +171,7 @@ def test_a_ghost_does_not_have_the_panel_worked_out_anew(rollout, monkeypatch):
     viewer = rollout.viewer
     viewer.twins = 2
     rollout.steps(3)
-    mailbox, rung = Probe(viewer).board.mailbox, []
+    mailbox, rung = Probe(viewer).shared.mailbox, []
     ring = mailbox.ring
     monkeypatch.setattr(mailbox, "ring", lambda: (rung.append(1), ring()))
     rollout.steps(20)
@@ -192,10 +192,10 @@ def test_an_older_state_that_was_granted_something_else_is_asked_anew(rollout, m
     rollout.viewer.twins = 2
     rollout.steps(3)
     rollout.state = older
-    rollout.parcels.clear()
+    rollout.packets.clear()
     assert rollout.steps(2) == [ALONE, ("push", GIVEN), ALONE]
-    assert [parcel.open().coordinates is None for parcel in rollout.parcels] == [False] * 2
-    assert Probe(rollout.viewer).board.fault is None
+    assert [packet.open().coordinates is None for packet in rollout.packets] == [False] * 2
+    assert Probe(rollout.viewer).shared.fault is None
 
 
 def test_the_progress_counts_each_step_once_whenever_the_trainer_reports(rollout, monkeypatch):
@@ -239,22 +239,22 @@ def test_a_held_training_waits_at_the_step_that_was_granted(rollout):
 
 
 def test_steps_of_which_none_will_be_seen_are_not_opened(rollout, monkeypatch):
-    probe, opened, open_parcel = Probe(rollout.viewer), [], Parcel.open
+    probe, opened, open_packet = Probe(rollout.viewer), [], Packet.open
 
-    def opening(parcel: Parcel) -> Frame:
-        opened.append(parcel)
-        return open_parcel(parcel)
+    def opening(packet: Packet) -> Frame:
+        opened.append(packet)
+        return open_packet(packet)
 
-    def opened_of(parcels: list[Parcel]) -> list[int]:
+    def opened_of(packets: list[Packet]) -> list[int]:
         opened.clear()
-        probe.receive(parcels)
-        return [parcel.env_steps for parcel in opened if parcel in parcels]
+        probe.receive(packets)
+        return [packet.env_steps for packet in opened if packet in packets]
 
-    monkeypatch.setattr(Parcel, "open", opening)
-    monkeypatch.setattr(Probe(rollout.viewer).board.mailbox, "put", lambda p, wait: mine.append(p))
-    mine: list[Parcel] = []
+    monkeypatch.setattr(Packet, "open", opening)
+    monkeypatch.setattr(Probe(rollout.viewer).shared.mailbox, "put", lambda p, wait: mine.append(p))
+    mine: list[Packet] = []
     rollout.steps(5)
-    steps = [parcel.env_steps for parcel in mine]
+    steps = [packet.env_steps for packet in mine]
     assert opened_of(mine) == steps[-1:]
     rollout.viewer.mode = "realtime"  # plays each of them
     assert opened_of(mine) == steps

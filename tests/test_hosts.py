@@ -17,16 +17,16 @@ import mujoco
 import numpy as np
 import pytest
 
-from brax_viser.host.callbacks import Feed
+from brax_viser.host.callbacks import Callbacks
 from brax_viser.host.control import Control
 from brax_viser.host.hold import Hold
 from brax_viser.host.selection import Selection
 from brax_viser.host.source import Sources
-from brax_viser.host.state import Switchboard
+from brax_viser.host.state import SharedState
 from brax_viser.processes import messages, rendezvous
-from brax_viser.processes.leader import Others
-from brax_viser.processes.sockets import Hub, Spoke, _keys
-from brax_viser.processes.worker import Relay
+from brax_viser.processes.leader import Leader
+from brax_viser.processes.sockets import SocketClient, SocketServer, _keys
+from brax_viser.processes.worker import Worker
 from brax_viser.records.frame import Frame
 from brax_viser.records.protocol import FRESH, GIVEN, HEADER_COLUMNS, NEVER, PUSH, Origin
 from brax_viser.records.view import View, beside
@@ -92,7 +92,7 @@ FIRST = """
     page = Page(viewer)
     says = lambda: words.head(Probe(viewer).panel_view(time.monotonic()))
     shown = lambda: Probe(viewer).channels["train"].view
-    others = Probe(viewer).others
+    leader = Probe(viewer).leader
     reference = {}
     reset_all, step_all = stepper(bare, lambda reward: reward)
     truth, returns = jax.jit(reset_all)(keys, index), np.zeros(16)
@@ -106,8 +106,8 @@ FIRST = """
         # Held at 1, stepped to 4, other envs while it is held, and on to 30.
         held_at = lambda n: (
             viewer.stats().held
-            and {s for s, _ in Probe(viewer).board.hold.parts().values()} == {n}
-            and len(Probe(viewer).board.hold.parts()) == 4
+            and {s for s, _ in Probe(viewer).shared.hold.parts().values()} == {n}
+            and len(Probe(viewer).shared.hold.parts()) == 4
         )
         eventually(lambda: held_at(1), "all four devices are held at their first step", 180)
         viewer.step(3)
@@ -139,18 +139,18 @@ FIRST = """
         eventually(lambda: 15 in viewer.stats().drawn_envs, "the other process's env is drawn")
         # A report that comes between the two readings changes the second.
         added_up = lambda: (
-            viewer.stats().overhead >= sum(o.report.share for o in others.living()) > 0
+            viewer.stats().overhead >= sum(o.report.share for o in leader.living()) > 0
         )
         eventually(added_up, "what it costs both is added up")
         print("stop the other", flush=True)
-        eventually(lambda: others.lost() == (1,), "the other process is lost", 40)
+        eventually(lambda: leader.lost() == (1,), "the other process is lost", 40)
         eventually(lambda: "Process 1 not heard of" in says(), "the page says so")
         mine = lambda: shown().frame.env_index[~shown().hidden]
         eventually(lambda: len(mine()) and (mine() < 8).all(), "only those here are drawn")
         viewer.select("best")  # is not to wait for who is not there
         eventually(lambda: set(viewer.stats().drawn_envs) <= {*range(8), 15}, "best of those here")
         print("wake the other", flush=True)
-        eventually(lambda: others.lost() == (), "it is heard of again", 40)
+        eventually(lambda: leader.lost() == (), "it is heard of again", 40)
         eventually(lambda: held_at(5), "and still held")
         viewer.selected_env = None
         viewer.select([9, 0])
@@ -175,14 +175,14 @@ FIRST = """
             look()
         except BaseException:
             traceback.print_exc()
-            print(Probe(viewer).board.hold.parts(), viewer.stats(), others._known, flush=True)
+            print(Probe(viewer).shared.hold.parts(), viewer.stats(), leader._known, flush=True)
             os._exit(1)
 
     looker = threading.Thread(target=look_or_end)
     looker.start()
     state = loop(reset(spread(keys), spread(index)), 30)
     looker.join()
-    assert Probe(viewer).board.fault is None, Probe(viewer).board.fault
+    assert Probe(viewer).shared.fault is None, Probe(viewer).shared.fault
     viewer.pause()
     threading.Timer(2.0, viewer.close).start()  # releases both
     loop(state, 5)
@@ -194,7 +194,7 @@ SECOND = """
     assert not Probe(viewer).opens_a_port
     eventually(lambda: viewer.url.startswith("http://127.0.0.1:"), "it knows where the page is")
     state = loop(reset(spread(keys), spread(index)), 30)
-    assert Probe(viewer).board.fault is None, Probe(viewer).board.fault
+    assert Probe(viewer).shared.fault is None, Probe(viewer).shared.fault
     assert viewer.stats().frames > 0 and 0 < viewer.stats().overhead <= 1
     loop(state, 5)
     print("sent", flush=True)
@@ -266,13 +266,13 @@ SURVIVES = """
     viewer.resume()
 
     def look():
-        eventually(lambda: len(Probe(viewer).others.living()) == 1, "the other is heard of", 120)
+        eventually(lambda: len(Probe(viewer).leader.living()) == 1, "the other is heard of", 120)
         eventually(lambda: viewer.stats().env_steps > 5, "steps are taken", 120)
         print("kill the other", flush=True)
-        eventually(lambda: Probe(viewer).others.lost() == (1,), "its death is noticed", 40)
+        eventually(lambda: Probe(viewer).leader.lost() == (1,), "its death is noticed", 40)
         eventually(lambda: "Process 1 not heard of" in says(), "the page says so")
         viewer.select([0, 3])
-        assert Probe(viewer).board.fault is None
+        assert Probe(viewer).shared.fault is None
         viewer.close()
         print("survived", flush=True)
         os._exit(0)  # what waits for the dead one does so for long
@@ -295,19 +295,19 @@ def test_a_process_that_dies_does_not_take_the_page_along():
         eventually(lambda: first.says("survived"), "the first one's page lives on", 120)
 
 
-def heard_by(hub: Hub, seconds: float = 1.0) -> list[tuple[int, bytes]]:
+def heard_by(server: SocketServer, seconds: float = 1.0) -> list[tuple[int, bytes]]:
     deadline, messages = time.monotonic() + seconds, []
     while time.monotonic() < deadline:
-        messages += hub.receive(0.05)
+        messages += server.receive(0.05)
     return messages
 
 
 def test_only_who_knows_the_secret_is_heard():
     import zmq
 
-    hub = Hub(b"right", "127.0.0.1")
-    address = f"127.0.0.1:{hub.port}"
-    wrong, right = Spoke(b"wrong", address, 1), Spoke(b"right", address, 2)
+    server = SocketServer(b"right", "127.0.0.1")
+    address = f"127.0.0.1:{server.port}"
+    wrong, right = SocketClient(b"wrong", address, 1), SocketClient(b"right", address, 2)
     context = zmq.Context()
     open_one = context.socket(zmq.DEALER)
     open_one.identity = b"3"
@@ -316,7 +316,7 @@ def test_only_who_knows_the_secret_is_heard():
     stranger = context.socket(zmq.DEALER)
     stranger.identity = b"4"
     stranger.curve_publickey, stranger.curve_secretkey = zmq.curve_keypair()
-    stranger.curve_serverkey, _ = _keys(b"right", "hub")
+    stranger.curve_serverkey, _ = _keys(b"right", "server")
     stranger.connect(f"tcp://{address}")
     try:
         for _ in range(3):
@@ -325,10 +325,10 @@ def test_only_who_knows_the_secret_is_heard():
             stranger.send(b"let me in", zmq.NOBLOCK)
         right.send(b"hello")
         heard: list[tuple[int, bytes]] = []
-        eventually(lambda: heard.extend(hub.receive(0.05)) or heard, "who knows it is heard")
-        assert heard + heard_by(hub) == [(2, b"hello")]
-        assert hub.send(2, b"welcome")
-        assert not hub.send(1, b"who is there?"), "there is a way to one who was not let in"
+        eventually(lambda: heard.extend(server.receive(0.05)) or heard, "who knows it is heard")
+        assert heard + heard_by(server) == [(2, b"hello")]
+        assert server.send(2, b"welcome")
+        assert not server.send(1, b"who is there?"), "there is a way to one who was not let in"
         answers: list[bytes] = []
         eventually(lambda: answers.extend(right.receive(0.05)) or answers, "it is answered")
         assert answers == [b"welcome"]
@@ -337,7 +337,7 @@ def test_only_who_knows_the_secret_is_heard():
         open_one.close(linger=0)
         stranger.close(linger=0)
         context.term()
-        for end in (wrong, right, hub):
+        for end in (wrong, right, server):
             end.close()
 
 
@@ -366,17 +366,17 @@ class Host:
     """One of two processes, as far as the host's end goes: what its one device steps."""
 
     def __init__(self, process: int, bodies: list[str]):
-        self.board = Switchboard(Control(watched=process == 0, mode="every_step"))
-        self.board.num_processes = 2
-        self.feeds, self.process = Sources(), process
+        self.shared = SharedState(Control(watched=process == 0, mode="every_step"))
+        self.shared.num_processes = 2
+        self.sources, self.process = Sources(), process
         grid: Any = SimpleNamespace(capacity=4)
-        self.made: list[Feed] = []
+        self.made: list[Callbacks] = []
         for body in bodies:
             model = model_of(body)
             adapter: Any = SimpleNamespace(dt=0.05, name=body, backend="mjx", mj_model=model)
-            self.made.append(Feed(self.board, adapter, grid, None, lambda feed, call: None))
-            self.feeds.add(self.made[-1])
-        self.board.selection = Selection.of([0, 1, 2, 3])
+            self.made.append(Callbacks(self.shared, adapter, grid, None, lambda source, call: None))
+            self.sources.add(self.made[-1])
+        self.shared.selection = Selection.of([0, 1, 2, 3])
 
     def step(self, of: int, fresh: bool = False) -> None:
         """One step of an environment, with what the page wants of it."""
@@ -391,7 +391,7 @@ class Host:
 
 
 @contextlib.contextmanager
-def paired(monkeypatch, first: list[str], second: list[str]) -> Iterator[tuple[Host, Host, Others]]:
+def paired(monkeypatch, first: list[str], second: list[str]) -> Iterator[tuple[Host, Host, Leader]]:
     """Both processes' ends, each with the environments of one viewer."""
     said: dict[str, Any] = {}
     monkeypatch.setattr(rendezvous, "secret_of_first", lambda viewer: b"secret")
@@ -401,26 +401,26 @@ def paired(monkeypatch, first: list[str], second: list[str]) -> Iterator[tuple[H
         rendezvous, "find_first", lambda _, seconds: (said["to"], b"secret", "http://here")
     )
     one, two = Host(0, first), Host(1, second)
-    others = Others(one.board, one.feeds, rendezvous.Place(0, 2), 0, "http://here")
-    relay = Relay(two.board, two.feeds, rendezvous.Place(1, 2), 0)
-    others.start()
-    relay.start()
+    leader = Leader(one.shared, one.sources, rendezvous.ProcessInfo(0, 2), 0, "http://here")
+    worker = Worker(two.shared, two.sources, rendezvous.ProcessInfo(1, 2), 0)
+    leader.start()
+    worker.start()
     try:
-        yield one, two, others
+        yield one, two, leader
     finally:
         for host in (one, two):
-            host.board.set(closed=True)
-            host.board.mailbox.close()
-        others.join(5)
-        relay.join(5)
+            host.shared.set(closed=True)
+            host.shared.mailbox.close()
+        leader.join(5)
+        worker.join(5)
 
 
 def came_from_the_second(one: Host) -> list[Any]:
-    return [p for p in one.board.mailbox.take() if getattr(p, "process", 0) == 1]
+    return [p for p in one.shared.mailbox.take() if getattr(p, "process", 0) == 1]
 
 
 def test_environments_are_paired_by_what_they_are(monkeypatch):
-    with paired(monkeypatch, ["ant", "walker"], ["ant", "walker"]) as (one, two, others):
+    with paired(monkeypatch, ["ant", "walker"], ["ant", "walker"]) as (one, two, leader):
         one.step(1, fresh=True)
         two.step(1, fresh=True)
 
@@ -430,7 +430,7 @@ def test_environments_are_paired_by_what_they_are(monkeypatch):
             return bool(came_from_the_second(one))
 
         eventually(came, "the second process's robots come")
-        assert others.refused() == () and len(others.living()) == 1
+        assert leader.refused() == () and len(leader.living()) == 1
 
 
 @pytest.mark.parametrize("first", [["walker"], ["walker", "ant"], []])
@@ -438,7 +438,7 @@ def test_a_process_that_steps_another_environment_in_the_place_of_this_ones_is_r
     monkeypatch, caplog, first
 ):
     """One has made a viewer, or an environment, that the other has not."""
-    with paired(monkeypatch, first, ["ant"]) as (one, two, others):
+    with paired(monkeypatch, first, ["ant"]) as (one, two, leader):
         if first:
             one.step(0, fresh=True)
         two.step(0, fresh=True)
@@ -448,28 +448,28 @@ def test_a_process_that_steps_another_environment_in_the_place_of_this_ones_is_r
                 one.step(0)
             two.step(0)
             assert not came_from_the_second(one), "the robots of another environment"
-            return bool(others.refused()) and "nothing of this process is shown" in caplog.text
+            return bool(leader.refused()) and "nothing of this process is shown" in caplog.text
 
         eventually(told, "it is told why")
-        (why,) = others.refused()
+        (why,) = leader.refused()
         assert why.startswith("Process 1 steps ant · mjx") and "Make the same viewers" in why
-        assert not others.living() and others.lost() == ()
+        assert not leader.living() and leader.lost() == ()
         eventually(lambda: caplog.text.count("Process 1 steps ant") == 2, "said in both, once")
         if first:
-            assert ("walker" in why) and one.board.hold.parts() == {}
-        assert one.board.fault is None and two.board.fault is None
+            assert ("walker" in why) and one.shared.hold.parts() == {}
+        assert one.shared.fault is None and two.shared.fault is None
 
 
 class Growing(dict):
     """Grows while it is gone through, as XLA's thread adds to it, unless the lock keeps it out."""
 
-    def __init__(self, board: Switchboard, feed: Feed):
-        super().__init__(train=feed)
-        self._board, self._feed = board, feed
+    def __init__(self, shared: SharedState, source: Callbacks):
+        super().__init__(train=source)
+        self._shared, self._source = shared, source
 
     def _add(self) -> None:
-        with self._board.lock:
-            self.setdefault("eval", self._feed)
+        with self._shared.lock:
+            self.setdefault("eval", self._source)
 
     def items(self) -> Any:
         for item in super().items():
@@ -480,32 +480,32 @@ class Growing(dict):
 
 
 @pytest.fixture
-def stepped() -> tuple[Switchboard, Feed]:
+def stepped() -> tuple[SharedState, Callbacks]:
     """What is shared, and a feed of which one device has asked once."""
-    board = Switchboard(Control(watched=True, mode="every_step"))
+    shared = SharedState(Control(watched=True, mode="every_step"))
     model = mujoco.MjModel.from_xml_string("<mujoco/>")
     adapter: Any = SimpleNamespace(dt=0.05, name="Nothing", backend="mjx", mj_model=model)
     grid: Any = SimpleNamespace(capacity=4)
-    feed = Feed(board, adapter, grid, None, lambda feed, call: None)
-    feed.ask(Origin("train", 8, 2, 4), np.array([FRESH, 0], np.int32))
-    return board, feed
+    source = Callbacks(shared, adapter, grid, None, lambda source, call: None)
+    source.ask(Origin("train", 8, 2, 4), np.array([FRESH, 0], np.int32))
+    return shared, source
 
 
 def test_a_rollout_that_begins_while_the_processes_are_counted_ends_no_thread(stepped, monkeypatch):
-    (board, feed), feeds = stepped, Sources()
-    feeds.add(feed)
+    (shared, source), sources = stepped, Sources()
+    sources.add(source)
     monkeypatch.setattr(rendezvous, "secret_of_first", lambda viewer: b"secret")
     monkeypatch.setattr(rendezvous, "coordinator_host", lambda: "127.0.0.1")
     monkeypatch.setattr(rendezvous, "announce", lambda *_: None)
-    others = Others(board, feeds, rendezvous.Place(0, 2), 0, "http://127.0.0.1:1")
-    board.shown = Growing(board, feed)
-    assert others._count_drawn() == 1
-    others._hub.close()
-    board.shown = Growing(board, feed)
-    relay = Relay(board, feeds, rendezvous.Place(1, 2), 0)
-    assert list(relay._rollouts()) == ["train"]
-    assert relay.drawn_envs() == (0, 1, 2, 3)
-    assert relay._report().parts["train"].num_envs == 16
+    leader = Leader(shared, sources, rendezvous.ProcessInfo(0, 2), 0, "http://127.0.0.1:1")
+    shared.shown = Growing(shared, source)
+    assert leader._count_drawn() == 1
+    leader._server.close()
+    shared.shown = Growing(shared, source)
+    worker = Worker(shared, sources, rendezvous.ProcessInfo(1, 2), 0)
+    assert list(worker._rollouts()) == ["train"]
+    assert worker.drawn_envs() == (0, 1, 2, 3)
+    assert worker._report().parts["train"].num_envs == 16
 
 
 def view_of(env_index, at: float) -> View:
@@ -547,7 +547,7 @@ def test_a_missing_zeromq_is_named(monkeypatch):
     from brax_viser import viewer
     from brax_viser.processes import rendezvous
 
-    monkeypatch.setattr(rendezvous, "place", lambda: rendezvous.Place(1, 2))
+    monkeypatch.setattr(rendezvous, "place", lambda: rendezvous.ProcessInfo(1, 2))
     monkeypatch.setattr(viewer.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"brax-viser\[hosts\]"):
         viewer.Viewer(port=0)

@@ -73,7 +73,7 @@ def assert_shown_and_the_same(make: Any, viewer: Viewer, **settings: Any) -> Vis
     before = viewer.stats().frames
     watched = rollout(env)
     assert viewer.stats().frames - before == NUM_STEPS, "each step is seen"
-    assert Probe(viewer).board.fault is None
+    assert Probe(viewer).shared.fault is None
     for ours, bare in zip(watched, rollout(make()), strict=True):
         assert_same(without_log(ours), bare)
     return env
@@ -326,7 +326,7 @@ def test_a_plain_class_learns_the_same_under_stock_ppo(viewer, page):
     settings = dict(SMALL, num_timesteps=1_000, num_evals=1)
     assert_identical(train(VisualizedEnv(Toy(), viewer=viewer), settings), train(Toy(), settings))
     assert viewer.stats().frames > 50
-    assert Probe(viewer).board.fault is None
+    assert Probe(viewer).shared.fault is None
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def loop(one_loop: Loop) -> Iterator[Loop]:
     yield one_loop
     viewer.hold_on_nan = False
     viewer.resume()
-    assert Probe(viewer).board.fault is None
+    assert Probe(viewer).shared.fault is None
 
 
 def page_says(viewer: Viewer) -> str:
@@ -108,13 +108,13 @@ def test_a_reward_is_told_at_its_very_step_though_nobody_watches(loop, streaming
     loop.viewer.streaming = streaming
     before = loop.begin()
     loop.turn("reward", LAST, at=117, value=value)
-    calls = Probe(loop.viewer).board.meter.calls
+    calls = Probe(loop.viewer).shared.meter.calls
     loop.steps(200)
     (found,) = loop.viewer.nonfinite
     assert (found.role, found.env, found.fields) == ("train", LAST, (("reward", kind),))
     assert found.env_steps == before + 116 and found.exact and found.others == 0
     assert str(found).startswith(f"env 511: reward turned {kind} at step ")
-    assert Probe(loop.viewer).board.meter.calls - calls < 100, "it is asked at each step"
+    assert Probe(loop.viewer).shared.meter.calls - calls < 100, "it is asked at each step"
     # Steps are counted as ever, though one has come before its time.
     assert before + 116 <= loop.viewer.stats().env_steps <= before + 200
 
@@ -153,7 +153,7 @@ def test_the_page_is_red_names_it_and_goes_on_saying_so_until_it_is_dismissed(lo
     press(viewer, SHOW_NONFINITE)
     assert viewer.selected_env == 137
     press(viewer, ALL_NONFINITE)
-    assert Probe(viewer).board.selection.rule == "nan"
+    assert Probe(viewer).shared.selection.rule == "nan"
     viewer.select("first")
     press(viewer, DISMISS)
     assert viewer.nonfinite == () and RED not in page_says(viewer)
@@ -223,11 +223,11 @@ def test_it_is_held_once_and_again_once_the_box_is_ticked_anew(loop):
 def test_observations_that_are_inf_by_design_are_told_once_and_hide_nothing(loop):
     loop.begin()
     loop.turn("observation", slice(None), value=np.inf)
-    calls = Probe(loop.viewer).board.meter.calls
+    calls = Probe(loop.viewer).shared.meter.calls
     loop.steps(300)
     (found,) = loop.viewer.nonfinite
     assert (found.env, found.others, found.is_inf_observed) == (0, LAST, True)
-    assert Probe(loop.viewer).board.meter.calls - calls < 150, "it is asked at each step"
+    assert Probe(loop.viewer).shared.meter.calls - calls < 150, "it is asked at each step"
     loop.viewer.hold_on_nan = True
     loop.turn("observation", 77, value=np.nan, at=viewer_steps(loop) + 50)
     loop.run(100)
@@ -267,7 +267,7 @@ def test_stock_ppo_is_held_where_a_reward_turns_nan_and_its_assertion_gets_words
     viewer.resume()
     training.join(timeout=300)
     assert not training.is_alive(), "it is held again"
-    assert Probe(viewer).board.fault is None
+    assert Probe(viewer).shared.fault is None
     words = explained(failed[0], viewer.nonfinite)
     assert "a NaN is not even equal to itself" in words and str(found) in words
 

@@ -64,10 +64,10 @@ def test_states_arrive_in_any_place_and_are_the_same(viewer, page, without_ours,
     env, ours = wrapped(around, viewer)
     assert ours is not None
     seen = []
-    put = Probe(viewer).board.mailbox.put
-    Probe(viewer).board.mailbox.put = lambda parcel, **how: (
-        seen.append(parcel),
-        put(parcel, **how),
+    put = Probe(viewer).shared.mailbox.put
+    Probe(viewer).shared.mailbox.put = lambda packet, **how: (
+        seen.append(packet),
+        put(packet, **how),
     )
     states = rollout(env)
     assert viewer.stats().frames == 2 * LENGTH + 1
@@ -76,11 +76,11 @@ def test_states_arrive_in_any_place_and_are_the_same(viewer, page, without_ours,
         np.testing.assert_array_equal(state.pipeline_state.q, bare.pipeline_state.q)
         np.testing.assert_array_equal(state.obs, bare.obs)
 
-    poses = [parcel.open().link_pos for parcel in seen]
+    poses = [packet.open().link_pos for packet in seen]
     fresh = np.asarray(states[0].pipeline_state.x.pos)
     shows_reset = np.allclose(poses[LENGTH - 1], fresh, atol=1e-6)
     assert shows_reset == (around >= 3), "around an auto-reset the pose after it is seen"
-    length = [int(parcel.open().episode_length[0]) for parcel in seen]
+    length = [int(packet.open().episode_length[0]) for packet in seen]
     assert length == [1, 2, 3, 4, 1, 2, 3, 4, 1]
 
 

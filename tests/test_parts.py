@@ -270,7 +270,7 @@ def test_the_panel_chooses_groups_and_the_light(viewer, page, cartpoles):
     probe.enqueue(lambda: probe.commands.surround("light"))
     eventually(lambda: not probe.panel.is_dark, "it is day")
     assert lights(viewer) == sent
-    assert Probe(viewer).board.fault is None
+    assert Probe(viewer).shared.fault is None
 
 
 def test_robots_that_stay_are_seen_from_where_they_were_when_others_are_put_beside_them(

@@ -265,10 +265,10 @@ def test_the_newest_frame_is_shown_as_it_is():
     assert view is not None and view.frame.env_steps == 9
     assert view.link_pos is view.frame.link_pos
     again = player.newest(1.1)
-    assert again is not None and again.looks_like(view)
+    assert again is not None and again.is_same_picture(view)
     player.add(frame(10), 1.2)
     other = player.newest(1.2)
-    assert other is not None and not other.looks_like(view)
+    assert other is not None and not other.is_same_picture(view)
 
 
 @pytest.mark.parametrize("jump", [3600.0, -3600.0])

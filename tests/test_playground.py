@@ -141,7 +141,7 @@ def go1(viewer: Viewer, impl: str) -> None:
     eventually(lambda: channel.view is not None, "it is drawn")
     heights = channel.view.frame.link_pos[:, 0, 2]
     assert ((heights > 0.1) & (heights < 0.6)).all(), "it stands on its legs"
-    assert Probe(viewer).board.fault is None
+    assert Probe(viewer).shared.fault is None
 
 
 def test_a_legged_robot_is_trained_with_domain_randomisation(viewer, page, menagerie):

@@ -59,7 +59,7 @@ class Rollout:
         env = VisualizedEnv(CartPole("positional"), grid=(2, 2), viewer=viewer)
         self._step = jax.jit(jax.vmap(env.step))
         self._state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
-        self.feed = feed_of(env)
+        self.source = feed_of(env)
         self.steps = 0
 
     def step(self, count: int = 1) -> None:
@@ -84,7 +84,7 @@ def is_drawn(viewer: Viewer, rollout: Rollout) -> bool:
     there = Probe(viewer).block_of("train")
     if there is None or there.frame is None:
         return False
-    mine = Probe(viewer).channels["train"].feed is rollout.feed
+    mine = Probe(viewer).channels["train"].source is rollout.source
     return mine and there.frame.env_steps == rollout.steps
 
 
@@ -108,7 +108,7 @@ def test_page_and_training_go_on_while_other_parts_of_a_robot_are_read(viewer, p
     eventually(lambda: is_drawn(viewer, rollout), "where it is")
     eventually(lambda: not Probe(viewer).channels["train"].reading, "all is read")
     assert gate.read == 2, "what was wanted no more was not read"
-    assert Probe(viewer).board.fault is None
+    assert Probe(viewer).shared.fault is None
 
 
 def test_page_and_training_go_on_while_the_robot_of_another_environment_is_read(viewer, page, gate):
@@ -129,7 +129,7 @@ def test_page_and_training_go_on_while_the_robot_of_another_environment_is_read(
     assert gate.read == 1
     # And by as many robots as there are, without reading anything anew.
     gate.shut()
-    Probe(viewer).show_model(second.feed, "train", 2)
+    Probe(viewer).show_model(second.source, "train", 2)
     assert block(viewer).count == 2 and not gate.read
 
 

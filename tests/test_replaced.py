@@ -71,7 +71,7 @@ def test_the_newest_environment_of_a_name_is_shown_until_an_older_one_is_stepped
         assert len(viewer.stats().drawn_envs) == 1
         viewer.mode = "every_step"
         thread_of_a_page = Reader(viewer.url)
-        eventually(lambda: Probe(viewer).board.control.watched, "the viewer sees the page")
+        eventually(lambda: Probe(viewer).shared.control.watched, "the viewer sees the page")
         for _ in range(2000):
             state = jax.block_until_ready(step(state, jnp.zeros((4, 1))))
             if len(viewer.stats().drawn_envs) == 2:
@@ -128,7 +128,7 @@ def test_another_port_that_is_asked_for_is_used():
     first = Viewer(port=port, name="robots")
     with Viewer(port=address.free_port("127.0.0.1", port + 1), name="robots") as viewer:
         assert port_of(viewer) > port
-        assert not first.streaming or Probe(first).board.control.closed
+        assert not first.streaming or Probe(first).shared.control.closed
         eventually(lambda: address.is_free("127.0.0.1", port), "the first one's port is free")
 
 
@@ -180,11 +180,11 @@ def test_an_open_page_comes_back_to_the_new_viewer():
     port = free_port()
     first = Viewer(port=port)
     page = Reader(first.url)
-    eventually(lambda: Probe(first).board.control.watched, "the first viewer sees the page")
+    eventually(lambda: Probe(first).shared.control.watched, "the first viewer sees the page")
     with Viewer(port=port) as viewer:
         assert viewer.url == first.url
         VisualizedEnv(CartPole(), grid=(1, 1), viewer=viewer)
-        eventually(lambda: Probe(viewer).board.control.watched, "the page comes back")
+        eventually(lambda: Probe(viewer).shared.control.watched, "the page comes back")
         before = page.meshes
         eventually(lambda: page.meshes > before or page.meshes, "and is sent the robots")
     page.close()

@@ -133,7 +133,7 @@ LONGER: dict[str, int] = {
     "brax_viser.device.episode:advance": 82,
     "brax_viser.env:VisualizedEnv": 304,
     "brax_viser.host.callbacks": 572,
-    "brax_viser.host.callbacks:Feed": 498,
+    "brax_viser.host.callbacks:Callbacks": 498,
     "brax_viser.model.shapes": 459,
     "brax_viser.sandbox.simulation": 427,
     "brax_viser.sandbox.simulation:Sandbox": 359,

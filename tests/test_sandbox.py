@@ -259,7 +259,7 @@ def test_what_is_dragged_comes_and_is_let_go():
     point, target = np.array([0, 0, 0.1]), np.array([0.3, 0.2, 1.5])
     sandbox.drag(BOX, point, target)
     steps(sandbox, 3)
-    grip = sandbox.pose.grip
+    grip = sandbox.pose.drag
     assert grip is not None
     np.testing.assert_array_equal(grip[1], target.astype(np.float32))
     # It hangs as far below as the spring gives way.

@@ -86,7 +86,7 @@ def server():
 
 
 def on_loop(server: viser.ViserServer, what) -> None:
-    """Handles are written on viser's own loop, as the publisher does."""
+    """Handles are written on viser's own loop, as the page's loop does."""
 
     async def call() -> None:
         what()

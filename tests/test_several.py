@@ -34,12 +34,12 @@ class Stepped:
 def clock(viewer):
     """The viewer's, which the test sets."""
     now = [1000.0]
-    Probe(viewer).board.hold.clock = lambda: now[0]
+    Probe(viewer).shared.hold.clock = lambda: now[0]
     return now
 
 
 def shown(viewer: Viewer) -> str:
-    return Probe(viewer).board.shown["train"].label
+    return Probe(viewer).shared.shown["train"].label
 
 
 def test_a_state_is_seen_by_a_new_viewer_when_the_one_that_watched_it_is_closed():
@@ -89,4 +89,4 @@ def test_of_environments_that_are_stepped_in_turn_one_is_shown_and_the_page_name
     turns(15)
     assert shown(viewer) in (one.label, third.label)  # what is stepped no more gives way
     assert other.label not in Probe(viewer).panel_view(0.0).stepped
-    assert Probe(viewer).board.fault is None
+    assert Probe(viewer).shared.fault is None

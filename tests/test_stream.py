@@ -160,14 +160,14 @@ def test_it_reacts_within_a_fifth_of_a_second_between_stretches_and_frames(rate,
     assert gaps.max() <= max(0.2, 1.5 / rate) + 2 * cost
 
 
-@given(rate=RATES, burst=st.integers(1, 200), pause=st.floats(0.0, 2.0))
+@given(rate=RATES, stretch=st.integers(1, 200), pause=st.floats(0.0, 2.0))
 @settings(deadline=None, max_examples=60)
-def test_pauses_between_rollouts_do_not_make_it_deaf(rate, burst, pause):
-    """PPO steps in bursts. What is skipped may span at most one pause more than 0.2 s."""
+def test_pauses_between_rollouts_do_not_make_it_deaf(rate, stretch, pause):
+    """PPO steps in stretches. What is skipped may span at most one pause more than 0.2 s."""
     pacer, now = Pacer(DT), 0.0
     left, last_ask, worst = FRESH, None, 0.0
     for step in range(6000):
-        now += 1 / rate + (pause if step % burst == 0 else 0.0)
+        now += 1 / rate + (pause if step % stretch == 0 else 0.0)
         if left > 0:
             left -= 1
             continue
@@ -435,7 +435,7 @@ def test_a_burst_is_not_gone_on_with_beyond_its_last_step_but_one():
     assert answer.push and not pacer.is_next(0) and not pacer.go_on(0)
     pacer.grant(0, 5)  # some steps are let pass
     assert not pacer.go_on(0)
-    pacer.hurry()
+    pacer.restart()
     assert not pacer.go_on(0)
 
 
@@ -444,7 +444,7 @@ def test_a_selection_that_is_changed_is_shown_before_the_stretch_is_over():
     play(device, REALTIME, 10.0)
     count, before = len(device.pushes), device.now
     device.pacer.stretch_due = math.inf
-    device.pacer.hurry()
+    device.pacer.restart()
     device.run(0.2, REALTIME)
     assert len(device.pushes) > count
     assert device.pushes[count] - before < 0.2

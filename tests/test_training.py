@@ -169,8 +169,8 @@ def test_parameters_are_identical_whatever_is_done_in_the_page(
     assert viewer.stats().frames > 0
     assert followed, "there was never a twin"
     assert fidgeting.forked
-    assert Probe(viewer).board.hold._pauses[0] > 0, "it was never held"
-    assert Probe(viewer).board.fault is None
+    assert Probe(viewer).shared.hold._pauses[0] > 0, "it was never held"
+    assert Probe(viewer).shared.fault is None
 
 
 def test_parameters_are_identical_in_real_time_with_an_evaluation_of_its_own_beside(
@@ -230,7 +230,7 @@ def test_a_viewer_closed_in_the_middle_leaves_the_training_alone(stock_repeated)
         if viewer.stats().frames == 20:
             closer.start()
             eventually(
-                lambda: Probe(viewer).board.control.closed, "it is closed in the middle of a step"
+                lambda: Probe(viewer).shared.control.closed, "it is closed in the middle of a step"
             )
         return push(*args)
 
@@ -253,8 +253,8 @@ def test_a_fault_while_drawing_leaves_the_training_alone(
     monkeypatch.setattr(Probe(viewer).scene, "draw", broken)
     with caplog.at_level(logging.ERROR, "brax_viser"):
         assert_identical(train(env, REPEATED), stock_repeated)
-    eventually(lambda: Probe(viewer).board.fault, "the page is told")
-    assert "the scene is broken" in Probe(viewer).board.fault
+    eventually(lambda: Probe(viewer).shared.fault, "the page is told")
+    assert "the scene is broken" in Probe(viewer).shared.fault
     assert not viewer.streaming
     told = lambda: [r for r in caplog.records if "training goes on" in r.message]  # noqa: E731
     eventually(told, "the terminal is told")  # after the page
@@ -272,12 +272,12 @@ def test_a_fault_within_a_callback_leaves_the_training_alone(viewer, page, where
     if where == "ask":
         feed_of(env)._fill = broken
     else:
-        Probe(viewer).board.mailbox.put = broken  # type: ignore[method-assign, assignment]
+        Probe(viewer).shared.mailbox.put = broken  # type: ignore[method-assign, assignment]
     step = jax.jit(jax.vmap(env.step))
     state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), 4))
     for _ in range(3):
         state = jax.block_until_ready(step(state, np.zeros((4, 1), np.float32)))
-    assert Probe(viewer).board.fault is not None and where in Probe(viewer).board.fault
+    assert Probe(viewer).shared.fault is not None and where in Probe(viewer).shared.fault
     assert not viewer.streaming
 
 

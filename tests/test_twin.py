@@ -38,7 +38,7 @@ from brax_viser.records.frame import Coordinates, Frame, Ghost, joined
 from brax_viser.records.view import View, beside
 from brax_viser.twins.drift import GAP_SECONDS, MOST_POINTS, DriftLog
 from brax_viser.twins.twins import Twins
-from brax_viser.twins.worker import MOST_AT_ONCE, Follower, Simulated, TwinSettings
+from brax_viser.twins.worker import MOST_AT_ONCE, Simulated, TwinSettings, TwinWorker
 from tests.conftest import eventually
 from tests.support import Probe
 from tests.test_detail import NUM_ENVS, Rollout, suite_env
@@ -94,18 +94,18 @@ def test_without_contact_mjx_and_twin_agree_to_a_millimetre_over_50_steps(steppe
 
 def test_with_contact_they_part_slowly_and_the_threshold_is_passed_once(ants, twins, capsys):
     """MJX and MuJoCo solve the same problem; legs that hit the ground make much of little."""
-    follower = twins()
-    ghosts = [follower.follow([frame], range(3), {})[0] for frame in ants[1]]
+    twin_worker = twins()
+    ghosts = [twin_worker.follow([frame], range(3), {})[0] for frame in ants[1]]
     worst = np.array([np.nanmax(ghost.bodies) for ghost in ghosts])
     with capsys.disabled():
         at = {steps: f"{worst[steps]:.1e}" for steps in (1, 5, 10, 20, 39)}
         print(f"\non the ground, m after so many steps: {at}")
-    assert follower.touching(range(3)).any() or worst[10] > 0
+    assert twin_worker.touching(range(3)).any() or worst[10] > 0
     assert worst[:6].max() < 1e-3
     assert (np.diff([ghost.seconds[0] for ghost in ghosts]) > 0).all()
     for env in range(3):
         passed = np.array([ghost.passed[env] for ghost in ghosts])
-        parted = np.array([ghost.bodies[env] > follower.limit for ghost in ghosts])
+        parted = np.array([ghost.bodies[env] > twin_worker.limit for ghost in ghosts])
         if parted.any():
             first = int(np.argmax(parted))
             assert np.isinf(passed[:first]).all()
@@ -193,11 +193,11 @@ def test_a_control_that_cannot_be_seen_is_not_made_up_and_can_be_given(where):
 
 
 def test_a_reset_within_a_stretch_and_a_missing_step_start_a_twin_anew(ants, twins):
-    frames, follower, seen = ants[1], twins(), []
+    frames, twin_worker, seen = ants[1], twins(), []
     for step, frame in enumerate(frames[:20]):
         length = np.array([step % 7, step, step, step]) + 1
         frame = dataclasses.replace(frame, episode_length=length)
-        seen.append(follower.follow([frame], range(2), {})[0].seconds[:2] / 0.05)
+        seen.append(twin_worker.follow([frame], range(2), {})[0].seconds[:2] / 0.05)
     counted = np.round(seen).astype(int)
     assert counted[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6] * 2 + [0, 1, 2, 3, 4, 5]
     assert counted[:, 1].tolist() == list(range(20))
@@ -219,21 +219,21 @@ def test_a_reset_within_a_stretch_and_a_missing_step_start_a_twin_anew(ants, twi
 
 def test_twins_start_anew_on_demand_and_every_n_steps(ants, twins):
     _, frames = ants
-    follower = twins()
-    follower.every = 4
+    twin_worker = twins()
+    twin_worker.every = 4
     steps = []
     for index, frame in enumerate(frames[:14]):
         if index == 11:
-            follower.start_anew()
-        steps.append(round(float(follower.follow([frame], [1], {})[0].seconds[1] / 0.05)))
+            twin_worker.start_anew()
+        steps.append(round(float(twin_worker.follow([frame], [1], {})[0].seconds[1] / 0.05)))
     assert steps == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 0, 1, 2]
 
 
 def test_only_those_that_are_asked_for_have_a_twin_and_what_is_not_finite_has_none(ants, twins):
     _, frames = ants
-    follower = twins()
-    follower.follow([frames[0]], [0, 2], {})
-    ghost = follower.follow([frames[1]], [0, 2], {})[0]
+    twin_worker = twins()
+    twin_worker.follow([frames[0]], [0, 2], {})
+    ghost = twin_worker.follow([frames[1]], [0, 2], {})[0]
     assert ghost.there.tolist() == [True, False, True, False]
     assert np.isnan(ghost.link_pos[1]).all() and np.isnan(ghost.bodies[1])
     broken = frames[2].coordinates
@@ -241,24 +241,24 @@ def test_only_those_that_are_asked_for_have_a_twin_and_what_is_not_finite_has_no
     qpos = broken.qpos.copy()
     qpos[0, 0] = np.nan
     frame = dataclasses.replace(frames[2], coordinates=dataclasses.replace(broken, qpos=qpos))
-    assert follower.follow([frame], [0, 2], {})[0].there.tolist() == [False, False, True, False]
-    assert follower.follow([frames[3]], [0, 2], {})[0].seconds[0] == 0.0
+    assert twin_worker.follow([frame], [0, 2], {})[0].there.tolist() == [False, False, True, False]
+    assert twin_worker.follow([frames[3]], [0, 2], {})[0].seconds[0] == 0.0
 
 
 def test_a_twin_that_explodes_counts_as_parted_and_starts_anew(ants, twins):
     """MuJoCo puts it back to where the model begins, at time 0, and would look at home there."""
     adapter, frames = ants
-    follower = twins()
-    follower.follow([frames[0]], [0], {})
+    twin_worker = twins()
+    twin_worker.follow([frames[0]], [0], {})
     given = frames[1].coordinates
     assert given is not None
     wild = dataclasses.replace(given, ctrl=np.full_like(given.ctrl, 1.0))
-    for moment in follower._moments.values():
+    for moment in twin_worker._moments.values():
         moment.state[1 + adapter.mj_model.nq :] = 1e9  # rad/s
-    ghost = follower.follow([dataclasses.replace(frames[1], coordinates=wild)], [0], {})[0]
+    ghost = twin_worker.follow([dataclasses.replace(frames[1], coordinates=wild)], [0], {})[0]
     assert not np.isfinite(ghost.link_pos[0]).any()
     assert ghost.passed[0] == pytest.approx(0.05)
-    ghost = follower.follow([frames[2]], [0], {})[0]
+    ghost = twin_worker.follow([frames[2]], [0], {})[0]
     assert ghost.seconds[0] == 0.0 and np.isfinite(ghost.link_pos[0]).all()
 
 
@@ -315,10 +315,10 @@ def test_many_steps_at_once_come_to_the_same_as_one_by_one(ants, twins, sizes, e
 
 def test_a_twin_that_explodes_on_the_way_starts_anew_at_the_next_step(ants, twins):
     adapter, frames = ants
-    follower = twins()
-    follower.follow(frames[:1], [0, 1], {})
-    follower._moments[0].state[1 + adapter.mj_model.nq :] = 1e9  # rad/s
-    ghosts = follower.follow(frames[1:6], [0, 1], {})
+    twin_worker = twins()
+    twin_worker.follow(frames[:1], [0, 1], {})
+    twin_worker._moments[0].state[1 + adapter.mj_model.nq :] = 1e9  # rad/s
+    ghosts = twin_worker.follow(frames[1:6], [0, 1], {})
     assert not np.isfinite(ghosts[0].link_pos[0]).any()
     assert ghosts[0].passed[0] == pytest.approx(0.05)
     steps = np.array([np.round(ghost.seconds[:2] / 0.05) for ghost in ghosts])
@@ -330,17 +330,17 @@ def test_a_twin_that_explodes_on_the_way_starts_anew_at_the_next_step(ants, twin
 def test_a_start_takes_no_longer_than_a_step(ants, twins, monkeypatch):
     """Robots that are learning fall all the time, and what MuJoCo makes for a simulation takes it
     longer to make than many steps."""
-    follower = twins()
+    twin_worker = twins()
     monkeypatch.setattr(mujoco, "MjData", None)
     for frame in ants[1][:8:2]:
-        assert follower.follow([frame], [0, 1], {})[0].seconds[0] == 0.0
+        assert twin_worker.follow([frame], [0, 1], {})[0].seconds[0] == 0.0
 
 
 def test_a_twin_has_its_environments_own_masses(ants, twins):
     adapter, frames = ants
     heavy = {1: {"body_mass": 3.0 * adapter.mj_model.body_mass}}
-    follower = twins()
-    ghosts = [follower.follow([frame], range(3), heavy)[0] for frame in frames[:8]]
+    twin_worker = twins()
+    ghosts = [twin_worker.follow([frame], range(3), heavy)[0] for frame in frames[:8]]
     assert ghosts[-1].bodies[1] > 10 * max(ghosts[-1].bodies[0], 1e-4)
     assert adapter.mj_model.body_mass[1] < varied(adapter.mj_model, heavy[1]).body_mass[1]
 
@@ -388,17 +388,17 @@ def test_mocap_bodies_are_where_the_training_has_them(twins):
         <body name="ball"><freejoint/><geom size="0.1"/></body>
         </worldbody></mujoco>"""
     )
-    follower = Twins(model, 2, lags=False, threads=0)
+    twin_worker = Twins(model, 2, lags=False, threads=0)
     for step in range(3):
         mocap = np.array([[[step, 0.0, 0.0]]], np.float32)
         turn = np.array([[[1.0, 0, 0, 0]]], np.float32)
         qpos = np.array([[0, 0, 5, 1, 0, 0, 0]], np.float32)
         coordinates = Coordinates(qpos, np.zeros((1, 6), np.float32), None, None, mocap, turn)
         links = np.concatenate([mocap, qpos[:, None, :3]], axis=1)
-        ghost = follower.follow([frame_of(step, coordinates, links)], [0], {})[0]
+        ghost = twin_worker.follow([frame_of(step, coordinates, links)], [0], {})[0]
         np.testing.assert_allclose(ghost.link_pos[0, 0], [step, 0, 0])
     assert ghost.root[0] > 0  # the ball falls, and it is the one that roams
-    follower.close()
+    twin_worker.close()
 
 
 def frame_of(
@@ -448,8 +448,8 @@ def test_a_ghost_is_played_between_steps_but_does_not_fly_to_where_it_starts_ane
 
 def test_ghosts_survive_the_joining_of_devices_and_of_processes(ants, twins):
     _, frames = ants
-    follower = twins()
-    frame = dataclasses.replace(frames[0], ghost=follower.follow([frames[0]], [0, 2], {})[0])
+    twin_worker = twins()
+    frame = dataclasses.replace(frames[0], ghost=twin_worker.follow([frames[0]], [0, 2], {})[0])
 
     def part(rows: list[int]) -> Frame:
         def pick(x: Any) -> Any:
@@ -483,50 +483,50 @@ def test_ghosts_survive_the_joining_of_devices_and_of_processes(ants, twins):
     np.testing.assert_array_equal(both.ghost[0][0], frame.ghost.link_pos[2])
 
 
-class TestFollower:
+class TestTwinWorker:
     @pytest.fixture
     def simulated(self, ants):
         adapter = ants[0]
         return Simulated(adapter.mujoco_model(), adapter.substeps, adapter.native)
 
     @pytest.fixture
-    def follower(self):
-        follower: Follower[str] = Follower()
-        yield follower
-        follower.close()
+    def twin_worker(self):
+        twin_worker: TwinWorker[str] = TwinWorker()
+        yield twin_worker
+        twin_worker.close()
 
-    def taken(self, follower: Follower[str], count: int) -> list[tuple[str, Frame]]:
+    def taken(self, twin_worker: TwinWorker[str], count: int) -> list[tuple[str, Frame]]:
         found: list[tuple[str, Frame]] = []
-        eventually(lambda: found.extend(follower.take()) or len(found) >= count, "all are back")
+        eventually(lambda: found.extend(twin_worker.take()) or len(found) >= count, "all are back")
         return found
 
-    def test_frames_come_back_in_order_with_ghosts_or_without(self, follower, ants, simulated):
+    def test_frames_come_back_in_order_with_ghosts_or_without(self, twin_worker, ants, simulated):
         frames = ants[1][:6]
         for index, frame in enumerate(frames):
-            lane, rows = ("one", [0, 1]) if index % 2 else ("other", [])
-            follower.send(lane, frame, rows, simulated, {}, TwinSettings(), 60.0)
-        assert follower.pending("one")
-        follower.start()
-        back = self.taken(follower, 6)
+            key, rows = ("one", [0, 1]) if index % 2 else ("other", [])
+            twin_worker.send(key, frame, rows, simulated, {}, TwinSettings(), 60.0)
+        assert twin_worker.pending("one")
+        twin_worker.start()
+        back = self.taken(twin_worker, 6)
         assert [frame.env_steps for _, frame in back] == [f.env_steps for f in frames]
-        assert [lane for lane, _ in back] == ["other", "one"] * 3
+        assert [key for key, _ in back] == ["other", "one"] * 3
         assert [frame.ghost is not None for _, frame in back] == [False, True] * 3
-        assert not follower.pending("one") and not follower.pending("other")
-        cost = follower.cost()
+        assert not twin_worker.pending("one") and not twin_worker.pending("other")
+        cost = twin_worker.cost()
         assert cost.step_seconds > 0 and cost.skipped == 0 and cost.share > 0
 
     def test_who_has_waited_too_long_goes_on_without(self, ants, simulated):
         now = [0.0]
-        follower: Follower[str] = Follower(clock=lambda: now[0])
+        twin_worker: TwinWorker[str] = TwinWorker(clock=lambda: now[0])
         for frame in ants[1][:3]:
-            follower.send("one", frame, [0], simulated, {}, TwinSettings(), 1.0)
+            twin_worker.send("one", frame, [0], simulated, {}, TwinSettings(), 1.0)
         now[0] = 1.5
-        follower.send("one", ants[1][3], [0], simulated, {}, TwinSettings(), 1.0)
-        follower.start()
-        back = self.taken(follower, 4)
+        twin_worker.send("one", ants[1][3], [0], simulated, {}, TwinSettings(), 1.0)
+        twin_worker.start()
+        back = self.taken(twin_worker, 4)
         assert [frame.ghost is not None for _, frame in back] == [False, False, False, True]
-        assert follower.cost().skipped == 0.75
-        follower.close()
+        assert twin_worker.cost().skipped == 0.75
+        twin_worker.close()
 
     @pytest.fixture
     def taken_at_once(self, monkeypatch):
@@ -542,95 +542,95 @@ class TestFollower:
         return counts
 
     def test_steps_that_wait_are_taken_at_once_unless_something_has_changed(
-        self, follower, ants, simulated, taken_at_once
+        self, twin_worker, ants, simulated, taken_at_once
     ):
         far = TwinSettings(limit=9.0)
         own: dict[int, Any] = {}
         plan = [("one", [0], TwinSettings())] * 3 + [("one", [0, 1], TwinSettings())] * 2
         plan += [("one", [0, 1], far)] * 2 + [("other", [0, 1], far)] + [("other", [], far)] * 2
-        for frame, (lane, rows, how) in zip(ants[1], plan, strict=False):
-            follower.send(lane, frame, rows, simulated, own, how, 60.0)
-        follower.start()
-        back = self.taken(follower, len(plan))
+        for frame, (key, rows, how) in zip(ants[1], plan, strict=False):
+            twin_worker.send(key, frame, rows, simulated, own, how, 60.0)
+        twin_worker.start()
+        back = self.taken(twin_worker, len(plan))
         assert taken_at_once == [3, 2, 2, 1]
         assert [frame.env_steps for _, frame in back] == [f.env_steps for f in ants[1][:10]]
-        assert [lane for lane, _ in back] == [lane for lane, _, _ in plan]
+        assert [key for key, _ in back] == [key for key, _, _ in plan]
         steps = [frame.ghost and round(float(frame.ghost.seconds[0] / 0.05)) for _, frame in back]
         assert steps == [0, 1, 2, 3, 4, 5, 6, 0, None, None]
 
     def test_what_is_handed_over_is_taken_at_once_when_it_is_told_to_go(
-        self, follower, ants, simulated, taken_at_once
+        self, twin_worker, ants, simulated, taken_at_once
     ):
-        follower.start()
+        twin_worker.start()
         own: dict[int, Any] = {}
         for count in (3, 2):
-            eventually(lambda: follower._idle, "it has nothing to do")
+            eventually(lambda: twin_worker._idle, "it has nothing to do")
             for frame in ants[1][:count]:
-                follower.send("one", frame, [0], simulated, own, TwinSettings(), 60.0)
+                twin_worker.send("one", frame, [0], simulated, own, TwinSettings(), 60.0)
                 time.sleep(0.02)
-            assert not follower.take()
-            follower.go()
-            self.taken(follower, count)
+            assert not twin_worker.take()
+            twin_worker.go()
+            self.taken(twin_worker, count)
         assert taken_at_once == [3, 2]
 
     def test_a_step_that_has_time_waits_for_others_and_not_for_ever(
-        self, follower, ants, simulated, taken_at_once
+        self, twin_worker, ants, simulated, taken_at_once
     ):
-        follower.start()
+        twin_worker.start()
         own: dict[int, Any] = {}
         at_leisure = functools.partial(
-            follower.send, "one", simulated=simulated, own=own, settings=TwinSettings()
+            twin_worker.send, "one", simulated=simulated, own=own, settings=TwinSettings()
         )
         for frame in ants[1][:3]:
             at_leisure(frame, [0], patience=60.0, leisure=1.5)
-            follower.go()
+            twin_worker.go()
             time.sleep(0.02)
-        assert not follower.take() and not taken_at_once
-        self.taken(follower, 3)
+        assert not twin_worker.take() and not taken_at_once
+        self.taken(twin_worker, 3)
         assert taken_at_once == [3]
         for frame in ants[1][3 : 4 + MOST_AT_ONCE]:  # so many wait for nobody
             at_leisure(frame, [0], patience=60.0, leisure=60.0)
-            follower.go()
-        self.taken(follower, MOST_AT_ONCE)
-        assert taken_at_once[1:] == [MOST_AT_ONCE] and follower.pending("one")
+            twin_worker.go()
+        self.taken(twin_worker, MOST_AT_ONCE)
+        assert taken_at_once[1:] == [MOST_AT_ONCE] and twin_worker.pending("one")
 
     def test_who_is_late_is_not_taken_together_with_who_is_not(
         self, ants, simulated, taken_at_once
     ):
         now = [0.0]
-        follower: Follower[str] = Follower(clock=lambda: now[0])
+        twin_worker: TwinWorker[str] = TwinWorker(clock=lambda: now[0])
         own: dict[int, Any] = {}
         for frame, patience in zip(ants[1], (1.0, 1.0, 3.0, 3.0), strict=False):
-            follower.send("one", frame, [0], simulated, own, TwinSettings(), patience)
+            twin_worker.send("one", frame, [0], simulated, own, TwinSettings(), patience)
         now[0] = 2.0
-        follower.start()
-        back = self.taken(follower, 4)
+        twin_worker.start()
+        back = self.taken(twin_worker, 4)
         assert [frame.ghost is not None for _, frame in back] == [False, False, True, True]
-        assert taken_at_once == [2] and follower.cost().skipped == 0.5
-        follower.close()
+        assert taken_at_once == [2] and twin_worker.cost().skipped == 0.5
+        twin_worker.close()
 
-    def test_a_fault_is_told_and_the_frames_go_on(self, follower, ants, simulated):
+    def test_a_fault_is_told_and_the_frames_go_on(self, twin_worker, ants, simulated):
         bare = dataclasses.replace(ants[1][0], coordinates=None)
-        follower.start()
+        twin_worker.start()
         for frame in (bare, ants[1][1]):
-            follower.send("one", frame, [0], simulated, {}, TwinSettings(), 60.0)
-            follower.go()
-        back = self.taken(follower, 2)
+            twin_worker.send("one", frame, [0], simulated, {}, TwinSettings(), 60.0)
+            twin_worker.go()
+        back = self.taken(twin_worker, 2)
         assert [frame.ghost for _, frame in back] == [None, None]
-        assert follower.fault is not None and "AssertionError" in follower.fault
+        assert twin_worker.fault is not None and "AssertionError" in twin_worker.fault
 
     def test_settings_and_another_physics_take_effect_with_the_next_step(
-        self, follower, ants, simulated
+        self, twin_worker, ants, simulated
     ):
         adapter, frames = ants
         made = Simulated(adapter.mj_model, 5, True)
-        follower.start()
+        twin_worker.start()
         every, far = TwinSettings(every=1), TwinSettings(limit=1e-9)
         plan = [(simulated, every)] * 4 + [(made, far)] * 2 + [(made, TwinSettings())]
         for frame, (what, how) in zip(frames, plan, strict=False):
-            follower.send("one", frame, [0], what, {}, how, 60.0)
-        follower.go()
-        ghosts = [frame.ghost for _, frame in self.taken(follower, 7)]
+            twin_worker.send("one", frame, [0], what, {}, how, 60.0)
+        twin_worker.go()
+        ghosts = [frame.ghost for _, frame in self.taken(twin_worker, 7)]
         steps = [round(float(ghost.seconds[0] / 0.05)) for ghost in ghosts if ghost]
         assert steps == [0, 1, 0, 1, 0, 1, 2]
         assert ghosts[5] is not None and ghosts[5].passed[0] == pytest.approx(0.05)
@@ -771,9 +771,9 @@ def test_steps_of_a_stretch_are_in_no_hurry_and_those_that_are_shown_as_they_com
     viewer, monkeypatch
 ):
     rollout = Rollout(viewer, env_of("inverted_pendulum", "mjx"))
-    follower, given = Probe(viewer).twin_worker, []
-    send = follower.send
-    monkeypatch.setattr(follower, "send", lambda *args: (given.append(args[-1]), send(*args)))
+    twin_worker, given = Probe(viewer).twin_worker, []
+    send = twin_worker.send
+    monkeypatch.setattr(twin_worker, "send", lambda *args: (given.append(args[-1]), send(*args)))
     viewer.twins = 2
 
     def handed_on(leisure: float) -> bool:
@@ -814,7 +814,7 @@ def test_playgrounds_environments_have_twins(viewer):
 
 
 def test_coordinates_survive_the_way_from_another_process(ants):
-    from brax_viser.records.parcel import Parcel
+    from brax_viser.records.packet import Packet
     from brax_viser.records.protocol import size_of
 
     layout = (("link_pos", (1, 3)), ("link_rot", (1, 4)), ("reward", ()), ("episode_return", ()))
@@ -824,11 +824,11 @@ def test_coordinates_survive_the_way_from_another_process(ants):
     rows = np.arange(2 * size_of(layout), dtype=np.float32)
     rows = np.concatenate([rows, np.zeros(3, np.float32)])
     drawn = np.array([4], np.int32)
-    feed = SimpleNamespace(number=0, kind="an ant")
-    parcel = Parcel(feed, "train", 0, 7, drawn, drawn, 20, layout, rows, 0, None, detail)
-    message = messages.decode_from_others(messages.encode(messages.step_of(parcel, sending=True)))
+    source = SimpleNamespace(number=0, kind="an ant")
+    packet = Packet(source, "train", 0, 7, drawn, drawn, 20, layout, rows, 0, None, detail)
+    message = messages.decode_from_others(messages.encode(messages.step_of(packet, sending=True)))
     assert isinstance(message, messages.Step)
-    for received in (parcel, messages.parcel_of(message, None, 1)):
+    for received in (packet, messages.packet_of(message, None, 1)):
         frame = received.open()
         assert frame.detail is None and frame.coordinates is not None
         start = size_of(layout) - 4

@@ -199,7 +199,7 @@ def test_nothing_is_emitted_while_no_page_is_open(viewer):
             break
     assert viewer.stats().frames > before
     page.close()
-    eventually(lambda: not Probe(viewer).board.control.watched, "the page is seen to leave")
+    eventually(lambda: not Probe(viewer).shared.control.watched, "the page is seen to leave")
 
 
 def test_bytes_moved_are_those_of_the_drawn_envs_alone(viewer, page):

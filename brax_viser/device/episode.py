@@ -46,7 +46,7 @@ class EpisodeLog(NamedTuple):
     """
 
     countdown: jax.Array  # int32 [*batch]: steps to let pass before the host is asked, or FRESH
-    answered_by: jax.Array  # int32 [*batch]: stamp of the `feed.Feed` that set the countdown
+    answered_by: jax.Array  # int32 [*batch]: stamp of the `source.Callbacks` that set the countdown
     granted_rows: jax.Array  # int32 [*batch], or NO_ROW: see `emit.emit`
     episode_return: jax.Array  # float32 [*batch]: rewards of the episode so far, summed
     # int32 [*batch]: env steps of the episode so far. Below 0 it is not known when the episode
@@ -133,12 +133,12 @@ class Evidence(NamedTuple):
     doubtful: jax.Array  # within this step it was put somewhere, and that need not be a reset
 
 
-def first_log(done: jax.Array, feed: int, motion: Motion, num_links: int) -> EpisodeLog:
+def first_log(done: jax.Array, source: int, motion: Motion, num_links: int) -> EpisodeLog:
     """The record of environments that were reset just now.
 
     Args:
         done: gives their batch shape.
-        feed: stamp of the `feed.Feed` that will be asked.
+        source: stamp of the `source.Callbacks` that will be asked.
         motion: after the reset.
         num_links: L.
     """
@@ -148,7 +148,7 @@ def first_log(done: jax.Array, feed: int, motion: Motion, num_links: int) -> Epi
 
     return EpisodeLog(
         countdown=full(FRESH),
-        answered_by=full(feed),
+        answered_by=full(source),
         granted_rows=full(NO_ROW),
         episode_return=full(0.0, jnp.float32),
         episode_length=full(0),
@@ -166,13 +166,13 @@ def first_log(done: jax.Array, feed: int, motion: Motion, num_links: int) -> Epi
     )
 
 
-def asked_of(log: EpisodeLog, feed: int) -> EpisodeLog:
+def asked_of(log: EpisodeLog, source: int) -> EpisodeLog:
     """The record, with the countdown of another feed forgotten: states outlive the viewer that
     watched them, and a closed viewer's countdown says that nobody will ever ask."""
-    own = log.answered_by == feed
+    own = log.answered_by == source
     return log._replace(
         countdown=jnp.where(own, log.countdown, FRESH),
-        answered_by=jnp.full_like(log.answered_by, feed),
+        answered_by=jnp.full_like(log.answered_by, source),
     )
 
 

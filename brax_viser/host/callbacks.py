@@ -8,13 +8,13 @@ import numpy as np
 
 from brax_viser.host.findings import Finding, fields_of
 from brax_viser.host.pacing import Pacer
-from brax_viser.host.rollout import Grant, Rollout, grant_of, granted_by, order_of
+from brax_viser.host.rollout import Grant, Rollout, grant_of, granted_by, request_of
 from brax_viser.host.selection import Ranking
 from brax_viser.host.source import Source
-from brax_viser.host.state import IDLE_SECONDS, Switchboard
+from brax_viser.host.state import IDLE_SECONDS, SharedState
 from brax_viser.records.environment import Environment
 from brax_viser.records.grid import Grid
-from brax_viser.records.parcel import ModelParcel, Parcel
+from brax_viser.records.packet import ModelPacket, Packet
 from brax_viser.records.protocol import (
     ANSWER_HEAD,
     FOREVER,
@@ -46,67 +46,67 @@ AFTER_FAULT = 1000
 """Steps to skip after a fault of our own, before the device may ask again whether all is well."""
 
 
-class Feed(Source):
+class Callbacks(Source):
     """What one `VisualizedEnv` calls while it is traced and while it runs: an `emit.Host`."""
 
     def __init__(
         self,
-        board: Switchboard,
+        shared: SharedState,
         adapter: Environment,
         grid: Grid,
         role: str | None,
-        on_new_training: Callable[["Feed", TrainerCall], None],
+        on_new_training: Callable[["Callbacks", TrainerCall], None],
     ):
         super().__init__(adapter, grid, role)
-        self._board = board
+        self._shared = shared
         self._on_new_training = on_new_training
 
     def traced(self, call: TrainerCall | None) -> None:
         """`reset` or `step` is being traced: a trainer is getting ready."""
-        if self._board.progress.traced(call, self._board.clock()):
+        if self._shared.progress.traced(call, self._shared.clock()):
             assert call is not None
-            self._board.hold.forget()
-            with self._board.lock:
+            self._shared.hold.forget()
+            with self._shared.lock:
                 self.rollouts.clear()
-                self._board.findings.forget()
+                self._shared.findings.forget()
             self._on_new_training(self, call)
 
     def leave(self) -> None:
         """The viewer is closed. Programs that were compiled keep this object, and are not to keep
         the page with it."""
-        self._on_new_training = lambda feed, call: None
+        self._on_new_training = lambda source, call: None
 
     def ask(self, origin: Origin, query: object) -> np.ndarray:
         """See `emit.Host.ask`."""
-        board, start = self._board, self._board.clock()
+        shared, start = self._shared, self._shared.clock()
         answer = _quiet(origin)
         try:
             countdown, shard, *found = np.asarray(query).tolist()
-            refreshed = board.hold.refreshes
-            with board.lock:
+            refreshed = shared.hold.refreshes
+            with shared.lock:
                 rollout = self._rollout(origin, countdown)
                 self._settle(rollout, shard, start)
                 push, new = self._paced(rollout, origin, countdown, shard, start, found)
                 self._fill(answer, rollout, origin, shard, push=push)
-                rollout.called[shard] = board.clock()
-                board.meter.asked(start, rollout.called[shard], pushes=answer[0] > 0)
+                rollout.called[shard] = shared.clock()
+                shared.meter.asked(start, rollout.called[shard], pushes=answer[0] > 0)
             if new is not None:
-                board.tell(new)
+                shared.tell(new)
             self._hold_here(answer, rollout, origin, shard, refreshed)
             self._watch(answer, rollout, shard)
         # Whatever it is, raising here would end the user's training.
         except Exception as error:
-            board.failed("ask", error)
+            shared.failed("ask", error)
         return answer
 
     def push(self, origin: Origin, layout: Layout, header: Any, rows: Any) -> np.ndarray:
         """See `emit.Host.push`."""
-        board, start = self._board, self._board.clock()
+        shared, start = self._shared, self._shared.clock()
         try:
             numbers = np.asarray(header)
             shard, rule = numbers[:HEADER_HEAD].tolist()
             columns = numbers[HEADER_HEAD:].reshape(len(HEADER_COLUMNS), -1)
-            refreshed = board.hold.refreshes
+            refreshed = shared.hold.refreshes
             rollout = self.rollouts.get(origin.role)
             if rule == UNASKED:
                 if rollout is not None and shard in rollout.grants:
@@ -114,7 +114,7 @@ class Feed(Source):
                     if granted is not None:
                         return granted
                 answer = _quiet(origin)
-                with board.lock:
+                with shared.lock:
                     rollout = self._rollout(origin, GRANTED)
                     push, _ = self._paced(rollout, origin, GRANTED, shard, start)
                     self._fill(answer, rollout, origin, shard, push=push)
@@ -129,7 +129,7 @@ class Feed(Source):
                 self._deliver(rollout, origin, layout, shard, columns, rows)
             elif rule == TERMINATED:
                 self._tell_falls(rollout, origin, layout, shard, columns[0], rows)
-            with board.lock:
+            with shared.lock:
                 if rule > GIVEN:
                     self._rank(rollout, origin, shard, rule, columns)
                 if wanted or rule > GIVEN:
@@ -138,10 +138,10 @@ class Feed(Source):
                 if wanted:
                     self._grant(answer, rollout, origin, layout, shard)
                 nbytes = rows.nbytes + header.nbytes
-                board.bytes_moved += nbytes
-                board.frames += wanted
-                before, rollout.called[shard] = rollout.called.get(shard), board.clock()
-                board.meter.pushed(
+                shared.bytes_moved += nbytes
+                shared.frames += wanted
+                before, rollout.called[shard] = rollout.called.get(shard), shared.clock()
+                shared.meter.pushed(
                     None if rule == UNASKED else before,
                     start,
                     rollout.called[shard],
@@ -152,43 +152,43 @@ class Feed(Source):
             self._watch(answer, rollout, shard)
         # As in `ask`: never into the user's training.
         except Exception as error:
-            board.failed("push", error)
+            shared.failed("push", error)
             return _quiet(origin)
         return answer
 
     def push_model(self, origin: Origin, shard: object, rows: Any) -> np.ndarray:
         """See `emit.Host.push_model`."""
-        board, start = self._board, self._board.clock()
+        shared, start = self._shared, self._shared.clock()
         answer = _quiet(origin)
         try:
             device = int(np.asarray(shard))
-            refreshed = board.hold.refreshes
+            refreshed = shared.hold.refreshes
             rollout = self.rollouts.get(origin.role)
             if rollout is None or _is_stale(rollout, device, GIVEN):
                 return _quiet(origin, skip=0)  # another training has begun meanwhile
-            with board.lock:
+            with shared.lock:
                 order = rollout.asked_for[device]
                 rollout.models |= order.envs
-                parcel = ModelParcel(
-                    feed=self,
+                packet = ModelPacket(
+                    source=self,
                     role=origin.role,
                     env_index=order.mine,
                     num_envs=rollout.num_envs,
                     layout=origin.model,
                     rows=rows.copy() if isinstance(rows, np.ndarray) else rows,
                 )
-            board.mailbox.put_model(parcel)
-            with board.lock:
+            shared.mailbox.put_model(packet)
+            with shared.lock:
                 self._fill(answer, rollout, origin, device, push=True)
                 nbytes = rows.nbytes
-                board.bytes_moved += nbytes
-                before, rollout.called[device] = rollout.called[device], board.clock()
-                board.meter.pushed(before, start, rollout.called[device], nbytes, frame=False)
+                shared.bytes_moved += nbytes
+                before, rollout.called[device] = rollout.called[device], shared.clock()
+                shared.meter.pushed(before, start, rollout.called[device], nbytes, frame=False)
             self._hold_here(answer, rollout, origin, device, refreshed)
             self._watch(answer, rollout, device)
         # As in `ask`: never into the user's training.
         except Exception as error:
-            board.failed("push_model", error)
+            shared.failed("push_model", error)
         return answer
 
     def _rollout(self, origin: Origin, countdown: int) -> Rollout:
@@ -197,7 +197,7 @@ class Feed(Source):
         begins = rollout is None
         if rollout is None or rollout.num_envs != num_envs:
             rollout = Rollout(
-                Pacer(self.adapter.dt), num_envs, origin.num_shards, self._board.new_choice()
+                Pacer(self.adapter.dt), num_envs, origin.num_shards, self._shared.new_choice()
             )
             self.rollouts[origin.role] = rollout
         if countdown == FRESH:
@@ -208,14 +208,14 @@ class Feed(Source):
     def _take_the_page(self, role: str, *, begins: bool) -> None:
         """Of several environments of one viewer, the one that has begun last is shown. Where they
         are stepped in turn it stays so, whichever is reset, until it is stepped no more."""
-        board, shown = self._board, self._board.shown.get(role)
+        shared, shown = self._shared, self._shared.shown.get(role)
         if shown is self:
             return
-        rollout, now = shown.rollouts.get(role) if shown is not None else None, board.clock()
+        rollout, now = shown.rollouts.get(role) if shown is not None else None, shared.clock()
         if begins or rollout is None or self._alone(role, rollout, now):
-            board.show_feed(role, self)
+            shared.show_source(role, self)
         else:
-            board.beside.setdefault(role, {})[self] = now
+            shared.beside.setdefault(role, {})[self] = now
 
     def _alone(self, role: str, shown: Rollout, now: float) -> bool:
         """Whether the environment that is shown is stepped no more, and this one goes on."""
@@ -234,38 +234,38 @@ class Feed(Source):
     ) -> tuple[bool, Finding | None]:
         """Counts the step, plans the next call, and returns whether this step is to be pushed, and
         what is to be told of the `report` of what has turned NaN."""
-        board, pacer, role = self._board, rollout.pacer, origin.role
+        shared, pacer, role = self._shared, rollout.pacer, origin.role
         last_skip = pacer.granted(shard)
-        control = board.control
-        shown = board.shown[role] is self
-        if board.num_processes > 1:
+        control = shared.control
+        shown = shared.shown[role] is self
+        if shared.num_processes > 1:
             self._find_leader(rollout, shard)
         plan = pacer.ask(
             now,
             countdown,
-            board.pacing,
-            board.meter.spent,
+            shared.pacing,
+            shared.meter.spent,
             active=shown and control.wants(role),
             shard=shard,
-            polling=board.meter.polling,
+            polling=shared.meter.polling,
         )
         if shard == pacer.leader:
-            board.tell_steps(role, rollout, now)
+            shared.tell_steps(role, rollout, now)
         new = None
         if report:
             consecutive = countdown == FRESH or last_skip == 0
             new = self._found(rollout, origin, shard, report, consecutive=consecutive)
-            control = board.control
-            shown = board.shown[role] is self
+            control = shared.control
+            shown = shared.shown[role] is self
         push = plan.push
-        if board.hold.counts(role) and not control.closed:
+        if shared.hold.counts(role) and not control.closed:
             # Stepped through: each step is seen, whether or not a page is open to look at it.
             pacer.grant(shard, 0)
             push = shown and control.streaming
         if push:
             stretches = control.mode == "realtime" and not pacer.following
             stale = rollout.choice.is_stale(
-                board.selection,
+                shared.selection,
                 now,
                 begins=plan.begins and stretches and shard == pacer.leader,
                 seconds=np.inf if stretches or shard != pacer.leader else control.stretch_seconds,
@@ -284,15 +284,15 @@ class Feed(Source):
         consecutive: bool,
     ) -> Finding | None:
         """Something has turned NaN or Inf with this step; see `watch.report`. Holds the training
-        here if it is to be, and returns what is to be told. Board is locked."""
-        board, role = self._board, origin.role
+        here if it is to be, and returns what is to be told. `shared.lock` is held."""
+        shared, role = self._shared, origin.role
         row, count, watching, *kinds = report
         fields = fields_of(origin.watched, kinds)
         env_steps = rollout.pacer.steps_of(shard)
         step = env_steps * rollout.num_envs
         if role == "train":  # what the trainer has reported counts
             ahead = max(env_steps - rollout.progressed, 0)
-            step = board.progress.view(board.clock()).env_steps + ahead * rollout.num_envs
+            step = shared.progress.view(shared.clock()).env_steps + ahead * rollout.num_envs
         finding = Finding(
             role,
             shard * origin.num_envs + row,
@@ -302,23 +302,23 @@ class Feed(Source):
             others=count - 1,
             exact=bool(watching) or consecutive or {name for name, _ in fields} == {"reward"},
         )
-        return finding if board.found(self, finding) else None
+        return finding if shared.found(self, finding) else None
 
     def _watch(self, answer: np.ndarray, rollout: Rollout, shard: int) -> None:
         """Has the device look through all until it asks again, if the answer is the last one for
         this step and that is wanted."""
-        if answer[0] or self._board.control.closed or answer[1] >= FOREVER:
+        if answer[0] or self._shared.control.closed or answer[1] >= FOREVER:
             return
         watched = self._is_watched(rollout, shard)
-        rollout.rearmed[shard] = self._board.findings.rearmed
+        rollout.rearmed[shard] = self._shared.findings.rearmed
         if watched:
             answer[1] = min(answer[1], WATCHED_MOST) + WATCHED
 
     def _is_watched(self, rollout: Rollout, shard: int) -> bool:
         """Whether the device is to look through all at each step: to hold at the first NaN, or
         once, to forget what it has told of and is finite by now."""
-        anew = self._board.findings.rearmed
-        return self._board.control.hold_on_nan or rollout.rearmed.get(shard, anew) != anew
+        anew = self._shared.findings.rearmed
+        return self._shared.control.hold_on_nan or rollout.rearmed.get(shard, anew) != anew
 
     def _find_leader(self, rollout: Rollout, shard: int) -> None:
         """Of a training that several processes step, which shards are this one's is only seen."""
@@ -327,15 +327,15 @@ class Feed(Source):
         rollout.pacer.leader = min(rollout.pacer.leader, shard)
 
     def _choose(self, rollout: Rollout, now: float) -> None:
-        board = self._board
-        rollout.choice.begin(board.selection, rollout.num_envs, self.capacity, now, board.kept_env)
+        selection, kept = self._shared.selection, self._shared.kept_env
+        rollout.choice.begin(selection, rollout.num_envs, self.capacity, now, kept)
 
     def _fill(
         self, answer: np.ndarray, rollout: Rollout, origin: Origin, shard: int, *, push: bool
     ) -> None:
         """Writes the answer: whether to push, and which rows."""
         answer[1] = rollout.pacer.granted(shard)
-        if self._board.control.closed:
+        if self._shared.control.closed:
             answer[1] = FOREVER
         elif push:
             rule, drawn = rollout.choice.rule_for(shard), rollout.choice.env_index
@@ -346,19 +346,19 @@ class Feed(Source):
                 order, known = rollout.asked_for.get(shard), len(rollout.called)
                 if order is None or order.drawn is not drawn or order.known != known:
                     here = drawn
-                    if self._board.num_processes > 1:
+                    if self._shared.num_processes > 1:
                         shards = [*rollout.called, shard]
                         here = drawn[np.isin(drawn // origin.num_envs, shards)]
-                    order = rollout.asked_for[shard] = order_of(origin, shard, drawn, here, known)
+                    order = rollout.asked_for[shard] = request_of(origin, shard, drawn, here, known)
                 granted, answer[:] = answer[1], order.answer
                 answer[1] = granted
                 if not answer[0]:
                     return
-                if self._board.wants_twins(origin.role) and origin.coordinates:
+                if self._shared.wants_twins(origin.role) and origin.coordinates:
                     answer[0] = PUSH_COORDINATES
                 if origin.model and not order.envs <= rollout.models:
                     answer[0] = PUSH_MODEL
-                env = self._board.detailed_env(origin.role)
+                env = self._shared.detailed_env(origin.role)
                 if not (origin.detail and env in order.envs):
                     env = None
                 rollout.detailed[shard] = env
@@ -370,8 +370,8 @@ class Feed(Source):
     ) -> None:
         """Lets the next step be pushed as this one was, without an `ask`, where it is to be.
         Whoever changes their mind until then asks for other rows in the answer to that push."""
-        board = self._board
-        if answer[0] or answer[1] or board.hold.paused or not rollout.pacer.is_next(shard):
+        shared = self._shared
+        if answer[0] or answer[1] or shared.hold.paused or not rollout.pacer.is_next(shard):
             return
         if self._is_watched(rollout, shard):
             return
@@ -379,16 +379,16 @@ class Feed(Source):
         grant = grant_of(answer)
         if grant is not None:
             answer[0], answer[1] = 0, grant
-            if board.control.mode == "every_step":
+            if shared.control.mode == "every_step":
                 rollout.grants[shard] = Grant(
                     rollout.asked_for[shard],
                     layout,
                     answer.copy(),
                     answer[ANSWER_HEAD:].tobytes(),
-                    board.clock() + GRANT_SECONDS,
-                    board.control,
-                    board.selection,
-                    board.selected_env,
+                    shared.clock() + GRANT_SECONDS,
+                    shared.control,
+                    shared.selection,
+                    shared.selected_env,
                 )
         answer[0] = 0
 
@@ -404,16 +404,16 @@ class Feed(Source):
     ) -> np.ndarray | None:
         """The answer to a push that was granted, if it is the one before; None where it takes
         more than that to find it."""
-        board, grant = self._board, rollout.grants[shard]
+        shared, grant = self._shared, rollout.grants[shard]
         pushed = header[HEADER_HEAD : HEADER_HEAD + origin.num_rows]
-        with board.lock:
+        with shared.lock:
             if not (
                 start < grant.until
-                and board.control is grant.control
-                and board.selection is grant.selection
-                and board.selected_env == grant.selected_env
-                and not board.hold.paused
-                and board.shown.get(origin.role) is self
+                and shared.control is grant.control
+                and shared.selection is grant.selection
+                and shared.selected_env == grant.selected_env
+                and not shared.hold.paused
+                and shared.shown.get(origin.role) is self
                 and rollout.num_envs == origin.num_envs * origin.num_shards
                 and rollout.choice.env_index is grant.order.drawn
                 and len(rollout.called) == grant.order.known
@@ -423,21 +423,21 @@ class Feed(Source):
             ):
                 self._settle(rollout, shard, start)
                 return None
-            parcel = self._parcel(rollout, origin, layout, shard, rows)
+            packet = self._packet(rollout, origin, layout, shard, rows)
             nbytes = rows.nbytes + header.nbytes
-            board.bytes_moved += nbytes
-            board.frames += 1
+            shared.bytes_moved += nbytes
+            shared.frames += 1
             grant.nbytes += nbytes
             grant.frames += 1
-        board.mailbox.put(parcel, wait=True)
-        grant.spent += board.clock() - start
+        shared.mailbox.put(packet, wait=True)
+        grant.spent += shared.clock() - start
         return grant.answer
 
     def _settle(self, rollout: Rollout, shard: int, now: float) -> None:
-        """Lets the meter know of what a grant has cost, and forgets it. Board is locked."""
+        """Lets the meter know of what a grant has cost, and forgets it. `shared.lock` is held."""
         grant = rollout.grants.pop(shard, None)
         if grant is not None and grant.frames:
-            self._board.meter.went_on(now, grant.spent, grant.nbytes, grant.frames)
+            self._shared.meter.went_on(now, grant.spent, grant.nbytes, grant.frames)
 
     def _tell_falls(
         self,
@@ -450,10 +450,10 @@ class Feed(Source):
     ) -> None:
         """A device has ranked those that have terminated, and sends how they did."""
         env_index = shard * origin.num_envs + ranked  # a new array, kept beyond this call
-        with self._board.lock:
-            wait = self._board.control.mode == "every_step"
-            parcel = Parcel(
-                feed=self,
+        with self._shared.lock:
+            wait = self._shared.control.mode == "every_step"
+            packet = Packet(
+                source=self,
                 role=origin.role,
                 shard=shard,
                 env_steps=rollout.pacer.steps_of(shard),
@@ -464,7 +464,7 @@ class Feed(Source):
                 rows=rows.copy() if isinstance(rows, np.ndarray) else rows,
                 ranked=True,
             )
-        self._board.mailbox.put(parcel, wait=wait)
+        self._shared.mailbox.put(packet, wait=wait)
 
     def _rank(
         self, rollout: Rollout, origin: Origin, shard: int, rule: int, columns: np.ndarray
@@ -478,7 +478,7 @@ class Feed(Source):
             finite > 0,
             tier,
         )
-        self._board.ranked(self, origin.role, rollout, shard, rule, ranking)
+        self._shared.ranked(self, origin.role, rollout, shard, rule, ranking)
 
     def _deliver(
         self,
@@ -489,23 +489,23 @@ class Feed(Source):
         columns: np.ndarray,
         rows: Any,
     ) -> None:
-        """Hands a frame on to the publisher."""
-        board = self._board
-        with board.lock:
-            parcel = self._parcel(rollout, origin, layout, shard, rows)
-            wait = board.control.mode == "every_step"
-        if board.hold.until_env is not None:
-            ended = columns[1][: len(parcel.env_index)] == 0
-            if board.hold.until_env in parcel.env_index[ended]:
-                board.hold.terminated(origin.role, parcel.env_steps)
-        board.mailbox.put(parcel, wait=wait)
+        """Hands a frame on to the page's loop."""
+        shared = self._shared
+        with shared.lock:
+            packet = self._packet(rollout, origin, layout, shard, rows)
+            wait = shared.control.mode == "every_step"
+        if shared.hold.until_env is not None:
+            ended = columns[1][: len(packet.env_index)] == 0
+            if shared.hold.until_env in packet.env_index[ended]:
+                shared.hold.terminated(origin.role, packet.env_steps)
+        shared.mailbox.put(packet, wait=wait)
 
-    def _parcel(
+    def _packet(
         self, rollout: Rollout, origin: Origin, layout: Layout, shard: int, rows: Any
-    ) -> Parcel:
+    ) -> Packet:
         order = rollout.asked_for[shard]
-        return Parcel(
-            feed=self,
+        return Packet(
+            source=self,
             role=origin.role,
             shard=shard,
             env_steps=rollout.pacer.steps_of(shard),
@@ -524,24 +524,24 @@ class Feed(Source):
         self, answer: np.ndarray, rollout: Rollout, origin: Origin, shard: int, refreshed: int
     ) -> None:
         """Waits, if the training is held at this step and has nothing more to push."""
-        board, role = self._board, origin.role
-        if answer[0] or not board.hold.paused:
+        shared, role = self._shared, origin.role
+        if answer[0] or not shared.hold.paused:
             return
-        while not answer[0] and board.hold.wait(
+        while not answer[0] and shared.hold.wait(
             role, shard, rollout.pacer.steps_of(shard), refreshed
         ):
-            refreshed = board.hold.refreshes
-            with board.lock:
-                push = board.shown.get(role) is self and board.control.streaming
-                push = push and board.control.show in (role, "both")
+            refreshed = shared.hold.refreshes
+            with shared.lock:
+                push = shared.shown.get(role) is self and shared.control.streaming
+                push = push and shared.control.show in (role, "both")
                 # Time stands still: only another selection makes a choice a stale one.
                 if push and rollout.choice.is_stale(
-                    board.selection, board.clock(), begins=False, seconds=np.inf
+                    shared.selection, shared.clock(), begins=False, seconds=np.inf
                 ):
-                    self._choose(rollout, board.clock())
+                    self._choose(rollout, shared.clock())
                 self._fill(answer, rollout, origin, shard, push=push)
-        if board.hold.counts(role):
-            with board.lock:
+        if shared.hold.counts(role):
+            with shared.lock:
                 rollout.pacer.grant(shard, 0)
             answer[1] = 0
 

@@ -71,7 +71,7 @@ def fields_of(names: Sequence[str], kinds: Sequence[int]) -> tuple[tuple[str, st
 
 @dataclass
 class Findings:
-    """What is told of a training. Not thread-safe: the switchboard's lock guards it.
+    """What is told of a training. Not thread-safe: the shared state's lock guards it.
 
     An Inf in an observation may be there by design, in all environments and at all times. It is
     told once, and neither hides what else there is nor keeps it from being told.

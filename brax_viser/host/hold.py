@@ -11,7 +11,7 @@ Key = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class Orders:
+class HoldCommand:
     """How a training that several processes step is held, as all of them are to hold it."""
 
     version: int = 0  # grows with each change; the same one is obeyed but once
@@ -206,10 +206,10 @@ class Hold:
             self._version += 1
 
     @property
-    def orders(self) -> Orders:
+    def orders(self) -> HoldCommand:
         """What other processes that step the same training are to `obey`."""
         with self._changed:
-            return Orders(
+            return HoldCommand(
                 self._version,
                 self._paused,
                 self._target,
@@ -229,7 +229,7 @@ class Hold:
             self._obeyed = -1
             self._release()
 
-    def obey(self, orders: Orders) -> None:
+    def obey(self, orders: HoldCommand) -> None:
         """Does as another process's hold does, where not done already."""
         with self._changed:
             if orders.version == self._obeyed:

@@ -35,7 +35,7 @@ class _Shard:
     env_steps: int = 0  # batched steps known of
     skip: int = 0  # what the last answer granted
     went_on: int = 0  # of env_steps, those since the last ask: see `go_on`
-    idle_skip: int = 0  # the last time that it was not within a burst
+    idle_skip: int = 0  # the last time that it was not within a stretch
     resets: int = 0
 
 
@@ -43,9 +43,9 @@ class _Shard:
 class Pacer:
     """Decides for one rollout when to ask again and when to send.
 
-    What is sent are bursts of consecutive steps: one step in "latest", a stretch in "realtime",
-    one burst without an end in "every_step". One shard plans them, far enough ahead that all
-    devices send the very same steps. Not thread-safe: the feed locks.
+    What is sent are stretches of consecutive steps: one step in "latest", a stretch in "realtime",
+    one stretch without an end in "every_step". One shard plans them, far enough ahead that all
+    devices send the very same steps. Not thread-safe: the caller locks.
     """
 
     dt: float  # s of robot time per step
@@ -57,16 +57,16 @@ class Pacer:
     _rate: "Rate" = field(default_factory=lambda: Rate())
     _pace: "Rate" = field(default_factory=lambda: Rate(PACE_SECONDS))
     _budget: "Budget" = field(default_factory=lambda: Budget())
-    _start: int = 0  # the burst is of steps start <= step < stop
+    _start: int = 0  # the stretch is of steps start <= step < stop
     _stop: int = 0
-    _spent_at_start: float | None = None  # s; None once what the burst cost has been accounted
+    _spent_at_start: float | None = None  # s; None once what the stretch cost has been accounted
     _step_cost: float = 150e-6  # s, running mean, of a step that is sent
     _earliest: float = -math.inf  # s, before which no other stretch is begun
     _next_frame: float = -math.inf  # s, when "latest" sends again
     _slow: bool = True
     _rests: bool = False  # until something has been saved
     _active: bool = False
-    _hurries: bool = False
+    _restarts: bool = False
 
     @property
     def env_steps(self) -> int:
@@ -92,7 +92,7 @@ class Pacer:
 
     @property
     def sending(self) -> bool:
-        """Whether a burst is under way or planned."""
+        """Whether a stretch is under way or planned."""
         return self._stop > min([s.env_steps + 1 for s in list(self._shards.values())], default=0)
 
     def ask(
@@ -132,7 +132,7 @@ class Pacer:
         at_once = stretch * self._step_cost
         self._budget.update(now, spent, polling, control.max_overhead, at_once)
         if active and not self._active:
-            self.hurry()
+            self.restart()
         self._active = active
         if not active:
             self._stop = min(self._stop, own.env_steps)
@@ -151,8 +151,8 @@ class Pacer:
         return self._answer(own, push, skip, begins=step == self._start)
 
     def go_on(self, shard: int) -> bool:
-        """Counts one more step of a burst, in place of `ask`, where the step after it is of that
-        burst as well and nothing is to be planned. Returns whether."""
+        """Counts one more step of a stretch, in place of `ask`, where the step after it is of that
+        stretch as well and nothing is to be planned. Returns whether."""
         own = self._shards[shard]
         if own.skip or not self._start <= own.env_steps + 1 < self._stop - 1:
             return False
@@ -176,13 +176,13 @@ class Pacer:
         """Batched steps known of, of one device."""
         return self._shards[shard].env_steps
 
-    def hurry(self) -> None:
+    def restart(self) -> None:
         """Something else is to be shown: begins anew at once, with as much as can be afforded."""
-        self._hurries, self._stop = True, self._start
+        self._restarts, self._stop = True, self._start
         self.stretch_due = self._earliest = -math.inf
 
     def abandon(self, now: float, seconds: float) -> None:
-        """There is nothing to send: ends the burst, and begins none for a while."""
+        """There is nothing to send: ends the stretch, and begins none for a while."""
         self._stop = self._start
         self.stretch_due = max(self.stretch_due, now + seconds)
         self._next_frame = max(self._next_frame, now + seconds)
@@ -206,7 +206,7 @@ class Pacer:
         return steps
 
     def _plan(self, step: int, now: float, control: Control, spent: float, stretch: int) -> float:
-        """Begins or ends a burst where it is time; returns s until it can be time again."""
+        """Begins or ends a stretch where it is time; returns s until it can be time again."""
         if control.mode == "every_step":
             if step >= self._stop:
                 self._begin(1 << 60)
@@ -215,7 +215,7 @@ class Pacer:
             return REACTION_SECONDS
         self._account(step, spent)
         if step < self._stop:
-            # A burst left over from every_step is not to go on; one that turns out dearer than
+            # A stretch left over from every_step is not to go on; one that turns out dearer than
             # what was saved up for it ends here, and what has come is shown.
             if self._stop - self._start <= stretch and self._budget.credit >= 0:
                 return 0.0
@@ -225,7 +225,7 @@ class Pacer:
         pace = self._pace.value * self.dt / control.speed
         self._slow = pace < (FAST if self._slow else SLOW)
         length = 1 if self._slow else stretch
-        if self._hurries:
+        if self._restarts:
             affordable = self._budget.credit / self._step_cost
             length = max(min(length, int(min(affordable, stretch))), 1)
         playing = length * self.dt / control.speed
@@ -236,8 +236,8 @@ class Pacer:
         needed = stretch if self._rests and control.twins else length
         wait = max(due - now, self._saving(needed * self._step_cost, control))
         self._rests = wait > due - now
-        if wait <= 0 or self._hurries:
-            self._hurries = self._rests = False
+        if wait <= 0 or self._restarts:
+            self._restarts = self._rests = False
             # What the player wants may have been said before this stretch was begun.
             self._earliest = now + 0.5 * playing
             self._begin(length, spent)
@@ -246,8 +246,8 @@ class Pacer:
     def _plan_frame(self, now: float, control: Control, spent: float) -> float:
         self._next_frame = min(self._next_frame, now + 1 / control.fps)  # a clock can be set back
         wait = max(self._next_frame - now, self._saving(self._step_cost, control))
-        if wait <= 0 or self._hurries:
-            self._hurries = False
+        if wait <= 0 or self._restarts:
+            self._restarts = False
             self._next_frame = now + 1 / control.fps
             self._begin(1, spent)
             wait = 1 / control.fps
@@ -259,7 +259,7 @@ class Pacer:
         return max(missing / control.max_overhead, SAVING_SECONDS) if missing > 0 else 0.0
 
     def _account(self, step: int, spent: float) -> None:
-        """Learns from the burst that is under way, or just over, what sending a step costs."""
+        """Learns from the stretch that is under way, or just over, what sending a step costs."""
         sent = min(step, self._stop) - self._start
         if self._spent_at_start is None or sent <= 0:
             return

@@ -28,7 +28,7 @@ class Rollout:
     num_envs: int  # over all shards
     num_shards: int  # over all processes
     choice: Choice = field(default_factory=Choice)
-    asked_for: dict[int, "Order"] = field(default_factory=dict)  # by shard
+    asked_for: dict[int, "RowRequest"] = field(default_factory=dict)  # by shard
     called: dict[int, float] = field(default_factory=dict)  # by shard: s, end of its last call
     # By shard: whose detail was asked for last.
     detailed: dict[int, int | None] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Rollout:
 
 
 @dataclass(frozen=True, eq=False)
-class Order:
+class RowRequest:
     """What one device is asked for, as long as the choice stays."""
 
     drawn: np.ndarray  # int32 [K''], all that are drawn, over all devices
@@ -59,12 +59,12 @@ class Order:
 class Grant:
     """That the next step is pushed like the last, and what this was found from.
 
-    For `feed.GRANT_SECONDS` the steps after it are granted as well, without finding it anew. The
+    For `source.GRANT_SECONDS` the steps after it are granted as well, without finding it anew. The
     calls come one by one, each after a step of physics that has left nothing of ours in the
     processor's caches: there, Python takes three times as long as in a loop, and every line counts.
     """
 
-    order: Order
+    order: RowRequest
     layout: Layout
     answer: np.ndarray  # int32 [4 + K]
     rows: bytes  # as the header of the push has them
@@ -77,14 +77,16 @@ class Grant:
     frames: int = 0
 
 
-def order_of(origin: Origin, shard: int, drawn: np.ndarray, here: np.ndarray, known: int) -> Order:
-    """What a device is asked for; the arguments are as in `Order`."""
+def request_of(
+    origin: Origin, shard: int, drawn: np.ndarray, here: np.ndarray, known: int
+) -> RowRequest:
+    """What a device is asked for; the arguments are as in `RowRequest`."""
     mine = drawn[drawn // origin.num_envs == shard]
     answer = np.zeros(ANSWER_HEAD + origin.num_rows, np.int32)
     answer[3] = NOBODY
     answer[0] = PUSH if len(mine) else 0
     answer[ANSWER_HEAD : ANSWER_HEAD + len(mine)] = mine % origin.num_envs
-    return Order(drawn, here, known, mine, frozenset(mine.tolist()), answer)
+    return RowRequest(drawn, here, known, mine, frozenset(mine.tolist()), answer)
 
 
 def grant_of(answer: np.ndarray) -> int | None:

@@ -124,7 +124,7 @@ class Ranking:
 
 @dataclass
 class Choice:
-    """What the selection has come to for one rollout. Not thread-safe: the feed locks.
+    """What the selection has come to for one rollout. Not thread-safe: the caller locks.
 
     Rules that rank go round by the devices: `begin`, a `report` from each of them, and then the
     best of all are chosen.

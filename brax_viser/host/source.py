@@ -17,7 +17,7 @@ _stamps = itertools.count()
 
 class Source:
     """One wrapped environment, as all on the host see it. What the device calls is a
-    `callbacks.Feed`, which is one of these."""
+    `callbacks.Callbacks`, which is one of these."""
 
     def __init__(self, adapter: Environment, grid: Grid, role: str | None):
         self.adapter = adapter
@@ -72,4 +72,4 @@ class Sources:
 
     def __iter__(self) -> Iterator[Source]:
         known = (reference() for reference in self._sources.valuerefs())
-        return iter([feed for feed in known if feed is not None])
+        return iter([source for source in known if source is not None])

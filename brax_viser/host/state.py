@@ -1,4 +1,4 @@
-"""What the device's calls, the publisher and the user share."""
+"""What the device's calls, the page's loop and the user share."""
 
 import logging
 import threading
@@ -38,8 +38,8 @@ class Reading:
 
 
 @dataclass
-class Switchboard:
-    """What the device's calls, the publisher and the user share. `lock` guards the plain fields;
+class SharedState:
+    """What the device's calls, the page's loop and the user share. `lock` guards the plain fields;
     `hold`, `mailbox` and `progress` have locks of their own.
 
     Each call from the device takes `lock`, and threads that let the training go first take it as
@@ -109,28 +109,28 @@ class Switchboard:
         evaluation is shown."""
         return "eval" if self.control.show == "eval" else "train"
 
-    def show_feed(self, role: str, feed: Source) -> None:
-        """Shows one of several environments of a role. Board is locked."""
-        before, self.shown[role] = self.shown.get(role), feed
+    def show_source(self, role: str, source: Source) -> None:
+        """Shows one of several environments of a role. `shared.lock` is held."""
+        before, self.shown[role] = self.shown.get(role), source
         since, known = self.clock() - IDLE_SECONDS, self.beside.get(role, {})
-        beside = {f: at for f, at in known.items() if at >= since and f is not feed}
+        beside = {f: at for f, at in known.items() if at >= since and f is not source}
         self.beside[role] = beside
-        if before is not None and before is not feed and role in before.rollouts:
+        if before is not None and before is not source and role in before.rollouts:
             beside[before] = max(before.rollouts[role].called.values(), default=self.clock())
 
-    def choose_feed(self, role: str, label: str) -> None:
+    def choose_source(self, role: str, label: str) -> None:
         """Shows the environment of a role that has this label, if it is still stepped."""
         with self.lock:
-            for feed in self.stepped_beside(role):
-                if feed.label == label:
-                    self.show_feed(role, feed)
+            for source in self.stepped_beside(role):
+                if source.label == label:
+                    self.show_source(role, source)
 
     def stepped_beside(self, role: str) -> tuple[Source, ...]:
         """Environments of a role that are being stepped and not shown, in the order in which they
-        were made. Board is locked."""
+        were made. `shared.lock` is held."""
         since = self.clock() - IDLE_SECONDS
-        beside = [feed for feed, at in self.beside.get(role, {}).items() if at >= since]
-        return tuple(sorted(beside, key=lambda feed: feed.number))
+        beside = [source for source, at in self.beside.get(role, {}).items() if at >= since]
+        return tuple(sorted(beside, key=lambda source: source.number))
 
     def stepped(self, role: str) -> tuple[str, ...]:
         """Labels of the environments of a role that are being stepped, and of the one that is
@@ -138,10 +138,10 @@ class Switchboard:
         since = self.clock() - IDLE_SECONDS
         with self.lock:
             shown, beside = self.shown.get(role), dict(self.beside.get(role, ()))
-        feeds = {feed for feed, at in beside.items() if at >= since}
+        sources = {source for source, at in beside.items() if at >= since}
         if shown is not None:
-            feeds.add(shown)
-        return tuple(feed.label for feed in sorted(feeds, key=lambda feed: feed.number))
+            sources.add(shown)
+        return tuple(source.label for source in sorted(sources, key=lambda source: source.number))
 
     def reading(self) -> Reading:
         """What is shared, at this moment."""
@@ -162,7 +162,7 @@ class Switchboard:
             self.findings.told,
         )
 
-    def feeds_shown(self) -> dict[str, Source]:
+    def sources_shown(self) -> dict[str, Source]:
         """By role: a copy of `shown`, to which XLA's threads add."""
         with self.lock:
             return dict(self.shown)
@@ -171,37 +171,37 @@ class Switchboard:
         """By role: those of `shown` of which a step is known, at one moment."""
         with self.lock:
             return {
-                role: (feed, feed.rollouts[role])
-                for role, feed in self.shown.items()
-                if role in feed.rollouts
+                role: (source, source.rollouts[role])
+                for role, source in self.shown.items()
+                if role in source.rollouts
             }
 
-    def found(self, feed: Source, finding: Finding) -> bool:
+    def found(self, source: Source, finding: Finding) -> bool:
         """Something has turned NaN or Inf, here or in another process. Returns whether it is to be
-        told. Board is locked."""
+        told. `shared.lock` is held."""
         holds = self.control.hold_on_nan and self.findings.holds(finding)
-        is_new = self.findings.add(feed, finding, holds=holds)
+        is_new = self.findings.add(source, finding, holds=holds)
         if holds:
             self.hold.pause(finding.role)
-            self.show_feed(finding.role, feed)
-            self.point_at(feed, finding)
+            self.show_source(finding.role, source)
+            self.point_at(source, finding)
         return is_new
 
-    def point_at(self, feed: Source, finding: Finding) -> None:
-        """Has the environment shown and selected. Board is locked."""
+    def point_at(self, source: Source, finding: Finding) -> None:
+        """Has the environment shown and selected. `shared.lock` is held."""
         role = finding.role
         self.selected_env = finding.env
         if self.looked_into != role:
             self.control = replace(self.control, show=role)
-        rollout = feed.rollouts.get(role)
+        rollout = source.rollouts.get(role)
         if rollout is not None:
-            rollout.choice.keep(self.kept_env, rollout.num_envs, feed.capacity)
+            rollout.choice.keep(self.kept_env, rollout.num_envs, source.capacity)
         self.mailbox.wake()
 
-    def tell_progress(self, feed: Source) -> None:
-        """Tells of steps that were gone on with, before what the trainer reports. Board is
-        locked."""
-        for role, rollout in feed.rollouts.items():
+    def tell_progress(self, source: Source) -> None:
+        """Tells of steps that were gone on with, before what the trainer reports. `shared.lock` is
+        held."""
+        for role, rollout in source.rollouts.items():
             if rollout.pacer.env_steps > rollout.progressed:
                 self.tell_steps(role, rollout, self.clock())
 
@@ -211,16 +211,16 @@ class Switchboard:
         self.progress.stepped(role, steps * rollout.num_envs, now)
 
     def ranked(
-        self, feed: Source, role: str, rollout: Rollout, shard: int, rule: int, ranking: Ranking
+        self, source: Source, role: str, rollout: Rollout, shard: int, rule: int, ranking: Ranking
     ) -> None:
-        """A device has ranked its environments, here or in another process. Board is locked."""
+        """A device of any process has ranked its environments. `shared.lock` is held."""
         rollout.choice.report(
             shard,
             rule,
             ranking,
             rollout.num_shards - self.absent(role, rollout),
             rollout.num_envs,
-            feed.capacity,
+            source.capacity,
             self.kept_env,
         )
         if not rollout.choice.pending and self.hold.paused:

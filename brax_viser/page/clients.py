@@ -68,14 +68,14 @@ def keep_openings_short(server: viser.ViserServer) -> "Pages | None":
     if loop.answer is not None:
 
         def heard(client_id: int, answer: Any) -> None:
-            if (backlog := pages.backlogs.get(client_id)) is not None:
-                backlog.heard(answer.request_uuid)
+            if (queue := pages.queues.get(client_id)) is not None:
+                queue.heard(answer.request_uuid)
 
         loop.server.register_handler(loop.answer, heard)
 
     def window_generator(client_id: int, *args: Any, **kwargs: Any) -> Any:
-        backlog = pages.backlogs[client_id] = _Backlog(pages)
-        return backlog.window_generator(client_id, *args, **kwargs)
+        queue = pages.queues[client_id] = _PageQueue(pages)
+        return queue.window_generator(client_id, *args, **kwargs)
 
     loop.buffer.window_generator = window_generator
     return pages
@@ -96,7 +96,7 @@ class Pages:
     """How much of what they are told pages take. Used on viser's own loop alone."""
 
     loop: ViserLoop
-    backlogs: "dict[int, _Backlog]" = field(default_factory=dict)  # by client id
+    queues: "dict[int, _PageQueue]" = field(default_factory=dict)  # by client id
     clock: Callable[[], float] = time.monotonic
 
     def taken(self, now: float) -> dict[int, float]:
@@ -108,20 +108,20 @@ class Pages:
             now: s; it is asked several times a second.
         """
         found: dict[int, float] = {}
-        for client, backlog in list(self.backlogs.items()):
-            counts = backlog.counts
-            missed = backlog.missed + backlog.overtaken()
-            counts.append((now, backlog.sent, missed))
+        for client, queue in list(self.queues.items()):
+            counts = queue.counts
+            missed = queue.missed + queue.overtaken()
+            counts.append((now, queue.sent, missed))
             while counts[0][0] < now - TAKING_SECONDS:
                 counts.popleft()
             _, sent, before = counts[0]
-            sent, missed = backlog.sent - sent, missed - before
+            sent, missed = queue.sent - sent, missed - before
             if sent + missed >= FEW:
                 found[client] = sent / (sent + missed)
         return found
 
 
-class _Backlog:
+class _PageQueue:
     """What one page's loop, which is viser's own, sees in place of the buffer.
 
     To the loop messages are numbered without gaps, from zero. All else is the buffer's.
@@ -260,12 +260,12 @@ class _Backlog:
 class _Cursors:
     """How far a page has come: viser keeps what any page has still to be told."""
 
-    def __init__(self, backlog: _Backlog):
-        self._backlog = backlog
+    def __init__(self, queue: _PageQueue):
+        self._queue = queue
 
     def __setitem__(self, client_id: int, _: int) -> None:
-        self._backlog._buffer.generator_cursors[client_id] = self._backlog._last
+        self._queue._buffer.generator_cursors[client_id] = self._queue._last
 
     def pop(self, client_id: int, default: Any = None) -> Any:
-        self._backlog._pages.backlogs.pop(client_id, None)
-        return self._backlog._buffer.generator_cursors.pop(client_id, default)
+        self._queue._pages.queues.pop(client_id, None)
+        return self._queue._buffer.generator_cursors.pop(client_id, default)

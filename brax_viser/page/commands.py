@@ -7,7 +7,7 @@ import numpy as np
 import viser
 
 from brax_viser.host.selection import Selection
-from brax_viser.host.state import Switchboard
+from brax_viser.host.state import SharedState
 from brax_viser.model.cameras import cameras_of
 from brax_viser.page.channels import Channels
 from brax_viser.page.robots import Robots
@@ -26,7 +26,7 @@ class Commands:
 
     def __init__(
         self,
-        board: Switchboard,
+        shared: SharedState,
         state: PageState,
         server: viser.ViserServer,
         robots: Robots,
@@ -36,39 +36,39 @@ class Commands:
         """Changes nothing yet.
 
         Args:
-            board: what is shared with the device's calls.
+            shared: what is shared with the device's calls.
             state: how the page is to look.
             server: of the pages.
             robots: which are drawn.
             channels: what is shown of the rollouts.
             steering: what a script can do as well.
         """
-        self._steering, self._board, self._state, self._server = steering, board, state, server
+        self._steering, self._shared, self._state, self._server = steering, shared, state, server
         self._robots, self._channels = robots, channels
         self._scene, self._sandbox = robots.scene, robots.sandbox
 
     def toggle_streaming(self) -> None:
-        self._steering.set_streaming(not self._board.control.streaming)
+        self._steering.set_streaming(not self._shared.control.streaming)
 
     def toggle_hold(self) -> None:
         """Holds the training, or lets it go on."""
-        self._steering.resume() if self._board.hold.paused else self._steering.pause()
+        self._steering.resume() if self._shared.hold.paused else self._steering.pause()
 
     def run_to_next_fall(self) -> None:
         """Lets the training go on to the selected robot's next fall, if one is selected."""
-        if self._board.selected_env is not None:
+        if self._shared.selected_env is not None:
             self._steering.run_to_termination()
 
     def show_stepped(self, label: str) -> None:
         """Shows one of several environments that are stepped."""
-        self._board.choose_feed(self._board.looked_into, label)
+        self._shared.choose_source(self._shared.looked_into, label)
         self._channels.restart()
 
     def select_nonfinite(self) -> None:
         """Selects the environment in which something has turned NaN or Inf first."""
-        told = self._board.reading().findings
+        told = self._shared.reading().findings
         if told:
-            if self._board.looked_into != told[0].role:
+            if self._shared.looked_into != told[0].role:
                 self._steering.set_show(told[0].role)
             self._steering.set_selected_env(told[0].env)
 
@@ -78,20 +78,20 @@ class Commands:
 
     def pick_rule(self, rule: str) -> None:
         """Chooses a rule by which environments are drawn, one of `selection.RULES`."""
-        sticky = self._board.selection.sticky
+        sticky = self._shared.selection.sticky
         # Who wants to choose by index begins with those that are drawn.
         drawn = self._channels.drawn_envs() if rule == "indices" else ()
         self._steering.choose(Selection(rule, indices=drawn, sticky=sticky))
 
     def turn_page(self, by: int) -> None:
         """Draws another page of environments, if pages are drawn."""
-        selection, feed = self._board.selection, self._board.shown.get(self._board.looked_into)
-        if selection.rule != "page" or feed is None:
+        selection, source = self._shared.selection, self._shared.shown.get(self._shared.looked_into)
+        if selection.rule != "page" or source is None:
             return
-        rollout = feed.rollouts.get(self._board.looked_into)
+        rollout = source.rollouts.get(self._shared.looked_into)
         if rollout is None:
             return
-        pages = selection.num_pages(rollout.num_envs, feed.capacity)
+        pages = selection.num_pages(rollout.num_envs, source.capacity)
         page = min(selection.page, pages) + by
         self._steering.choose(replace(selection, page=(page - 1) % pages + 1))
 
@@ -105,7 +105,7 @@ class Commands:
 
     def keep_these(self, on: bool) -> None:
         """Whether a rule chooses once, or anew at each stretch."""
-        self._steering.choose(replace(self._board.selection, sticky=on))
+        self._steering.choose(replace(self._shared.selection, sticky=on))
 
     def click(self, origin: np.ndarray, direction: np.ndarray) -> None:
         """Selects the robot that was clicked on, and the part of it.
@@ -147,7 +147,7 @@ class Commands:
 
     def follow(self, on: bool, client_id: int) -> None:
         """Keeps the selected robot in the middle, or does not."""
-        before, env = self._scene.followed, self._board.selected_env
+        before, env = self._scene.followed, self._shared.selected_env
         role = next(iter(self._scene.blocks), None)
         self._scene.follow((role, env) if on and env is not None and role is not None else None)
         camera = self._camera(client_id)
@@ -168,10 +168,10 @@ class Commands:
 
     def look_through(self, name: str, client_id: int) -> None:
         """Has a page look through a camera of the model; another name is the page's own."""
-        camera, feed = self._camera(client_id), self._channels.shown_feed()
-        if camera is None or feed is None:
+        camera, source = self._camera(client_id), self._channels.shown_source()
+        if camera is None or source is None:
             return
-        eyes = {eye.name: eye for eye in cameras_of(feed.adapter.mj_model)}
+        eyes = {eye.name: eye for eye in cameras_of(source.adapter.mj_model)}
         self._scene.follow(None)
         self._scene.look_through(camera, eyes.get(name))
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from brax_viser.host.findings import Finding
-from brax_viser.host.state import Switchboard
+from brax_viser.host.state import SharedState
 from brax_viser.page.page import Page
 from brax_viser.page.steering import Steering
 from brax_viser.twins.drift import Drift
@@ -21,7 +21,7 @@ P = ParamSpec("P")
 class Controls:
     """The public face of `Steering`. Any value that is out of its limits is a `ValueError`."""
 
-    _board: Switchboard
+    _shared: SharedState
     _page: Page | None  # None in other processes than the first
 
     def _steer(
@@ -38,7 +38,7 @@ class Controls:
     @property
     def streaming(self) -> bool:
         """The page's switch: while it is off, no state leaves the device."""
-        return self._board.control.streaming
+        return self._shared.control.streaming
 
     @streaming.setter
     def streaming(self, on: bool) -> None:
@@ -47,7 +47,7 @@ class Controls:
     @property
     def mode(self) -> str:
         """ "realtime", "latest" or "every_step"."""
-        return self._board.control.mode
+        return self._shared.control.mode
 
     @mode.setter
     def mode(self, mode: str) -> None:
@@ -56,7 +56,7 @@ class Controls:
     @property
     def max_overhead(self) -> float:
         """Share of the training's wall-clock that "realtime" and "latest" may cost."""
-        return self._board.control.max_overhead
+        return self._shared.control.max_overhead
 
     @max_overhead.setter
     def max_overhead(self, share: float) -> None:
@@ -65,7 +65,7 @@ class Controls:
     @property
     def speed(self) -> float:
         """Playback in "realtime", robot seconds per second: 0.1 to 4."""
-        return self._board.control.speed
+        return self._shared.control.speed
 
     @speed.setter
     def speed(self, speed: float) -> None:
@@ -74,7 +74,7 @@ class Controls:
     @property
     def stretch_seconds(self) -> float:
         """How much of the robot's time one stretch of "realtime" shows, s: 0.5 to 30."""
-        return self._board.control.stretch_seconds
+        return self._shared.control.stretch_seconds
 
     @stretch_seconds.setter
     def stretch_seconds(self, seconds: float) -> None:
@@ -83,7 +83,7 @@ class Controls:
     @property
     def show(self) -> str:
         """Which rollouts are shown: "train", "eval", or "both" side by side."""
-        return self._board.control.show
+        return self._shared.control.show
 
     @show.setter
     def show(self, show: str) -> None:
@@ -111,7 +111,7 @@ class Controls:
         "last_episode", that of each environment's last finished episode, those that have none
         behind the others, by the third; "so_far", that of the episode so far; or "per_second", that
         over the time of it."""
-        return self._board.selection.rank_by
+        return self._shared.selection.rank_by
 
     @rank_by.setter
     def rank_by(self, measure: str) -> None:
@@ -121,7 +121,7 @@ class Controls:
     def selected_env(self) -> int | None:
         """The environment that is followed, stepped to its termination and marked; it is drawn in
         any case. None: no one is."""
-        return self._board.selected_env
+        return self._shared.selected_env
 
     @selected_env.setter
     def selected_env(self, env: int | None) -> None:
@@ -132,7 +132,7 @@ class Controls:
         """How many of the robots that are drawn have a twin in MuJoCo, which is stepped with the
         controls of the training beside it: 0 to 256, 0 at first. The selected robot has one first.
         There are none in mode "latest", which has no consecutive steps."""
-        return self._board.control.twins
+        return self._shared.control.twins
 
     @twins.setter
     def twins(self, count: int) -> None:
@@ -220,7 +220,7 @@ class Controls:
 
         Then all is looked through at each step, and not some times a second. Once the training is
         running, this begins within 0.1 s."""
-        return self._board.control.hold_on_nan
+        return self._shared.control.hold_on_nan
 
     @hold_on_nan.setter
     def hold_on_nan(self, on: bool) -> None:
@@ -231,8 +231,8 @@ class Controls:
         """What has turned NaN or Inf since the training began, in whatever environment: the first
         of its kind, in the training and in evaluations. `str` makes a sentence of one. A reward is
         found at the very step, all else within 0.1 s, streaming or not; see `hold_on_nan`."""
-        with self._board.lock:
-            return self._board.findings.told
+        with self._shared.lock:
+            return self._shared.findings.told
 
     def dismiss_nonfinite(self) -> None:
         """Takes what `nonfinite` tells off the page. What turns NaN or Inf from now on is told."""

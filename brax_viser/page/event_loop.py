@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import viser
 
-from brax_viser.host.state import Switchboard
+from brax_viser.host.state import SharedState
 
 T = TypeVar("T")
 
@@ -20,14 +20,14 @@ class EventLoop:
     once, which raises now and then while the loop is looking at it.
     """
 
-    def __init__(self, server: viser.ViserServer, board: Switchboard):
+    def __init__(self, server: viser.ViserServer, shared: SharedState):
         """Starts nothing.
 
         Args:
             server: whose loop it is.
-            board: tells when the viewer is closed, and the loop may be gone.
+            shared: tells when the viewer is closed, and the loop may be gone.
         """
-        self._loop, self._board = server.get_event_loop(), board
+        self._loop, self._shared = server.get_event_loop(), shared
 
     def is_current(self) -> bool:
         """Whether this is called on the loop."""
@@ -45,10 +45,10 @@ class EventLoop:
         if self.is_current():
             what()
             return
-        if self._board.control.closed:
+        if self._shared.control.closed:
             return
         done = asyncio.run_coroutine_threadsafe(_call(what), self._loop)
-        while not (done.done() or self._board.control.closed):
+        while not (done.done() or self._shared.control.closed):
             concurrent.futures.wait([done], timeout=0.1)
         if done.done():
             done.result()

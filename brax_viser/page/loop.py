@@ -8,7 +8,7 @@ import viser
 
 from brax_viser.host.progress import count as in_words
 from brax_viser.host.rollout import Rollout
-from brax_viser.host.state import Switchboard
+from brax_viser.host.state import SharedState
 from brax_viser.page.channel import Channel
 from brax_viser.page.channels import Channels
 from brax_viser.page.event_loop import EventLoop
@@ -17,7 +17,7 @@ from brax_viser.page.panel_state import PanelState
 from brax_viser.page.robots import Robots
 from brax_viser.page.state import PageState
 from brax_viser.panel.panel import Panel
-from brax_viser.process import give_way
+from brax_viser.process import lower_priority
 from brax_viser.records.view import ASIDE, View
 from brax_viser.scene.look import Look
 
@@ -34,7 +34,7 @@ class Loop:
 
     def __init__(
         self,
-        board: Switchboard,
+        shared: SharedState,
         state: PageState,
         server: viser.ViserServer,
         events: EventLoop,
@@ -47,7 +47,7 @@ class Loop:
         """Does nothing yet; `start` starts the task.
 
         Args:
-            board: what is shared with the device's calls.
+            shared: what is shared with the device's calls.
             state: how the page is to look.
             server: of the page.
             events: viser's loop.
@@ -57,33 +57,35 @@ class Loop:
             panel_state: makes what the panel shows.
             inbox: what is asked for in the page.
         """
-        self._board, self._state, self._server, self._events = board, state, server, events
+        self._shared, self._state, self._server, self._events = shared, state, server, events
         self._robots, self._channels, self._inbox = robots, channels, inbox
         self._panel, self._panel_state = panel, panel_state
         self._scene, self._sandbox = robots.scene, robots.sandbox
         self._rung = asyncio.Event()
         self._task: concurrent.futures.Future[None] | None = None
-        board.mailbox.ring = self._ring
+        shared.mailbox.ring = self._ring
 
     def start(self) -> None:
         """Called on any thread."""
         self._task = self._events.start(self._run())
 
     def join(self, timeout: float) -> None:
-        """Called on any thread, once the board is closed."""
+        """Called on any thread, once the shared state is closed."""
         if self._task is not None and not self._events.is_current():
             concurrent.futures.wait([self._task], timeout)
-        self._board.mailbox.ring = lambda: None  # programs that were compiled keep the board
+        self._shared.mailbox.ring = lambda: (
+            None
+        )  # programs that were compiled keep the shared state
 
     def _ring(self) -> None:
         self._events.soon(self._rung.set)
 
     async def _run(self) -> None:
-        board, next_panel, woken = self._board, 0.0, True
-        give_way()  # the loop's thread, on which viser sends as well
-        while not board.control.closed:
-            start = board.wall_clock()
-            control, session = board.control, self._sandbox.session
+        shared, next_panel, woken = self._shared, 0.0, True
+        lower_priority()  # the loop's thread, on which viser sends as well
+        while not shared.control.closed:
+            start = shared.wall_clock()
+            control, session = shared.control, self._sandbox.session
             active = control.watched and (control.streaming or session.thread is not None)
             try:
                 self._take(start)
@@ -93,29 +95,29 @@ class Loop:
                     next_panel = start + (PANEL_SECONDS if active else IDLE_SECONDS)
             # The task must live on: a page that is stuck hides the very fault.
             except Exception as error:
-                board.failed("the page", error)
+                shared.failed("the page", error)
             wake_up = start + (1 / control.fps if active else IDLE_SECONDS)
             # At least a turn for viser, whose task of sending is on the same loop.
             await asyncio.sleep(0)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wake_up - board.wall_clock()):
+                async with asyncio.timeout(wake_up - shared.wall_clock()):
                     await self._rung.wait()
             self._rung.clear()
-            woken = board.mailbox.woken()
+            woken = shared.mailbox.woken()
 
     def _take(self, now: float) -> None:
         """Does what was asked for, and takes what has come."""
         self._inbox.carry_out()
-        self._channels.receive(self._channels.worth_opening(self._board.mailbox.take()), now)
+        self._channels.receive(self._channels.worth_opening(self._shared.mailbox.take()), now)
         self._channels.take_twins(now)
 
     def _draw(self, now: float) -> None:
-        for role, feed in self._board.feeds_shown().items():
+        for role, source in self._shared.sources_shown().items():
             if role in self._robots.roles and role not in self._robots.channels:
-                rollout = feed.rollouts.get(role)
-                self._robots.want(feed, role, rollout.num_envs if rollout else None)
+                rollout = source.rollouts.get(role)
+                self._robots.want(source, role, rollout.num_envs if rollout else None)
         self._robots.arrange()
-        followed, selected = self._scene.followed, self._board.selected_env
+        followed, selected = self._scene.followed, self._shared.selected_env
         if followed is not None and followed[1] != selected:  # held at a NaN, another one is
             self._scene.follow(None)
         views: dict[str, View | None] = {}
@@ -123,7 +125,7 @@ class Loop:
             views[ASIDE] = view
         for role in self._robots.roles:
             channel = self._robots.channels.get(role)
-            rollout = channel and channel.feed.rollouts.get(role)
+            rollout = channel and channel.source.rollouts.get(role)
             if channel is not None and rollout is not None:
                 self._add_view(views, channel, role, rollout, now)
         if not views:
@@ -132,9 +134,9 @@ class Loop:
             if role == ASIDE or view is None:
                 continue
             channel, num_envs = self._robots.channels[role], view.frame.num_envs
-            if self._scene.blocks[role].count != min(num_envs, channel.feed.capacity):
-                self._robots.want(channel.feed, role, num_envs)
-        self._scene.draw(views, {role: self._look_at(role) for role in views})
+            if self._scene.blocks[role].count != min(num_envs, channel.source.capacity):
+                self._robots.want(channel.source, role, num_envs)
+        self._scene.draw(views, {role: self._look_of(role) for role in views})
         self._sandbox.drawn()
 
     def _add_view(
@@ -148,7 +150,7 @@ class Loop:
         """Adds what a rollout shows, if that is not on screen already; None: no robot at all."""
         empty = not rollout.choice.pending and rollout.choice.found_nobody
         # What comes is played while its robots are read, and is there when they are.
-        look, block = self._look_at(role), self._robots.block_of(role)
+        look, block = self._look_of(role), self._robots.block_of(role)
         if empty:
             channel.clear()
             if not channel.empty:
@@ -160,20 +162,20 @@ class Loop:
         channel.now = view or channel.now
         made_of = rollout.choice.made_of
         if made_of is not None and made_of.rule == "terminated" and channel.now and not empty:
-            view = channel.falls.shown(channel.now, now, self._board.control.speed)
+            view = channel.falls.shown(channel.now, now, self._shared.control.speed)
         if view is None and not empty:
             view = channel.view
         # A block may have been made anew, or be looked at in another way.
         shown = block is not None and view is not None and block.frame is view.frame
-        same = view is None or (view.looks_like(channel.view) and look == channel.look)
+        same = view is None or (view.is_same_picture(channel.view) and look == channel.look)
         if view is not None and not (same and shown):
             channel.view = view
-            channel.drift.add(view.frame, channel.feed.adapter.dt)
+            channel.drift.add(view.frame, channel.source.adapter.dt)
             if block is not None:
                 views[role] = view
         channel.look = look
 
-    def _look_at(self, role: str) -> Look:
+    def _look_of(self, role: str) -> Look:
         look = self._state.look
         if role == ASIDE:
             return self._sandbox.look(look)
@@ -183,21 +185,21 @@ class Loop:
             look.colour_by,
             look.labels,
             look.others if selects else "show",
-            self._board.selected_env if selects else None,
+            self._shared.selected_env if selects else None,
             look.in_cells,
             look.overlays if selects else frozenset(),
             body=look.body if selects else None,
             beside=self._state.twins.beside,
-            rank_by=self._board.selection.rank_by,
+            rank_by=self._shared.selection.rank_by,
         )
 
     def _update_panel(self, now: float) -> None:
         """Brings the panel up to date, and what is written beside the robots."""
-        if not self._board.control.twins:
+        if not self._shared.control.twins:
             self._channels.end_twins()
         for role, block in self._scene.blocks.items():
             with self._server.atomic():
-                block.decorate(self._look_at(role))
+                block.decorate(self._look_of(role))
                 block.title(self._title_of(role) if len(self._scene.blocks) > 1 else "")
         self._panel.show(self._panel_state.view(now))
 

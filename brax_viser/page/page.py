@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import viser
 
 from brax_viser.host.source import Source, Sources
-from brax_viser.host.state import Switchboard
-from brax_viser.page.channel import Lane
+from brax_viser.host.state import SharedState
+from brax_viser.page.channel import ProcessPlayback
 from brax_viser.page.channels import Channels
 from brax_viser.page.clients import keep_openings_short
 from brax_viser.page.commands import Commands
@@ -19,10 +19,10 @@ from brax_viser.page.state import PageState
 from brax_viser.page.steering import Steering
 from brax_viser.panel.panel import Panel
 from brax_viser.scene.scene import Scene
-from brax_viser.twins.worker import Follower
+from brax_viser.twins.worker import TwinWorker
 
 if TYPE_CHECKING:  # needs ZeroMQ, which is there where several processes train
-    from brax_viser.processes.leader import Others
+    from brax_viser.processes.leader import Leader
 
 
 class Page:
@@ -31,29 +31,29 @@ class Page:
 
     def __init__(
         self,
-        board: Switchboard,
-        feeds: Sources,
+        shared: SharedState,
+        sources: Sources,
         server: viser.ViserServer,
-        others: "Others | None" = None,
+        leader: "Leader | None" = None,
     ):
         """Builds the scene and the panel; `start` has them live.
 
         Args:
-            board: what is shared with the device's calls.
-            feeds: the environments of the viewer.
+            shared: what is shared with the device's calls.
+            sources: the environments of the viewer.
             server: which serves the page.
-            others: the other processes of the training; None if it has but this one.
+            leader: the other processes of the training; None if it has but this one.
         """
         self.state = state = PageState()
-        self.events = events = EventLoop(server, board)
-        self.inbox = Inbox(state, board.mailbox.wake)
+        self.events = events = EventLoop(server, shared)
+        self.inbox = Inbox(state, shared.mailbox.wake)
         self.scene = events.made(lambda: Scene(server))
-        self.twin_worker: Follower[Lane] = Follower(board.wall_clock)
-        self.robots = Robots(board, state, server, self.scene, events, self.twin_worker)
-        self.channels = Channels(board, state, self.robots, self.twin_worker, others)
+        self.twin_worker: TwinWorker[ProcessPlayback] = TwinWorker(shared.wall_clock)
+        self.robots = Robots(shared, state, server, self.scene, events, self.twin_worker)
+        self.channels = Channels(shared, state, self.robots, self.twin_worker, leader)
         self.steering = Steering(
-            board,
-            feeds,
+            shared,
+            sources,
             state,
             events,
             self.inbox,
@@ -62,15 +62,15 @@ class Page:
             self.twin_worker,
         )
         self.commands = commands = Commands(
-            board, state, server, self.robots, self.channels, self.steering
+            shared, state, server, self.robots, self.channels, self.steering
         )
         self.panel = events.made(lambda: Panel(server, self.inbox.enqueue, self.steering, commands))
         self.clients = keep_openings_short(server)
         self.panel_state = PanelState(
-            board, state, self.robots, self.channels, self.twin_worker, others, self.clients
+            shared, state, self.robots, self.channels, self.twin_worker, leader, self.clients
         )
         self.loop = Loop(
-            board,
+            shared,
             state,
             server,
             events,
@@ -87,7 +87,7 @@ class Page:
         self.loop.start()
 
     def join(self, timeout: float) -> None:
-        """Once the board is closed: waits for what ends, s at most for each."""
+        """Once the shared state is closed: waits for what ends, s at most for each."""
         sandbox = self.robots.sandbox.session.thread
         self.loop.join(timeout)
         self.twin_worker.close()
@@ -95,9 +95,9 @@ class Page:
         if sandbox is not None:
             sandbox.close(timeout)
 
-    def show_model(self, feed: Source, role: str, num_envs: int | None) -> None:
+    def show_model(self, source: Source, role: str, num_envs: int | None) -> None:
         """Gives a rollout its robots, before any step has come."""
-        self.robots.show_model(feed, role, num_envs)
+        self.robots.show_model(source, role, num_envs)
 
     def drawn_envs(self) -> tuple[int, ...]:
         """Indices, in the order of the cells, of the first rollout shown."""

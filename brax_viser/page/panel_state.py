@@ -1,5 +1,5 @@
-"""Makes what the panel shows. All but one reading is worked out without the board's lock, for which
-the device's calls wait."""
+"""Makes what the panel shows. All but one reading is taken without the lock of the shared state,
+which the calls from the device need."""
 
 import dataclasses
 import math
@@ -7,8 +7,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from brax_viser.host.source import Source
-from brax_viser.host.state import Switchboard
-from brax_viser.page.channel import Channel, Lane
+from brax_viser.host.state import SharedState
+from brax_viser.page.channel import Channel, ProcessPlayback
 from brax_viser.page.channels import Channels
 from brax_viser.page.clients import Pages
 from brax_viser.page.robots import Robots
@@ -16,10 +16,10 @@ from brax_viser.page.state import PageState
 from brax_viser.panel.details import Inside
 from brax_viser.panel.view import PanelView, StreamView
 from brax_viser.scene.block import Block
-from brax_viser.twins.worker import Follower
+from brax_viser.twins.worker import TwinWorker
 
 if TYPE_CHECKING:  # needs ZeroMQ, which is there where several processes train
-    from brax_viser.processes.leader import Others
+    from brax_viser.processes.leader import Leader
 
 SENT_SECONDS = 1.0
 """Over how long it is told what is sent to each page, and how long the training has waited."""
@@ -30,46 +30,46 @@ class PanelState:
 
     def __init__(
         self,
-        board: Switchboard,
+        shared: SharedState,
         state: PageState,
         robots: Robots,
         channels: Channels,
-        twin_worker: Follower[Lane],
-        others: "Others | None",
+        twin_worker: TwinWorker[ProcessPlayback],
+        leader: "Leader | None",
         pages: Pages | None,
     ):
         """Looks at nothing yet.
 
         Args:
-            board: what is shared with the device's calls.
+            shared: what is shared with the device's calls.
             state: how the page is to look.
             robots: which are drawn.
             channels: what is shown of the rollouts.
             twin_worker: steps the twins.
-            others: the other processes of the training; None if it has but this one.
+            leader: the other processes of the training; None if it has but this one.
             pages: tells which pages are slow; None if that is unknown.
         """
-        self._board, self._state, self._robots, self._channels = board, state, robots, channels
-        self._twin_worker, self._others, self._pages = twin_worker, others, pages
+        self._shared, self._state, self._robots, self._channels = shared, state, robots, channels
+        self._twin_worker, self._leader, self._pages = twin_worker, leader, pages
         # Of the last panels: (s, `scene.sent`, s that devices had waited for room).
         self._sent: deque[tuple[float, int, float]] = deque()
 
     def view(self, now: float) -> PanelView:
         """What the panel is to show at a time, s."""
-        board, others, state, scene = self._board, self._others, self._state, self._robots.scene
+        shared, leader, state, scene = self._shared, self._leader, self._state, self._robots.scene
         role = self._robots.roles[0]
-        channel, shown = self._robots.channels.get(role), self._channels.shown_feed()
-        training = board.clock()
+        channel, shown = self._robots.channels.get(role), self._channels.shown_source()
+        training = shared.clock()
         block = self._robots.block_of(role)
         # Of one moment; what follows is worked out of it while the device's calls go on.
-        at = board.reading()
+        at = shared.reading()
         selected = at.selected_env
         page_bytes_per_second, waits = self._lately(now)
         view = PanelView(
             env=f"{shown.adapter.name} · {shown.adapter.backend}" if shown else "",
-            progress=board.progress.view(training),
+            progress=shared.progress.view(training),
             control=at.control,
-            overhead=at.cost.share(training) + (others.share() if others else 0.0),
+            overhead=at.cost.share(training) + (leader.share() if leader else 0.0),
             bytes_per_second=at.cost.bytes_per_second(training),
             frames_per_second=at.cost.frames_per_second(training),
             page_bytes_per_second=page_bytes_per_second,
@@ -79,9 +79,9 @@ class PanelState:
             selected_facts=block.facts_of(selected) if block and selected is not None else None,
             followed=scene.followed is not None,
             look=state.look,
-            paused=board.hold.paused,
-            held=board.hold.held,
-            until_env=board.hold.until_env,
+            paused=shared.hold.paused,
+            held=shared.hold.held,
+            until_env=shared.hold.until_env,
             drawn=len(block.drawn_envs) if block else 0,
             capacity=shown.capacity if shown else 0,
             frame=channel.view.frame if channel and channel.view else None,
@@ -93,10 +93,10 @@ class PanelState:
             parts=state.parts,
             surroundings=scene.surroundings,
             looked_through=scene.is_looked_through,
-            lost=others.lost() if others else (),
-            refused=others.refused() if others else (),
+            lost=leader.lost() if leader else (),
+            refused=leader.refused() if leader else (),
             fork=self._robots.sandbox.session.panel(),
-            stepped=board.stepped(role),
+            stepped=shared.stepped(role),
             nonfinite=at.findings,
             cells=tuple(dict.fromkeys(n for b in scene.blocks.values() for n in b.notes())),
         )
@@ -153,7 +153,7 @@ class PanelState:
         sent, and the share of the time, 0 to 1, that the training has waited for the page."""
         while len(self._sent) > 1 and self._sent[1][0] <= now - SENT_SECONDS:
             self._sent.popleft()
-        sent, waited = self._robots.scene.sent, self._board.mailbox.waited
+        sent, waited = self._robots.scene.sent, self._shared.mailbox.waited
         self._sent.append((now, sent, waited))
         since, sent_before, waited_before = self._sent[0]
         if now <= since:

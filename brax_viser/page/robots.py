@@ -6,18 +6,18 @@ from collections.abc import Callable
 import viser
 
 from brax_viser.host.source import Source
-from brax_viser.host.state import Switchboard
+from brax_viser.host.state import SharedState
 from brax_viser.model.robot import Model
 from brax_viser.model.shapes import Parts
 from brax_viser.model.variants import Variants
-from brax_viser.page.channel import Channel, Lane
+from brax_viser.page.channel import Channel, ProcessPlayback
 from brax_viser.page.event_loop import EventLoop
 from brax_viser.page.reader import Reader, Reading
 from brax_viser.page.sandbox_view import SandboxView
 from brax_viser.page.state import PageState, roles_shown
 from brax_viser.scene.block import Block
 from brax_viser.scene.scene import Scene
-from brax_viser.twins.worker import Follower
+from brax_viser.twins.worker import TwinWorker
 
 
 class Robots:
@@ -26,17 +26,17 @@ class Robots:
 
     def __init__(
         self,
-        board: Switchboard,
+        shared: SharedState,
         state: PageState,
         server: viser.ViserServer,
         scene: Scene,
         events: EventLoop,
-        twin_worker: Follower[Lane],
+        twin_worker: TwinWorker[ProcessPlayback],
     ):
         """Shows none yet.
 
         Args:
-            board: what is shared with the device's calls.
+            shared: what is shared with the device's calls.
             state: tells which parts of a model are drawn.
             server: of the page.
             scene: where the robots are drawn.
@@ -45,10 +45,10 @@ class Robots:
         """
         self.channels: dict[str, Channel] = {}  # by role
         self.scene = scene
-        self._board, self._state, self._events = board, state, events
+        self._shared, self._state, self._events = shared, state, events
         self._twin_worker = twin_worker
-        self._reader = Reader(self._use, lambda error: board.failed("the page", error))
-        self.sandbox = SandboxView(server, scene, board.mailbox.wake, self._reader.read)
+        self._reader = Reader(self._use, lambda error: shared.failed("the page", error))
+        self.sandbox = SandboxView(server, scene, shared.mailbox.wake, self._reader.read)
 
     def start(self) -> None:
         """Starts the thread that reads."""
@@ -62,27 +62,27 @@ class Robots:
     @property
     def roles(self) -> tuple[str, ...]:
         """The rollouts that are shown."""
-        return roles_shown(self._board.control)
+        return roles_shown(self._shared.control)
 
     @property
     def first(self) -> Channel | None:
         """The first rollout shown, once there is one."""
         return self.channels.get(self.roles[0])
 
-    def show_model(self, feed: Source, role: str, num_envs: int | None) -> None:
+    def show_model(self, source: Source, role: str, num_envs: int | None) -> None:
         """Called on any thread: gives a rollout its robots, before any step has come. When this
         returns they are there, unless it is called on the loop, which does not wait for them."""
         if self._events.is_current():
-            self.want(feed, role, num_envs)
+            self.want(source, role, num_envs)
             return
         missing: list[Reading] = []
-        self._events.now(lambda: missing.extend(self._missing(feed, role, num_envs)))
+        self._events.now(lambda: missing.extend(self._missing(source, role, num_envs)))
         for reading in missing:
             self._events.now(functools.partial(reading.use, reading.read()))
 
-    def want(self, feed: Source, role: str, num_envs: int | None) -> None:
+    def want(self, source: Source, role: str, num_envs: int | None) -> None:
         """Gives a rollout its robots, as soon as they are read."""
-        for reading in self._missing(feed, role, num_envs):
+        for reading in self._missing(source, role, num_envs):
             self._reader.read(reading)
 
     def show_parts(self, parts: Parts) -> None:
@@ -90,7 +90,7 @@ class Robots:
         self._state.parts = parts
         self.sandbox.remodel()
         for role, channel in tuple(self.channels.items()):
-            self.want(channel.feed, role, channel.num_envs)
+            self.want(channel.source, role, channel.num_envs)
 
     def arrange(self) -> None:
         """Lays out the robots of the rollouts that are shown, and that of the sandbox."""
@@ -103,14 +103,14 @@ class Robots:
             return None
         return block
 
-    def _missing(self, feed: Source, role: str, num_envs: int | None) -> list[Reading]:
+    def _missing(self, source: Source, role: str, num_envs: int | None) -> list[Reading]:
         """Shows a rollout's robots as far as they are read, and returns what is not, and is not
         being read either."""
         channel = self.channels.get(role)
-        if channel is None or channel.feed is not feed:
+        if channel is None or channel.source is not source:
             if channel is not None:
                 channel.end_twins(self._twin_worker)
-            channel = self.channels[role] = Channel(feed, Variants(feed.adapter.mj_model))
+            channel = self.channels[role] = Channel(source, Variants(source.adapter.mj_model))
         channel.num_envs = num_envs
         self._show(role, channel)
         what = self._state.parts, channel.variants.apart
@@ -122,7 +122,7 @@ class Robots:
         return [
             Reading(
                 role,
-                functools.partial(_model_of, feed, channel.variants, self._state.parts),
+                functools.partial(_model_of, source, channel.variants, self._state.parts),
                 functools.partial(self._has_read, role, channel, what),
             )
         ]
@@ -137,7 +137,7 @@ class Robots:
 
     def _show(self, role: str, channel: Channel) -> None:
         if channel.model is not None and self.channels.get(role) is channel:
-            self.scene.show(role, channel.model, channel.feed.grid, channel.num_envs)
+            self.scene.show(role, channel.model, channel.source.grid, channel.num_envs)
             self.arrange()
 
     def _use(self, what: Callable[[], object]) -> None:
@@ -145,22 +145,22 @@ class Robots:
         self._events.soon(functools.partial(self._use_now, what))
 
     def _use_now(self, what: Callable[[], object]) -> None:
-        if self._board.control.closed:
+        if self._shared.control.closed:
             return
         try:
             what()
             self.arrange()
         except Exception as error:
-            self._board.failed("the page", error)
-        self._board.mailbox.ring()
+            self._shared.failed("the page", error)
+        self._shared.mailbox.ring()
 
 
-def _model_of(feed: Source, variants: Variants, parts: Parts) -> Model:
+def _model_of(source: Source, variants: Variants, parts: Parts) -> Model:
     """On any thread: reads the robots of an environment."""
-    adapter = feed.adapter
+    adapter = source.adapter
     return Model.of(
         adapter.mj_model,
-        feed.grid,
+        source.grid,
         adapter.init_links(),
         adapter.dt,
         variants,

@@ -15,9 +15,9 @@ from brax_viser.records.environment import Environment
 from brax_viser.records.frame import Detail, Frame
 from brax_viser.records.grid import Grid
 from brax_viser.records.view import ASIDE, View
-from brax_viser.sandbox.history import Past
-from brax_viser.sandbox.session import DIRECTIONS, Forks
-from brax_viser.scene.drag_handle import Grip
+from brax_viser.sandbox.history import RecentDetails
+from brax_viser.sandbox.session import DIRECTIONS, SandboxSession
+from brax_viser.scene.drag_handle import DragHandle
 from brax_viser.scene.look import Look
 from brax_viser.scene.scene import ROOT, Scene
 
@@ -40,12 +40,12 @@ class SandboxView:
             wake: called on any thread when there is something new to show.
             read: has its robot read, and the scene arranged anew once that is known.
         """
-        self.session = Forks(wake)
+        self.session = SandboxSession(wake)
         self._server, self._scene, self._read = server, scene, read
         # Versions of the fork: whose robot was asked for, and whose the scene has.
         self._asked, self._there = 0, 0
         self._looking: viser.CameraHandle | None = None  # who waits to be brought there
-        self._handle: Grip | None = None
+        self._handle: DragHandle | None = None
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -54,12 +54,16 @@ class SandboxView:
         return (ASIDE,) if there else ()
 
     def fork(
-        self, adapter: Environment, past: Past, own: Mapping[str, np.ndarray], frame: Frame
+        self,
+        adapter: Environment,
+        recent: RecentDetails,
+        own: Mapping[str, np.ndarray],
+        frame: Frame,
     ) -> None:
         """Makes a sandbox of the environment that a frame has the detail of."""
         self._let_go()
         steps = frame.env_steps * frame.num_envs
-        self.session.fork(adapter, past.until(frame), own, steps)
+        self.session.fork(adapter, recent.until(frame), own, steps)
 
     def end(self) -> None:
         """Takes the sandbox away."""
@@ -142,7 +146,9 @@ class SandboxView:
         if block is None or self._handle is not None:
             return
         size = block.scale * float(np.ptp(block.grid.reach, axis=0).max())
-        self._handle = Grip(self._server, f"{ROOT}/grip", size, self._dragged, self.session.release)
+        self._handle = DragHandle(
+            self._server, f"{ROOT}/grip", size, self._dragged, self.session.release
+        )
         self.session.set(dragged=True)
 
     def drawn(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import rich
 import viser
 
-from brax_viser.host.state import Switchboard
+from brax_viser.host.state import SharedState
 from brax_viser.page import address
 from brax_viser.page.page import Page
 
@@ -50,14 +50,14 @@ class PageServer:
         """The address to open in a browser."""
         return address.url_of(self._host, self.port)
 
-    def serve(self, board: Switchboard, page: Page) -> None:
+    def serve(self, shared: SharedState, page: Page) -> None:
         """Looks after who visits the page from now on.
 
         Args:
-            board: is told whether a page is open.
+            shared: is told whether a page is open.
             page: what is shown there.
         """
-        self.visitors = Visitors(board, self.viser, page)
+        self.visitors = Visitors(shared, self.viser, page)
 
     def stop(self) -> None:
         # That it has stopped, viser prints on its loop's thread, where nobody else prints, and
@@ -73,15 +73,15 @@ class PageServer:
 class Visitors:
     """Who looks at the page: a training that is held goes on once nobody does."""
 
-    def __init__(self, board: Switchboard, server: viser.ViserServer, page: Page):
+    def __init__(self, shared: SharedState, server: viser.ViserServer, page: Page):
         """Looks after them from now on.
 
         Args:
-            board: is told whether a page is open.
+            shared: is told whether a page is open.
             server: of the page.
             page: what is shown there.
         """
-        self._board, self._page, self._server = board, page, server
+        self._shared, self._page, self._server = shared, page, server
         self.reload: threading.Timer | None = None  # waits for a page to come back
         self._server.on_client_connect(self._count)
         self._server.on_client_disconnect(self._count)
@@ -103,19 +103,19 @@ class Visitors:
         watched = bool(self._server.get_clients())
         if client.client_id not in self._server.get_clients():
             self._page.scene.forget(client.client_id)
-        self._board.set(watched=watched)
-        self._board.mailbox.wake()
+        self._shared.set(watched=watched)
+        self._shared.mailbox.wake()
         if self.reload is not None:
             self.reload.cancel()
             self.reload = None
-        if not watched and self._board.hold.paused:
+        if not watched and self._shared.hold.paused:
             self.reload = threading.Timer(RELOAD_SECONDS, self._let_go)
             self.reload.daemon = True
             self.reload.start()
 
     def _let_go(self) -> None:
         """Nobody looks any more: a training is not to stand still for nobody."""
-        if self._board.hold.paused and not self._board.control.watched:
+        if self._shared.hold.paused and not self._shared.control.watched:
             self._page.steering.resume()
             self._page.state.notice = (
                 "The last page was closed while the training was held: it went on"

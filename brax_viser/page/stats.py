@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from brax_viser.host.source import Sources
-from brax_viser.host.state import Switchboard
+from brax_viser.host.state import SharedState
 
 if TYPE_CHECKING:  # needs ZeroMQ, which is there where several processes train
-    from brax_viser.processes.leader import Others
+    from brax_viser.processes.leader import Leader
 
 
 @dataclass(frozen=True)
@@ -34,38 +34,38 @@ class Stats:
 
 
 def stats_of(
-    board: Switchboard, feeds: Sources, others: "Others | None", drawn_envs: tuple[int, ...]
+    shared: SharedState, sources: Sources, leader: "Leader | None", drawn_envs: tuple[int, ...]
 ) -> Stats:
     """A consistent reading of all counters.
 
     Args:
-        board: what is shared with the device's calls.
-        feeds: the environments of the viewer.
-        others: the other processes of the training; None if they are not asked.
+        shared: what is shared with the device's calls.
+        sources: the environments of the viewer.
+        leader: the other processes of the training; None if they are not asked.
         drawn_envs: indices, in the order of the grid's cells.
     """
-    frames, nbytes = others.moved() if others else (0, 0)
-    known_feeds = list(feeds)
-    with board.lock:
-        at = board._read()
+    frames, nbytes = leader.moved() if leader else (0, 0)
+    known_feeds = list(sources)
+    with shared.lock:
+        at = shared._read()
         known = [
-            (feed, role, (rollout.pacer.env_steps, rollout.num_envs, rollout.pacer.rate))
-            for feed in known_feeds
-            for role, rollout in feed.rollouts.items()
+            (source, role, (rollout.pacer.env_steps, rollout.num_envs, rollout.pacer.rate))
+            for source in known_feeds
+            for role, rollout in source.rollouts.items()
         ]
     # Of several that are stepped, the one on the page.
     streams = {
         role: StreamStats(*numbers)
-        for feed, role, numbers in known
-        if at.shown.get(role, feed) is feed
+        for source, role, numbers in known
+        if at.shown.get(role, source) is source
     }
     train = streams.get("train")
     return Stats(
         env_steps=train.env_steps if train else 0,
         frames=at.frames + frames,
         bytes_moved=at.bytes_moved + nbytes,
-        overhead=at.cost.share(board.clock()) + (others.share() if others else 0.0),
-        held=board.hold.held,
+        overhead=at.cost.share(shared.clock()) + (leader.share() if leader else 0.0),
+        held=shared.hold.held,
         drawn_envs=drawn_envs,
         streams=streams,
     )

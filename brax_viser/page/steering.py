@@ -8,8 +8,8 @@ from typing import Any
 from brax_viser.host.control import MODES, SHOWS
 from brax_viser.host.selection import Selection
 from brax_viser.host.source import Sources
-from brax_viser.host.state import Switchboard
-from brax_viser.page.channel import Lane
+from brax_viser.host.state import SharedState
+from brax_viser.page.channel import ProcessPlayback
 from brax_viser.page.channels import Channels
 from brax_viser.page.event_loop import EventLoop
 from brax_viser.page.inbox import Inbox
@@ -24,7 +24,7 @@ from brax_viser.panel.limits import (
 )
 from brax_viser.records.protocol import MEASURES
 from brax_viser.sandbox.session import Trained
-from brax_viser.twins.worker import Follower, TwinSettings
+from brax_viser.twins.worker import TwinSettings, TwinWorker
 
 
 class Steering:
@@ -35,20 +35,20 @@ class Steering:
 
     def __init__(
         self,
-        board: Switchboard,
-        feeds: Sources,
+        shared: SharedState,
+        sources: Sources,
         state: PageState,
         events: EventLoop,
         inbox: Inbox,
         robots: Robots,
         channels: Channels,
-        twin_worker: Follower[Lane],
+        twin_worker: TwinWorker[ProcessPlayback],
     ):
         """Changes nothing yet.
 
         Args:
-            board: what is shared with the device's calls.
-            feeds: the environments of the viewer.
+            shared: what is shared with the device's calls.
+            sources: the environments of the viewer.
             state: how the page is to look.
             events: viser's loop.
             inbox: what waits for that loop.
@@ -57,50 +57,50 @@ class Steering:
             twin_worker: steps the twins.
         """
         self.show_is_chosen = False  # whether anybody has ever chosen which rollout is shown
-        self._board, self._feeds, self._state = board, feeds, state
+        self._shared, self._sources, self._state = shared, sources, state
         self._events, self._inbox = events, inbox
         self._robots, self._channels, self._twin_worker = robots, channels, twin_worker
 
     def set_streaming(self, on: bool) -> None:
-        self._board.set(streaming=bool(on))
+        self._shared.set(streaming=bool(on))
         if on:
-            self._board.fault = None
-            self._board.hold.refresh()
-        elif self._board.hold.until_env is not None:
+            self._shared.fault = None
+            self._shared.hold.refresh()
+        elif self._shared.hold.until_env is not None:
             self.pause()  # a termination that nobody looks for would never be found
-        self._board.mailbox.wake()
+        self._shared.mailbox.wake()
 
     def set_mode(self, mode: str) -> None:
         check_choice("mode", mode, MODES)
-        if mode != self._board.control.mode:
-            self._board.set(mode=mode)
+        if mode != self._shared.control.mode:
+            self._shared.set(mode=mode)
             self._channels.restart()
 
     def set_max_overhead(self, share: float) -> None:
         check_share(share)
-        self._board.set(max_overhead=float(share))
-        self._board.mailbox.wake()
+        self._shared.set(max_overhead=float(share))
+        self._shared.mailbox.wake()
 
     def set_speed(self, speed: float) -> None:
         SPEED.check("speed", speed)
-        self._board.set(speed=float(speed))
-        self._board.mailbox.wake()
+        self._shared.set(speed=float(speed))
+        self._shared.mailbox.wake()
 
     def set_stretch_seconds(self, seconds: float) -> None:
         STRETCH_SECONDS.check("stretch_seconds", seconds)
-        self._board.set(stretch_seconds=float(seconds))
-        self._board.mailbox.wake()
+        self._shared.set(stretch_seconds=float(seconds))
+        self._shared.mailbox.wake()
 
     def set_show(self, show: str) -> None:
         check_choice("show", show, SHOWS)
         self.show_is_chosen = True
-        if show != self._board.control.show:
-            self._board.set(show=show)
+        if show != self._shared.control.show:
+            self._shared.set(show=show)
             self._channels.restart()
 
     def set_rank_by(self, measure: str) -> None:
         check_choice("rank_by", measure, MEASURES)
-        self.choose(self._board.selection, measure)
+        self.choose(self._shared.selection, measure)
 
     def select(self, what: object, *, sticky: bool = False) -> None:
         """Chooses the environments to draw; see `Viewer.select`."""
@@ -113,40 +113,40 @@ class Steering:
             selection: which; its `rank_by` counts for nothing.
             rank_by: one of `MEASURES`; None: the one there is.
         """
-        with self._board.lock:
-            before = self._board.selection
+        with self._shared.lock:
+            before = self._shared.selection
             selection = replace(selection, rank_by=rank_by or before.rank_by)
-            self._board.selection = selection
+            self._shared.selection = selection
         self._state.complaint = None
         if not selection.same_rule(before):
             self._channels.restart()
-        self._board.mailbox.wake()
+        self._shared.mailbox.wake()
 
     def set_selected_env(self, env: int | None) -> None:
         if env is not None and (isinstance(env, bool) or int(env) != env or env < 0):
             raise ValueError(f"selected_env={env!r}: must be an env index, 0 or more, or None")
-        with self._board.lock:
-            self._board.selected_env = None if env is None else int(env)
+        with self._shared.lock:
+            self._shared.selected_env = None if env is None else int(env)
         self._events.now(lambda: self._robots.scene.follow(None))  # that was another robot
-        with self._board.lock:
+        with self._shared.lock:
             changes = [
-                rollout.choice.keep(self._board.kept_env, rollout.num_envs, feed.capacity)
-                for feed in self._feeds
-                for rollout in feed.rollouts.values()
+                rollout.choice.keep(self._shared.kept_env, rollout.num_envs, source.capacity)
+                for source in self._sources
+                for rollout in source.rollouts.values()
             ]
         if any(changes):
             self._channels.restart()
         else:
-            self._board.hold.refresh()  # a training that is held tells all of it at this very step
-        self._board.mailbox.wake()
+            self._shared.hold.refresh()  # a training that is held tells all of it at this very step
+        self._shared.mailbox.wake()
 
     def set_twins(self, count: int) -> None:
         if isinstance(count, bool) or int(count) != count or not 0 <= count <= MOST_TWINS:
             raise ValueError(f"twins={count!r}: must be a number of twins, 0 to {MOST_TWINS}")
         self._twin_worker.fault = None  # who switches them on again wants another try
-        self._board.set(twins=int(count))
-        self._board.hold.refresh()  # a training that is held tells what they need at this very step
-        self._board.mailbox.wake()
+        self._shared.set(twins=int(count))
+        self._shared.hold.refresh()  # a held training sends what they need at once
+        self._shared.mailbox.wake()
 
     @property
     def twin_settings(self) -> TwinSettings:
@@ -158,7 +158,7 @@ class Steering:
         if not settings.limit > 0:
             raise ValueError(f"limit={settings.limit}: must be a distance above 0, in m")
         self._state.twins = settings
-        self._board.mailbox.wake()
+        self._shared.mailbox.wake()
 
     def change_twins(self, **changes: Any) -> None:
         """Changes some of the twins' settings."""
@@ -183,7 +183,7 @@ class Steering:
         self._events.now(self._fork)
 
     def _fork(self) -> None:
-        env, channel = self._board.selected_env, self._robots.first
+        env, channel = self._shared.selected_env, self._robots.first
         frame = channel.view.frame if channel is not None and channel.view is not None else None
         if env is None:
             raise ValueError("To fork a robot, select it first: click on it")
@@ -192,7 +192,7 @@ class Steering:
                 f"What is inside of env {env} is not known yet: it comes with its steps"
             )
         own = channel.variants.of_env.get(env, {})
-        self._robots.sandbox.fork(channel.feed.adapter, channel.past, own, frame)
+        self._robots.sandbox.fork(channel.source.adapter, channel.recent, own, frame)
         self._robots.arrange()
 
     def close_sandbox(self) -> None:
@@ -206,22 +206,22 @@ class Steering:
     def pause(self) -> None:
         """Holds the training at its next step."""
         self._state.notice = None
-        self._board.hold.pause(self._board.looked_into)
-        self._board.mailbox.wake()
+        self._shared.hold.pause(self._shared.looked_into)
+        self._shared.mailbox.wake()
 
     def resume(self) -> None:
         """Lets a held training go on."""
         self._state.notice = None
-        self._board.hold.resume()
-        self._board.mailbox.wake()
+        self._shared.hold.resume()
+        self._shared.mailbox.wake()
 
     def step(self, n: int = 1) -> None:
         """Lets a held training go on by `n` env steps; holds a training that runs."""
         if isinstance(n, bool) or int(n) != n or n < 1:
             raise ValueError(f"step({n!r}): must be a number of env steps, at least 1")
         self._state.notice = None
-        self._board.hold.step(int(n), self._board.looked_into)
-        self._board.mailbox.wake()
+        self._shared.hold.step(int(n), self._shared.looked_into)
+        self._shared.mailbox.wake()
 
     def run_to_termination(self, env: int | None = None) -> None:
         """Lets the training go on until an environment's episode ends in a termination.
@@ -231,28 +231,28 @@ class Steering:
         """
         if env is not None:
             self.set_selected_env(env)
-        selected, stepped = self._board.selected_env, self._board.looked_into
+        selected, stepped = self._shared.selected_env, self._shared.looked_into
         if selected is None:
             raise ValueError("run_to_termination(): no env is selected: give its index")
-        with self._board.lock:
-            rollouts = [feed.rollouts.get(stepped) for feed in self._feeds]
+        with self._shared.lock:
+            rollouts = [source.rollouts.get(stepped) for source in self._sources]
         num_envs = max([rollout.num_envs for rollout in rollouts if rollout], default=None)
         if num_envs is not None and selected >= num_envs:
             raise ValueError(f"env {selected} does not exist: there are {num_envs}")
         self._state.notice = None
-        if not self._board.control.streaming:
+        if not self._shared.control.streaming:
             self.set_streaming(True)  # it takes looking at every step of it
-        self._board.hold.run_to_termination(selected, stepped)
-        self._board.mailbox.wake()
+        self._shared.hold.run_to_termination(selected, stepped)
+        self._shared.mailbox.wake()
 
     def set_hold_on_nan(self, on: bool) -> None:
-        with self._board.lock:
-            self._board.findings.rearm()
-        self._board.set(hold_on_nan=bool(on))
-        self._board.mailbox.wake()
+        with self._shared.lock:
+            self._shared.findings.rearm()
+        self._shared.set(hold_on_nan=bool(on))
+        self._shared.mailbox.wake()
 
     def dismiss_nonfinite(self) -> None:
         """Takes what has turned NaN or Inf off the page."""
-        with self._board.lock:
-            self._board.findings.forget()
-        self._board.mailbox.wake()
+        with self._shared.lock:
+            self._shared.findings.forget()
+        self._shared.mailbox.wake()

@@ -42,7 +42,7 @@ class SelectedFolder(Widgets):
                 disabled=True,
             )
             self._on_change_by(self._follow, self._actions.follow, bool)
-            self._others = gui.add_dropdown(
+            self._leader = gui.add_dropdown(
                 "The others",
                 tuple(OTHER_LABELS),
                 initial_value="Show",
@@ -50,7 +50,7 @@ class SelectedFolder(Widgets):
                 disabled=True,
             )
             self._on_change(
-                self._others,
+                self._leader,
                 self._look("others"),
                 OTHER_LABELS.__getitem__,
             )
@@ -60,7 +60,7 @@ class SelectedFolder(Widgets):
         none = view.selected_env is None
         self._set(self._selected, content=words.selected(view))
         self._set(self._follow, value=view.followed, disabled=none)
-        self._set(self._others, value=label_of(OTHER_LABELS, view.look.others), disabled=none)
+        self._set(self._leader, value=label_of(OTHER_LABELS, view.look.others), disabled=none)
 
 
 class InsideFolder(Widgets):

@@ -9,13 +9,13 @@ import numpy as np
 import zmq
 
 from brax_viser.host.findings import Finding
-from brax_viser.host.hold import Orders
+from brax_viser.host.hold import HoldCommand
 from brax_viser.host.rollout import Rollout
 from brax_viser.host.source import Sources
-from brax_viser.host.state import Switchboard, log
+from brax_viser.host.state import SharedState, log
 from brax_viser.processes import messages, rendezvous
-from brax_viser.processes.rendezvous import Place
-from brax_viser.processes.sockets import Hub
+from brax_viser.processes.rendezvous import ProcessInfo
+from brax_viser.processes.sockets import SocketServer
 from brax_viser.processes.worker import LIFE_SECONDS, LOST_SECONDS, TURN_SECONDS
 from brax_viser.records.protocol import GIVEN
 
@@ -39,22 +39,22 @@ class Other:
     found: set[tuple[int, Finding]] = field(default_factory=set)  # that was heard of already
 
 
-class Others:
+class Leader:
     """All processes but the first, as seen from there. Has a thread of its own."""
 
     def __init__(
         self,
-        board: Switchboard,
-        feeds: Sources,
-        place: Place,
+        shared: SharedState,
+        sources: Sources,
+        place: ProcessInfo,
         viewer: int,
         url: str,
     ):
         """`start` starts the thread.
 
         Args:
-            board: what is shared with the device's calls.
-            feeds: the environments of the viewer, in the order in which all processes make them.
+            shared: what is shared with the device's calls.
+            sources: the environments of the viewer, in the order in which all processes make them.
             place: how many processes there are.
             viewer: which of the process's viewers.
             url: of the page.
@@ -62,32 +62,32 @@ class Others:
         Raises:
             zmq.ZMQError: the address that was asked for is none of this machine's.
         """
-        self._board, self._feeds, self._place = board, feeds, place
+        self._shared, self._sources, self._place = shared, sources, place
         secret, host = rendezvous.secret_of_first(viewer), rendezvous.coordinator_host()
         given = os.environ.get(rendezvous.ADDRESS)
         try:
-            self._hub = Hub(secret, given or host)
+            self._server = SocketServer(secret, given or host)
         except zmq.ZMQError:  # the coordinator's address is one that others see, not this machine
             if given is not None:
                 raise
-            self._hub = Hub(secret, "*")
-        rendezvous.announce(viewer, f"{host}:{self._hub.port}", url)
+            self._server = SocketServer(secret, "*")
+        rendezvous.announce(viewer, f"{host}:{self._server.port}", url)
         self._thread = threading.Thread(target=self._run, name="brax_viser others", daemon=True)
         self._known: dict[int, Other] = {}
-        self._hurries = 0
+        self._restarts = 0
         self._told: dict[int, tuple[float, object]] = {}  # by process: (s, what)
-        board.absent = self._absent
+        shared.absent = self._absent
 
     def start(self) -> None:
         self._thread.start()
 
     def join(self, timeout: float) -> None:
-        """Once the board is closed."""
+        """Once the shared state is closed."""
         self._thread.join(timeout)
 
-    def hurry(self) -> None:
+    def restart(self) -> None:
         """Called on any thread: something else is wanted at once."""
-        self._hurries += 1
+        self._restarts += 1
 
     def living(self) -> list[Other]:
         """Those that are heard of, and step what this process does."""
@@ -124,17 +124,17 @@ class Others:
 
     def _run(self) -> None:
         try:
-            while not self._board.control.closed:
-                for process, data in self._hub.receive(TURN_SECONDS):
+            while not self._shared.control.closed:
+                for process, data in self._server.receive(TURN_SECONDS):
                     self._hear(process, data)
                 self._look_for_lost()
                 self._tell_all()
             self._tell_all()
         # Whoever watches is to see it; the training goes on.
         except Exception as error:
-            self._board.failed("listening to the other processes", error)
+            self._shared.failed("listening to the other processes", error)
         finally:
-            self._hub.close()
+            self._server.close()
 
     def _hear(self, process: int, data: bytes) -> None:
         try:
@@ -142,13 +142,13 @@ class Others:
             if isinstance(message, messages.Report):
                 self._hear_report(process, message)
             elif process in self._known:
-                self._known[process].heard = self._board.wall_clock()
+                self._known[process].heard = self._shared.wall_clock()
                 self._hear_data(process, message)
         except (messages.DecodeError, ValueError, IndexError) as error:
             log.warning("process %d sent what makes no sense: %s", process, error)
 
     def _hear_report(self, process: int, report: messages.Report) -> None:
-        board, now = self._board, self._board.wall_clock()
+        shared, now = self._shared, self._shared.wall_clock()
         known = self._known.get(process)
         if known is None:
             known = self._known[process] = Other(process, report, now)
@@ -166,62 +166,64 @@ class Others:
         if report.leaves:
             self._lose(known)
             return
-        found = [self._mismatch(process, part.feed, part.kind) for part in report.parts.values()]
+        found = [self._mismatch(process, part.source, part.kind) for part in report.parts.values()]
         self._refuse(known, next(filter(None, found), None))
         if known.refused is not None:
             return
         if report.terminated is not None:
-            board.hold.terminated(*report.terminated)
-        board.hold.heard(self._held(report))
+            shared.hold.terminated(*report.terminated)
+        shared.hold.heard(self._held(report))
         if not known.lost:
-            board.mailbox.wake()
+            shared.mailbox.wake()
 
     def _hear_found(self, found: Sequence[tuple[int, Finding]]) -> None:
         """Something has turned NaN or Inf elsewhere."""
         for index, finding in found:
-            feed = self._feeds.get(index)
-            if feed is None:  # gone just now
+            source = self._sources.get(index)
+            if source is None:  # gone just now
                 continue
-            with self._board.lock:
-                is_new = self._board.found(feed, finding)
+            with self._shared.lock:
+                is_new = self._shared.found(source, finding)
             if is_new:
-                self._board.tell(finding)
+                self._shared.tell(finding)
 
     def _hear_data(
         self, process: int, message: messages.Step | messages.Models | messages.Ranked
     ) -> None:
-        board, known = self._board, self._known[process]
+        shared, known = self._shared, self._known[process]
         if not isinstance(message, messages.Ranked):
-            mismatch = self._mismatch(process, message.feed, message.kind)
+            mismatch = self._mismatch(process, message.source, message.kind)
             if mismatch is not None:
                 self._refuse(known, mismatch)
         if known.refused is not None:
             return
         if isinstance(message, messages.Ranked):
-            feed = board.shown.get(message.role)
-            rollout = feed and feed.rollouts.get(message.role)
-            if feed is None or rollout is None:
+            source = shared.shown.get(message.role)
+            rollout = source and source.rollouts.get(message.role)
+            if source is None or rollout is None:
                 return
             ranking = message.ranking()
-            with board.lock:
+            with shared.lock:
                 if message.round == rollout.choice.round:
-                    board.ranked(feed, message.role, rollout, message.shard, message.rule, ranking)
+                    shared.ranked(
+                        source, message.role, rollout, message.shard, message.rule, ranking
+                    )
             return
-        feed = self._feeds.get(message.feed)
-        if feed is None:  # gone just now
+        source = self._sources.get(message.source)
+        if source is None:  # gone just now
             return
         if isinstance(message, messages.Models):
-            board.mailbox.put_model(messages.model_parcel_of(message, feed))
+            shared.mailbox.put_model(messages.model_packet_of(message, source))
             return
         known.sending[message.role] = message.sending
-        parcel = messages.parcel_of(message, feed, process)
-        board.mailbox.put(parcel, wait=board.control.mode == "every_step")
+        packet = messages.packet_of(message, source, process)
+        shared.mailbox.put(packet, wait=shared.control.mode == "every_step")
 
     def _mismatch(self, process: int, number: int, kind: str) -> str | None:
         """Why a process steps something else than this one. Viewers and environments are paired in
         the order in which each process makes them: one that makes one more would have its
         robots drawn in the place of others."""
-        mine = self._feeds.get(number)
+        mine = self._sources.get(number)
         if mine is not None and mine.kind == kind:
             return None
         here = "is none" if mine is None else f"it is {mine.kind}"
@@ -235,10 +237,10 @@ class Others:
         """Takes nothing more of a process, until it steps what this one does; None: it does."""
         before, other.refused = other.refused, why
         if before is None and why is not None:
-            other.since = self._board.wall_clock()
+            other.since = self._shared.wall_clock()
             self._give_up(other)
         if (before is None) != (why is None):
-            self._board.mailbox.wake()
+            self._shared.mailbox.wake()
 
     def _held(self, report: messages.Report) -> dict[tuple[str, int], tuple[int, bool]]:
         return {
@@ -248,7 +250,7 @@ class Others:
         }
 
     def _look_for_lost(self) -> None:
-        now = self._board.wall_clock()
+        now = self._shared.wall_clock()
         for other in list(self._known.values()):
             if not other.lost and now - other.heard > LOST_SECONDS:
                 self._lose(other)
@@ -259,33 +261,33 @@ class Others:
                 log.error(why)
 
     def _lose(self, other: Other) -> None:
-        board = self._board
-        if other.lost or board.control.closed:
+        shared = self._shared
+        if other.lost or shared.control.closed:
             return
         log.warning("process %d is not heard of: its robots are not drawn", other.process)
         other.lost = True
         self._give_up(other)
-        board.mailbox.wake()
+        shared.mailbox.wake()
 
     def _give_up(self, other: Other) -> None:
         """Nothing is waited for any more that a process has of the training."""
-        board = self._board
-        board.hold.heard({}, gone=self._held(other.report))
-        with board.lock:
-            for feed in self._feeds:
-                for rollout in feed.rollouts.values():
+        shared = self._shared
+        shared.hold.heard({}, gone=self._held(other.report))
+        with shared.lock:
+            for source in self._sources:
+                for rollout in source.rollouts.values():
                     if rollout.choice.pending:  # it waits for what will not come
                         rollout.choice.made_of = None
 
     def _tell_all(self) -> None:
-        board, now = self._board, self._board.wall_clock()
-        board.budget_parts = self._count_drawn()
-        with board.lock:
-            control = replace(board.control, max_overhead=board.pacing.max_overhead)
+        shared, now = self._shared, self._shared.wall_clock()
+        shared.budget_parts = self._count_drawn()
+        with shared.lock:
+            control = replace(shared.control, max_overhead=shared.pacing.max_overhead)
             known = {
-                r: self._task(feed.rollouts[r])
-                for r, feed in board.shown.items()
-                if r in feed.rollouts
+                r: self._task(source.rollouts[r])
+                for r, source in shared.shown.items()
+                if r in source.rollouts
             }
         facts = {
             role: task if drawn is None else messages.changed(task, drawn=messages.Array.of(drawn))
@@ -297,22 +299,22 @@ class Others:
             for role, task in facts.items():
                 due[role] = other.due.get(role, -float("inf")) if other else -float("inf")
                 tasks[role] = messages.changed(task, due=due[role] - now)
-            selected = board.selected_env
-            what = (control, board.hold.orders, self._hurries, facts, due, selected)
-            wishes = messages.Wishes(control, board.hold.orders, self._hurries, tasks, selected)
+            selected = shared.selected_env
+            what = (control, shared.hold.orders, self._restarts, facts, due, selected)
+            wishes = messages.Wishes(control, shared.hold.orders, self._restarts, tasks, selected)
             if other is not None and other.refused is not None:
                 unwatched = replace(control, watched=False)
                 what = (unwatched, other.refused)
-                wishes = messages.Wishes(unwatched, Orders(), 0, {}, refused=other.refused)
+                wishes = messages.Wishes(unwatched, HoldCommand(), 0, {}, refused=other.refused)
             then, before = self._told.get(process, (-float("inf"), None))
             if what != before or now - then >= LIFE_SECONDS:
-                if self._hub.send(process, messages.encode(wishes)):
+                if self._server.send(process, messages.encode(wishes)):
                     self._told[process] = now, what
 
     def _count_drawn(self) -> int:
         """How many processes have environments that are drawn; the others send nothing."""
         drawn = set()
-        for role, (_, rollout) in self._board.rollouts_shown().items():
+        for role, (_, rollout) in self._shared.rollouts_shown().items():
             env_index = rollout.choice.env_index
             if env_index is None:
                 continue
@@ -322,7 +324,7 @@ class Others:
         return max(len(drawn), 1)
 
     def _task(self, rollout: Rollout) -> tuple[np.ndarray | None, messages.Task]:
-        """What is wanted of it: those that are drawn, and the task without. Board is locked."""
+        """(environments to draw, task without them). `shared.lock` is held."""
         choice = rollout.choice
         rule = GIVEN
         if choice.pending and choice.made_of is not None:

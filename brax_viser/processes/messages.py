@@ -10,9 +10,9 @@ import numpy as np
 
 from brax_viser.host.control import Control
 from brax_viser.host.findings import Finding
-from brax_viser.host.hold import Orders
+from brax_viser.host.hold import HoldCommand
 from brax_viser.host.selection import Ranking
-from brax_viser.records.parcel import ModelParcel, Parcel
+from brax_viser.records.packet import ModelPacket, Packet
 from brax_viser.records.protocol import Layout
 
 
@@ -54,8 +54,8 @@ class Wishes(msgspec.Struct, frozen=True, tag=True):
     """From the first process: all that the others are to do. The newest one counts."""
 
     control: Control
-    orders: Orders  # of the hold
-    hurries: int  # how often something else was wanted at once
+    orders: HoldCommand  # of the hold
+    restarts: int  # how often something else was wanted at once
     tasks: dict[str, Task]  # by role
     selected_env: int | None = None  # of which all is wanted
     refused: str | None = None  # why nothing is taken of what this process sends
@@ -64,8 +64,8 @@ class Wishes(msgspec.Struct, frozen=True, tag=True):
 class Part(msgspec.Struct, frozen=True):
     """Of one rollout, what one process has."""
 
-    feed: int  # number of the environment among those of the viewer
-    kind: str  # of it: see `feed.Feed.kind`
+    source: int  # number of the environment among those of the viewer
+    kind: str  # of it: see `source.Callbacks.kind`
     num_envs: int  # over all processes
     sending: bool
     following: bool
@@ -87,9 +87,9 @@ class Report(msgspec.Struct, frozen=True, tag=True):
 
 
 class Step(msgspec.Struct, frozen=True, tag=True):
-    """From another process: a `mailbox.Parcel`."""
+    """From another process: a `mailbox.Packet`."""
 
-    feed: int  # number of the environment among those of the viewer
+    source: int  # number of the environment among those of the viewer
     kind: str  # of it
     role: str
     shard: int
@@ -106,9 +106,9 @@ class Step(msgspec.Struct, frozen=True, tag=True):
 
 
 class Models(msgspec.Struct, frozen=True, tag=True):
-    """From another process: a `mailbox.ModelParcel`."""
+    """From another process: a `mailbox.ModelPacket`."""
 
-    feed: int
+    source: int
     kind: str
     role: str
     env_index: Array
@@ -165,46 +165,46 @@ def decode_from_others(data: bytes) -> FromOthers:
     return _from_others.decode(data)
 
 
-def step_of(parcel: Parcel, *, sending: bool) -> Step:
-    """A parcel, on its way. Converts to numpy: not within a callback."""
-    rows, detail = parcel.split()
+def step_of(packet: Packet, *, sending: bool) -> Step:
+    """A packet, on its way. Converts to numpy: not within a callback."""
+    rows, detail = packet.split()
     if detail is not None:
         rows = np.concatenate([rows.ravel(), detail])
     return Step(
-        feed=parcel.feed.number,
-        kind=parcel.feed.kind,
-        role=parcel.role,
-        shard=parcel.shard,
-        env_steps=parcel.env_steps,
-        env_index=Array.of(parcel.env_index),
-        drawn=Array.of(parcel.drawn),
-        num_envs=parcel.num_envs,
-        layout=parcel.layout,
+        source=packet.source.number,
+        kind=packet.source.kind,
+        role=packet.role,
+        shard=packet.shard,
+        env_steps=packet.env_steps,
+        env_index=Array.of(packet.env_index),
+        drawn=Array.of(packet.drawn),
+        num_envs=packet.num_envs,
+        layout=packet.layout,
         rows=Array.of(rows),
         sending=sending,
-        detail_env=parcel.detail_env,
-        detail_layout=parcel.detail_layout,
-        ranked=parcel.ranked,
+        detail_env=packet.detail_env,
+        detail_layout=packet.detail_layout,
+        ranked=packet.ranked,
     )
 
 
-def models_of(parcel: ModelParcel) -> Models:
+def models_of(packet: ModelPacket) -> Models:
     """As `step_of`."""
     return Models(
-        feed=parcel.feed.number,
-        kind=parcel.feed.kind,
-        role=parcel.role,
-        env_index=Array.of(parcel.env_index),
-        num_envs=parcel.num_envs,
-        layout=parcel.layout,
-        rows=Array.of(np.asarray(parcel.rows)[: len(parcel.env_index)]),
+        source=packet.source.number,
+        kind=packet.source.kind,
+        role=packet.role,
+        env_index=Array.of(packet.env_index),
+        num_envs=packet.num_envs,
+        layout=packet.layout,
+        rows=Array.of(np.asarray(packet.rows)[: len(packet.env_index)]),
     )
 
 
-def parcel_of(message: Step, feed: Any, process: int) -> Parcel:
+def packet_of(message: Step, source: Any, process: int) -> Packet:
     """Raises ValueError for arrays that are none."""
-    return Parcel(
-        feed=feed,
+    return Packet(
+        source=source,
         role=message.role,
         shard=message.shard,
         env_steps=message.env_steps,
@@ -220,10 +220,10 @@ def parcel_of(message: Step, feed: Any, process: int) -> Parcel:
     )
 
 
-def model_parcel_of(message: Models, feed: Any) -> ModelParcel:
+def model_packet_of(message: Models, source: Any) -> ModelPacket:
     """Raises ValueError for arrays that are none."""
-    return ModelParcel(
-        feed=feed,
+    return ModelPacket(
+        source=source,
         role=message.role,
         env_index=message.env_index.open(),
         num_envs=message.num_envs,

@@ -18,19 +18,19 @@ ADDRESS = "BRAX_VISER_ADDRESS"
 any port on the coordinator's address; it is left in the key-value store as well."""
 
 
-class Place(NamedTuple):
+class ProcessInfo(NamedTuple):
     """Which process of how many this is."""
 
     process: int = 0
     num_processes: int = 1
 
 
-def place() -> Place:
+def place() -> ProcessInfo:
     """Without `jax.distributed.initialize`, the first of one."""
     if not jax.distributed.is_initialized():
-        return Place()
+        return ProcessInfo()
     state = distributed_state()
-    return Place(state.process_id, state.num_processes)
+    return ProcessInfo(state.process_id, state.num_processes)
 
 
 def coordinator_host() -> str:

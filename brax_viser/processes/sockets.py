@@ -38,7 +38,7 @@ class _OnlyKey:
         return key == self._key
 
 
-class Hub:
+class SocketServer:
     """The first process's end. Used by one thread."""
 
     def __init__(self, secret: bytes, bind: str):
@@ -58,7 +58,7 @@ class Hub:
         self._auth.configure_curve_callback(DOMAIN, credentials_provider=_OnlyKey(guest))
         self._socket = _socket(self._context, zmq.ROUTER)
         self._socket.curve_server = True
-        self._socket.curve_publickey, self._socket.curve_secretkey = _keys(secret, "hub")
+        self._socket.curve_publickey, self._socket.curve_secretkey = _keys(secret, "server")
         self._socket.router_mandatory = True
         self._socket.router_handover = True  # who comes back takes its old connection's place
         try:
@@ -96,7 +96,7 @@ class Hub:
         self._context.term()
 
 
-class Spoke:
+class SocketClient:
     """Another process's end. Used by one thread."""
 
     def __init__(self, secret: bytes, address: str, process: int):
@@ -105,7 +105,7 @@ class Spoke:
         self._socket = _socket(self._context, zmq.DEALER)
         self._socket.identity = str(process).encode()
         self._socket.curve_publickey, self._socket.curve_secretkey = _keys(secret, "guest")
-        self._socket.curve_serverkey, _ = _keys(secret, "hub")
+        self._socket.curve_serverkey, _ = _keys(secret, "server")
         self._socket.connect(f"tcp://{address}")
 
     def receive(self, seconds: float) -> list[bytes]:

@@ -11,11 +11,11 @@ from brax_viser.host.findings import Finding
 from brax_viser.host.rollout import Rollout
 from brax_viser.host.selection import Choice, Ranking, Selection
 from brax_viser.host.source import Source, Sources
-from brax_viser.host.state import Switchboard, log
+from brax_viser.host.state import SharedState, log
 from brax_viser.processes import messages, rendezvous
-from brax_viser.processes.rendezvous import Place
-from brax_viser.processes.sockets import Spoke
-from brax_viser.records.parcel import ModelParcel, Parcel
+from brax_viser.processes.rendezvous import ProcessInfo
+from brax_viser.processes.sockets import SocketClient
+from brax_viser.records.packet import ModelPacket, Packet
 from brax_viser.records.protocol import GIVEN
 
 TURN_SECONDS = 0.02
@@ -32,7 +32,7 @@ LOST_SECONDS = 5.0
 
 
 @dataclass
-class Assigned(Choice):
+class RemoteChoice(Choice):
     """A choice that is made in the first process. This one ranks when told to, and is told."""
 
     rank: Callable[[int, int, int, Ranking], None] = lambda *_: None
@@ -58,7 +58,7 @@ class Assigned(Choice):
         """Whether what is told is not yet drawn."""
         return self._told is not self.env_index
 
-    def hurry(self) -> None:
+    def restart(self) -> None:
         """What is told is to be drawn at once, not when the next stretch begins."""
         self._at_once = True
 
@@ -97,33 +97,33 @@ class Assigned(Choice):
         return False
 
 
-class Relay:
+class Worker:
     """Sends what the devices of this process push to the first one, and obeys it.
 
-    Has a thread of its own. Stands where the first process has a `publisher.Publisher`.
+    Has a thread of its own. Stands where the first process has a `page.page.Page`.
     """
 
-    def __init__(self, board: Switchboard, feeds: Sources, place: Place, viewer: int):
+    def __init__(self, shared: SharedState, sources: Sources, place: ProcessInfo, viewer: int):
         """`start` starts the thread.
 
         Args:
-            board: what is shared with the device's calls.
-            feeds: the environments of the viewer, in the order in which all processes make them.
+            shared: what is shared with the device's calls.
+            sources: the environments of the viewer, in the order in which all processes make them.
             place: which process this is.
             viewer: which of the process's viewers.
         """
         self.url: str | None = None  # of the first process's page, once it is known
-        self._board, self._feeds, self._place, self._viewer = board, feeds, place, viewer
-        self._thread = threading.Thread(target=self._run, name="brax_viser relay", daemon=True)
-        self._backlog: deque[bytes] = deque()
+        self._shared, self._sources, self._place, self._viewer = shared, sources, place, viewer
+        self._thread = threading.Thread(target=self._run, name="brax_viser worker", daemon=True)
+        self._queue: deque[bytes] = deque()
         self._rankings: deque[messages.Ranked] = deque()
-        self._hurries = 0
+        self._restarts = 0
         self._refused: str | None = None  # why the first process takes nothing of what is sent
         self._heard: float | None = None  # s, when the first process was heard of last
         self._reported: tuple[float, messages.Report | None] = (-np.inf, None)
         # By role: how much further the first process counts the steps.
         self._ahead: dict[str, int] = {}
-        board.new_choice = self._new_choice
+        shared.new_choice = self._new_choice
 
     def start(self) -> None:
         self._thread.start()
@@ -131,104 +131,104 @@ class Relay:
     def join(self, timeout: float) -> None:
         self._thread.join(timeout)
 
-    def show_model(self, feed: Source, role: str, num_envs: int | None) -> None:
+    def show_model(self, source: Source, role: str, num_envs: int | None) -> None:
         """The first process has the same robots."""
 
     def drawn_envs(self) -> tuple[int, ...]:
         """Indices of those that are this process's and drawn in the first one's page."""
-        rollout = self._rollouts().get(self._board.hold.orders.stepped)
-        with self._board.lock:
+        rollout = self._rollouts().get(self._shared.hold.orders.stepped)
+        with self._shared.lock:
             orders = list(rollout.asked_for.values()) if rollout else []
         return tuple(sorted(int(i) for order in orders for i in order.mine))
 
     def _new_choice(self) -> Choice:
-        return Assigned()
+        return RemoteChoice()
 
     def _rollouts(self) -> dict[str, Rollout]:
         """By role: those that this process has a part of. One that is not sharded at all is
         stepped by each process for itself, and the first process shows its own."""
         return {
             role: rollout
-            for role, (_, rollout) in self._board.rollouts_shown().items()
+            for role, (_, rollout) in self._shared.rollouts_shown().items()
             if rollout.num_shards > 1
         }
 
     def _run(self) -> None:
-        spoke = None
+        client = None
         try:
-            while spoke is None and not self._board.control.closed:
+            while client is None and not self._shared.control.closed:
                 found = rendezvous.find_first(self._viewer, seconds=1.0)
                 if found is not None:
                     address, secret, self.url = found
-                    spoke = Spoke(secret, address, self._place.process)
-            while spoke is not None and not self._board.control.closed:
-                for data in spoke.receive(TURN_SECONDS):
+                    client = SocketClient(secret, address, self._place.process)
+            while client is not None and not self._shared.control.closed:
+                for data in client.receive(TURN_SECONDS):
                     self._obey(messages.decode_wishes(data))
                 self._look_for_first()
-                self._send(spoke)
-            if spoke is not None:
-                spoke.send(messages.encode(messages.changed(self._report(), leaves=True)))
+                self._send(client)
+            if client is not None:
+                client.send(messages.encode(messages.changed(self._report(), leaves=True)))
         # The training goes on, whatever it is; nobody would see it in a thread of its own.
         except Exception as error:
-            self._board.failed("the relay", error)
-            self._board.hold.close()
-            self._board.mailbox.close()
+            self._shared.failed("the worker process", error)
+            self._shared.hold.close()
+            self._shared.mailbox.close()
         finally:
-            if spoke is not None:
-                spoke.close()
+            if client is not None:
+                client.close()
 
     def _obey(self, wishes: messages.Wishes) -> None:
-        board, orders = self._board, wishes.orders
-        self._heard = board.wall_clock()
+        shared, orders = self._shared, wishes.orders
+        self._heard = shared.wall_clock()
         if wishes.refused != self._refused:
             self._refused = wishes.refused
             if wishes.refused is not None:
                 log.error("nothing of this process is shown: %s", wishes.refused)
         if wishes.control.closed:
-            self._board.hold.disobey()
+            self._shared.hold.disobey()
             log.warning("the first process's viewer was closed: nothing is sent to it any more")
-        again = wishes.hurries != self._hurries
+        again = wishes.restarts != self._restarts
         for role, task in wishes.tasks.items():
             rollout = self._rollouts().get(role)
             if rollout is None:
                 continue
-            with board.lock:
+            with shared.lock:
                 pacer = rollout.pacer
                 resets, reset_step = pacer.last_reset
                 if resets == task.resets:
                     self._ahead[role] = task.reset_step - reset_step
                 choice = rollout.choice
-                assert isinstance(choice, Assigned)
+                assert isinstance(choice, RemoteChoice)
                 choice.rank = self._ranker(role)
                 ranks = choice.tell(task)
-                pacer.stretch_due = board.clock() + task.due
+                pacer.stretch_due = shared.clock() + task.due
                 # While the training is held, no stretch begins with which to change them.
-                if wishes.hurries != self._hurries or (orders.paused and choice.is_told_anew):
-                    choice.hurry()
+                if wishes.restarts != self._restarts or (orders.paused and choice.is_told_anew):
+                    choice.restart()
                     again = True
-                if ranks or wishes.hurries != self._hurries:
-                    pacer.hurry()
-        self._hurries = wishes.hurries
+                if ranks or wishes.restarts != self._restarts:
+                    pacer.restart()
+        self._restarts = wishes.restarts
         if again:
-            board.hold.refresh()
-        with board.lock:
-            if wishes.control.hold_on_nan and not board.control.hold_on_nan:
-                board.findings.rearm()
+            shared.hold.refresh()
+        with shared.lock:
+            if wishes.control.hold_on_nan and not shared.control.hold_on_nan:
+                shared.findings.rearm()
             if not wishes.control.streaming:
-                board.fault = None  # switched off and on again, it may be tried anew
-            board.control = replace(
+                shared.fault = None  # switched off and on again, it may be tried anew
+            shared.control = replace(
                 wishes.control,
-                closed=board.control.closed,
-                streaming=wishes.control.streaming and board.fault is None,
+                closed=shared.control.closed,
+                streaming=wishes.control.streaming and shared.fault is None,
             )
         if wishes.control.closed:
-            board.set(streaming=False, watched=False)
+            shared.set(streaming=False, watched=False)
             return
-        if wishes.selected_env != board.selected_env:
-            board.selected_env = wishes.selected_env
-            board.hold.refresh()
+        if wishes.selected_env != shared.selected_env:
+            shared.selected_env = wishes.selected_env
+            shared.hold.refresh()
         ahead = self._ahead.get(orders.stepped, 0)
-        board.hold.obey(replace(orders, target=orders.target - ahead, since=orders.since - ahead))
+        shared.hold.obey(replace(orders, target=orders.target - ahead, since=orders.since - ahead))
 
     def _ranker(self, role: str) -> Callable[[int, int, int, Ranking], None]:
         def rank(round: int, rule: int, shard: int, ranking: Ranking) -> None:
@@ -249,63 +249,63 @@ class Relay:
         return rank
 
     def _look_for_first(self) -> None:
-        board = self._board
-        if self._heard is None or board.wall_clock() - self._heard < LOST_SECONDS:
+        shared = self._shared
+        if self._heard is None or shared.wall_clock() - self._heard < LOST_SECONDS:
             return
         log.warning("the first process is not heard of: the training goes on unseen")
         self._heard = None
-        board.set(watched=False)
-        board.hold.disobey()
-        self._backlog.clear()
+        shared.set(watched=False)
+        shared.hold.disobey()
+        self._queue.clear()
 
-    def _send(self, spoke: Spoke) -> None:
-        board = self._board
+    def _send(self, client: SocketClient) -> None:
+        shared = self._shared
         while self._rankings:
-            self._backlog.appendleft(messages.encode(self._rankings.popleft()))
+            self._queue.appendleft(messages.encode(self._rankings.popleft()))
         # In "every_step" what is not fetched makes the devices wait, and they are to.
-        if not self._backlog or board.control.mode != "every_step":
-            self._backlog.extend(self._messages(board.mailbox.take()))
+        if not self._queue or shared.control.mode != "every_step":
+            self._queue.extend(self._messages(shared.mailbox.take()))
         if self._heard is None:
-            self._backlog.clear()
-        while self._backlog and spoke.send(self._backlog[0]):
-            self._backlog.popleft()
-        if board.control.mode != "every_step":
-            self._backlog.clear()  # no room: what follows will be newer
-        now = board.wall_clock()
+            self._queue.clear()
+        while self._queue and client.send(self._queue[0]):
+            self._queue.popleft()
+        if shared.control.mode != "every_step":
+            self._queue.clear()  # no room: what follows will be newer
+        now = shared.wall_clock()
         then, before = self._reported
         if now - then < REPORT_SECONDS:
             return
         report = self._report()
         if now - then >= LIFE_SECONDS or before is None or not same_but_for_cost(report, before):
-            if spoke.send(messages.encode(report)):
+            if client.send(messages.encode(report)):
                 self._reported = now, report
 
-    def _messages(self, parcels: Sequence[Parcel | ModelParcel]) -> list[bytes]:
+    def _messages(self, packets: Sequence[Packet | ModelPacket]) -> list[bytes]:
         rollouts, encoded = self._rollouts(), []
-        for parcel in parcels:
-            rollout = rollouts.get(parcel.role)
+        for packet in packets:
+            rollout = rollouts.get(packet.role)
             if rollout is None:
                 continue
-            if isinstance(parcel, ModelParcel):
-                encoded.append(messages.encode(messages.models_of(parcel)))
+            if isinstance(packet, ModelPacket):
+                encoded.append(messages.encode(messages.models_of(packet)))
                 continue
-            ahead = self._ahead.get(parcel.role, 0)
-            parcel = replace(parcel, env_steps=parcel.env_steps + ahead)
+            ahead = self._ahead.get(packet.role, 0)
+            packet = replace(packet, env_steps=packet.env_steps + ahead)
             sending = rollout.pacer.sending
-            encoded.append(messages.encode(messages.step_of(parcel, sending=sending)))
+            encoded.append(messages.encode(messages.step_of(packet, sending=sending)))
         return encoded
 
     def _report(self) -> messages.Report:
-        board, held = self._board, self._board.hold.parts()
+        shared, held = self._shared, self._shared.hold.parts()
 
         def as_first_counts(finding: Finding) -> Finding:
             return replace(finding, env_steps=finding.env_steps + self._ahead.get(finding.role, 0))
 
-        fell = board.hold.fell
-        rollouts, cost = board.rollouts_shown(), board.reading().cost
-        with board.lock:
+        fell = shared.hold.fell
+        rollouts, cost = shared.rollouts_shown(), shared.reading().cost
+        with shared.lock:
             parts = {}
-            for role, (feed, rollout) in rollouts.items():
+            for role, (source, rollout) in rollouts.items():
                 if rollout.num_shards == 1:
                     continue
                 ahead = self._ahead.get(role, 0)
@@ -315,8 +315,8 @@ class Relay:
                     steps = steps if waits else rollout.pacer.steps_of(shard)
                     shards[shard] = (steps + ahead, waits)
                 parts[role] = messages.Part(
-                    feed.number,
-                    feed.kind,
+                    source.number,
+                    source.kind,
                     rollout.num_envs,
                     rollout.pacer.sending,
                     rollout.pacer.following,
@@ -324,15 +324,15 @@ class Relay:
                 )
             return messages.Report(
                 parts,
-                cost.share(board.clock()),
-                board.frames,
-                board.bytes_moved,
+                cost.share(shared.clock()),
+                shared.frames,
+                shared.bytes_moved,
                 fell and (fell[0], fell[1] + self._ahead.get(fell[0], 0)),
-                board.fault,
+                shared.fault,
                 found=tuple(
-                    (feed.number, as_first_counts(finding))
-                    for feed, finding in board.findings.by_feed
-                    if self._feeds.get(feed.number) is feed
+                    (source.number, as_first_counts(finding))
+                    for source, finding in shared.findings.by_feed
+                    if self._sources.get(source.number) is source
                 ),
             )
 

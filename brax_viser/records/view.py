@@ -22,7 +22,7 @@ class View:
     # Of the twins in MuJoCo, as link_pos and link_rot; NaN where there is none.
     ghost: tuple[np.ndarray, np.ndarray] | None = None
 
-    def looks_like(self, other: "View | None") -> bool:
+    def is_same_picture(self, other: "View | None") -> bool:
         """Whether there is nothing to draw anew."""
         return (
             other is not None

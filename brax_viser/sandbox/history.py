@@ -10,7 +10,7 @@ MOST_DETAILS = 512
 """Steps of the selected environment that are kept, to be replayed."""
 
 
-class Past:
+class RecentDetails:
     """What is known of the selected environment's last steps."""
 
     def __init__(self) -> None:

@@ -80,7 +80,7 @@ class _Fork:
     env_steps: int
 
 
-class Forks:
+class SandboxSession:
     """The one sandbox that there is at most. Used on viser's own thread, but where said otherwise.
 
     To make one takes seconds, in which the environment's code is compiled; that, and all that the

@@ -41,7 +41,7 @@ class Pose:
     reward: float | None  # of the step; None: not known
     done: bool  # whether the environment says that the episode has ended with this step
     trouble: str | None  # why it cannot go on, unless by `reset` or another fork
-    grip: np.ndarray | None  # float32 [2, 3], m: the point that is dragged, and where to
+    drag: np.ndarray | None  # float32 [2, 3], m: the point that is dragged, and where to
     detail: Detail  # all that is known of the robot
 
 
@@ -328,16 +328,16 @@ class Sandbox:
         )
 
     def _seen(self) -> Pose:
-        data, grip, state = self.data, None, self._state
+        data, drag, state = self.data, None, self._state
         if self._grip is not None:
             body, point, target = self._grip
             at = data.xpos[body] + data.xmat[body].reshape(3, 3) @ point
-            grip = np.array([at, target], np.float32)
+            drag = np.array([at, target], np.float32)
         pos, rot = data.xpos[1:].astype(np.float32), data.xquat[1:].astype(np.float32)
         reward, done = None, False
         if state is not None and self._steps > 0:
             reward, done = float(reward_of(state, ())), bool(done_of(state, ()) > 0)
-        return Pose(self.time, pos, rot, reward, done, None, grip, self._detail())
+        return Pose(self.time, pos, rot, reward, done, None, drag, self._detail())
 
     def _detail(self) -> Detail:
         env = self._details[-1].env if self._details else 0

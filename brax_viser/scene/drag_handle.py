@@ -9,7 +9,7 @@ SIZE = 0.35
 """Of the handle, in extents of the robot."""
 
 
-class Grip:
+class DragHandle:
     """One handle, shared by all pages. Used on viser's own thread alone."""
 
     def __init__(

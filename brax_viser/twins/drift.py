@@ -61,7 +61,7 @@ class Curves:
 
 
 class DriftLog:
-    """Of one rollout. Used by the publisher alone."""
+    """Of one rollout. Used by the page's loop alone."""
 
     def __init__(self) -> None:
         self._points: deque[_Point] = deque(maxlen=MOST_POINTS)

@@ -9,7 +9,7 @@ import mujoco
 import numpy as np
 from mujoco.rollout import Rollout
 
-from brax_viser.process import MORE, give_way
+from brax_viser.process import MORE, lower_priority
 from brax_viser.records.frame import Coordinates, Frame
 
 MOST_THREADS = 4
@@ -36,7 +36,7 @@ class Twin:
 
 
 @dataclass(frozen=True, eq=False)
-class Moment:
+class TwinState:
     """A twin, after a step that was seen of its environment."""
 
     twin: Twin
@@ -51,23 +51,23 @@ class Moment:
 
 
 @dataclass(eq=False)
-class Run:
+class Segment:
     """Steps of a twin that follow each other, all to be taken at once."""
 
-    slot: int  # of its environment in the course
-    before: Moment
+    slot: int  # of its environment in the batch
+    before: TwinState
     env_steps: int  # after the last of the steps; batched, of the rollout
     episode_length: int  # likewise
     steps: list[int] = field(default_factory=list)  # to which frame each of them leads
     seen: list[tuple[int, int]] = field(default_factory=list)  # (frame, after how many steps)
 
     @classmethod
-    def after(cls, slot: int, moment: Moment) -> "Run":
+    def after(cls, slot: int, moment: TwinState) -> "Segment":
         return cls(slot, moment, moment.env_steps, moment.episode_length)
 
 
 @dataclass(frozen=True, eq=False)
-class Course:
+class Batch:
     """F frames that follow each other, of T environments that have a twin."""
 
     frames: Sequence[Frame]
@@ -83,7 +83,7 @@ class Course:
     mocap: tuple[np.ndarray, np.ndarray] | None  # float32 [F, T, nmocap, 3], [F, T, nmocap, 4]
 
     @classmethod
-    def of(cls, frames: Sequence[Frame], rows: Sequence[int]) -> "Course":
+    def of(cls, frames: Sequence[Frame], rows: Sequence[int]) -> "Batch":
         chosen, shape = np.array(rows, int), (len(frames), len(rows))
         each = [coordinates_of(frame) for frame in frames]
 
@@ -113,35 +113,35 @@ class Course:
 
 
 @dataclass(frozen=True, eq=False)
-class Taken:
-    """Runs whose steps are taken. Of each its moments follow each other in the P moments of all:
+class StepResult:
+    """Segments whose steps are taken. Their states follow each other in arrays of P moments:
     where it was before its steps, and then after each of them."""
 
-    runs: Sequence[Run]
-    begins: Sequence[int]  # of each run, its first moment
+    segments: Sequence[Segment]
+    begins: Sequence[int]  # of each segment, its first moment
     states: np.ndarray  # float64 [P, S], of `STATE`
     warmstarts: np.ndarray  # float64 [P, nv]
     link_pos: np.ndarray  # float32 [P, L, 3], m
     link_rot: np.ndarray  # float32 [P, L, 4], wxyz
-    # Of those of the runs that went astray, by their place: how many of their steps were sound.
+    # Of those of the segments that went astray, by their place: how many of their steps were sound.
     sound: Mapping[int, int]
 
-    def last(self, at: int, course: Course) -> Moment:
-        """Of one of the runs, the last that was seen."""
-        run = self.runs[at]
-        steps = run.seen[-1][1]
+    def last(self, at: int, batch: Batch) -> TwinState:
+        """Of one of the segments, the last that was seen."""
+        segment = self.segments[at]
+        steps = segment.seen[-1][1]
         if not steps:
-            return run.before
-        index, moment = run.steps[steps - 1], self.begins[at] + steps
-        return Moment(
-            run.before.twin,
-            run.before.steps + steps,
+            return segment.before
+        index, moment = segment.steps[steps - 1], self.begins[at] + steps
+        return TwinState(
+            segment.before.twin,
+            segment.before.steps + steps,
             self.states[moment],
             self.warmstarts[moment],
             self.link_pos[moment],
             self.link_rot[moment],
-            course.env_steps[index],
-            course.episode_length[index][run.slot],
+            batch.env_steps[index],
+            batch.episode_length[index][segment.slot],
             astray=steps > self.sound.get(at, steps),
         )
 
@@ -166,37 +166,39 @@ class Stepping:
         """Ends the threads."""
         self._pool.close()
 
-    def touches(self, moment: Moment) -> bool:
+    def touches(self, moment: TwinState) -> bool:
         """Whether MuJoCo finds any contact of a twin."""
         data = self._placed
         data.qpos[:] = moment.state[1 : 1 + self._model.nq]
         mujoco.mj_fwdPosition(moment.twin.model, data)
         return bool((data.contact.dist < 0).any())
 
-    def take(self, runs: Sequence[Run], course: Course) -> Taken:
-        """Takes all steps of runs."""
-        before = [run.before for run in runs]
-        moments = np.array([1 + len(run.steps) for run in runs])
+    def take(self, segments: Sequence[Segment], batch: Batch) -> StepResult:
+        """Takes all steps of segments."""
+        before = [segment.before for segment in segments]
+        moments = np.array([1 + len(segment.steps) for segment in segments])
         begins = moments.cumsum() - moments
-        # What is not stepped is already there: where each run was before its steps.
+        # What is not stepped is already there: where each segment was before its steps.
         states, warmstarts, link_pos, link_rot = (
             np.array([getattr(moment, name) for moment in before]).repeat(moments, axis=0)
             for name in ("state", "warmstart", "link_pos", "link_rot")
         )
         sound: dict[int, int] = {}
-        taken = Taken(runs, begins.tolist(), states, warmstarts, link_pos, link_rot, sound)
+        result = StepResult(
+            segments, begins.tolist(), states, warmstarts, link_pos, link_rot, sound
+        )
         steps = np.arange(len(states)) - begins.repeat(moments)  # before each of the moments
         after = np.flatnonzero(steps)
         if not len(after):
-            return taken
+            return result
         earlier = np.empty_like(states)  # by one substep
         by_length: dict[int, list[int]] = {}
-        for at, run in enumerate(runs):
-            if run.steps:
-                by_length.setdefault(len(run.steps), []).append(at)
+        for at, segment in enumerate(segments):
+            if segment.steps:
+                by_length.setdefault(len(segment.steps), []).append(at)
         for length, alike in by_length.items():
             into = begins[alike][:, None] + np.arange(1, length + 1)
-            traces = self._rollout([runs[at] for at in alike], states[begins[alike]], course)
+            traces = self._rollout([segments[at] for at in alike], states[begins[alike]], batch)
             states[into] = traces[:, :, -1]
             if self._substeps > 1:
                 earlier[into] = traces[:, :, -2]
@@ -206,54 +208,54 @@ class Stepping:
         velocity = slice(1 + self._model.nq, 1 + self._model.nq + self._model.nv)
         pushed = (states[after] - earlier[after])[:, velocity]
         warmstarts[after] = pushed / self._model.opt.timestep
-        self._place(taken, course, earlier if self._lags else states)
+        self._place(result, batch, earlier if self._lags else states)
         # MuJoCo begins anew by itself, at time 0, where its numbers have gone astray.
         due = states[begins, 0].repeat(moments) + self.step_seconds * (steps - 0.01)
         fine = (steps == 0) | (np.isfinite(states).all(axis=1) & (states[:, 0] >= due))
         if not fine.all():
-            for at, begin in enumerate(taken.begins):
+            for at, begin in enumerate(result.begins):
                 own = slice(begin, begin + moments[at])
                 if not fine[own].all():
                     sound[at] = int(np.argmin(fine[own])) - 1
                     for values in (states, link_pos, link_rot):
                         values[own][sound[at] + 1 :] = np.nan
-        return taken
+        return result
 
-    def _rollout(self, runs: Sequence[Run], start: np.ndarray, course: Course) -> np.ndarray:
-        """float64 [R, n, substeps, S]: steps of R runs that have n each, from their states, [R, S];
-        all at once and without the interpreter's lock."""
-        count, length = len(runs), len(runs[0].steps)
-        slots = np.array([[run.slot] for run in runs])
-        control = course.control[np.array([run.steps for run in runs]), slots]
+    def _rollout(self, segments: Sequence[Segment], start: np.ndarray, batch: Batch) -> np.ndarray:
+        """float64 [R, n, substeps, S]: n steps of each of R segments, from states [R, S]; all at
+        once and without the interpreter's lock."""
+        count, length = len(segments), len(segments[0].steps)
+        slots = np.array([[segment.slot] for segment in segments])
+        control = batch.control[np.array([segment.steps for segment in segments]), slots]
         states = np.empty((count, length * self._substeps, start.shape[1]))
         self._pool.rollout(
-            [run.before.twin.model for run in runs],
+            [segment.before.twin.model for segment in segments],
             self._data,
             start,
             control.repeat(self._substeps, axis=1),
             control_spec=int(self._spec),
             skip_checks=True,  # of shapes, in Python: 0.08 ms of 0.2 for a call beside a training
             nstep=states.shape[1],
-            initial_warmstart=np.array([run.before.warmstart for run in runs]),
+            initial_warmstart=np.array([segment.before.warmstart for segment in segments]),
             state=states,
             # One part for each thread: they would be woken for each of more parts.
             chunk_size=-(-count // len(self._data)),
         )
         return states.reshape(count, length, self._substeps, -1)
 
-    def _place(self, taken: Taken, course: Course, states: np.ndarray) -> None:
+    def _place(self, result: StepResult, batch: Batch, states: np.ndarray) -> None:
         """Fills in the links after each step, as they are in `states`, [P, S]."""
         data, places = self._placed, states[:, 1 : 1 + self._model.nq]
         qpos, xpos, xquat = data.qpos, data.xpos[1:], data.xquat[1:]
-        for run, begin in zip(taken.runs, taken.begins, strict=True):
-            model = run.before.twin.model
-            for moment, index in enumerate(run.steps, begin + 1):
+        for segment, begin in zip(result.segments, result.begins, strict=True):
+            model = segment.before.twin.model
+            for moment, index in enumerate(segment.steps, begin + 1):
                 qpos[:] = places[moment]
-                if course.mocap is not None:  # bodies that no physics moves
-                    pos, quat = (values[index, run.slot] for values in course.mocap)
+                if batch.mocap is not None:  # bodies that no physics moves
+                    pos, quat = (values[index, segment.slot] for values in batch.mocap)
                     data.mocap_pos[:], data.mocap_quat[:] = pos, quat
                 mujoco.mj_kinematics(model, data)
-                taken.link_pos[moment], taken.link_rot[moment] = xpos, xquat
+                result.link_pos[moment], result.link_rot[moment] = xpos, xquat
 
 
 def coordinates_of(frame: Frame) -> Coordinates:
@@ -266,7 +268,7 @@ def _modest_pool(threads: int) -> Rollout:
     made: list[Rollout] = []
 
     def make() -> None:
-        give_way(MORE)  # in a thread that ends here: those that it starts inherit it
+        lower_priority(MORE)  # in a thread that ends here: those that it starts inherit it
         made.append(Rollout(nthread=threads))
 
     maker = threading.Thread(target=make, name="brax_viser twins' threads")

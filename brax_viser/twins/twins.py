@@ -12,12 +12,12 @@ from brax_viser.model.shapes import roaming_body
 from brax_viser.records.frame import Frame, Ghost
 from brax_viser.twins.stepping import (
     STATE,
-    Course,
-    Moment,
-    Run,
+    Batch,
+    Segment,
     Stepping,
-    Taken,
+    StepResult,
     Twin,
+    TwinState,
     coordinates_of,
 )
 
@@ -52,7 +52,7 @@ class Twins:
         self.every: int | None = None  # steps after which to start anew, all the same
         self._model = model
         self._stepping = Stepping(model, substeps, lags=lags, threads=threads)
-        self._moments: dict[int, Moment] = {}  # by environment, the last
+        self._moments: dict[int, TwinState] = {}  # by environment, the last
         self._anew = False
         # Is never stepped: but for what it is given, it is as the model begins. To make one for
         # each start would take longer than many steps.
@@ -93,66 +93,66 @@ class Twins:
             rows: which of the environments have a twin.
             own: by environment, in what its model differs from the one that is shared.
         """
-        course = Course.of(frames, rows)
-        runs: list[Run] = []
-        for slot, env in enumerate(course.envs):
+        batch = Batch.of(frames, rows)
+        segments: list[Segment] = []
+        for slot, env in enumerate(batch.envs):
             known, mine = self._moments.get(env), own.get(env, _ALIKE)
             if known is not None and (self._anew or known.twin.own is not mine):
                 known = None
-            runs += self._runs(course, slot, range(len(frames)), known, mine)
+            segments += self._segments(batch, slot, range(len(frames)), known, mine)
         self._anew = False
-        taken: list[Taken] = []
-        while runs:
-            taken.append(self._stepping.take(runs, course))
-            runs = self._lost(taken[-1], course)
+        results: list[StepResult] = []
+        while segments:
+            results.append(self._stepping.take(segments, batch))
+            segments = self._lost(results[-1], batch)
         self._moments = {
-            course.envs[run.slot]: those.last(at, course)
-            for those in taken
-            for at, run in enumerate(those.runs)
-            if run.seen and run.seen[-1][0] == len(frames) - 1
+            batch.envs[segment.slot]: those.last(at, batch)
+            for those in results
+            for at, segment in enumerate(those.segments)
+            if segment.seen and segment.seen[-1][0] == len(frames) - 1
         }
-        return self._ghosts(course, taken)
+        return self._ghosts(batch, results)
 
-    def _runs(
+    def _segments(
         self,
-        course: Course,
+        batch: Batch,
         slot: int,
         indices: Iterable[int],
-        known: Moment | None,
+        known: TwinState | None,
         own: Mapping[str, np.ndarray],
-    ) -> list[Run]:
+    ) -> list[Segment]:
         """How one twin gets to some of the frames, in their order; `known` is where it was."""
-        run = Run.after(slot, known) if known is not None else None
-        runs = [run] if run is not None else []
+        segment = Segment.after(slot, known) if known is not None else None
+        segments = [segment] if segment is not None else []
         for index in indices:
-            env_steps, episode_length = course.env_steps[index], course.episode_length[index][slot]
-            if not course.finite[index][slot]:
-                run = None
+            env_steps, episode_length = batch.env_steps[index], batch.episode_length[index][slot]
+            if not batch.finite[index][slot]:
+                segment = None
                 continue
-            if run is not None and env_steps == run.env_steps:
+            if segment is not None and env_steps == segment.env_steps:
                 pass  # the training is held, and is looked at again
             elif (
-                run is not None
-                and env_steps == run.env_steps + 1
-                and episode_length == run.episode_length + 1
-                and (self.every is None or run.before.steps + len(run.steps) < self.every)
-                and not run.before.astray
+                segment is not None
+                and env_steps == segment.env_steps + 1
+                and episode_length == segment.episode_length + 1
+                and (self.every is None or segment.before.steps + len(segment.steps) < self.every)
+                and not segment.before.astray
             ):
-                run.steps.append(index)
-                run.env_steps, run.episode_length = env_steps, episode_length
+                segment.steps.append(index)
+                segment.env_steps, segment.episode_length = env_steps, episode_length
             else:
-                run = Run.after(slot, self._start(course, index, slot, own))
-                runs.append(run)
-            run.seen.append((index, len(run.steps)))
-        return runs
+                segment = Segment.after(slot, self._start(batch, index, slot, own))
+                segments.append(segment)
+            segment.seen.append((index, len(segment.steps)))
+        return segments
 
     def _start(
-        self, course: Course, index: int, slot: int, own: Mapping[str, np.ndarray]
-    ) -> Moment:
+        self, batch: Batch, index: int, slot: int, own: Mapping[str, np.ndarray]
+    ) -> TwinState:
         """A twin that is where its environment is."""
-        frame, row = course.frames[index], course.rows[slot]
+        frame, row = batch.frames[index], batch.rows[slot]
         coordinates = coordinates_of(frame)
-        known = self._moments.get(course.envs[slot])
+        known = self._moments.get(batch.envs[slot])
         model = known.twin.model if known is not None and known.twin.own is own else None
         if model is None:
             model = varied(self._model, own) if own else self._model
@@ -163,7 +163,7 @@ class Twins:
                 getattr(data, name)[:] = value[row]
         state = np.zeros(mujoco.mj_stateSize(model, STATE))
         mujoco.mj_getState(model, data, state, STATE)
-        return Moment(
+        return TwinState(
             Twin(model, own),
             0,
             state,
@@ -171,22 +171,22 @@ class Twins:
             frame.link_pos[row],
             frame.link_rot[row],
             frame.env_steps,
-            course.episode_length[index][slot],
+            batch.episode_length[index][slot],
         )
 
-    def _lost(self, taken: Taken, course: Course) -> list[Run]:
+    def _lost(self, result: StepResult, batch: Batch) -> list[Segment]:
         """How twins that went astray get to the frames after that: anew."""
-        again: list[Run] = []
-        for at, sound in taken.sound.items():
-            run = taken.runs[at]
-            lost = [index for index, steps in run.seen if steps > sound + 1]
-            run.seen = [(index, steps) for index, steps in run.seen if steps <= sound + 1]
-            again += self._runs(course, run.slot, lost, None, run.before.twin.own)
+        again: list[Segment] = []
+        for at, sound in result.sound.items():
+            segment = result.segments[at]
+            lost = [index for index, steps in segment.seen if steps > sound + 1]
+            segment.seen = [(index, steps) for index, steps in segment.seen if steps <= sound + 1]
+            again += self._segments(batch, segment.slot, lost, None, segment.before.twin.own)
         return again
 
-    def _ghosts(self, course: Course, taken: Sequence[Taken]) -> list[Ghost]:
+    def _ghosts(self, batch: Batch, results: Sequence[StepResult]) -> list[Ghost]:
         """Of each frame."""
-        frames = course.frames
+        frames = batch.frames
         shape, links = (len(frames), len(frames[0].env_index)), frames[0].link_pos.shape[1]
         ghosts = Ghost(
             np.zeros(shape, bool),
@@ -194,31 +194,31 @@ class Twins:
             np.full((*shape, links, 4), np.nan, np.float32),
             *(np.full(shape, np.nan, np.float32) for _ in range(5)),
         )
-        for those in taken:
-            self._compare(ghosts, course, those)
+        for those in results:
+            self._compare(ghosts, batch, those)
         values = [getattr(ghosts, x.name) for x in fields(Ghost)]
         return [Ghost(*(x[i] for x in values)) for i in range(len(frames))]
 
-    def _compare(self, ghosts: Ghost, course: Course, taken: Taken) -> None:
+    def _compare(self, ghosts: Ghost, batch: Batch, result: StepResult) -> None:
         """Fills in where twins are and how far that is from their environments, by [F, K]."""
         seen = [
-            (index, run.slot, begin + steps, run.before.steps + steps)
-            for run, begin in zip(taken.runs, taken.begins, strict=True)
-            for index, steps in run.seen
+            (index, segment.slot, begin + steps, segment.before.steps + steps)
+            for segment, begin in zip(result.segments, result.begins, strict=True)
+            for index, steps in segment.seen
         ]
         if not seen:
             return
         # All at once: by one each, as much time would go into numpy as into MuJoCo.
         index, slot, moment, steps = np.array(seen).T
-        into, there, pos = (index, course.rows[slot]), (index, slot), taken.link_pos[moment]
-        away = np.linalg.norm(pos - course.link_pos[there], axis=2)
+        into, there, pos = (index, batch.rows[slot]), (index, slot), result.link_pos[moment]
+        away = np.linalg.norm(pos - batch.link_pos[there], axis=2)
         seconds, bodies = self._stepping.step_seconds * steps, away.mean(axis=1)
         ghosts.there[into], ghosts.link_pos[into] = True, pos
-        ghosts.link_rot[into] = taken.link_rot[moment]
+        ghosts.link_rot[into] = result.link_rot[moment]
         ghosts.seconds[into], ghosts.bodies[into] = seconds, bodies
         ghosts.root[into] = away[:, self._root]
-        ghosts.joints[into] = self._joint_errors(taken.states[moment], course.qpos[there])
-        twins = (run.before.twin for run in taken.runs for _ in run.seen)
+        ghosts.joints[into] = self._joint_errors(result.states[moment], batch.qpos[there])
+        twins = (segment.before.twin for segment in result.segments for _ in segment.seen)
         ghosts.passed[into] = [
             twin.passes(when, distance, self.limit)
             for twin, when, distance in zip(twins, seconds.tolist(), bodies.tolist(), strict=True)

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import mujoco
 import numpy as np
 
-from brax_viser.process import give_way
+from brax_viser.process import lower_priority
 from brax_viser.records.frame import Frame, Ghost
 from brax_viser.twins.twins import DRIFT_LIMIT, Twins
 
@@ -20,7 +20,7 @@ log = logging.getLogger("brax_viser")
 COST_SECONDS = 20.0
 """Span over which it is told what share of the time twins take."""
 
-L = TypeVar("L")
+K = TypeVar("K")
 """Of which frames follow each other: of one process and one rollout."""
 
 MOST_AT_ONCE = 32
@@ -47,8 +47,8 @@ class Simulated:
 
 
 @dataclass(frozen=True, eq=False)
-class _Job(Generic[L]):
-    lane: L  # that the frame is of; frames of one are steps of the same environments
+class _Job(Generic[K]):
+    key: K  # that the frame is of; frames of one are steps of the same environments
     frame: Frame
     rows: Sequence[int]  # who has a twin
     simulated: Simulated
@@ -58,11 +58,11 @@ class _Job(Generic[L]):
     ready: float  # s, until when it may wait for others to be taken with it
     until: float  # s, when it goes on without
 
-    def goes_with(self, other: "_Job[L]") -> bool:
+    def goes_with(self, other: "_Job[K]") -> bool:
         """Whether both can be taken at once, as steps of the same twins."""
         mine, its = self.frame.env_index, other.frame.env_index
         return (
-            self.lane is other.lane
+            self.key is other.key
             and self.simulated == other.simulated
             and self.own is other.own
             and (self.settings, self.anew) == (other.settings, other.anew)
@@ -80,10 +80,10 @@ class TwinCost:
     skipped: float = 0.0  # share of the steps that had to go on without, 0 to 1
 
 
-class Follower(Generic[L]):
+class TwinWorker(Generic[K]):
     """Gives frames their ghosts, in the order in which they come.
 
-    `start` and `close` are called by the viewer, all else by the publisher. The
+    `start` and `close` are called by the viewer, all else by the page's loop. The
     thread waits for MuJoCo without holding the interpreter's lock.
     """
 
@@ -96,16 +96,16 @@ class Follower(Generic[L]):
         self.fault: str | None = None
         self._clock = clock
         self._changed = threading.Condition()
-        self._waiting: deque[_Job[L]] = deque()
-        self._done: deque[tuple[L, Frame]] = deque()
-        self._pending: dict[L, int] = {}
+        self._waiting: deque[_Job[K]] = deque()
+        self._done: deque[tuple[K, Frame]] = deque()
+        self._pending: dict[K, int] = {}
         self._anew = 0
         self._closed = False
         self._idle = False  # whether the thread waits for anything at all
         # (s when, s it took, steps that were taken, steps that had to go on without)
         self._log: deque[tuple[float, float, int, int]] = deque()
-        self._twins: dict[L, tuple[Simulated, int, Twins]] = {}  # used by the thread alone
-        self._gone: set[L] = set()  # whose twins are to end
+        self._twins: dict[K, tuple[Simulated, int, Twins]] = {}  # used by the thread alone
+        self._gone: set[K] = set()  # whose twins are to end
         self._thread = threading.Thread(target=self._run, name="brax_viser twins", daemon=True)
 
     def start(self) -> None:
@@ -121,7 +121,7 @@ class Follower(Generic[L]):
 
     def send(
         self,
-        lane: L,
+        key: K,
         frame: Frame,
         rows: Sequence[int],
         simulated: Simulated,
@@ -136,7 +136,7 @@ class Follower(Generic[L]):
         several without the others, which cost less together.
 
         Args:
-            lane: whose frame it is.
+            key: whose frame it is.
             frame: with coordinates, if there are any rows.
             rows: which of its environments have a twin; none: it is but handed through, behind
                 those that came before it.
@@ -150,9 +150,9 @@ class Follower(Generic[L]):
             now = self._clock()
             ready, until = now + leisure, now + patience
             self._waiting.append(
-                _Job(lane, frame, rows, simulated, own, settings, self._anew, ready, until)
+                _Job(key, frame, rows, simulated, own, settings, self._anew, ready, until)
             )
-            self._pending[lane] = self._pending.get(lane, 0) + 1
+            self._pending[key] = self._pending.get(key, 0) + 1
 
     def go(self) -> None:
         """Sets the thread going on what was handed over."""
@@ -160,20 +160,20 @@ class Follower(Generic[L]):
             if self._waiting and (self._idle or len(self._waiting) >= MOST_AT_ONCE):
                 self._changed.notify_all()
 
-    def take(self) -> list[tuple[L, Frame]]:
-        """What is ready: (lane, frame), in order."""
+    def take(self) -> list[tuple[K, Frame]]:
+        """What is ready: (key, frame), in order."""
         with self._changed:
             done = list(self._done)
             self._done.clear()
-            for lane, _ in done:
-                self._pending[lane] -= 1
-                if not self._pending[lane]:
-                    del self._pending[lane]
+            for key, _ in done:
+                self._pending[key] -= 1
+                if not self._pending[key]:
+                    del self._pending[key]
             return done
 
-    def pending(self, lane: L) -> bool:
+    def pending(self, key: K) -> bool:
         """Whether frames of it have not been taken back yet."""
-        return lane in self._pending
+        return key in self._pending
 
     @property
     def busy(self) -> bool:
@@ -185,11 +185,11 @@ class Follower(Generic[L]):
         with self._changed:
             self._anew += 1
 
-    def forget(self, lane: L) -> None:
-        """Ends a lane's twins, which have threads and memory of their own, once all that was handed
+    def forget(self, key: K) -> None:
+        """Ends a key's twins, which have threads and memory of their own, once all that was handed
         over is taken. They start anew with what is handed over later."""
         with self._changed:
-            self._gone.add(lane)
+            self._gone.add(key)
             self._changed.notify_all()
 
     def cost(self) -> TwinCost:
@@ -209,23 +209,23 @@ class Follower(Generic[L]):
         )
 
     def _run(self) -> None:
-        give_way()
+        lower_priority()
         while (jobs := self._next()) is not None:
             if jobs:
                 self._take_on(jobs)
             with self._changed:
                 over = self._over()
                 self._gone -= over
-            for lane in over & self._twins.keys():
-                self._twins.pop(lane)[2].close()
+            for key in over & self._twins.keys():
+                self._twins.pop(key)[2].close()
         for _, _, twins in self._twins.values():
             twins.close()
 
-    def _over(self) -> set[L]:
+    def _over(self) -> set[K]:
         """Lanes whose twins are to end now; locked."""
-        return self._gone - {job.lane for job in self._waiting} if self._gone else self._gone
+        return self._gone - {job.key for job in self._waiting} if self._gone else self._gone
 
-    def _take_on(self, jobs: Sequence[_Job[L]]) -> None:
+    def _take_on(self, jobs: Sequence[_Job[K]]) -> None:
         frames = [job.frame for job in jobs]
         if jobs[0].rows and self.fault is None:
             start = self._clock()
@@ -237,9 +237,9 @@ class Follower(Generic[L]):
                 self._log.append((start, took, len(jobs) * (not late), len(jobs) * late))
         with self._changed:
             # The publisher is not rung for: see `mailbox.Mailbox.put`.
-            self._done.extend((jobs[0].lane, frame) for frame in frames)
+            self._done.extend((jobs[0].key, frame) for frame in frames)
 
-    def _next(self) -> list[_Job[L]] | None:
+    def _next(self) -> list[_Job[K]] | None:
         """Waits for something to do: those that are taken at once, in order; none, where there are
         but twins to end; None: it is closed."""
         waiting = self._waiting
@@ -266,7 +266,7 @@ class Follower(Generic[L]):
                 jobs.append(waiting.popleft())
             return jobs
 
-    def _followed(self, jobs: Sequence[_Job[L]]) -> list[Frame]:
+    def _followed(self, jobs: Sequence[_Job[K]]) -> list[Frame]:
         frames = [job.frame for job in jobs]
         try:
             ghosts = self._ghosts(jobs[0], frames)
@@ -277,8 +277,8 @@ class Follower(Generic[L]):
             self.fault = f"{type(error).__name__}: {error}"
             return frames
 
-    def _ghosts(self, job: _Job[L], frames: Sequence[Frame]) -> list[Ghost]:
-        simulated, anew, twins = self._twins.get(job.lane, (None, 0, None))
+    def _ghosts(self, job: _Job[K], frames: Sequence[Frame]) -> list[Ghost]:
+        simulated, anew, twins = self._twins.get(job.key, (None, 0, None))
         if twins is None or simulated != job.simulated:
             if twins is not None:
                 twins.close()
@@ -287,6 +287,6 @@ class Follower(Generic[L]):
             anew = job.anew
         if anew != job.anew:
             twins.start_anew()
-        self._twins[job.lane] = job.simulated, job.anew, twins
+        self._twins[job.key] = job.simulated, job.anew, twins
         twins.every, twins.limit = job.settings.every, job.settings.limit
         return twins.follow(frames, job.rows, job.own)

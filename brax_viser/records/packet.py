@@ -10,10 +10,10 @@ from brax_viser.records.protocol import Layout, size_of, unpack
 
 
 @dataclass(frozen=True, eq=False)
-class Parcel:
+class Packet:
     """What one push brought, not yet looked at: `rows` may still be a device array."""
 
-    feed: Any  # the `Feed` it came through
+    source: Any  # the `Callbacks` it came through
     role: str
     shard: int  # the device's index
     env_steps: int
@@ -79,10 +79,10 @@ class Parcel:
 
 
 @dataclass(frozen=True, eq=False)
-class ModelParcel:
+class ModelPacket:
     """In what environments' models differ from the one that they share, not yet looked at."""
 
-    feed: Any
+    source: Any
     role: str
     env_index: np.ndarray  # int32 [K'], K' <= K: the rows beyond are padding
     num_envs: int
@@ -90,7 +90,7 @@ class ModelParcel:
     rows: Any = field(repr=False)  # float32 [K, D], array-like
 
     def open(self) -> dict[int, dict[str, np.ndarray]]:
-        """By environment: its own value of each field that differs. As with `Parcel.open`."""
+        """By environment: its own value of each field that differs. As with `Packet.open`."""
         rows = np.asarray(self.rows)[: len(self.env_index)]
         fields = unpack(self.layout, rows)
         return {
