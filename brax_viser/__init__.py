@@ -5,13 +5,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from brax_viser.env import VisualizedEnv
+    from brax_viser.page.shown import ShownFrame
     from brax_viser.records.frame import Frame
     from brax_viser.viewer import Stats, Viewer
 
-__all__ = ["Frame", "Stats", "Viewer", "VisualizedEnv"]
+__all__ = ["Frame", "ShownFrame", "Stats", "Viewer", "VisualizedEnv"]
 __version__ = "0.1.0"
 
-_HOMES = {"Frame": "records.frame", "Stats": "viewer", "Viewer": "viewer", "VisualizedEnv": "env"}
+_HOMES = {
+    "Frame": "records.frame",
+    "ShownFrame": "page.shown",
+    "Stats": "viewer",
+    "Viewer": "viewer",
+    "VisualizedEnv": "env",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,4 @@
-"""Parts that the tests share: a viewer, a page without a browser, and a page in a real one."""
+"""Fixtures that the tests share: a viewer, a page without a browser, and a real browser."""
 
 import gc
 import os
@@ -20,21 +20,21 @@ from brax_viser import Viewer
 from tests import lanes
 from tests.support import Probe
 
-# Chance finds new examples at home; in CI a failure must be one that can be repeated. What an
-# example takes says more of what else the machine does than of the code.
+# Random examples at home; in CI derandomised, so that a failure can be reproduced. No deadline: an
+# example's duration depends more on the machine's load than on the code.
 hypothesis.settings.register_profile("home", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "home")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """`-m unit` does not import what other lanes do, which takes longer than many tests."""
+    """Skips other lanes' files under `-m unit`: importing them takes longer than many tests."""
     lane, wanted = lanes.LANES.get(collection_path.stem), config.option.markexpr
     return True if wanted == "unit" and lane and lane.name != wanted else None
 
 
 def pytest_pycollect_makemodule(module_path: Path) -> None:
-    lanes.lane_of(module_path)  # refused here, a file without one is named by every worker
+    lanes.lane_of(module_path)  # raised here, so that every worker names a file without a lane
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class Page:
-    """A websocket client that says what a browser's page says, and counts what it is sent."""
+    """A websocket client that answers like a browser's page, and counts the frames that it gets."""
 
     def __init__(self, viewer: Viewer):
         self.frames = 0
@@ -58,7 +58,7 @@ class Page:
         self._thread = threading.Thread(target=self._receive, daemon=True)
         self._thread.start()
 
-        def seen() -> bool:  # this one, and not the one before that may still be there
+        def seen() -> bool:  # this page, not an earlier one that may still be connected
             return probe.shared.control.watched and set(probe.server.get_clients()) - before
 
         eventually(seen, "the viewer sees the page")
@@ -80,7 +80,7 @@ class Page:
 
 
 def eventually(condition: Callable[[], object], what: str, timeout: float = 60.0) -> None:
-    """Waits for something that another thread brings about; fails the test if it does not."""
+    """Waits until another thread makes a condition true; fails the test after `timeout`, s."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
@@ -90,7 +90,7 @@ def eventually(condition: Callable[[], object], what: str, timeout: float = 60.0
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """XLA optimises less in files that `tests.lanes` says run for few steps."""
+    """Compiles with fewer optimisations in the files that `tests.lanes` marks as quick."""
     if not lanes.lane_of(request.path).quick:
         yield
         return
@@ -105,8 +105,8 @@ def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_are_dropped() -> Iterator[None]:
-    """Compiled programs of a file go with it. Linux grants a process 65,530 mappings, of which each
-    program, however small, keeps three; XLA does not survive the last of them."""
+    """Drops a file's compiled programs when it ends. Linux allows a process 65,530 mappings; each
+    program, however small, keeps three, and XLA crashes when none is left."""
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
@@ -128,7 +128,7 @@ def page(viewer: Viewer) -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def chromium():
-    """A browser with software WebGL. Missing, it skips at home and fails in CI."""
+    """A browser with software WebGL. Without one, tests are skipped at home and fail in CI."""
     executable = os.environ.get("CHROMIUM") or next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )

@@ -1,7 +1,7 @@
-"""Lanes of the tests: which run without compiling, which beside others, and in what order.
+"""Assigns each test file a lane: whether it compiles, runs beside others, and in what order.
 
 `pytest -m unit` compiles nothing and starts no server; `integration` has trainers, servers and
-processes; `browser` has the real page. Tests that are `alone` need the whole machine.
+processes; `browser` runs a real browser. Tests marked `alone` need the whole machine.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ import pytest
 class Lane(NamedTuple):
     name: str
     minutes: float = 0.5
-    """That its file takes on two idle cores, roughly. The long ones begin first, so that no worker
-    is left with one when the others are done."""
+    """Rough duration of the file on two idle cores. Long files start first, so that no worker still
+    runs one after the others have finished."""
     alone: bool = False
-    """Whether it measures time, takes all cores, or wants a port of a certain number."""
+    """Whether the file measures time, uses all cores, or needs a port of a certain number."""
     quick: bool = False
-    """Whether its programs run for so few steps that optimising them takes longer than it saves.
-    Not for tests that compare what a trainer learns, bit by bit: users' programs are optimised."""
+    """Whether the file's programs run for so few steps that optimising them takes longer than it
+    saves. Not for tests that compare trained parameters bit by bit: users' programs are optimised."""
 
 
 def unit(minutes: float = 0.1) -> Lane:
@@ -80,6 +80,7 @@ LANES = {
     "test_scale": integration(alone=True),
     "test_scene": integration(2, quick=True),
     "test_selection": unit(),
+    "test_shown": integration(0.5),
     "test_several": integration(quick=True),
     "test_stream": unit(0.6),
     "test_terrain": integration(0.1),
@@ -91,18 +92,18 @@ LANES = {
     "test_viewer": integration(1, quick=True),
     "test_wrapping": integration(0.2),
 }
-"""By file. One that is not in it fails the collection."""
+"""Lanes by file name. The collection fails for a file without a lane."""
 
 ALONE = {
     "test_the_switch_takes_effect_within_a_fifth_of_a_second",
     "test_next_to_nothing_is_worked_out_while_calls_from_the_device_are_kept_waiting",
     "test_ctrl_c_ends_a_training_that_is_held",
 }
-"""Tests that are `alone` in files that are not."""
+"""Tests that run `alone` although the rest of their file does not."""
 
 
 def lane_of(path: Path) -> Lane:
-    """Raises `pytest.Collector.CollectError` for a file without a lane."""
+    """Returns the lane of a file. Raises `pytest.Collector.CollectError` if it has none."""
     try:
         return LANES[path.stem]
     except KeyError:
@@ -113,7 +114,7 @@ def lane_of(path: Path) -> Lane:
 
 
 def assign(items: Sequence[pytest.Item]) -> None:
-    """Marks each test with the lane of its file, and with `alone` where it is."""
+    """Marks each test with the lane of its file, and with `alone` if it must run alone."""
     for item in items:
         lane = lane_of(item.path)
         item.add_marker(lane.name)
@@ -122,5 +123,5 @@ def assign(items: Sequence[pytest.Item]) -> None:
 
 
 def longest_first(items: list[pytest.Item]) -> None:
-    """Sorts files by their minutes, in place; tests of a file stay in their order."""
+    """Sorts tests by their files' minutes, longest first, in place; within a file, order is kept."""
     items.sort(key=lambda item: -lane_of(item.path).minutes)

@@ -1,4 +1,4 @@
-"""A model that has what robots of the packages have not, or not all at once."""
+"""MuJoCo models with features that the robots of the packages lack, or never combine."""
 
 ODDITIES = """
 <mujoco>
@@ -46,8 +46,8 @@ ODDITIES = """
 
 
 def oddities() -> str:
-    """XML with a height field, a plane that is no floor, 2-D and cube textures, a transparent mocap
-    body, a mesh and a tendon over a pulley."""
+    """Returns XML with a height field, a plane that is not a floor, 2-D and cube textures, a
+    transparent mocap body, a mesh and a tendon over a pulley."""
     import numpy as np
 
     x, y = np.meshgrid(np.linspace(0, 6, 24), np.linspace(0, 6, 24))
@@ -85,8 +85,8 @@ SOFT = """
 
 
 def soft() -> str:
-    """XML with flexes of each kind: cloths, one of them pinned and with a texture, a rope, a body
-    of vertices and one that is interpolated. In its keyframe they have fallen for 0.5 s."""
+    """Returns XML with flexes of each kind: two cloths, one of them pinned and textured, a rope, a
+    body of vertices and an interpolated one. In its keyframe they have fallen for 0.5 s."""
     import mujoco
 
     model = mujoco.MjModel.from_xml_string(SOFT)
@@ -116,6 +116,6 @@ SMALL = """
 
 
 def small(shade: float, glass: float = 0.0) -> str:
-    """XML with a gripper of 15 cm, in a grey from 0 (black) to 1, beside a pane of glass, which is
-    not drawn with an alpha of 0."""
+    """Returns XML with a 15 cm gripper in a grey from 0 (black) to 1, beside a pane with the alpha
+    `glass`; at 0 the pane is not drawn."""
     return SMALL.format(rgb=f"{shade} {shade} {shade}", glass=glass)

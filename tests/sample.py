@@ -1,4 +1,4 @@
-"""An environment that several tests step."""
+"""Environments that several tests step."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from envs.cartpole import CartPole
 
 
 class FallingCartPole(CartPole):
-    """A cart-pole that falls soon, and whose rewards tell steps and envs apart."""
+    """A cart-pole that falls soon, and whose rewards differ between steps and envs."""
 
     def reset(self, rng):
         state = super().reset(rng)
@@ -21,8 +21,8 @@ class FallingCartPole(CartPole):
 
 
 class Turning(CartPole):
-    """A cart-pole of which something turns NaN or Inf at the steps that `info` says, `[4]` each: as
-    long as `at <= t < until`, `value` is in the place of each of FIELDS."""
+    """A cart-pole in which values turn NaN or Inf at steps given in `info`, each entry `[4]`: while
+    `at <= t < until`, `value` is added to each of FIELDS."""
 
     FIELDS = ("reward", "link_pos", "qvel", "observation")
 
@@ -45,8 +45,8 @@ class Turning(CartPole):
 
 
 class TurningReward(Turning):
-    """One whose reward turns NaN with its twelfth step, where the cart begins furthest left; a
-    trainer may step it."""
+    """A cart-pole whose reward turns NaN at the twelfth step if the cart starts left of -0.06 m;
+    trainers can step it."""
 
     def reset(self, rng):
         state = super().reset(rng)

@@ -1,4 +1,4 @@
-"""What tests see of a viewer behind its public face."""
+"""Gives tests access to a viewer's internals."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -28,13 +28,13 @@ from brax_viser.scene.scene import Scene
 from brax_viser.twins.worker import TwinWorker
 
 
-def feed_of(env: Any) -> Any:
-    """Whom the device's calls of a `VisualizedEnv` reach."""
+def source_of(env: Any) -> Any:
+    """Returns the object that the device calls of a `VisualizedEnv` reach on the host."""
     return env._host
 
 
 class Probe:
-    """The parts of a viewer that a test looks at, by name: the one place that knows where they
+    """The parts of a viewer that tests look at, by name: the only place that knows where they
     are."""
 
     def __init__(self, viewer: Viewer):
@@ -55,17 +55,17 @@ class Probe:
 
     @property
     def opens_a_port(self) -> bool:
-        """Whether this process serves the page, and not the first one of several."""
+        """Whether this process serves the page itself, not the first one of several."""
         return self._viewer._server is not None
 
     @property
-    def others(self) -> Any:
-        """The other processes of the training."""
+    def leader(self) -> Any:
+        """The leader's link to the other processes of the training."""
         return self._viewer._leader
 
     @property
     def reload(self) -> Any:
-        """The timer that waits for a page to come back."""
+        """The timer that waits for a page to reconnect."""
         assert self._viewer._server is not None and self._viewer._server.visitors is not None
         return self._viewer._server.visitors.reload
 
@@ -121,7 +121,7 @@ class Probe:
 
     @property
     def clients(self) -> Pages | None:
-        """What is known of the pages that are open."""
+        """The open pages and how far each has got."""
         return self.page.clients
 
     def show_model(self, source: Any, role: str, num_envs: int | None) -> None:
@@ -131,24 +131,24 @@ class Probe:
         return self.page.robots.block_of(role)
 
     def panel_view(self, now: float = 0.0) -> PanelView:
-        """What the panel is to show at a time, s."""
+        """Returns the panel's state at a time, s."""
         return self.page.panel_state.view(now)
 
     def now(self, what: Callable[[], object]) -> None:
-        """Does something on viser's loop, and waits for it."""
+        """Calls a function on viser's loop, and waits for it."""
         self.events.now(what)
 
     def enqueue(self, action: Callable[[], object]) -> None:
-        """Asks for something, as a control of the panel does."""
+        """Queues an action, as a control of the panel does."""
         self.inbox.enqueue(action)
 
     def receive(self, packets: Sequence[Packet | ModelPacket]) -> None:
-        """Has the page take what has come."""
+        """Passes packets to the page, on viser's loop."""
         channels = self.page.channels
         self.now(lambda: channels.receive(channels.worth_opening(packets), 0.0))
 
     def watch_packets(self, seen: Callable[[Sequence[Any]], object]) -> None:
-        """Has a function called with all packets that the page takes, after it has."""
+        """Calls a function with the packets that the page receives, after it has handled them."""
         channels: Any = self.page.channels
         receive = channels.receive
 
@@ -159,18 +159,18 @@ class Probe:
         channels.receive = watching
 
     def use(self, control: Any, value: Any) -> None:
-        """What a person does with a control of the panel: sets it, or clicks on it.
+        """Uses a control of the panel as a person does: sets it, or clicks on it.
 
         Args:
             control: viser's handle.
-            value: what it is set to; of a group of buttons, the label of one.
+            value: the new value; for a group of buttons, the label of one.
         """
 
-        def on_loop() -> None:  # as viser does, between two showings of the panel
+        def on_loop() -> None:  # as viser does, between two updates of the panel
             control._impl.value = value
             for callback in tuple(control._impl.update_cb):
                 event = GuiEvent(client=object(), client_id=0, target=control)  # type: ignore[arg-type]
-                with contextlib.suppress(StopIteration):  # it waits for nothing
+                with contextlib.suppress(StopIteration):  # the callback never awaits
                     callback(event).send(None)
 
         self.now(on_loop)

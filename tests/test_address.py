@@ -1,4 +1,4 @@
-"""Where a page is served: what can be listened on, and the address that is printed."""
+"""Serving the page: which hosts and ports are accepted, and the URL that is printed."""
 
 import socket
 import time
@@ -26,7 +26,7 @@ has_ipv6 = pytest.mark.skipif(
     ],
 )
 @pytest.mark.parametrize("any_port", [True, False])
-def test_the_printed_address_answers(host, any_port, capsys):
+def test_the_printed_url_answers(host, any_port, capsys):
     port = 0 if any_port else address.free_port(address.listening_address(host), 8700)
     with Viewer(host=host, port=port) as viewer:
         assert viewer.url in capsys.readouterr().out
@@ -53,10 +53,10 @@ def test_a_host_that_cannot_be_listened_on_is_refused_within_a_second(host):
     start = time.monotonic()
     with pytest.raises(ValueError, match=r"host=.*: use '127\.0\.0\.1' .*'0\.0\.0\.0'"):
         Viewer(host=host, port=0)
-    assert time.monotonic() - start < 1.5  # some of which is left to a busy machine
+    assert time.monotonic() - start < 1.5  # 1 s, and slack for a busy machine
 
 
-def test_a_name_server_that_does_not_answer_is_not_waited_for(monkeypatch):
+def test_name_resolution_times_out_when_the_name_server_does_not_answer(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(20) or [])
     start = time.monotonic()
     with pytest.raises(ValueError, match=r"host='far\.away': not resolved within 0\.8 s"):
@@ -65,7 +65,7 @@ def test_a_name_server_that_does_not_answer_is_not_waited_for(monkeypatch):
 
 
 @has_ipv6
-def test_a_taken_port_means_the_next_free_one_on_ipv6_as_well():
+def test_a_taken_port_is_replaced_by_the_next_free_one_on_ipv6_too():
     with socket.socket(socket.AF_INET6) as taken:
         taken.bind(("::1", 0))
         taken.listen()
@@ -76,7 +76,7 @@ def test_a_taken_port_means_the_next_free_one_on_ipv6_as_well():
                 assert answer.status == 200
 
 
-def test_where_no_port_is_left_it_says_so():
+def test_the_error_says_that_no_port_is_left():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 65535))
         taken.listen()
@@ -85,11 +85,11 @@ def test_where_no_port_is_left_it_says_so():
 
 
 @pytest.mark.parametrize("port", [70000, -1, "8000", "abc", 1.5, True])
-def test_a_port_that_is_none_is_refused(port):
+def test_an_invalid_port_is_refused(port):
     with pytest.raises(ValueError, match=r"port=.*: must be a whole number from 0 to 65535"):
         Viewer(port=port)
 
 
-def test_a_numpy_integer_is_a_port_as_well():
+def test_a_numpy_integer_is_accepted_as_a_port():
     with Viewer(port=np.int64(0)) as viewer:
         assert viewer.url.startswith("http://127.0.0.1:")

@@ -1,4 +1,4 @@
-"""A robot of the training is taken into a sandbox on the page, and the training does not notice."""
+"""Forks a robot of the training into a sandbox on the page, without an effect on the training."""
 
 import threading
 from collections.abc import Callable
@@ -28,7 +28,7 @@ PENDULUM = "inverted_pendulum"
 
 
 def leaning(params: Any, deterministic: bool = False) -> Any:
-    """Pushes the cart as hard as the parameter says."""
+    """Returns a policy that pushes the cart by `params["push"]`."""
 
     def policy(obs: Any, key: Any) -> Any:
         return jnp.full(1, params["push"]), {}
@@ -38,7 +38,7 @@ def leaning(params: Any, deterministic: bool = False) -> Any:
 
 @pytest.fixture
 def rollout(viewer, page) -> Rollout:
-    """Pendulums, of which one is selected; some steps have been taken."""
+    """A rollout of pendulums after four steps, with one of them selected."""
     rollout = Rollout(viewer, envs.get_environment(PENDULUM, backend="spring"))
     viewer.selected_env = CHOSEN
     for _ in range(4):
@@ -51,7 +51,7 @@ def panel(viewer: Viewer) -> Any:
 
 
 def forked(viewer: Viewer) -> None:
-    """SandboxSession, and waits until the sandbox is on screen."""
+    """Forks the selected robot, and waits until the sandbox is on screen."""
     viewer.fork()
     eventually(lambda: viewer.sandbox and panel(viewer).drivers, "it runs", timeout=60)
     eventually(
@@ -61,7 +61,7 @@ def forked(viewer: Viewer) -> None:
 
 
 def told(viewer: Viewer, what: Callable[[Commands], object]) -> None:
-    """What a person does in the page, and the sandbox has done it."""
+    """Runs a command as the page does, and waits until the sandbox has carried it out."""
     probe = Probe(viewer)
     probe.enqueue(lambda: what(probe.commands))
     probe.now(lambda: None)
@@ -70,7 +70,7 @@ def told(viewer: Viewer, what: Callable[[Commands], object]) -> None:
         viewer.sandbox.do(lambda sandbox: None).result(timeout=60)
 
 
-def test_a_fork_is_where_its_robot_is_and_the_others_stay_where_they_are(viewer, rollout):
+def test_a_fork_has_the_pose_of_its_robot_and_moves_no_other_robot(viewer, rollout):
     scene = Probe(viewer).scene
     frame, places = scene.blocks["train"].frame, scene.blocks["train"]._origins.copy()
     forked(viewer)
@@ -78,15 +78,15 @@ def test_a_fork_is_where_its_robot_is_and_the_others_stay_where_they_are(viewer,
     block = scene.blocks[ASIDE]
     assert not (np.abs(block._origins[:, :2] - places[:, None, :2]) < 0.5).all(axis=-1).any()
     assert block.drawn_envs.tolist() == [CHOSEN]
-    # It comes after the robots.
+    # The title is updated after the robots.
     eventually(lambda: f"sandbox of env {CHOSEN}" in block._title.text, "it says whose it is")
     detail = frame.detail
     sandbox = viewer.sandbox.do(lambda sandbox: sandbox).result(timeout=60)
     assert [d.env for d in sandbox._details] == [CHOSEN] * 4
-    told(viewer, lambda do: do.set_sandbox(speed=0.0))  # or it would go on meanwhile
+    told(viewer, lambda do: do.set_sandbox(speed=0.0))  # else it would keep running
     viewer.sandbox.do(lambda sandbox: sandbox.reset()).result(timeout=60)
     assert viewer.sandbox.pose.time == 0.0
-    # Brax's own physics has joints that give; MuJoCo's is put where their coordinates say.
+    # Joints of Brax's spring backend give way; MuJoCo's kinematics follows the coordinates exactly.
     data = mujoco.MjData(sandbox.model)
     data.qpos[:] = detail.qpos
     mujoco.mj_kinematics(sandbox.model, data)
@@ -100,7 +100,7 @@ def test_a_fork_is_where_its_robot_is_and_the_others_stay_where_they_are(viewer,
     assert rollout.step().env_steps == 6
 
 
-def test_without_a_policy_it_says_what_is_missing_and_with_one_is_driven_by_the_newest(
+def test_a_sandbox_says_that_a_policy_is_missing_and_is_driven_by_the_newest(
     viewer, rollout
 ):
     folder = Probe(viewer).panel.sandbox
@@ -112,7 +112,7 @@ def test_without_a_policy_it_says_what_is_missing_and_with_one_is_driven_by_the_
     told(viewer, lambda do: do.set_sandbox(driver="policy"))
 
     def way() -> float:
-        """m that the cart goes in half a second."""
+        """Returns how far the cart moves in half a second, m."""
         run = viewer.sandbox
         run.do(lambda sandbox: sandbox.reset()).result(timeout=60)
         steps = round(0.5 / run.do(lambda sandbox: sandbox.dt).result())
@@ -129,18 +129,18 @@ def test_without_a_policy_it_says_what_is_missing_and_with_one_is_driven_by_the_
     assert way() < still - 0.02
 
 
-def test_pushes_sliders_and_the_way_back_do_what_they_say(viewer, rollout):
+def test_pushes_sliders_and_reset_take_effect_in_the_sandbox(viewer, rollout):
     forked(viewer)
     told(viewer, lambda do: do.set_sandbox(driver="limp"))
     told(viewer, lambda do: do.set_sandbox(speed=0.0))
-    told(viewer, lambda do: do.reset_sandbox())  # it has gone on meanwhile, and the rail ends
+    told(viewer, lambda do: do.reset_sandbox())  # it kept moving, and the rail ends
     run = viewer.sandbox
     before = run.do(lambda s: s.data.qvel[0]).result()
     told(viewer, lambda do: do.set_sandbox(impulse=3.0))
     client = next(iter(Probe(viewer).server.get_clients()))  # its camera looks from (3, 3, 3)
     told(viewer, lambda do: do.push_sandbox("Right", client))
     after = run.do(lambda s: [s.step(), s.data.qvel[0]][1]).result()
-    # Right of who looks towards -x and -y is where x falls and y grows; the cart goes along x.
+    # For a camera that looks along -x and -y, right means -x and +y; the cart moves along x.
     assert after < before - 0.05
     told(viewer, lambda do: do.set_sandbox(gravity=0.0))
     told(viewer, lambda do: do.set_sandbox(friction=2.0))
@@ -152,15 +152,15 @@ def test_pushes_sliders_and_the_way_back_do_what_they_say(viewer, rollout):
     np.testing.assert_allclose(model.geom_friction, 2 * made.geom_friction)
     told(viewer, lambda do: do.reset_sandbox())
     assert run.pose.time <= 0.05
-    # What cannot be done is said on the terminal, and ends nothing.
+    # A value out of range is refused, and does not end the sandbox.
     told(viewer, lambda do: do.set_sandbox(gravity=99.0))
     assert run.fault is None and panel(viewer).fault is None
 
 
-def test_what_is_clicked_on_in_the_sandbox_is_pushed_and_weighed(viewer, rollout):
+def test_a_click_in_the_sandbox_chooses_the_body_to_push_and_weigh(viewer, rollout):
     forked(viewer)
     told(viewer, lambda do: do.set_sandbox(speed=0.0))
-    told(viewer, lambda do: do.reset_sandbox())  # where its pole stands
+    told(viewer, lambda do: do.reset_sandbox())  # the pole is upright there
     scene = Probe(viewer).scene
     block = scene.blocks[ASIDE]
     eventually(lambda: block.frame.detail is viewer.sandbox.pose.detail, "it is drawn there")
@@ -194,7 +194,7 @@ def test_a_handle_follows_the_robot_and_drags_it(viewer, rollout):
         "it is where the robot is",
     )
     start = float(viewer.sandbox.pose.link_pos[sandbox.session.body - 1, 0])
-    way = -1.0 if start > 0 else 1.0  # on which side there is room on the rail
+    way = -1.0 if start > 0 else 1.0  # towards the side with room on the rail
     target = block.origin_of(CHOSEN) + np.array([start + 0.5 * way, 0.0, 0.0])
     Probe(viewer).now(lambda: sandbox._dragged(block.scale * target))
     eventually(
@@ -206,7 +206,7 @@ def test_a_handle_follows_the_robot_and_drags_it(viewer, rollout):
     eventually(lambda: viewer.sandbox.pose.drag is None, "it is let go")
 
 
-def test_the_selected_robot_alone_can_be_forked_and_only_once_it_is_known(viewer, page):
+def test_only_the_selected_robot_can_be_forked_and_only_once_its_details_are_known(viewer, page):
     with pytest.raises(ValueError, match="select it first"):
         viewer.fork()
     rollout = Rollout(viewer, envs.get_environment(PENDULUM, backend="spring"))
@@ -218,7 +218,7 @@ def test_the_selected_robot_alone_can_be_forked_and_only_once_it_is_known(viewer
     assert "not known yet" in str(Probe(viewer).state.notice)
 
 
-def test_an_environment_that_cannot_be_put_into_a_sandbox_is_no_fault_of_the_training(
+def test_an_environment_that_cannot_be_forked_does_not_stop_the_training(
     viewer, rollout, monkeypatch, caplog
 ):
     from brax_viser.sandbox.simulation import Sandbox
@@ -233,10 +233,10 @@ def test_an_environment_that_cannot_be_put_into_a_sandbox_is_no_fault_of_the_tra
     assert rollout.step().env_steps == 5
 
 
-def test_twins_and_sandbox_are_shown_at_once_and_another_fork_takes_the_place(
+def test_twins_and_a_sandbox_are_shown_together_and_another_fork_replaces_it(
     viewer, rollout, monkeypatch
 ):
-    monkeypatch.setattr("brax_viser.page.channels.TWIN_PATIENCE", np.inf)  # however late twins are
+    monkeypatch.setattr("brax_viser.page.channels.TWIN_PATIENCE", np.inf)  # show late twins too
     viewer.twins = 4
     rollout.step()
     rollout.step()
@@ -254,7 +254,7 @@ def test_twins_and_sandbox_are_shown_at_once_and_another_fork_takes_the_place(
     assert np.asarray(ghosts.handles[0].batched_positions)[0, 2] != PARKED[2]
 
 
-def test_the_past_ends_where_a_step_is_missing_or_an_episode_begins():
+def test_recent_details_go_back_to_a_missing_step_or_the_start_of_an_episode():
     past = RecentDetails()
 
     def frame(step: int, length: int, env: int = 0) -> Any:
@@ -267,17 +267,17 @@ def test_the_past_ends_where_a_step_is_missing_or_an_episode_begins():
     frames = [(1, 1), (2, 2), (4, 4), (5, 5), (6, 6), (7, 1), (8, 2), (9, 3)]
     for step, length in frames:
         past.add(frame(step, length))
-    past.add(frame_of(10, None, np.zeros((3, 1, 3))))  # nobody was selected then
+    past.add(frame_of(10, None, np.zeros((3, 1, 3))))  # no env was selected then
     steps = lambda f: [int(d.qpos[0]) for d in past.until(f)]  # noqa: E731
     assert steps(frame(9, 3)) == [7, 8, 9]
-    assert steps(frame(6, 6)) == [4, 5, 6]  # what is on screen is behind what has come
+    assert steps(frame(6, 6)) == [4, 5, 6]  # the frame on screen lags the newest one
     assert steps(frame(9, 3, env=2)) == [9]
     for step in range(100, 100 + 2 * MOST_DETAILS):
         past.add(frame(step, step))
     assert len(steps(frame(99 + 2 * MOST_DETAILS, 0))) == MOST_DETAILS
 
 
-def test_an_environment_of_playgrounds_is_forked_and_driven(viewer, page):
+def test_a_playground_environment_is_forked_and_driven_by_its_policy(viewer, page):
     rollout = Rollout(viewer, suite_env("CartpoleBalance"))
     viewer.selected_env = CHOSEN
     for _ in range(3):
@@ -289,7 +289,7 @@ def test_an_environment_of_playgrounds_is_forked_and_driven(viewer, page):
     run = viewer.sandbox
     run.do(lambda sandbox: sandbox.reset()).result(timeout=60)
     np.testing.assert_allclose(run.pose.detail.qpos, frame.detail.qpos, atol=1e-6)
-    # Pushed to the right by all that the policy has.
+    # The policy pushes to the right as hard as it can.
     poses = run.do(lambda s: [s.step() for _ in range(40)]).result(timeout=60)
     assert poses[-1].detail.qvel[0] > frame.detail.qvel[0] + 0.5
     assert all(pose.reward is not None for pose in poses)
@@ -297,8 +297,8 @@ def test_an_environment_of_playgrounds_is_forked_and_driven(viewer, page):
 
 
 class Overtaken(SandboxSession):
-    """Is closed by the page's thread at the worst moment: as another thread is about to write what
-    it has found out."""
+    """A session that another thread closes at the worst moment: just before the fork's thread
+    writes a result."""
 
     closes_at = ""  # "_thread" or "_view"
 
@@ -307,7 +307,7 @@ class Overtaken(SandboxSession):
             self.closes_at = ""
             closing = threading.Thread(target=self.close)
             closing.start()
-            closing.join(timeout=0.5)  # it may have to wait until this is written
+            closing.join(timeout=0.5)  # close() may have to wait for this write
         self.__dict__[name] = value
 
     _thread: Any = property(lambda s: s.__dict__["_thread"], lambda s, v: s._set("_thread", v))
@@ -315,7 +315,7 @@ class Overtaken(SandboxSession):
 
 
 @pytest.mark.parametrize("closes_at", ["_thread", "_view"])
-def test_a_sandbox_that_is_closed_while_it_begins_leaves_nothing_behind(rollout, viewer, closes_at):
+def test_closing_a_sandbox_while_it_starts_leaves_nothing_behind(rollout, viewer, closes_at):
     frame = Probe(viewer).scene.blocks["train"].frame
     forks = Overtaken(lambda: None)
     forks.fork(rollout.env._adapter, [frame.detail], {}, 20)
@@ -326,7 +326,7 @@ def test_a_sandbox_that_is_closed_while_it_begins_leaves_nothing_behind(rollout,
     assert forks.thread is None and forks.forked is None and forks.panel() == ForkView()
 
 
-def test_a_policy_that_is_handed_out_while_a_sandbox_is_made_drives_it(rollout, viewer):
+def test_a_policy_received_while_a_sandbox_is_being_built_can_drive_it(rollout, viewer):
     frame = Probe(viewer).scene.blocks["train"].frame
     forks = SandboxSession(lambda: None)
     try:
@@ -338,7 +338,7 @@ def test_a_policy_that_is_handed_out_while_a_sandbox_is_made_drives_it(rollout, 
         forks.close()
 
 
-def test_the_page_goes_on_while_the_robot_of_a_sandbox_is_read(viewer, rollout, monkeypatch):
+def test_the_page_keeps_running_while_the_sandboxs_robot_is_read(viewer, rollout, monkeypatch):
     open_, begun, of = threading.Event(), threading.Event(), Model.of
 
     def slow(*args: Any, **kwargs: Any) -> Model:

@@ -1,4 +1,4 @@
-"""Pages that open after weeks are sent what there is, as soon as those that open at once."""
+"""A page opened after weeks is served as fast as one opened at the start; slow pages skip frames."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ from tests.support import Probe
 
 @dataclasses.dataclass
 class Told(Message):
-    """Takes the place of an older one with the same key."""
+    """A message that replaces an older one with the same key."""
 
     key: str
     number: int
@@ -40,7 +40,7 @@ class Told(Message):
 
 
 async def drained(generator: Any, until: int) -> list[int]:
-    """Numbers of the messages that a page is sent, up to one."""
+    """Returns the numbers of the messages that a page is sent, until one is `until`."""
     found: list[int] = []
     while until not in found:
         found += [message.number for message in await anext(generator)]
@@ -52,7 +52,7 @@ PUSHES = st.lists(st.integers(0, 5), min_size=1, max_size=30)
 
 @settings(max_examples=60, deadline=None)
 @given(before=PUSHES, after=st.lists(PUSHES, max_size=4), gap=st.sampled_from((0, 3, 10**9)))
-def test_a_page_is_sent_what_viser_would_send_it(before, after, gap):
+def test_a_page_is_sent_the_messages_that_viser_would_send(before, after, gap):
     async def run() -> None:
         loop = asyncio.get_running_loop()
         buffer: Any = AsyncMessageBuffer(loop, persistent_messages=True)
@@ -67,7 +67,7 @@ def test_a_page_is_sent_what_viser_would_send_it(before, after, gap):
             buffer.push(Told("last", count))
 
         push(before)
-        if gap < 10**6:  # else viser's own would be at it for minutes
+        if gap < 10**6:  # else viser's own generator would take minutes
             buffer.message_counter += gap
         theirs: Any = buffer.window_generator(1, Told("all", -1))
         pages: Any = clients._PageQueue(pages_of(buffer))
@@ -94,7 +94,7 @@ def test_a_page_is_sent_what_viser_would_send_it(before, after, gap):
     asyncio.run(run())
 
 
-def test_nothing_is_sent_in_the_middle_of_what_belongs_together():
+def test_no_message_is_sent_in_the_middle_of_an_atomic_block():
     async def run() -> None:
         buffer = AsyncMessageBuffer(asyncio.get_running_loop(), persistent_messages=True)
         buffer.push(Told("a", 1))
@@ -120,13 +120,13 @@ def test_nothing_is_sent_in_the_middle_of_what_belongs_together():
 def pages_of(
     buffer: Any, move: type = messages.SceneNodeUpdateMessage, **clock: Any
 ) -> clients.Pages:
-    """Those that are sent what is in a buffer without a server."""
+    """Returns the pages that are sent a buffer's messages, without a server."""
     asked = messages.LocalStorageGetItemRequestMessage, messages.LocalStorageGetItemResponseMessage
     return clients.Pages(compat.ViserLoop(None, buffer, AsyncMessageBuffer, *asked, move), **clock)
 
 
 class Drawing:
-    """A page that is sent moves, by the test's own clock."""
+    """A page that is sent moves, timed by the test's own clock."""
 
     def __init__(self, buffer: AsyncMessageBuffer):
         self.now, self.count = 0.0, 0
@@ -140,7 +140,7 @@ class Drawing:
         self._next: asyncio.Task[Any] | None = None
 
     async def moved(self) -> list[int]:
-        """Something moves: what the page is sent, or nothing within a moment."""
+        """Moves the robots; returns the messages that the page is sent within 0.1 s."""
         self.count += 1
         self.buffer.push(Told("robots", self.count))
         return await self.sent()
@@ -160,12 +160,12 @@ class Drawing:
 
 @pytest.fixture
 def drawing():
-    """Runs a test of a page on a loop of its own."""
+    """Returns a function that runs a test of a page on its own event loop."""
 
     def run(test: Any) -> None:
         async def on_loop() -> None:
             page = Drawing(AsyncMessageBuffer(asyncio.get_running_loop(), True))
-            assert await page.sent() == [1] and not page.questions  # what is there as it opens
+            assert await page.sent() == [1] and not page.questions  # the state as the page opens
             assert await page.moved() == [2] and len(page.questions) == 1
             await test(page)
 
@@ -174,7 +174,7 @@ def drawing():
     return run
 
 
-def test_a_page_that_has_not_come_to_what_it_was_sent_is_sent_the_newest_once_it_has(drawing):
+def test_a_late_page_is_sent_only_the_newest_message_once_it_answers(drawing):
     async def test(page: Drawing) -> None:
         page.now += 0.9 * clients.LATE_SECONDS
         assert await page.moved() == [3]  # it may still answer in time
@@ -185,7 +185,7 @@ def test_a_page_that_has_not_come_to_what_it_was_sent_is_sent_the_newest_once_it
         page.answers()
         assert await page.sent() == [5], "what was overtaken meanwhile is not sent"
         assert page.queue.missed == 1
-        # It was slow: until it answers in time there is but one frame on its way to it.
+        # After a late answer only one frame is in flight, until the page answers in time.
         for asked in (2, 3, 4):
             assert len(page.questions) == asked
             assert await page.moved() == [] and await page.moved() == []
@@ -199,7 +199,7 @@ def test_a_page_that_has_not_come_to_what_it_was_sent_is_sent_the_newest_once_it
     drawing(test)
 
 
-def test_a_page_that_answers_in_time_is_held_up_by_nothing_and_seldom_asked(drawing):
+def test_a_page_that_answers_in_time_is_not_delayed_and_seldom_asked(drawing):
     async def test(page: Drawing) -> None:
         for step in range(3, 63):
             page.now += 1 / 30
@@ -212,7 +212,7 @@ def test_a_page_that_answers_in_time_is_held_up_by_nothing_and_seldom_asked(draw
     drawing(test)
 
 
-def test_of_a_page_that_is_late_it_is_known_what_it_misses(drawing):
+def test_the_frames_that_a_late_page_misses_are_counted(drawing):
     async def test(page: Drawing) -> None:
         pages = page.queue._pages
         page.now += 2 * clients.LATE_SECONDS
@@ -229,7 +229,7 @@ def test_of_a_page_that_is_late_it_is_known_what_it_misses(drawing):
     drawing(test)
 
 
-def test_a_page_whose_answer_is_lost_is_asked_anew(drawing):
+def test_a_page_whose_answer_is_lost_is_asked_again(drawing):
     async def test(page: Drawing) -> None:
         page.answers()
         page.now += 1
@@ -244,8 +244,8 @@ def test_a_page_whose_answer_is_lost_is_asked_anew(drawing):
     drawing(test)
 
 
-def test_what_is_overtaken_while_a_page_sleeps_does_not_keep_the_newest_from_it():
-    """Two pages share viser's one event: one of them must not clear it for the other."""
+def test_a_message_superseded_while_a_page_sleeps_does_not_hold_back_the_newest():
+    """Two pages share viser's single event: one of them must not clear it for the other."""
 
     async def run() -> None:
         buffer: Any = AsyncMessageBuffer(asyncio.get_running_loop(), True)
@@ -272,7 +272,7 @@ def test_what_is_overtaken_while_a_page_sleeps_does_not_keep_the_newest_from_it(
     asyncio.run(run())
 
 
-def test_who_never_answers_is_not_waited_for_for_ever(drawing):
+def test_a_page_that_never_answered_is_given_up_and_not_asked_again(drawing):
     async def test(page: Drawing) -> None:
         page.now += clients.GIVEN_UP_SECONDS - 1
         assert await page.moved() == []
@@ -284,12 +284,12 @@ def test_who_never_answers_is_not_waited_for_for_ever(drawing):
     drawing(test)
 
 
-def test_a_page_that_opens_after_weeks_is_not_kept_waiting(viewer):
+def test_a_page_that_opens_after_weeks_is_served_at_once(viewer):
     buffer: Any = Probe(viewer).server._websock_server._broadcast_buffer
     first = Page(viewer)
     eventually(lambda: first.windows > 0, "the first page is sent what there is")
     with buffer.buffer_lock:
-        # A dozen for each of 30 frames a second, for eight weeks.
+        # A dozen messages per frame, 30 frames a second, for eight weeks.
         buffer.message_counter += 12 * 30 * 56 * 24 * 3600
     Probe(viewer).now(lambda: Probe(viewer).server.scene.add_frame("/later"))
     second, before = Page(viewer), first.windows
@@ -298,13 +298,13 @@ def test_a_page_that_opens_after_weeks_is_not_kept_waiting(viewer):
     Probe(viewer).now(lambda: Probe(viewer).server.scene.add_frame("/last"))
     eventually(lambda: first.windows > before, "the first is not kept waiting")
     eventually(lambda: buffer.generator_cursors[max(buffer.generator_cursors)] > 10**8, "all")
-    # To go through all of the numbers takes minutes.
+    # Going through all the numbers would take minutes.
     assert time.monotonic() - begun < 20
     first.close()
     second.close()
 
 
-def test_a_page_that_is_slow_is_told_of_and_slows_no_other(viewer):
+def test_the_panel_reports_a_slow_page_which_slows_down_no_other(viewer):
     probe, stop = Probe(viewer), threading.Event()
     many = np.zeros((20_000, 3), np.float32)
     box = trimesh.creation.box()
@@ -368,7 +368,7 @@ def test_a_page_that_is_slow_is_told_of_and_slows_no_other(viewer):
     eventually(lambda: not probe.clients.queues, "both are forgotten")
 
 
-def test_where_viser_is_built_otherwise_it_keeps_its_own(viewer, monkeypatch, caplog):
+def test_a_viser_without_the_private_name_keeps_its_own_generator(viewer, monkeypatch, caplog):
     monkeypatch.delattr(AsyncMessageBuffer, "_window_loop")
     clients._say_that_it_is_left_alone.cache_clear()
     server = viser.ViserServer(port=0, verbose=False)
@@ -381,10 +381,10 @@ def test_where_viser_is_built_otherwise_it_keeps_its_own(viewer, monkeypatch, ca
         server.stop()
 
 
-def test_a_viser_that_this_was_not_written_for_is_left_alone_whatever_its_names(
+def test_an_untested_viser_is_left_alone_even_if_its_private_names_match(
     monkeypatch, caplog
 ):
-    """It may have kept the names, and have changed what its loop is given."""
+    """It may have kept the names but changed the arguments of its loop."""
     monkeypatch.setattr(compat, "VISER_LOOPS", ("0.9.",))
     clients._say_that_it_is_left_alone.cache_clear()
     with Viewer(port=0) as one, Viewer(port=0) as other:
@@ -400,6 +400,6 @@ def test_a_viser_that_this_was_not_written_for_is_left_alone_whatever_its_names(
 
 
 @pytest.mark.parametrize("name", compat._STATE)
-def test_the_viser_that_is_installed_is_the_one_this_was_written_for(viewer, name):
+def test_the_installed_viser_has_the_private_names_that_are_used(viewer, name):
     assert hasattr(Probe(viewer).server._websock_server._broadcast_buffer, name)
     assert "window_generator" in vars(Probe(viewer).server._websock_server._broadcast_buffer)

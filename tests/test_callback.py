@@ -1,4 +1,4 @@
-"""The two ways to call the host: which is taken, and what the direct one can do beyond."""
+"""The two ways to call the host: which one is chosen, and what only the direct one supports."""
 
 import logging
 from functools import partial
@@ -27,7 +27,7 @@ def unforced(monkeypatch):
     host_call._best_known.cache_clear()
 
 
-def test_the_installed_jax_is_known_to_carry_direct_calls(unforced):
+def test_direct_calls_are_used_with_the_installed_jax(unforced):
     assert mechanism() == "direct"
 
 
@@ -51,7 +51,7 @@ def test_a_jax_without_the_private_name_falls_back(unforced, caplog):
 
 
 @pytest.mark.parametrize("name", host_call.MECHANISMS)
-def test_the_environment_variable_forces_either(monkeypatch, name):
+def test_the_environment_variable_forces_either_mechanism(monkeypatch, name):
     monkeypatch.setenv(host_call.VARIABLE, name)
     assert mechanism() == name
 
@@ -64,7 +64,7 @@ def test_an_unknown_mechanism_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("name", host_call.MECHANISMS)
 @pytest.mark.parametrize("kept_alive", [True, False])
-def test_the_answer_comes_back(monkeypatch, name, kept_alive):
+def test_the_hosts_answer_is_returned(monkeypatch, name, kept_alive):
     monkeypatch.setenv(host_call.VARIABLE, name)
     seen = []
 
@@ -80,7 +80,7 @@ def test_the_answer_comes_back(monkeypatch, name, kept_alive):
         assert set(seen) == {np.ndarray}
 
 
-def test_directly_a_checkpointed_step_is_seen(direct):
+def test_direct_calls_work_in_a_checkpointed_step(direct):
     host = RecordingHost(push=True)
 
     def loss(x, countdown):
@@ -92,7 +92,7 @@ def test_directly_a_checkpointed_step_is_seen(direct):
     assert host.pushed
 
 
-def test_directly_a_loop_whose_predicate_is_batched_is_seen(direct):
+def test_direct_calls_work_in_a_loop_with_a_batched_predicate(direct):
     host = RecordingHost(push=True)
 
     def until(x, countdown):

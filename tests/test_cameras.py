@@ -1,4 +1,4 @@
-"""Cameras of a model, against MuJoCo's own."""
+"""Cameras of a model, compared with MuJoCo's own."""
 
 import mujoco
 import numpy as np
@@ -27,7 +27,7 @@ MODEL = """
 
 
 @pytest.mark.parametrize("index", range(4))
-def test_a_camera_sees_what_mujocos_does(index):
+def test_a_camera_has_the_pose_and_field_of_view_of_mujocos(index):
     model = mujoco.MjModel.from_xml_string(MODEL)
     data = mujoco.MjData(model)
     data.qpos[:] = [0.5, -0.3, 1.2, 0.8, 0.2, 0.5, 0.1, 0.7]
@@ -39,7 +39,7 @@ def test_a_camera_sees_what_mujocos_does(index):
     np.testing.assert_allclose(sight.position, data.cam_xpos[index], atol=1e-6)
     forward = sight.look_at - sight.position
     np.testing.assert_allclose(forward / np.linalg.norm(forward), -axes[:, 2], atol=1e-6)
-    # Upright in the picture: MuJoCo's y axis, but for the part of it that is along the way.
+    # Up in the picture is MuJoCo's y axis; a component along the view direction has no effect.
     up = sight.up - (sight.up @ -axes[:, 2]) * -axes[:, 2]
     np.testing.assert_allclose(up / np.linalg.norm(up), axes[:, 1], atol=1e-6)
     assert sight.fov == pytest.approx(np.radians(model.cam_fovy[index]))

@@ -12,7 +12,7 @@ SCRIPT = """
     from brax.training.agents.ppo import networks, train as ppo
     from brax_viser import Viewer, VisualizedEnv
     from tests.conftest import Page, eventually
-    from tests.support import Probe, feed_of
+    from tests.support import Probe, source_of
 
     assert jax.local_device_count() == 4
     settings = dict(
@@ -41,7 +41,7 @@ SCRIPT = """
         training.start()
 
         def steps():
-            pacer = feed_of(env).rollouts["train"].pacer
+            pacer = source_of(env).rollouts["train"].pacer
             return [pacer.steps_of(shard) for shard in range(4)]
 
         def held_at(step):

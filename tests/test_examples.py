@@ -21,6 +21,7 @@ class Stop(Exception):
         ("humanoid_single", 1, 256),
         ("cartpole_grid", 8, 8),
         ("ant_ppo", 64, 2048),
+        ("own_controls", 36, 1024),
         ("sim_to_sim", 16, 256),
         ("playground_cartpole", 64, 256),
     ],

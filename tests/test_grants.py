@@ -19,7 +19,7 @@ from brax_viser.records.packet import Packet
 from brax_viser.records.protocol import GIVEN, GRANTED, GRANTED_COORDINATES, UNASKED
 from envs.cartpole import CartPole
 from tests.conftest import Page, eventually
-from tests.support import Probe, feed_of
+from tests.support import Probe, source_of
 
 NUM_ENVS = 16
 
@@ -39,7 +39,7 @@ class Rollout:
 
         Probe(viewer).shared.mailbox.put = put_down
         env = VisualizedEnv(CartPole("positional"), grid=(2, 2), viewer=viewer)
-        ask, push = feed_of(env).ask, feed_of(env).push
+        ask, push = source_of(env).ask, source_of(env).push
 
         def asked(origin: Any, query: Any) -> np.ndarray:
             self.calls.append(("ask", int(np.asarray(query)[0])))
@@ -49,7 +49,7 @@ class Rollout:
             self.calls.append(("push", int(np.asarray(header)[1])))
             return push(origin, layout, header, rows)
 
-        feed_of(env).ask, feed_of(env).push = asked, pushed
+        source_of(env).ask, source_of(env).push = asked, pushed
         self.env = envs.training.wrap(env, episode_length=100)
         self.state = jax.jit(self.env.reset)(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
         self._steps = jax.jit(self._take)

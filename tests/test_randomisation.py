@@ -17,7 +17,7 @@ from brax_viser.model.surfaces import linear
 from brax_viser.model.variants import Variants
 from envs.cartpole import CartPole
 from tests.conftest import eventually
-from tests.support import Probe, feed_of
+from tests.support import Probe, source_of
 from tests.test_training import SMALL, bare, train
 
 POLE, KNOB = 4, 5
@@ -58,8 +58,8 @@ def test_states_arrive_what_differs_is_sent_once_and_drawn(viewer, page):
     viewer.mode = "every_step"
     env = VisualizedEnv(CartPole(), grid=(2, 2), viewer=viewer)
     models = []
-    push_model = feed_of(env).push_model
-    feed_of(env).push_model = lambda origin, shard, rows: (
+    push_model = source_of(env).push_model
+    source_of(env).push_model = lambda origin, shard, rows: (
         models.append(np.array(rows)) or push_model(origin, shard, rows)
     )
     wrapped = randomised(env, 8)

@@ -14,7 +14,7 @@ from brax_viser.model.robot import Model
 from brax_viser.page.reader import Reader, Reading
 from envs.cartpole import CartPole
 from tests.conftest import eventually
-from tests.support import Probe, feed_of
+from tests.support import Probe, source_of
 
 NUM_ENVS = 4
 
@@ -59,7 +59,7 @@ class Rollout:
         env = VisualizedEnv(CartPole("positional"), grid=(2, 2), viewer=viewer)
         self._step = jax.jit(jax.vmap(env.step))
         self._state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
-        self.source = feed_of(env)
+        self.source = source_of(env)
         self.steps = 0
 
     def step(self, count: int = 1) -> None:

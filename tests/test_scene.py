@@ -16,7 +16,7 @@ from brax_viser.model.shapes import floor_height, floor_of, shapes_of, visible_g
 from brax_viser.scene.robots import PARKED
 from brax_viser.scene.stage import SHADOW_DEPTH, scene_scale
 from tests.conftest import eventually
-from tests.support import Probe, feed_of
+from tests.support import Probe, source_of
 
 CELLS = (3, 2)
 
@@ -68,7 +68,7 @@ def test_poses_on_screen_are_the_trainers(viewer, page, name, backend):
     eventually(lambda: np.array_equal(scene.pos, x.pos[:6]), "the newest step is on screen")
     drawn(viewer)
     assert viewer.stats().frames == 3
-    cells = feed_of(env).grid.origins(6)
+    cells = source_of(env).grid.origins(6)
     for env_index in range(6):
         # Each handle's instances are [env, occurrence].
         shown = [

@@ -8,7 +8,7 @@ from brax_viser import Viewer, VisualizedEnv
 from brax_viser.panel import words
 from envs.cartpole import CartPole
 from tests.conftest import Page, eventually
-from tests.support import Probe, feed_of
+from tests.support import Probe, source_of
 
 NUM_ENVS = 2
 KEYS = jax.random.split(jax.random.PRNGKey(0), NUM_ENVS)
@@ -20,7 +20,7 @@ class Stepped:
     def __init__(self, viewer: Viewer):
         env = VisualizedEnv(CartPole(n_frames=1), grid=(2, 1), viewer=viewer)
         self._reset, self._step = jax.jit(jax.vmap(env.reset)), jax.jit(jax.vmap(env.step))
-        self.label = feed_of(env).label
+        self.label = source_of(env).label
         self.reset()
 
     def reset(self) -> None:

@@ -19,7 +19,7 @@ from brax_viser.device.host_call import VARIABLE
 from brax_viser.host.control import MODES, SHOWS
 from brax_viser.twins.twins import Twins
 from tests.conftest import Page, eventually
-from tests.support import Probe, feed_of
+from tests.support import Probe, source_of
 
 SMALL: dict[str, Any] = dict(
     num_timesteps=8_000,
@@ -224,7 +224,7 @@ def test_a_viewer_closed_in_the_middle_leaves_the_training_alone(stock_repeated)
     viewer = Viewer(port=0, mode="every_step")
     page = Page(viewer)
     env = VisualizedEnv(bare(), grid=(4, 4), viewer=viewer)
-    push, closer = feed_of(env).push, threading.Thread(target=viewer.close)
+    push, closer = source_of(env).push, threading.Thread(target=viewer.close)
 
     def push_and_close(*args):
         if viewer.stats().frames == 20:
@@ -234,7 +234,7 @@ def test_a_viewer_closed_in_the_middle_leaves_the_training_alone(stock_repeated)
             )
         return push(*args)
 
-    feed_of(env).push = push_and_close
+    source_of(env).push = push_and_close
     assert_identical(train(env, REPEATED), stock_repeated)
     closer.join(timeout=20)
     assert 20 <= viewer.stats().frames < 500
@@ -270,7 +270,7 @@ def test_a_fault_within_a_callback_leaves_the_training_alone(viewer, page, where
         raise RuntimeError("not today")
 
     if where == "ask":
-        feed_of(env)._fill = broken
+        source_of(env)._fill = broken
     else:
         Probe(viewer).shared.mailbox.put = broken  # type: ignore[method-assign, assignment]
     step = jax.jit(jax.vmap(env.step))

@@ -1,5 +1,5 @@
-"""A plain class that is an environment by what it has, with a physics of its own that compiles at
-once: a cart on a rail that goes where it is told."""
+"""A plain class with the attributes of an environment and its own physics, which compiles quickly:
+a cart on a rail that follows the action."""
 
 from collections.abc import Callable
 from typing import Any
@@ -47,7 +47,7 @@ class Toy:
         reward: Callable[[jax.Array], Any] | None = None,
         obs: Callable[[jax.Array], Any] | None = None,
     ):
-        """Each is made of the position [], if it is told how."""
+        """Optionally takes functions that compute each value from the position [], m."""
         self.model = mujoco.MjModel.from_xml_string(XML)
         self.made = done, reward, obs
 

@@ -1,1 +1,1 @@
-"""What answers the device's calls, and what is known of a training."""
+"""The host side: answers the device's calls and keeps the state of each rollout."""

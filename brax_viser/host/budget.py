@@ -1,4 +1,4 @@
-"""What watching costs, and what it may cost: pure logic, the clock injected."""
+"""Measures the cost of watching and budgets it: pure logic, with the clock injected."""
 
 import math
 from collections import deque
@@ -6,21 +6,21 @@ from dataclasses import dataclass
 
 RATE_SECONDS = 1.0
 """Time constant of the step rate. Longer than a rollout-and-update cycle of PPO on a small env:
-a rate taken within the rollout alone would skip across the update and notice a switch late."""
+a rate measured within the rollout alone would skip past the update and notice a switch late."""
 
 COST_SECONDS = 20.0
-"""Span over which the cost of watching is averaged: several stretches, so that one more or less
-within the span makes little difference."""
+"""Span over which the cost of watching is averaged: several stretches, so that one stretch more or
+less within the span makes little difference."""
 
 BIN_SECONDS = 0.1
 
 SAVED_SECONDS = 1.0
-"""How long an unspent budget can be saved up, at least: a person who opens a page sees the first
-stretch at once."""
+"""At least this many seconds of unspent budget can be saved up, so that a newly opened page shows
+its first stretch at once."""
 
 SENDING_SHARE = 0.2
-"""Of the budget, what asking leaves for sending in any case: asking cannot stop, for it notices the
-switch, and where it costs more than the whole budget a page must not stand still for ever."""
+"""Share of the budget reserved for sending. Asking can't stop, since it notices the switch; where
+it costs more than the whole budget, the page must still be updated now and then."""
 
 
 class Rate:
@@ -32,7 +32,7 @@ class Rate:
         self._seconds = 0.0
 
     def add(self, seconds: float, events: int) -> None:
-        """`events` happened in the last `seconds`."""
+        """Counts `events` that happened in the last `seconds`."""
         fade = math.exp(-max(seconds, 0.0) / self._fade_seconds)
         self._events = self._events * fade + events
         self._seconds = self._seconds * fade + max(seconds, 0.0)
@@ -43,12 +43,12 @@ class Rate:
 
 
 class Budget:
-    """What watching may still cost: it grows with wall-clock time and shrinks with what is spent.
+    """The credit left for watching: it grows with wall-clock time and shrinks with each cost.
 
-    A stretch is begun when it can be paid for, so that over any time from the first step on the
-    share is exceeded by no more than the call that finds the budget used up. Two things are
-    forgiven, so that nothing starves: what asking alone costs beyond its part of the budget, and a
-    debt that no `COST_SECONDS` could pay back, as a process leaves that was stopped within a call.
+    A stretch is begun when the credit covers it, so over any time from the first step on, the share
+    is exceeded by at most the call that finds the budget used up. Two costs are forgiven, so that
+    nothing starves: the cost of asking alone beyond its part of the budget, and debt above
+    `COST_SECONDS` of budget, e.g. after the process was stopped (SIGSTOP) during a call.
     """
 
     def __init__(self) -> None:
@@ -64,10 +64,10 @@ class Budget:
 
         Args:
             now: s.
-            spent: s, what watching has cost so far, in all.
-            polling: s, the part of it that went on asking in vain.
-            share: of wall-clock that it may take.
-            at_once: s, the largest cost that must be affordable at a time.
+            spent: s, total cost of watching so far.
+            polling: s, the part of `spent` that went into asks without a push.
+            share: share of wall-clock time that watching may take.
+            at_once: s, the largest single cost that must be affordable.
         """
         if self._now is None:
             self._now, self._spent, self._polling = now, spent, polling
@@ -84,29 +84,29 @@ class Budget:
 
 
 class CostMeter:
-    """What watching costs the training: time spent in calls to the host, and bytes moved.
+    """Measures what watching costs the training: time spent in calls to the host, and bytes moved.
 
-    The share is that of the training thread's wall-clock. What the viewer's own threads take of
-    the processor beside it is not in it; `benchmarks.overhead` measures everything together.
+    The share is of the training thread's wall-clock time. It leaves out the processor time of the
+    viewer's own threads; `benchmarks.overhead` measures everything together.
     """
 
     def __init__(self) -> None:
         self._bins: deque[_Bin] = deque()
         self._since: float | None = None
-        self.spent = 0.0  # s, in all
-        self.polling = 0.0  # s, the part of it that went on asking in vain
-        self.calls = 0  # in all
-        self._gaps = deque([20e-6], maxlen=32)  # s, before the last pushes
+        self.spent = 0.0  # s, total
+        self.polling = 0.0  # s, the part of `spent` that went into asks without a push
+        self.calls = 0  # total
+        self._gaps = deque([20e-6], maxlen=32)  # s, between the call before and each recent push
 
     @property
     def crossing(self) -> float:
-        """s: what a call costs outside of our function. The least of the last ones: a gap before
-        a push is longer where the processor is busy with something else, which is no cost of ours
-        that every other call had as well."""
+        """s: cost of a call outside our function. The smallest of the recent gaps is used: a gap
+        before a push is longer where the processor is busy with something else, which is not a
+        cost that every call has."""
         return min(self._gaps)
 
     def asked(self, start: float, stop: float, *, pushes: bool = True) -> None:
-        """An `ask` ran from `start` to `stop`; getting there cost a crossing as well."""
+        """Counts an `ask` that ran from `start` to `stop`, plus one crossing to get there."""
         cost = stop - start + self.crossing
         if not pushes:
             self.polling += cost
@@ -115,11 +115,11 @@ class CostMeter:
     def pushed(
         self, before: float | None, start: float, stop: float, nbytes: int, *, frame: bool = True
     ) -> None:
-        """A `push` ran from `start` to `stop`, after the call before it had ended at `before`.
+        """Counts a `push` that ran from `start` to `stop`; the call before it ended at `before`.
 
-        Between the two lie the gather, the transfer and one crossing into Python: all of it is
-        ours, and it is the one crossing that can be timed from inside. Where the call before was
-        for another step, `before` is None, and the crossing is taken for what it was with others.
+        The gap between the two is the gather, the transfer and one crossing into Python: all of it
+        counts as cost, and no other crossing can be timed from inside. If the call before was for
+        another step, `before` is None, and `crossing` stands in for the gap.
         """
         if before is None:
             before = start - self.crossing
@@ -128,11 +128,11 @@ class CostMeter:
         self._add(stop, max(stop - before, 0.0), nbytes, int(frame))
 
     def went_on(self, now: float, seconds: float, nbytes: int, frames: int) -> None:
-        """Pushes without an `ask`, one after the other, ran for so long in all until `now`."""
+        """Counts consecutive pushes without an `ask` that took `seconds` in total until `now`."""
         self._add(now, seconds + frames * self.crossing, nbytes, frames, calls=frames)
 
     def reading(self) -> "Cost":
-        """What has been measured, to be worked out when the lock that guards this is free again."""
+        """Copies the measurements, so that they are evaluated after the lock is released."""
         return Cost(self._since, list(self._bins))
 
     def _add(
@@ -157,7 +157,7 @@ class CostMeter:
 
 @dataclass
 class _Bin:
-    """Calls that came close after each other, summed up."""
+    """The sum of calls that came close together."""
 
     since: float  # s
     seconds: float = 0.0

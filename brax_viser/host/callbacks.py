@@ -1,4 +1,4 @@
-"""The host's end of the wire: what answers the device, on XLA's threads."""
+"""Answers the device's calls, on XLA's threads: the host's end of the wire."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -39,15 +39,15 @@ from brax_viser.records.trainer_call import TrainerCall
 log = logging.getLogger("brax_viser")
 
 GRANT_SECONDS = 0.05
-"""How long "every_step" goes on without looking at more than whether anybody has changed anything:
-the pace, the progress and the cost are brought up to date that much later."""
+"""For this long, "every_step" grants pushes and checks only whether anything has changed: pace,
+progress and cost lag by up to as much."""
 
 AFTER_FAULT = 1000
-"""Steps to skip after a fault of our own, before the device may ask again whether all is well."""
+"""Steps to skip after a fault of our own before the device asks again."""
 
 
 class Callbacks(Source):
-    """What one `VisualizedEnv` calls while it is traced and while it runs: an `emit.Host`."""
+    """Receives the calls of one `VisualizedEnv`, traced and running: an `emit.Host`."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Callbacks(Source):
         self._on_new_training = on_new_training
 
     def traced(self, call: TrainerCall | None) -> None:
-        """`reset` or `step` is being traced: a trainer is getting ready."""
+        """Notes that `reset` or `step` is being traced, by a trainer that is getting ready."""
         if self._shared.progress.traced(call, self._shared.clock()):
             assert call is not None
             self._shared.hold.forget()
@@ -72,8 +72,8 @@ class Callbacks(Source):
             self._on_new_training(self, call)
 
     def leave(self) -> None:
-        """The viewer is closed. Programs that were compiled keep this object, and are not to keep
-        the page with it."""
+        """Drops the reference to the page, as the viewer is closed: compiled programs keep this
+        object alive, and must not keep the page alive too."""
         self._on_new_training = lambda source, call: None
 
     def ask(self, origin: Origin, query: object) -> np.ndarray:
@@ -94,7 +94,7 @@ class Callbacks(Source):
                 shared.tell(new)
             self._hold_here(answer, rollout, origin, shard, refreshed)
             self._watch(answer, rollout, shard)
-        # Whatever it is, raising here would end the user's training.
+        # Catch everything: raising here would end the user's training.
         except Exception as error:
             shared.failed("ask", error)
         return answer
@@ -122,7 +122,7 @@ class Callbacks(Source):
                     answer[ANSWER_HEAD:], columns[0]
                 )
             elif rollout is None or _is_stale(rollout, shard, rule, columns[0]):
-                return _quiet(origin, skip=0)  # another training has begun meanwhile
+                return _quiet(origin, skip=0)  # another training has begun
             else:
                 answer, wanted = _quiet(origin), rule == GIVEN
             if wanted:
@@ -150,7 +150,7 @@ class Callbacks(Source):
                 )
             self._hold_here(answer, rollout, origin, shard, refreshed)
             self._watch(answer, rollout, shard)
-        # As in `ask`: never into the user's training.
+        # As in `ask`: never raise into the user's training.
         except Exception as error:
             shared.failed("push", error)
             return _quiet(origin)
@@ -165,7 +165,7 @@ class Callbacks(Source):
             refreshed = shared.hold.refreshes
             rollout = self.rollouts.get(origin.role)
             if rollout is None or _is_stale(rollout, device, GIVEN):
-                return _quiet(origin, skip=0)  # another training has begun meanwhile
+                return _quiet(origin, skip=0)  # another training has begun
             with shared.lock:
                 order = rollout.asked_for[device]
                 rollout.models |= order.envs
@@ -186,7 +186,7 @@ class Callbacks(Source):
                 shared.meter.pushed(before, start, rollout.called[device], nbytes, frame=False)
             self._hold_here(answer, rollout, origin, device, refreshed)
             self._watch(answer, rollout, device)
-        # As in `ask`: never into the user's training.
+        # As in `ask`: never raise into the user's training.
         except Exception as error:
             shared.failed("push_model", error)
         return answer
@@ -201,13 +201,13 @@ class Callbacks(Source):
             )
             self.rollouts[origin.role] = rollout
         if countdown == FRESH:
-            rollout.models.clear()  # it may have been given other ones
+            rollout.models.clear()  # the reset may have changed the models
         self._take_the_page(origin.role, begins=begins)
         return rollout
 
     def _take_the_page(self, role: str, *, begins: bool) -> None:
-        """Of several environments of one viewer, the one that has begun last is shown. Where they
-        are stepped in turn it stays so, whichever is reset, until it is stepped no more."""
+        """Shows this environment if, among several of one viewer, it has begun last. If they are
+        stepped in turn, the shown one stays, whichever is reset, until it is no longer stepped."""
         shared, shown = self._shared, self._shared.shown.get(role)
         if shown is self:
             return
@@ -218,7 +218,7 @@ class Callbacks(Source):
             shared.beside.setdefault(role, {})[self] = now
 
     def _alone(self, role: str, shown: Rollout, now: float) -> bool:
-        """Whether the environment that is shown is stepped no more, and this one goes on."""
+        """Whether the shown environment is no longer stepped while this one is."""
         last = max(shown.called.values(), default=now)
         own = max(self.rollouts[role].called.values(), default=-np.inf)
         return own > last and now - last > IDLE_SECONDS
@@ -232,8 +232,8 @@ class Callbacks(Source):
         now: float,
         report: Sequence[int] = (),
     ) -> tuple[bool, Finding | None]:
-        """Counts the step, plans the next call, and returns whether this step is to be pushed, and
-        what is to be told of the `report` of what has turned NaN."""
+        """Counts the step and plans the next call. Returns whether to push this step, and the
+        finding in `report`, the device's report of NaN and Inf, if it must be reported."""
         shared, pacer, role = self._shared, rollout.pacer, origin.role
         last_skip = pacer.granted(shard)
         control = shared.control
@@ -259,7 +259,7 @@ class Callbacks(Source):
             shown = shared.shown[role] is self
         push = plan.push
         if shared.hold.counts(role) and not control.closed:
-            # Stepped through: each step is seen, whether or not a page is open to look at it.
+            # Single-stepping: push each step, whether or not a page is open.
             pacer.grant(shard, 0)
             push = shown and control.streaming
         if push:
@@ -283,14 +283,14 @@ class Callbacks(Source):
         *,
         consecutive: bool,
     ) -> Finding | None:
-        """Something has turned NaN or Inf with this step; see `watch.report`. Holds the training
-        here if it is to be, and returns what is to be told. `shared.lock` is held."""
+        """Handles the report of a NaN or Inf at this step; see `watch.report`. Holds the training
+        here if so set; returns the finding if it must be reported. The caller holds `shared.lock`."""
         shared, role = self._shared, origin.role
         row, count, watching, *kinds = report
         fields = fields_of(origin.watched, kinds)
         env_steps = rollout.pacer.steps_of(shard)
         step = env_steps * rollout.num_envs
-        if role == "train":  # what the trainer has reported counts
+        if role == "train":  # continue from the trainer's own count
             ahead = max(env_steps - rollout.progressed, 0)
             step = shared.progress.view(shared.clock()).env_steps + ahead * rollout.num_envs
         finding = Finding(
@@ -305,8 +305,8 @@ class Callbacks(Source):
         return finding if shared.found(self, finding) else None
 
     def _watch(self, answer: np.ndarray, rollout: Rollout, shard: int) -> None:
-        """Has the device look through all until it asks again, if the answer is the last one for
-        this step and that is wanted."""
+        """Has the device check all fields at each step until it asks again, if that is wanted and
+        the answer is the last one for this step."""
         if answer[0] or self._shared.control.closed or answer[1] >= FOREVER:
             return
         watched = self._is_watched(rollout, shard)
@@ -315,13 +315,13 @@ class Callbacks(Source):
             answer[1] = min(answer[1], WATCHED_MOST) + WATCHED
 
     def _is_watched(self, rollout: Rollout, shard: int) -> bool:
-        """Whether the device is to look through all at each step: to hold at the first NaN, or
-        once, to forget what it has told of and is finite by now."""
+        """Whether the device must check all fields at each step: to hold at the first NaN, or
+        once, to forget reported fields that are finite again."""
         anew = self._shared.findings.rearmed
         return self._shared.control.hold_on_nan or rollout.rearmed.get(shard, anew) != anew
 
     def _find_leader(self, rollout: Rollout, shard: int) -> None:
-        """Of a training that several processes step, which shards are this one's is only seen."""
+        """Lets the lowest shard seen here plan: this process's shards aren't known beforehand."""
         if not rollout.called:
             rollout.pacer.leader = shard
         rollout.pacer.leader = min(rollout.pacer.leader, shard)
@@ -333,7 +333,7 @@ class Callbacks(Source):
     def _fill(
         self, answer: np.ndarray, rollout: Rollout, origin: Origin, shard: int, *, push: bool
     ) -> None:
-        """Writes the answer: whether to push, and which rows."""
+        """Writes into the answer whether to push, and which rows."""
         answer[1] = rollout.pacer.granted(shard)
         if self._shared.control.closed:
             answer[1] = FOREVER
@@ -342,7 +342,7 @@ class Callbacks(Source):
             if rule != GIVEN:
                 answer[0], answer[2], answer[3] = PUSH, rule, NOBODY
             elif drawn is not None and not rollout.choice.pending:
-                # Of a shard that is only now being seen, the environments are this process's too.
+                # Include this shard, which may be seen for the first time, in this process's.
                 order, known = rollout.asked_for.get(shard), len(rollout.called)
                 if order is None or order.drawn is not drawn or order.known != known:
                     here = drawn
@@ -368,8 +368,8 @@ class Callbacks(Source):
     def _grant(
         self, answer: np.ndarray, rollout: Rollout, origin: Origin, layout: Layout, shard: int
     ) -> None:
-        """Lets the next step be pushed as this one was, without an `ask`, where it is to be.
-        Whoever changes their mind until then asks for other rows in the answer to that push."""
+        """Lets the next step be pushed like this one, without an `ask`, where it is planned. If
+        the choice changes before that, the answer to that push asks for other rows."""
         shared = self._shared
         if answer[0] or answer[1] or shared.hold.paused or not rollout.pacer.is_next(shard):
             return
@@ -402,8 +402,8 @@ class Callbacks(Source):
         rows: Any,
         start: float,
     ) -> np.ndarray | None:
-        """The answer to a push that was granted, if it is the one before; None where it takes
-        more than that to find it."""
+        """Returns the previous answer for a granted push if it still holds; None where the answer
+        must be computed."""
         shared, grant = self._shared, rollout.grants[shard]
         pushed = header[HEADER_HEAD : HEADER_HEAD + origin.num_rows]
         with shared.lock:
@@ -434,7 +434,7 @@ class Callbacks(Source):
         return grant.answer
 
     def _settle(self, rollout: Rollout, shard: int, now: float) -> None:
-        """Lets the meter know of what a grant has cost, and forgets it. `shared.lock` is held."""
+        """Adds the cost of a grant to the meter and forgets the grant. The caller holds `shared.lock`."""
         grant = rollout.grants.pop(shard, None)
         if grant is not None and grant.frames:
             self._shared.meter.went_on(now, grant.spent, grant.nbytes, grant.frames)
@@ -448,7 +448,7 @@ class Callbacks(Source):
         ranked: np.ndarray,
         rows: Any,
     ) -> None:
-        """A device has ranked those that have terminated, and sends how they did."""
+        """Hands on the rows of the terminated environments that a device has ranked."""
         env_index = shard * origin.num_envs + ranked  # a new array, kept beyond this call
         with self._shared.lock:
             wait = self._shared.control.mode == "every_step"
@@ -469,7 +469,7 @@ class Callbacks(Source):
     def _rank(
         self, rollout: Rollout, origin: Origin, shard: int, rule: int, columns: np.ndarray
     ) -> None:
-        """A device has ranked its environments."""
+        """Reports a device's ranking of its environments to the shared state."""
         row, since_termination, bits, finite, tier = columns.copy()  # kept beyond this call
         ranking = Ranking(
             shard * origin.num_envs + row,
@@ -513,9 +513,9 @@ class Callbacks(Source):
             drawn=order.here,
             num_envs=rollout.num_envs,
             layout=layout,
-            # Called directly, what is handed in is XLA's own memory for as long as we are.
+            # In a direct call, this is XLA's own memory, valid only until we return.
             rows=rows.copy() if isinstance(rows, np.ndarray) else rows,
-            # A flat one has a detail behind its rows.
+            # A flat array has a detail after its rows.
             detail_env=rollout.detailed.get(shard) if rows.ndim == 1 else None,
             detail_layout=origin.detail,
         )
@@ -523,7 +523,7 @@ class Callbacks(Source):
     def _hold_here(
         self, answer: np.ndarray, rollout: Rollout, origin: Origin, shard: int, refreshed: int
     ) -> None:
-        """Waits, if the training is held at this step and has nothing more to push."""
+        """Waits if the training is held at this step and nothing more must be pushed."""
         shared, role = self._shared, origin.role
         if answer[0] or not shared.hold.paused:
             return
@@ -534,7 +534,7 @@ class Callbacks(Source):
             with shared.lock:
                 push = shared.shown.get(role) is self and shared.control.streaming
                 push = push and shared.control.show in (role, "both")
-                # Time stands still: only another selection makes a choice a stale one.
+                # The clock stands still: only another selection makes a choice stale.
                 if push and rollout.choice.is_stale(
                     shared.selection, shared.clock(), begins=False, seconds=np.inf
                 ):
@@ -547,25 +547,25 @@ class Callbacks(Source):
 
 
 def _is_stale(rollout: Rollout, shard: int, rule: int, rows: np.ndarray | None = None) -> bool:
-    """Whether what a device pushes was asked for before this rollout began, as those of a training
-    that ends are while another one begins.
+    """Whether a device's push was asked for before this rollout began, as happens when a training
+    ends while another one begins.
 
     Args:
         rollout: the newest of its role.
         shard: the device.
-        rule: by which the rows were chosen.
-        rows: int32 [K], those that are pushed, where it is known.
+        rule: the rule by which the rows were chosen.
+        rows: int32 [K], indices of the pushed rows, where known.
     """
     if shard not in rollout.called:
         return True
     order = rollout.asked_for.get(shard)
     if rule != GIVEN:
-        return False  # a ranking counts only where it is still wanted
+        return False  # `Choice.report` ignores rankings that are no longer wanted
     return order is None or not (rows is None or np.array_equal(rows, order.answer[ANSWER_HEAD:]))
 
 
 def _quiet(origin: Origin, skip: int = AFTER_FAULT) -> np.ndarray:
-    """An answer that asks for nothing, and for no call before so many steps have passed."""
+    """Returns an answer that asks for nothing, and for no call before `skip` steps have passed."""
     answer = np.zeros(ANSWER_HEAD + origin.num_rows, np.int32)
     answer[3] = NOBODY
     answer[1] = skip

@@ -1,4 +1,4 @@
-"""What of an environment has turned NaN or Inf: which is told, and which holds the training."""
+"""Decides which NaN and Inf findings are reported and which of them hold the training."""
 
 import traceback
 from collections.abc import Hashable, Sequence
@@ -15,24 +15,24 @@ _WORDS = {
 }
 
 MOST_FIELDS = 4
-"""Fields that a sentence names."""
+"""Maximum number of fields that a sentence names."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something of one environment has turned NaN or Inf."""
+    """Fields of one environment that have turned NaN or Inf."""
 
-    role: str  # "train" | "eval": the rollout that it is in
-    env: int  # which, counted over all devices
-    fields: tuple[tuple[str, str], ...]  # (name, "NaN" or "Inf") of all that are so at that step
-    env_steps: int  # batched steps of that rollout, this one included
+    role: str  # "train" | "eval": the rollout of the environment
+    env: int  # index over all devices
+    fields: tuple[tuple[str, str], ...]  # (name, "NaN" or "Inf"), all non-finite at that step
+    env_steps: int  # batched steps of that rollout, including this one
     step: int  # the same over all environments, as the page and the trainer count them
-    others: int = 0  # environments that have turned at the same step
-    exact: bool = True  # whether it was finite one step before
+    others: int = 0  # other environments that turned NaN or Inf at the same step
+    exact: bool = True  # whether all was finite one step before
 
     @property
     def is_inf_observed(self) -> bool:
-        """Whether it is an Inf in observations and no more, which may be so by design."""
+        """Whether the finding is only an Inf in observations, which may be there by design."""
         return all(n.startswith("observation") and kind == "Inf" for n, kind in self.fields)
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ class Finding:
         turned = [field for field in self.fields if self.exact or field[0] == "reward"]
         before = [field for field in self.fields if field not in turned]
         said = f"{_said(turned, 'turned')} at step {self.step:,}" if turned else ""
-        if before and turned:  # at some step since the last at which all was looked through
+        if before and turned:  # at some step since all fields were last checked
             said += f" ({_said(before, '')}, too)"
         elif before:
             said = f"{_said(before, 'found')} at step {self.step:,}"
@@ -64,36 +64,36 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def fields_of(names: Sequence[str], kinds: Sequence[int]) -> tuple[tuple[str, str], ...]:
-    """Of a report of the device's, those that are not finite."""
+    """Returns the non-finite fields of a device's report: (name, "NaN" or "Inf") of each."""
     named = zip(names, kinds, strict=True)
     return tuple((name, "Inf" if kind == INF else "NaN") for name, kind in named if kind != FINITE)
 
 
 @dataclass
 class Findings:
-    """What is told of a training. Not thread-safe: the shared state's lock guards it.
+    """The findings reported for a training. Not thread-safe: the shared state's lock guards it.
 
     An Inf in an observation may be there by design, in all environments and at all times. It is
-    told once, and neither hides what else there is nor keeps it from being told.
+    reported once, and does not prevent other findings from being reported.
     """
 
-    rearmed: int = 0  # how often the devices were to look anew at what they had told
+    rearmed: int = 0  # how often the devices were told to check everything again
     _told: dict[tuple[Hashable, ...], Finding] = field(default_factory=dict)
     _held: set[bool] = field(default_factory=set)
 
     @property
     def told(self) -> tuple[Finding, ...]:
-        """The first of their kinds, and the last that held the training, as they have come."""
+        """The first finding of each kind and the last one that held the training, in order."""
         return tuple(self._told.values())
 
     @property
     def by_feed(self) -> tuple[tuple[Any, Finding], ...]:
-        """The same, each with what it was added for."""
+        """The same findings, each with the source that it was added for."""
         return tuple((whose, finding) for (whose, *_), finding in self._told.items())
 
     def add(self, whose: Hashable, finding: Finding, *, holds: bool = False) -> bool:
-        """Returns whether it is to be told: the first of its kind, or one that holds the training,
-        which is told as well, in place of the last that did."""
+        """Adds a finding. Returns whether it must be reported: it is the first of its kind, or it
+        holds the training and replaces the last one that did."""
         key = whose, finding.role, finding.is_inf_observed
         is_first = self._told.setdefault(key, finding) is finding
         if holds and not is_first:
@@ -101,25 +101,25 @@ class Findings:
         return is_first or holds
 
     def holds(self, finding: Finding) -> bool:
-        """Whether the training, if it is to be held at the first NaN, is to be held at this one."""
+        """Whether this finding holds the training (`hold_on_nan`): the first of its kind does."""
         kind = finding.is_inf_observed
         holds = kind not in self._held
         self._held.add(kind)
         return holds
 
     def rearm(self) -> None:
-        """The next one holds the training again."""
+        """Lets the next finding hold the training again."""
         self._held.clear()
         self.rearmed += 1
 
     def forget(self) -> None:
-        """Whatever there is from now on is the first of its kind."""
+        """Forgets all findings: the next one of each kind is reported again."""
         self._told.clear()
         self.rearm()
 
 
 def explained(error: BaseException, findings: Sequence[Finding]) -> str:
-    """Why a training has failed, in words, with what was found to have turned NaN first."""
+    """Describes in words why a training failed, with the first finding if there is one."""
     words = f"{type(error).__name__}: {error}"
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, AssertionError) and frames and frames[-1].name == "assert_is_replicated":

@@ -1,4 +1,4 @@
-"""Holding the training at a step, and letting it go on by steps, like a debugger."""
+"""Holds the training at a step and advances it by steps, like a debugger."""
 
 import math
 import threading
@@ -12,9 +12,9 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class HoldCommand:
-    """How a training that several processes step is held, as all of them are to hold it."""
+    """The state of the hold that all processes of one training must adopt."""
 
-    version: int = 0  # grows with each change; the same one is obeyed but once
+    version: int = 0  # grows with each change; each version is obeyed only once
     paused: bool = False
     target: float = 0
     until_env: int | None = None
@@ -24,7 +24,7 @@ class HoldCommand:
 
 @dataclass
 class _Part:
-    """What is known of one device's part of a rollout."""
+    """The known step of one device's part of a rollout, and whether it waits."""
 
     env_steps: int = 0
     blocked: bool = False
@@ -32,99 +32,99 @@ class _Part:
 
 @dataclass
 class Hold:
-    """Where the training has to wait. XLA's threads call `wait`, anybody the rest.
+    """Where the training must wait. XLA's threads call `wait`; any thread calls the rest.
 
-    Steps are those of one rollout, the one that is shown; the other runs freely while a step is
-    on its way and waits as well while none is. Several devices stop at one and the same step.
+    Steps are counted in one rollout, the one that is shown; the other rollout runs freely while a
+    step is under way, and otherwise waits as well. All devices stop at the same step.
     """
 
     clock: Callable[[], float] = time.monotonic
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _paused: bool = False
-    _target: float = 0  # steps of the stepped rollout at which its parts wait
-    _pending: int | None = None  # steps to take from the one at which the first part comes by
-    _until_env: int | None = None  # run on to the next termination of this environment
-    _since: float = -1  # steps: that termination must be after this one
+    _target: float = 0  # step of the stepped rollout at which its parts wait
+    _pending: int | None = None  # steps to take, counted from the first call of `wait`
+    _until_env: int | None = None  # continue until this environment next terminates
+    _since: float = -1  # that termination must come after this step
     _stepped: str = "train"
     _parts: dict[Key, _Part] = field(default_factory=dict)
     _refreshed: int = 0
     _interrupts: int = 0
-    _interrupted: bool = False  # whoever waits next is to end the training
+    _interrupted: bool = False  # the next call of `wait` ends the training
     _closed: bool = False
     _fell: tuple[str, int] | None = None
     _version: int = 0  # of the orders that are given
-    _obeyed: int = -1  # of those that were obeyed last
-    # (s, in all, up to the last release; s, since when it is held now, or None). A pair, so that
-    # it can be read without the lock: the clock is read some times in each call from the device.
+    _obeyed: int = -1  # version of the last orders obeyed
+    # (s held in total, up to the last release; s, start of the current hold, or None). A pair, so
+    # it can be read without the lock: each call from the device reads the clock several times.
     _pauses: tuple[float, float | None] = (0.0, None)
 
     def training_clock(self) -> float:
-        """s: a clock that stands still while the training is held."""
+        """Returns the time, in s, of a clock that stands still while the training is held."""
         held, since = self._pauses
         return (self.clock() if since is None else since) - held
 
     @property
     def paused(self) -> bool:
-        """Whether the training is to stop, or to go on by steps alone."""
+        """Whether the training must stop, or may only advance by steps."""
         return self._paused
 
     @property
     def held(self) -> bool:
-        """Whether the training stands still right now."""
+        """Whether the training is standing still."""
         return self._pauses[1] is not None
 
     @property
     def until_env(self) -> int | None:
-        """The environment whose next termination the training runs on to, if it does."""
+        """The environment until whose next termination the training continues, if any."""
         return self._until_env
 
     def pause(self, role: str = "train") -> None:
-        """Holds the training at its next steps that are known of; `role` is what `step` counts."""
+        """Holds the training where each device next calls; `step` counts steps of `role`."""
         with self._changed:
             self._paused, self._target, self._until_env = True, 0, None
             self._stepped, self._pending = role, None
             self._version += 1
-            # Whoever was told to go on, and has not got round to it, stays.
+            # A shard that was released but has not woken up yet stays held.
             if any(part.blocked for part in self._parts.values()):
                 self._stand_still()
 
     def resume(self) -> None:
-        """Lets the training go on."""
+        """Lets the training continue."""
         with self._changed:
             self._release()
 
     def step(self, count: int = 1, role: str = "train") -> None:
-        """Goes on by `count` env steps of a rollout, and holds again. From a training that runs
-        it holds it."""
+        """Advances a held training by `count` steps of a rollout, then holds it again; a running
+        training is only held."""
         if not self._paused:
             self.pause(role)
             return
         self._go_on(role, count, None)
 
     def run_to_termination(self, env: int, role: str = "train") -> None:
-        """Goes on until `terminated` says that this environment's episode has ended."""
+        """Continues until `terminated` reports that this environment's episode has ended."""
         self.pause(role)
         self._go_on(role, None, env)
 
     def terminated(self, role: str, env_steps: int) -> None:
-        """The environment that was waited for has ended its episode with this step."""
+        """Holds again: the awaited environment has ended its episode with this step."""
         with self._changed:
             if role != self._stepped or self._until_env is None or env_steps <= self._since:
                 return
             self._fell = role, env_steps
-            # Other devices may be further.
+            # Other devices may be further along.
             self._target, self._until_env = max(env_steps, self._furthest(role)), None
             self._version += 1
 
     def refresh(self) -> None:
-        """Other environments are to be shown: those who wait are to push once more."""
+        """Has the waiting shards push their step again, as other environments must be shown."""
         with self._changed:
             self._refreshed += 1
             self._changed.notify_all()
 
     def interrupt(self) -> bool:
-        """Ends the training, if it is held or about to be: `wait` raises KeyboardInterrupt.
-        Returns whether."""
+        """Ends the training if it is held or about to be, by a KeyboardInterrupt in `wait`.
+        Returns whether it does."""
         with self._changed:
             if not self._paused:
                 return False
@@ -136,29 +136,29 @@ class Hold:
             return True
 
     def close(self) -> None:
-        """Releases everybody, for good."""
+        """Releases all shards; none is held again."""
         with self._changed:
             self._closed = True
             self._release()
 
     def counts(self, role: str) -> bool:
-        """Whether each step of this rollout has to be known of, because it is being stepped."""
+        """Whether each step of this rollout must be reported, because it is being stepped."""
         return self._paused and role == self._stepped
 
     def wait(self, role: str, shard: int, env_steps: int, refreshed: int) -> bool:
         """Waits at a step while the training is held there.
 
         Args:
-            role: of the rollout.
+            role: the rollout.
             shard: the device's part of it.
-            env_steps: of the step.
-            refreshed: `refreshes` before the selection was looked at.
+            env_steps: number of the step.
+            refreshed: `refreshes` as read before the selection was.
 
         Returns:
-            Whether to push this step once more, for other environments are to be shown.
+            Whether to push this step again, because other environments must be shown.
 
         Raises:
-            KeyboardInterrupt: the training is to be ended.
+            KeyboardInterrupt: the training must end.
         """
         with self._changed:
             part = self._parts.setdefault((role, shard), _Part())
@@ -169,7 +169,7 @@ class Hold:
             if self._pending is not None and role == self._stepped:
                 self._target, self._pending = env_steps + self._pending - 1, None
                 self._version += 1
-            # With one more part at its step, there may be nothing on its way any more.
+            # The threads that wait check again: this part may have been the last one under way.
             self._changed.notify_all()
             if not self._must_wait(role, part):
                 return False
@@ -198,7 +198,7 @@ class Hold:
         return self._refreshed
 
     def forget(self) -> None:
-        """Another training begins: what is known of the last one's rollouts counts no more."""
+        """Forgets the parts and the target of the last training: another one begins."""
         with self._changed:
             self._parts.clear()
             self._target, self._pending, self._until_env = 0, None, None
@@ -207,7 +207,7 @@ class Hold:
 
     @property
     def orders(self) -> HoldCommand:
-        """What other processes that step the same training are to `obey`."""
+        """The command that the training's other processes must `obey`."""
         with self._changed:
             return HoldCommand(
                 self._version,
@@ -220,17 +220,17 @@ class Hold:
 
     @property
     def fell(self) -> tuple[str, int] | None:
-        """Rollout and step of the last termination that was waited for and has come."""
+        """Rollout and step of the last awaited termination."""
         return self._fell
 
     def disobey(self) -> None:
-        """Whose orders were obeyed is not heard of any more: the training goes on without."""
+        """Lets the training continue: contact with the leader is lost."""
         with self._changed:
             self._obeyed = -1
             self._release()
 
     def obey(self, orders: HoldCommand) -> None:
-        """Does as another process's hold does, where not done already."""
+        """Adopts the state of another process's hold, once per version."""
         with self._changed:
             if orders.version == self._obeyed:
                 return
@@ -244,12 +244,12 @@ class Hold:
             self._settle()
 
     def parts(self) -> dict[Key, tuple[int, bool]]:
-        """Of each part of a rollout: the step that it is known to be at, and whether it waits."""
+        """Returns, for each part of a rollout, its last known step and whether it waits."""
         with self._changed:
             return {key: (part.env_steps, part.blocked) for key, part in self._parts.items()}
 
     def heard(self, parts: Mapping[Key, tuple[int, bool]], gone: Iterable[Key] = ()) -> None:
-        """Another process has told of its parts, some of which may be `gone`."""
+        """Takes over what another process reports of its parts, and drops the `gone` ones."""
         with self._changed:
             for key in gone:
                 self._parts.pop(key, None)
@@ -258,7 +258,7 @@ class Hold:
             self._settle()
 
     def _settle(self) -> None:
-        """Something has changed elsewhere: who has to go on does, and the clock with them."""
+        """Re-evaluates, after a remote change, which shards must wait, and the training clock."""
         blocked = [k for k, p in self._parts.items() if p.blocked and self._must_wait(k[0], p)]
         if blocked:
             self._stand_still()
@@ -280,7 +280,7 @@ class Hold:
             known = self._furthest(role)
             waits = any(p.blocked for (r, _), p in self._parts.items() if r == role)
             self._since = known if waits else -1
-            # Steps are known of only while it is held: where it is not, they count from the first.
+            # The step is known only while a part waits; otherwise count from the next `wait`.
             self._target = known + count if waits and count is not None else math.inf
             self._pending = None if waits else count
             self._version += 1

@@ -1,4 +1,4 @@
-"""Where XLA's threads leave what they pushed, for the page's loop to fetch."""
+"""Queues what XLA's threads push until the page's loop fetches it."""
 
 import threading
 import time
@@ -8,19 +8,19 @@ from collections.abc import Callable
 from brax_viser.records.packet import ModelPacket, Packet
 
 CAPACITY = 256
-"""Pushes that may wait. At 60 fetches a second that is room for 15,000 steps a second."""
+"""Pushes that may wait. At 60 fetches per second that is room for 15,000 steps per second."""
 
 
 class Mailbox:
-    """A bounded queue. `put` is called on XLA's threads, all else by the viewer's."""
+    """A bounded queue. XLA's threads call `put`, the viewer's threads the rest."""
 
     def __init__(self) -> None:
         self.ring: Callable[[], object] = lambda: None
-        """Called on any thread when the page's loop should look in at once; set by that loop."""
+        """Called on any thread when the page's loop should fetch at once; set by that loop."""
         self.clock: Callable[[], float] = time.monotonic  # s; set by the shared state
         self._waiting = 0  # devices that wait for room
-        self._since = 0.0  # s, from when on
-        self._waited = 0.0  # s, that any has waited before
+        self._since = 0.0  # s, when they began to wait
+        self._waited = 0.0  # s, total of earlier waits
         self._models: deque[ModelPacket] = deque()
         self._packets: deque[Packet] = deque()
         self._changed = threading.Condition()
@@ -28,7 +28,7 @@ class Mailbox:
         self._closed = False
 
     def put_model(self, packet: ModelPacket) -> None:
-        """Leaves what comes but once: it is never lost for want of room."""
+        """Leaves a packet of models. It is pushed only once, so it is never dropped."""
         with self._changed:
             if not self._closed:
                 self._models.append(packet)
@@ -38,7 +38,7 @@ class Mailbox:
 
         Args:
             packet: what to leave.
-            wait: when full, wait until the page's loop has fetched; otherwise the oldest is lost.
+            wait: when full, wait until the page's loop has fetched; otherwise drop the oldest.
         """
         with self._changed:
             if wait and self._is_full():
@@ -48,16 +48,16 @@ class Mailbox:
             if len(self._packets) >= CAPACITY:
                 self._packets.popleft()
             self._packets.append(packet)
-            # The publisher is not rung for: it would run right now, and make this callback wait
-            # for the interpreter. It looks in by itself, as often as a page is sent frames; only
-            # when room runs out is it called.
+            # Don't ring for each packet: the page's loop would run at once and make this callback
+            # wait for the interpreter. It fetches as often as a page is sent frames by itself;
+            # ring only when room runs short.
             half_full = len(self._packets) == CAPACITY // 2
         if half_full:
             self.ring()
 
     @property
     def waited(self) -> float:
-        """s, in all, that devices have waited for room, and the training with them."""
+        """s, total time that devices, and so the training, have waited for room."""
         with self._changed:
             return self._waited + (self.clock() - self._since if self._waiting else 0.0)
 
@@ -76,7 +76,7 @@ class Mailbox:
                 self._waited += self.clock() - self._since
 
     def take(self) -> list[Packet | ModelPacket]:
-        """Fetches all, oldest first; models before the frames that they belong to."""
+        """Fetches all packets, oldest first; models before the frames that they belong to."""
         with self._changed:
             packets = [*self._models, *self._packets]
             self._models.clear()
@@ -85,20 +85,20 @@ class Mailbox:
             return packets
 
     def wake(self) -> None:
-        """Rings: there is something other than packets to do."""
+        """Rings, because there is something other than packets to handle."""
         with self._changed:
             rung, self._woken = self._woken, True
         if not rung:
             self.ring()
 
     def woken(self) -> bool:
-        """Whether `wake` was called since this was asked last."""
+        """Whether `wake` was called since this method was last called."""
         with self._changed:
             woken, self._woken = self._woken, False
             return woken
 
     def close(self) -> None:
-        """Releases everybody who waits; what is put from now on is dropped."""
+        """Releases the threads that wait, and drops all packets put from then on."""
         with self._changed:
             self._closed = True
             self._packets.clear()

@@ -1,4 +1,4 @@
-"""Which steps are sent to the host, and what that costs: pure logic, the clock injected."""
+"""Decides which steps are sent to the host, within the budget: pure logic, the clock injected."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,21 +9,21 @@ from brax_viser.host.control import REACTION_SECONDS, Control
 from brax_viser.records.protocol import FOREVER, FRESH
 
 SAVING_SECONDS = 0.05
-"""How often it is looked whether the budget suffices by now, at most: asking costs as well."""
+"""Minimum wait before checking again whether the budget suffices: asking costs as well."""
 
 PACE_SECONDS = 10.0
-"""Time constant of the step rate that is compared with the robot's pace: longer, so that an update
-or a short evaluation does not change what is shown."""
+"""Time constant of the step rate that is compared with the robot's pace: longer than `Rate`'s own,
+so that an update or a short evaluation does not change what is shown."""
 
 SLOW, FAST = 1.1, 1.5
-"""Training steps per step of the robot's own pace, below which "realtime" shows every step as it
-comes, and above which it goes back to stretches."""
+"""Pace of the training relative to playback: below SLOW, "realtime" sends every step as it comes;
+above FAST, it goes back to stretches."""
 
 
 class Answer(NamedTuple):
-    """What the device is told when it asks."""
+    """The answer to a device that asks."""
 
-    push: bool  # send the chosen environments of this very step
+    push: bool  # send the chosen environments of this step
     skip: int  # steps to let pass before asking again
     begins: bool = False  # whether a stretch begins with this step
 
@@ -32,20 +32,20 @@ class Answer(NamedTuple):
 class _Shard:
     """One device's part of a rollout."""
 
-    env_steps: int = 0  # batched steps known of
-    skip: int = 0  # what the last answer granted
-    went_on: int = 0  # of env_steps, those since the last ask: see `go_on`
-    idle_skip: int = 0  # the last time that it was not within a stretch
+    env_steps: int = 0  # batched steps reported so far
+    skip: int = 0  # as granted by the last answer
+    went_on: int = 0  # part of env_steps: since the last ask, see `go_on`
+    idle_skip: int = 0  # as last granted outside a stretch
     resets: int = 0
 
 
 @dataclass
 class Pacer:
-    """Decides for one rollout when to ask again and when to send.
+    """Decides for one rollout when its devices ask again and which steps they send.
 
-    What is sent are stretches of consecutive steps: one step in "latest", a stretch in "realtime",
-    one stretch without an end in "every_step". One shard plans them, far enough ahead that all
-    devices send the very same steps. Not thread-safe: the caller locks.
+    They send stretches of consecutive steps: a single step in "latest", `stretch_seconds` in
+    "realtime", one endless stretch in "every_step". One shard plans them, far enough ahead that
+    all devices send the same steps. Not thread-safe: the caller locks.
     """
 
     dt: float  # s of robot time per step
@@ -57,37 +57,37 @@ class Pacer:
     _rate: "Rate" = field(default_factory=lambda: Rate())
     _pace: "Rate" = field(default_factory=lambda: Rate(PACE_SECONDS))
     _budget: "Budget" = field(default_factory=lambda: Budget())
-    _start: int = 0  # the stretch is of steps start <= step < stop
+    _start: int = 0  # the stretch has the steps start <= step < stop
     _stop: int = 0
-    _spent_at_start: float | None = None  # s; None once what the stretch cost has been accounted
-    _step_cost: float = 150e-6  # s, running mean, of a step that is sent
-    _earliest: float = -math.inf  # s, before which no other stretch is begun
+    _spent_at_start: float | None = None  # s; None once the stretch's cost is accounted for
+    _step_cost: float = 150e-6  # s per step that is sent, running mean
+    _earliest: float = -math.inf  # s, start of the next stretch at the earliest
     _next_frame: float = -math.inf  # s, when "latest" sends again
     _slow: bool = True
-    _rests: bool = False  # until something has been saved
+    _rests: bool = False  # until the credit suffices again
     _active: bool = False
     _restarts: bool = False
 
     @property
     def env_steps(self) -> int:
-        """Batched steps known of."""
-        # A copy: it is read while another device asks for the first time.
+        """Batched steps reported so far."""
+        # A copy: another device may add itself by its first `ask` during this iteration.
         return max([shard.env_steps for shard in list(self._shards.values())], default=0)
 
     @property
     def last_reset(self) -> tuple[int, int]:
-        """How often the rollout was reset, and the steps known of when it was last."""
+        """How often the rollout was reset, and its steps at the last reset."""
         resets = max([shard.resets for shard in list(self._shards.values())], default=0)
         return resets, self._reset_steps[resets]
 
     @property
     def rate(self) -> float:
-        """Batched steps per second of wall-clock, averaged over about a second; 0 if unknown."""
+        """Batched steps per second of training clock, averaged over about 1 s; 0 if unknown."""
         return self._rate.value
 
     @property
     def following(self) -> bool:
-        """Whether "realtime" sends every step as it comes, the training being that slow."""
+        """Whether the training is so slow that "realtime" sends every step as it comes."""
         return self._slow
 
     @property
@@ -110,18 +110,18 @@ class Pacer:
 
         Args:
             now: s, a clock that stands still while the training is held.
-            countdown: what the state held: FRESH right after a reset.
-            control: what is wanted.
-            spent: s, what watching has cost so far, in all.
+            countdown: the state's countdown; FRESH right after a reset.
+            control: the page's settings.
+            spent: s, total cost of watching so far.
             active: whether this rollout's steps are wanted at all.
-            shard: which device asks.
-            polling: s, the part of `spent` that went on asking in vain.
+            shard: the device that asks.
+            polling: s, the part of `spent` that went into asks without a push.
         """
         own = self._shards.setdefault(shard, _Shard())
         steps = self._count(own, countdown)
         if shard == self.leader:
             if self._last_ask is not None and countdown != FRESH:
-                # A gap of an hour is a laptop that was asleep, and is to be forgotten soon.
+                # A gap of an hour means that the laptop was asleep; don't let it count for long.
                 gap = min(now - self._last_ask, PACE_SECONDS)
                 self._rate.add(gap, steps)
                 self._pace.add(gap, steps)
@@ -151,8 +151,8 @@ class Pacer:
         return self._answer(own, push, skip, begins=step == self._start)
 
     def go_on(self, shard: int) -> bool:
-        """Counts one more step of a stretch, in place of `ask`, where the step after it is of that
-        stretch as well and nothing is to be planned. Returns whether."""
+        """Counts one more step of a stretch, in place of `ask`, if the next step belongs to that
+        stretch too and nothing must be planned. Returns whether it did."""
         own = self._shards[shard]
         if own.skip or not self._start <= own.env_steps + 1 < self._stop - 1:
             return False
@@ -161,43 +161,43 @@ class Pacer:
         return True
 
     def granted(self, shard: int) -> int:
-        """Steps that the last answer to a shard lets pass; 0 before there was any."""
+        """Returns the steps that the last answer to a shard lets pass; 0 before the first one."""
         return self._shards[shard].skip if shard in self._shards else 0
 
     def grant(self, shard: int, skip: int) -> None:
-        """Lets another number of steps pass than the last answer said."""
+        """Replaces the number of steps that the last answer to a shard lets pass."""
         self._shards[shard].skip = skip
 
     def is_next(self, shard: int) -> bool:
-        """Whether the step after the last that a shard asked at is sent, as far as is planned."""
+        """Whether the step after a shard's last reported one belongs to the planned stretch."""
         return self._start <= self._shards[shard].env_steps + 1 < self._stop
 
     def steps_of(self, shard: int) -> int:
-        """Batched steps known of, of one device."""
+        """Returns the batched steps that one device has reported."""
         return self._shards[shard].env_steps
 
     def restart(self) -> None:
-        """Something else is to be shown: begins anew at once, with as much as can be afforded."""
+        """Begins another stretch at once, with as many steps as the credit covers."""
         self._restarts, self._stop = True, self._start
         self.stretch_due = self._earliest = -math.inf
 
     def abandon(self, now: float, seconds: float) -> None:
-        """There is nothing to send: ends the stretch, and begins none for a while."""
+        """Ends the stretch and begins none for `seconds`: there is nothing to send."""
         self._stop = self._start
         self.stretch_due = max(self.stretch_due, now + seconds)
         self._next_frame = max(self._next_frame, now + seconds)
 
     def _count(self, own: _Shard, countdown: int) -> int:
-        """Adds the steps taken since this shard's last call, and returns how many."""
+        """Adds the steps taken since this shard's last call and returns their number."""
         if countdown == FRESH:
-            # Nobody knows how many of the granted steps were still taken: none counts. All
-            # shards are reset at one and the same step, and must agree on its number.
+            # The number of granted steps taken before the reset is unknown: none is counted. All
+            # shards are reset at the same step and must agree on its number.
             own.resets += 1
             if own.resets == len(self._reset_steps):
                 self._reset_steps.append(self.env_steps)
             own.env_steps, steps = self._reset_steps[own.resets] + 1, 1
         else:
-            # Above 0 where something has turned NaN: the step has come before its time.
+            # The countdown is above 0 when the device calls early because something turned NaN.
             early = countdown if 0 < countdown <= own.skip else 0
             steps = own.skip + 1 - early
             own.env_steps += steps
@@ -206,7 +206,7 @@ class Pacer:
         return steps
 
     def _plan(self, step: int, now: float, control: Control, spent: float, stretch: int) -> float:
-        """Begins or ends a stretch where it is time; returns s until it can be time again."""
+        """Begins or ends a stretch where due; returns the s until one may be due again."""
         if control.mode == "every_step":
             if step >= self._stop:
                 self._begin(1 << 60)
@@ -215,8 +215,8 @@ class Pacer:
             return REACTION_SECONDS
         self._account(step, spent)
         if step < self._stop:
-            # A stretch left over from every_step is not to go on; one that turns out dearer than
-            # what was saved up for it ends here, and what has come is shown.
+            # A stretch left over from every_step must end. One that costs more than was saved up
+            # for it ends here, and the steps already sent are shown.
             if self._stop - self._start <= stretch and self._budget.credit >= 0:
                 return 0.0
             self._stop = step
@@ -231,14 +231,14 @@ class Pacer:
         playing = length * self.dt / control.speed
         self._earliest = min(self._earliest, now + playing)  # a clock can be set back
         due = now if self._slow else max(self.stretch_due, self._earliest)
-        # Twins go on from step to step. Where the budget does not pay for all of them, many that
-        # follow each other and then none are worth more than every other one.
+        # Twins need consecutive steps. Where the budget does not cover every step, a whole stretch
+        # followed by a pause is worth more than every other step.
         needed = stretch if self._rests and control.twins else length
         wait = max(due - now, self._saving(needed * self._step_cost, control))
         self._rests = wait > due - now
         if wait <= 0 or self._restarts:
             self._restarts = self._rests = False
-            # What the player wants may have been said before this stretch was begun.
+            # The player may have set `stretch_due` before this stretch was begun.
             self._earliest = now + 0.5 * playing
             self._begin(length, spent)
         return min(max(wait, 0.0), REACTION_SECONDS)
@@ -254,24 +254,24 @@ class Pacer:
         return min(wait, REACTION_SECONDS)
 
     def _saving(self, cost: float, control: Control) -> float:
-        """s until something can be paid for; long enough that asking costs less than is saved."""
+        """Returns the s until `cost` is affordable; if it isn't yet, at least `SAVING_SECONDS`."""
         missing = cost - self._budget.credit
         return max(missing / control.max_overhead, SAVING_SECONDS) if missing > 0 else 0.0
 
     def _account(self, step: int, spent: float) -> None:
-        """Learns from the stretch that is under way, or just over, what sending a step costs."""
+        """Updates the cost of sending a step from the stretch under way or just finished."""
         sent = min(step, self._stop) - self._start
         if self._spent_at_start is None or sent <= 0:
             return
         over = step >= self._stop
-        # One that took far longer than the others was stopped by something else.
+        # A stretch that took far longer than the others was delayed by something else.
         cost = min((spent - self._spent_at_start) / sent, 10 * self._step_cost)
         self._step_cost += (0.3 if over else 0.05) * (cost - self._step_cost)
         if over:
             self._spent_at_start = None
 
     def _begin(self, length: int, spent: float | None = None) -> None:
-        # The step at which the last of the shards asks next; this very step if there is one.
+        # Start where the last of the shards asks next; with a single shard, at this step.
         self._start = self._shards[self.leader].env_steps
         if len(self._shards) > 1:
             self._start = max(
@@ -286,7 +286,7 @@ class Pacer:
         return Answer(push, skip, push and begins)
 
     def _within(self, own: _Shard, seconds: float) -> int:
-        """Steps that pass in `seconds`, growing at most twofold so that one odd interval between
-        two calls (a compilation, an update) cannot make the stream deaf."""
+        """Returns the steps that pass in `seconds`. They at most double (plus 1) from one call to
+        the next, so that one odd interval (a compilation, an update) can't stall the stream."""
         own.idle_skip = min(int(self.rate * seconds), 2 * own.idle_skip + 1, FOREVER)
         return own.idle_skip

@@ -1,4 +1,4 @@
-"""How far the training is and what it is doing, as far as an observer can tell."""
+"""Tracks how far the training is and what it is doing, as far as an observer can tell."""
 
 import threading
 from collections.abc import Mapping
@@ -14,18 +14,18 @@ _REWARDS = {
     "episode/sum_reward": "training reward",
     "eval/episode_reward": "evaluation reward",
 }
-"""What Brax's trainers report: the mean over recent training episodes, or over an evaluation."""
+"""Rewards that Brax's trainers report: the mean over recent training episodes or an evaluation."""
 
 
 @dataclass(frozen=True)
 class ProgressView:
-    """One look at the training."""
+    """The state of the training at one moment."""
 
     algorithm: str | None  # "PPO"; None in a loop of the user's own
     phase: str  # "waiting" | "compiling" | "training" | "evaluating" | "quiet" | "done" | "failed"
     phase_seconds: float  # s since the phase began
     env_steps: int  # env steps over all envs, as Brax counts `num_timesteps`
-    num_timesteps: int | None  # what was asked for
+    num_timesteps: int | None  # the goal, as passed to the trainer
     steps_per_second: float
     elapsed: float  # s since the first step
     reward: str | None  # the newest reported reward, in words
@@ -40,7 +40,7 @@ class ProgressView:
 
     @property
     def remaining(self) -> float | None:
-        """s; None as long as nothing can be said."""
+        """s; None while it can't be estimated."""
         if not self.fraction or self.elapsed <= 0:
             return None
         return self.elapsed * (1 - self.fraction) / self.fraction
@@ -68,13 +68,13 @@ class Progress:
     _error: str | None = None
 
     def traced(self, call: TrainerCall | None, now: float) -> bool:
-        """`reset` or `step` is being traced. Returns whether another training has begun."""
+        """Notes that `reset` or `step` is being traced. Returns whether another training begins."""
         with self._lock:
             self._tracing = now
             if self._traced is None:
                 self._traced = now
             if call is None or call.identity is None:
-                return False  # nothing to tell runs apart by
+                return False  # trainings can't be told apart
             begun = not call.same_run(self._call)
             if begun:
                 self._start_over(call, now)
@@ -88,7 +88,7 @@ class Progress:
         self._reward = self._ended = self._error = None
 
     def stepped(self, role: str, env_steps: int, now: float) -> None:
-        """`env_steps` more env steps of a rollout are known of, over all its envs."""
+        """Counts `env_steps` more env steps of a rollout, over all its envs."""
         with self._lock:
             last = self._last_step.get(role, now)
             self._last_step[role] = now
@@ -102,17 +102,17 @@ class Progress:
             self._ended = None
 
     def reported(self, num_steps: int, metrics: Mapping[str, object], now: float) -> None:
-        """The trainer has called `progress_fn`."""
+        """Notes that the trainer has called `progress_fn` with these arguments."""
         with self._lock:
             num_steps, call = int(num_steps), self._call
             if call is not None and call.num_reports is not None:
                 last, env_steps = num_steps >= call.num_reports, self._counted
             else:
-                # Only the report that ends an epoch can be the last; those of episodes come within.
+                # Only a report at an epoch's end can be the last; episodes report within epochs.
                 last = bool(self._num_timesteps) and num_steps >= self._num_timesteps
                 last &= any(key.startswith(("eval/", "training/")) for key in metrics)
                 self._reported = max(self._reported, num_steps)
-                # What was granted before a reset is never told of: from here on it counts exactly.
+                # Steps granted before a reset are never counted: correct the count here.
                 if call is None or call.counts_ended_episodes:
                     self._counted = max(self._counted, num_steps)
                 else:
@@ -126,7 +126,7 @@ class Progress:
                 self._ended = now
 
     def ended(self, now: float, error: str | None = None) -> None:
-        """The training is over, or has failed with `error`."""
+        """Notes that the training is over or has failed with `error`."""
         with self._lock:
             self._ended, self._error = now, error
 
@@ -138,8 +138,8 @@ class Progress:
                 algorithm=self._call.algorithm if self._call else None,
                 phase=phase,
                 phase_seconds=now - since,
-                # What is counted lags by the steps that were granted last; what is reported is
-                # exact, but comes only with each evaluation.
+                # The count lags by the steps granted last; the trainer's reports are exact, but
+                # come only with each evaluation.
                 env_steps=max(self._counted, self._reported),
                 num_timesteps=self._num_timesteps,
                 steps_per_second=self._rate.value,
@@ -159,7 +159,7 @@ class Progress:
         if evaluation is not None and now - evaluation < QUIET_SECONDS:
             return "evaluating", train if train is not None else evaluation
         if train is not None:
-            # Brax traces its first training epochs twice. What is traced is compiled next.
+            # Brax traces its first training epochs twice. Tracing is followed by compilation.
             return ("compiling" if self._tracing > train else "quiet"), train
         if self._traced is not None:
             return "compiling", self._traced
@@ -167,7 +167,7 @@ class Progress:
 
 
 def count(number: float) -> str:
-    """1,234,567 as "1.23 M"."""
+    """Formats 1,234,567 as "1.23 M"."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= limit:
             return f"{number / limit:.3g} {unit}"
@@ -175,7 +175,7 @@ def count(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """75 as "1:15", 4000 as "1:06:40"."""
+    """Formats 75 as "1:15", 4000 as "1:06:40"."""
     whole = int(seconds)
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

@@ -1,4 +1,4 @@
-"""What is known of one rollout, and what its devices are asked for and granted."""
+"""Keeps the state of one rollout, with the requests and grants of its devices."""
 
 from dataclasses import dataclass, field
 
@@ -22,7 +22,7 @@ from brax_viser.records.protocol import (
 
 @dataclass(eq=False)
 class Rollout:
-    """What is known of one rollout, a training or an evaluation."""
+    """The state of one rollout, a training or an evaluation."""
 
     pacer: Pacer
     num_envs: int  # over all shards
@@ -30,12 +30,12 @@ class Rollout:
     choice: Choice = field(default_factory=Choice)
     asked_for: dict[int, "RowRequest"] = field(default_factory=dict)  # by shard
     called: dict[int, float] = field(default_factory=dict)  # by shard: s, end of its last call
-    # By shard: whose detail was asked for last.
+    # By shard: the environment whose details were last asked for.
     detailed: dict[int, int | None] = field(default_factory=dict)
-    grants: dict[int, "Grant"] = field(default_factory=dict)  # by shard: of "every_step", the last
+    grants: dict[int, "Grant"] = field(default_factory=dict)  # by shard: the last, in "every_step"
     rearmed: dict[int, int] = field(default_factory=dict)  # by shard: see `Findings`
-    progressed: int = 0  # steps that the progress was told of
-    # Environments of which is known in what their models differ from the one that they share.
+    progressed: int = 0  # batched steps already counted by the progress
+    # Environments whose models' differences from the shared model are known.
     models: set[int] = field(default_factory=set)
 
     @property
@@ -45,34 +45,34 @@ class Rollout:
 
 @dataclass(frozen=True, eq=False)
 class RowRequest:
-    """What one device is asked for, as long as the choice stays."""
+    """The rows asked of one device while the choice stays the same."""
 
-    drawn: np.ndarray  # int32 [K''], all that are drawn, over all devices
-    here: np.ndarray  # int32, those of them that are this process's
-    known: int  # shards that had called before it was made
-    mine: np.ndarray  # int32 [K'], those of them that are this device's
-    envs: frozenset[int]  # the same, to be looked up
-    answer: np.ndarray  # int32 [4 + K]: push them
+    drawn: np.ndarray  # int32 [K''], all drawn environments, over all devices
+    here: np.ndarray  # int32, the drawn environments of this process
+    known: int  # shards that had called before the request was made
+    mine: np.ndarray  # int32 [K'], the drawn environments of this device
+    envs: frozenset[int]  # the elements of `mine`, for look-ups
+    answer: np.ndarray  # int32 [4 + K]: push `mine`
 
 
 @dataclass(eq=False)
 class Grant:
-    """That the next step is pushed like the last, and what this was found from.
+    """A standing answer: the next step may be pushed like the last one.
 
-    For `source.GRANT_SECONDS` the steps after it are granted as well, without finding it anew. The
-    calls come one by one, each after a step of physics that has left nothing of ours in the
-    processor's caches: there, Python takes three times as long as in a loop, and every line counts.
+    It is reused for `callbacks.GRANT_SECONDS` while the inputs kept here stay the same. Each call
+    follows a step of physics that has evicted our data from the processor's caches: Python then
+    takes three times as long as in a loop, so every line counts.
     """
 
     order: RowRequest
     layout: Layout
     answer: np.ndarray  # int32 [4 + K]
-    rows: bytes  # as the header of the push has them
+    rows: bytes  # row indices as in the push's header
     until: float  # s
     control: Control
     selection: Selection
     selected_env: int | None
-    spent: float = 0.0  # s, that the meter does not know of yet
+    spent: float = 0.0  # s, not yet added to the meter; likewise the next two
     nbytes: int = 0
     frames: int = 0
 
@@ -80,7 +80,7 @@ class Grant:
 def request_of(
     origin: Origin, shard: int, drawn: np.ndarray, here: np.ndarray, known: int
 ) -> RowRequest:
-    """What a device is asked for; the arguments are as in `RowRequest`."""
+    """Builds the request to one device; the arguments are as in `RowRequest`."""
     mine = drawn[drawn // origin.num_envs == shard]
     answer = np.zeros(ANSWER_HEAD + origin.num_rows, np.int32)
     answer[3] = NOBODY
@@ -90,8 +90,8 @@ def request_of(
 
 
 def grant_of(answer: np.ndarray) -> int | None:
-    """What lets the device push what an answer asks for without being asked, if anything does: the
-    rows are those of the answer, and no detail comes with them."""
+    """Returns the skip value that grants the push that an answer asks for, or None if it can't be
+    granted: only rows given by the host, without details, can be."""
     push, _, rule, detail = answer[:ANSWER_HEAD].tolist()
     if (rule, detail) != (GIVEN, NOBODY):
         return None
@@ -99,7 +99,7 @@ def grant_of(answer: np.ndarray) -> int | None:
 
 
 def granted_by(origin: Origin, layout: Layout) -> int:
-    """What lets the device push what has come."""
+    """Returns the skip value that grants a push of this layout."""
     places = len(origin.coordinates)
     with_coordinates = places > 0 and layout[-places:] == origin.coordinates
     return GRANTED_COORDINATES if with_coordinates else GRANTED

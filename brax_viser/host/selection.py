@@ -1,4 +1,4 @@
-"""Which environments are drawn: a rule, and what it comes to for a rollout. Pure logic."""
+"""Chooses the environments that are drawn, by a rule, for each rollout. Pure logic."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,33 +17,33 @@ from brax_viser.records.protocol import (
 )
 
 RANKED = {"best": BEST, "worst": WORST, "terminated": TERMINATED, "nan": NONFINITE}
-"""Rules for which the device ranks all environments, with its code for them."""
+"""Rules for which the device ranks all environments, with the code of each in the protocol."""
 
 NOTHING_SECONDS = 0.5
-"""How long to wait before ranking again where a rule has found nobody."""
+"""How long to wait before ranking again if a rule has found no environment."""
 
 RULES = ("first", "page", "random", *RANKED, "indices")
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What a person has asked to see, before it is known how many environments there are."""
+    """The environments that the user asks for, independent of the number of environments."""
 
     rule: str = "first"  # one of RULES
-    page: int = 1  # of rule "page", counted from 1
-    indices: tuple[int, ...] = ()  # of rule "indices"
-    sticky: bool = False  # keep what was chosen first, instead of choosing anew at each stretch
-    rank_by: str = MEASURES[0]  # one of MEASURES: which return rules "best" and "worst" go by
+    page: int = 1  # for rule "page", counted from 1
+    indices: tuple[int, ...] = ()  # for rule "indices"
+    sticky: bool = False  # keep the first choice instead of choosing again at each stretch
+    rank_by: str = MEASURES[0]  # one of MEASURES: the return that "best" and "worst" rank by
 
     @property
     def code(self) -> int:
-        """Of a rule for which the device ranks: what it is told, one of `protocol`'s."""
+        """The protocol's code for a rule by which the device ranks."""
         measured = self.rule in ("best", "worst")
         return RANKED[self.rule] + BY_MEASURE * MEASURES.index(self.rank_by) * measured
 
     @classmethod
     def of(cls, what: object, *, sticky: bool = False) -> "Selection":
-        """Checks what a user passed.
+        """Checks and converts the argument of a user's `select`.
 
         Raises:
             ValueError: not a rule, a page below 1, or not distinct indices of 0 or more.
@@ -70,17 +70,17 @@ class Selection:
         return cls("indices", indices=indices, sticky=sticky)
 
     def same_rule(self, other: "Selection") -> bool:
-        """Whether both choose alike, be it for once or anew at each stretch."""
+        """Whether both choose by the same rule, regardless of `sticky`."""
         rank_by = self.rank_by if self.rule in ("best", "worst") else other.rank_by
         return replace(self, sticky=other.sticky, rank_by=rank_by) == other
 
     def num_pages(self, num_envs: int, capacity: int) -> int:
-        """How many pages of `capacity` environments there are."""
+        """Returns the number of pages of `capacity` environments."""
         return -(-num_envs // capacity)
 
     def given(self, num_envs: int, capacity: int, random: np.random.Generator) -> np.ndarray:
-        """int32 [K <= capacity]: what a rule that needs no ranking comes to; indices that do not
-        exist are left out, and a page that does not exist is the last one."""
+        """Returns the choice of a rule that needs no ranking, int32 [K <= capacity]. Indices that
+        don't exist are left out; a page that doesn't exist becomes the last one."""
         match self.rule:
             case "first":
                 chosen = np.arange(min(num_envs, capacity))
@@ -99,21 +99,21 @@ class Selection:
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """The environments that one device ranks first, as its push says."""
+    """The environments that one device ranks first, as pushed."""
 
     env_index: np.ndarray  # int32 [K], over all devices
-    measure: np.ndarray  # float32 [K], the return that best and worst are ranked by
+    measure: np.ndarray  # float32 [K], the return by which best and worst are ranked
     since_termination: np.ndarray  # int32 [K], env steps
     finite: np.ndarray  # bool [K]
-    tier: np.ndarray  # int32 [K], goes before the return: see `rank.measured`
+    tier: np.ndarray  # int32 [K], takes precedence over the return: see `rank.measured`
 
     def order(self, rule: str) -> tuple[np.ndarray, np.ndarray]:
-        """Two keys [K]: the lower are ranked first, by the first key and then by the second; whom
-        the rule is not about has inf for the second."""
+        """Returns two sort keys [K], ascending: by the first, then by the second. Environments
+        that the rule excludes have inf as the second key."""
         none = np.zeros_like(self.tier)
         match rule:
             case "best" | "worst":
-                # Kept, though last: a grid is not to lose robots because a return is not finite.
+                # Non-finite returns are kept, though last: the grid should not lose robots by them.
                 return self.tier, -self.measure if rule == "best" else self.measure
             case "terminated":
                 age = self.since_termination
@@ -124,17 +124,17 @@ class Ranking:
 
 @dataclass
 class Choice:
-    """What the selection has come to for one rollout. Not thread-safe: the caller locks.
+    """The environments chosen for one rollout by a selection. Not thread-safe: the caller locks.
 
-    Rules that rank go round by the devices: `begin`, a `report` from each of them, and then the
-    best of all are chosen.
+    Ranking rules need all devices: `begin`, then a `report` from each of them, then the best of all
+    are chosen.
     """
 
     env_index: np.ndarray | None = None  # int32 [K], in the order of the cells; None: not yet
     made_of: Selection | None = None
-    since: float = -np.inf  # s, when it was made
-    round: int = 0  # how often it was begun
-    extra: int | None = None  # drawn only because it is selected
+    since: float = -np.inf  # s, time of the last `begin`
+    round: int = 0  # number of `begin` calls
+    extra: int | None = None  # the environment drawn only because `keep` requires it
     _chosen: np.ndarray | None = None  # int32 [K], by the rule alone
     _reports: dict[int, Ranking] = field(default_factory=dict)
     _pending: bool = False
@@ -143,14 +143,14 @@ class Choice:
     def begin(
         self, selection: Selection, num_envs: int, capacity: int, now: float, keep: int | None
     ) -> None:
-        """Chooses anew.
+        """Chooses again, or starts a ranking round if the rule needs one.
 
         Args:
             selection: the rule.
             num_envs: environments in the rollout.
-            capacity: how many can be drawn.
+            capacity: maximum number of drawn environments.
             now: s.
-            keep: an environment to be drawn in any case.
+            keep: an environment that must be drawn regardless of the rule.
         """
         self.made_of, self.since = selection, now
         self.round += 1
@@ -160,7 +160,7 @@ class Choice:
             self._settle(chosen, keep, num_envs, capacity)
 
     def rule_for(self, shard: int) -> int:
-        """Which rule the device is to rank by now; GIVEN if it need not."""
+        """Returns the rule by which the device must rank; GIVEN if it need not rank."""
         if not self._pending or shard in self._reports:
             return GIVEN
         assert self.made_of is not None
@@ -168,7 +168,7 @@ class Choice:
 
     @property
     def found_nobody(self) -> bool:
-        """Whether the newest choice that was made is empty."""
+        """Whether the newest completed choice is empty."""
         return self.env_index is not None and len(self.env_index) == 0
 
     @property
@@ -186,9 +186,9 @@ class Choice:
         capacity: int,
         keep: int | None,
     ) -> None:
-        """One device has ranked its environments; with the last of them the choice is made.
+        """Takes one device's ranking; the last device's completes the choice.
 
-        What it was asked for before the choice was begun anew, by another rule, counts no more.
+        A ranking by any rule other than the one awaited from this device is ignored.
         """
         if rule != self.rule_for(shard):
             return
@@ -207,14 +207,14 @@ class Choice:
         self._pending = False
 
     def is_stale(self, selection: Selection, now: float, *, begins: bool, seconds: float) -> bool:
-        """Whether it is time to choose anew.
+        """Whether it is time to choose again.
 
         Args:
-            selection: what is asked for now.
+            selection: the current selection.
             now: s.
             begins: whether a stretch begins.
-            seconds: s, after which to choose anew where there are no stretches; inf where there
-                are.
+            seconds: s, the age at which a choice is replaced where there are no stretches; inf
+                where there are.
         """
         if self.made_of is None or not selection.same_rule(self.made_of):
             return True
@@ -227,8 +227,8 @@ class Choice:
         return begins or now - self.since >= seconds
 
     def keep(self, env: int | None, num_envs: int, capacity: int) -> bool:
-        """Another environment is to be drawn in any case; the rest stay. Returns whether this
-        changes anything."""
+        """Makes `env` the one that must be drawn; the choice by rule stays. Returns whether this
+        changes `env_index`."""
         if self._chosen is None or self._pending:
             return False
         before = self.env_index
@@ -236,7 +236,7 @@ class Choice:
         return not np.array_equal(before, self.env_index)  # type: ignore[arg-type]
 
     def _settle(self, chosen: np.ndarray, keep: int | None, num_envs: int, capacity: int) -> None:
-        """`keep` is drawn in any case: appended, or in the last place where there is no room."""
+        """Sets the choice, with `keep` appended, or in the last place if there is no room."""
         self._chosen, self.extra = chosen, None
         if keep is not None and keep < num_envs and keep not in chosen:
             self.extra = keep

@@ -1,4 +1,4 @@
-"""The environments of one viewer: what each is, and the rollouts that are known of it."""
+"""Identifies the environments of one viewer and keeps their rollouts."""
 
 import functools
 import hashlib
@@ -16,29 +16,29 @@ _stamps = itertools.count()
 
 
 class Source:
-    """One wrapped environment, as all on the host see it. What the device calls is a
-    `callbacks.Callbacks`, which is one of these."""
+    """One wrapped environment, as the host sees it. The device calls its subclass
+    `callbacks.Callbacks`."""
 
     def __init__(self, adapter: Environment, grid: Grid, role: str | None):
         self.adapter = adapter
         self.grid = grid
         self.role = role
-        # Of all in this process: states tell by it who has set their countdown. Equal in all
-        # processes of a training, whose programs must be the same.
+        # Unique in this process: a state keeps the stamp of the source that set its countdown. It
+        # is equal in all processes of a training, whose programs must be the same.
         self.stamp = next(_stamps)
         self.capacity = grid.capacity
         self.rollouts: dict[str, Rollout] = {}  # by role
-        self.number = 0  # among the viewer's
+        self.number = 0  # among the viewer's environments
 
     @property
     def label(self) -> str:
-        """What this environment is called among several of one viewer."""
+        """Name of this environment among several of one viewer."""
         return f"{self.adapter.name} #{self.number + 1}"
 
     @functools.cached_property
     def kind(self) -> str:
-        """What is stepped: name, physics, role and build of the model. Alike in each process of a
-        training that makes it alike; without sizes and masses, which machines round differently."""
+        """Name, physics, role and structure of the model: equal in all processes that build the
+        same environment. Sizes and masses are left out, as machines round them differently."""
         adapter, model = self.adapter, self.adapter.mj_model
         build = hashlib.blake2b(model.names, digest_size=6)
         for ids in (model.body_parentid, model.jnt_type, model.geom_type, model.actuator_trntype):
@@ -47,19 +47,19 @@ class Source:
         return f"{adapter.name} · {adapter.backend} · {role} · model {build.hexdigest()}"
 
     def leave(self) -> None:
-        """The viewer is closed."""
+        """Called when the viewer is closed."""
 
 
 class Sources:
     """The environments of one viewer, in the order in which they were made.
 
-    They are held weakly. Whoever steps one holds it: its environment does, and so do the programs
-    that were compiled of it. A notebook makes one with each run of a cell.
+    References are weak. A `VisualizedEnv` and the programs compiled from it keep their source
+    alive; a notebook makes another one each time its cell runs.
     """
 
     def __init__(self) -> None:
         self._sources: weakref.WeakValueDictionary[int, Source] = weakref.WeakValueDictionary()
-        self._count = 0  # of all that were ever made
+        self._count = 0  # of all ever added
 
     def add(self, source: Source) -> None:
         source.number = self._count
@@ -67,7 +67,7 @@ class Sources:
         self._count += 1
 
     def get(self, number: int) -> Source | None:
-        """None: there has never been such a one, or it is gone."""
+        """Returns the source with this number; None if there was never one or it is gone."""
         return self._sources.get(number)
 
     def __iter__(self) -> Iterator[Source]:

@@ -1,4 +1,4 @@
-"""What the device's calls, the page's loop and the user share."""
+"""Holds the state that the device's calls, the page's loop and the user share."""
 
 import logging
 import threading
@@ -19,12 +19,12 @@ from brax_viser.host.source import Source
 log = logging.getLogger("brax_viser")
 
 IDLE_SECONDS = 2.0
-"""s: an environment that nobody has stepped for as long gives way on the page to one that is."""
+"""s: an environment not stepped for this long gives way on the page to one that is."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What is shared, at one moment."""
+    """A copy of the shared state at one moment."""
 
     control: Control
     selection: Selection
@@ -34,83 +34,83 @@ class Reading:
     frames: int
     bytes_moved: int
     fault: str | None
-    findings: tuple[Finding, ...]  # what has turned NaN or Inf
+    findings: tuple[Finding, ...]  # of NaN and Inf
 
 
 @dataclass
 class SharedState:
-    """What the device's calls, the page's loop and the user share. `lock` guards the plain fields;
-    `hold`, `mailbox` and `progress` have locks of their own.
+    """The state shared by the device's calls, the page's loop and the user. `lock` guards the plain
+    fields; `hold`, `mailbox` and `progress` have locks of their own.
 
-    Each call from the device takes `lock`, and threads that let the training go first take it as
-    well: a thread that waits for a processor while it has it keeps the training waiting. So nothing
-    is worked out under it that can be worked out of a `reading`.
+    Each call from the device takes `lock`, and so do threads of low priority: such a thread keeps
+    the training waiting if it loses its processor while it holds the lock. So nothing is computed
+    under the lock that can be computed from a `reading`.
     """
 
     control: Control
     wall_clock: Callable[[], float] = time.monotonic
     lock: threading.Lock = field(default_factory=threading.Lock)
     selection: Selection = field(default_factory=Selection)
-    selected_env: int | None = None  # of the training, drawn in any case
+    selected_env: int | None = None  # always drawn
     meter: CostMeter = field(default_factory=CostMeter)
     hold: Hold = field(default_factory=Hold)
     mailbox: Mailbox = field(default_factory=Mailbox)
     progress: Progress = field(default_factory=Progress)
     shown: dict[str, Source] = field(default_factory=dict)  # by role
-    # By role, other environments of this viewer: s, when each was last stepped.
+    # By role, the environments of this viewer that aren't shown: s, when each was last stepped.
     beside: dict[str, dict[Source, float]] = field(default_factory=dict)
     frames: int = 0  # pushed
     bytes_moved: int = 0  # pushed, device to host
     fault: str | None = None
-    findings: Findings = field(default_factory=Findings)  # of what has turned NaN or Inf
+    findings: Findings = field(default_factory=Findings)  # of NaN and Inf
     num_processes: int = 1  # of the training
-    # Among how many processes the budget is shared. They wait for each other, so what watching
-    # costs each of them adds up.
+    # Number of processes that share the budget. They wait for each other, so the costs of watching
+    # in each of them add up.
     budget_parts: int = 1
-    # How a rollout's environments are chosen; in other processes than the first it is told.
+    # Makes the object that chooses a rollout's environments; a worker's takes the leader's choice.
     new_choice: Callable[[], Choice] = Choice
-    # How many of a rollout's shards, by its role, are of processes that are not heard of.
+    # Given a role and its rollout: number of its shards in processes that no longer report.
     absent: Callable[[str, Rollout], int] = lambda role, rollout: 0
 
     def __post_init__(self) -> None:
         self.hold.clock = self.mailbox.clock = self.wall_clock
 
     def clock(self) -> float:
-        """s; stands still while the training is held, so that nothing counts the pause."""
+        """Returns s; the clock stands still while the training is held, so no pause is counted."""
         return self.hold.training_clock()
 
     @property
     def pacing(self) -> Control:
-        """The control, with this process's share of the budget."""
+        """The control, with `max_overhead` reduced to this process's share of the budget."""
         if self.budget_parts == 1:
             return self.control
         return replace(self.control, max_overhead=self.control.max_overhead / self.budget_parts)
 
     @property
     def kept_env(self) -> int | None:
-        """The environment that is drawn in any case: the one that is run to its end, if any."""
+        """The environment that must be drawn: the one run to its end, or else the selected one."""
         until = self.hold.until_env
         return self.selected_env if until is None else until
 
     def detailed_env(self, role: str) -> int | None:
-        """The environment of a rollout of which all is wanted: the one that a person has selected,
-        of the training unless only the evaluation is shown."""
+        """Returns the environment of a rollout whose details are wanted: the selected one, if
+        the rollout is `looked_into`."""
         return self.selected_env if role == self.looked_into else None
 
     def wants_twins(self, role: str) -> bool:
-        """Whether environments of a rollout are to have twins in MuJoCo: those of the training,
-        unless only the evaluation is shown."""
+        """Whether environments of a rollout should have twins in MuJoCo: in the training, unless
+        only the evaluation is shown."""
         consecutive = self.control.mode != "latest"
         return self.control.twins > 0 and consecutive and role == self.looked_into
 
     @property
     def looked_into(self) -> str:
-        """The rollout in which a person selects, looks and steps: the training, unless only the
-        evaluation is shown."""
+        """The rollout in which the user selects, inspects and steps environments: the training,
+        unless only the evaluation is shown."""
         return "eval" if self.control.show == "eval" else "train"
 
     def show_source(self, role: str, source: Source) -> None:
-        """Shows one of several environments of a role. `shared.lock` is held."""
+        """Shows one of several environments of a role. The caller holds `lock`."""
         before, self.shown[role] = self.shown.get(role), source
         since, known = self.clock() - IDLE_SECONDS, self.beside.get(role, {})
         beside = {f: at for f, at in known.items() if at >= since and f is not source}
@@ -119,22 +119,21 @@ class SharedState:
             beside[before] = max(before.rollouts[role].called.values(), default=self.clock())
 
     def choose_source(self, role: str, label: str) -> None:
-        """Shows the environment of a role that has this label, if it is still stepped."""
+        """Shows the environment of a role that has this label, if it is still being stepped."""
         with self.lock:
             for source in self.stepped_beside(role):
                 if source.label == label:
                     self.show_source(role, source)
 
     def stepped_beside(self, role: str) -> tuple[Source, ...]:
-        """Environments of a role that are being stepped and not shown, in the order in which they
-        were made. `shared.lock` is held."""
+        """Returns a role's environments that are stepped but not shown, in the order in which they
+        were made. The caller holds `lock`."""
         since = self.clock() - IDLE_SECONDS
         beside = [source for source, at in self.beside.get(role, {}).items() if at >= since]
         return tuple(sorted(beside, key=lambda source: source.number))
 
     def stepped(self, role: str) -> tuple[str, ...]:
-        """Labels of the environments of a role that are being stepped, and of the one that is
-        shown."""
+        """Returns the labels of a role's environments that are being stepped or shown."""
         since = self.clock() - IDLE_SECONDS
         with self.lock:
             shown, beside = self.shown.get(role), dict(self.beside.get(role, ()))
@@ -144,12 +143,12 @@ class SharedState:
         return tuple(source.label for source in sorted(sources, key=lambda source: source.number))
 
     def reading(self) -> Reading:
-        """What is shared, at this moment."""
+        """Copies the shared state."""
         with self.lock:
             return self._read()
 
     def _read(self) -> Reading:
-        """The same, where the lock is had already."""
+        """Copies the shared state. The caller holds `lock`."""
         return Reading(
             self.control,
             self.selection,
@@ -163,12 +162,12 @@ class SharedState:
         )
 
     def sources_shown(self) -> dict[str, Source]:
-        """By role: a copy of `shown`, to which XLA's threads add."""
+        """Returns a copy of `shown`, as XLA's threads add to it: sources by role."""
         with self.lock:
             return dict(self.shown)
 
     def rollouts_shown(self) -> dict[str, tuple[Source, Rollout]]:
-        """By role: those of `shown` of which a step is known, at one moment."""
+        """Returns those of `shown` that have been stepped, with their rollouts, by role."""
         with self.lock:
             return {
                 role: (source, source.rollouts[role])
@@ -177,8 +176,8 @@ class SharedState:
             }
 
     def found(self, source: Source, finding: Finding) -> bool:
-        """Something has turned NaN or Inf, here or in another process. Returns whether it is to be
-        told. `shared.lock` is held."""
+        """Adds a finding of this or another process, and holds the training if it must. Returns
+        whether to report the finding. The caller holds `lock`."""
         holds = self.control.hold_on_nan and self.findings.holds(finding)
         is_new = self.findings.add(source, finding, holds=holds)
         if holds:
@@ -188,7 +187,7 @@ class SharedState:
         return is_new
 
     def point_at(self, source: Source, finding: Finding) -> None:
-        """Has the environment shown and selected. `shared.lock` is held."""
+        """Shows and selects the environment of a finding. The caller holds `lock`."""
         role = finding.role
         self.selected_env = finding.env
         if self.looked_into != role:
@@ -199,8 +198,8 @@ class SharedState:
         self.mailbox.wake()
 
     def tell_progress(self, source: Source) -> None:
-        """Tells of steps that were gone on with, before what the trainer reports. `shared.lock` is
-        held."""
+        """Counts the steps taken under grants, before the trainer's own report is counted. The
+        caller holds `lock`."""
         for role, rollout in source.rollouts.items():
             if rollout.pacer.env_steps > rollout.progressed:
                 self.tell_steps(role, rollout, self.clock())
@@ -213,7 +212,7 @@ class SharedState:
     def ranked(
         self, source: Source, role: str, rollout: Rollout, shard: int, rule: int, ranking: Ranking
     ) -> None:
-        """A device of any process has ranked its environments. `shared.lock` is held."""
+        """Takes the ranking of one device of any process. The caller holds `lock`."""
         rollout.choice.report(
             shard,
             rule,
@@ -224,26 +223,26 @@ class SharedState:
             self.kept_env,
         )
         if not rollout.choice.pending and self.hold.paused:
-            self.hold.refresh()  # devices that have ranked before and wait now
+            self.hold.refresh()  # wakes the devices that have ranked already and wait
         if not rollout.choice.pending and rollout.choice.found_nobody:
-            # Nobody to draw: let the page know, and do not rank at each and every step.
+            # Nothing to draw: let the page know, and don't rank at every step.
             self.mailbox.wake()
             if not self.hold.counts(role):
                 rollout.pacer.abandon(self.clock(), NOTHING_SECONDS)
 
     def set(self, **changes: object) -> None:
-        """Changes the control; the device learns of it with its next call."""
+        """Changes the control; it takes effect in the answer to the device's next call."""
         with self.lock:
             self.control = replace(self.control, **changes)  # type: ignore[arg-type]
 
     def tell(self, finding: Finding) -> None:
-        """Something has turned NaN or Inf: the terminal says so, and the page."""
+        """Logs a finding and wakes the page to show it."""
         held = "; the training is held there" if self.hold.paused else ""
         log.error("%s%s", finding, held)
         self.mailbox.wake()
 
     def failed(self, where: str, error: Exception) -> None:
-        """Switches streaming off after a fault of our own. Logged once; training goes on."""
+        """Switches streaming off after a fault of our own. Logs it once; the training goes on."""
         with self.lock:
             first, self.fault = self.fault is None, f"{type(error).__name__} in {where}: {error}"
             self.control = replace(self.control, streaming=False)

@@ -1,4 +1,4 @@
-"""The cameras that a model comes with, to look through."""
+"""Computes the views of the cameras that a model comes with."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ _FIXED = int(mujoco.mjtCamLight.mjCAMLIGHT_FIXED)
 _TRACKS = (int(mujoco.mjtCamLight.mjCAMLIGHT_TRACK), int(mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM))
 
 AHEAD = 1.0
-"""m from the camera to the point that a page's camera turns about."""
+"""Distance in m from the camera to the point that the page's camera orbits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,16 +20,18 @@ class ModelCamera:
 
     name: str
     mode: int  # a mujoco.mjtCamLight
-    body: int  # that it is on
+    body: int  # that carries it
     target: int  # body that it looks at; -1: none
-    pos: np.ndarray  # float [3], m, in the body's frame; from the body, along the world's axes,
-    quat: np.ndarray  # float [4], wxyz       where the camera keeps its direction ("track")
+    # In the body's frame. If the camera keeps its direction ("track"): from the body, in the
+    # world's axes.
+    pos: np.ndarray  # float [3], m
+    quat: np.ndarray  # float [4], wxyz
     fov: float  # rad, vertical
 
 
 @dataclass(frozen=True, eq=False)
 class Sight:
-    """From where, and where to."""
+    """The view through a camera."""
 
     position: np.ndarray  # float [3], m
     look_at: np.ndarray  # float [3], m
@@ -38,7 +40,7 @@ class Sight:
 
 
 def cameras_of(model: mujoco.MjModel) -> list[ModelCamera]:
-    """All cameras of a model, under their names; those without one are counted."""
+    """All cameras of a model by name; a camera without a name is called by its index."""
     cameras = []
     for index in range(model.ncam):
         mode = int(model.cam_mode[index])
@@ -61,13 +63,13 @@ def cameras_of(model: mujoco.MjModel) -> list[ModelCamera]:
 
 
 def sight_of(camera: ModelCamera, link_pos: np.ndarray, link_rot: np.ndarray) -> Sight:
-    """Through one robot's camera.
+    """The view through one robot's camera.
 
-    What MuJoCo's `mj_camlight` does, where only the bodies' poses are known: a camera that tracks a
-    centre of mass tracks its body here.
+    Follows MuJoCo's `mj_camlight`, but knows only the bodies' poses: a camera that tracks a centre
+    of mass tracks its body here.
 
     Args:
-        camera: of the robot's model.
+        camera: one of the robot's model.
         link_pos: float [L, 3], m; link i is body i + 1.
         link_rot: float [L, 4], wxyz.
     """

@@ -1,8 +1,8 @@
-"""The surfaces of flexes: cloth, and what is around soft bodies.
+"""Reads the surfaces of flexes: cloth, and the outside of soft bodies.
 
-A batch of instances can be turned and stretched along its axes, not bent. That is enough for a
-surface whose corners go where they like: the altitude upon its longest side cuts any triangle into
-two with a right angle, and each of these is one and the same right triangle, turned and stretched.
+A batch of instances can be rotated and scaled along its axes, but not bent. That is enough for a
+surface with freely moving corners: the altitude on the longest side cuts any triangle into two
+right triangles, and each of these is one and the same right triangle, rotated and scaled.
 """
 
 import copy
@@ -17,12 +17,12 @@ from brax_viser.model.surfaces import chosen_rgba, plain, sampled
 
 @dataclass(frozen=True, eq=False)
 class Surfaces:
-    """Those of one robot: F triangles between V vertices, which A points of bodies carry."""
+    """The surfaces of one robot: F triangles of V vertices, which A points on bodies carry."""
 
     body: np.ndarray  # int [A], body ids
     pos: np.ndarray  # float32 [A, 3], m, in these bodies' frames
-    # Of each flex, which of the points are its, and float32 [its V, its A], how far each of them
-    # moves a vertex; None: each is one.
+    # Per flex: the slice of its points, and float32 [its V, its A], how much each point moves each
+    # vertex; None: the points are the vertices.
     parts: tuple[tuple[slice, np.ndarray | None], ...]
     faces: np.ndarray  # int [F, 3]
     rgb: np.ndarray  # uint8 [F, 3]
@@ -32,13 +32,13 @@ class Surfaces:
 def surfaces_of(model: mujoco.MjModel, groups: Collection[int]) -> Surfaces | None:
     """The surfaces of all visible flexes in one; None if there are none.
 
-    Of a soft body what is outside, as far from its vertices as its radius says. Of a cloth its
-    middle: its thickness is its rim, see `rods.rods_of`. Each triangle has one colour, which is
-    that of a texture's in its middle.
+    A soft body has its outer triangles, at the distance of its radius from the vertices. A cloth
+    has its middle surface: its rim shows its thickness, see `rods.rods_of`. Each triangle has one
+    colour, that of the texture at its middle.
 
     Args:
         model: is not changed.
-        groups: of which flexes.
+        groups: of the flexes to draw.
     """
     body, pos, faces, rgb, outwards, parts = [], [], [], [], [], []
     vertex = point = 0  # the first ones of the next flex
@@ -69,9 +69,9 @@ def surfaces_of(model: mujoco.MjModel, groups: Collection[int]) -> Surfaces | No
 
 
 def weights_of(model: mujoco.MjModel, flex: int) -> np.ndarray | None:
-    """float32 [V, nodes]: how far each node moves each vertex; None where vertices have bodies.
+    """float32 [V, nodes]: how much each node moves each vertex; None if vertices have bodies.
 
-    Asked of MuJoCo itself, whatever the order of its interpolation: a vertex is a sum of nodes.
+    MuJoCo computes it, so any order of interpolation works: a vertex is a weighted sum of nodes.
     """
     if not model.flex_interp[flex]:
         return None
@@ -92,7 +92,7 @@ def weights_of(model: mujoco.MjModel, flex: int) -> np.ndarray | None:
 
 
 def rim_of(model: mujoco.MjModel, flex: int) -> np.ndarray:
-    """int [E, 2], vertices of the edges that only one triangle of a cloth has."""
+    """int [E, 2], vertices of the edges that belong to only one triangle of a cloth."""
     faces = _faces(model, flex)
     edges = np.sort(faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), axis=1)
     edges, times = np.unique(edges, axis=0, return_counts=True)
@@ -100,14 +100,14 @@ def rim_of(model: mujoco.MjModel, flex: int) -> np.ndarray:
 
 
 def edges_of(model: mujoco.MjModel, flex: int) -> np.ndarray:
-    """int [E, 2], vertices within the flex."""
+    """int [E, 2], vertices of all edges, numbered within the flex."""
     start = model.flex_edgeadr[flex]
     return model.flex_edge[start : start + model.flex_edgenum[flex]]
 
 
 def points_of(model: mujoco.MjModel, flex: int) -> tuple[np.ndarray, np.ndarray]:
-    """int [A] and float [A, 3] in m: bodies, and the points of them that carry a flex: its
-    vertices, or, where it is interpolated, its nodes. As `mj_flex` has it."""
+    """int [A] and float [A, 3] in m: bodies, and the points on them that carry a flex: its
+    vertices, or its nodes if it is interpolated. Follows `mj_flex`."""
     if not model.flex_interp[flex]:
         start = model.flex_vertadr[flex]
         rows = slice(start, start + model.flex_vertnum[flex])
@@ -120,7 +120,7 @@ def points_of(model: mujoco.MjModel, flex: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def _faces(model: mujoco.MjModel, flex: int) -> np.ndarray:
-    """int [F, 3], vertices within the flex: of a cloth all, of a soft body those outside."""
+    """int [F, 3], vertices within the flex: a cloth's triangles, or a soft body's outer ones."""
     if model.flex_dim[flex] == 2:
         start, count = model.flex_elemdataadr[flex], model.flex_elemnum[flex]
         return model.flex_elem[start : start + 3 * count].reshape(-1, 3)
@@ -129,29 +129,29 @@ def _faces(model: mujoco.MjModel, flex: int) -> np.ndarray:
 
 
 def rgba_of_flex(model: mujoco.MjModel, flex: int) -> np.ndarray:
-    """float32 [4], 0 to 1: its own colour if it has been given one, else its material's, as of a
-    geom. A texture is not in it."""
+    """float32 [4], 0 to 1: its own colour if it was given one, else its material's, as for a
+    geom. Textures are not included."""
     return chosen_rgba(model, model.flex_rgba[flex], _material(model, flex))
 
 
 def colour_of_flex(model: mujoco.MjModel, flex: int) -> np.ndarray:
-    """uint8 [3]: the one colour of it, its texture's included."""
+    """uint8 [3]: the flex's one colour, its texture included."""
     return plain(model, rgba_of_flex(model, flex), _material(model, flex))[:3]
 
 
 def _material(model: mujoco.MjModel, flex: int) -> int:
-    """Id of a flex's material, -1 for none. Since MuJoCo 4 each element may have one of its own;
-    the first one's counts."""
+    """Id of a flex's material, -1 for none. Since MuJoCo 4 each element may have its own; then the
+    first element's counts."""
     per_flex = len(model.flex_matid) == model.nflex
     return int(model.flex_matid[flex if per_flex else model.flex_elemadr[flex]])
 
 
 def _colours(model: mujoco.MjModel, flex: int, count: int, rgba: np.ndarray) -> np.ndarray:
-    """uint8 [F, 3]."""
+    """uint8 [F, 3]: the colour of each triangle."""
     material, start = _material(model, flex), int(model.flex_texcoordadr[flex])
     if model.flex_dim[flex] != 2 or start < 0:
         return np.tile(plain(model, rgba, material)[:3], (count, 1))
-    # Corners of elements have places in a texture, which need not be those of the vertices.
+    # Texture coordinates belong to the corners of elements, not to the vertices.
     at = model.flex_elemdataadr[flex]
     corners = model.flex_elemtexcoord[at : at + 3 * count].reshape(-1, 3)
     uv = model.flex_texcoord[start + corners].mean(axis=1)

@@ -1,4 +1,4 @@
-"""Where the cells of the grid are, how far apart, and from where they are seen as a whole."""
+"""Checks and derives the grid's shape and spacing, and places a camera that sees all of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ def grid_of(
     """Checks a user's grid and spacing, and derives the spacing where it is None.
 
     Raises:
-        TypeError: not a sequence of numbers.
-        ValueError: the wrong number of them, or a value out of its limits.
+        TypeError: `grid` or `spacing` is not a sequence of numbers, or a side is not whole.
+        ValueError: one has the wrong number of values, or a value is out of its limits.
     """
     shape = _checked_shape(grid)
     scope = scope_of(model, init_qpos)
     while True:
         spaced = _checked_spacing(spacing, scope.reach)
         cells = Grid(shape, spaced, scope.reach, scope.scenery, scope.farthest)
-        # The wider cells are, the more may stand in them.
+        # A cell that grows to hold an obstacle may reach further ones.
         met = [not within(scope.reach, *box) and must_hold(box, cells) for box in scope.obstacles]
         if not any(met):
             return cells
@@ -61,7 +61,7 @@ def _checked_shape(grid: Sequence[int]) -> tuple[int, int, int]:
 def _checked_spacing(
     spacing: Sequence[float] | None, reach: np.ndarray
 ) -> tuple[float, float, float]:
-    # Room to breathe; and flat robots (a cheetah moves in a plane) must not stand like cards.
+    # Leave room between robots, and keep flat ones (a cheetah moves in a plane) well apart too.
     size = np.maximum(1.2 * (reach[1] - reach[0]), 0.4 * np.ptp(reach, axis=0).max())
     derived = (float(size[0]), float(size[1]), float(size[2]))
     if spacing is None:
@@ -85,7 +85,7 @@ def _numbers(name: str, values: object) -> list[float]:
 
 
 def reach_of(model: mujoco.MjModel, init_qpos: np.ndarray) -> np.ndarray:
-    """float [2, 3], m: box around what one env can touch without its root leaving its place; see
+    """float [2, 3], m: box around all that one env can touch while its root stays in place; see
     `scope.scope_of`."""
     return scope_of(model, init_qpos).reach
 
@@ -107,15 +107,15 @@ def framing_camera(
     fov: float = np.radians(35.0),
     aspect: float = 1.25,
 ) -> CameraPose:
-    """The nearest camera in a given direction that has all of a box in view.
+    """The nearest camera in a given direction that sees all of a box.
 
     Args:
         bounds: float [2, 3], m, the box.
-        azimuth: rad, where the camera stands, seen from the box: 0 is +x, -pi/2 is -y. From behind
-            and to the right, robots that learn to run along +x, as Brax rewards it, stay in view.
+        azimuth: rad, direction from the box to the camera: 0 is +x, -pi/2 is -y. From behind and
+            from the right, robots that learn to run along +x, as Brax rewards, stay in view.
         elevation: rad above the horizon.
         fov: rad, vertical.
-        aspect: width over height of the part of the window that shows the scene.
+        aspect: width / height of the part of the window that shows the scene.
     """
     outward = np.array(
         [

@@ -1,6 +1,6 @@
-"""What overlays draw of one robot: lines in space, made of MuJoCo's own quantities. Pure functions.
+"""Makes the lines that overlays draw of one robot from MuJoCo's quantities. Pure functions.
 
-Sizes and colours are those that MuJoCo's viewer takes, `model.vis.scale` in mean geom sizes
+Sizes and colours are those of MuJoCo's viewer: `model.vis.scale` in mean geom sizes
 (`model.stat.meansize`) and `model.vis.rgba`; see its `engine_vis_visualize.c`.
 """
 
@@ -15,11 +15,11 @@ from brax_viser.model.rods import Limits
 from brax_viser.model.rotations import rotate
 
 VELOCITY_SECONDS = 0.1
-"""An arrow of velocity ends where the body would be after this time."""
+"""A velocity arrow ends where the body would be after this time."""
 
 AXES_RGB = np.array([[224, 49, 49], [47, 158, 68], [28, 126, 214]], np.uint8)
 
-# As plain numbers: what models hold does not compare with MuJoCo's enumerations.
+# Plain integers, to be compared with the integers in a model's arrays.
 _JOINT, _TENDON = int(mujoco.mjtTrn.mjTRN_JOINT), int(mujoco.mjtTrn.mjTRN_TENDON)
 _IN_PARENT, _BODY = int(mujoco.mjtTrn.mjTRN_JOINTINPARENT), int(mujoco.mjtTrn.mjTRN_BODY)
 _BY_SITE, _BY_JOINT = int(mujoco.mjtWrap.mjWRAP_SITE), int(mujoco.mjtWrap.mjWRAP_JOINT)
@@ -46,7 +46,7 @@ class Lines:
         *,
         turns: bool = True,
     ) -> "Lines":
-        """Lines that each move with one body."""
+        """Makes lines that each move with one body."""
         start, vector = np.reshape(start, (-1, 3)), np.reshape(vector, (-1, 3))
         ends = np.stack([start, start + vector], axis=1)
         body = np.repeat(np.reshape(np.asarray(body, int), (-1, 1)), 2, axis=1)
@@ -55,17 +55,16 @@ class Lines:
     def at(
         self, xpos: np.ndarray, xquat: np.ndarray, pos: np.ndarray, rot: np.ndarray
     ) -> np.ndarray:
-        """float [N, 2, 3], m: the ends once the bodies are elsewhere.
+        """float [N, 2, 3], m: the ends after the bodies have moved.
 
-        What is drawn of a robot lies between two steps most of the time, and MJX's poses are those
-        that its last substep began with. So lines are carried along by the bodies that they belong
-        to.
+        A robot is mostly drawn at a moment between two steps, and MJX's poses are those at the
+        start of its last substep. So each line is carried along by its body.
 
         Args:
-            xpos: float [B, 3], m, where the bodies were when the lines were made.
-            xquat: float [B, 4], wxyz.
-            pos: float [B, 3], m, where they are now.
-            rot: float [B, 4], wxyz.
+            xpos: float [B, 3], m, positions of the bodies when the lines were made.
+            xquat: float [B, 4], wxyz, their orientations then.
+            pos: float [B, 3], m, their positions as drawn.
+            rot: float [B, 4], wxyz, their orientations as drawn.
         """
         back = xquat * np.array([1.0, -1.0, -1.0, -1.0])
         local = rotate(back[self.body], self.ends - xpos[self.body])
@@ -76,7 +75,7 @@ class Lines:
 
 
 def contacts(model: mujoco.MjModel, data: mujoco.MjData) -> Lines:
-    """Where geoms touch: short lines along the contacts' normals, to be drawn thick."""
+    """Contact points: short lines along the contacts' normals, drawn thick."""
     half = model.vis.scale.contactheight * model.stat.meansize * data.contact.frame[:, :3]
     return Lines.of(
         data.contact.pos - half, 2 * half, _touching(model, data)[1], _rgb(model, "contactpoint")
@@ -84,8 +83,8 @@ def contacts(model: mujoco.MjModel, data: mujoco.MjData) -> Lines:
 
 
 def contact_forces(model: mujoco.MjModel, data: mujoco.MjData) -> Lines:
-    """The force of each contact, on the body of the higher id: `mj_contactForce`, as long as
-    MuJoCo's viewer draws it, metres per newton being `vis.map.force / stat.meanmass`."""
+    """The force of each contact on the body with the higher id, from `mj_contactForce`, at the
+    length of MuJoCo's viewer: `vis.map.force / stat.meanmass` metres per newton."""
     forces = np.zeros((data.ncon, 6))
     for index, force in enumerate(forces):
         mujoco.mj_contactForce(model, data, index, force)
@@ -93,7 +92,7 @@ def contact_forces(model: mujoco.MjModel, data: mujoco.MjData) -> Lines:
     vectors = np.einsum("nij,ni->nj", frames, forces[:, :3])
     lower, higher = _touching(model, data)
     first = _body_of_geoms(model, data.contact.geom[:, :1])[:, 0]
-    # The force is that on the second geom's body.
+    # `mj_contactForce` gives the force on the second geom's body.
     vectors[(first == higher) & (lower != higher)] *= -1
     acts = np.linalg.norm(vectors, axis=1) > 0
     scale = model.vis.map.force / model.stat.meanmass
@@ -110,7 +109,7 @@ def joint_axes(model: mujoco.MjModel, data: mujoco.MjData) -> Lines:
 
 
 def actuators(model: mujoco.MjModel, data: mujoco.MjData) -> Lines:
-    """What each actuator is told, as an arrow where it acts: full at the end of its range."""
+    """Each actuator's control, as an arrow where it acts; full length at the end of its range."""
     share = activity(model, data)
     usual, ends = _rgb(model, "actuator"), ("actuatornegative", "actuatorpositive")
     towards = np.stack([_rgb(model, name) for name in ends])[(share > 0).astype(int)]
@@ -122,7 +121,7 @@ def actuators(model: mujoco.MjModel, data: mujoco.MjData) -> Lines:
 
 
 def activity(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
-    """float [nu], -1 to 1: controls, as parts of the largest that their range allows."""
+    """float [nu], -1 to 1: controls, as fractions of the largest that their range allows."""
     limited = model.actuator_ctrllimited.astype(bool)
     largest = np.abs(model.actuator_ctrlrange).max(axis=1, initial=0.0)
     largest = np.where(limited & (largest > 0), largest, 1.0)
@@ -130,11 +129,11 @@ def activity(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
 
 
 def violations(model: mujoco.MjModel, data: mujoco.MjData) -> Lines:
-    """Contacts that penetrate, along their normals and as long as deep, and joints beyond their
-    limits, along their axes."""
+    """Penetrating contacts, as lines along their normals with the depth as length, and joints
+    beyond their limits, as lines along their axes."""
     rgb, size = _rgb(model, "constraint"), model.stat.meansize
     deep = data.contact.dist < 0
-    # At least long enough to be seen.
+    # Drawn long enough to be seen.
     depth = np.maximum(-data.contact.dist[deep], 0.3 * size)[:, None]
     normal, body = data.contact.frame[deep, :3], _touching(model, data)[1][deep]
     start, vector = [data.contact.pos[deep] - depth * normal / 2], [depth * normal]
@@ -147,18 +146,18 @@ def violations(model: mujoco.MjModel, data: mujoco.MjData) -> Lines:
 
 
 def body_frames(model: mujoco.MjModel, data: mujoco.MjData) -> Lines:
-    """x, y and z of each body but the world: red, green and blue."""
+    """The axes x, y and z of each body but the world, in red, green and blue."""
     return _frames(model, data.xpos[1:], data.xmat[1:], np.arange(1, model.nbody))
 
 
 def geom_frames(model: mujoco.MjModel, data: mujoco.MjData) -> Lines:
-    """x, y and z of each geom that belongs to a body that can move."""
+    """The axes x, y and z of each geom whose body can move."""
     moves = model.body_weldid[model.geom_bodyid] > 0
     return _frames(model, data.geom_xpos[moves], data.geom_xmat[moves], model.geom_bodyid[moves])
 
 
 def tendons(model: mujoco.MjModel, data: mujoco.MjData) -> Lines:
-    """Spatial tendons, from site to site and around what they wrap, as `mj_tendon` lays them."""
+    """Spatial tendons, from site to site and around the geoms that they wrap, as in `mj_tendon`."""
     ends, bodies, rgb = [], [], []
     limits = Limits.of(model)
     broken = {} if limits is None else limits.broken(data.ten_length)
@@ -170,7 +169,7 @@ def tendons(model: mujoco.MjModel, data: mujoco.MjData) -> Lines:
             if -2 in objects[index : index + 2]:  # a pulley: the path is broken
                 continue
             ends.append(points[index : index + 2])
-            # Each end moves with the body that has a site or geom of the tendon nearest to it.
+            # Each end moves with the nearest of the bodies with a site or geom of the tendon.
             for point in points[index : index + 2]:
                 where = data.xpos[owners]
                 bodies.append(owners[int(np.argmin(np.linalg.norm(where - point, axis=1)))])
@@ -185,7 +184,7 @@ def tendons(model: mujoco.MjModel, data: mujoco.MjData) -> Lines:
 
 
 def velocities(model: mujoco.MjModel, data: mujoco.MjData) -> Lines:
-    """How each body's centre of mass moves: where it would be in `VELOCITY_SECONDS`."""
+    """Each body's velocity, as an arrow from its centre of mass; see `VELOCITY_SECONDS`."""
     speeds = np.zeros((model.nbody, 6))
     for body in range(1, model.nbody):
         kind = mujoco.mjtObj.mjOBJ_BODY
@@ -196,8 +195,8 @@ def velocities(model: mujoco.MjModel, data: mujoco.MjData) -> Lines:
 
 
 def inertia_boxes(model: mujoco.MjModel) -> np.ndarray:
-    """float [B, 3], m: half sides of the boxes that have each body's mass and inertia; 0 without
-    mass. Of a box, the inertia about x is mass / 3 * (y^2 + z^2), half sides squared."""
+    """float [B, 3], m: half sides of boxes with each body's mass and inertia; 0 without mass.
+    A box with half sides x, y and z has the inertia mass / 3 * (y^2 + z^2) about x."""
     inertia, mass = model.body_inertia, np.maximum(model.body_mass, mujoco.mjMINVAL)[:, None]
     squared = 1.5 * (inertia.sum(axis=1, keepdims=True) - 2 * inertia) / mass
     return np.where(model.body_mass[:, None] > 0, np.sqrt(np.maximum(squared, 0.0)), 0.0)
@@ -211,20 +210,20 @@ def _frames(model: mujoco.MjModel, pos: np.ndarray, mat: np.ndarray, body: np.nd
 
 
 def _touching(model: mujoco.MjModel, data: mujoco.MjData) -> tuple[np.ndarray, np.ndarray]:
-    """int [ncon] each: the bodies of a contact, the lower id and the higher."""
+    """int [ncon] each: the lower and the higher id of the bodies of each contact."""
     bodies = np.sort(_body_of_geoms(model, data.contact.geom), axis=1)
     return bodies[:, 0], bodies[:, 1]
 
 
 def _body_of_geoms(model: mujoco.MjModel, geoms: np.ndarray) -> np.ndarray:
-    # What is no geom (a flex) counts to the world: it has no link.
+    # A flex in contact has no geom: it counts as the world.
     return np.where(geoms >= 0, model.geom_bodyid[np.maximum(geoms, 0)], 0)
 
 
 def _place_of(
     model: mujoco.MjModel, data: mujoco.MjData, actuator: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Where an actuator acts, along what, and on which body."""
+    """Point, direction and body on which an actuator acts."""
     kind, target = int(model.actuator_trntype[actuator]), int(model.actuator_trnid[actuator, 0])
     gear = model.actuator_gear[actuator, :3]
     if kind in (_JOINT, _IN_PARENT):
@@ -241,14 +240,14 @@ def _place_of(
         return one, _unit(other - one), owners[0]
     if kind == _BODY:
         return data.xpos[target], data.xmat[target].reshape(3, 3)[:, 2], target
-    # A site, and a crank's site.
+    # A site, or a slider-crank's crank site.
     turn = data.site_xmat[target].reshape(3, 3)
     along = turn @ gear if gear.any() else turn[:, 2]
     return data.site_xpos[target], _unit(along), int(model.site_bodyid[target])
 
 
 def _wrap_bodies(model: mujoco.MjModel, tendon: int) -> list[int]:
-    """Bodies of the sites and geoms along a spatial tendon; of the joints of a fixed one."""
+    """Bodies of a spatial tendon's sites and geoms, or of a fixed one's joints."""
     bodies = []
     start = int(model.tendon_adr[tendon])
     for index in range(start, start + int(model.tendon_num[tendon])):
@@ -267,17 +266,17 @@ def _unit(vector: np.ndarray) -> np.ndarray:
 
 
 def _rgb(model: mujoco.MjModel, name: str) -> np.ndarray:
-    """uint8 [3]: a colour of the model's viewer settings."""
+    """uint8 [3]: a colour from the model's visual settings."""
     return (255 * np.asarray(getattr(model.vis.rgba, name))[:3]).astype(np.uint8)
 
 
 def unavailable(model: mujoco.MjModel, *, native: bool, backend: str) -> dict[str, str]:
-    """Overlays that there are not for a robot, and why, for a person to read.
+    """Overlays that a robot cannot have, each with the reason to show to the user.
 
     Args:
         model: the robot.
         native: whether the training's physics is MuJoCo's.
-        backend: its name.
+        backend: name of that physics.
     """
     reasons = {}
     if not native:

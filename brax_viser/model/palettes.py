@@ -1,4 +1,4 @@
-"""In what surroundings robots stand: day, night, or what their own model says of them."""
+"""Chooses colours and lights for the surroundings: day, night, or as the robots' model says."""
 
 from dataclasses import dataclass
 
@@ -11,46 +11,46 @@ from brax_viser.model.surfaces import pixels_of, plain_rgba
 RGB = tuple[int, int, int]
 
 MAX_SUNS = 4
-"""A page computes each for every pixel."""
+"""A page computes each light for every pixel."""
 
 _POINT, _IMAGE = int(mujoco.mjtLightType.mjLIGHT_POINT), int(mujoco.mjtLightType.mjLIGHT_IMAGE)
 _SKYBOX = int(mujoco.mjtTexture.mjTEXTURE_SKYBOX)
 
 _BRIGHTEST = 1.2
-"""Of all lights together, as MuJoCo adds them. It cuts off at 1, where all is white."""
+"""Limit on the sum of all lights, as MuJoCo adds them. MuJoCo clips at 1, where all is white."""
 
 
 @dataclass(frozen=True)
 class Sun:
     """A light that comes from one direction."""
 
-    towards: tuple[float, float, float]  # it
+    towards: tuple[float, float, float]  # direction to the light
     colour: RGB
-    intensity: float  # as three.js has it: pi makes white of white
+    intensity: float  # in three.js's unit: pi shows a white surface as white
     casts_shadow: bool
 
 
 @dataclass(frozen=True)
 class Palette:
-    """What surrounds the robots, which have their own colours in any light."""
+    """Colours and lights around the robots, which keep their own colours."""
 
     sky_top: RGB
     horizon: RGB
     floor: RGB
     line: RGB
     section: RGB
-    sky_light: float  # intensity, as three.js has it
-    reflected: float  # intensity of the surroundings that surfaces mirror, if only dully; 0: none
+    sky_light: float  # intensity, in three.js's unit
+    reflected: float  # intensity of the surroundings' dull reflection in surfaces; 0: none
     suns: tuple[Sun, ...]
 
 
 def _day(intensity: float) -> tuple[Sun]:
-    # viser's own light falls straight down, which hides shadows under the robots.
+    # viser's default light shines straight down, which hides shadows under the robots.
     return (Sun((-0.55, -0.5, 1.0), (255, 247, 235), intensity, True),)
 
 
-# Without anything to mirror, a black robot is black from all sides, and its shape is not seen. What
-# a dull surface mirrors adds a little light to dark and pale ones alike, so the sky's own is less.
+# Without reflections a black robot is black from all sides, and its shape cannot be seen. As they
+# brighten every surface, dark or pale, by a little, the sky's own light is weaker.
 LIGHT = Palette(
     sky_top=(152, 186, 222),
     horizon=(226, 235, 243),
@@ -74,11 +74,12 @@ DARK = Palette(
 
 
 def palette_of(model: mujoco.MjModel) -> Palette:
-    """The sky, the lights and the floor of a model, as far as they can be shared by all cells.
+    """The sky, the lights and the floor of a model, as far as all cells can share them.
 
-    Of the skybox the colours of zenith and horizon; without one it is black, as in MuJoCo. Of the
-    lights the directions: where one stands it stands for one robot, not for a grid of them. The
-    light at MuJoCo's camera comes from the whole sky. Of the floor its main colour.
+    The sky has the skybox's colours at zenith and horizon; without a skybox it is black, as in
+    MuJoCo. Lights keep only their directions: their positions suit one robot, not a grid of them.
+    The headlight at MuJoCo's camera becomes light from the whole sky. The floor has its main
+    colour.
 
     Args:
         model: is not changed.
@@ -92,7 +93,7 @@ def palette_of(model: mujoco.MjModel) -> Palette:
     lights = [light for light in range(model.nlight) if _shines(model, light)][:MAX_SUNS]
     around = around + model.light_ambient[lights].sum(axis=0)
     total = float((around + model.light_diffuse[lights].sum(axis=0)).mean())
-    # MuJoCo adds up light in the numbers that are shown, a page in linear light.
+    # MuJoCo adds light in display values, a page in linear light.
     strength = np.pi * min(total, _BRIGHTEST) ** 2.2 / max(total, 1e-6)
     data = mujoco.MjData(model)
     mujoco.mj_kinematics(model, data)
@@ -136,8 +137,8 @@ def _sky(model: mujoco.MjModel) -> tuple[RGB, RGB]:
         if model.tex_type[texture] == _SKYBOX:
             pixels = pixels_of(model, texture)
             side = pixels.shape[1]
-            # Six faces above each other, +x, -x, +y, -y, +z, -z, of which MuJoCo turns +y
-            # upwards; or one, which is all of them.
+            # Six faces, one above the other: +x, -x, +y, -y, +z, -z, of which MuJoCo turns +y
+            # upwards; or a single one, which is used for all.
             up = pixels[2 * side : 3 * side] if len(pixels) == 6 * side else pixels
             middle = pixels[side // 2 - 1 : side // 2 + 1]
             top = up[side // 3 : side - side // 3, side // 3 : side - side // 3]
@@ -150,6 +151,6 @@ def _mean(pixels: np.ndarray) -> RGB:
 
 
 def _rgb(colour: np.ndarray) -> RGB:
-    """Of float [3] or [1], 0 to 1."""
+    """Converts float [3] or [1], 0 to 1."""
     r, g, b = np.round(255 * np.clip(np.broadcast_to(colour, 3), 0, 1)).astype(int).tolist()
     return r, g, b

@@ -1,1 +1,1 @@
-"""The page: its server, its loop, and what a person does in it."""
+"""The page: its server, its loop, and the commands that a person gives in it."""

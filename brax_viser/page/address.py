@@ -1,4 +1,4 @@
-"""Where a page is served: resolves a host's name, and finds a port that is free."""
+"""Finds the address and port on which the page is served: resolves host names, finds free ports."""
 
 import contextlib
 import os
@@ -11,14 +11,14 @@ from typing import Any
 DEFAULT_PORT = 8000
 
 RESOLVE_SECONDS = 0.8
-"""How long resolving a name may take, which without a name server goes on for many seconds. A
-machine's own names, which are the only ones to listen on, take a millisecond."""
+"""Timeout for resolving a name, which takes many seconds if no name server answers. This machine's
+own names take a millisecond, and no others can be listened on."""
 
 RELEASE_SECONDS = 5.0
-"""How long a port may take to become free, that a server which was stopped had."""
+"""Timeout for a stopped server's port to become free."""
 
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-"""All addresses, and the one of these by which this machine reaches itself."""
+"""Wildcard address -> the address by which this machine reaches itself."""
 
 _HOW = (
     "use '127.0.0.1' (this machine alone), '0.0.0.0' or '::' (all of its addresses), or one of the "
@@ -27,14 +27,15 @@ _HOW = (
 
 
 def listening_address(host: str) -> str:
-    """An address of this machine, in numbers, to listen on.
+    """Returns a numeric address of this machine to listen on.
 
     Args:
-        host: a name, or an address in numbers, in brackets or not; "" is all IPv4 addresses. Of a
-            name with several addresses the first of IPv4's is taken, or else of IPv6's.
+        host: a name, or a numeric address with or without brackets; "" means all IPv4 addresses.
+            IPv4 is preferred if a name has several addresses.
 
     Raises:
-        ValueError: it cannot be resolved, not within a second, or is another machine's.
+        ValueError: `host` cannot be resolved within `RESOLVE_SECONDS`, or this machine cannot
+            listen on it.
     """
     if not isinstance(host, str):
         raise ValueError(f"host={host!r}: must be a string: {_HOW}")
@@ -51,10 +52,10 @@ def listening_address(host: str) -> str:
 
 
 def _reach(probe: socket.socket, family: int) -> None:
-    """Comes by where a page would: some systems listen on a broadcast address, where nobody can.
+    """Connects as a page would: some systems accept a broadcast address for listening.
 
     Raises:
-        OSError: nobody can.
+        OSError: the address cannot be reached.
     """
     address, port, *more = probe.getsockname()
     with socket.socket(family, socket.SOCK_STREAM) as page:
@@ -63,7 +64,7 @@ def _reach(probe: socket.socket, family: int) -> None:
 
 
 def _resolve(host: str) -> list[tuple[int, str]]:
-    """(family, address in numbers) of a name, each once."""
+    """Returns the distinct (family, numeric address) pairs of a name."""
     name = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     name = name or "0.0.0.0"
     found: list[tuple[int, str]] = []
@@ -75,11 +76,11 @@ def _resolve(host: str) -> list[tuple[int, str]]:
                 if family in (socket.AF_INET, socket.AF_INET6):
                     number = socket.getnameinfo(place, socket.NI_NUMERICHOST)[0]
                     found.append((int(family), number))
-        # UnicodeError, which is a ValueError: a name that no name server takes.
+        # A name that cannot be encoded raises UnicodeError, which is a ValueError.
         except (OSError, ValueError) as error:
             errors.append(error)
 
-    # It cannot be told to stop, so it is not waited for any longer.
+    # getaddrinfo cannot be cancelled; a daemon thread can be left behind.
     thread = threading.Thread(target=resolve, name="brax_viser resolve", daemon=True)
     thread.start()
     thread.join(RESOLVE_SECONDS)
@@ -91,10 +92,10 @@ def _resolve(host: str) -> list[tuple[int, str]]:
 
 
 def _bound(address: str, port: int, family: int | None = None) -> socket.socket:
-    """A socket that listens, as a server's would.
+    """Returns a socket that listens, as a server's would.
 
     Raises:
-        OSError: it may not, or another one does.
+        OSError: listening is not permitted, or the port is taken.
     """
     if family is None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -102,7 +103,7 @@ def _bound(address: str, port: int, family: int | None = None) -> socket.socket:
     probe = socket.socket(family, socket.SOCK_STREAM)
     with contextlib.ExitStack() as undo:
         undo.callback(probe.close)
-        if os.name == "posix":  # where asyncio's servers do as well
+        if os.name == "posix":  # asyncio's servers do so there as well
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -113,7 +114,7 @@ def _bound(address: str, port: int, family: int | None = None) -> socket.socket:
 
 
 def is_free(address: str, port: int) -> bool:
-    """Whether a server could listen there."""
+    """Whether a server could listen on this address and port."""
     try:
         with _bound(address, port):
             return True
@@ -122,10 +123,10 @@ def is_free(address: str, port: int) -> bool:
 
 
 def free_port(address: str, port: int) -> int:
-    """`port`, or the next one after it that is free.
+    """Returns `port`, or the next higher one that is free.
 
     Raises:
-        ValueError: all of them are taken.
+        ValueError: all ports from `port` on are taken.
     """
     for candidate in range(port, 65536):
         if is_free(address, candidate):
@@ -134,7 +135,7 @@ def free_port(address: str, port: int) -> int:
 
 
 def wait_until_free(address: str, port: int) -> bool:
-    """Waits for a server that was stopped to let go of its port. Returns whether it has."""
+    """Waits for a stopped server to release its port, and returns whether it did in time."""
     deadline = time.monotonic() + RELEASE_SECONDS
     while not (free := is_free(address, port)) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -142,18 +143,18 @@ def wait_until_free(address: str, port: int) -> bool:
 
 
 def url_of(address: str, port: int) -> str:
-    """What to open in a browser on this machine."""
+    """Returns the URL to open in a browser on this machine."""
     address = _EVERYWHERE.get(address, address)
     if ":" in address:
-        address = f"[{address.replace('%', '%25')}]"  # a zone's sign, as URLs have it
+        address = f"[{address.replace('%', '%25')}]"  # a zone id's % must be escaped
     return f"http://{address}:{port}"
 
 
 def check_port(port: Any) -> None:
-    """Refuses what is no port.
+    """Validates a port.
 
     Raises:
-        ValueError: it is not a whole number from 0 to 65535, nor None.
+        ValueError: `port` is neither None nor a whole number from 0 to 65535.
     """
     is_whole = isinstance(port, Integral) and not isinstance(port, bool)
     if port is not None and not (is_whole and 0 <= int(port) <= 65535):

@@ -1,4 +1,4 @@
-"""Takes what has come from the device, by way of the twins, to what is shown of it."""
+"""Passes packets from the mailbox through the twins to the players, and plays the rollouts."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,19 +17,19 @@ from brax_viser.records.view import View, beside
 from brax_viser.twins.drift import Drift
 from brax_viser.twins.worker import TwinWorker
 
-if TYPE_CHECKING:  # needs ZeroMQ, which is there where several processes train
+if TYPE_CHECKING:  # imports ZeroMQ, which is needed only if several processes train
     from brax_viser.processes.leader import Leader
 
 TWIN_PATIENCE = 1.0
-"""s: how far the page may be behind the training for the sake of twins."""
+"""s: how long a frame may wait for its twins before it is shown without them."""
 
 TWIN_LEISURE = 0.1
-"""s for which a step of a stretch waits for others, to be taken by twins together with them. What
-is shown as it comes is taken together as it is fetched, for the page's next frame."""
+"""s: how long a step of a stretch waits for further steps, to be simulated in one batch. Steps that
+are shown as they come are batched as they are fetched, once per frame of the page."""
 
 
 class Channels:
-    """The rollouts on their way to the screen. Used on viser's loop, but where said otherwise."""
+    """The rollouts on their way to the screen. Used on viser's loop, except where noted."""
 
     def __init__(
         self,
@@ -39,14 +39,14 @@ class Channels:
         twin_worker: TwinWorker[ProcessPlayback],
         leader: "Leader | None",
     ):
-        """Nothing has come yet.
+        """Starts without any rollout.
 
         Args:
-            shared: what is shared with the device's calls.
-            state: tells how twins are stepped.
-            robots: has the robots of a rollout drawn.
+            shared: the shared state.
+            state: the page's state, with the settings of the twins.
+            robots: the robots of each rollout, with its channel.
             twin_worker: steps the twins.
-            leader: the other processes of the training; None if it has but this one.
+            leader: connects the training's other processes; None if this is the only one.
         """
         self._shared, self._state, self._robots = shared, state, robots
         self._twin_worker, self._leader = twin_worker, leader
@@ -54,8 +54,8 @@ class Channels:
     def worth_opening(
         self, packets: Sequence[Packet | ModelPacket]
     ) -> Sequence[Packet | ModelPacket]:
-        """Leaves out steps that nobody will see: where the newest alone is shown, those before it,
-        unless something is made of every step of theirs."""
+        """Drops packets that would not be seen: outside of "realtime" only the newest step of a
+        rollout is shown. Packets with coordinates or details are kept, as each step is used."""
         if self._shared.control.mode == "realtime":
             return packets
         newest: set[tuple[object, str, int]] = set()
@@ -70,7 +70,7 @@ class Channels:
         return kept[::-1]
 
     def receive(self, packets: Sequence[Packet | ModelPacket], now: float) -> None:
-        """Takes what has come from the device to the players and the twins."""
+        """Passes packets on to the players and the twins."""
         for packet in packets:
             channel = self._channel_of(packet)
             if isinstance(packet, ModelPacket):
@@ -88,31 +88,32 @@ class Channels:
             if frame is not None:
                 self._hand_on(channel, playback, frame, now)
             if packet.role not in self._robots.roles:
-                playback.player.newest(now)  # nobody plays it: what has come must not pile up
+                playback.player.newest(now)  # not shown: frames must not pile up
         self._twin_worker.go()
 
     def _channel_of(self, packet: Packet | ModelPacket) -> Channel:
         channel = self._robots.channels.get(packet.role)
         if channel is not None and channel.source is packet.source:
             return channel
-        # Another environment of this viewer is being stepped now: show that one.
+        # The trainer has gone over to another environment of this viewer: show that one.
         self._robots.want(packet.source, packet.role, packet.num_envs)
         return self._robots.channels[packet.role]
 
     def take_twins(self, now: float) -> None:
-        """Brings frames whose twins have been stepped to their players."""
+        """Passes frames whose twins have been stepped on to their players."""
         for playback, frame in self._twin_worker.take():
             playback.player.add(frame, now)
 
     def end_twins(self) -> None:
-        """Nobody looks at any twins any more."""
+        """Ends all twins; they are not shown any more."""
         for channel in self._robots.channels.values():
             channel.end_twins(self._twin_worker)
 
     def _hand_on(
         self, channel: Channel, playback: ProcessPlayback, frame: Frame, now: float
     ) -> None:
-        """Brings a frame to the player, by way of its twins if it is to have any."""
+        """Passes a frame on to the twin worker if it gets twins, otherwise to the player. A frame
+        without twins goes through the worker if earlier frames are there, to keep the order."""
         channel.recent.add(frame)
         channel.falls.add(frame)
         rows: list[int] = []
@@ -132,25 +133,25 @@ class Channels:
         self._twin_worker.send(playback, frame, rows, simulated, own, settings, patience, leisure)
 
     def _time_for_twins(self, channel: Channel, frame: Frame) -> tuple[float, float]:
-        """s, how long the page waits for a frame's twins, and they for the frames after it."""
+        """Returns (s that a frame waits for its twins, s that these wait for further frames)."""
         control = self._shared.control
         if control.mode != "realtime":
             return TWIN_PATIENCE, 0.0
-        # A stretch comes faster than it is played, and its last steps have time.
+        # A stretch arrives faster than it is played, so its last steps may take longer.
         patience = max(TWIN_PATIENCE, control.stretch_seconds / control.speed)
         rollout = channel.source.rollouts.get(frame.role)
         as_it_comes = rollout is None or rollout.pacer.following or self._shared.hold.paused
         return patience, 0.0 if as_it_comes else TWIN_LEISURE
 
     def _rows_of_twins(self, channel: Channel, frame: Frame) -> list[int]:
-        """Which of a frame's environments have one: the selected one before all others."""
+        """Returns the rows of a frame that get twins; the selected environment comes first."""
         drawn, rollout = frame.env_index, channel.source.rollouts.get(frame.role)
         if (
             self._leader is not None
             and rollout is not None
             and rollout.choice.env_index is not None
         ):
-            drawn = rollout.choice.env_index  # of all processes
+            drawn = rollout.choice.env_index  # over all processes
         places = np.argsort(drawn != self._shared.selected_env, kind="stable")
         places = places[: self._shared.control.twins]
         if drawn is frame.env_index:
@@ -158,16 +159,16 @@ class Channels:
         return np.flatnonzero(np.isin(frame.env_index, drawn[places])).tolist()
 
     def play(self, channel: Channel, role: str, rollout: Rollout, now: float) -> View | None:
-        """What a rollout shows at a time, s; None: what it has shown before."""
+        """Returns what a rollout shows at a time, s; None: the picture stays as it is."""
         shared, pacer = self._shared, rollout.pacer
         if not shared.control.streaming:
-            # Who has switched it off wants stillness, not the rest of what was on its way.
+            # Frames that are still on their way are not played after the switch-off.
             channel.clear()
             return None
         playback = channel.playback(0)
         view = self._play_process(playback, now, sending=pacer.sending, following=pacer.following)
         if shared.control.mode == "realtime":
-            # The pacer goes by the clock that stands still while the training is held.
+            # The pacer uses the training's clock, which stands still during a hold.
             pacer.stretch_due = playback.player.due + (shared.clock() - now)
         if self._leader is None:
             return view
@@ -179,7 +180,7 @@ class Channels:
         control, hold = self._shared.control, self._shared.hold
         if control.mode != "realtime":
             return playback.player.newest(now)
-        sending |= self._twin_worker.pending(playback)  # what the twins still have is yet to come
+        sending |= self._twin_worker.pending(playback)  # these frames have yet to come
         return playback.player.play(
             now,
             control.speed,
@@ -196,7 +197,7 @@ class Channels:
         own: View | None,
         now: float,
     ) -> View | None:
-        """One view of what all processes send."""
+        """Returns one view of the frames of all processes."""
         playing, changed = {0: own}, False
         for other in leader.living():
             part = other.report.parts.get(role)
@@ -208,8 +209,7 @@ class Channels:
             )
             other.due[role] = playback.player.due
         for process, playback in channel.playbacks.items():
-            # Of a process that is not heard of any more, nothing; of one that has nothing new,
-            # what it had.
+            # A process with nothing new keeps its last view; a process that is lost has none.
             view = (playing[process] or playback.view) if process in playing else None
             changed |= view is not None and not view.is_same_picture(playback.view)
             changed |= view is None and playback.view is not None
@@ -225,7 +225,7 @@ class Channels:
         return beside(views, cells)
 
     def restart(self) -> None:
-        """Called on any thread: other environments are wanted, and not only after this stretch."""
+        """Called on any thread: ends the stretch at once, as other environments are wanted."""
         with self._shared.lock:
             for source in self._shared.shown.values():
                 for rollout in source.rollouts.values():
@@ -239,19 +239,19 @@ class Channels:
         self._shared.mailbox.wake()
 
     def shown_source(self) -> Source | None:
-        """What is stepped in the first rollout shown, or will be."""
+        """The environment of the first rollout shown; None if there is none yet."""
         channel = self._robots.first
         shown = self._shared.shown.get(self._robots.roles[0])
         return shown or (channel.source if channel else None)
 
     def drawn_envs(self) -> tuple[int, ...]:
-        """Called on any thread: indices, in the order of the cells, of the first rollout shown."""
+        """Indices drawn of the first rollout shown, in the order of the cells. On any thread."""
         for block in self._robots.scene.blocks.values():
             return tuple(block.drawn_envs.tolist())
         return ()
 
     def drift(self) -> Drift | None:
-        """Called on any thread: of what is on screen."""
+        """The drift of the twins on screen; None if there are no twins. Called on any thread."""
         channel = self._robots.first
         view = channel.view if channel else None
         return Drift.of(view.frame) if view is not None else None

@@ -1,17 +1,17 @@
-"""What a page has yet to be sent, found without going through all that was ever sent.
+"""Finds the messages that a page has yet to be sent, and holds them back from pages that lag.
 
-viser numbers its messages and forgets those that newer ones have made pointless. A page goes
-through the numbers one by one, from the first on, to find what is left. Robots that move are a
-dozen numbers a frame, hundreds of millions in some weeks; a page that opens goes through them at
-one go, and no other is sent anything meanwhile. Here it goes through what there is.
+viser numbers its messages and drops those that newer ones supersede. For a page that opens, it
+tries all numbers from the first one on to find the messages that are left. Moving robots use up a
+dozen numbers a frame, hundreds of millions in a few weeks, and no page is sent anything while viser
+goes through them. This module goes through the messages that are left instead.
 
-What a page that is too slow misses is seen on the way: newer messages have taken the place of those
-that waited for it. It is sent the newest, and no other page is slower for it.
+A slow page skips messages that are superseded while they wait for it: it is sent the newest, and
+does not slow other pages down. Skipped messages are counted, to report how much a page takes.
 
-A page that receives faster than it draws would keep what it has not come to, without an end. It is
-asked now and then whether it has come to what it was sent, by a message that pages answer in its
-turn: one that reads a key of the page's local storage. One that is late is sent nothing until it
-has answered, and the newest then.
+A page that receives faster than it draws would queue messages without limit. Such pages are
+detected by a question now and then, which a page answers in order with the other messages: a
+request to read a key of its local storage. A late page is sent nothing until it has answered, and
+then the newest.
 """
 
 import functools
@@ -31,34 +31,34 @@ from brax_viser.compat import ViserLoop, viser_loop
 log = logging.getLogger("brax_viser")
 
 TAKING_SECONDS = 3.0
-"""s over which is counted what a page takes."""
+"""s: span over which the messages that a page takes are counted."""
 
 FEW = 30
-"""Messages of which it is not said how many a page takes."""
+"""Messages in that span below which no share is reported."""
 
 ASKING_SECONDS = 0.1
-"""How often a page is asked, at most, which answers at once."""
+"""Shortest time between two questions to a page that answers at once."""
 
 LATE_SECONDS = 0.5
-"""How long after it was asked a page is sent nothing more. One that has taken longer is sent
-nothing more at once, the next time: not more than a frame is on its way to it."""
+"""Time without an answer after which a page is sent nothing more. If its last answer took longer,
+it is sent nothing from the next question on, so that only one frame is on its way to it."""
 
 GIVEN_UP_SECONDS = 60.0
-"""How long an answer is waited for. Who has never given one is no page of viser's, and is waited
-for no more; of others it is lost, as where a message before it could not be carried out."""
+"""Timeout for an answer. A client that has never answered is no page of viser's, and is not asked
+again; otherwise the answer counts as lost (a message before it may have failed)."""
 
 _ASKED = -1
-"""In the place of a number, where the page is asked."""
+"""Stands for a question among the numbers of waiting messages."""
 
 _KEY = "brax_viser"
-"""In a page's local storage. It is not there."""
+"""The key that questions read from a page's local storage; it does not exist there."""
 
 
 def keep_openings_short(server: viser.ViserServer) -> "Pages | None":
-    """Has pages go through what there is, from now on.
+    """Makes the server send its messages through a `_PageQueue` per page.
 
-    Returns what is known of them; None where `compat.viser_loop` knows nothing of this viser. It
-    keeps its own way then, and all works as it did.
+    Returns the queues; None, and leaves viser unchanged, if `compat.viser_loop` does not know this
+    version of viser.
     """
     loop = viser_loop(server)
     if loop is None:
@@ -83,7 +83,7 @@ def keep_openings_short(server: viser.ViserServer) -> "Pages | None":
 
 @functools.cache
 def _say_that_it_is_left_alone(version: str) -> None:
-    """Once, however many viewers there are."""
+    """Warns once per process, however many viewers there are."""
     log.warning(
         "viser %s has not been tested with the way in which pages are sent what they miss: pages "
         "open the slower, the longer the viewer runs, and slow ones fall behind",
@@ -93,19 +93,18 @@ def _say_that_it_is_left_alone(version: str) -> None:
 
 @dataclass(eq=False)
 class Pages:
-    """How much of what they are told pages take. Used on viser's own loop alone."""
+    """The queues of all pages, and the share of messages each takes. Used on viser's loop only."""
 
     loop: ViserLoop
     queues: "dict[int, _PageQueue]" = field(default_factory=dict)  # by client id
     clock: Callable[[], float] = time.monotonic
 
     def taken(self, now: float) -> dict[int, float]:
-        """By client id, the share of the last seconds' messages that a page was sent, 0 to 1; the
-        others had been overtaken. Pages of which that cannot be said, as they were told little, are
-        left out.
+        """Returns, by client id, the share of the last seconds' messages that a page was sent, 0 to
+        1; the rest was superseded. Pages with fewer than `FEW` messages are left out.
 
         Args:
-            now: s; it is asked several times a second.
+            now: s; must be called several times a second.
         """
         found: dict[int, float] = {}
         for client, queue in list(self.queues.items()):
@@ -122,31 +121,31 @@ class Pages:
 
 
 class _PageQueue:
-    """What one page's loop, which is viser's own, sees in place of the buffer.
+    """Stands in for the message buffer in viser's send loop of one page.
 
-    To the loop messages are numbered without gaps, from zero. All else is the buffer's.
+    The loop sees messages numbered from 0 without gaps. All other attributes are the buffer's.
     """
 
     def __init__(self, pages: Pages):
-        self.sent = self.missed = 0  # messages that there were for this page, or are gone
-        self.counts: deque[tuple[float, int, int]] = deque()  # (s, sent, missed) of late
+        self.sent = self.missed = 0  # messages handed out to this page; messages superseded
+        self.counts: deque[tuple[float, int, int]] = deque()  # recent (s, sent, missed)
         self._pages, self._loop = pages, pages.loop
         self._buffer: Any = pages.loop.buffer
         self._can_be_asked = None not in (pages.loop.question, pages.loop.answer, pages.loop.move)
-        # viser's own, called with this one for `self`.
+        # viser's own methods, bound to this object.
         for name in ("window_generator", "_window_loop"):
             setattr(self, name, MethodType(getattr(pages.loop.buffer_class, name), self))
         self._waiting: deque[int] = deque()  # numbers in the buffer, in order
-        self._last = self._seen = -1  # in the buffer: handed out or gone; looked at
-        self._handed = 0  # how many were handed out
-        self._replay: int | None = None  # how many there were when the page opened
+        self._last = self._seen = -1  # buffer numbers: last one handed out or gone; last one read
+        self._handed = 0  # messages and questions handed out
+        self._replay: int | None = None  # messages in the buffer when the page opened
         self._questions = itertools.count()
-        self._question: str | None = None  # the one that has not been answered
-        self._asked = -1e9  # s, when the last one was sent
+        self._question: str | None = None  # the open question's id
+        self._asked = -1e9  # s, when the last question was sent
         self._took = 0.0  # s, from the last question to its answer
-        self._answers = False  # whether it ever has
-        self._held_up = False  # whether it was late when it was looked at last
-        self.message_from_id = self  # of which the loop calls `get`
+        self._answers = False  # whether the page has ever answered
+        self._held_up = False  # whether the page was late at the last check
+        self.message_from_id = self  # the loop calls its `get`
         self.generator_cursors = _Cursors(self)
 
     def __getattr__(self, name: str) -> Any:
@@ -154,7 +153,7 @@ class _PageQueue:
 
     @property
     def message_counter(self) -> int:
-        """How many messages there are for this page, handed out or not."""
+        """Messages for this page in all, handed out or waiting."""
         if self._is_late():
             self._held_up = True
             return self._handed
@@ -163,12 +162,12 @@ class _PageQueue:
             self._drop_overtaken()
         if not self._waiting:
             self._find()
-        if self._replay is None:  # viser looks before it begins
+        if self._replay is None:  # viser reads the counter before it begins to send
             self._replay = len(self._waiting)
         return self._handed + len(self._waiting)
 
     def get(self, _: int, default: Any = None) -> Any:
-        """The next message; `default` if a newer one has taken its place meanwhile."""
+        """Returns the next message; `default` if a newer one has superseded it."""
         self._handed += 1
         number = self._waiting.popleft()
         if number == _ASKED:
@@ -182,11 +181,11 @@ class _PageQueue:
         return message
 
     def heard(self, question: str) -> None:
-        """The page has come to where it was asked; on viser's loop."""
+        """Records the page's answer to a question; on viser's loop."""
         if question == self._question:
             self._question, self._answers = None, True
             self._took = self._pages.clock() - self._asked
-            self._buffer.message_event.set()  # what it is sent next waits for this
+            self._buffer.message_event.set()  # wakes the loop, which may have held messages back
 
     def _ask(self) -> Any:
         self._question = f"{_KEY} {next(self._questions)}"
@@ -194,8 +193,8 @@ class _PageQueue:
         return self._loop.question(key=_KEY, request_uuid=self._question)
 
     def _is_due(self) -> bool:
-        """Whether to ask behind what was found: what moves alone is worth it, for a page that is
-        asked draws anew."""
+        """Whether a question should follow the waiting messages: only if scene nodes move in them,
+        because a page redraws when it is asked."""
         if not self._can_be_asked or self._question is not None or not self._waiting:
             return False
         if not self._is_live:
@@ -210,18 +209,18 @@ class _PageQueue:
             return False
         waited = self._pages.clock() - self._asked
         if waited > GIVEN_UP_SECONDS:
-            if self._answers:  # the answer is lost: it is sent a frame, and asked anew
+            if self._answers:  # the answer is lost: send a frame, and ask again
                 self._question, self._took = None, waited
             return False
         return waited >= LATE_SECONDS or self._took >= LATE_SECONDS
 
     @property
     def _is_live(self) -> bool:
-        """Whether it has been handed all that there was when it opened."""
+        """Whether the page has been handed all messages that there were when it opened."""
         return self._replay is not None and self._handed >= self._replay
 
     def overtaken(self) -> int:
-        """Messages that are gone, and not counted in `missed` yet because the page is late."""
+        """Returns how many messages are superseded but, as the page is late, not in `missed`."""
         if not self._held_up:
             return 0
         with self._buffer.buffer_lock:
@@ -231,8 +230,8 @@ class _PageQueue:
             return gone + new - sum(n > self._seen for n in known)
 
     def _drop_overtaken(self) -> None:
-        """What waits and is not there any more is not counted as there: viser's loop, which has
-        long seen that there is something new, would wait for more."""
+        """Removes superseded messages from the queue, so that `message_counter` does not count
+        them: viser's loop would wait for more."""
         with self._buffer.buffer_lock:
             known = self._buffer.message_from_id
             there = [n for n in self._waiting if n == _ASKED or n in known]
@@ -243,12 +242,12 @@ class _PageQueue:
         buffer = self._buffer
         with buffer.buffer_lock:
             newest, known = buffer.message_counter - 1, buffer.message_from_id
-            # Mostly a frame has come, and there are many other messages.
+            # Usually one frame is new, and many other messages are in the buffer.
             if newest - self._last < len(known):
                 self._waiting.extend(n for n in range(self._last + 1, newest + 1) if n in known)
             else:
                 self._waiting.extend(sorted(n for n in known if n > self._last))
-            if self._last >= 0:  # what was before it opened is none of its concern
+            if self._last >= 0:  # messages superseded before the page opened are not missed
                 self.missed += newest - self._seen - len(self._waiting)
             self._seen = newest
             if not self._waiting:
@@ -258,7 +257,8 @@ class _PageQueue:
 
 
 class _Cursors:
-    """How far a page has come: viser keeps what any page has still to be told."""
+    """Tells viser which buffer number a page has reached; viser keeps messages until all pages have
+    passed them."""
 
     def __init__(self, queue: _PageQueue):
         self._queue = queue

@@ -1,4 +1,4 @@
-"""What a person alone does, in the page: with its mouse, its camera and its controls."""
+"""Commands that only a person in the page gives: by mouse, camera and controls."""
 
 from dataclasses import replace
 from typing import Any
@@ -17,12 +17,12 @@ from brax_viser.panel.choice import parse_indices
 from brax_viser.records.view import ASIDE
 
 USUAL_TWINS = 16
-"""How many there are once they are switched on."""
+"""Twins after the page's checkbox is ticked."""
 
 
 class Commands:
-    """What the panel's controls and the mouse do, beside what a script can do as well. All methods
-    are called on viser's loop. `client_id` is that of the page that asks."""
+    """Actions of the panel's controls and the mouse that a script does not have. All methods are
+    called on viser's loop. `client_id` is the page that the command comes from."""
 
     def __init__(
         self,
@@ -36,12 +36,12 @@ class Commands:
         """Changes nothing yet.
 
         Args:
-            shared: what is shared with the device's calls.
-            state: how the page is to look.
-            server: of the pages.
-            robots: which are drawn.
-            channels: what is shown of the rollouts.
-            steering: what a script can do as well.
+            shared: the shared state.
+            state: the page's state.
+            server: viser's server, with the pages' cameras.
+            robots: the robots that are drawn.
+            channels: the rollouts that are shown.
+            steering: the commands that a script has as well.
         """
         self._steering, self._shared, self._state, self._server = steering, shared, state, server
         self._robots, self._channels = robots, channels
@@ -60,12 +60,12 @@ class Commands:
             self._steering.run_to_termination()
 
     def show_stepped(self, label: str) -> None:
-        """Shows one of several environments that are stepped."""
+        """Shows another one of the environments that the trainer steps, given its label."""
         self._shared.choose_source(self._shared.looked_into, label)
         self._channels.restart()
 
     def select_nonfinite(self) -> None:
-        """Selects the environment in which something has turned NaN or Inf first."""
+        """Selects the first environment in which a value has turned NaN or Inf."""
         told = self._shared.reading().findings
         if told:
             if self._shared.looked_into != told[0].role:
@@ -73,18 +73,18 @@ class Commands:
             self._steering.set_selected_env(told[0].env)
 
     def draw_nonfinite(self) -> None:
-        """Draws the environments that have a NaN or an Inf right now."""
+        """Draws the environments whose state has a NaN or an Inf."""
         self.pick_rule("nan")
 
     def pick_rule(self, rule: str) -> None:
-        """Chooses a rule by which environments are drawn, one of `selection.RULES`."""
+        """Chooses the rule that picks the drawn environments, one of `selection.RULES`."""
         sticky = self._shared.selection.sticky
-        # Who wants to choose by index begins with those that are drawn.
+        # The list of indices starts with the environments that are drawn.
         drawn = self._channels.drawn_envs() if rule == "indices" else ()
         self._steering.choose(Selection(rule, indices=drawn, sticky=sticky))
 
     def turn_page(self, by: int) -> None:
-        """Draws another page of environments, if pages are drawn."""
+        """Draws the page `by` pages further, wrapping around, if the rule is "page"."""
         selection, source = self._shared.selection, self._shared.shown.get(self._shared.looked_into)
         if selection.rule != "page" or source is None:
             return
@@ -96,7 +96,7 @@ class Commands:
         self._steering.choose(replace(selection, page=(page - 1) % pages + 1))
 
     def type_indices(self, text: str) -> None:
-        """Draws the environments whose indices were typed. A complaint stays beside the field."""
+        """Draws the environments whose indices were typed. An error is shown beside the field."""
         try:
             self._steering.choose(parse_indices(text))
             self._state.complaint = None
@@ -104,11 +104,11 @@ class Commands:
             self._state.complaint = str(error)
 
     def keep_these(self, on: bool) -> None:
-        """Whether a rule chooses once, or anew at each stretch."""
+        """Lets the rule choose only once (on) or again at each stretch (off)."""
         self._steering.choose(replace(self._shared.selection, sticky=on))
 
     def click(self, origin: np.ndarray, direction: np.ndarray) -> None:
-        """Selects the robot that was clicked on, and the part of it.
+        """Selects the robot that was clicked on, and the body of it; none if the click missed.
 
         Args:
             origin: float [3], of the ray, in viser's frame.
@@ -126,15 +126,15 @@ class Commands:
         self.look(body=body)
 
     def look(self, **changes: Any) -> None:
-        """Changes how robots look: some of `Look`'s fields."""
+        """Changes some fields of `Look`."""
         self._state.look = replace(self._state.look, **changes)
 
     def overlay(self, name: str, on: bool) -> None:
-        """Shows one of `overlays.OVERLAYS`, or hides it."""
+        """Shows or hides one of `overlays.OVERLAYS`."""
         self.look(overlays=_with(self._state.look.overlays, name, on))
 
     def show_group(self, group: int, on: bool) -> None:
-        """Draws the parts of the model that are in a group, or does not."""
+        """Shows or hides the parts of the model that are in a group."""
         parts = self._state.parts
         self._robots.show_parts(replace(parts, groups=_with(parts.groups, group, on)))
 
@@ -146,7 +146,7 @@ class Commands:
         self._scene.surroundings = surroundings
 
     def follow(self, on: bool, client_id: int) -> None:
-        """Keeps the selected robot in the middle, or does not."""
+        """Keeps the selected robot in the middle of the picture, or stops doing so."""
         before, env = self._scene.followed, self._shared.selected_env
         role = next(iter(self._scene.blocks), None)
         self._scene.follow((role, env) if on and env is not None and role is not None else None)
@@ -160,14 +160,14 @@ class Commands:
         self.follow(self._scene.followed is None, client_id)
 
     def see_all(self, client_id: int) -> None:
-        """Brings a page's camera back to where it was first."""
+        """Moves a page's camera back to its initial view."""
         self.follow(False, client_id)
         if (camera := self._camera(client_id)) is not None:
             self._scene.look_through(camera, None)
             self._scene.look_at_all(camera)
 
     def look_through(self, name: str, client_id: int) -> None:
-        """Has a page look through a camera of the model; another name is the page's own."""
+        """Makes a page look through a camera of the model; any other name: the page's own."""
         camera, source = self._camera(client_id), self._channels.shown_source()
         if camera is None or source is None:
             return
@@ -179,13 +179,13 @@ class Commands:
         self._steering.set_twins(USUAL_TWINS if on else 0)
 
     def fork(self, client_id: int) -> None:
-        """Makes a sandbox of the selected robot, and brings the page's camera there."""
+        """Forks the selected robot into a sandbox, and moves the page's camera there."""
         self._steering.fork()
         if (camera := self._camera(client_id)) is not None:
             self._sandbox.look_at(camera)
 
     def reset_sandbox(self) -> None:
-        """Goes back to the moment of the fork."""
+        """Puts the sandbox back to the moment of the fork."""
         self._sandbox.session.reset()
 
     def set_sandbox(self, **changes: Any) -> None:
@@ -193,11 +193,11 @@ class Commands:
         self._sandbox.session.set(**changes)
 
     def push_sandbox(self, where: str, client_id: int) -> None:
-        """Pushes the sandbox's robot, as seen from the page's camera."""
+        """Pushes the sandbox's robot; `where` is relative to the page's camera."""
         self._sandbox.push(where, self._camera(client_id))
 
     def drag_sandbox(self, on: bool) -> None:
-        """Gives the sandbox's robot a handle to drag it by, or takes that away."""
+        """Adds a handle to drag the sandbox's robot by, or removes it."""
         self._sandbox.show_handle(on=on)
 
     def _camera(self, client_id: int) -> viser.CameraHandle | None:

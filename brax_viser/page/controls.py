@@ -1,21 +1,24 @@
 """What a script can change and see of a viewer."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from brax_viser.host.findings import Finding
 from brax_viser.host.state import SharedState
 from brax_viser.page.page import Page
+from brax_viser.page.shown import ShownFrame
 from brax_viser.page.steering import Steering
 from brax_viser.twins.drift import Drift
 from brax_viser.twins.worker import TwinSettings
 
 if TYPE_CHECKING:  # the first imports JAX, which the page need not wait for
     import numpy as np
+    import viser
 
     from brax_viser.sandbox.runner import SandboxThread
 
 P = ParamSpec("P")
+F = TypeVar("F", bound=Callable[[ShownFrame], object])
 
 
 class Controls:
@@ -34,6 +37,42 @@ class Controls:
         first one's page and code steer all of them, and the others' code does nothing."""
         if self._page is not None:
             method(self._page.steering, *args, **kwargs)
+
+    @property
+    def server(self) -> "viser.ViserServer":
+        """viser's server of the page, for controls, plots and scene nodes of your own.
+
+        Its scene is in units of its own, not in metres: see `ShownFrame.scale`.
+
+        Raises:
+            RuntimeError: in other processes than the first, which serve no page.
+        """
+        if self._page is None:
+            raise RuntimeError(
+                "this process serves no page: the first process of the training does"
+            )
+        return self._page.server
+
+    def on_frame(self, function: F) -> F:
+        """Calls a function with each picture that is drawn of a rollout: at most `fps` times a
+        second, and less often while nothing moves. Can be used as a decorator.
+
+        The function gets a `ShownFrame`. It is called on viser's event loop, which draws the page:
+        it should take less than a millisecond. The scene nodes that it moves do so together with
+        the robots. If it raises an exception, it is not called again, and the page says so. In
+        other processes than the first it is never called.
+
+        Returns:
+            The function.
+        """
+        if self._page is not None:
+            self._page.functions.add(function)
+        return function
+
+    def remove_on_frame(self, function: Callable[[ShownFrame], object]) -> None:
+        """Stops calling a function of `on_frame`."""
+        if self._page is not None:
+            self._page.functions.remove(function)
 
     @property
     def streaming(self) -> bool:

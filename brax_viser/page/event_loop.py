@@ -1,4 +1,4 @@
-"""Viser's event loop, on which alone its handles are written."""
+"""Runs functions of any thread on viser's event loop, the only thread that writes its handles."""
 
 import asyncio
 import concurrent.futures
@@ -14,18 +14,18 @@ T = TypeVar("T")
 
 
 class EventLoop:
-    """Brings work of other threads to viser's loop. All methods are called on any thread.
+    """Brings work of other threads to viser's loop. All methods may be called on any thread.
 
-    Writing viser's handles from any other thread is a race: its buffer sets an `asyncio.Event` at
-    once, which raises now and then while the loop is looking at it.
+    Writing viser's handles on any other thread is a race: its buffer then sets an `asyncio.Event`,
+    which is not thread-safe and now and then raises.
     """
 
     def __init__(self, server: viser.ViserServer, shared: SharedState):
         """Starts nothing.
 
         Args:
-            server: whose loop it is.
-            shared: tells when the viewer is closed, and the loop may be gone.
+            server: the server that the loop belongs to.
+            shared: the shared state: once the viewer is closed, the loop may be gone.
         """
         self._loop, self._shared = server.get_event_loop(), shared
 
@@ -37,11 +37,12 @@ class EventLoop:
             return False
 
     def made(self, make: Callable[[], T]) -> T:
-        """What a function returns that is called on the loop."""
+        """Calls a function on the loop, waits for it, and returns its result."""
         return asyncio.run_coroutine_threadsafe(_call(make), self._loop).result()
 
     def now(self, what: Callable[[], object]) -> None:
-        """Does something on the loop and waits for it, unless the viewer is closed."""
+        """Calls a function on the loop and waits for it. On another thread than the loop's, does
+        nothing if the viewer is closed."""
         if self.is_current():
             what()
             return
@@ -54,7 +55,7 @@ class EventLoop:
             done.result()
 
     def soon(self, what: Callable[[], object]) -> None:
-        """Does something on the loop, and does not wait for it."""
+        """Schedules a function on the loop without waiting for it."""
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(what)
 

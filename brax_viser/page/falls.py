@@ -1,4 +1,4 @@
-"""How environments fell: the pose in which each did, and the steps that led there. Pure logic."""
+"""Remembers how environments fell: the last pose, and the steps before it. Pure logic."""
 
 from collections import deque
 from dataclasses import dataclass, replace
@@ -11,36 +11,36 @@ from brax_viser.records.protocol import NEVER
 from brax_viser.records.view import View
 
 SECONDS = 2.0
-"""s of robot time before a fall that are played, where they have come."""
+"""s of robot time before a fall that are played, if these steps were sent."""
 
 MOST_BYTES = 1 << 26
-"""Of poses that are kept to be played."""
+"""Limit on the size of the frames kept, at least one of them."""
 
 MOST_FALLS = 4096
-"""That are remembered. No more robots can be told apart."""
+"""Falls remembered; more robots could not be told apart."""
 
 
 @dataclass(eq=False)
 class Fall:
     """One environment's last termination."""
 
-    step: int  # env steps of the rollout at which it was
-    total: float  # return of the episode that has ended there, NaN: not known
-    poses: list[Poses]  # [1, L, ...] each, of the steps that led there, that of the fall the last
-    began: float | None = None  # s, when they were begun to be played
+    step: int  # batched step of the rollout at which it fell
+    total: float  # return of the episode that ended there, NaN: not known
+    poses: list[Poses]  # [1, L, ...] each: the steps before the fall, then the fall
+    began: float | None = None  # s, when playing them began
 
 
 class Falls:
-    """Of one rollout. Used on the page's loop alone."""
+    """The falls of one rollout. Used on the page's loop only."""
 
     def __init__(self, dt: float):
         self._dt = dt  # s per step
-        self._frames: deque[Frame] = deque()  # the last that have come
+        self._frames: deque[Frame] = deque()  # the last ones received
         self._falls: dict[int, Fall] = {}  # by environment; the oldest first
-        self._shown: tuple[View, View] | None = None  # the last, without falls and with them
+        self._shown: tuple[View, View] | None = None  # the last view, without and with falls
 
     def add(self, frame: Frame) -> None:
-        """A step has come."""
+        """Adds a step's frame, and learns the falls in it."""
         self._frames.append(frame)
         size = frame.link_pos.nbytes + frame.link_rot.nbytes
         most = min(round(SECONDS / self._dt) + 1, max(MOST_BYTES // max(size, 1), 1))
@@ -53,13 +53,13 @@ class Falls:
         """Remembers falls.
 
         Args:
-            frame: which tells of them.
-            ranked: whether the poses in it are those of the last terminations, as where the device
-                has ranked by them; otherwise those of the step.
+            frame: the frame to look for falls in.
+            ranked: True if its poses are those of the last terminations, as when the device ranks
+                by termination; False if they are the step's own.
         """
         fallen = frame.since_termination < NEVER if ranked else frame.since_termination == 0
         fallen = fallen & np.isfinite(frame.link_pos).all(axis=(1, 2))
-        fallen &= frame.link_rot.any(axis=(1, 2))  # all 0 where the pose is not known
+        fallen &= frame.link_rot.any(axis=(1, 2))  # all 0: pose not known
         for row in np.flatnonzero(fallen).tolist():
             env, since = int(frame.env_index[row]), int(frame.since_termination[row])
             step, known = frame.env_steps - since, self._falls.get(env)
@@ -76,19 +76,19 @@ class Falls:
             self._falls.pop(next(iter(self._falls)))
 
     def clear(self) -> None:
-        """Another training begins: its steps are counted anew."""
+        """Forgets all falls, as for another training, which counts its steps from 0 again."""
         self._frames.clear()
         self._falls.clear()
         self._shown = None
 
     def shown(self, view: View, now: float, speed: float) -> View:
-        """A view in which those that have fallen are as they fell.
+        """Returns a view in which robots that have fallen are shown as they fell.
 
-        The steps that led there are played once, where they are known; then the robot stays as it
-        fell until it falls again.
+        The steps before the fall are played once, if they are known; then the robot keeps the pose
+        of its fall until it falls again.
 
         Args:
-            view: of what they do now.
+            view: the robots' current poses.
             now: s.
             speed: robot seconds per second.
         """
@@ -114,7 +114,7 @@ class Falls:
                 return same
         detail = frame.detail
         if detail is not None and fell[frame.env_index == detail.env].any():
-            detail = None  # it is of what that robot does now
+            detail = None  # the detail is of the robot's current step, not of its fall
         ghost = view.ghost
         if ghost is not None:
             ghost = tuple(np.where(fell[:, None, None], np.nan, x) for x in ghost)
@@ -132,7 +132,7 @@ class Falls:
         return changed
 
     def _before(self, env: int, step: int) -> list[Poses]:
-        """Poses of the consecutive steps of one episode before a step."""
+        """Returns the poses of the consecutive steps of one episode up to a step, without it."""
         found: list[Poses] = []
         length: int | None = None
         for frame in reversed(self._frames):
@@ -143,18 +143,19 @@ class Falls:
                 break
             rows = np.flatnonzero(frame.env_index == env)
             if not len(rows):
-                continue  # another process's
+                continue  # of another process
             row = int(rows[0])
             own = int(frame.episode_length[row])
             if frame.since_termination[row] == 0 or (length is not None and own != length - 1):
-                break  # of an episode before
+                break  # of an earlier episode
             length = own
             found.append((frame.link_pos[row : row + 1], frame.link_rot[row : row + 1]))
         return found[::-1]
 
 
 def _total(frame: Frame, row: int) -> float:
-    """The return of the episode whose end was the last termination, if no other has ended since."""
+    """Returns the return of the episode that the last termination ended; NaN if it is not known, or
+    another episode has ended since."""
     since, length = int(frame.since_termination[row]), int(frame.episode_length[row])
     if since == 0:
         return float(frame.episode_return[row]) if length > 0 else np.nan
@@ -164,7 +165,7 @@ def _total(frame: Frame, row: int) -> float:
 
 
 def _pose_at(poses: list[Poses], at: float) -> Poses:
-    """Of a number of steps after the first; that of the fall is the last."""
+    """Interpolates the pose at `at` steps after the first; stays at the last, the fall."""
     index = min(int(at), len(poses) - 1)
     if index == len(poses) - 1:
         pos, rot = poses[-1]

@@ -1,4 +1,4 @@
-"""What is asked for in the page, in the order in which it is."""
+"""Queues the actions asked for in the page until viser's loop carries them out."""
 
 from collections import deque
 from collections.abc import Callable
@@ -10,11 +10,11 @@ class Inbox:
     """Actions that wait for the page's loop."""
 
     def __init__(self, state: PageState, wake: Callable[[], None]):
-        """Is empty.
+        """Starts empty.
 
         Args:
-            state: is told why an action was refused.
-            wake: called on any thread when an action has come.
+            state: gets a notice when an action is refused.
+            wake: called on any thread when an action has been added.
         """
         self._state, self._wake = state, wake
         self._actions: deque[Callable[[], object]] = deque()  # appended by any thread
@@ -23,13 +23,13 @@ class Inbox:
         return len(self._actions)
 
     def enqueue(self, action: Callable[[], object]) -> None:
-        """Called on any thread: something is to be done."""
+        """Adds an action, and wakes the loop. Called on any thread."""
         self._actions.append(action)
         self._wake()
 
     def carry_out(self) -> None:
-        """On viser's loop: does all that was asked for. A `ValueError` says why something cannot be
-        done: it becomes the page's notice, and is no fault."""
+        """Calls all waiting actions, on viser's loop. A `ValueError` means that an action cannot be
+        done: its message becomes the page's notice."""
         while self._actions:
             try:
                 self._actions.popleft()()

@@ -15,6 +15,7 @@ from brax_viser.page.event_loop import EventLoop
 from brax_viser.page.inbox import Inbox
 from brax_viser.page.panel_state import PanelState
 from brax_viser.page.robots import Robots
+from brax_viser.page.shown import FrameFunctions, ShownFrame
 from brax_viser.page.state import PageState
 from brax_viser.panel.panel import Panel
 from brax_viser.process import lower_priority
@@ -43,6 +44,7 @@ class Loop:
         panel: Panel,
         panel_state: PanelState,
         inbox: Inbox,
+        functions: FrameFunctions,
     ):
         """Does nothing yet; `start` starts the task.
 
@@ -56,9 +58,11 @@ class Loop:
             panel: beside the scene.
             panel_state: makes what the panel shows.
             inbox: what is asked for in the page.
+            functions: the script's own, which are called with each picture.
         """
         self._shared, self._state, self._server, self._events = shared, state, server, events
         self._robots, self._channels, self._inbox = robots, channels, inbox
+        self._functions = functions
         self._panel, self._panel_state = panel, panel_state
         self._scene, self._sandbox = robots.scene, robots.sandbox
         self._rung = asyncio.Event()
@@ -73,9 +77,8 @@ class Loop:
         """Called on any thread, once the shared state is closed."""
         if self._task is not None and not self._events.is_current():
             concurrent.futures.wait([self._task], timeout)
-        self._shared.mailbox.ring = lambda: (
-            None
-        )  # programs that were compiled keep the shared state
+        # Compiled programs keep the shared state, and so would the loop be kept.
+        self._shared.mailbox.ring = lambda: None
 
     def _ring(self) -> None:
         self._events.soon(self._rung.set)
@@ -136,8 +139,18 @@ class Loop:
             channel, num_envs = self._robots.channels[role], view.frame.num_envs
             if self._scene.blocks[role].count != min(num_envs, channel.source.capacity):
                 self._robots.want(channel.source, role, num_envs)
-        self._scene.draw(views, {role: self._look_of(role) for role in views})
+        with self._server.atomic():  # a script's own nodes move together with the robots
+            self._scene.draw(views, {role: self._look_of(role) for role in views})
+            if self._functions:
+                self._call_functions(views)
         self._sandbox.drawn()
+
+    def _call_functions(self, views: dict[str, View | None]) -> None:
+        shift, selected = self._scene.shift, self._shared.selected_env
+        for role, view in views.items():
+            if role != ASIDE and view is not None:
+                block = self._scene.blocks[role]
+                self._functions.call(ShownFrame.of(view, block, shift, selected))
 
     def _add_view(
         self,

@@ -1,4 +1,4 @@
-"""Viewers that take the place of each other."""
+"""Registers viewers by name or port, so that a new one replaces the one of the same key."""
 
 import sys
 import threading
@@ -8,10 +8,10 @@ T = TypeVar("T")
 
 
 class Named(Generic[T]):
-    """The viewers of this process that are open and have a name: one of each."""
+    """The open viewers of this process that have a key, one per key."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()  # held while one takes the place of another
+        self.lock = threading.RLock()  # held while one viewer replaces another
         self._viewers: dict[object, T] = {}
 
     def get(self, key: object) -> T | None:
@@ -28,14 +28,14 @@ class Named(Generic[T]):
 
 
 def key_of(name: str | None, port: int | None) -> object:
-    """What viewers are told apart by; None: each is one of its own.
+    """Returns the key of a viewer; None: it replaces no other.
 
     Args:
-        name: which was given, if any.
-        port: which was asked for, if any.
+        name: the name given, if any.
+        port: the port requested, if any.
 
     Raises:
-        ValueError: `name` is no string.
+        ValueError: `name` is not a string.
     """
     if name is not None:
         if not isinstance(name, str):
@@ -47,8 +47,8 @@ def key_of(name: str | None, port: int | None) -> object:
 
 
 def _interactive() -> bool:
-    """Whether a person types code that goes into this process, and may send it again."""
-    shell = sys.modules.get("IPython")  # nobody has typed into one that was not imported
+    """Whether this process runs code that a person types, and may run again (REPL, notebook)."""
+    shell = sys.modules.get("IPython")  # an IPython session has imported it
     if shell is not None and shell.get_ipython() is not None:
         return True
     return hasattr(sys, "ps1") or bool(sys.flags.interactive)

@@ -1,4 +1,4 @@
-"""The page of a viewer, put together of its parts."""
+"""Puts the page of a viewer together from its parts."""
 
 from typing import TYPE_CHECKING
 
@@ -15,19 +15,20 @@ from brax_viser.page.inbox import Inbox
 from brax_viser.page.loop import Loop
 from brax_viser.page.panel_state import PanelState
 from brax_viser.page.robots import Robots
+from brax_viser.page.shown import FrameFunctions
 from brax_viser.page.state import PageState
 from brax_viser.page.steering import Steering
 from brax_viser.panel.panel import Panel
 from brax_viser.scene.scene import Scene
 from brax_viser.twins.worker import TwinWorker
 
-if TYPE_CHECKING:  # needs ZeroMQ, which is there where several processes train
+if TYPE_CHECKING:  # imports ZeroMQ, which is needed only if several processes train
     from brax_viser.processes.leader import Leader
 
 
 class Page:
-    """What is behind a page: its scene, its panel, and the loop that keeps both. All methods are
-    called on any thread."""
+    """The host side of the page: its scene, its panel, and the loop that updates both. All methods
+    may be called on any thread."""
 
     def __init__(
         self,
@@ -36,14 +37,15 @@ class Page:
         server: viser.ViserServer,
         leader: "Leader | None" = None,
     ):
-        """Builds the scene and the panel; `start` has them live.
+        """Builds the scene and the panel; `start` begins to update them.
 
         Args:
-            shared: what is shared with the device's calls.
+            shared: the shared state.
             sources: the environments of the viewer.
-            server: which serves the page.
-            leader: the other processes of the training; None if it has but this one.
+            server: the server that serves the page.
+            leader: connects the training's other processes; None if this is the only one.
         """
+        self.server = server
         self.state = state = PageState()
         self.events = events = EventLoop(server, shared)
         self.inbox = Inbox(state, shared.mailbox.wake)
@@ -69,6 +71,7 @@ class Page:
         self.panel_state = PanelState(
             shared, state, self.robots, self.channels, self.twin_worker, leader, self.clients
         )
+        self.functions = FrameFunctions(state)
         self.loop = Loop(
             shared,
             state,
@@ -79,6 +82,7 @@ class Page:
             self.panel,
             self.panel_state,
             self.inbox,
+            self.functions,
         )
 
     def start(self) -> None:
@@ -87,7 +91,8 @@ class Page:
         self.loop.start()
 
     def join(self, timeout: float) -> None:
-        """Once the shared state is closed: waits for what ends, s at most for each."""
+        """Ends the page's threads, once the shared state is closed; `timeout` is s for the loop and
+        for the sandbox."""
         sandbox = self.robots.sandbox.session.thread
         self.loop.join(timeout)
         self.twin_worker.close()
@@ -96,9 +101,9 @@ class Page:
             sandbox.close(timeout)
 
     def show_model(self, source: Source, role: str, num_envs: int | None) -> None:
-        """Gives a rollout its robots, before any step has come."""
+        """Shows a rollout's robots before its first step."""
         self.robots.show_model(source, role, num_envs)
 
     def drawn_envs(self) -> tuple[int, ...]:
-        """Indices, in the order of the cells, of the first rollout shown."""
+        """Returns the indices drawn of the first rollout shown, in the order of the cells."""
         return self.channels.drawn_envs()

@@ -1,5 +1,5 @@
-"""Makes what the panel shows. All but one reading is taken without the lock of the shared state,
-which the calls from the device need."""
+"""Collects what the panel shows. The shared state's lock is held for one reading only, because the
+device callbacks need it."""
 
 import dataclasses
 import math
@@ -18,15 +18,15 @@ from brax_viser.panel.view import PanelView, StreamView
 from brax_viser.scene.block import Block
 from brax_viser.twins.worker import TwinWorker
 
-if TYPE_CHECKING:  # needs ZeroMQ, which is there where several processes train
+if TYPE_CHECKING:  # imports ZeroMQ, which is needed only if several processes train
     from brax_viser.processes.leader import Leader
 
 SENT_SECONDS = 1.0
-"""Over how long it is told what is sent to each page, and how long the training has waited."""
+"""s: span over which the rate sent to each page and the training's wait are averaged."""
 
 
 class PanelState:
-    """Makes what the panel shows. Used on viser's loop alone."""
+    """Collects what the panel shows. Used on viser's loop only."""
 
     def __init__(
         self,
@@ -38,30 +38,30 @@ class PanelState:
         leader: "Leader | None",
         pages: Pages | None,
     ):
-        """Looks at nothing yet.
+        """Reads nothing yet.
 
         Args:
-            shared: what is shared with the device's calls.
-            state: how the page is to look.
-            robots: which are drawn.
-            channels: what is shown of the rollouts.
+            shared: the shared state.
+            state: the page's state.
+            robots: the robots that are drawn.
+            channels: the rollouts that are shown.
             twin_worker: steps the twins.
-            leader: the other processes of the training; None if it has but this one.
-            pages: tells which pages are slow; None if that is unknown.
+            leader: connects the training's other processes; None if this is the only one.
+            pages: the share of messages that each page takes; None if that is unknown.
         """
         self._shared, self._state, self._robots, self._channels = shared, state, robots, channels
         self._twin_worker, self._leader, self._pages = twin_worker, leader, pages
-        # Of the last panels: (s, `scene.sent`, s that devices had waited for room).
+        # Per recent update: (s, `scene.sent`, s that devices had waited for room).
         self._sent: deque[tuple[float, int, float]] = deque()
 
     def view(self, now: float) -> PanelView:
-        """What the panel is to show at a time, s."""
+        """Returns what the panel shows at a time, s."""
         shared, leader, state, scene = self._shared, self._leader, self._state, self._robots.scene
         role = self._robots.roles[0]
         channel, shown = self._robots.channels.get(role), self._channels.shown_source()
         training = shared.clock()
         block = self._robots.block_of(role)
-        # Of one moment; what follows is worked out of it while the device's calls go on.
+        # One consistent reading; the rest is computed from it while device callbacks go on.
         at = shared.reading()
         selected = at.selected_env
         page_bytes_per_second, waits = self._lately(now)
@@ -122,7 +122,7 @@ class PanelState:
         )
 
     def _with_robot(self, view: PanelView, shown: Source | None, block: Block | None) -> PanelView:
-        """The same, with what there is to know of the robot."""
+        """Returns the view with the fields about the robot filled in."""
         detail = block.frame.detail if block and block.frame else None
         has_detail = detail is not None and detail.env == view.selected_env
         wanted = has_detail and view.look.numbers
@@ -137,7 +137,7 @@ class PanelState:
         )
 
     def _with_twins(self, view: PanelView, channel: Channel | None) -> PanelView:
-        """The same, with what there is to know of the twins."""
+        """Returns the view with the fields about the twins filled in."""
         twins = channel is not None and view.control.twins > 0
         return dataclasses.replace(
             view,
@@ -149,8 +149,8 @@ class PanelState:
         )
 
     def _lately(self, now: float) -> tuple[float, float]:
-        """Over the last second or a little more: bytes per second of the robots that each page is
-        sent, and the share of the time, 0 to 1, that the training has waited for the page."""
+        """Returns, over the last second or a little more, bytes per second of moving robots sent to
+        each page, and the share of time, 0 to 1, that the training has waited for the page."""
         while len(self._sent) > 1 and self._sent[1][0] <= now - SENT_SECONDS:
             self._sent.popleft()
         sent, waited = self._robots.scene.sent, self._shared.mailbox.waited
@@ -163,7 +163,7 @@ class PanelState:
         )
 
     def _slowest_page(self, now: float) -> float | None:
-        """Share of what it is told that the slowest page takes, 0 to 1; None if that is unknown."""
+        """Returns the share of its messages that the slowest page takes, 0 to 1, if known."""
         taken = self._pages.taken(now) if self._pages is not None else {}
         return min(taken.values(), default=None)
 

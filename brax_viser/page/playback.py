@@ -1,4 +1,4 @@
-"""What the page shows at a moment, made of the frames that have come: pure, the clock injected."""
+"""Plays received frames: decides what the page shows at a time. Pure logic, the clock injected."""
 
 import math
 from collections import deque
@@ -11,18 +11,19 @@ from brax_viser.records.frame import Frame
 from brax_viser.records.view import View
 
 MAX_TICK = 0.25
-"""s: a page that stood still for longer (a suspended laptop) does not leap when it goes on."""
+"""s: longest advance at once; after a longer standstill (a suspended laptop) playback must not
+leap."""
 
 BLINK_SECONDS = 0.06
-"""How long before and after a reset a robot is not shown, in seconds of the person's time."""
+"""s of wall-clock time before and after its reset for which a robot is hidden."""
 
 MAX_LAG = 2.0
-"""s of robot time by which playback may be behind steps that are shown as they come. Also how much
-of the way to a fall is seen, where the training ran on to it."""
+"""s of robot time by which playback may lag behind steps that are shown as they come. This much of
+the way to a fall is seen if the training ran on to it."""
 
 CLOSE = 1e-3
-"""rad, half of the angle between two rotations, up to which straight and spherical interpolation
-are the same to float32."""
+"""rad, half of the angle between two rotations, below which linear and spherical interpolation are
+equal in float32."""
 
 
 @dataclass
@@ -30,12 +31,12 @@ class _Stretch:
     """Frames of consecutive steps of the same environments."""
 
     frames: list[Frame]
-    came: list[float]  # s, when each did
-    began: float  # s, when it was wanted, or when the very first did where that was earlier
-    resets: list[np.ndarray] = field(default_factory=list)  # bool [K]: reset before frame i
+    came: list[float]  # s, arrival of each frame
+    began: float  # s, when the stretch was due, or its first frame's arrival if that was earlier
+    resets: list[np.ndarray] = field(default_factory=list)  # bool [K]: between frames i and i + 1
 
     def follows(self, frame: Frame) -> bool:
-        """Whether `frame` is the step after the last, of the same environments."""
+        """Whether `frame` is the next step of the same environments."""
         last = self.frames[-1]
         return frame.env_steps == last.env_steps + 1 and np.array_equal(
             frame.env_index, last.env_index
@@ -48,49 +49,49 @@ class _Stretch:
         self.resets.append(frame.episode_length != last.episode_length + 1)
 
     def forget_before(self, index: int) -> None:
-        """Drops frames that playback has passed for good."""
+        """Drops frames that playback has passed."""
         del self.frames[:index], self.came[:index], self.resets[:index]
 
 
 @dataclass
 class Player:
-    """Plays one rollout. Used on the page's loop alone.
+    """Plays one rollout. Used on the page's loop only.
 
     Stretches are played one after the other at the robot's own pace; when one ends, the newest
-    follows. `due` tells when the next must begin to be sent to be there in time.
+    follows. `due` is when the next one must begin to be sent in order to arrive in time.
     """
 
     dt: float  # s of robot time per step
     due: float = -math.inf  # s
     _stretches: deque[_Stretch] = field(default_factory=deque)  # the first is being played
-    _head: float = 0.0  # s of robot time since the first frame of the first stretch
-    _time: float = 0.0  # s of robot time since that stretch began: frames are forgotten
-    _last: float | None = None  # s, when it was looked at
-    _lead: float = REACTION_SECONDS  # s, from wanting a stretch to having enough of it
+    _head: float = 0.0  # s of robot time since the first kept frame of the first stretch
+    _time: float = 0.0  # s of robot time since that stretch began, dropped frames included
+    _last: float | None = None  # s, of the last call
+    _lead: float = REACTION_SECONDS  # s, estimated time from requesting a stretch to its end
     _started: bool = False  # whether the first stretch is being played
     _learning: bool = False
     _restarts: bool = False
 
     def add(self, frame: Frame, now: float) -> None:
-        """A frame has come; they come in the order of their steps."""
+        """Adds a frame; frames must come in the order of their steps."""
         if self._stretches and self._stretches[-1].follows(frame):
             self._stretches[-1].append(frame, now)
         else:
-            # An update of the training may have lain between wanting a stretch and its first step.
+            # The trainer may have updated its policy between the request and the first step.
             wanted = now if self.due == -math.inf else max(self.due, now - MAX_LAG)
             self._stretches.append(_Stretch([frame], [now], min(wanted, now)))
 
     def restart(self) -> None:
-        """The next stretch is to be played as soon as it can be, not when this one has ended."""
+        """Makes the next stretch play as soon as possible, without waiting for this one's end."""
         self._restarts = True
 
     def clear(self) -> None:
-        """Forgets all that has come."""
+        """Drops all frames."""
         self._stretches.clear()
         self._started, self.due = False, -math.inf
 
     def newest(self, now: float) -> View | None:
-        """The newest frame, as it is; what came before is forgotten."""
+        """Returns the newest frame as it is, and drops all earlier ones."""
         if not self._stretches:
             return None
         stretch = self._stretches[-1]
@@ -102,13 +103,13 @@ class Player:
         return self._view(stretch, 0, 0.0, 1.0)
 
     def play(self, now: float, speed: float, *, sending: bool, following: bool) -> View | None:
-        """What to show now.
+        """Returns what to show now; None if there is no frame.
 
         Args:
             now: s.
             speed: robot seconds per second.
-            sending: whether more frames of the newest stretch are still to come.
-            following: whether all steps come as they are taken. Then playback stays within
+            sending: whether more frames of the newest stretch will come.
+            following: whether all steps come as they are taken. Playback then stays within
                 `MAX_LAG` of the newest instead of playing each stretch to its end.
         """
         tick = 0.0 if self._last is None else min(max(now - self._last, 0.0), MAX_TICK)
@@ -129,19 +130,19 @@ class Player:
         if index == len(stretch.frames) - 1:
             part = 0.0
         view = self._view(stretch, index, part, speed)
-        # Some of what has passed is needed to know who still blinks.
+        # The resets of the last moments are needed to know which robots still blink.
         self._forget(stretch, index - math.ceil(BLINK_SECONDS * speed / self.dt) - 1)
         return view
 
     def _advance(
         self, step: float, now: float, speed: float, sending: bool, following: bool
     ) -> None:
-        """Moves on by `step` s of robot time, into the next stretch where this one ends."""
+        """Moves on by `step` s of robot time, into the next stretch if this one ends."""
         self._head += step
         self._time += step
         end = self._length(self._stretches[0])
         if following and len(self._stretches) > 1:
-            # There is a gap between what is played and the newest steps: no way leads across.
+            # Steps are missing between the played stretch and the newest one: jump.
             self._take_newest(now, speed, sending, following)
             return
         if following and end - self._head > MAX_LAG:
@@ -152,11 +153,12 @@ class Player:
         over, self._time = self._head - end, self._time - (self._head - end)
         self._head = end
         if len(self._stretches) > 1 and self._take_newest(now, speed, sending, following):
-            # Only a frame's worth is made up for: who has waited does not leap.
+            # Carries over one tick at most, so that playback does not leap after a wait.
             self._head = self._time = min(over, step, self._length(self._stretches[0]))
 
     def _take_newest(self, now: float, speed: float, sending: bool, following: bool) -> bool:
-        """Goes on with the newest stretch that can be played without stopping."""
+        """Switches to the newest stretch that can be played without a stop. Returns whether there
+        was one."""
         candidates = [s for s in self._stretches if s is not self._playing]
         for stretch in reversed(candidates):
             newest = stretch is self._stretches[-1]
@@ -173,15 +175,15 @@ class Player:
         return self._stretches[0] if self._started and self._stretches else None
 
     def _enough(self, stretch: _Stretch, now: float, speed: float) -> bool:
-        """Whether what is still to come of a stretch will come before it is wanted.
+        """Whether the rest of a stretch should arrive before it is played.
 
-        Taken from how long such stretches have taken so far, pauses for updates included.
+        Estimated from how long earlier stretches took, the trainer's updates included.
         """
         age = now - stretch.began
         return self._length(stretch) / speed >= self._lead - age
 
     def _learn(self, now: float, sending: bool) -> None:
-        """Notes how long a stretch takes to come: the longest of the last ones."""
+        """Updates how long a stretch takes to arrive: the longest one, decaying by 5 % each."""
         newest = self._stretches[-1]
         took = newest.came[-1] - newest.began
         if sending:
@@ -192,7 +194,7 @@ class Player:
             self._learning = False
 
     def _plan(self, now: float, speed: float, sending: bool) -> None:
-        """When the next stretch must begin to come, to be there when this one ends."""
+        """Sets when the next stretch must begin to arrive, to be there when this one ends."""
         if len(self._stretches) > 1 or sending:
             self.due = math.inf
             return
@@ -203,7 +205,7 @@ class Player:
         self.due = now + remaining - self._lead
 
     def _length(self, stretch: _Stretch) -> float:
-        """s of robot time."""
+        """Length of a stretch, in s of robot time."""
         return (len(stretch.frames) - 1) * self.dt
 
     def _forget(self, stretch: _Stretch, before: int) -> None:
@@ -221,15 +223,15 @@ class Player:
             pos, rot = between((pos, rot), (after.link_pos, after.link_rot), part, stays=stays)
             if twins is not None and after.ghost is not None:
                 poses = after.ghost.link_pos, after.ghost.link_rot
-                # Who starts anew was elsewhere, and did not fly there.
+                # A restarted twin jumps: do not interpolate across the jump.
                 twins = between(twins, poses, part, stays=after.ghost.seconds == 0)
         return View(frame, pos, rot, hidden, self._time, stretch.came[index], twins)
 
     def _blinking(self, stretch: _Stretch, at: float, speed: float, count: int) -> np.ndarray:
-        """bool [K]: which environments were or will be reset within a blink of step `at`."""
+        """Returns bool [K]: environments reset within `BLINK_SECONDS` of frame `at`."""
         hidden = np.zeros(count, bool)
         reach = BLINK_SECONDS * speed / self.dt
-        # resets[i] lies between frames i and i + 1, and is shown with the latter.
+        # The reset between frames i and i + 1 shows with frame i + 1.
         first, last = math.ceil(at - reach - 1), math.floor(at + reach - 1)
         for resets in stretch.resets[max(first, 0) : max(last + 1, 0)]:
             hidden |= resets
@@ -237,18 +239,18 @@ class Player:
 
 
 Poses = tuple[np.ndarray, np.ndarray]
-"""Of links: float32 [K, L, 3] in m, and float32 [K, L, 4] wxyz."""
+"""Link positions, float32 [K, L, 3], m, and rotations, float32 [K, L, 4], wxyz."""
 
 
 def between(one: Poses, other: Poses, part: float, *, stays: np.ndarray) -> Poses:
-    """Poses between those of two consecutive frames.
+    """Interpolates between the poses of two consecutive frames.
 
     Args:
-        one: the earlier.
-        other: the later.
-        part: how far from one to the other, 0 to 1.
-        stays: bool [K]: environments that were reset in between, and stay where they were, for
-            there is no way from an episode's last pose to the first of the next.
+        one: the earlier poses.
+        other: the later poses.
+        part: fraction of the way, 0 to 1.
+        stays: bool [K]: environments that keep the earlier pose because they were reset in
+            between: an episode's last pose and the next one's first are not connected.
     """
     pos = other[0] - one[0]
     pos *= np.float32(part)
@@ -260,15 +262,15 @@ def between(one: Poses, other: Poses, part: float, *, stays: np.ndarray) -> Pose
 
 
 def slerp(one: np.ndarray, other: np.ndarray, part: float) -> np.ndarray:
-    """Spherical interpolation of unit quaternions float32 [..., 4], the shorter way round.
+    """Interpolates unit quaternions, float32 [..., 4], spherically along the shorter arc.
 
     K. Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985.
     """
-    # A plane for each component, and one number for each rotation: passes over arrays that have
-    # four numbers in a row take several times as long.
+    # One contiguous plane per component: operations along a last axis of length 4 take several
+    # times as long.
     a, b = (np.ascontiguousarray(np.moveaxis(q, -1, 0)) for q in (one, other))
     cosine = np.einsum("i...,i...->...", a, b)
-    # Where the angle is next to nothing it does not matter, as long as there is one to divide by.
+    # Smaller angles are raised to CLOSE: the result is equal, and there is no division by 0.
     angle = np.maximum(np.arccos(np.minimum(np.abs(cosine), 1.0)), np.float32(CLOSE))
     sine = np.sin(angle)
     left = np.sin(np.float32(1.0 - part) * angle) / sine

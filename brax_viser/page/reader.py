@@ -1,4 +1,4 @@
-"""Reads models beside the page's loop: of a robot of large meshes it takes seconds."""
+"""Reads models on a thread of its own: large meshes would block the page's loop for seconds."""
 
 import threading
 from collections.abc import Callable
@@ -8,18 +8,18 @@ from typing import Any
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """Something that has yet to be read, and what is to become of it."""
+    """A model to read, and the function that uses it."""
 
-    role: str  # whose block of the scene it is for
-    read: Callable[[], Any]  # on any thread
-    use: Callable[[Any], object]  # on viser's loop, with what `read` has returned
+    role: str  # the scene's block that it is for
+    read: Callable[[], Any]  # called on any thread
+    use: Callable[[Any], object]  # called on viser's loop with the result of `read`
 
 
 class Reader:
-    """One thread that reads, in order. Of what is wanted for one role, the newest alone is read.
+    """A thread that reads models in order; a newer request for a role replaces a waiting one.
 
-    The thread does not let the training go first, as others of ours do: it would have Python's lock
-    most of the time, and the training would wait for that as long as it waits for a processor.
+    It runs at normal priority: it holds Python's lock most of the time, and at low priority the
+    training would wait for the lock while this thread waits for a processor.
     """
 
     def __init__(
@@ -30,8 +30,8 @@ class Reader:
         """Reads nothing yet.
 
         Args:
-            on_loop: called on the reader's thread: has a function called on viser's loop.
-            failed: called on the reader's thread with what reading has raised.
+            on_loop: schedules a function on viser's loop; called on the reader's thread.
+            failed: gets the exception that reading has raised; called on the reader's thread.
         """
         self._on_loop, self._failed = on_loop, failed
         self._changed = threading.Condition()
@@ -43,13 +43,13 @@ class Reader:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread, after what it is at; what waits is dropped."""
+        """Ends the thread after the current reading; waiting ones are dropped."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def read(self, reading: Reading) -> None:
-        """Called on any thread: has it read, in place of what waits for the same role."""
+        """Queues a reading, replacing a waiting one of the same role. Called on any thread."""
         with self._changed:
             self._waiting.pop(reading.role, None)
             self._waiting[reading.role] = reading
@@ -59,7 +59,7 @@ class Reader:
         while (reading := self._next()) is not None:
             try:
                 found = reading.read()
-            # The page and the training go on with what there was.
+            # The page and the training go on with the previous model.
             except Exception as error:
                 self._failed(error)
                 continue

@@ -1,4 +1,4 @@
-"""Which robots stand in the scene: has them read and laid out."""
+"""Decides which robots stand in the scene, and has their models read and laid out."""
 
 import functools
 from collections.abc import Callable
@@ -21,8 +21,8 @@ from brax_viser.twins.worker import TwinWorker
 
 
 class Robots:
-    """The robots of each rollout, and that of the sandbox. Used on viser's loop, but where said
-    otherwise."""
+    """The robots of each rollout, and that of the sandbox. Used on viser's loop, except where
+    noted."""
 
     def __init__(
         self,
@@ -33,15 +33,15 @@ class Robots:
         events: EventLoop,
         twin_worker: TwinWorker[ProcessPlayback],
     ):
-        """Shows none yet.
+        """Shows no robots yet.
 
         Args:
-            shared: what is shared with the device's calls.
-            state: tells which parts of a model are drawn.
-            server: of the page.
-            scene: where the robots are drawn.
+            shared: the shared state.
+            state: the page's state, with the parts of a model that are drawn.
+            server: viser's server.
+            scene: the scene in which the robots are drawn.
             events: viser's loop.
-            twin_worker: forgets the twins of a rollout that is not shown any more.
+            twin_worker: ends the twins of an environment that is not shown any more.
         """
         self.channels: dict[str, Channel] = {}  # by role
         self.scene = scene
@@ -51,27 +51,27 @@ class Robots:
         self.sandbox = SandboxView(server, scene, shared.mailbox.wake, self._reader.read)
 
     def start(self) -> None:
-        """Starts the thread that reads."""
+        """Starts the model reader's thread."""
         self._reader.start()
 
     def close(self) -> None:
-        """Ends that thread, and the sandbox."""
+        """Ends that thread and the sandbox."""
         self._reader.close()
         self.sandbox.session.close()
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The rollouts that are shown."""
+        """Roles of the rollouts that are shown."""
         return roles_shown(self._shared.control)
 
     @property
     def first(self) -> Channel | None:
-        """The first rollout shown, once there is one."""
+        """The channel of the first rollout shown; None before it exists."""
         return self.channels.get(self.roles[0])
 
     def show_model(self, source: Source, role: str, num_envs: int | None) -> None:
-        """Called on any thread: gives a rollout its robots, before any step has come. When this
-        returns they are there, unless it is called on the loop, which does not wait for them."""
+        """Shows a rollout's robots before its first step. Called on any thread: waits until they
+        are there, except on viser's loop."""
         if self._events.is_current():
             self.want(source, role, num_envs)
             return
@@ -81,12 +81,12 @@ class Robots:
             self._events.now(functools.partial(reading.use, reading.read()))
 
     def want(self, source: Source, role: str, num_envs: int | None) -> None:
-        """Gives a rollout its robots, as soon as they are read."""
+        """Shows a rollout's robots as soon as they are read."""
         for reading in self._missing(source, role, num_envs):
             self._reader.read(reading)
 
     def show_parts(self, parts: Parts) -> None:
-        """Draws other parts of the models from now on."""
+        """Changes which parts of the models are drawn."""
         self._state.parts = parts
         self.sandbox.remodel()
         for role, channel in tuple(self.channels.items()):
@@ -97,15 +97,15 @@ class Robots:
         self.sandbox.arrange(self.roles, self._state.parts)
 
     def block_of(self, role: str) -> Block | None:
-        """A rollout's block; None while its robots are being read, and others are there still."""
+        """A rollout's block; None while its robots are being read, or others are still there."""
         block, channel = self.scene.blocks.get(role), self.channels.get(role)
         if block is None or channel is None or block.model.variants is not channel.variants:
             return None
         return block
 
     def _missing(self, source: Source, role: str, num_envs: int | None) -> list[Reading]:
-        """Shows a rollout's robots as far as they are read, and returns what is not, and is not
-        being read either."""
+        """Shows a rollout's robots if they are read. Returns the readings that are needed and not
+        under way."""
         channel = self.channels.get(role)
         if channel is None or channel.source is not source:
             if channel is not None:
@@ -130,7 +130,7 @@ class Robots:
     def _has_read(
         self, role: str, channel: Channel, what: tuple[object, ...], model: Model
     ) -> None:
-        """A rollout's robots are known, if they are still those that are wanted."""
+        """Shows a rollout's robots that were read, unless others have been requested since."""
         if channel.reading == what:
             channel.model, channel.read, channel.reading = model, what, ()
             self._show(role, channel)
@@ -141,7 +141,7 @@ class Robots:
             self.arrange()
 
     def _use(self, what: Callable[[], object]) -> None:
-        """Called on the reader's thread: something has been read."""
+        """Schedules the use of a model that was read. Called on the reader's thread."""
         self._events.soon(functools.partial(self._use_now, what))
 
     def _use_now(self, what: Callable[[], object]) -> None:
@@ -156,7 +156,7 @@ class Robots:
 
 
 def _model_of(source: Source, variants: Variants, parts: Parts) -> Model:
-    """On any thread: reads the robots of an environment."""
+    """Reads the robots of an environment. Called on any thread."""
     adapter = source.adapter
     return Model.of(
         adapter.mj_model,

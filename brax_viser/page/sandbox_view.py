@@ -1,4 +1,4 @@
-"""The sandbox in the scene: its block beside the others, and the handle to drag its robot by."""
+"""Draws the sandbox: its block beside the rollouts' blocks, and the handle to drag its robot by."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +23,7 @@ from brax_viser.scene.scene import ROOT, Scene
 
 
 class SandboxView:
-    """Used on viser's own thread alone."""
+    """The sandbox as it is drawn. Used on viser's loop only."""
 
     def __init__(
         self,
@@ -35,21 +35,21 @@ class SandboxView:
         """Shows nothing yet.
 
         Args:
-            server: whose scene it is.
-            scene: which the sandbox gets a block of.
+            server: viser's server, for the handle.
+            scene: the scene in which the sandbox gets a block.
             wake: called on any thread when there is something new to show.
-            read: has its robot read, and the scene arranged anew once that is known.
+            read: queues the reading of its robot; the scene is arranged again afterwards.
         """
         self.session = SandboxSession(wake)
         self._server, self._scene, self._read = server, scene, read
-        # Versions of the fork: whose robot was asked for, and whose the scene has.
+        # Versions of the fork: the one whose robot was requested, and the one in the scene.
         self._asked, self._there = 0, 0
-        self._looking: viser.CameraHandle | None = None  # who waits to be brought there
+        self._looking: viser.CameraHandle | None = None  # moves there once the block exists
         self._handle: DragHandle | None = None
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Of the scene's blocks, that is there for a sandbox."""
+        """The role of the sandbox's block, if it is in the scene."""
         there = self.session.forked is not None and self._there == self.session.version
         return (ASIDE,) if there else ()
 
@@ -60,19 +60,19 @@ class SandboxView:
         own: Mapping[str, np.ndarray],
         frame: Frame,
     ) -> None:
-        """Makes a sandbox of the environment that a frame has the detail of."""
+        """Forks the environment of a frame's detail into a sandbox."""
         self._let_go()
         steps = frame.env_steps * frame.num_envs
         self.session.fork(adapter, recent.until(frame), own, steps)
 
     def end(self) -> None:
-        """Takes the sandbox away."""
+        """Closes the sandbox."""
         self._let_go()
         self._looking = None
         self.session.close()
 
     def arrange(self, roles: Iterable[str], parts: Parts) -> None:
-        """Lays out the scene: blocks of rollouts, and that of the sandbox if there is one."""
+        """Lays out the scene: the blocks of the rollouts, and that of the sandbox if it exists."""
         forked = self.session.forked
         if forked is not None and self._asked != self.session.version:
             self._asked = self.session.version
@@ -81,29 +81,29 @@ class SandboxView:
         self._scene.arrange((*roles, *self.roles))
 
     def _has_read(self, version: int, robot: tuple[Model, Grid]) -> None:
-        if version != self.session.version:  # another one has been forked meanwhile
+        if version != self.session.version:  # another robot has been forked since
             return
         self._there = version
         self._scene.show(ASIDE, *robot, 1)
 
     def remodel(self) -> None:
-        """Other parts of the model are drawn from now on."""
+        """Has the robot read again, because other parts of the model are drawn."""
         self._asked = 0
 
     def view(self, now: float) -> View | None:
-        """What there is to draw anew."""
+        """Returns what must be drawn again; None if nothing has changed."""
         block = self._scene.blocks.get(ASIDE) if self.roles else None
         if block is None:
             return None
         if self._looking is not None:
             self._scene.look_at_block(self._looking, ASIDE)
             self._looking = None
-        if block.frame is None:  # it has been made anew
+        if block.frame is None:  # the block was built again
             self.session.look_again()
         return self.session.view(now)
 
     def look(self, usual: Look) -> Look:
-        """How: as a person wants to see the others, but for what is of a rollout."""
+        """Returns the sandbox's look: labels, cells and overlays as for the rollouts."""
         told = self.session.panel()
         return Look(
             labels=usual.labels,
@@ -118,15 +118,15 @@ class SandboxView:
         return f"MuJoCo sandbox of env {self.session.panel().env}"
 
     def look_at(self, camera: viser.CameraHandle) -> None:
-        """Brings a page's camera to the sandbox, as soon as its robot is there."""
+        """Moves a page's camera to the sandbox as soon as its robot is there."""
         self._looking = camera
 
     def push(self, where: str, camera: viser.CameraHandle | None) -> None:
         """Pushes its robot.
 
         Args:
-            where: one of `session.DIRECTIONS`, as seen by the camera, or else up.
-            camera: of the page.
+            where: one of `session.DIRECTIONS`, as seen from the camera; any other is up.
+            camera: the page's camera; None: the push is upwards.
         """
         direction = np.array([0.0, 0.0, 1.0])
         if where in DIRECTIONS and camera is not None:
@@ -138,7 +138,7 @@ class SandboxView:
         self.session.push(direction)
 
     def show_handle(self, *, on: bool) -> None:
-        """Gives its robot a handle to drag it by, or takes that away."""
+        """Adds a handle to drag its robot by, or removes it."""
         if not on:
             self._let_go()
             return
@@ -152,7 +152,7 @@ class SandboxView:
         self.session.set(dragged=True)
 
     def drawn(self) -> None:
-        """The scene has been drawn: the handle goes where the robot is."""
+        """Moves the handle to the robot; called after the scene has been drawn."""
         block, env = self._scene.blocks.get(ASIDE), self.session.panel().env
         if self._handle is None or block is None or env is None:
             return
@@ -177,7 +177,7 @@ class SandboxView:
 def _robot_of(
     adapter: Environment, own: Mapping[str, np.ndarray], detail: Detail, parts: Parts
 ) -> tuple[Model, Grid]:
-    """On any thread: reads the robot of a sandbox, and the one cell that it has."""
+    """Reads the robot of a sandbox, and makes its grid of one cell. Called on any thread."""
     variants = Variants(adapter.mj_model)
     variants.update({detail.env: own})
     grid = grid_of(adapter.mj_model, adapter.init_qpos, (1, 1), None)

@@ -1,4 +1,4 @@
-"""Serves the page: starts and stops viser's server, and looks after who is connected to it."""
+"""Serves the page: starts and stops viser's server, and tracks whether any page is open."""
 
 import contextlib
 import functools
@@ -16,29 +16,29 @@ from brax_viser.page.page import Page
 log = logging.getLogger("brax_viser")
 
 RELOAD_SECONDS = 5.0
-"""How long a held training waits for a page to come back after the last one has gone: reloading
-one is no reason to let it go on."""
+"""How long a held training stays held after the last page was closed: a page that is reloaded comes
+back within this time."""
 
 
 class PageServer:
     """Viser's server, on one address."""
 
     def __init__(self, host: str, port: int):
-        """Starts it.
+        """Starts the server.
 
         Args:
             host: address to listen on.
-            port: the first to be tried; 0 takes any.
+            port: the first port to try; 0 takes any free one.
         """
         wanted, port = port, address.free_port(host, port) if port else 0
         self._host = host
         self.visitors: Visitors | None = None
-        # viser prints a banner of its own, with an address that need not be the one to open. Rich
-        # captures what this thread prints alone: whatever others print now is not lost.
+        # Suppresses viser's banner, whose address may not be the one to open. Rich's capture is
+        # limited to this thread, so output of other threads is not lost.
         with rich.get_console().capture():
             self.viser = viser.ViserServer(host=host, port=port, label="brax_viser", verbose=False)
         if wanted not in (0, self.port):
-            # It may as well be one of those that only an administrator may have.
+            # A privileged port cannot be told from a taken one.
             log.warning("port %d is taken or not allowed, using %d", wanted, self.port)
 
     @property
@@ -51,44 +51,44 @@ class PageServer:
         return address.url_of(self._host, self.port)
 
     def serve(self, shared: SharedState, page: Page) -> None:
-        """Looks after who visits the page from now on.
+        """Begins to track open pages and their clicks.
 
         Args:
-            shared: is told whether a page is open.
-            page: what is shown there.
+            shared: the shared state: records whether a page is open.
+            page: the page that is served.
         """
         self.visitors = Visitors(shared, self.viser, page)
 
     def stop(self) -> None:
-        # That it has stopped, viser prints on its loop's thread, where nobody else prints, and
-        # which ends with that, and Rich's capture with it.
-        with contextlib.suppress(RuntimeError):  # it is stopped
+        # viser prints that it has stopped on its loop's thread. Rich's capture is limited to that
+        # thread, prints nothing of others, and ends with it.
+        with contextlib.suppress(RuntimeError):  # already stopped
             loop = self.viser.get_event_loop()
             loop.call_soon_threadsafe(rich.get_console().begin_capture)
         self.viser.stop()
-        if self.visitors is not None:  # none can go any more
+        if self.visitors is not None:  # after the last disconnection
             self.visitors.close()
 
 
 class Visitors:
-    """Who looks at the page: a training that is held goes on once nobody does."""
+    """Tracks the open pages, and resumes a held training after the last one was closed."""
 
     def __init__(self, shared: SharedState, server: viser.ViserServer, page: Page):
-        """Looks after them from now on.
+        """Registers callbacks for connections and clicks.
 
         Args:
-            shared: is told whether a page is open.
-            server: of the page.
-            page: what is shown there.
+            shared: the shared state: records whether a page is open.
+            server: viser's server.
+            page: the page that is served.
         """
         self._shared, self._page, self._server = shared, page, server
-        self.reload: threading.Timer | None = None  # waits for a page to come back
+        self.reload: threading.Timer | None = None  # runs while the last page may come back
         self._server.on_client_connect(self._count)
         self._server.on_client_disconnect(self._count)
         page.events.now(lambda: self._server.scene.on_click()(self._clicked))
 
     def close(self) -> None:
-        """Waits for nobody any more."""
+        """Cancels the timer, and waits for its thread."""
         if (reload := self.reload) is not None:
             reload.cancel()
             if reload is not threading.current_thread():
@@ -99,7 +99,7 @@ class Visitors:
         self._page.inbox.enqueue(functools.partial(self._page.commands.click, *ray))
 
     async def _count(self, client: viser.ClientHandle) -> None:
-        # Async, so that it runs on the server's loop: its thread pool may be gone at exit.
+        # A coroutine runs on the server's loop; viser's thread pool may be gone at exit.
         watched = bool(self._server.get_clients())
         if client.client_id not in self._server.get_clients():
             self._page.scene.forget(client.client_id)
@@ -114,7 +114,7 @@ class Visitors:
             self.reload.start()
 
     def _let_go(self) -> None:
-        """Nobody looks any more: a training is not to stand still for nobody."""
+        """Resumes a held training if no page has been opened again."""
         if self._shared.hold.paused and not self._shared.control.watched:
             self._page.steering.resume()
             self._page.state.notice = (

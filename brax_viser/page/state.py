@@ -1,4 +1,4 @@
-"""What the parts of the page share on viser's loop."""
+"""Holds the state that the parts of the page share on viser's loop."""
 
 from dataclasses import dataclass
 
@@ -10,15 +10,15 @@ from brax_viser.twins.worker import TwinSettings
 
 @dataclass
 class PageState:
-    """What is to be seen, where the device's calls need not know of it."""
+    """Settings of the picture that device callbacks do not need, and messages to the person."""
 
     look: Look = Look()  # noqa: RUF009 (it is frozen)
-    parts: Parts = USUAL  # of the model, that are drawn
+    parts: Parts = USUAL  # of the models: those that are drawn
     twins: TwinSettings = TwinSettings()  # noqa: RUF009
-    notice: str | None = None  # something that has happened and is worth knowing
-    complaint: str | None = None  # about the indices that were typed
+    notice: str | None = None  # an event to show in the panel
+    complaint: str | None = None  # why the typed indices were refused
 
 
 def roles_shown(control: Control) -> tuple[str, ...]:
-    """The rollouts that are shown, the one that a person looks into first."""
+    """Returns the roles of the rollouts shown; the first is the one that details are about."""
     return ("train", "eval") if control.show == "both" else (control.show,)

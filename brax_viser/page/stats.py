@@ -1,4 +1,4 @@
-"""What a viewer has seen and what it costs."""
+"""Takes a consistent reading of a viewer's counters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,26 +7,26 @@ from typing import TYPE_CHECKING
 from brax_viser.host.source import Sources
 from brax_viser.host.state import SharedState
 
-if TYPE_CHECKING:  # needs ZeroMQ, which is there where several processes train
+if TYPE_CHECKING:  # imports ZeroMQ, which is needed only if several processes train
     from brax_viser.processes.leader import Leader
 
 
 @dataclass(frozen=True)
 class StreamStats:
-    """One rollout that the viewer knows of."""
+    """Counters of one rollout."""
 
-    env_steps: int  # batched steps known of
+    env_steps: int  # batched steps known so far
     num_envs: int  # environments in its batch, over all devices
     steps_per_second: float  # batched
 
 
 @dataclass(frozen=True)
 class Stats:
-    """What the viewer has seen and what it costs."""
+    """Counters of a viewer: steps, frames, and what watching costs."""
 
-    env_steps: int  # batched training steps known of
-    frames: int  # emitted: pushed from device to host
-    bytes_moved: int  # device to host, by those
+    env_steps: int  # batched training steps known so far
+    frames: int  # pushed from device to host
+    bytes_moved: int  # device to host, by those frames
     overhead: float  # share of the training's wall-clock, 0 to 1, over the last seconds
     held: bool  # whether the training is being held
     drawn_envs: tuple[int, ...]  # indices, in the order of the grid's cells
@@ -36,12 +36,12 @@ class Stats:
 def stats_of(
     shared: SharedState, sources: Sources, leader: "Leader | None", drawn_envs: tuple[int, ...]
 ) -> Stats:
-    """A consistent reading of all counters.
+    """Returns a consistent reading of all counters.
 
     Args:
-        shared: what is shared with the device's calls.
+        shared: the shared state.
         sources: the environments of the viewer.
-        leader: the other processes of the training; None if they are not asked.
+        leader: connects the training's other processes; None leaves them out.
         drawn_envs: indices, in the order of the grid's cells.
     """
     frames, nbytes = leader.moved() if leader else (0, 0)
@@ -53,7 +53,7 @@ def stats_of(
             for source in known_feeds
             for role, rollout in source.rollouts.items()
         ]
-    # Of several that are stepped, the one on the page.
+    # If several environments are stepped, counts the one on the page.
     streams = {
         role: StreamStats(*numbers)
         for source, role, numbers in known

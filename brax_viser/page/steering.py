@@ -1,4 +1,4 @@
-"""All that a person or a script may change, checked in one place."""
+"""Checks and carries out all commands that a person and a script have in common."""
 
 import functools
 from collections.abc import Callable
@@ -28,9 +28,9 @@ from brax_viser.twins.worker import TwinSettings, TwinWorker
 
 
 class Steering:
-    """What `Viewer` and the panel's controls call. All methods are called on any thread.
+    """Commands that `Viewer` and the panel call. All methods may be called on any thread.
 
-    A value that is out of its limits is a `ValueError`: a script gets it, and the page shows it.
+    A value outside its limits raises `ValueError`: a script gets it, and the page shows it.
     """
 
     def __init__(
@@ -47,16 +47,16 @@ class Steering:
         """Changes nothing yet.
 
         Args:
-            shared: what is shared with the device's calls.
+            shared: the shared state.
             sources: the environments of the viewer.
-            state: how the page is to look.
+            state: the page's state.
             events: viser's loop.
-            inbox: what waits for that loop.
-            robots: which are drawn.
-            channels: what is shown of the rollouts.
+            inbox: the actions that wait for that loop.
+            robots: the robots that are drawn.
+            channels: the rollouts that are shown.
             twin_worker: steps the twins.
         """
-        self.show_is_chosen = False  # whether anybody has ever chosen which rollout is shown
+        self.show_is_chosen = False  # whether `set_show` was ever called
         self._shared, self._sources, self._state = shared, sources, state
         self._events, self._inbox = events, inbox
         self._robots, self._channels, self._twin_worker = robots, channels, twin_worker
@@ -67,7 +67,7 @@ class Steering:
             self._shared.fault = None
             self._shared.hold.refresh()
         elif self._shared.hold.until_env is not None:
-            self.pause()  # a termination that nobody looks for would never be found
+            self.pause()  # without streaming, no step is checked for the termination
         self._shared.mailbox.wake()
 
     def set_mode(self, mode: str) -> None:
@@ -110,8 +110,8 @@ class Steering:
         """Chooses the environments to draw.
 
         Args:
-            selection: which; its `rank_by` counts for nothing.
-            rank_by: one of `MEASURES`; None: the one there is.
+            selection: the rule and its arguments; its `rank_by` is ignored.
+            rank_by: one of `MEASURES`; None keeps the present one.
         """
         with self._shared.lock:
             before = self._shared.selection
@@ -127,7 +127,7 @@ class Steering:
             raise ValueError(f"selected_env={env!r}: must be an env index, 0 or more, or None")
         with self._shared.lock:
             self._shared.selected_env = None if env is None else int(env)
-        self._events.now(lambda: self._robots.scene.follow(None))  # that was another robot
+        self._events.now(lambda: self._robots.scene.follow(None))  # it followed another robot
         with self._shared.lock:
             changes = [
                 rollout.choice.keep(self._shared.kept_env, rollout.num_envs, source.capacity)
@@ -137,15 +137,15 @@ class Steering:
         if any(changes):
             self._channels.restart()
         else:
-            self._shared.hold.refresh()  # a training that is held tells all of it at this very step
+            self._shared.hold.refresh()  # a held training sends the details of its present step
         self._shared.mailbox.wake()
 
     def set_twins(self, count: int) -> None:
         if isinstance(count, bool) or int(count) != count or not 0 <= count <= MOST_TWINS:
             raise ValueError(f"twins={count!r}: must be a number of twins, 0 to {MOST_TWINS}")
-        self._twin_worker.fault = None  # who switches them on again wants another try
+        self._twin_worker.fault = None  # setting twins again is another try
         self._shared.set(twins=int(count))
-        self._shared.hold.refresh()  # a held training sends what they need at once
+        self._shared.hold.refresh()  # a held training sends the coordinates at once
         self._shared.mailbox.wake()
 
     @property
@@ -165,20 +165,20 @@ class Steering:
         self.set_twin_settings(replace(self._state.twins, **changes))
 
     def restart_twins(self) -> None:
-        """Starts all twins anew, with the next step, from where their robots are then."""
+        """Restarts all twins at the next step from the states of their robots."""
         self._twin_worker.start_anew()
 
     def take_policy(self, num_steps: int, make_policy: Callable[..., Any], params: Any) -> None:
-        """There is a newer policy: sandboxes are driven by it."""
+        """Hands a newer policy to the sandbox."""
         trained = Trained.of(num_steps, make_policy, params)
         hand_out = self._robots.sandbox.session.hand_out
         self._inbox.enqueue(functools.partial(hand_out, trained))
 
     def fork(self) -> None:
-        """Makes a sandbox of the selected environment, as it is on screen.
+        """Forks the selected environment into a sandbox, as it is on screen.
 
         Raises:
-            ValueError: none is selected, or what is inside of it is not known yet.
+            ValueError: no environment is selected, or its details are not known yet.
         """
         self._events.now(self._fork)
 
@@ -196,7 +196,7 @@ class Steering:
         self._robots.arrange()
 
     def close_sandbox(self) -> None:
-        """Takes the sandbox away, if there is one."""
+        """Closes the sandbox, if there is one."""
         self._events.now(self._close_sandbox)
 
     def _close_sandbox(self) -> None:
@@ -216,7 +216,7 @@ class Steering:
         self._shared.mailbox.wake()
 
     def step(self, n: int = 1) -> None:
-        """Lets a held training go on by `n` env steps; holds a training that runs."""
+        """Lets a held training go on by `n` env steps; holds a running training."""
         if isinstance(n, bool) or int(n) != n or n < 1:
             raise ValueError(f"step({n!r}): must be a number of env steps, at least 1")
         self._state.notice = None
@@ -227,7 +227,7 @@ class Steering:
         """Lets the training go on until an environment's episode ends in a termination.
 
         Args:
-            env: which; selected from now on. None: the one that is selected.
+            env: index of the environment, which is then selected. None: the selected one.
         """
         if env is not None:
             self.set_selected_env(env)
@@ -241,7 +241,7 @@ class Steering:
             raise ValueError(f"env {selected} does not exist: there are {num_envs}")
         self._state.notice = None
         if not self._shared.control.streaming:
-            self.set_streaming(True)  # it takes looking at every step of it
+            self.set_streaming(True)  # every step must be checked for the termination
         self._shared.hold.run_to_termination(selected, stepped)
         self._shared.mailbox.wake()
 
@@ -252,7 +252,7 @@ class Steering:
         self._shared.mailbox.wake()
 
     def dismiss_nonfinite(self) -> None:
-        """Takes what has turned NaN or Inf off the page."""
+        """Removes the findings of NaN and Inf from the page."""
         with self._shared.lock:
             self._shared.findings.forget()
         self._shared.mailbox.wake()

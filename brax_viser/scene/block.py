@@ -140,7 +140,7 @@ class Block:
         self._hidden = np.ones(self.count, bool)
         self._hidden[:count] = view.hidden
         self._look = look
-        others = self._leader()
+        others = self._others()
         if look.others == "hide":
             self._hidden |= others
         sent = self._draw_robots()
@@ -169,7 +169,7 @@ class Block:
     def decorate(self, look: Look) -> None:
         """Brings colours and labels up to date: some times a second are enough."""
         self._look = look
-        colours, others = None, self._leader()
+        colours, others = None, self._others()
         opacities = np.ones(self.count)
         if self.frame is not None:
             colours = colours_of(look.colour_by, self.frame, self.model.dt, look.rank_by)
@@ -366,7 +366,7 @@ class Block:
         pos = self.pos[~self._hidden][:, inside, :2]
         return bool(((pos < low) | (pos > high)).any())
 
-    def _leader(self) -> np.ndarray:
+    def _others(self) -> np.ndarray:
         """bool [count]: who is not the selected environment; nobody if none is drawn."""
         others = np.zeros(self.count, bool)
         cell = self._selected_cell()

@@ -72,7 +72,7 @@ class Scene:
         offsets, self._bounds = _side_by_side([self._wanted[role] for role in roles], settled)
         self._scale = scene_scale(self._bounds)
         places = dict(zip(roles, offsets, strict=True))
-        others = {role: self._leader(role, places) for role in places}
+        others = {role: self._others(role, places) for role in places}
         stay = {
             role: block
             for role, block in self.blocks.items()
@@ -103,6 +103,11 @@ class Scene:
             position, look_at = factor * camera.position, factor * camera.look_at
             with client.atomic():
                 camera.position, camera.look_at = position, look_at
+
+    @property
+    def shift(self) -> np.ndarray:
+        """float [3], scene units: how far all robots are moved to keep a followed one in place."""
+        return np.asarray(self._root.position)
 
     @property
     def surroundings(self) -> str:
@@ -243,7 +248,7 @@ class Scene:
         start = (origin - np.asarray(self._root.position)) / self._scale
         return self.blocks[whom[0]].body_at(whom[1], start, direction)
 
-    def _leader(self, role: str, places: dict[str, np.ndarray]) -> np.ndarray:
+    def _others(self, role: str, places: dict[str, np.ndarray]) -> np.ndarray:
         """float [B, 2, 3], m: boxes of blocks beside one, as that is laid out.
 
         Args:
