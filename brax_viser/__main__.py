@@ -1,15 +1,15 @@
-"""`brax-viser`, and `python -m brax_viser`: Ctrl-C ends it without a traceback from the start."""
+"""Starts the command line, so that Ctrl-C ends it without a traceback from the first moment on."""
 
 import os
 import signal
 
 
 def main() -> None:
-    """The console script."""
+    """Runs `brax-viser`, also as `python -m brax_viser`."""
     before = signal.getsignal(signal.SIGINT)
-    # Importing takes seconds. A KeyboardInterrupt in the midst of it is not only printed with a
-    # long traceback: packages that import each other may turn it into an error of another kind.
-    if before is signal.default_int_handler:  # a shell has it ignored for what is in the background
+    # Imports take seconds. A KeyboardInterrupt during them would print a long traceback, and some
+    # packages turn it into another error.
+    if before is signal.default_int_handler:  # background processes of a shell ignore Ctrl-C
         signal.signal(signal.SIGINT, _stop)
     from brax_viser.cli import app as cli
 

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import math
+import os
 import re
 import resource
 import subprocess
@@ -55,7 +56,7 @@ def test_another_trainer_learns_and_saves_its_policy(tmp_path):
     assert policy.shape == (4, 1) and np.any(policy != 0)
 
 
-def test_the_page_has_robots_and_says_what_it_waits_for_within_seconds(tmp_path):
+def test_the_page_shows_robots_and_says_what_it_waits_for_within_seconds(tmp_path):
     started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     training = subprocess.Popen(
         [COMMAND, "train", "--port", "0"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
@@ -85,7 +86,7 @@ def test_the_page_has_robots_and_says_what_it_waits_for_within_seconds(tmp_path)
     worked = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     print(f"robots after {robots:.1f} s, what it waits for after {waits:.1f} s")
     print(f"the processor worked for {worked:.1f} s")
-    # Of the processor's time: the clock on the wall counts what else the machine does.
+    # CPU time: wall time would include the load of other programs.
     assert worked < 15
 
 
@@ -102,11 +103,20 @@ def test_the_page_has_robots_and_says_what_it_waits_for_within_seconds(tmp_path)
         ("train ant --port 0 --mode warp", "mode='warp': must be one of"),
     ],
 )
-def test_bad_input_is_one_line_and_no_traceback(tmp_path, args, words):
+def test_bad_input_is_reported_without_a_traceback(tmp_path, args, words):
     done = run(*args.split(), cwd=tmp_path, timeout=300)
     assert done.returncode == 2
     assert words in " ".join(done.stdout.split())
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_help_whose_reader_has_gone_prints_no_traceback():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "brax_viser", "train", "--help"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=300)
+    os.close(write)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
 
 
 def test_every_registered_env_has_a_preset_that_its_trainer_accepts():
@@ -123,7 +133,7 @@ def test_every_registered_env_has_a_preset_that_its_trainer_accepts():
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
-def test_every_trainer_takes_the_settings_of_every_env(trainer):
+def test_every_trainer_accepts_the_settings_of_every_env(trainer):
     train = importlib.import_module(f"brax.training.agents.{trainer}.train").train
     for name in [*envs._envs, "an env of the user's own"]:
         for num_envs, num_timesteps in ((None, None), (2, 1), (64, 5_000)):

@@ -1,4 +1,4 @@
-"""`brax-viser`: the command line."""
+"""The command line, `brax-viser`."""
 
 from brax_viser.cli.app import main
 

@@ -1,4 +1,4 @@
-"""`brax-viser`: train a Brax environment with a stock trainer and watch it, no script needed."""
+"""`brax-viser`: trains a Brax environment with a stock trainer, to be watched without a script."""
 
 import contextlib
 import os
@@ -36,10 +36,10 @@ PHASES = {
 
 
 STOPPED: int = 130
-"""Exit code where Ctrl-C has stopped it, as of a shell's."""
+"""Exit code after Ctrl-C, as shells define it: 128 + SIGINT."""
 
 IMPATIENCE: float = 2.0
-"""s after which another Ctrl-C ends it at once, whatever it is doing."""
+"""s after the first Ctrl-C from which on another one ends the process at once."""
 
 
 @app.command(name="train")
@@ -64,25 +64,25 @@ def train(
 
     Args:
         env: name of a registered Brax environment, such as ant, humanoid or inverted_pendulum, or
-            of one of MuJoCo Playground's, such as CartpoleBalance or Go1JoystickFlatTerrain.
+            of a MuJoCo Playground one, such as CartpoleBalance or Go1JoystickFlatTerrain.
         trainer: ppo, sac, apg, es or ars.
-        backend: mjx, generalized, spring or positional, for Playground's warp or jax; what suits
-            the environment if not given.
-        num_envs: environments in the training batch.
+        backend: mjx, generalized, spring or positional; for Playground environments, warp or jax.
+            Chosen to suit the environment if not given.
+        num_envs: number of environments in the training batch.
         grid: columns and rows (and layers) of drawn environments.
-        spacing: metres between them, along x and y (and z); from the robot's reach if not given.
+        spacing: metres between them, along x and y (and z); set by the robot's reach if not given.
         num_timesteps: environment steps to train for.
-        seed: of the training.
-        domain_randomization: vary the robots as Playground does, where it does.
+        seed: random seed of the training.
+        domain_randomization: randomize the robots as Playground does; only for its environments.
         mode: realtime, latest or every_step.
-        host: address that the page is served on. There is no password.
-        port: of the page; the next free one if it is taken.
-        save_dir: where the policy goes; runs/ENV-TIME if not given.
-        keep_open: keep the page open when the training is over, until Ctrl-C.
+        host: address to serve the page on. There is no password.
+        port: port of the page; the next free one if it is taken.
+        save_dir: folder for the policy; runs/ENV-TIME if not given.
+        keep_open: keep the page open after the training, until Ctrl-C.
     """
 
     def work(run: _Run) -> Any:
-        # The page first: it is up before the training's own imports and compilations.
+        # The page comes first, before the training's imports and compilation.
         try:
             viewer = run.viewer = Viewer(host=host, port=port, mode=mode)
         except ValueError as error:
@@ -117,23 +117,22 @@ def train(
 
 
 class _CtrlC:
-    """Hears of Ctrl-C, and of SIGTERM, with which schedulers and containers end a process, as long
-    as it is entered.
+    """A context in which Ctrl-C, and SIGTERM of schedulers and containers, set a flag.
 
-    A KeyboardInterrupt could come anywhere, in the middle of saving the policy as well, and is lost
-    where Python ignores exceptions.
+    A KeyboardInterrupt could be raised anywhere, even while the policy is saved, and is lost where
+    Python ignores exceptions.
     """
 
     def __init__(self) -> None:
         self.heard = False
-        self.code = STOPPED  # to exit with: 128 more than the first signal's number, as of a shell
+        self.code = STOPPED  # exit code: 128 + the first signal's number, as in a shell
         self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             before = signal.getsignal(number)
-            # Otherwise the shell has it ignored, as Ctrl-C of what runs in the background.
+            # A shell makes background processes ignore Ctrl-C: leave that as it is.
             if before in (signal.default_int_handler, signal.SIG_DFL):
                 self._before[number] = before
                 signal.signal(number, self._hear)
@@ -151,31 +150,31 @@ class _CtrlC:
 
 
 class _Refused(Exception):
-    """What was asked for cannot be done; says why."""
+    """Arguments that cannot be used; the message says why."""
 
 
 class _Run:
-    """A training on a thread of its own, and what it has come to.
+    """A training on a thread of its own, and its results.
 
-    XLA runs a training epoch of minutes in one call, which Ctrl-C cannot reach, while the main
-    thread, which only waits, can always be interrupted.
+    XLA runs an epoch of minutes in one call that Ctrl-C cannot interrupt; the main thread only
+    waits, and can always be interrupted.
     """
 
     def __init__(self) -> None:
         self.viewer: Viewer | None = None
-        # The newest that the trainer has handed out, all of it finite, on the host.
+        # The newest finite parameters that the trainer has handed out, on the host.
         self.params: Any = None
-        self.step = 0  # env steps that it had
-        self.spoilt = False  # whether newer ones have a NaN or an Inf
+        self.step = 0  # env steps trained up to them; 0 for those of the end
+        self.spoilt = False  # whether the newest parameters have a NaN or an Inf
         self.refusal: str | None = None
         self.error: BaseException | None = None
         self.training = threading.Event()  # the trainer has been called
-        # Not the thread's own `is_alive`: after a `join` that was interrupted, it is wrong on
+        # Used instead of the thread's `is_alive`, which is wrong after an interrupted `join` on
         # CPython up to 3.12.
         self.over = threading.Event()
 
     def hand_out(self, params: Any, step: int = 0) -> None:
-        """The trainer has come to these parameters."""
+        """Keeps the trainer's newest parameters, if they are finite."""
         from brax_viser.cli.training import is_finite
 
         self.spoilt = not is_finite(params)
@@ -183,7 +182,7 @@ class _Run:
             self.params, self.step = params, step
 
     def start(self, work: "Callable[[_Run], Any]") -> None:
-        """Begins; `work` returns the trained parameters."""
+        """Starts the thread; `work` returns the trained parameters."""
         threading.Thread(target=self._keep, args=(work,), name="training", daemon=True).start()
 
     def _keep(self, work: "Callable[[_Run], Any]") -> None:
@@ -193,8 +192,8 @@ class _Run:
                 self.viewer.training_ended()
         except _Refused as refused:
             self.refusal = str(refused)
-        # Whatever the trainer raises belongs on the page and in the terminal, not in a thread's
-        # unread traceback.
+        # Any error of the trainer must be shown in the page and the terminal, not only in the
+        # thread's traceback.
         except BaseException as error:
             self.error = error
             words = explained(error, self.viewer.nonfinite if self.viewer is not None else ())
@@ -214,7 +213,7 @@ def _load(
     num_timesteps: int | None,
     randomise: bool,
 ) -> tuple[Any, dict[str, Any]]:
-    """The environment of that name, and the trainer's settings for it."""
+    """Returns the environment of that name, and the trainer's settings for it."""
     from brax import envs
 
     from brax_viser.cli import playground
@@ -254,7 +253,7 @@ def _train(
     grid: tuple[int, ...],
     spacing: tuple[float, ...] | None,
 ) -> Any:
-    """Shows the environment, and trains it to the end."""
+    """Shows the environment, trains to the end, and returns the parameters on the host."""
     import jax
 
     from brax_viser.cli import training
@@ -266,11 +265,11 @@ def _train(
         _refuse(str(error))
 
     def policy_params_fn(num_steps: int, make_policy: Any, params: Any) -> None:
-        params = jax.device_get(params)  # the device's may be given away to the next epoch
-        if trainer == "apg":  # tells of evaluations instead
+        params = jax.device_get(params)  # the device's may be donated to the next epoch
+        if trainer == "apg":  # its `num_steps` counts evaluations
             num_steps = viewer.progress().env_steps
         viewer.policy_params_fn(num_steps, make_policy, params)
-        if num_steps:  # the first call has the untrained policy
+        if num_steps:  # 0 is the untrained policy
             run.hand_out(params, num_steps)
 
     every = steps_per_policy(trainer, settings)
@@ -282,7 +281,7 @@ def _train(
 
 
 def _show_progress(run: _Run, ctrl_c: _CtrlC) -> None:
-    """A bar in the terminal, from when the environment is shown until the training is over."""
+    """Shows a bar in the terminal, from the trainer's start until the training is over."""
     while not (run.training.is_set() or run.over.is_set() or ctrl_c.heard):
         run.over.wait(timeout=0.05)
     if not run.training.is_set():
@@ -313,7 +312,7 @@ def _update(bar: Progress, task: Any, view: ProgressView) -> None:
 
 
 def _save(where: str, run: _Run) -> None:
-    """Writes the newest policy that is finite, as `brax.io.model.load_params` reads it."""
+    """Writes the newest finite policy in the format of `brax.io.model.load_params`."""
     if run.spoilt and run.params is None:
         console.print("No policy was saved: those that were handed out have a NaN or an Inf.")
         return
@@ -327,7 +326,7 @@ def _save(where: str, run: _Run) -> None:
 
     path = epath.Path(where)
     path.mkdir(parents=True, exist_ok=True)
-    # Whole or not at all, if it is ended meanwhile.
+    # Written elsewhere and renamed, so that an interruption leaves no partial file.
     model.save_params(str(path / "policy.part"), run.params)
     (path / "policy.part").replace(path / "policy")
     console.print(f"Policy saved to {path / 'policy'}", soft_wrap=True)
@@ -338,18 +337,20 @@ def _refuse(message: str) -> NoReturn:
 
 
 def main() -> None:
-    """The console script."""
+    """Runs the command line, and ends the process."""
     try:
         code = app.cli(prog="brax-viser")
-    except SystemExit:  # --help, or arguments that there are not
+    except SystemExit:  # --help, or invalid arguments
         raise
     except KeyboardInterrupt:
         code = STOPPED
+    except BrokenPipeError:  # the reader has gone, as in `brax-viser train --help | head`
+        code = 1
     except Exception:
         traceback.print_exc()
         code = 1
-    # Not by Python's own end, which takes the interpreter away from threads that are within XLA or
-    # MuJoCo, and come back to it: C++ then ends the process by `std::terminate`.
+    # Skips Python's own shutdown: threads that return from XLA or MuJoCo to a finalized interpreter
+    # make C++ end the process by `std::terminate`.
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,6 +1,6 @@
-"""MuJoCo Playground from the command line: its environments by name, with its own settings.
+"""Loads MuJoCo Playground's environments by name, with Playground's own training settings.
 
-The package is an extra, and is imported when one of its environments is asked for.
+The package is an extra, and is imported only when the command line needs it.
 """
 
 import functools
@@ -15,7 +15,7 @@ HOW_TO_INSTALL = "pip install 'brax_viser[playground]'"
 
 
 def registry() -> Any | None:
-    """`mujoco_playground.registry`, or None where the package is not installed."""
+    """Returns `mujoco_playground.registry`; None if the package is not installed."""
     try:
         return importlib.import_module("mujoco_playground").registry
     except ModuleNotFoundError as error:
@@ -25,17 +25,17 @@ def registry() -> Any | None:
 
 
 def load(name: str, impl: str | None = None) -> Any:
-    """The environment `name` of `registry().ALL_ENVS`.
+    """Loads the environment `name` of `registry().ALL_ENVS`.
 
-    Those of the DeepMind Control Suite come with the package. The robots of all others are
-    MuJoCo Menagerie's, which Playground clones with git when it loads the first of them.
+    Those of the DeepMind Control Suite come with the package. The others use robots of MuJoCo
+    Menagerie, which Playground clones with git when it loads the first of them.
 
     Args:
-        name: as registered.
-        impl: "warp" or "jax", which physics; None takes the environment's default.
+        name: the registered name.
+        impl: the physics, "warp" or "jax"; None takes the environment's default.
 
     Raises:
-        ValueError: `impl` is neither, or the robots' models are missing and cannot be fetched.
+        ValueError: `impl` is neither, or the robot models are missing and cannot be fetched.
     """
     if impl not in (None, "warp", "jax"):
         raise ValueError(f"backend={impl!r}: Playground's physics are 'warp' and 'jax'")
@@ -44,7 +44,7 @@ def load(name: str, impl: str | None = None) -> Any:
     assert known is not None
     try:
         return known.load(name, config_overrides=overrides)
-    # git fails, or there is none.
+    # git fails, or is not installed.
     except (subprocess.CalledProcessError, FileNotFoundError) as error:
         where = playground_stepper().MENAGERIE_PATH
         raise ValueError(
@@ -56,15 +56,15 @@ def load(name: str, impl: str | None = None) -> Any:
 
 
 def ppo_settings(name: str, impl: str | None = None, *, randomise: bool = False) -> dict[str, Any]:
-    """Keyword arguments of Brax's PPO for an environment, from `mujoco_playground.config`.
+    """Returns keyword arguments of Brax's PPO, from `mujoco_playground.config`.
 
     Args:
-        name: as registered.
+        name: the registered name of the environment.
         impl: as for `load`.
-        randomise: vary the robots by Playground's own domain randomisation.
+        randomise: add Playground's own domain randomisation.
 
     Raises:
-        ValueError: there is no domain randomisation for this environment.
+        ValueError: Playground has no domain randomisation for this environment.
     """
     from brax.training.agents.ppo.networks import make_ppo_networks
 
@@ -81,11 +81,11 @@ def ppo_settings(name: str, impl: str | None = None, *, randomise: bool = False)
     networks = settings.pop("network_factory", None)
     if networks is not None:
         settings["network_factory"] = functools.partial(make_ppo_networks, **networks)
-    # As for Brax's: on a processor an evaluation takes as long as training, and comes first.
+    # As for Brax's environments: on a CPU an evaluation takes as long as training, and comes first.
     settings.update(NO_EVALUATION)
-    # Several resets of all environments between two evaluations, and a policy with the evaluation
-    # alone. The same epochs and resets, counted as one of each per evaluation, and the policy comes
-    # with each of them.
+    # Playground resets all environments several times per evaluation, and policies come only with
+    # evaluations. The same epochs and resets, counted as one of each per evaluation, hand out a
+    # policy after each.
     resets = settings.get("num_resets_per_eval", 0)
     if resets > 1:
         settings["num_evals"] = max(settings["num_evals"] - 1, 1) * resets + 1

@@ -1,4 +1,4 @@
-"""Settings per trainer and environment, so that `brax-viser train` needs no script."""
+"""Defines the settings per trainer and environment that `brax-viser train` uses."""
 
 import math
 from collections.abc import Mapping
@@ -7,27 +7,27 @@ from types import MappingProxyType
 from typing import Any
 
 DEFAULT_ENV: str = "ant"
-"""What `brax-viser train` trains: a legged robot that runs within two minutes on two cores."""
+"""Default of `brax-viser train`: a legged robot that runs within two minutes on two cores."""
 
 DEFAULT_BACKEND: str = "spring"
-"""The backend of `DEFAULT_ENV`: the fastest to step, as Brax's notebook says."""
+"""The backend of `DEFAULT_ENV`: the fastest to step, according to Brax's notebook."""
 
 
 TRAINERS: tuple[str, ...] = ("ppo", "sac", "apg", "es", "ars")
-"""Those of `brax.training.agents` that train from nothing but an environment."""
+"""The trainers of `brax.training.agents` that need nothing but an environment."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What one environment is trained with."""
+    """The settings that one environment is trained with."""
 
     backend: str  # for brax.envs.get_environment: mjx, generalized, spring or positional
     ppo: Mapping[str, Any]  # keyword arguments of brax.training.agents.ppo.train.train
 
 
 def small_networks(*args: Any, **kwargs: Any) -> Any:
-    """`make_ppo_networks` with two hidden layers of 64 for policy and value each."""
-    # Imported when it is called: the command line reads this module before its page is up.
+    """Calls `make_ppo_networks` with two hidden layers of 64 each for policy and value."""
+    # Imported here, because the command line imports this module before its page is up.
     from brax.training.agents.ppo.networks import make_ppo_networks
 
     sizes = {"policy_hidden_layer_sizes": (64, 64), "value_hidden_layer_sizes": (64, 64)}
@@ -36,21 +36,21 @@ def small_networks(*args: Any, **kwargs: Any) -> Any:
 
 _COMMON: dict[str, Any] = {"normalize_observations": True, "action_repeat": 1, "seed": 1}
 
-# Evaluation takes as long as training where both run on a processor, and compiles by itself. The
-# reward comes from the training episodes; `num_evals` then just splits the run into epochs, one
-# less than it says, after each of which the policy can be had: at least once a minute on the
-# machine that the settings are meant for. An epoch more costs a few milliseconds.
+# On a CPU, evaluation takes as long as training, and is compiled separately. The reward comes from
+# the training episodes; `num_evals` then only splits the training into `num_evals` - 1 epochs. The
+# policy is handed out after each: at least once a minute on the machine that the settings are meant
+# for. An additional epoch costs a few milliseconds.
 NO_EVALUATION: dict[str, Any] = {
     "run_evals": False,
     "log_training_metrics": True,
     "training_metrics_steps": 250_000,
 }
 
-# Sized for two CPU cores, where compiling is what a short run mostly waits for: hence no
-# evaluation. The reward comes from the training episodes (`log_training_metrics`), every 51,200
-# steps, and the policy every 250,880, which take about 15 s.
-# Rewards are not scaled up, unlike in Brax's notebook: runs with a scaling of 5, an entropy cost of
-# 1e-3 and six updates per batch had far larger policy changes (KL) and ants that fell more often.
+# Sized for two CPU cores, where a short training mostly waits for compilation: hence no evaluation.
+# The reward comes from the training episodes (`log_training_metrics`), every 51,200 steps, and the
+# policy every 250,880, which take about 15 s.
+# Rewards are not scaled up as in Brax's notebook: with a scaling of 5, an entropy cost of 1e-3 and
+# six updates per batch, the policy changed far more (KL), and ants fell more often.
 _LAPTOP: dict[str, Any] = {
     **_COMMON,
     "num_timesteps": 3_000_000,
@@ -71,8 +71,8 @@ _LAPTOP: dict[str, Any] = {
     "network_factory": small_networks,
 }
 
-# For an environment that nothing is known about: Brax's usual episode, hence a longer run. It may
-# be a slow one, of a thousand steps a second: the policy comes every 61,440 steps.
+# For unknown environments: Brax's usual episode length, hence a longer training. An environment may
+# be slow, with a thousand steps a second: the policy comes every 61,440 steps.
 _GENERAL: dict[str, Any] = {
     **_LAPTOP,
     "num_timesteps": 10_000_000,
@@ -80,7 +80,7 @@ _GENERAL: dict[str, Any] = {
     "episode_length": 1000,
 }
 
-# The values that recur in Brax's notebooks/training.ipynb, which run on an accelerator.
+# The common values of Brax's notebooks/training.ipynb, meant for an accelerator.
 _NOTEBOOK: dict[str, Any] = {
     **_COMMON,
     "num_timesteps": 50_000_000,
@@ -98,9 +98,9 @@ _NOTEBOOK: dict[str, Any] = {
     "batch_size": 1024,
 }
 
-# The notebook trains hopper and walker2d with SAC only and has no swimmer. These are the PPO
-# values of MuJoCo Playground for its robots of the same names, in its
-# config/dm_control_suite_params.py; they want an accelerator too.
+# The notebook trains hopper and walker2d with SAC only and has no swimmer. These are MuJoCo
+# Playground's PPO values for its robots of the same names, in its
+# config/dm_control_suite_params.py; they are meant for an accelerator too.
 _PLAYGROUND: dict[str, Any] = {
     **_COMMON,
     "num_timesteps": 60_000_000,
@@ -120,11 +120,11 @@ _PLAYGROUND: dict[str, Any] = {
 
 
 def _preset(backend: str, base: Mapping[str, Any], **changes: Any) -> Preset:
-    # Presets are shared by all callers, so none of them may be able to change one.
+    # Presets are shared by all callers, and must be read-only.
     return Preset(backend, MappingProxyType({**base, **changes}))
 
 
-_GENERAL_PRESET = _preset("generalized", _GENERAL)  # what Brax's own environments default to
+_GENERAL_PRESET = _preset("generalized", _GENERAL)  # the default of Brax's environments
 
 _PRESETS: dict[str, Preset] = {
     DEFAULT_ENV: _preset(DEFAULT_BACKEND, _LAPTOP),
@@ -185,25 +185,25 @@ _PRESETS: dict[str, Preset] = {
     ),
     "hopper": _preset("generalized", _PLAYGROUND),
     "walker2d": _preset("generalized", _PLAYGROUND),
-    # The one backend that Brax's swimmer runs on.
+    # The only backend that Brax's swimmer runs on.
     "swimmer": _preset("generalized", _PLAYGROUND, num_timesteps=100_000_000, num_evals=60),
 }
 
 
 def ppo_preset(env_name: str) -> Preset:
-    """The settings to train `env_name` with; general ones for a name without any.
+    """Returns the settings to train `env_name` with; general ones for a name without a preset.
 
     `DEFAULT_ENV` is set up for two CPU cores: three to four minutes from start to end, with ants
     that run within two. Inverted pendulums, humanoids, reacher, halfcheetah and pusher have the
     values that Brax lists as tested in its notebooks/training.ipynb; hopper, walker2d and swimmer
-    those of MuJoCo Playground. Both mean an accelerator, which is faster with more environments
-    and larger batches at a time.
+    those of MuJoCo Playground. Both are meant for an accelerator, which is faster with more
+    environments and larger batches.
 
     Args:
-        env_name: as registered in `brax.envs`; any other string will do as well.
+        env_name: name registered in `brax.envs`; any other string is allowed.
 
     Returns:
-        The backend to ask for, and keyword arguments of an unmodified
+        The backend to request, and keyword arguments of an unmodified
         `brax.training.agents.ppo.train.train`. Steps are environment steps. The mapping is
         read-only: copy it to change it, and see `fit_batch` for `num_envs`.
     """
@@ -211,15 +211,15 @@ def ppo_preset(env_name: str) -> Preset:
 
 
 def fit_batch(ppo: Mapping[str, Any], num_envs: int) -> dict[str, Any]:
-    """`ppo` for another number of environments.
+    """Adapts `ppo` to another number of environments.
 
-    The trainer wants `batch_size * num_minibatches` to be a multiple of `num_envs`. The rule is:
-    `num_minibatches` stays, and `batch_size` is rounded up to the next value that fits, a multiple
-    of `num_envs / gcd(num_envs, num_minibatches)`; one that fits already stays too.
+    The trainer needs `batch_size * num_minibatches` to be a multiple of `num_envs`. Therefore
+    `num_minibatches` stays, and `batch_size` is rounded up to a multiple of
+    `num_envs / gcd(num_envs, num_minibatches)`.
 
     Args:
         ppo: keyword arguments of `brax.training.agents.ppo.train.train`; not changed.
-        num_envs: environments to train in parallel, at least 1.
+        num_envs: number of environments to train in parallel, at least 1.
 
     Returns:
         A copy of `ppo` with `num_envs` and `batch_size` set.
@@ -238,7 +238,7 @@ def fit_batch(ppo: Mapping[str, Any], num_envs: int) -> dict[str, Any]:
     return {**ppo, "num_envs": num_envs, "batch_size": batch_size}
 
 
-# Of hopper and walker2d in Brax's notebooks/training.ipynb, which want an accelerator.
+# From hopper and walker2d in Brax's notebooks/training.ipynb, meant for an accelerator.
 _NOTEBOOK_SAC: dict[str, Any] = {
     "num_evals": 20,
     "episode_length": 1000,
@@ -269,11 +269,11 @@ _SAC: dict[str, dict[str, Any]] = {
     },
 }
 
-# For all other environments, sized for two CPU cores and not tuned to any of them. None of these
-# trainers reports rewards of its training episodes, so they evaluate, with few environments.
+# For all other environments, sized for two CPU cores and not tuned to any environment. None of
+# these trainers reports rewards of its training episodes, so they evaluate, with few environments.
 _EVALUATION: dict[str, Any] = {"num_evals": 10, "num_eval_envs": 16}
 _OTHERS: dict[str, dict[str, Any]] = {
-    # Walker2d's in the notebook, with half the environments and updates, and a smaller memory.
+    # Based on walker2d's in the notebook: half the environments and updates, a smaller buffer.
     "sac": {
         **_EVALUATION,
         "num_timesteps": 500_000,
@@ -286,7 +286,7 @@ _OTHERS: dict[str, dict[str, Any]] = {
         "max_replay_size": 262_144,
         "min_replay_size": 8192,
     },
-    # The learning rate and the number of environments of Brax's own test of it.
+    # The learning rate and the number of environments of Brax's own test of APG.
     "apg": {
         **_EVALUATION,
         "policy_updates": 450,
@@ -294,14 +294,14 @@ _OTHERS: dict[str, dict[str, Any]] = {
         "learning_rate": 3e-3,
         "num_envs": 64,
     },
-    # The trainer's own population; a learning rate between its own and that of Brax's test.
+    # The trainer's default population; a learning rate between its default and Brax's test's.
     "es": {
         **_EVALUATION,
         "num_timesteps": 5_000_000,
         "population_size": 128,
         "learning_rate": 1e-2,
     },
-    # The trainer's own values, which are those of the paper (arXiv:1803.07055) for its ant.
+    # The trainer's defaults, which are the paper's (arXiv:1803.07055) values for its ant.
     "ars": {
         **_EVALUATION,
         "num_timesteps": 5_000_000,
@@ -331,23 +331,23 @@ def trainer_settings(
     num_timesteps: int | None = None,
     ppo: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Keyword arguments of `brax.training.agents.TRAINER.train.train` for `env_name`.
+    """Returns keyword arguments of `brax.training.agents.TRAINER.train.train` for `env_name`.
 
     For PPO see `ppo_preset`. SAC has the values of Brax's notebook for hopper and walker2d. All
-    else is meant to run on a laptop and has not been tuned.
+    other settings are sized for a laptop and have not been tuned.
 
     Args:
         trainer: one of `TRAINERS`.
-        env_name: as registered in `brax.envs`; any other string will do as well.
-        num_envs: environments in the training batch, in place of the preset's. ES and ARS try
-            each change of the policy both ways, so theirs is an even number.
-        num_timesteps: env steps to train for, in place of the preset's. APG, which counts
-            updates, gets as many as that takes.
-        ppo: PPO's settings, in place of the preset's, as MuJoCo Playground has for its own
-            environments. What is not PPO's alone is taken over for the others.
+        env_name: name registered in `brax.envs`; any other string is allowed.
+        num_envs: environments in the training batch; overrides the preset's. Must be even for ES
+            and ARS, which try each change of the policy in both directions.
+        num_timesteps: env steps to train for; overrides the preset's. APG counts updates, and gets
+            as many as this number of steps needs.
+        ppo: PPO's settings, in place of the preset's, such as MuJoCo Playground's for its own
+            environments. Settings that trainers share are used for the others as well.
 
     Raises:
-        ValueError: there is no such trainer, or it cannot use that many environments.
+        ValueError: `trainer` is unknown, or cannot use that many environments.
     """
     if trainer not in TRAINERS:
         raise ValueError(f"trainer={trainer!r}: must be one of {', '.join(TRAINERS)}")
@@ -360,11 +360,11 @@ def trainer_settings(
             settings = dict(_SAC.get(env_name, settings))
         if num_envs is not None:
             _set_num_envs(trainer, settings, num_envs)
-    longer = 1.0  # than the preset
+    longer = 1.0  # relative to the preset
     if num_timesteps is not None:
         if trainer == "apg":
             steps_per_update = settings["horizon_length"] * settings["num_envs"]
-            # It divides the updates among its evaluations, and rounds.
+            # APG divides its updates among the evaluations, and rounds.
             settings["num_evals"] = min(
                 settings["num_evals"], num_timesteps // steps_per_update + 1
             )
@@ -373,13 +373,13 @@ def trainer_settings(
             longer = num_timesteps / settings["num_timesteps"]
             settings["num_timesteps"] = num_timesteps
     if trainer == "ppo":
-        # Resets between epochs change what is learned: as they are set, if the rest is.
+        # Resets between epochs change what is learned: `num_evals` stays if nothing was overridden.
         if longer != 1 or num_envs is not None or not settings.get("num_resets_per_eval"):
             _split(settings, (settings.get("num_evals", 1) - 1) * longer)
-    elif longer > 1:  # policies come as often as in the preset, with the evaluations
+    elif longer > 1:  # policies come with evaluations: keep their interval
         settings["num_evals"] = round(settings["num_evals"] * longer)
     if trainer == "sac":
-        # It refuses to be done before it has filled its memory for the first time.
+        # SAC fails if the first filling of its replay buffer takes all of its steps.
         whole_steps = settings["num_timesteps"] // 2 // settings["num_envs"]
         filled = min(settings["min_replay_size"], whole_steps * settings["num_envs"])
         settings["min_replay_size"] = filled
@@ -387,11 +387,11 @@ def trainer_settings(
 
 
 def steps_per_policy(trainer: str, settings: Mapping[str, Any]) -> int:
-    """Env steps after which the trainer hands out its policy, again and again.
+    """Returns the interval, in env steps, at which the trainer hands out its policy.
 
     Args:
         trainer: one of `TRAINERS`.
-        settings: as `trainer_settings` gives them.
+        settings: the result of `trainer_settings`.
     """
     epochs = max(settings.get("num_evals", 1) - 1, 1)
     if trainer == "ppo":
@@ -404,7 +404,7 @@ def steps_per_policy(trainer: str, settings: Mapping[str, Any]) -> int:
 
 
 def _training_step(ppo: Mapping[str, Any]) -> int:
-    """Env steps of one of PPO's training steps."""
+    """Returns the env steps of one PPO training step."""
     # The fallbacks are the trainer's own defaults.
     return (
         ppo.get("batch_size", 32)
@@ -417,9 +417,9 @@ def _training_step(ppo: Mapping[str, Any]) -> int:
 def _split(ppo: dict[str, Any], epochs: float) -> None:
     """Sets `num_evals` for about `epochs` epochs of PPO, which hands out a policy after each.
 
-    All epochs have the same number of training steps, so that together they may be more than
-    `num_timesteps` asks for: by a hundredth at most, where up to four times as many epochs can do
-    that. With resets between epochs there are no more of them, for they change what is learned.
+    All epochs have the same number of training steps, so they may exceed `num_timesteps` together.
+    Up to four times as many epochs are tried to keep the excess within 1 %; none are added if there
+    are resets between epochs, which change what is learned.
     """
     steps = max(math.ceil(ppo["num_timesteps"] / _training_step(ppo)), 1)
     fewest = min(max(math.ceil(epochs - 1e-6), 1), steps)

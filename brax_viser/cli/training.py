@@ -1,4 +1,4 @@
-"""Runs Brax's trainers, none of which is changed, by name."""
+"""Runs Brax's unmodified trainers by name."""
 
 import contextlib
 import functools
@@ -29,11 +29,11 @@ def run(
 
     Args:
         trainer: one of `presets.TRAINERS`.
-        env: what to train on; the trainer wraps it for training itself.
+        env: environment to train on; the trainer applies its training wrappers itself.
         settings: keyword arguments of `brax.training.agents.TRAINER.train.train`.
-        progress_fn: told of env steps and metrics; by APG, of evaluations and metrics.
-        policy_params_fn: given the policy after each epoch of PPO, and after each evaluation of the
-            other trainers; what it is told comes first is the same as of `progress_fn`.
+        progress_fn: gets env steps (APG: evaluations) and metrics.
+        policy_params_fn: gets the policy after each epoch of PPO, and after each evaluation of the
+            other trainers; its first argument is that of `progress_fn`.
 
     Returns:
         The trained parameters, as the trainer returns them.
@@ -54,11 +54,11 @@ def _with_policy(
     progress_fn: Callable[[int, Any], None],
     policy_params_fn: Callable[[int, Any, Any], None],
 ) -> Callable[[int, Any], None]:
-    """`progress_fn` for a trainer that hands out no policy before its end. It reports from within
-    `train`, where the policy that was just evaluated is a variable, to be read and no more."""
+    """Returns a `progress_fn` for a trainer that hands out its policy only at the end. It is called
+    within `train`, and reads the policy that was just evaluated from that function's variables."""
     without_devices = unpmap_of(module)
 
-    @functools.cache  # the same function each time, so that nothing is compiled again for it
+    @functools.cache  # the same function each time, to avoid recompilation
     def callable_alike(make_policy: Callable[..., Any]) -> Callable[..., Any]:
         if "deterministic" in inspect.signature(make_policy).parameters:
             return make_policy
@@ -75,7 +75,7 @@ def _with_policy(
 
 
 def _policy_of(train: FrameType) -> tuple[Callable[..., Any], Any] | None:
-    """(make_policy, parameters) in the variables of `train`; None if they are named otherwise."""
+    """Reads (make_policy, parameters) from the variables of `train`; None if they are missing."""
     variables = train.f_locals
     make_policy, state = variables.get("make_policy"), variables.get("training_state")
     params = getattr(state, "policy_params", None)
@@ -86,12 +86,12 @@ def _policy_of(train: FrameType) -> tuple[Callable[..., Any], Any] | None:
 
 @contextlib.contextmanager
 def _placed_as_it_comes_back(module: Any) -> Iterator[None]:
-    """Saves the trainer from compiling its epoch twice.
+    """Keeps the trainer from compiling its epoch twice.
 
-    `jax.device_put_replicated`, with which Brax places its first training state, and `jax.pmap`,
-    from which it gets all others, name the axis of one and the same placement differently, and JAX
-    compiles for each name. While a trainer runs, the former uses the latter's name. What is
-    compiled, and what is learned, is the same.
+    Brax places its first training state by `jax.device_put_replicated`, and gets all others from
+    `jax.pmap`. The two name the axis of the same placement differently, and JAX compiles for each
+    name. While a trainer runs, the former uses the latter's name. The compiled program and the
+    learned parameters are the same.
     """
     place = getattr(jax, "device_put_replicated", None)  # gone since jax 0.10
     axis = pmap_axis_of(module)

@@ -283,8 +283,8 @@ class Callbacks(Source):
         *,
         consecutive: bool,
     ) -> Finding | None:
-        """Handles the report of a NaN or Inf at this step; see `watch.report`. Holds the training
-        here if so set; returns the finding if it must be reported. The caller holds `shared.lock`."""
+        """Handles a NaN or Inf at this step (see `watch.report`), and holds the training if so set.
+        Returns the finding if it must be reported. The caller holds `shared.lock`."""
         shared, role = self._shared, origin.role
         row, count, watching, *kinds = report
         fields = fields_of(origin.watched, kinds)
@@ -434,7 +434,7 @@ class Callbacks(Source):
         return grant.answer
 
     def _settle(self, rollout: Rollout, shard: int, now: float) -> None:
-        """Adds the cost of a grant to the meter and forgets the grant. The caller holds `shared.lock`."""
+        """Adds a grant's cost to the meter and forgets it. The caller holds `shared.lock`."""
         grant = rollout.grants.pop(shard, None)
         if grant is not None and grant.frames:
             self._shared.meter.went_on(now, grant.spent, grant.nbytes, grant.frames)

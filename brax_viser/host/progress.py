@@ -48,7 +48,7 @@ class ProgressView:
 
 @dataclass
 class Progress:
-    """Fed by tracing, by calls from the device and by `progress_fn`; read by page and terminal.
+    """The training's progress, from tracing, device calls and `progress_fn`, for page and terminal.
 
     Thread-safe. Times are seconds of any monotonic clock, passed in.
     """
@@ -56,7 +56,7 @@ class Progress:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _call: TrainerCall | None = None
     _num_timesteps: int | None = None
-    _traced: float | None = None  # when the run was first traced
+    _traced: float | None = None  # when the training was first traced
     _tracing: float = 0.0  # when anything was traced last
     _first_step: float | None = None
     _last_step: dict[str, float] = field(default_factory=dict)

@@ -42,9 +42,9 @@ class SharedState:
     """The state shared by the device's calls, the page's loop and the user. `lock` guards the plain
     fields; `hold`, `mailbox` and `progress` have locks of their own.
 
-    Each call from the device takes `lock`, and so do threads of low priority: such a thread keeps
-    the training waiting if it loses its processor while it holds the lock. So nothing is computed
-    under the lock that can be computed from a `reading`.
+    Each call from the device takes `lock`, and so do low-priority threads. One that loses its
+    processor while it holds the lock keeps the training waiting, so nothing is computed under the
+    lock that can be computed from a `reading`.
     """
 
     control: Control

@@ -70,7 +70,7 @@ class Channel:
     recent: RecentDetails = field(default_factory=RecentDetails)  # of the selected environment
     now: View | None = None  # played last; `view` is this with falls put in, if these are shown
     rollout: Rollout | None = None  # the rollout of `falls`
-    controls_known: bool = True  # whether the actuators' controls came with the coordinates
+    controls_known: bool = True  # whether controls came with the coordinates, if needed
 
     @functools.cached_property
     def falls(self) -> Falls:

@@ -44,7 +44,7 @@ LATE_SECONDS = 0.5
 it is sent nothing from the next question on, so that only one frame is on its way to it."""
 
 GIVEN_UP_SECONDS = 60.0
-"""Timeout for an answer. A client that has never answered is no page of viser's, and is not asked
+"""Timeout for an answer. A client that has never answered is not a viser page, and is not asked
 again; otherwise the answer counts as lost (a message before it may have failed)."""
 
 _ASKED = -1
@@ -85,8 +85,8 @@ def keep_openings_short(server: viser.ViserServer) -> "Pages | None":
 def _say_that_it_is_left_alone(version: str) -> None:
     """Warns once per process, however many viewers there are."""
     log.warning(
-        "viser %s has not been tested with the way in which pages are sent what they miss: pages "
-        "open the slower, the longer the viewer runs, and slow ones fall behind",
+        "viser %s has not been tested with brax_viser's own message queue, so viser's is used: "
+        "pages open more slowly the longer the viewer runs, and slow pages fall behind",
         version,
     )
 

@@ -154,7 +154,7 @@ class Falls:
 
 
 def _total(frame: Frame, row: int) -> float:
-    """Returns the return of the episode that the last termination ended; NaN if it is not known, or
+    """Looks up the return of the episode that the last termination ended; NaN if it is not known or
     another episode has ended since."""
     since, length = int(frame.since_termination[row]), int(frame.episode_length[row])
     if since == 0:

@@ -183,7 +183,7 @@ class Player:
         return self._length(stretch) / speed >= self._lead - age
 
     def _learn(self, now: float, sending: bool) -> None:
-        """Updates how long a stretch takes to arrive: the longest one, decaying by 5 % each."""
+        """Updates the time that a stretch takes to arrive: the longest, less 5 % per stretch."""
         newest = self._stretches[-1]
         took = newest.came[-1] - newest.began
         if sending:
@@ -270,7 +270,7 @@ def slerp(one: np.ndarray, other: np.ndarray, part: float) -> np.ndarray:
     # times as long.
     a, b = (np.ascontiguousarray(np.moveaxis(q, -1, 0)) for q in (one, other))
     cosine = np.einsum("i...,i...->...", a, b)
-    # Smaller angles are raised to CLOSE: the result is equal, and there is no division by 0.
+    # Smaller angles are raised to CLOSE, which changes nothing in float32 and avoids 0 / 0.
     angle = np.maximum(np.arccos(np.minimum(np.abs(cosine), 1.0)), np.float32(CLOSE))
     sine = np.sin(angle)
     left = np.sin(np.float32(1.0 - part) * angle) / sine

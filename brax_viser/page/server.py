@@ -60,13 +60,13 @@ class PageServer:
         self.visitors = Visitors(shared, self.viser, page)
 
     def stop(self) -> None:
-        # viser prints that it has stopped on its loop's thread. Rich's capture is limited to that
-        # thread, prints nothing of others, and ends with it.
+        # viser prints a message on its loop's thread when it stops. Rich's capture is limited to
+        # that thread, on which nothing else is printed, and ends with it.
         with contextlib.suppress(RuntimeError):  # already stopped
             loop = self.viser.get_event_loop()
             loop.call_soon_threadsafe(rich.get_console().begin_capture)
         self.viser.stop()
-        if self.visitors is not None:  # after the last disconnection
+        if self.visitors is not None:  # no page can disconnect any more and start the timer
             self.visitors.close()
 
 

@@ -68,7 +68,7 @@ class FrameFunctions:
     """The functions of a script that are called with each picture."""
 
     def __init__(self, state: PageState):
-        """Has none yet.
+        """Starts without functions.
 
         Args:
             state: gets a notice when a function fails.
@@ -80,16 +80,16 @@ class FrameFunctions:
         return bool(self._functions)
 
     def add(self, function: Function) -> None:
-        """Called on any thread. A function that is there already is not added again."""
+        """Adds a function, unless it is there already. Called on any thread."""
         if function not in self._functions:
             self._functions = (*self._functions, function)
 
     def remove(self, function: Function) -> None:
-        """Called on any thread. Does nothing if the function is not there."""
+        """Removes a function, if it is there. Called on any thread."""
         self._functions = tuple(known for known in self._functions if known != function)
 
     def call(self, shown: ShownFrame) -> None:
-        """Calls all of them, on viser's loop. One that fails is removed, and the page says so."""
+        """Calls all functions, on viser's loop. A function that fails is removed, with a notice."""
         for function in self._functions:
             try:
                 function(shown)

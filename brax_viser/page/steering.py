@@ -189,7 +189,7 @@ class Steering:
             raise ValueError("To fork a robot, select it first: click on it")
         if channel is None or frame is None or frame.detail is None or frame.detail.env != env:
             raise ValueError(
-                f"What is inside of env {env} is not known yet: it comes with its steps"
+                f"The details of env {env} are not known yet: they come with its next steps"
             )
         own = channel.variants.of_env.get(env, {})
         self._robots.sandbox.fork(channel.source.adapter, channel.recent, own, frame)

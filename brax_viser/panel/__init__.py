@@ -1,1 +1,1 @@
-"""The page's widgets: they show state and enqueue commands, and hold none of their own."""
+"""The page's widgets: they show state and enqueue commands, and hold no state of their own."""

@@ -1,10 +1,10 @@
-"""What the panel's controls do: `page.steering` and `page.commands` have these methods."""
+"""Declares the actions of the panel's controls, which `page.steering` and `page.commands` have."""
 
 from typing import Any, Protocol
 
 
 class SteeringActions(Protocol):
-    """What a script can do as well."""
+    """Actions that a script has as well."""
 
     def set_streaming(self, on: bool) -> None: ...
     def set_mode(self, mode: str) -> None: ...
@@ -23,7 +23,7 @@ class SteeringActions(Protocol):
 
 
 class PageActions(Protocol):
-    """What a person alone does, in the page. `client_id` is that of the page."""
+    """Actions that only a person in the page has. `client_id` is the page's."""
 
     def toggle_streaming(self) -> None: ...
     def toggle_hold(self) -> None: ...

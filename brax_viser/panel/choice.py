@@ -1,4 +1,4 @@
-"""The folder of the panel about which robots are drawn."""
+"""The panel's folder for choosing which robots are drawn."""
 
 import functools
 import re
@@ -28,7 +28,7 @@ PAGES = ("Previous", "Next")
 
 
 class ChoiceFolder(Widgets):
-    """The controls."""
+    """Controls for the rollout, and for the rule that chooses environments."""
 
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
@@ -64,7 +64,7 @@ class ChoiceFolder(Widgets):
             initial_value="First ones",
             hint="Which of the trainer's environments are drawn. Best, worst, terminated and NaN "
             "are chosen among all of them, on the device. Just terminated: each is shown as it "
-            "fell, after the steps that led there where they have come.",
+            "fell, after the steps before its fall if they were sent.",
         )
         self._on_change(self._rule, self._actions.pick_rule, RULE_LABELS.__getitem__)
         self._rank_by = gui.add_dropdown(
@@ -95,20 +95,20 @@ class ChoiceFolder(Widgets):
         self._indices = gui.add_text(
             "Indices",
             "",
-            hint="Such as 3, 141, 7 or 100-131. The first is index 0.",
+            hint="For example 3, 141, 7 or 100-131. The first index is 0.",
             visible=False,
         )
         self._on_change(self._indices, self._actions.type_indices, str)
         self._sticky = gui.add_checkbox(
             "Keep these",
             False,
-            hint="On: keep the environments that were chosen. Off: choose anew at each stretch.",
+            hint="On: keep the environments that were chosen. Off: choose again at each stretch.",
             visible=False,
         )
         self._on_change(self._sticky, self._actions.keep_these, bool)
 
     def show(self, view: PanelView) -> None:
-        """Brings the controls up to date."""
+        """Updates the controls."""
         selection, num_envs = view.selection, view.stream.num_envs
         if view.stepped:
             if view.stepped != tuple(self._stepped.options):
@@ -131,7 +131,7 @@ class ChoiceFolder(Widgets):
         )
         self._set(self._indices, visible=selection.rule == "indices")
         if selection.indices != self._shown_indices:
-            # Not what is being typed, but what was chosen otherwise.
+            # Leaves text alone that means the same: a person may be typing it.
             self._shown_indices = selection.indices
             if _indices_or_none(str(self._indices.value)) != selection.indices:
                 self._set(self._indices, value=written(selection.indices))
@@ -148,7 +148,7 @@ def _indices_or_none(text: str) -> tuple[int, ...] | None:
 
 
 def written(indices: tuple[int, ...]) -> str:
-    """(0, 1, 2, 7) as "0-2, 7"."""
+    """Writes (0, 1, 2, 7) as "0-2, 7"."""
     runs: list[list[int]] = []
     for index in indices:
         if runs and index == runs[-1][1] + 1:
@@ -159,10 +159,10 @@ def written(indices: tuple[int, ...]) -> str:
 
 
 def parse_indices(text: str) -> Selection:
-    """What a person has typed, such as "3, 141, 7" or "100-131".
+    """Parses indices and ranges such as "3, 141, 7" or "100-131".
 
     Raises:
-        ValueError: something else.
+        ValueError: `text` is something else, or has a range of more than 100,000 indices.
     """
     indices: list[int] = []
     for part in re.split(r"[,\s]+", text.strip()):

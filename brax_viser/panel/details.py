@@ -1,5 +1,4 @@
-"""What the panel says of the inside of the selected robot: tables, bars and strips. Pure functions
-that return HTML."""
+"""Writes the details of the selected robot as HTML: tables, bars and strips. Pure functions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from brax_viser.model.physics import body_name, limits_exceeded, named
 from brax_viser.records.frame import Detail
 
 MOST_ROWS = 40
-"""Rows of a table, and bars: a hand has more joints than fit a panel."""
+"""Most rows of a table, bars included: a robot hand has more joints than fit the panel."""
 
 _AT_MOST_CELLS = 64
-"""Cells in one row of a strip."""
+"""Most cells in one row of a strip."""
 
 _BLUE, _RED, _GREY, _LINE = "#1c7ed6", "#e03131", "#868e96", "rgba(134,142,150,0.25)"
 _ANGLES = (int(mujoco.mjtJoint.mjJNT_HINGE),)
@@ -24,18 +23,18 @@ _SINGLE = (int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE))
 
 @dataclass(frozen=True, eq=False)
 class Inside:
-    """All that is known of the selected robot at the step that is on screen."""
+    """The selected robot's details at the step that is on screen."""
 
     detail: Detail
     model: mujoco.MjModel
-    data: mujoco.MjData  # in the state of the detail
+    data: mujoco.MjData  # in the state of `detail`
     native: bool  # whether the training's physics is MuJoCo's
     backend: str
-    body: int | None  # that a person has clicked on
+    body: int | None  # the body that was clicked on
 
 
 def inside(view: Inside) -> str:
-    """All of it, one below the other."""
+    """Returns all tables and strips, one below the other."""
     parts = [
         strain(view),
         bodies(view),
@@ -52,7 +51,7 @@ def inside(view: Inside) -> str:
 
 
 def clicked(model: mujoco.MjModel, body: int | None) -> str:
-    """Which part of the robot was clicked on, in a sentence; empty if none was."""
+    """Names the body that was clicked on, and its mass; empty if none was."""
     if body is None or body >= model.nbody:
         return ""
     name = escape(body_name(model, body))
@@ -60,7 +59,7 @@ def clicked(model: mujoco.MjModel, body: int | None) -> str:
 
 
 def strain(view: Inside) -> str:
-    """What does not fit together: geoms within each other, joints beyond their limits."""
+    """Counts contacts, and lists violations: overlapping geoms, joints beyond their limits."""
     depth = -view.data.contact.dist
     deep = depth[depth > 0]
     lines = [f"{len(depth)} contacts"]
@@ -75,7 +74,7 @@ def strain(view: Inside) -> str:
 
 
 def bodies(view: Inside) -> str:
-    """Where each body is and how fast; the one that was clicked on in bold."""
+    """Returns each body's position and speed; the one that was clicked on is bold."""
     model, data = view.model, view.data
     rows = []
     for body in range(1, min(model.nbody, MOST_ROWS + 1)):
@@ -89,7 +88,7 @@ def bodies(view: Inside) -> str:
 
 
 def joints(view: Inside) -> str:
-    """Angle or place of each hinge and slide, where that is within its range, and its velocity."""
+    """Returns each hinge's and slide's position, velocity, and place within its range."""
     model, rows = view.model, []
     single = [j for j in range(model.njnt) if model.jnt_type[j] in _SINGLE]
     for joint in single[:MOST_ROWS]:
@@ -107,7 +106,7 @@ def joints(view: Inside) -> str:
 
 
 def actions(view: Inside) -> str:
-    """What the policy did."""
+    """Returns the policy's action as bars."""
     action = view.detail.action
     if action is None:
         return ""
@@ -115,7 +114,7 @@ def actions(view: Inside) -> str:
 
 
 def controls(view: Inside) -> str:
-    """What the actuators were told; or why that is not known."""
+    """Returns the actuators' controls as bars; or says why there are none."""
     model, ctrl = view.model, view.detail.ctrl
     if model.nu == 0:
         return _title("Controls") + _small("This robot has no actuators.")
@@ -131,7 +130,7 @@ def controls(view: Inside) -> str:
 
 
 def observations(observation: Mapping[str, np.ndarray]) -> list[str]:
-    """What the policy was given, as strips of colours: blue below zero, red above."""
+    """Returns the policy's observation as strips of colours: blue below zero, red above."""
     if not observation:
         return [_title("Observation") + _small("Pixels, or too long to be sent along.")]
     return [
@@ -141,7 +140,7 @@ def observations(observation: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def strip(values: np.ndarray) -> str:
-    """A cell for each number, left to right and then down; each tells its index and its value."""
+    """Returns a cell per number, left to right and then down, with index and value as a tooltip."""
     known = np.abs(values[np.isfinite(values)])
     largest = max(float(known.max(initial=0.0)), 1e-9)
     cells = []
@@ -150,7 +149,7 @@ def strip(values: np.ndarray) -> str:
             colour = "#d633ce"
         else:
             rgb = "224,49,49" if value > 0 else "28,126,214"
-            # A square root: small numbers are to be told from none, too.
+            # A square root, so that small numbers can be told from zero.
             colour = f"rgba({rgb},{np.sqrt(abs(value) / largest):.2f})"
         cells.append(f'<div title="{index}: {value:.4g}" style="background:{colour}"></div>')
     columns = min(len(values), _AT_MOST_CELLS) or 1
@@ -176,7 +175,7 @@ def _bars(
 
 
 def _slot(value: float, low: float, high: float, *, fill: bool = False) -> str:
-    """A value within its range: a mark, or a bar from zero. Red where it is out of it."""
+    """Draws a value within its range, as a mark or as a bar from zero; red if it is outside."""
     span = max(high - low, 1e-9)
     beyond = not low <= value <= high
     at = 100 * min(max((value - low) / span, 0.0), 1.0) if np.isfinite(value) else 0.0

@@ -1,4 +1,4 @@
-"""The folders of the panel about how robots look, and which parts of them are drawn."""
+"""The panel's folders for how robots look, and for the parts of them that are drawn."""
 
 import functools
 from typing import Any
@@ -17,11 +17,11 @@ YOUR_CAMERA = "Your own camera"
 
 
 class LookFolder(Widgets):
-    """Colours, labels, surroundings and cameras."""
+    """Controls for colours, labels, surroundings and cameras."""
 
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
-        self._model: Any = None  # a mujoco.MjModel, whose cameras there are to choose
+        self._model: Any = None  # the mujoco.MjModel whose cameras are listed
         with self._server.gui.add_folder("Look"):
             self._add_look()
             self._add_cameras()
@@ -77,7 +77,7 @@ class LookFolder(Widgets):
         self._on_change_by(self._eye, self._actions.look_through, str)
 
     def show(self, view: PanelView) -> None:
-        """Brings the controls up to date."""
+        """Updates the controls."""
         self._set(self._colour, value=label_of(COLOUR_LABELS, view.look.colour_by))
         self._set(self._legend, content=words.legend(view))
         self._set(self._labels, value=view.look.labels)
@@ -93,11 +93,11 @@ class LookFolder(Widgets):
 
 
 class PartsFolder(Widgets):
-    """Parts of the model."""
+    """Controls for the parts of the model that are drawn."""
 
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
-        self._model: Any = None  # a mujoco.MjModel, whose groups there are to choose
+        self._model: Any = None  # the mujoco.MjModel whose groups are listed
         gui = self._server.gui
         with gui.add_folder("Parts of the model", expand_by_default=False):
             self._groups = {}
@@ -106,7 +106,7 @@ class PartsFolder(Widgets):
                     f"Group {group}",
                     group in USUAL.groups,
                     hint="Geoms, skins, sites and tendons that the model has put into this group. "
-                    "Usually 0 to 2 are what is to be seen, and 3 is what collides.",
+                    "Usually 0 to 2 are the visible parts, and 3 the colliding ones.",
                     visible=False,
                 )
                 self._groups[group] = handle
@@ -120,7 +120,7 @@ class PartsFolder(Widgets):
             self._on_change(self._sites, self._actions.show_sites, bool)
 
     def show(self, view: PanelView) -> None:
-        """Brings the controls up to date."""
+        """Updates the controls."""
         model = view.model
         if model is not self._model:
             self._model = model

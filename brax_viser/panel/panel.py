@@ -1,4 +1,4 @@
-"""The panel beside the scene: what the training does, what watching costs, and how to steer it."""
+"""The panel beside the scene: shows and steers the training and the cost of watching it."""
 
 import functools
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from brax_viser.panel.widgets import PanelTools, Widgets
 
 
 class PaceFolder(Widgets):
-    """What watching may cost, and how much of the robot's time is shown at a time."""
+    """Controls for the budget, and for the length of a stretch."""
 
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
@@ -48,13 +48,13 @@ class PaceFolder(Widgets):
             self._on_number(self._stretch, self._steering.set_stretch_seconds)
 
     def show(self, view: PanelView) -> None:
-        """Brings the controls up to date."""
+        """Updates the controls."""
         self._show_number(self._budget, round(100 * view.control.max_overhead, 3))
         self._show_number(self._stretch, view.control.stretch_seconds)
 
 
 class Panel:
-    """All controls, on the server and shared by all pages. Callbacks only enqueue."""
+    """All controls, on the server and shared by all pages. Their callbacks only enqueue."""
 
     def __init__(
         self,
@@ -66,10 +66,10 @@ class Panel:
         """Adds the controls to the page.
 
         Args:
-            server: of the page.
-            enqueue: called on any thread: has the page's loop do something.
-            steering: what a script can do as well.
-            actions: what a person alone does.
+            server: viser's server.
+            enqueue: queues an action for the page's loop; called on any thread.
+            steering: actions that a script has as well.
+            actions: actions that only a person in the page has.
         """
         self._server, self._is_dark = server, False
         self._theme(dark=False)
@@ -127,7 +127,7 @@ class Panel:
             command.on_trigger(trigger)
 
     def show(self, view: PanelView) -> None:
-        """Brings the controls up to date; only what has changed is sent."""
+        """Updates the controls; only changed values are sent."""
         dark = view.surroundings == "dark"
         if dark != self._is_dark:
             self._theme(dark=dark)
@@ -146,5 +146,5 @@ class Panel:
 
 
 def _by_any(action: Callable[[], object]) -> Callable[[int], object]:
-    """An action for which it does not matter which page asks."""
+    """Adapts an action that does not need the page's client id."""
     return lambda client_id: action()

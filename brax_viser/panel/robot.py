@@ -1,4 +1,4 @@
-"""The folders of the panel about the selected robot: what becomes of it, and what is inside."""
+"""The panel's folders for the selected robot: selection, overlays and numbers."""
 
 import functools
 
@@ -28,7 +28,7 @@ OVERLAY_HINTS = {
 
 
 class SelectedFolder(Widgets):
-    """Who is selected."""
+    """Controls for the selected robot, and for how the others are drawn."""
 
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
@@ -42,29 +42,29 @@ class SelectedFolder(Widgets):
                 disabled=True,
             )
             self._on_change_by(self._follow, self._actions.follow, bool)
-            self._leader = gui.add_dropdown(
+            self._others = gui.add_dropdown(
                 "The others",
                 tuple(OTHER_LABELS),
                 initial_value="Show",
-                hint="What becomes of the robots that are not selected.",
+                hint="How robots that are not selected are drawn.",
                 disabled=True,
             )
             self._on_change(
-                self._leader,
+                self._others,
                 self._look("others"),
                 OTHER_LABELS.__getitem__,
             )
 
     def show(self, view: PanelView) -> None:
-        """Brings the controls up to date."""
+        """Updates the controls."""
         none = view.selected_env is None
         self._set(self._selected, content=words.selected(view))
         self._set(self._follow, value=view.followed, disabled=none)
-        self._set(self._leader, value=label_of(OTHER_LABELS, view.look.others), disabled=none)
+        self._set(self._others, value=label_of(OTHER_LABELS, view.look.others), disabled=none)
 
 
 class InsideFolder(Widgets):
-    """What is inside of it."""
+    """Controls for overlays and numbers of the selected robot."""
 
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
@@ -87,7 +87,7 @@ class InsideFolder(Widgets):
             self._inside = gui.add_html("")
 
     def show(self, view: PanelView) -> None:
-        """Brings the controls up to date."""
+        """Updates the controls."""
         self._set(self._looked_into, content=words.looked_into(view))
         for name, handle in self._overlays.items():
             none = name in view.unavailable

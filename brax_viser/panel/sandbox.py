@@ -1,4 +1,4 @@
-"""The folder of the panel about the MuJoCo sandbox: fork a robot, drive it, push it."""
+"""The panel's folder for the MuJoCo sandbox: forks a robot, drives it, pushes it."""
 
 import functools
 from collections.abc import Callable
@@ -18,7 +18,7 @@ UP = "Up"
 
 
 class SandboxFolder(Widgets):
-    """The controls, which are there as long as there is a sandbox."""
+    """Controls of the sandbox; most are visible only while there is one."""
 
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
@@ -89,14 +89,14 @@ class SandboxFolder(Widgets):
             min=0.0,
             max=1e5,
             step=0.1,
-            hint="How hard: by so much the momentum of the robot changes.",
+            hint="How hard: the change of the robot's momentum.",
         )
         self._on_number(self._impulse, self._change("impulse"))
         self._handle = gui.add_checkbox(
             "Drag",
             False,
-            hint="Gives the robot in the sandbox a handle: drag it, and the robot is drawn "
-            "after it as by a spring.",
+            hint="Gives the robot in the sandbox a handle: drag it, and a spring pulls the robot "
+            "after it.",
         )
         self._on_change(self._handle, self._actions.drag_sandbox, bool)
 
@@ -112,7 +112,7 @@ class SandboxFolder(Widgets):
         self._body = self._server.gui.add_html("")
 
     def _change(self, name: str) -> Callable[[Any], None]:
-        """Changes one of the sandbox's settings."""
+        """Returns a function that changes one of the sandbox's settings."""
         return lambda value: self._actions.set_sandbox(**{name: value})
 
     def _slider(self, label: str, low: float, high: float, step: float, hint: str) -> Any:
@@ -124,7 +124,7 @@ class SandboxFolder(Widgets):
             self._enqueue(functools.partial(push, event.target.value, event.client_id))
 
     def show(self, view: PanelView) -> None:
-        """Brings the controls up to date."""
+        """Updates the controls."""
         fork = view.fork
         there = fork.env is not None and fork.fault is None
         runs = there and not fork.preparing

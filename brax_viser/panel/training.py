@@ -1,4 +1,4 @@
-"""The top of the panel: what the training does, how it is held, and what is sent of it."""
+"""The top of the panel: the training's progress, its hold, and the streaming."""
 
 import functools
 
@@ -17,7 +17,7 @@ SHOW_NONFINITE, ALL_NONFINITE, DISMISS = "Select it", "Draw all such", "Dismiss"
 
 
 class TrainingControls(Widgets):
-    """They stand above the folders."""
+    """Controls above the folders."""
 
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
@@ -71,7 +71,7 @@ class TrainingControls(Widgets):
             False,
             hint="Holds the training once, at the very step at which anything of any environment "
             "turns NaN or Inf (reward, link poses, velocities, observations), and selects that "
-            "environment. Tick it anew for the next one.",
+            "environment. Tick it again for the next one.",
         )
         self._on_change(self._hold_on_nan, self._steering.set_hold_on_nan, bool)
 
@@ -105,7 +105,7 @@ class TrainingControls(Widgets):
         self._cost = gui.add_html("")
 
     def show(self, view: PanelView) -> None:
-        """Brings the controls up to date."""
+        """Updates the controls."""
         progress, control = view.progress, view.control
         self._set(self._head, content=words.head(view))
         fraction = progress.fraction

@@ -1,4 +1,4 @@
-"""What the panel says of twins and of the sandbox. Pure functions."""
+"""Writes the panel's sentences about twins and the sandbox. Pure functions."""
 
 from html import escape
 
@@ -13,7 +13,7 @@ from brax_viser.sandbox.limits import DRIVERS
 
 
 def twins(view: PanelView) -> str:
-    """What the twins are doing and what that costs, or why there are none."""
+    """Says how many twins there are and what they cost, or why there are none."""
     if view.control.twins == 0:
         return ""
     if view.twin_fault is not None:
@@ -31,8 +31,9 @@ def twins(view: PanelView) -> str:
         if cost.skipped > 0.5:
             return note("MuJoCo does not keep up: fewer twins would.", warning=True)
         return note("Twins come with the next steps.")
+    count = int(ghost.there.sum())
     text = (
-        f"{int(ghost.there.sum())} twins · {1000 * cost.step_seconds:.1f} ms a step · "
+        f"{count} twin{'s' if count != 1 else ''} · {1000 * cost.step_seconds:.1f} ms a step · "
         f"{100 * cost.share:.0f} % of the time, beside the training"
     )
     if cost.skipped > 0:
@@ -41,11 +42,11 @@ def twins(view: PanelView) -> str:
 
 
 DRIVER_LABELS = labels(DRIVERS, "The policy", "Its last controls", "The same control", "Nothing")
-"""What drives a sandbox's robot, in the panel's words."""
+"""The panel's label -> what drives the sandbox's robot."""
 
 
 def fork(view: PanelView) -> str:
-    """What the sandbox is doing, or how to get one."""
+    """Describes the sandbox's state, or says how to make one."""
     sandbox = view.fork
     if sandbox.fault is not None:
         return note(f"There is no sandbox, all else goes on: {sandbox.fault}", warning=True)
@@ -75,19 +76,19 @@ def fork(view: PanelView) -> str:
 
 
 def pushed(view: PanelView) -> str:
-    """What pushes and masses are of."""
+    """Names the body that pushes and the mass setting apply to."""
     sandbox, model = view.fork, view.model
     if sandbox.body is None or model is None or sandbox.body >= model.nbody:
-        return note("Click a part of the robot in the sandbox to push or weigh that one.")
-    return note(f"Pushes and mass are of: {body_name(model, sandbox.body)}")
+        return note("Click a part of the robot in the sandbox to push it or change its mass.")
+    return note(f"Pushes and mass apply to: {body_name(model, sandbox.body)}")
 
 
 MOST_DRIFTS = 16
-"""Rows of the table of twins."""
+"""Most twins in the table of drifts."""
 
 
 def drifts(view: PanelView) -> str:
-    """How far each twin has gone, those that have gone furthest first."""
+    """Returns a table of how far each twin has drifted, the furthest first."""
     frame = view.frame
     if frame is None or frame.ghost is None:
         return ""

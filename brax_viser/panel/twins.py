@@ -1,4 +1,4 @@
-"""The folder of the panel about MuJoCo twins: how far they drift, and how many there are."""
+"""The panel's folder for MuJoCo twins: their drift, their number, and their settings."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ PLACES = {"On their robots": False, "Beside them": True}
 PHYSICS = {"As the training": False, "As the model's file": True}
 
 PLOT_EVERY = 2
-"""Showings of the panel: a plot is sent as a whole each time."""
+"""Updates of the panel per update of the plots, because a plot is sent as a whole."""
 
 _MEDIAN, _SELECTED = "#9747ff", "#1c7ed6"
 _EMPTY = np.array([-1.0, 0.0])
@@ -25,7 +25,7 @@ _GRID: uplot.Axis_Grid = {"stroke": "rgba(134,142,150,0.25)", "width": 1}
 
 
 class TwinFolder(Widgets):
-    """The controls, and two plots that are there as long as there are twins."""
+    """Controls of the twins, and two plots that are visible while there are twins."""
 
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
@@ -53,7 +53,7 @@ class TwinFolder(Widgets):
             self._anew = gui.add_button_group(
                 "Start",
                 ("Anew, now",),
-                hint="Brings all twins back onto their robots. They start anew by themselves when "
+                hint="Brings all twins back onto their robots. They restart by themselves when "
                 "an episode begins, and with each stretch of Real time.",
             )
             self._on_click(self._anew, self._steering.restart_twins)
@@ -75,8 +75,7 @@ class TwinFolder(Widgets):
             min=1,
             max=MOST_TWINS,
             step=1,
-            hint="At most so many of the robots that are drawn have one; the selected "
-            "robot has one first.",
+            hint="How many of the drawn robots have one at most; the selected robot comes first.",
         )
         self._on_number(self._count, self._steering.set_twins, int)
         self._physics = gui.add_dropdown(
@@ -111,7 +110,7 @@ class TwinFolder(Widgets):
         self._on_number(self._limit, self._change("limit"))
 
     def _change(self, name: str) -> Callable[[Any], None]:
-        """Changes one of the twins' settings."""
+        """Returns a function that changes one of the twins' settings."""
         return lambda value: self._steering.change_twins(**{name: value})
 
     def _plot(self, names: tuple[str, ...], unit: str) -> viser.GuiUplotHandle:
@@ -130,7 +129,7 @@ class TwinFolder(Widgets):
         )
 
     def show(self, view: PanelView) -> None:
-        """Brings the controls up to date."""
+        """Updates the controls."""
         twins, on = view.twins, view.control.twins > 0
         self._set(self._on, value=on)
         self._set(self._note, content=twin_words.twins(view))
@@ -160,11 +159,11 @@ class TwinFolder(Widgets):
     def _plot_lines(
         self, plot: viser.GuiUplotHandle, seconds: np.ndarray, lines: list[np.ndarray]
     ) -> None:
-        """Brings a plot up to date.
+        """Updates a plot.
 
-        uPlot finds no limits for an axis of itself where a line begins with NaN, as that of a robot
-        does that has just been selected, and then draws none of the lines: it is told them, and not
-        to draw what has no number at all.
+        uPlot cannot find an axis' limits if a line begins with NaN (as for a robot that has just
+        been selected), and then draws no line at all. Limits are therefore set, and lines without
+        any number are hidden.
         """
         known = [line[np.isfinite(line)] for line in lines]
         most = max((float(line.max()) for line in known if len(line)), default=0.0)
@@ -179,6 +178,6 @@ class TwinFolder(Widgets):
 
 
 def _ceiling(value: float) -> float:
-    """1, 2 or 5 times a power of ten, and not below the value: the plot is made anew with each."""
+    """Rounds up to 1, 2 or 5 times a power of ten, as the plot is rebuilt for each new limit."""
     power = 10.0 ** np.floor(np.log10(max(value, 1e-6)))
     return float(power * min(digit for digit in (1, 2, 5, 10) if digit * power >= value))

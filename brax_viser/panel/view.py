@@ -1,4 +1,4 @@
-"""What the panel shows."""
+"""Defines the values that the panel shows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,19 +20,19 @@ from brax_viser.twins.worker import TwinCost, TwinSettings
 
 @dataclass(frozen=True)
 class StreamView:
-    """The rollout that is shown, or the first of them."""
+    """The first rollout that is shown."""
 
     role: str
     num_envs: int | None  # None before the first step
-    following: bool  # whether every step is shown as it comes, the training being slow
-    step: int | None  # env steps over all envs, of what is on screen
-    age: float  # s since that came
-    other_known: bool  # whether there is another rollout to look at
+    following: bool  # whether every step is shown as it comes, because the training is slow
+    step: int | None  # env steps over all envs, of the frame on screen
+    age: float  # s since that frame came
+    other_known: bool  # whether there is another rollout to show
 
 
 @dataclass(frozen=True)
 class PanelView:
-    """All that the panel shows."""
+    """All values that the panel shows."""
 
     env: str  # "Ant · positional"
     progress: ProgressView
@@ -40,11 +40,11 @@ class PanelView:
     overhead: float  # share of wall-clock, 0 to 1
     bytes_per_second: float
     frames_per_second: float
-    page_bytes_per_second: float  # of robots that move, to each page
-    slowest_page: float | None  # share of it that the slowest page takes, 0 to 1, if known
+    page_bytes_per_second: float  # of moving robots, to each page
+    slowest_page: float | None  # share of the messages that the slowest page takes, 0 to 1
     selection: Selection
     selected_env: int | None
-    selected_facts: str | None  # how its episodes go, if it is drawn
+    selected_facts: str | None  # about its episodes, if it is drawn
     followed: bool
     look: Look
     paused: bool
@@ -54,27 +54,27 @@ class PanelView:
     capacity: int
     frame: Frame | None  # whose numbers are on screen
     stream: StreamView
-    complaint: str | None  # about the indices that were typed
-    notice: str | None  # something that has happened and is worth knowing
-    fault: str | None  # why streaming was switched off, if it was not the user
+    complaint: str | None  # why the typed indices were refused
+    notice: str | None  # an event to tell the person about
+    fault: str | None  # the error that switched the streaming off, if there was one
     waits: float = 0.0  # share of the last second that the training has waited for the viewer
     model: mujoco.MjModel | None = None  # of the robots
-    unavailable: Mapping[str, str] = field(default_factory=dict)  # overlays, and why not
-    inside: Inside | None = None  # the selected robot's, where its numbers are wanted and known
-    dt: float = 1.0  # s per step of what is on screen
-    has_detail: bool = False  # whether they are known at the step that is on screen
+    unavailable: Mapping[str, str] = field(default_factory=dict)  # overlay -> why there is none
+    inside: Inside | None = None  # of the selected robot, if its numbers are shown and known
+    dt: float = 1.0  # s per step of the environment on screen
+    has_detail: bool = False  # whether the frame on screen has the selected robot's details
     surroundings: str = "light"  # one of scene.SURROUNDINGS
     looked_through: bool = False  # whether any page looks through a camera of the model
-    parts: Parts = USUAL  # of the model, that are drawn
-    lost: tuple[int, ...] = ()  # processes of the training that are not heard of any more
-    refused: tuple[str, ...] = ()  # why those of other processes are not drawn
+    parts: Parts = USUAL  # of the model: those that are drawn
+    lost: tuple[int, ...] = ()  # processes of the training that do not report any more
+    refused: tuple[str, ...] = ()  # why robots of other processes are not drawn
     twins: TwinSettings = TwinSettings()  # noqa: RUF009 (it is frozen)
     twin_cost: TwinCost = TwinCost()  # noqa: RUF009
-    twin_fault: str | None = None  # why there are none
-    controls_known: bool = True  # whether what goes to the physics is
-    curves: Curves | None = None  # of drift
+    twin_fault: str | None = None  # the error that stopped the twins, if there was one
+    controls_known: bool = True  # whether the actuators' controls are known
+    curves: Curves | None = None  # of the twins' drift
     fork: ForkView = ForkView()  # noqa: RUF009
-    shown: str = ""  # the environment that is shown, among several
-    stepped: tuple[str, ...] = ()  # all that are stepped
-    nonfinite: tuple[Finding, ...] = ()  # what has turned NaN or Inf
-    cells: tuple[str, ...] = ()  # what is to be known of where robots are drawn
+    shown: str = ""  # label of the environment that is shown
+    stepped: tuple[str, ...] = ()  # labels of all environments that are stepped
+    nonfinite: tuple[Finding, ...] = ()  # values that have turned NaN or Inf
+    cells: tuple[str, ...] = ()  # notes about where robots are drawn

@@ -1,4 +1,4 @@
-"""Controls of the panel, and how they and what they stand for keep in step."""
+"""Base of the panel's controls: enqueues what a person sets, and shows the current values."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -12,16 +12,16 @@ from brax_viser.panel.actions import PageActions, SteeringActions
 
 @dataclass(frozen=True)
 class PanelTools:
-    """What controls are made with."""
+    """The objects that controls are made with."""
 
     server: viser.ViserServer
-    enqueue: Callable[[Callable[[], object]], None]  # has the page's loop do something
+    enqueue: Callable[[Callable[[], object]], None]  # queues an action for the page's loop
     steering: SteeringActions
     actions: PageActions
 
 
 class Widgets:
-    """Some of the panel's controls, on the server and shared by all pages. Callbacks only
+    """Some of the panel's controls, on the server and shared by all pages. Their callbacks only
     enqueue."""
 
     def __init__(self, tools: PanelTools):
@@ -30,14 +30,14 @@ class Widgets:
         self._numbers: dict[str, float] = {}  # as last shown, by label
 
     def _on_click(self, handle: Any, action: Callable[[], object]) -> None:
-        """For a button, or a group of one."""
+        """Connects a button, or a group of one, to an action."""
 
         @handle.on_click
         async def _(event: viser.GuiEvent) -> None:
             self._enqueue(action)
 
     def _on_click_by(self, handle: Any, action: Callable[[int], object]) -> None:
-        """The same, of an action that is told the page's client id."""
+        """Connects a button to an action that gets the page's client id."""
 
         @handle.on_click
         async def _(event: viser.GuiEvent) -> None:
@@ -45,7 +45,7 @@ class Widgets:
                 self._enqueue(functools.partial(action, event.client_id))
 
     def _on_pick(self, handle: Any, actions: Mapping[str, Callable[[], object]]) -> None:
-        """For a group of buttons: what each does, by its label."""
+        """Connects a group of buttons to actions, by label."""
 
         @handle.on_click
         async def _(event: viser.GuiEvent) -> None:
@@ -54,24 +54,24 @@ class Widgets:
     def _on_change(
         self, handle: Any, action: Callable[[Any], object], of: Callable[[Any], Any]
     ) -> None:
-        """For a control that a person sets.
+        """Connects a control that a person sets to an action.
 
         Args:
             handle: the control.
-            action: is called with what it is set to.
-            of: makes that of the control's value.
+            action: called with the converted value.
+            of: converts the control's value.
         """
 
         @handle.on_update
         async def _(event: viser.GuiEvent) -> None:
-            # Without a client it is our own `show` that has set the value.
+            # Without a client, the value was set by our own `show`.
             if event.client is not None:
                 self._enqueue(functools.partial(action, of(handle.value)))
 
     def _on_change_by(
         self, handle: Any, action: Callable[[Any, int], object], of: Callable[[Any], Any]
     ) -> None:
-        """The same, of an action that is told the page's client id."""
+        """Connects a control to an action that gets the page's client id as well."""
 
         @handle.on_update
         async def _(event: viser.GuiEvent) -> None:
@@ -81,8 +81,8 @@ class Widgets:
     def _on_number(
         self, handle: Any, action: Callable[[Any], object], of: Callable[[float], Any] = float
     ) -> None:
-        """A number that can be typed. Each key is an update, so what is on its way from "2" to
-        "0.5" comes too: what is out of the limits is not meant yet."""
+        """Connects a number that can be typed. Each key is an update, so values between "2" and
+        "0.5" come as well: a value out of the limits is ignored as unfinished."""
 
         @handle.on_update
         async def _(event: viser.GuiEvent) -> None:
@@ -91,27 +91,27 @@ class Widgets:
                 self._enqueue(functools.partial(action, of(value)))
 
     def _look(self, field: str) -> Callable[[Any], None]:
-        """Changes one of the fields of `Look`."""
+        """Returns a function that changes one field of `Look`."""
         return lambda value: self._actions.look(**{field: value})
 
     def _show_number(self, handle: Any, value: float) -> None:
-        # Not while a person types: only what has been changed otherwise.
+        # Written only if the value was changed elsewhere, so that a person can go on typing.
         if self._numbers.get(handle.label) != value:
             self._numbers[handle.label] = value
             self._set(handle, value=value)
 
     def _set(self, handle: Any, **values: object) -> None:
         for attribute, value in values.items():
-            # Compared with the widget, not with what was last sent: a person may have changed it.
+            # Compared with the widget, not with the last value sent: a person may have changed it.
             if getattr(handle, attribute) != value:
                 setattr(handle, attribute, value)
 
 
 def labels(choices: Sequence[Any], *names: str) -> dict[str, Any]:
-    """What choices are called in the panel: one name for each, in their order."""
+    """Maps the panel's names to the choices, in order."""
     return dict(zip(names, choices, strict=True))
 
 
 def label_of(labels: Mapping[str, Any], value: Any) -> str:
-    """What a choice is called that means `value`."""
+    """Returns the name of a choice."""
     return next(label for label, meaning in labels.items() if meaning == value)

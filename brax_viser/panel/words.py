@@ -1,4 +1,4 @@
-"""What the panel says: sentences and tables made of what it is to show. Pure functions."""
+"""Writes the panel's sentences as HTML. Pure functions."""
 
 from html import escape
 
@@ -22,17 +22,17 @@ GREY = "#868e96"
 
 
 WAITS = 0.01
-"""Share of the time that the training waits for the viewer, from which on that is said."""
+"""Share of the time that the training waits for the viewer, from which on the cost mentions it."""
 
 WAITS_MOSTLY = 0.5
-"""The same, from which on it is what is happening."""
+"""The share from which on it becomes the status."""
 
 FAST_ENOUGH = 0.8
-"""Share of the frames that a page takes, below which it is said to be slow."""
+"""Share of its messages that a page takes, below which it is called slow."""
 
 
 def status(view: PanelView) -> str:
-    """What is happening, in one sentence."""
+    """Describes the training's state in one sentence."""
     progress, seconds = view.progress, f"{view.progress.phase_seconds:.0f} s"
     if view.fault is not None:
         return f"Streaming stopped by a fault, the training goes on: {view.fault}"
@@ -41,17 +41,17 @@ def status(view: PanelView) -> str:
     if progress.phase == "failed":
         return f"Training has failed: {progress.error}"
     if view.held:
-        # To the last digit: a single step is to be seen.
+        # To the last digit, so that a single step shows.
         return f"Held at step {progress.env_steps:,}: the training waits for you"
     if view.until_env is not None:
         return f"Running on until env {view.until_env} terminates"
     if view.paused:
         return "Holding at the next step"
-    # Also between two rollouts, when no step comes: who has switched it off must always see so.
+    # Shown between two rollouts too, so that it is always clear that streaming is off.
     if not view.control.streaming and progress.phase in ("training", "evaluating", "quiet"):
         return "Streaming is off: the training goes on unseen"
     if view.waits >= WAITS_MOSTLY and progress.phase in ("training", "evaluating", "quiet"):
-        return "Live: the training waits for the viewer, for no step is to be skipped"
+        return "Live: the training waits for the viewer, as no step may be skipped"
     match progress.phase:
         case "waiting":
             return "Waiting for a trainer: hand it this environment"
@@ -70,7 +70,7 @@ def status(view: PanelView) -> str:
 
 
 def head(view: PanelView) -> str:
-    """Which environment, and what is happening."""
+    """Returns the environment's name, the status and all notices."""
     ended = view.progress.phase in ("done", "failed")
     dot = _DOT.get("held" if view.paused and not ended else view.progress.phase, _WAITING_DOT)
     if view.fault is not None or view.nonfinite:
@@ -101,7 +101,7 @@ def _sentence(found: Finding) -> str:
 
 
 def steps(progress: ProgressView) -> str:
-    """How far the training is, how fast it goes, and what it has reached."""
+    """Returns the training's steps, speed, time and reward."""
     goal = f" of {count(progress.num_timesteps)}" if progress.num_timesteps else ""
     lines = [f"{count(progress.env_steps)}{goal} steps · {count(progress.steps_per_second)}/s"]
     if progress.elapsed:
@@ -114,7 +114,7 @@ def steps(progress: ProgressView) -> str:
 
 
 def cost(view: PanelView) -> str:
-    """What watching costs the training, and which of its steps is on screen."""
+    """Says what watching costs the training, and which step is on screen."""
     control, stream = view.control, view.stream
     if not control.streaming:
         return lines_of(["Costs nothing: no state leaves the device"])
@@ -140,7 +140,7 @@ def cost(view: PanelView) -> str:
 
 
 def _megabytes(bytes_per_second: float) -> str:
-    """Two digits that count: 0.42, 1.1 and 17 MB/s."""
+    """Writes MB/s with about two significant digits: 0.42, 1.1, 17."""
     megabytes = bytes_per_second / 1e6
     digits = 2 if megabytes < 0.995 else 1 if megabytes < 9.95 else 0
     return f"{megabytes:.{digits}f} MB/s"
@@ -151,7 +151,7 @@ def _percent(control: Control) -> str:
 
 
 def drawn(view: PanelView) -> str:
-    """How many environments are drawn, or why none is."""
+    """Says how many environments are drawn, or why none is."""
     num_envs = view.stream.num_envs
     if view.complaint is not None and view.selection.rule == "indices":
         return note(view.complaint, warning=True)
@@ -172,19 +172,19 @@ MEASURED = {
     "so_far": "return of the episode so far",
     "per_second": "reward per second of the episode so far",
 }
-"""What robots are ranked and coloured by."""
+"""Measure -> the return that robots are ranked and coloured by, in words."""
 
 BEHIND = "; those without one behind them, by reward per second of the episode so far"
 
 HOW_DRAWN = {
     "best": ", highest {} first",
     "worst": ", lowest {} first",
-    "terminated": ", each as it fell, who fell last first",
+    "terminated": ", each as it fell, the latest fall first",
 }
 
 
 def selected(view: PanelView) -> str:
-    """The selected environment."""
+    """Describes the selected environment."""
     if view.selected_env is None:
         return note("Click a robot to select it.")
     facts = f" · {view.selected_facts}" if view.selected_facts is not None else ""
@@ -195,12 +195,12 @@ def selected(view: PanelView) -> str:
 
 
 def looked_into(view: PanelView) -> str:
-    """What is looked into, or what that takes."""
+    """Names the environment and body that details are shown of, or what is missing for them."""
     if view.selected_env is None:
         return note("Click a robot first: forces and numbers are those of the selected one.")
     lines = [f"Env {view.selected_env}, as MuJoCo sees it"]
     if not view.has_detail:
-        lines = [f"Env {view.selected_env}: what is inside comes with its next steps"]
+        lines = [f"Env {view.selected_env}: its details come with its next steps"]
     if view.model is not None and (part := details.clicked(view.model, view.look.body)):
         lines.append(part)
     return (
@@ -211,7 +211,7 @@ def looked_into(view: PanelView) -> str:
 
 
 def numbers(view: PanelView) -> str:
-    """The numbers of the selected robot, where they are wanted."""
+    """Returns the numbers of the selected robot, if they are switched on."""
     if not view.look.numbers:
         return ""
     if view.inside is not None:
@@ -222,7 +222,7 @@ def numbers(view: PanelView) -> str:
 
 
 def missing(view: PanelView) -> str:
-    """Which overlays there are not for this robot, and why."""
+    """Lists the overlays that this robot cannot have, and why."""
     reasons: dict[str, list[str]] = {}
     for name, why in view.unavailable.items():
         reasons.setdefault(why, []).append(OVERLAY_LABELS[name].lower())
@@ -244,11 +244,11 @@ OVERLAY_LABELS = {
     "body_frames": "Body frames",
     "geom_frames": "Geom frames",
 }
-"""What overlays are called in the panel, in its order."""
+"""Overlay -> its label, in the panel's order."""
 
 
 def legend(view: PanelView) -> str:
-    """What the colours of the robots mean."""
+    """Explains the colours of the robots."""
     rule = view.look.colour_by
     if rule == "termination":
         return note("Red: has just terminated. Pink: NaN or Inf.")
@@ -269,14 +269,14 @@ def legend(view: PanelView) -> str:
 
 
 def hold_note(view: PanelView) -> str:
-    """How to hold and step by keys, and what is missing."""
+    """Lists the keys that hold and step the training."""
     if view.selected_env is None:
         return note("Keys: space, N. For the next fall click on a robot first.")
     return note("Keys: space holds and resumes, N steps, T runs to its next fall.")
 
 
 def note(text: str, *, warning: bool = False) -> str:
-    """Small print under a control."""
+    """Returns small print under a control."""
     colour = "#e03131" if warning else GREY
     return (
         f'<div style="margin:-0.3em 0.75em 0.5em 0.75em;font-size:0.8em;color:{colour}">'

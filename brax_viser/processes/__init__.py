@@ -1,1 +1,1 @@
-"""Trainings that several processes step: the first serves the page, the others send to it."""
+"""Trainings of several processes: the leader serves the page, the workers send to it."""

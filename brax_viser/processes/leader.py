@@ -1,4 +1,4 @@
-"""In the first process: what is known of the others, and what they are told."""
+"""Runs the leader: hears the training's workers and tells them what to send."""
 
 import os
 import threading
@@ -20,27 +20,27 @@ from brax_viser.processes.worker import LIFE_SECONDS, LOST_SECONDS, TURN_SECONDS
 from brax_viser.records.protocol import GIVEN
 
 REFUSED_SECONDS = 1.0
-"""How long a process may step what is not known here before that is logged."""
+"""How long a worker may step an environment that doesn't match before that is logged."""
 
 
 @dataclass(eq=False)
 class Other:
-    """Another process of the training."""
+    """A worker, as the leader knows it."""
 
     process: int
     report: messages.Report
-    heard: float  # s
+    heard: float  # s, when it was last heard
     lost: bool = False
-    refused: str | None = None  # why nothing of it is shown
-    since: float = 0.0  # s, from when on
-    told_of: str | None = None  # what of it has been logged
+    refused: str | None = None  # why its messages are ignored
+    since: float = 0.0  # s, start of the refusal
+    told_of: str | None = None  # the reason for refusal that was last logged
     sending: dict[str, bool] = field(default_factory=dict)  # by role
     due: dict[str, float] = field(default_factory=dict)  # by role: s, when a stretch is wanted
-    found: set[tuple[int, Finding]] = field(default_factory=set)  # that was heard of already
+    found: set[tuple[int, Finding]] = field(default_factory=set)  # of its last report
 
 
 class Leader:
-    """All processes but the first, as seen from there. Has a thread of its own."""
+    """The leader's view of all workers. Has a thread of its own."""
 
     def __init__(
         self,
@@ -50,24 +50,24 @@ class Leader:
         viewer: int,
         url: str,
     ):
-        """`start` starts the thread.
+        """Binds and announces the address; `start` starts the thread.
 
         Args:
-            shared: what is shared with the device's calls.
+            shared: the state shared with the device's calls.
             sources: the environments of the viewer, in the order in which all processes make them.
-            place: how many processes there are.
-            viewer: which of the process's viewers.
+            place: gives the number of processes.
+            viewer: number of the viewer in its process.
             url: of the page.
 
         Raises:
-            zmq.ZMQError: the address that was asked for is none of this machine's.
+            zmq.ZMQError: the address given by `rendezvous.ADDRESS` can't be bound.
         """
         self._shared, self._sources, self._place = shared, sources, place
         secret, host = rendezvous.secret_of_first(viewer), rendezvous.coordinator_host()
         given = os.environ.get(rendezvous.ADDRESS)
         try:
             self._server = SocketServer(secret, given or host)
-        except zmq.ZMQError:  # the coordinator's address is one that others see, not this machine
+        except zmq.ZMQError:  # the coordinator's address may be visible only from outside
             if given is not None:
                 raise
             self._server = SocketServer(secret, "*")
@@ -75,39 +75,39 @@ class Leader:
         self._thread = threading.Thread(target=self._run, name="brax_viser others", daemon=True)
         self._known: dict[int, Other] = {}
         self._restarts = 0
-        self._told: dict[int, tuple[float, object]] = {}  # by process: (s, what)
+        self._told: dict[int, tuple[float, object]] = {}  # by process: (s, content last sent)
         shared.absent = self._absent
 
     def start(self) -> None:
         self._thread.start()
 
     def join(self, timeout: float) -> None:
-        """Once the shared state is closed."""
+        """Waits for the thread, which ends once `shared.control` is closed."""
         self._thread.join(timeout)
 
     def restart(self) -> None:
-        """Called on any thread: something else is wanted at once."""
+        """Has the workers begin another stretch at once. Called on any thread."""
         self._restarts += 1
 
     def living(self) -> list[Other]:
-        """Those that are heard of, and step what this process does."""
+        """Returns the workers that report and whose environments match this process's."""
         return [o for o in list(self._known.values()) if not o.lost and o.refused is None]
 
     def lost(self) -> tuple[int, ...]:
-        """Processes that were heard of and are not any more."""
+        """Returns the numbers of workers that no longer report."""
         return tuple(sorted(o.process for o in list(self._known.values()) if o.lost))
 
     def refused(self) -> tuple[str, ...]:
-        """Of processes whose robots are not drawn, why."""
+        """Returns the reasons why workers are refused, in the order of their numbers."""
         known = sorted(list(self._known.values()), key=lambda other: other.process)
         return tuple(other.refused for other in known if other.refused is not None)
 
     def share(self) -> float:
-        """Of wall-clock, what watching costs them, added up: they wait for each other."""
+        """Returns the sum of the workers' shares of cost: processes wait for each other."""
         return sum(other.report.share for other in self.living())
 
     def moved(self) -> tuple[int, int]:
-        """(frames, bytes) from their devices to their hosts."""
+        """Returns (frames, bytes) sent from the workers' devices to their hosts."""
         known = list(self._known.values())
         return sum(o.report.frames for o in known), sum(o.report.bytes_moved for o in known)
 
@@ -130,7 +130,7 @@ class Leader:
                 self._look_for_lost()
                 self._tell_all()
             self._tell_all()
-        # Whoever watches is to see it; the training goes on.
+        # Catch everything: the page shows the fault, and the training goes on.
         except Exception as error:
             self._shared.failed("listening to the other processes", error)
         finally:
@@ -145,7 +145,7 @@ class Leader:
                 self._known[process].heard = self._shared.wall_clock()
                 self._hear_data(process, message)
         except (messages.DecodeError, ValueError, IndexError) as error:
-            log.warning("process %d sent what makes no sense: %s", process, error)
+            log.warning("process %d sent an invalid message: %s", process, error)
 
     def _hear_report(self, process: int, report: messages.Report) -> None:
         shared, now = self._shared, self._shared.wall_clock()
@@ -177,10 +177,10 @@ class Leader:
             shared.mailbox.wake()
 
     def _hear_found(self, found: Sequence[tuple[int, Finding]]) -> None:
-        """Something has turned NaN or Inf elsewhere."""
+        """Reports findings of a worker, by the number of their source."""
         for index, finding in found:
             source = self._sources.get(index)
-            if source is None:  # gone just now
+            if source is None:  # garbage-collected
                 continue
             with self._shared.lock:
                 is_new = self._shared.found(source, finding)
@@ -210,7 +210,7 @@ class Leader:
                     )
             return
         source = self._sources.get(message.source)
-        if source is None:  # gone just now
+        if source is None:  # garbage-collected
             return
         if isinstance(message, messages.Models):
             shared.mailbox.put_model(messages.model_packet_of(message, source))
@@ -220,9 +220,9 @@ class Leader:
         shared.mailbox.put(packet, wait=shared.control.mode == "every_step")
 
     def _mismatch(self, process: int, number: int, kind: str) -> str | None:
-        """Why a process steps something else than this one. Viewers and environments are paired in
-        the order in which each process makes them: one that makes one more would have its
-        robots drawn in the place of others."""
+        """Returns how a worker's environment differs from this process's; None if it doesn't.
+        Viewers and environments are paired in the order in which each process makes them, so an
+        extra one in a worker would have its robots drawn in place of others."""
         mine = self._sources.get(number)
         if mine is not None and mine.kind == kind:
             return None
@@ -234,7 +234,7 @@ class Leader:
         )
 
     def _refuse(self, other: Other, why: str | None) -> None:
-        """Takes nothing more of a process, until it steps what this one does; None: it does."""
+        """Ignores a worker's messages for the reason `why`; None accepts them again."""
         before, other.refused = other.refused, why
         if before is None and why is not None:
             other.since = self._shared.wall_clock()
@@ -254,7 +254,7 @@ class Leader:
         for other in list(self._known.values()):
             if not other.lost and now - other.heard > LOST_SECONDS:
                 self._lose(other)
-            # One that is a moment ahead steps what will soon be made here as well.
+            # A worker may be ahead for a moment and step what will soon be made here as well.
             why = other.refused if now - other.since > REFUSED_SECONDS else None
             if why is not None and why != other.told_of:
                 other.told_of = why
@@ -270,13 +270,13 @@ class Leader:
         shared.mailbox.wake()
 
     def _give_up(self, other: Other) -> None:
-        """Nothing is waited for any more that a process has of the training."""
+        """Stops waiting for a worker's part of the training."""
         shared = self._shared
         shared.hold.heard({}, gone=self._held(other.report))
         with shared.lock:
             for source in self._sources:
                 for rollout in source.rollouts.values():
-                    if rollout.choice.pending:  # it waits for what will not come
+                    if rollout.choice.pending:  # it may wait for this worker's ranking: restart it
                         rollout.choice.made_of = None
 
     def _tell_all(self) -> None:
@@ -312,7 +312,7 @@ class Leader:
                     self._told[process] = now, what
 
     def _count_drawn(self) -> int:
-        """How many processes have environments that are drawn; the others send nothing."""
+        """Returns the number of processes with drawn environments; the others send nothing."""
         drawn = set()
         for role, (_, rollout) in self._shared.rollouts_shown().items():
             env_index = rollout.choice.env_index
@@ -324,7 +324,7 @@ class Leader:
         return max(len(drawn), 1)
 
     def _task(self, rollout: Rollout) -> tuple[np.ndarray | None, messages.Task]:
-        """(environments to draw, task without them). `shared.lock` is held."""
+        """Returns (drawn environments, task without them). The caller holds `shared.lock`."""
         choice = rollout.choice
         rule = GIVEN
         if choice.pending and choice.made_of is not None:

@@ -1,6 +1,6 @@
-"""What the processes of one training tell each other, as bytes.
+"""Encodes and decodes the messages between the processes of one training.
 
-Decoding checks types and sizes; nothing that is received is ever executed.
+Decoding checks types and sizes; received data is never executed.
 """
 
 from typing import Any
@@ -29,10 +29,10 @@ class Array(msgspec.Struct, frozen=True):
         return cls(array.dtype.name, array.shape, array.tobytes())
 
     def open(self) -> np.ndarray:
-        """Read-only.
+        """Returns a read-only numpy array.
 
         Raises:
-            ValueError: not one of these types, or not as many bytes as the shape takes.
+            ValueError: the type is another one, or the shape doesn't fit the number of bytes.
         """
         if self.dtype not in ("int32", "float32", "bool"):
             raise ValueError(f"an array of {self.dtype!r}")
@@ -40,57 +40,57 @@ class Array(msgspec.Struct, frozen=True):
 
 
 class Task(msgspec.Struct, frozen=True):
-    """What is wanted of one rollout."""
+    """The leader's request for one rollout."""
 
     drawn: Array | None  # int32 [K], over all processes
     round: int  # of choosing
     rule: int  # by which to rank in that round, or `protocol.GIVEN`
     due: float  # s from now, when the next stretch is wanted
-    resets: int  # of the rollout, and how many steps the first process knew of at the last:
-    reset_step: int  # each process counts the steps that it is asked about
+    resets: int  # of the rollout, as counted by the leader
+    reset_step: int  # the leader's step count at the last reset: each process has its own count
 
 
 class Wishes(msgspec.Struct, frozen=True, tag=True):
-    """From the first process: all that the others are to do. The newest one counts."""
+    """From the leader: all that the workers must do. The newest message replaces the others."""
 
     control: Control
-    orders: HoldCommand  # of the hold
-    restarts: int  # how often something else was wanted at once
+    orders: HoldCommand
+    restarts: int  # number of `Leader.restart` calls
     tasks: dict[str, Task]  # by role
-    selected_env: int | None = None  # of which all is wanted
-    refused: str | None = None  # why nothing is taken of what this process sends
+    selected_env: int | None = None  # whose details are wanted
+    refused: str | None = None  # why the leader ignores this worker's messages
 
 
 class Part(msgspec.Struct, frozen=True):
-    """Of one rollout, what one process has."""
+    """One process's part of a rollout."""
 
     source: int  # number of the environment among those of the viewer
-    kind: str  # of it: see `source.Callbacks.kind`
+    kind: str  # of the environment: see `source.Source.kind`
     num_envs: int  # over all processes
     sending: bool
     following: bool
-    shards: dict[int, tuple[int, bool]]  # env steps known of, and whether it is held there
+    shards: dict[int, tuple[int, bool]]  # steps by the leader's count, and whether held there
 
 
 class Report(msgspec.Struct, frozen=True, tag=True):
-    """From another process: how it is. Also the sign that it lives."""
+    """From a worker: its state. Also its sign of life."""
 
     parts: dict[str, Part]  # by role
-    share: float  # of wall-clock, that watching costs it
+    share: float  # of its wall-clock time, spent on watching
     frames: int
     bytes_moved: int
-    terminated: tuple[str, int] | None  # role and step at which the env waited for has fallen
+    terminated: tuple[str, int] | None  # role and step of the awaited termination
     fault: str | None
     leaves: bool = False
-    # What has turned NaN or Inf there, and of which of the viewer's environments it is.
+    # (number of the source, finding), of all NaN and Inf findings in that process.
     found: tuple[tuple[int, Finding], ...] = ()
 
 
 class Step(msgspec.Struct, frozen=True, tag=True):
-    """From another process: a `mailbox.Packet`."""
+    """From a worker: a `packet.Packet`."""
 
     source: int  # number of the environment among those of the viewer
-    kind: str  # of it
+    kind: str  # of the environment
     role: str
     shard: int
     env_steps: int
@@ -99,14 +99,14 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     num_envs: int
     layout: Layout
     rows: Array
-    sending: bool  # whether more of this stretch is to come
+    sending: bool  # whether a stretch is under way or planned
     detail_env: int | None = None
     detail_layout: Layout = ()
     ranked: bool = False
 
 
 class Models(msgspec.Struct, frozen=True, tag=True):
-    """From another process: a `mailbox.ModelPacket`."""
+    """From a worker: a `packet.ModelPacket`."""
 
     source: int
     kind: str
@@ -118,7 +118,7 @@ class Models(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ranked(msgspec.Struct, frozen=True, tag=True):
-    """From another process: what one of its devices ranks first."""
+    """From a worker: the environments that one of its devices ranks first."""
 
     role: str
     round: int
@@ -156,17 +156,17 @@ def encode(message: Wishes | FromOthers) -> bytes:
 
 
 def decode_wishes(data: bytes) -> Wishes:
-    """Raises `DecodeError` where it is none."""
+    """Raises `DecodeError` if `data` is no such message."""
     return _wishes.decode(data)
 
 
 def decode_from_others(data: bytes) -> FromOthers:
-    """Raises `DecodeError` where it is none."""
+    """Raises `DecodeError` if `data` is no such message."""
     return _from_others.decode(data)
 
 
 def step_of(packet: Packet, *, sending: bool) -> Step:
-    """A packet, on its way. Converts to numpy: not within a callback."""
+    """Makes a message of a packet. Converts to numpy, so don't call it within a callback."""
     rows, detail = packet.split()
     if detail is not None:
         rows = np.concatenate([rows.ravel(), detail])
@@ -189,7 +189,7 @@ def step_of(packet: Packet, *, sending: bool) -> Step:
 
 
 def models_of(packet: ModelPacket) -> Models:
-    """As `step_of`."""
+    """Makes a message of a packet of models; see `step_of`."""
     return Models(
         source=packet.source.number,
         kind=packet.source.kind,
@@ -202,7 +202,7 @@ def models_of(packet: ModelPacket) -> Models:
 
 
 def packet_of(message: Step, source: Any, process: int) -> Packet:
-    """Raises ValueError for arrays that are none."""
+    """Raises ValueError for arrays that can't be decoded."""
     return Packet(
         source=source,
         role=message.role,
@@ -221,7 +221,7 @@ def packet_of(message: Step, source: Any, process: int) -> Packet:
 
 
 def model_packet_of(message: Models, source: Any) -> ModelPacket:
-    """Raises ValueError for arrays that are none."""
+    """Raises ValueError for arrays that can't be decoded."""
     return ModelPacket(
         source=source,
         role=message.role,

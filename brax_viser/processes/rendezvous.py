@@ -1,4 +1,4 @@
-"""How the processes of one training find each other, and the secret that they share."""
+"""Lets the processes of one training find each other and share a secret."""
 
 import os
 import secrets
@@ -9,24 +9,24 @@ import jax
 from brax_viser.compat import distributed_state
 
 SECRET = "BRAX_VISER_SECRET"
-"""Environment variable: the secret, the same in all processes. Without it the first process makes
-one and leaves it in the key-value store of `jax.distributed`, which whoever reaches the
-coordinator's port can read."""
+"""Environment variable: the secret, the same in all processes. Without it the leader makes one and
+leaves it in the key-value store of `jax.distributed`, which anyone who reaches the coordinator's
+port can read."""
 
 ADDRESS = "BRAX_VISER_ADDRESS"
-"""Environment variable: "host:port" at which the first process listens for the others. Without it,
-any port on the coordinator's address; it is left in the key-value store as well."""
+"""Environment variable: "host:port" at which the leader listens for the workers. Without it, any
+free port on the coordinator's address, left in the key-value store as well."""
 
 
 class ProcessInfo(NamedTuple):
-    """Which process of how many this is."""
+    """The number of this process, and the number of processes."""
 
     process: int = 0
     num_processes: int = 1
 
 
 def place() -> ProcessInfo:
-    """Without `jax.distributed.initialize`, the first of one."""
+    """Returns this process's place; without `jax.distributed.initialize`, process 0 of 1."""
     if not jax.distributed.is_initialized():
         return ProcessInfo()
     state = distributed_state()
@@ -34,15 +34,15 @@ def place() -> ProcessInfo:
 
 
 def coordinator_host() -> str:
-    """Where the first process can be reached."""
+    """Returns the host name or address at which the leader can be reached."""
     return distributed_state().coordinator_address.rpartition(":")[0]
 
 
 def secret_of_first(viewer: int) -> bytes:
-    """The first process's secret, which it makes where there is none.
+    """Returns the secret on the leader's side; makes and publishes one if none is given.
 
     Args:
-        viewer: which of the process's viewers it is for.
+        viewer: number of the viewer in its process.
     """
     given = os.environ.get(SECRET)
     if given:
@@ -53,16 +53,16 @@ def secret_of_first(viewer: int) -> bytes:
 
 
 def announce(viewer: int, address: str, url: str) -> None:
-    """Tells the others where the first process listens, and where its page is."""
+    """Publishes the leader's address and its page's URL for the workers."""
     client = distributed_state().client
     client.key_value_set(f"brax_viser/{viewer}/url", url)
     client.key_value_set(f"brax_viser/{viewer}/address", address)
 
 
 def find_first(viewer: int, seconds: float) -> tuple[str, bytes, str] | None:
-    """(address, secret, url of the page) of the first process's viewer.
+    """Returns (address, secret, URL of the page) of the leader's viewer.
 
-    None if it has not come within `seconds`.
+    None if it isn't announced within `seconds`.
     """
     client, milliseconds = distributed_state().client, int(seconds * 1000)
     try:

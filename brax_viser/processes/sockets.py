@@ -1,7 +1,7 @@
-"""Sockets between the processes of one training.
+"""Connects the processes of one training by encrypted sockets.
 
-ZeroMQ's CURVE mechanism encrypts, and lets in nobody who does not know the secret that the
-training's own processes share: both ends' keys are made of it.
+ZeroMQ's CURVE mechanism encrypts, and rejects peers that don't know the secret shared by the
+training's own processes: both ends' keys are derived from it.
 """
 
 import hashlib
@@ -12,24 +12,24 @@ import zmq.auth.thread
 from zmq.utils import z85
 
 DOMAIN = "brax_viser"
-"""By which ZeroMQ knows whom to ask whether somebody is let in."""
+"""ZAP domain: selects ZeroMQ's authenticator for these sockets."""
 
 SECONDS_TO_LEAVE = 0.5
-"""How long a last message may take when a socket is closed."""
+"""How long sending the last messages may take when a socket is closed."""
 
 QUEUE = 512
 """Messages that may wait on either side of a connection."""
 
 
 def _keys(secret: bytes, whose: str) -> tuple[bytes, bytes]:
-    """(public, private) key of one end, as ZeroMQ writes them."""
+    """Returns one end's (public, private) keys in ZeroMQ's Z85 encoding."""
     private = hashlib.blake2b(secret, digest_size=32, person=whose.encode()[:16]).digest()
     private = z85.encode(private)
     return zmq.curve_public(private), private
 
 
 class _OnlyKey:
-    """Whom the first process lets in."""
+    """Credentials provider that accepts a single public key."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
@@ -39,17 +39,17 @@ class _OnlyKey:
 
 
 class SocketServer:
-    """The first process's end. Used by one thread."""
+    """The leader's end. Used by one thread."""
 
     def __init__(self, secret: bytes, bind: str):
-        """Listens.
+        """Binds and listens.
 
         Args:
-            secret: shared with the others.
-            bind: address without its port, "127.0.0.1" or "*", or with it.
+            secret: shared with the workers.
+            bind: address, such as "127.0.0.1" or "*", with or without a port.
 
         Raises:
-            zmq.ZMQError: the address is none of this machine's.
+            zmq.ZMQError: the address isn't one of this machine's, or its port is in use.
         """
         self._context: Any = zmq.Context()
         self._auth: Any = zmq.auth.thread.ThreadAuthenticator(self._context)
@@ -60,7 +60,7 @@ class SocketServer:
         self._socket.curve_server = True
         self._socket.curve_publickey, self._socket.curve_secretkey = _keys(secret, "server")
         self._socket.router_mandatory = True
-        self._socket.router_handover = True  # who comes back takes its old connection's place
+        self._socket.router_handover = True  # a reconnecting worker replaces its old connection
         try:
             if ":" in bind:
                 self._socket.bind(f"tcp://{bind}")
@@ -72,7 +72,7 @@ class SocketServer:
             raise
 
     def receive(self, seconds: float) -> list[tuple[int, bytes]]:
-        """(process, message), all that have come; waits for the first."""
+        """Returns (process, message) of each message; waits up to `seconds` for the first."""
         messages = []
         while self._socket.poll(0 if messages else seconds * 1000):
             name, data = self._socket.recv_multipart()
@@ -83,7 +83,7 @@ class SocketServer:
         return messages
 
     def send(self, process: int, data: bytes) -> bool:
-        """Returns whether there is a way to the process, and room."""
+        """Sends without blocking. Returns whether the process is connected and has room."""
         try:
             self._socket.send_multipart([str(process).encode(), data], zmq.NOBLOCK)
         except zmq.ZMQError:
@@ -97,10 +97,10 @@ class SocketServer:
 
 
 class SocketClient:
-    """Another process's end. Used by one thread."""
+    """A worker's end. Used by one thread."""
 
     def __init__(self, secret: bytes, address: str, process: int):
-        """Begins to connect to `address`, "host:port"."""
+        """Starts connecting to `address`, "host:port"."""
         self._context: Any = zmq.Context()
         self._socket = _socket(self._context, zmq.DEALER)
         self._socket.identity = str(process).encode()
@@ -109,14 +109,14 @@ class SocketClient:
         self._socket.connect(f"tcp://{address}")
 
     def receive(self, seconds: float) -> list[bytes]:
-        """All that has come; waits for the first."""
+        """Returns all messages received; waits up to `seconds` for the first."""
         messages = []
         while self._socket.poll(0 if messages else seconds * 1000):
             messages.append(self._socket.recv())
         return messages
 
     def send(self, data: bytes) -> bool:
-        """Returns whether there was room."""
+        """Sends without blocking. Returns whether there was room."""
         try:
             self._socket.send(data, zmq.NOBLOCK)
         except zmq.Again:
@@ -131,7 +131,7 @@ class SocketClient:
 def _socket(context: Any, kind: int) -> Any:
     socket = context.socket(kind)
     socket.sndhwm = socket.rcvhwm = QUEUE
-    # Somebody who has gone without a word is to be noticed.
+    # Heartbeats notice a peer that vanishes without closing its connection.
     socket.heartbeat_ivl, socket.heartbeat_timeout = 1000, 5000
     socket.zap_domain = DOMAIN.encode()
     return socket

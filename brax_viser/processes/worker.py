@@ -1,4 +1,4 @@
-"""In another process than the first: in place of a page, the way to the first process's."""
+"""Runs a worker: in place of a page, sends pushes to the leader and obeys it."""
 
 import threading
 from collections import deque
@@ -19,31 +19,31 @@ from brax_viser.records.packet import ModelPacket, Packet
 from brax_viser.records.protocol import GIVEN
 
 TURN_SECONDS = 0.02
-"""How often there is a look at what has come from the devices."""
+"""How long one turn waits for messages; the devices' pushes are sent once per turn."""
 
 REPORT_SECONDS = 0.05
-"""How often the first process is told how things are here, at most; at least every `LIFE_SECONDS`,
-which tell it that there is somebody."""
+"""Minimum interval between reports to the leader. Without changes there is one per `LIFE_SECONDS`,
+as a sign of life."""
 
 LIFE_SECONDS = 0.5
 
 LOST_SECONDS = 5.0
-"""How long to hear nothing before the other end counts as lost."""
+"""How long without messages until the other end counts as lost."""
 
 
 @dataclass
 class RemoteChoice(Choice):
-    """A choice that is made in the first process. This one ranks when told to, and is told."""
+    """A choice made by the leader. This process only has its devices rank when told to."""
 
     rank: Callable[[int, int, int, Ranking], None] = lambda *_: None
-    """(round, rule, shard, ranking): where to say what a device ranks first."""
+    """(round, rule, shard, ranking): passes a device's ranking on to the leader."""
     _rule: int = GIVEN  # to rank by in this round
-    _told: np.ndarray | None = None  # int32 [K], not yet in use
+    _told: np.ndarray | None = None  # int32 [K], the leader's choice; `begin` applies it
     _ranked: set[int] = field(default_factory=set)  # shards, in this round
     _at_once: bool = False
 
     def tell(self, task: messages.Task) -> bool:
-        """What the first process has decided. Returns whether it wants devices to rank now."""
+        """Takes the leader's decision. Returns whether it wants the devices to rank now."""
         begins = task.round != self.round
         if begins:
             self.round, self._rule, self._ranked = task.round, task.rule, set()
@@ -55,11 +55,11 @@ class RemoteChoice(Choice):
 
     @property
     def is_told_anew(self) -> bool:
-        """Whether what is told is not yet drawn."""
+        """Whether the leader's choice is not yet applied."""
         return self._told is not self.env_index
 
     def restart(self) -> None:
-        """What is told is to be drawn at once, not when the next stretch begins."""
+        """Applies the leader's choice at once, not when the next stretch begins."""
         self._at_once = True
 
     def begin(
@@ -98,30 +98,30 @@ class RemoteChoice(Choice):
 
 
 class Worker:
-    """Sends what the devices of this process push to the first one, and obeys it.
+    """Sends the pushes of this process's devices to the leader, and obeys it.
 
-    Has a thread of its own. Stands where the first process has a `page.page.Page`.
+    Has a thread of its own. Takes the place of the leader's `page.page.Page`.
     """
 
     def __init__(self, shared: SharedState, sources: Sources, place: ProcessInfo, viewer: int):
-        """`start` starts the thread.
+        """Prepares the thread, which `start` starts.
 
         Args:
-            shared: what is shared with the device's calls.
+            shared: the state shared with the device's calls.
             sources: the environments of the viewer, in the order in which all processes make them.
-            place: which process this is.
-            viewer: which of the process's viewers.
+            place: gives the number of this process.
+            viewer: number of the viewer in its process.
         """
-        self.url: str | None = None  # of the first process's page, once it is known
+        self.url: str | None = None  # of the leader's page, once known
         self._shared, self._sources, self._place, self._viewer = shared, sources, place, viewer
         self._thread = threading.Thread(target=self._run, name="brax_viser worker", daemon=True)
         self._queue: deque[bytes] = deque()
         self._rankings: deque[messages.Ranked] = deque()
         self._restarts = 0
-        self._refused: str | None = None  # why the first process takes nothing of what is sent
-        self._heard: float | None = None  # s, when the first process was heard of last
+        self._refused: str | None = None  # why the leader ignores this worker's messages
+        self._heard: float | None = None  # s, last message; None: none yet, or lost
         self._reported: tuple[float, messages.Report | None] = (-np.inf, None)
-        # By role: how much further the first process counts the steps.
+        # By role: the leader's step count minus this process's.
         self._ahead: dict[str, int] = {}
         shared.new_choice = self._new_choice
 
@@ -132,10 +132,10 @@ class Worker:
         self._thread.join(timeout)
 
     def show_model(self, source: Source, role: str, num_envs: int | None) -> None:
-        """The first process has the same robots."""
+        """Does nothing: the leader shows the same robots."""
 
     def drawn_envs(self) -> tuple[int, ...]:
-        """Indices of those that are this process's and drawn in the first one's page."""
+        """Returns the indices of this process's environments drawn in the leader's page."""
         rollout = self._rollouts().get(self._shared.hold.orders.stepped)
         with self._shared.lock:
             orders = list(rollout.asked_for.values()) if rollout else []
@@ -145,8 +145,8 @@ class Worker:
         return RemoteChoice()
 
     def _rollouts(self) -> dict[str, Rollout]:
-        """By role: those that this process has a part of. One that is not sharded at all is
-        stepped by each process for itself, and the first process shows its own."""
+        """Returns the rollouts that this process shares with others, by role. Each process steps
+        an unsharded rollout for itself, and the leader shows its own."""
         return {
             role: rollout
             for role, (_, rollout) in self._shared.rollouts_shown().items()
@@ -168,7 +168,7 @@ class Worker:
                 self._send(client)
             if client is not None:
                 client.send(messages.encode(messages.changed(self._report(), leaves=True)))
-        # The training goes on, whatever it is; nobody would see it in a thread of its own.
+        # Catch everything: an error that ends this thread must not keep the training waiting.
         except Exception as error:
             self._shared.failed("the worker process", error)
             self._shared.hold.close()
@@ -202,7 +202,7 @@ class Worker:
                 choice.rank = self._ranker(role)
                 ranks = choice.tell(task)
                 pacer.stretch_due = shared.clock() + task.due
-                # While the training is held, no stretch begins with which to change them.
+                # While the training is held, no stretch begins that would apply the choice.
                 if wishes.restarts != self._restarts or (orders.paused and choice.is_told_anew):
                     choice.restart()
                     again = True
@@ -215,7 +215,7 @@ class Worker:
             if wishes.control.hold_on_nan and not shared.control.hold_on_nan:
                 shared.findings.rearm()
             if not wishes.control.streaming:
-                shared.fault = None  # switched off and on again, it may be tried anew
+                shared.fault = None  # switching off and on again retries
             shared.control = replace(
                 wishes.control,
                 closed=shared.control.closed,
@@ -262,7 +262,7 @@ class Worker:
         shared = self._shared
         while self._rankings:
             self._queue.appendleft(messages.encode(self._rankings.popleft()))
-        # In "every_step" what is not fetched makes the devices wait, and they are to.
+        # In "every_step" devices must wait when the leader is slow: leave packets in the mailbox.
         if not self._queue or shared.control.mode != "every_step":
             self._queue.extend(self._messages(shared.mailbox.take()))
         if self._heard is None:
@@ -270,7 +270,7 @@ class Worker:
         while self._queue and client.send(self._queue[0]):
             self._queue.popleft()
         if shared.control.mode != "every_step":
-            self._queue.clear()  # no room: what follows will be newer
+            self._queue.clear()  # the socket has no room: later packets are newer
         now = shared.wall_clock()
         then, before = self._reported
         if now - then < REPORT_SECONDS:
@@ -338,6 +338,6 @@ class Worker:
 
 
 def same_but_for_cost(one: messages.Report, other: messages.Report) -> bool:
-    """Whether there is nothing in it that could not wait."""
+    """Whether both reports are equal in all that must be reported without delay."""
     same = one.found == other.found
     return same and one.parts == other.parts and one.terminated == other.terminated

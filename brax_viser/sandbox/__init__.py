@@ -1,1 +1,1 @@
-"""One robot in a MuJoCo of its own, driven by the policy or by a person."""
+"""One robot in its own MuJoCo simulation, driven by the policy or by the user."""

@@ -1,4 +1,4 @@
-"""The last details of the selected environment, from which a sandbox may start."""
+"""Keeps the last details of the selected environment, from which a sandbox may start."""
 
 from collections import deque
 
@@ -7,25 +7,25 @@ import numpy as np
 from brax_viser.records.frame import Detail, Frame
 
 MOST_DETAILS = 512
-"""Steps of the selected environment that are kept, to be replayed."""
+"""Number of steps of the selected environment kept for a replay."""
 
 
 class RecentDetails:
-    """What is known of the selected environment's last steps."""
+    """The details of the selected environment's last steps."""
 
     def __init__(self) -> None:
-        # (batched step, length of its episode, all that is known).
+        # (batched step, episode length, details).
         self._steps: deque[tuple[int, int, Detail]] = deque(maxlen=MOST_DETAILS)
 
     def add(self, frame: Frame) -> None:
-        """A frame has come."""
+        """Adds a frame's detail, if it has one."""
         if frame.detail is None:
             return
         row = int(np.flatnonzero(frame.env_index == frame.detail.env)[0])
         self._steps.append((frame.env_steps, int(frame.episode_length[row]), frame.detail))
 
     def until(self, frame: Frame) -> list[Detail]:
-        """The consecutive steps of one episode that led to a frame's detail, that one the last."""
+        """Returns the consecutive steps of one episode that end with a frame's detail."""
         assert frame.detail is not None
         found: list[Detail] = []
         wanted: tuple[int, int] | None = None

@@ -1,8 +1,8 @@
-"""What drives a sandbox's robot, and how far its physics can be changed."""
+"""Lists the drivers of a sandbox's robot and the limits of changes to its physics."""
 
 DRIVERS = ("policy", "replay", "still", "limp")
-"""What moves the robot: the policy; the controls of its last steps in the training, over and over;
-the controls that it has right now, for good; or nothing, as if its motors had been cut off."""
+"""What moves the robot: the policy; the controls of its last steps in the training, in a loop; its
+current controls, kept constant; or nothing, as if the motors were cut off."""
 
 GRAVITY, FRICTION, MASS = (0.0, 2.0), (0.0, 3.0), (0.2, 5.0)
-"""Limits of the factors."""
+"""(minimum, maximum) of the factors."""

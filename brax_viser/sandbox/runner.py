@@ -1,4 +1,4 @@
-"""A sandbox that runs by the clock, in a thread of its own, and does what it is told meanwhile."""
+"""Runs a sandbox by the clock, in a thread of its own, which also carries out commands."""
 
 import queue
 import threading
@@ -12,14 +12,14 @@ from brax_viser.sandbox.simulation import Pose, Sandbox
 Command = Callable[[Sandbox], Any]
 
 LATE = 0.25
-"""s that it may lag behind the clock and make up for. What is more is let go: after the seconds
-that compiling takes, a robot is not to rush."""
+"""s that it may lag behind the clock and still make up for. A longer lag is dropped: the robot must
+not rush after the seconds that compiling takes."""
 
 
 class SandboxThread:
     """Steps a sandbox at the robot's speed, or a multiple of it.
 
-    `start` is called once; all else by any thread.
+    `start` is called once; any thread may call the rest.
     """
 
     def __init__(
@@ -29,15 +29,15 @@ class SandboxThread:
         speed: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Takes the sandbox over: from `start` on, nobody else may call it.
+        """Takes over the sandbox: from `start` on, only this thread may call its methods.
 
         Args:
-            sandbox: to run.
-            speed: seconds of the robot's per second; 0 holds it still.
-            clock: s, that only goes forward.
+            sandbox: the sandbox to run.
+            speed: robot seconds per second; 0 pauses it.
+            clock: s, monotonic.
         """
         self.speed = speed
-        self.fault: BaseException | None = None  # why the thread has ended, if not by `close`
+        self.fault: BaseException | None = None  # the error that ended the thread, if any
         self._sandbox, self._clock = sandbox, clock
         self._pose = sandbox.pose
         self._commands: queue.SimpleQueue[tuple[Command, Future] | None] = queue.SimpleQueue()
@@ -45,56 +45,56 @@ class SandboxThread:
 
     @property
     def pose(self) -> Pose:
-        """The newest."""
+        """The newest pose."""
         return self._pose
 
     def start(self) -> None:
         self._thread.start()
 
     def close(self, timeout: float | None = None) -> None:
-        """Ends it, after the step or the command that it is at, and waits for that.
+        """Ends the thread after its current step or command, and waits for that.
 
         Args:
-            timeout: s to wait at most; None waits for as long as it takes.
+            timeout: s, the longest wait; None: no limit.
         """
         self.end()
-        # It may be what closes the viewer, by a command.
+        # A command run on this very thread may be closing the viewer.
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(timeout)
 
     def end(self) -> None:
-        """The same without waiting."""
+        """Ends the thread like `close`, without waiting."""
         self._commands.put(None)
 
     def do(self, command: Command) -> Future:
         """Has the thread call `command(sandbox)` before the next step.
 
         Returns:
-            Of what it returns; or of the ValueError that it raises, for what a person may not ask
-            is no reason to end. Never done if the thread has ended: see `fault`.
+            A future of its result, or of the ValueError that it raises: an invalid request doesn't
+            end the thread. Never done if the thread has ended: see `fault`.
         """
         future: Future = Future()
         self._commands.put((command, future))
         return future
 
     def set_speed(self, speed: float) -> Future:
-        """Seconds of the robot's per second, from now on; 0 holds it still.
+        """Sets the speed in robot seconds per second; 0 pauses the robot.
 
         Returns:
-            Done once the thread knows.
+            A future that is done once the thread uses the speed.
 
         Raises:
-            ValueError: it is negative.
+            ValueError: `speed` is negative or NaN.
         """
         if not speed >= 0:
             raise ValueError(f"speed={speed}: must be 0 or more")
         self.speed = speed
-        return self.do(lambda sandbox: None)  # it may be waiting for a step that is far off
+        return self.do(lambda sandbox: None)  # wakes the thread if its next step is far off
 
     def _run(self) -> None:
         try:
             self._loop()
-        # Of whatever kind: who asks for poses must learn why there are no more.
+        # Any kind of error: readers of `pose` must learn why no more poses come.
         except Exception as fault:
             self.fault = fault
             raise
@@ -131,7 +131,7 @@ class SandboxThread:
             result = command(self._sandbox)
         except ValueError as error:
             refused = error
-        self._pose = self._sandbox.pose  # before anybody hears that it is done, and looks
+        self._pose = self._sandbox.pose  # before the future is done and a callback reads it
         if refused is not None:
             future.set_exception(refused)
         else:

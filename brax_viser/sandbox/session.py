@@ -1,4 +1,4 @@
-"""What a person does with a sandbox: fork a robot into it, drive it, push it, and see it."""
+"""Manages the user's sandbox: forks a robot into it, drives and pushes it, and shows it."""
 
 import logging
 import threading
@@ -15,22 +15,22 @@ from brax_viser.records.frame import Detail, Frame
 from brax_viser.records.protocol import NEVER
 from brax_viser.records.view import ASIDE, View
 
-if TYPE_CHECKING:  # they import JAX, which the page need not wait for
+if TYPE_CHECKING:  # these modules import JAX, which would delay the page
     from brax_viser.sandbox.runner import SandboxThread
     from brax_viser.sandbox.simulation import Sandbox
 
 log = logging.getLogger("brax_viser")
 
 IMPULSE_SPEED = 0.5
-"""m/s by which a push changes the speed of the whole robot, unless a person wants another."""
+"""m/s by which a push changes the speed of the whole robot, by default."""
 
 DIRECTIONS = {"Left": (-1, 0), "Right": (1, 0), "Away": (0, 1), "Towards": (0, -1)}
-"""Of pushes, as seen by who pushes: (to the right, away)."""
+"""Directions of pushes as seen by the user: (to the right, away)."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The newest policy that the trainer has handed out."""
+    """The newest policy passed by the trainer."""
 
     num_steps: int
     make_policy: Callable[..., Any]
@@ -38,31 +38,31 @@ class Trained:
 
     @classmethod
     def of(cls, num_steps: int, make_policy: Callable[..., Any], params: Any) -> "Trained":
-        """With parameters that may be on the device: there they may be given away to the next
-        epoch, and are copied to the host."""
-        import jax  # there is a trainer, so it has been imported
+        """Copies the parameters to the host: the trainer may donate their device buffers to its
+        next epoch."""
+        import jax  # already imported by the trainer
 
         return cls(num_steps, make_policy, jax.device_get(params))
 
 
 @dataclass(frozen=True)
 class ForkView:
-    """What the panel shows of it."""
+    """The sandbox as the panel shows it."""
 
-    env: int | None = None  # of the training, that was forked; None: there is no sandbox
-    env_steps: int = 0  # over all environments, at which it was
+    env: int | None = None  # the forked environment of the training; None: there is no sandbox
+    env_steps: int = 0  # over all environments, at the fork
     preparing: bool = False
-    fault: str | None = None  # why there is none
+    fault: str | None = None  # why the sandbox failed
     driver: str = "still"
-    drivers: tuple[str, ...] = ()  # that can be chosen
-    no_policy: str | None = None  # why the policy cannot
-    policy_steps: int | None = None  # of the training, when the policy was handed out
+    drivers: tuple[str, ...] = ()  # available drivers
+    no_policy: str | None = None  # why the policy can't be used
+    policy_steps: int | None = None  # `num_steps` that the trainer passed with the policy
     speed: float = 1.0
     gravity: float = 1.0
     friction: float = 1.0
-    mass: float = 1.0  # of `body`, or of all
+    mass: float = 1.0  # factor, of `body` or the mean over all bodies
     impulse: float = 1.0  # N s
-    body: int | None = None  # that was pointed at
+    body: int | None = None  # the body last pointed at
     dragged: bool = False  # whether there is a handle to drag the robot by
     time: float = 0.0  # s since the fork
     reward: float | None = None
@@ -72,7 +72,7 @@ class ForkView:
 
 @dataclass(frozen=True, eq=False)
 class _Fork:
-    """One that has been asked for, and becomes a sandbox."""
+    """A fork that was requested and becomes a sandbox."""
 
     adapter: Environment
     details: Sequence[Detail]
@@ -81,38 +81,38 @@ class _Fork:
 
 
 class SandboxSession:
-    """The one sandbox that there is at most. Used on viser's own thread, but where said otherwise.
+    """Holds zero or one sandbox. Used on viser's own thread, except where said otherwise.
 
-    To make one takes seconds, in which the environment's code is compiled; that, and all that the
-    sandbox does, is done on threads of its own. Which fork there is, its thread and what the panel
-    is told of it change together, under the lock: threads of a fork that is over change nothing.
+    Making a sandbox takes seconds, in which the environment's code is compiled. That and all of the
+    sandbox's work run on their own threads. The fork, its thread and the panel's view of it change
+    together under the lock, so threads of an earlier fork change nothing.
     """
 
     def __init__(self, wake: Callable[[], None]):
-        """Makes none yet.
+        """Starts without a sandbox.
 
         Args:
             wake: called on any thread when there is something new to show.
         """
         self.trained: Trained | None = None
-        self.version = 0  # changes with each fork: what is drawn is another robot
+        self.version = 0  # changes with each fork: another robot is drawn
         self._wake = wake
-        self._lock = threading.Lock()  # of the three below
+        self._lock = threading.Lock()  # guards the next three
         self._view = ForkView()
         self._fork: _Fork | None = None
         self._thread: SandboxThread | None = None  # of that fork, once it runs
         self._steps = 0
-        self._seen: Any = None  # the pose that was shown last
+        self._seen: Any = None  # the pose last shown
 
     @property
     def forked(self) -> tuple[Environment, Mapping[str, np.ndarray], Detail] | None:
-        """(whose, in what its model differs, from where), as long as there is a sandbox."""
+        """(environment, fields in which its model differs, detail forked from), or None."""
         fork = self._fork
         return None if fork is None else (fork.adapter, fork.own, fork.details[-1])
 
     @property
     def thread(self) -> "SandboxThread | None":
-        """Once it runs."""
+        """The sandbox's thread; None before it runs."""
         return self._thread
 
     def fork(
@@ -122,12 +122,12 @@ class SandboxSession:
         own: Mapping[str, np.ndarray],
         env_steps: int,
     ) -> None:
-        """Makes a sandbox of an environment, in place of the one there was.
+        """Makes a sandbox of an environment, replacing the last one.
 
         Args:
             adapter: of the environment.
-            details: consecutive ones of one episode, the last of the moment to go on from.
-            own: in what the environment's model differs from the one that all share.
+            details: consecutive details of one episode, up to the moment to continue from.
+            own: the fields in which the environment's model differs from the shared one.
             env_steps: over all environments, at that moment.
         """
         self.close()
@@ -147,7 +147,7 @@ class SandboxSession:
         ).start()
 
     def close(self) -> None:
-        """Ends it; the robot is taken away."""
+        """Ends the sandbox, if any; its robot is no longer drawn."""
         with self._lock:
             thread, self._thread, self._fork = self._thread, None, None
             self._view = ForkView()
@@ -156,12 +156,12 @@ class SandboxSession:
             thread.end()
 
     def hand_out(self, trained: Trained) -> None:
-        """There is a newer policy: a sandbox is driven by it from now on."""
+        """Takes a newer policy, which drives the sandbox from then on."""
         self.trained = trained
         self._drive(self._fork)
 
     def _drive(self, fork: _Fork | None) -> None:
-        """Has the sandbox driven by the newest policy."""
+        """Gives the newest policy to the sandbox."""
 
         def give(sandbox: "Sandbox") -> None:
             if self.trained is not None:
@@ -171,7 +171,7 @@ class SandboxSession:
         self._do(give)
 
     def reset(self) -> None:
-        """Back to the moment of the fork."""
+        """Goes back to the moment of the fork."""
         self._do(lambda sandbox: sandbox.reset())
 
     def set(self, **changes: Any) -> None:
@@ -193,13 +193,13 @@ class SandboxSession:
                         self._thread.set_speed(value)
 
     def point_at(self, body: int | None) -> None:
-        """Pushes and masses are of this body from now on; None: of the whole robot."""
+        """Makes pushes and masses apply to this body; None: to the whole robot."""
         fork = self._fork
         self._tell(fork, body=body)
         self._do(lambda sandbox: self._read_mass(fork, sandbox))
 
     def push(self, direction: np.ndarray) -> None:
-        """Pushes the body that was pointed at, or else the one that roams.
+        """Pushes the body last pointed at, or else the one that roams.
 
         Args:
             direction: float [3], of unit length, in the world frame.
@@ -209,21 +209,21 @@ class SandboxSession:
 
     @property
     def body(self) -> int:
-        """The one that is pushed and dragged."""
+        """The body that is pushed and dragged."""
         fork = self._fork
         roams = roaming_body(fork.adapter.mj_model) if fork is not None else None
         return self._view.body or roams or 1
 
     def drag(self, point: np.ndarray, target: np.ndarray, body: int) -> None:
-        """Draws a body to a target; see `sandbox.Sandbox.drag`."""
+        """Pulls a body towards a target; see `simulation.Sandbox.drag`."""
         self._do(lambda sandbox: sandbox.drag(body, point, target))
 
     def release(self) -> None:
-        """Lets go of it."""
+        """Ends the drag."""
         self._do(lambda sandbox: sandbox.release())
 
     def panel(self) -> ForkView:
-        """What there is to tell."""
+        """Returns the sandbox's state for the panel."""
         with self._lock:
             view, thread = self._view, self._thread
         if thread is not None and thread.fault is not None:
@@ -236,7 +236,7 @@ class SandboxSession:
         return view
 
     def view(self, now: float) -> View | None:
-        """What there is to draw; None if that is nothing, or what it was."""
+        """Returns what to draw; None if there is nothing, or nothing new since the last call."""
         with self._lock:
             fork, thread = self._fork, self._thread
         if fork is None or thread is None:
@@ -265,7 +265,7 @@ class SandboxSession:
         return View(frame, link_pos, link_rot, np.zeros(1, bool), pose.time, now)
 
     def look_again(self) -> None:
-        """What was shown is not there any more: the next `view` is one."""
+        """Has the next `view` return the pose again, as its drawing is gone."""
         self._seen = None
 
     def _do(self, command: "Callable[[Sandbox], Any]") -> None:
@@ -274,13 +274,13 @@ class SandboxSession:
             thread.do(command).add_done_callback(self._done)
 
     def _done(self, future: "Future[Any]") -> None:
-        """On the sandbox's thread, or wherever it is cancelled."""
+        """Called on the sandbox's thread, or on the thread that cancels the future."""
         if not future.cancelled() and (error := future.exception()) is not None:
             log.warning("sandbox: %s", error)
         self._wake()
 
     def _prepare(self, fork: _Fork, trained: Trained | None) -> None:
-        """On a thread of its own."""
+        """Makes the sandbox. Runs on a thread of its own."""
         from brax_viser.model.physics import varied
         from brax_viser.sandbox.runner import SandboxThread
         from brax_viser.sandbox.simulation import Sandbox
@@ -301,20 +301,20 @@ class SandboxSession:
                 _give(sandbox, trained)
             sandbox.fork(fork.details, info=fork.details[-1].info)
             thread = SandboxThread(sandbox)
-        # Whatever it is: the page says so, and all else goes on.
+        # Catch everything: the page shows the error, and all else goes on.
         except Exception as error:
             log.error("no sandbox", exc_info=error)
             self._prepared(fork, None, fault=f"{type(error).__name__}: {error}")
             return
         self._read(fork, sandbox)
         self._prepared(fork, thread)
-        if self.trained is not trained:  # another one was handed out meanwhile
+        if self.trained is not trained:  # `hand_out` was called in between
             self._drive(fork)
 
     def _prepared(
         self, fork: _Fork, thread: "SandboxThread | None", fault: str | None = None
     ) -> None:
-        """The thread begins, unless another fork has been asked for meanwhile, or none."""
+        """Starts the thread, unless the fork was replaced or closed in between."""
         with self._lock:
             if self._fork is not fork:
                 return
@@ -325,7 +325,7 @@ class SandboxSession:
         self._wake()
 
     def _read(self, fork: _Fork | None, sandbox: "Sandbox") -> None:
-        """On the sandbox's thread, or before it has begun: what can be done with it."""
+        """Tells the panel the drivers. Called on the sandbox's thread, or before it starts."""
         self._tell(
             fork,
             driver=sandbox.driver,
@@ -340,7 +340,7 @@ class SandboxSession:
         self._tell(fork, mass=float(own.mean()))
 
     def _tell(self, fork: _Fork | None, **changes: Any) -> None:
-        """On any thread: the panel is to show this of a fork, if it is still the one there is."""
+        """Changes the panel's view of a fork if it is still the current one. On any thread."""
         with self._lock:
             if self._fork is fork:
                 self._view = replace(self._view, **changes)

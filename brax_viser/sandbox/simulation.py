@@ -1,4 +1,4 @@
-"""One robot of a running training, taken out of it and played on with in a MuJoCo of its own."""
+"""Simulates one robot of a running training in MuJoCo, apart from the training."""
 
 import copy
 import math
@@ -16,40 +16,40 @@ from brax_viser.sandbox.limits import DRIVERS, FRICTION, GRAVITY, MASS
 from brax_viser.sandbox.transplant import CannotTransplant, Moment, Policy, Transplant
 
 WARM_UP = 10
-"""Times that contact forces are solved for before a robot goes on. A training's solver has as few
-iterations as one, which do because it begins with the forces of the substep before; those are not
-known here, and without any, a robot that touches the floor may be thrown about."""
+"""Number of times that contact forces are solved before a robot continues. A training's solver may
+have as little as one iteration, which suffices because it starts from the last substep's forces;
+these are unknown here, and without any, a robot that touches the floor may be thrown about."""
 
 DRAG_FREQUENCY = 12.0
-"""rad/s, of a robot that hangs on the spring that it is dragged by. At rest it hangs 7 cm below."""
+"""rad/s, of a robot that hangs on the dragging spring. At rest it hangs 7 cm below the target."""
 
 DRAG_LIMIT = 5 * 9.81
-"""N/kg, the force of dragging per mass of the robot: enough to lift it and toss it about."""
+"""N/kg, largest dragging force per mass of the robot: enough to lift it and toss it about."""
 
 RUNAWAY = 1e5
-"""m/s or rad/s, which nothing that is simulated well has. MuJoCo itself gives up at 1e10, and says
-so on the terminal and in a file."""
+"""m/s or rad/s: a sound simulation never reaches this speed. MuJoCo itself gives up at 1e10, with a
+message on the terminal and in a file."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pose:
-    """What is to be seen of a sandbox after a step."""
+    """The visible state of a sandbox after a step."""
 
-    time: float  # s since the fork; negative where a replay has not got there yet
+    time: float  # s since the fork; negative in a replay before it gets there
     link_pos: np.ndarray  # float32 [L, 3], m; link i is body i + 1
     link_rot: np.ndarray  # float32 [L, 4], wxyz
     reward: float | None  # of the step; None: not known
     done: bool  # whether the environment says that the episode has ended with this step
-    trouble: str | None  # why it cannot go on, unless by `reset` or another fork
-    drag: np.ndarray | None  # float32 [2, 3], m: the point that is dragged, and where to
-    detail: Detail  # all that is known of the robot
+    trouble: str | None  # why it can't continue without `reset` or another fork
+    drag: np.ndarray | None  # float32 [2, 3], m: the point that is dragged, and its target
+    detail: Detail
 
 
 class Sandbox:
-    """A MuJoCo simulation of one robot that goes on from where the training had it.
+    """A MuJoCo simulation of one robot that continues from a moment of the training.
 
-    It is a copy in every respect: the training does not know of it. All methods are called by one
-    thread; there is no clock inside, `step` is one env step whenever it is called.
+    It shares nothing with the training, which doesn't notice it. One thread calls all methods.
+    There is no clock inside: `step` takes one env step whenever it is called.
     """
 
     def __init__(
@@ -67,17 +67,17 @@ class Sandbox:
             model: as `adapters.Adapter.mujoco_model` returns it.
             substeps: steps of the model per env step.
             repeat: env steps per action, and per `Detail` of a fork: the training's action repeat.
-            transplant: of the same environment, for a policy to drive, and for rewards.
-            seed: of what policies and environments draw.
+            transplant: of the same environment; needed for policies and rewards.
+            seed: of the random keys for policies and environments.
         """
         self._original = model
         self.model = copy.copy(model)
-        # Where it diverges, MuJoCo would start over from its first pose, and not say so.
+        # If it diverged, MuJoCo would silently start over from its first pose.
         self.model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
         self.data = mujoco.MjData(self.model)
         self.substeps, self.dt = substeps, substeps * float(model.opt.timestep)  # dt in s
         self.policy: Policy | None = None
-        self.no_policy: str | None = None  # why the environment's code cannot be used, if so
+        self.no_policy: str | None = None  # why the environment's code can't be used, if so
         self.gravity, self.friction = 1.0, 1.0
         self.masses = np.ones(model.nbody)  # factors
         self.pose: Pose
@@ -91,12 +91,12 @@ class Sandbox:
         self._state: Any = None  # of the environment, where there is a transplant
         self._moment: Moment
         self._steps = 0  # env steps since `_back_to`
-        self._began = 0  # which of the details that was
+        self._began = 0  # index of the detail it went back to
         self._impulses = np.zeros((model.nbody, 3))
         self._grip: tuple[int, np.ndarray, np.ndarray] | None = None
         self._back_to(None)
 
-    # From where, and moved by what.
+    # The start, and the driver.
 
     def fork(
         self,
@@ -106,17 +106,17 @@ class Sandbox:
     ) -> None:
         """Goes to a moment of an environment of the training.
 
-        Where the environment's code turns out not to be usable, `no_policy` says why, and all that
-        needs none goes on without.
+        If the environment's code turns out to be unusable, `no_policy` says why, and everything
+        that doesn't need it works without.
 
         Args:
-            details: of that moment, the last; before it, those of the steps that led there, for a
-                replay. Consecutive steps of one environment, and of one episode.
-            info: of the environment's `state.info` at that moment, by name; see
+            details: consecutive steps of one episode of one environment. The last is the moment to
+                go to; those before it are for a replay.
+            info: leaves of the environment's `state.info` at that moment, by name; see
                 `Transplant.start`.
 
         Raises:
-            ValueError: there is no detail, or it is of another model, or not finite.
+            ValueError: there is no detail, or one is of another model or not finite.
         """
         if not details:
             raise ValueError("details=[]: there must be at least the moment to go on from")
@@ -125,30 +125,30 @@ class Sandbox:
             if shapes != ((self.model.nq,), (self.model.nv,)):
                 raise ValueError(
                     f"qpos and qvel have shapes {shapes}, but the model has {self.model.nq} "
-                    f"and {self.model.nv}: it must be the one that the details are of"
+                    f"and {self.model.nv}: the details must be of the same model"
                 )
             if not (np.isfinite(detail.qpos).all() and np.isfinite(detail.qvel).all()):
-                raise ValueError("the state is not finite: there is no going on from there")
+                raise ValueError("the state is not finite: the robot can't continue from it")
         self._details, self._info = tuple(details), info
         self._back_to(len(details) - 1)
         self._controls = self._recorded()
         self.driver = "policy" if "policy" in self.drivers else "still"
 
     def reset(self) -> None:
-        """Back to the moment of the fork, or to where the replay begins; factors stay."""
+        """Goes back to the fork, or to the start of the replay; keeps the factors."""
         self._back_to(self._first() if self._details else None)
 
     @property
     def drivers(self) -> tuple[str, ...]:
-        """Those of `DRIVERS` that can be chosen now."""
+        """The members of `DRIVERS` that can be chosen now."""
         able = {"policy": self.policy is not None and self._transplant is not None}
         able["replay"] = bool(self._controls)
         return tuple(name for name in DRIVERS if able.get(name, True))
 
     @property
     def driver(self) -> str:
-        """One of `DRIVERS`. "replay" begins with the first of the details, and starts over after
-        the last, so that one sees at once what a change of gravity or mass does to it."""
+        """One of `DRIVERS`. "replay" starts at the first of the details and loops, so that the
+        effect of a change of gravity or mass can be seen at once."""
         return self._driver
 
     @driver.setter
@@ -158,12 +158,12 @@ class Sandbox:
         if driver not in self.drivers:
             needs = {
                 "policy": self.no_policy
-                or "it needs a policy, and the environment's code to ask it by",
+                or "it needs a policy, and the environment's code to get its observations",
                 "replay": "it needs the controls of at least two steps of the training",
             }
             raise ValueError(f"driver={driver!r} cannot be chosen: {needs[driver]}")
         self._driver = driver
-        # Zero would not do: a servo would be sent to the middle of its range.
+        # Zero controls are not "limp": they would send a servo to the middle of its range.
         off = int(mujoco.mjtDisableBit.mjDSBL_ACTUATION)
         flags = self.model.opt.disableflags & ~off
         flags |= off if driver == "limp" else self._original.opt.disableflags & off
@@ -171,40 +171,40 @@ class Sandbox:
         if driver == "replay":
             self._back_to(0)
 
-    # What the world is like: factors of what it was.
+    # The physics: factors of the model's values.
 
     def set_gravity(self, factor: float) -> None:
-        """Gravity, as a multiple of the model's."""
+        """Sets gravity, as a multiple of the model's."""
         self.gravity = _within("gravity", factor, GRAVITY)
         self.model.opt.gravity[:] = self._original.opt.gravity * factor
 
     def set_friction(self, factor: float) -> None:
-        """Friction of all contacts, of sliding, spinning and rolling, as multiples."""
+        """Sets all contacts' friction (sliding, spinning, rolling), as a multiple."""
         self.friction = _within("friction", factor, FRICTION)
         self.model.geom_friction[:] = self._original.geom_friction * factor
         self.model.pair_friction[:] = self._original.pair_friction * factor
 
     def set_mass(self, factor: float, body: int | None = None) -> None:
-        """Mass and inertia, as a multiple, of one body or of all.
+        """Sets mass and inertia, as a multiple, of one body or of all.
 
         Raises:
-            ValueError: the factor is out of its range, or there is no such body.
+            ValueError: the factor is out of range, or there is no such body.
         """
         _within("mass", factor, MASS)
         self.masses[slice(1, None) if body is None else self._checked(body)] = factor
         self.model.body_mass[:] = self._original.body_mass * self.masses
         self.model.body_inertia[:] = self._original.body_inertia * self.masses[:, None]
-        # What follows from masses is worked out in another MjData: it goes to qpos0 for it.
+        # Derive the constants in another MjData, as this resets its qpos to qpos0.
         mujoco.mj_setConst(self.model, mujoco.MjData(self.model))
 
-    # A hand in it.
+    # Pushing and dragging.
 
     def push(self, body: int, impulse: np.ndarray) -> None:
         """Pushes a body at its centre of mass, over the next env step.
 
         Args:
-            body: which, 1 or more.
-            impulse: [3], N s, in the world frame: what the robot's momentum changes by. Several
+            body: its index, 1 or more.
+            impulse: [3], N s, in the world frame: the change of the robot's momentum. Several
                 pushes before the next step add up.
 
         Raises:
@@ -213,11 +213,11 @@ class Sandbox:
         self._impulses[self._checked(body)] += _vector("impulse", impulse)
 
     def drag(self, body: int, point: np.ndarray, target: np.ndarray) -> None:
-        """Draws a body towards a target, as by a damped spring, until `release`.
+        """Pulls a body towards a target, as by a damped spring, until `release`.
 
         Args:
-            body: which, 1 or more.
-            point: [3], m, in the body's frame: where it is held.
+            body: its index, 1 or more.
+            point: [3], m, in the body's frame: where the spring is attached.
             target: [3], m, in the world frame.
 
         Raises:
@@ -226,24 +226,24 @@ class Sandbox:
         self._grip = (self._checked(body), _vector("point", point), _vector("target", target))
 
     def release(self) -> None:
-        """Lets go of what is dragged."""
+        """Ends the drag."""
         self._grip = None
 
-    # On.
+    # Stepping.
 
     @property
     def time(self) -> float:
-        """s since the fork; negative where a replay has not got there yet."""
+        """s since the fork; negative in a replay before it gets there."""
         behind = max(len(self._details) - 1 - self._began, 0) * self._repeat
         return (self._steps - behind) * self.dt
 
     @property
     def trouble(self) -> str | None:
-        """Why it cannot go on."""
+        """Why the simulation can't continue, if so."""
         return self.pose.trouble
 
     def step(self) -> Pose:
-        """One env step, unless there is trouble; `pose` after it."""
+        """Takes one env step, unless there is trouble, and returns `pose`."""
         if self.trouble is not None:
             return self.pose
         if self._steps % self._repeat == 0:
@@ -264,13 +264,13 @@ class Sandbox:
         if self._transplant is not None:
             before, self._moment = self._moment, Moment.of(self.data, *posed)
             self._state = self._transplant.after(self._state, self.action, before, self._moment)
-        # It is shown where it is; MuJoCo's poses are still those of the last substep's beginning.
+        # Update the poses: MuJoCo leaves those from the start of the last substep.
         mujoco.mj_kinematics(self.model, self.data)
         self.pose = self._seen()
         return self.pose
 
     def _decide(self) -> None:
-        """Puts the controls of the next step, and remembers the action that they are of."""
+        """Sets the next step's controls, and the action that they belong to."""
         if self._driver == "policy":
             assert self._transplant is not None and self.policy is not None
             self._key, key = jax.random.split(self._key)
@@ -289,12 +289,12 @@ class Sandbox:
             self.action = np.zeros_like(self.action)
 
     def _pull(self, body: int, point: np.ndarray, target: np.ndarray) -> None:
-        """Applies the force of dragging: m w^2 x - 2 m w v, with the robot's mass m, critical for
-        the robot as a whole.
+        """Applies the dragging force m w^2 x - 2 m w v, with the robot's mass m: critical damping
+        for the robot as a whole.
 
-        A light foot would be flung about by a spring that lifts the whole robot, so the force is
-        what it will be at the end of the substep, as an implicit integrator has it, by the mass
-        that the body has at this point.
+        A spring that lifts the whole robot would fling a light foot about. So the force is taken at
+        the end of the substep, as by an implicit integrator, with the body's effective mass at this
+        point.
         """
         model, data = self.model, self.data
         mujoco.mj_kinematics(model, data)
@@ -316,8 +316,8 @@ class Sandbox:
     def _diverged(self) -> str | None:
         data = self.data
         fastest = np.abs(data.qvel).max(initial=0.0)
-        # MuJoCo's own warnings of accelerations come too late to be the only sign, and not NaN
-        # alone: a NaN is larger than nothing.
+        # MuJoCo's own warnings of accelerations come too late to be the only check. `fastest` is
+        # compared by `<`, so a NaN counts as diverged.
         fine = fastest < RUNAWAY and np.isfinite(data.qpos).all() and np.isfinite(data.qacc).all()
         if fine and not any(data.warning[kind].number for kind in _BAD):
             return None
@@ -351,7 +351,7 @@ class Sandbox:
         return 0 if self._driver == "replay" else len(self._details) - 1
 
     def _back_to(self, index: int | None) -> None:
-        """Puts the robot as one of the details has it; None: as the model has it."""
+        """Puts the robot into the state of one of the details; None: the model's initial state."""
         model, data = self.model, self.data
         mujoco.mj_resetData(model, data)
         self._steps, self._impulses[:] = 0, 0
@@ -378,7 +378,7 @@ class Sandbox:
             self._moment, key, observation=detail.observation, info=self._info
         )
         self._did(detail)
-        # Asked in any case: what cannot be done must be known now.
+        # Always call it, so that unusable code is noticed now.
         ctrl = transplant.control(self._state, self.action, self._moment)
         if detail.ctrl is None and detail.action is not None:
             self.data.ctrl[:] = ctrl
@@ -388,7 +388,7 @@ class Sandbox:
             self.action = detail.action
 
     def _recorded(self) -> list[np.ndarray] | None:
-        """Controls that led from each of the details to the next; None: they are not known."""
+        """Returns the controls that led from each detail to the next; None if not known."""
         controls = []
         for detail in self._details[1:]:
             if detail.ctrl is not None:

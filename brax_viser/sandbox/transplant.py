@@ -1,9 +1,9 @@
-"""An environment's own code around another physics, so that a policy can drive what it never saw.
+"""Runs an environment's own code on another physics, so that its policy can drive a MuJoCo robot.
 
-The policy of an environment can only be asked by the environment's observations, which its own
-code makes of its own physics. Here that code is traced with the physics taken out: `step` is run
-as it is, but what it calls to advance the physics returns a state that has come from elsewhere,
-from a plain MuJoCo simulation for instance, and what it sends to the physics is written down.
+A policy needs the environment's observations, which the environment's code computes from its own
+physics. Here that code is traced without the physics: `step` runs unchanged, but the function that
+it calls to advance the physics returns a given state, for instance from a plain MuJoCo simulation,
+and records the controls that it is given.
 """
 
 import contextlib
@@ -34,22 +34,22 @@ FORCES = (
     "qfrc_constraint",
     "sensordata",
 )
-"""What MuJoCo's own physics makes of forces, and an environment may observe: accelerometers feel a
-push, and gravity that is not the training's, which MJX could not work out of coordinates."""
+"""Forces, and fields computed from them, that an environment may observe. They come from MuJoCo:
+accelerometers feel a push or a changed gravity, which MJX couldn't compute from coordinates."""
 
 
 class CannotTransplant(ValueError):
-    """The environment's code cannot be put around another physics; the text says why."""
+    """The environment's code can't be run on another physics; the text says why."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Moment:
-    """A state of MuJoCo's, with what an environment's code may look at.
+    """A state of MuJoCo, with all fields that an environment's code may read.
 
-    After `mj_step`, as after `mjx.step`, coordinates are those that the step has led to, while
-    poses, sensors and forces are those that it began with. Policies that are trained on MJX or
-    Warp have learnt on that, and so are given it.
+    After `mj_step`, as after `mjx.step`, coordinates are those at the end of the step, while poses,
+    sensors and forces are those at its start. Policies trained on MJX or Warp have learnt from such
+    states, so they are given the same.
     """
 
     qpos: np.ndarray  # float [nq]
@@ -59,8 +59,8 @@ class Moment:
     mocap_pos: np.ndarray  # float [nmocap, 3], m
     mocap_quat: np.ndarray  # float [nmocap, 4], wxyz
     time: np.ndarray  # float [], s
-    posed_qpos: np.ndarray  # float [nq], that poses and forces are those of
-    posed_qvel: np.ndarray  # float [nv]
+    posed_qpos: np.ndarray  # float [nq], coordinates that the poses and forces belong to
+    posed_qvel: np.ndarray  # float [nv], likewise
     forces: Mapping[str, np.ndarray]  # `FORCES`, in MuJoCo's shapes
 
     @classmethod
@@ -70,11 +70,11 @@ class Moment:
         posed_qpos: np.ndarray | None = None,
         posed_qvel: np.ndarray | None = None,
     ) -> "Moment":
-        """Copies all that is needed of `data`.
+        """Copies the needed fields of `data`.
 
         Args:
             data: after `mj_forward`, or after `mj_step`.
-            posed_qpos: [nq], the coordinates that the last `mj_step` began with; None after
+            posed_qpos: [nq], the coordinates before the last `mj_step`; None after
                 `mj_forward`.
             posed_qvel: [nv], likewise.
         """
@@ -89,11 +89,10 @@ class Moment:
 
 
 class Policy:
-    """What a trainer hands out of its policy, on the CPU.
+    """A policy passed by a trainer, on the CPU.
 
-    Stock trainers call `policy_params_fn(num_steps, make_policy, params)`. As long as
-    `make_policy` is the same function and the parameters have the same shapes, nothing is compiled
-    again for new ones.
+    Stock trainers call `policy_params_fn(num_steps, make_policy, params)`. New parameters need no
+    compilation if `make_policy` is the same function and they have the same shapes.
     """
 
     def __init__(self, make_policy: Callable[..., Any], params: Any):
@@ -102,13 +101,13 @@ class Policy:
 
 
 class Transplant:
-    """The code of one environment, without its physics; compiled for the CPU, call by call.
+    """The code of one environment without its physics, compiled for the CPU.
 
-    Works on a copy of the environment, so that a training that is being traced meanwhile, in
-    another thread, is not disturbed. All methods are called by one thread.
+    Works on a copy of the environment, so that a training traced at the same time in another thread
+    is not disturbed. One thread calls all methods.
 
-    What the environment itself does to its physics, besides controlling it, is left out: pushes
-    that some of Playground's give themselves between steps, and mocap bodies that they move.
+    Other effects of the environment on its physics than controls are left out: in Playground, some
+    environments push their robots between steps, or move mocap bodies.
     """
 
     def __init__(self, adapter: Environment):
@@ -130,8 +129,8 @@ class Transplant:
                 raise CannotTransplant(f"{adapter.name} is neither Brax's nor Playground's")
         self._name = adapter.name
         self.action_size = int(self._physics.base.action_size)
-        self.traces = 0  # of anything at all: to see that nothing is compiled twice
-        # Its own, so that it is traced once and not for each of those below.
+        self.traces = 0  # of all functions: tests check by it that nothing is compiled twice
+        # Jitted separately, so that it is traced once and not for each function below.
         self._at = jax.jit(self._physics.at)
         self._reset_jit = self._compiled(self._reset)
         self._after_jit = self._compiled(lambda *args: self._stepped(*args)[0])
@@ -146,18 +145,18 @@ class Transplant:
         observation: Mapping[str, np.ndarray] | None = None,
         info: Mapping[str, np.ndarray] | None = None,
     ) -> Any:
-        """A state of the environment at some moment, for the other methods.
+        """Makes a state of the environment at some moment, for the other methods.
 
         Args:
-            moment: where its physics is.
-            key: for `reset`, which all that is not known is taken from.
-            observation: by name, float [O]; "" where it has no names. What of the observations is
-                missing, or has another shape, is worked out of the moment as a step would.
-            info: leaves of `state.info` by their names, "a/b" for a nested one. Those of `reset`
-                are replaced by them where the shape is the same. Random keys are not.
+            moment: of its physics.
+            key: for `reset`, which fills in everything that isn't known.
+            observation: by name, float [O]; "" if it has no names. Parts that are missing or have
+                another shape are computed from the moment as in a step.
+            info: leaves of `state.info` by their names, "a/b" for a nested one. They replace those
+                of `reset` where the shape is the same, except for random keys.
 
         Returns:
-            The environment's state without its physics, which goes by moments beside it.
+            The environment's state without its physics, which moments hold instead.
         """
         with jax.default_device(self.device):
             state = self._reset_jit(jax.device_put(key, self.device))
@@ -170,10 +169,11 @@ class Transplant:
             return replaced(state, obs=_with_leaves(own, named))
 
     def control(self, state: Any, action: np.ndarray | jax.Array, moment: Moment) -> np.ndarray:
-        """What the environment sends to the physics on an action [A]: ctrl, float [nu].
+        """Returns ctrl, float [nu], which the environment sends to the physics on an action [A].
 
         Raises:
-            CannotTransplant: it does not step the physics just once; so do `act` and `after`.
+            CannotTransplant: `step` can't be transplanted, e.g. as it doesn't step the physics
+                exactly once; so do `start`, `act` and `after`.
         """
         with jax.default_device(self.device):
             return np.asarray(self._control_jit(state, action, moment))
@@ -181,7 +181,8 @@ class Transplant:
     def act(
         self, policy: Policy, state: Any, moment: Moment, key: jax.Array
     ) -> tuple[jax.Array, np.ndarray]:
-        """(action [A], ctrl [nu]) of a policy that takes no chances, on the state's observation."""
+        """Returns (action [A], ctrl [nu]) of the policy, deterministic where it can be, on the
+        state's observation."""
         with jax.default_device(self.device):
             key = jax.device_put(key, self.device)
             action, ctrl = self._act_jit(policy.make, policy.params, state, moment, key)
@@ -190,20 +191,20 @@ class Transplant:
     def after(
         self, state: Any, action: np.ndarray | jax.Array, before: Moment, moment: Moment
     ) -> Any:
-        """The state after a step on which the physics has gone from one moment to another.
+        """Returns the state after a step in which the physics went from one moment to another.
 
         Args:
-            state: before it.
-            action: float [A], what the policy did.
-            before: where the physics was.
-            moment: where it is now.
+            state: before the step.
+            action: float [A], of the policy.
+            before: the physics before the step.
+            moment: the physics after it.
         """
         with jax.default_device(self.device):
             return self._after_jit(state, action, before, moment)
 
     def _compiled(self, function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
-        # Told where everything is, it makes no difference between host arrays, results of its own
-        # and arrays that were put there, each of which it would compile anew for.
+        # With explicit shardings, jit doesn't compile again for host arrays, its own results and
+        # arrays put on the device.
         here = jax.sharding.SingleDeviceSharding(self.device)
         return jax.jit(function, in_shardings=here, out_shardings=here, **settings)
 
@@ -218,13 +219,13 @@ class Transplant:
         return action, self._control(state, action, moment)
 
     def _control(self, state: Any, action: Any, moment: Moment) -> jax.Array:
-        # All that comes after the physics is computed for nothing, so XLA leaves it out.
+        # XLA removes all that the step computes after the physics, as it isn't used.
         return self._stepped(state, action, moment, moment)[1]
 
     def _stepped(
         self, state: Any, action: Any, before: Moment, moment: Moment
     ) -> tuple[Any, jax.Array]:
-        """Traces a step: (the state after it, ctrl)."""
+        """Traces a step. Returns (the state after it, ctrl)."""
         self.traces += 1
         physics, sent = self._physics, []
         outside = opaque_trace_state()
@@ -234,7 +235,7 @@ class Transplant:
             sent.append((ctrl, opaque_trace_state() == outside))
             return then
 
-        # Some write into the dicts of the state that they are given, which is the caller's.
+        # Copy: some environments write into the dicts of the given state, which is the caller's.
         state = jax.tree.map(lambda x: x, state)
         with physics.replaced(step):
             state = replaced(state, **{physics.field: self._at(before)})
@@ -260,13 +261,13 @@ class Transplant:
 
     def _without_physics(self, state: Any) -> Any:
         state = replaced(state, **{self._physics.field: None})
-        # A Python number among the leaves would be another type than the array it becomes by the
-        # next step, and a reason to compile everything twice.
+        # A Python number among the leaves would become an array in the next step: another type,
+        # for which everything would be compiled twice.
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), state)
 
 
 class _Brax:
-    """The physics of a Brax environment, to be replaced."""
+    """Replaces the physics of a Brax environment."""
 
     field = "pipeline_state"
     stepper = "self.pipeline_step"
@@ -291,9 +292,9 @@ class _Brax:
 
 
 class _Playground:
-    """The physics of one of MuJoCo Playground's environments, to be replaced.
+    """Replaces the physics of a MuJoCo Playground environment.
 
-    Always MJX's JAX implementation, for Warp needs a GPU, and the numbers are the same.
+    Always uses MJX's JAX implementation: Warp needs a GPU, and the numbers are the same.
     """
 
     field = "data"
@@ -307,9 +308,7 @@ class _Playground:
             try:
                 model = mjx.put_model(adapter.mj_model, impl="jax")
             except NotImplementedError as error:
-                raise CannotTransplant(
-                    f"{adapter.name} can be run by Warp alone: {error}"
-                ) from None
+                raise CannotTransplant(f"{adapter.name} runs only on Warp: {error}") from None
             if not give_playground_model(self.base, model):
                 raise CannotTransplant(f"{adapter.name} keeps its model elsewhere than others do")
         self._mj_model, self._mjx = adapter.mj_model, mjx
@@ -324,7 +323,7 @@ class _Playground:
 
     @contextlib.contextmanager
     def replaced(self, step: Callable[[Any], Any]) -> Iterator[None]:
-        """Its environments call a function of a module: it is another one meanwhile, for us."""
+        """Patches the module function that Playground's environments call, for this thread."""
         ours = threading.get_ident()
         with _PATCHING:
             real = self._module.step
@@ -342,12 +341,12 @@ class _Playground:
 
 
 _PATCHING = threading.RLock()
-"""Held while a function of Playground's is another one: two that put back what they had found
-would leave one of theirs behind."""
+"""Held while Playground's function is patched: of two interleaved patches, the last to be undone
+could restore the other one."""
 
 
 def _coordinates(moment: Moment) -> dict[str, Any]:
-    """Fields of MJX's data that are not those of the posed coordinates."""
+    """Returns the fields of MJX's data that don't follow from the posed coordinates."""
     return {
         "qpos": moment.qpos,
         "qvel": moment.qvel,
@@ -370,7 +369,7 @@ def _cpu() -> Any:
 
 
 def _takes_chances(make_policy: Callable[..., Any]) -> bool:
-    """Whether it can be told not to. Evolution strategies' policies have nothing to be told."""
+    """Whether the policy can be made deterministic; evolution strategies' policies always are."""
     return "deterministic" in inspect.signature(make_policy).parameters
 
 
@@ -379,7 +378,7 @@ def _fits(value: Any, like: Any) -> bool:
 
 
 def _with_leaves(tree: Any, named: Mapping[str, Any], *, keep_keys: bool = False) -> Any:
-    """The tree with those of its leaves replaced that are named and have the right shape."""
+    """Returns the tree with the named leaves replaced, where the shapes are the same."""
 
     def leaf(path: Any, own: Any) -> Any:
         value = named.get(jax.tree_util.keystr(path, simple=True, separator="/"))
@@ -391,5 +390,5 @@ def _with_leaves(tree: Any, named: Mapping[str, Any], *, keep_keys: bool = False
 
 
 def _is_key(x: jax.Array) -> bool:
-    """Of either kind: old ones are unsigned integers, which have nothing else to say here."""
+    """Whether `x` is a random key, typed or old style: any uint32 counts as a key here."""
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key) or x.dtype == jnp.uint32

@@ -1,4 +1,4 @@
-"""How far twins have gone from their environments, over the last seconds that were on screen."""
+"""Records how far twins have drifted from their environments over the last seconds on screen."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -8,32 +8,32 @@ import numpy as np
 from brax_viser.records.frame import Frame
 
 MOST_POINTS = 300
-"""Of a curve: the page is sent all of it each time."""
+"""Maximum points of a curve: the page is sent the whole curve each time."""
 
 GAP_SECONDS = 1.0
-"""s of robot time between two steps on screen, from which on they are of two stretches."""
+"""s of robot time: two steps on screen this far apart belong to different stretches."""
 
 _NOBODY = np.zeros(0, np.int32)
 
 MEASURES = ("root", "bodies", "joints")
-"""What is measured: see `frame.Ghost`."""
+"""The distances measured: see `frame.Ghost`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Drift:
-    """Of the environments that have a twin, at one step: arrays [T]."""
+    """The distances between environments and their twins at one step: arrays [T]."""
 
-    env_steps: int  # batched, of the rollout
-    env_index: np.ndarray  # int32, which environments
-    seconds: np.ndarray  # s of robot time since both were the same
-    root: np.ndarray  # m, between the links that roam, or the first ones
-    bodies: np.ndarray  # m, between links, the mean over all of a robot
-    joints: np.ndarray  # rad, between hinges and balls, the mean over all of a robot
+    env_steps: int  # batched steps of the rollout
+    env_index: np.ndarray  # int32
+    seconds: np.ndarray  # s of robot time since both had the same state
+    root: np.ndarray  # m, between the links that roam, or the first links
+    bodies: np.ndarray  # m, mean over all links of a robot
+    joints: np.ndarray  # rad, mean over all hinge and ball joints of a robot
     passed: np.ndarray  # s after which `bodies` passed the threshold; inf: not yet
 
     @classmethod
     def of(cls, frame: Frame) -> "Drift | None":
-        """None where nobody has a twin."""
+        """Reads the drift off a frame; None if no environment has a twin."""
         ghost = frame.ghost
         if ghost is None or not ghost.there.any():
             return None
@@ -45,30 +45,30 @@ class Drift:
 @dataclass(frozen=True, eq=False)
 class _Point:
     seconds: float  # s of robot time shown so far
-    env_index: np.ndarray  # int32 [K], of those that have a twin
+    env_index: np.ndarray  # int32 [K], environments that have a twin
     values: np.ndarray  # float32 [3, K], of `MEASURES`
-    # float [3], over all; kept, because the panel asks for all of a curve again and again.
+    # float [3], over all K; kept because the panel asks for whole curves again and again.
     median: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """Over the last P steps that were on screen; NaN where there is a gap."""
+    """The drift over the last P steps on screen; NaN where there is a gap."""
 
-    seconds: np.ndarray  # float [P], s of robot time before the newest, the oldest first
-    median: np.ndarray  # float [3, P], of `MEASURES`, over all that have a twin
-    selected: np.ndarray  # float [3, P], of one environment
+    seconds: np.ndarray  # float [P], s of robot time relative to the newest (<= 0), oldest first
+    median: np.ndarray  # float [3, P], of `MEASURES`, over all environments that have a twin
+    selected: np.ndarray  # float [3, P], of the selected environment
 
 
 class DriftLog:
-    """Of one rollout. Used by the page's loop alone."""
+    """The drift curves of one rollout. Used only by the page's loop."""
 
     def __init__(self) -> None:
         self._points: deque[_Point] = deque(maxlen=MOST_POINTS)
         self._last: Frame | None = None
 
     def add(self, frame: Frame, dt: float) -> None:
-        """A frame is on screen, `dt` s of robot time after the step before it."""
+        """Adds a frame that is on screen; one batched step takes `dt` s of robot time."""
         last, self._last = self._last, frame
         if frame.ghost is None or frame is last:
             return
@@ -76,9 +76,9 @@ class DriftLog:
         before = self._points[-1].seconds if self._points else 0.0
         passed = 0.0 if last is None else dt * (frame.env_steps - last.env_steps)
         if passed == 0.0 and self._points:
-            return  # the training is held, and is looked at again
+            return  # the training is held, and the same step is shown again
         if self._points and not 0.0 < passed < GAP_SECONDS:
-            # Another stretch: the curve is broken off, for nothing leads from the one to the other.
+            # Another stretch: break the curve, as no steps connect the two.
             before, passed = before + dt, dt
             self._append(before, _NOBODY, np.zeros((len(MEASURES), 0), np.float32))
         seconds = before + passed
@@ -86,7 +86,7 @@ class DriftLog:
         self._append(seconds, frame.env_index[there], values)
 
     def curves(self, selected_env: int | None) -> Curves | None:
-        """What there is to plot; None if nothing is."""
+        """Returns the curves to plot; None if there are no points."""
         if not self._points:
             return None
         seconds = np.array([point.seconds for point in self._points])
@@ -104,9 +104,9 @@ class DriftLog:
 
 
 def _median(values: np.ndarray) -> np.ndarray:
-    """float [3], of [3, K], of those that are finite; NaN where none is."""
+    """Returns the medians [3] of the finite values in [3, K]; NaN for a row that has none."""
     if values.size and np.isfinite(values).all():
-        return np.median(values, axis=1)  # a third of the time of one row after the other
+        return np.median(values, axis=1)  # takes a third of the time of the loop below
     found = np.full(len(values), np.nan)
     for row, numbers in enumerate(values):
         known = numbers[np.isfinite(numbers)]

@@ -1,4 +1,4 @@
-"""How MuJoCo takes the steps of twins: many at once, on threads that let others go first."""
+"""Steps twins in MuJoCo, many at once, on low-priority threads."""
 
 import os
 import threading
@@ -13,23 +13,23 @@ from brax_viser.process import MORE, lower_priority
 from brax_viser.records.frame import Coordinates, Frame
 
 MOST_THREADS = 4
-"""A twin takes tens of microseconds a step: more threads would only wait for each other."""
+"""A step of a twin takes tens of microseconds: more threads would only wait for each other."""
 
 STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS
-"""All that a step begins with, but for its control."""
+"""All inputs of a step except its control."""
 
 
 @dataclass(eq=False)
 class Twin:
-    """One environment's, from where it started to where it starts anew."""
+    """The twin of one environment, from one start to the next restart."""
 
     model: mujoco.MjModel
-    own: Mapping[str, np.ndarray]  # in what the model differs from the one that is shared
+    own: Mapping[str, np.ndarray]  # the fields in which the model differs from the shared one
     passed: float = np.inf  # s after which the threshold was passed
 
     def passes(self, seconds: float, distance: float, limit: float) -> float:
-        """Takes note of where it is; returns `passed`, inf until then."""
-        # What has no distance has no limit that it would keep.
+        """Records the distance after `seconds`; returns `passed`, inf while within the limit."""
+        # A NaN distance counts as over the limit.
         if not distance <= limit:
             self.passed = min(self.passed, seconds)
         return self.passed
@@ -37,29 +37,29 @@ class Twin:
 
 @dataclass(frozen=True, eq=False)
 class TwinState:
-    """A twin, after a step that was seen of its environment."""
+    """A twin's state after a step that its environment was seen to take."""
 
     twin: Twin
-    steps: int  # since both were the same
+    steps: int  # since both had the same state
     state: np.ndarray  # float64 [S], of `STATE`
-    warmstart: np.ndarray  # float64 [nv], where MuJoCo's solver begins
+    warmstart: np.ndarray  # float64 [nv], `qacc_warmstart` for MuJoCo's solver
     link_pos: np.ndarray  # float32 [L, 3], m
     link_rot: np.ndarray  # float32 [L, 4], wxyz
-    env_steps: int  # batched, of the rollout
+    env_steps: int  # batched steps of the rollout
     episode_length: int
-    astray: bool = False  # its numbers are no longer finite
+    astray: bool = False  # its simulation has diverged
 
 
 @dataclass(eq=False)
 class Segment:
-    """Steps of a twin that follow each other, all to be taken at once."""
+    """Consecutive steps of a twin, all taken at once."""
 
     slot: int  # of its environment in the batch
     before: TwinState
-    env_steps: int  # after the last of the steps; batched, of the rollout
+    env_steps: int  # batched steps of the rollout after the last of `steps`
     episode_length: int  # likewise
-    steps: list[int] = field(default_factory=list)  # to which frame each of them leads
-    seen: list[tuple[int, int]] = field(default_factory=list)  # (frame, after how many steps)
+    steps: list[int] = field(default_factory=list)  # index of the frame that each step leads to
+    seen: list[tuple[int, int]] = field(default_factory=list)  # (frame, steps taken until then)
 
     @classmethod
     def after(cls, slot: int, moment: TwinState) -> "Segment":
@@ -68,17 +68,17 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """F frames that follow each other, of T environments that have a twin."""
+    """F consecutive frames of T environments that have a twin."""
 
     frames: Sequence[Frame]
     rows: np.ndarray  # int [T], of the environments in the frames
-    envs: list[int]  # T of them
-    env_steps: list[int]  # F of them; batched, of the rollout
+    envs: list[int]  # [T]
+    env_steps: list[int]  # [F], batched steps of the rollout
     episode_length: list[list[int]]  # [F][T]
-    finite: list[list[bool]]  # [F][T], whether there is a place to start from
+    finite: list[list[bool]]  # [F][T], whether the coordinates are finite
     link_pos: np.ndarray  # float32 [F, T, L, 3], m
     qpos: np.ndarray  # float32 [F, T, nq]
-    # Float64 [F, T, C]: what a step is taken with, in the order of `mujoco.mjtState`.
+    # Float64 [F, T, C]: ctrl and mocap poses of each step, in the order of `mujoco.mjtState`.
     control: np.ndarray
     mocap: tuple[np.ndarray, np.ndarray] | None  # float32 [F, T, nmocap, 3], [F, T, nmocap, 4]
 
@@ -114,20 +114,20 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class StepResult:
-    """Segments whose steps are taken. Their states follow each other in arrays of P moments:
-    where it was before its steps, and then after each of them."""
+    """Segments after their steps. The segments' states are concatenated in arrays of P moments:
+    for each segment the state before its steps, then the one after each step."""
 
     segments: Sequence[Segment]
-    begins: Sequence[int]  # of each segment, its first moment
+    begins: Sequence[int]  # index of each segment's first moment
     states: np.ndarray  # float64 [P, S], of `STATE`
     warmstarts: np.ndarray  # float64 [P, nv]
     link_pos: np.ndarray  # float32 [P, L, 3], m
     link_rot: np.ndarray  # float32 [P, L, 4], wxyz
-    # Of those of the segments that went astray, by their place: how many of their steps were sound.
+    # For segments that diverged, by index in `segments`: number of steps before that.
     sound: Mapping[int, int]
 
     def last(self, at: int, batch: Batch) -> TwinState:
-        """Of one of the segments, the last that was seen."""
+        """Returns the state of segment number `at` in the last frame in which it was seen."""
         segment = self.segments[at]
         steps = segment.seen[-1][1]
         if not steps:
@@ -147,10 +147,10 @@ class StepResult:
 
 
 class Stepping:
-    """Threads that step, and what they step with. Used by one thread at a time."""
+    """The threads that step twins, and their `MjData`. Used by one thread at a time."""
 
     def __init__(self, model: mujoco.MjModel, substeps: int, *, lags: bool, threads: int | None):
-        """Starts the threads; see `twin.Twins`."""
+        """Starts the threads; see `twins.Twins`."""
         self._model, self._substeps, self._lags = model, substeps, lags
         self._spec = mujoco.mjtState.mjSTATE_CTRL
         if model.nmocap:
@@ -167,18 +167,18 @@ class Stepping:
         self._pool.close()
 
     def touches(self, moment: TwinState) -> bool:
-        """Whether MuJoCo finds any contact of a twin."""
+        """Whether MuJoCo finds a penetrating contact of a twin."""
         data = self._placed
         data.qpos[:] = moment.state[1 : 1 + self._model.nq]
         mujoco.mj_fwdPosition(moment.twin.model, data)
         return bool((data.contact.dist < 0).any())
 
     def take(self, segments: Sequence[Segment], batch: Batch) -> StepResult:
-        """Takes all steps of segments."""
+        """Takes all steps of the segments."""
         before = [segment.before for segment in segments]
         moments = np.array([1 + len(segment.steps) for segment in segments])
         begins = moments.cumsum() - moments
-        # What is not stepped is already there: where each segment was before its steps.
+        # Fills all moments with the state before each segment's steps; stepped ones are replaced.
         states, warmstarts, link_pos, link_rot = (
             np.array([getattr(moment, name) for moment in before]).repeat(moments, axis=0)
             for name in ("state", "warmstart", "link_pos", "link_rot")
@@ -187,11 +187,11 @@ class Stepping:
         result = StepResult(
             segments, begins.tolist(), states, warmstarts, link_pos, link_rot, sound
         )
-        steps = np.arange(len(states)) - begins.repeat(moments)  # before each of the moments
+        steps = np.arange(len(states)) - begins.repeat(moments)  # taken before each moment
         after = np.flatnonzero(steps)
         if not len(after):
             return result
-        earlier = np.empty_like(states)  # by one substep
+        earlier = np.empty_like(states)  # one substep before `states`
         by_length: dict[int, list[int]] = {}
         for at, segment in enumerate(segments):
             if segment.steps:
@@ -204,12 +204,12 @@ class Stepping:
                 earlier[into] = traces[:, :, -2]
         if self._substeps == 1:
             earlier[1:] = states[:-1]
-        # What the solver has found is not handed out. It is where it begins next, no more.
+        # The rollout doesn't return the warm start: compute the last substep's acceleration.
         velocity = slice(1 + self._model.nq, 1 + self._model.nq + self._model.nv)
         pushed = (states[after] - earlier[after])[:, velocity]
         warmstarts[after] = pushed / self._model.opt.timestep
         self._place(result, batch, earlier if self._lags else states)
-        # MuJoCo begins anew by itself, at time 0, where its numbers have gone astray.
+        # MuJoCo resets a diverging simulation by itself, with the time back at 0.
         due = states[begins, 0].repeat(moments) + self.step_seconds * (steps - 0.01)
         fine = (steps == 0) | (np.isfinite(states).all(axis=1) & (states[:, 0] >= due))
         if not fine.all():
@@ -222,8 +222,8 @@ class Stepping:
         return result
 
     def _rollout(self, segments: Sequence[Segment], start: np.ndarray, batch: Batch) -> np.ndarray:
-        """float64 [R, n, substeps, S]: n steps of each of R segments, from states [R, S]; all at
-        once and without the interpreter's lock."""
+        """Takes n steps of each of R segments from states [R, S], all at once and without the
+        interpreter's lock. Returns the states, float64 [R, n, substeps, S]."""
         count, length = len(segments), len(segments[0].steps)
         slots = np.array([[segment.slot] for segment in segments])
         control = batch.control[np.array([segment.steps for segment in segments]), slots]
@@ -234,24 +234,24 @@ class Stepping:
             start,
             control.repeat(self._substeps, axis=1),
             control_spec=int(self._spec),
-            skip_checks=True,  # of shapes, in Python: 0.08 ms of 0.2 for a call beside a training
+            skip_checks=True,  # saves 0.08 of 0.2 ms per call beside a training
             nstep=states.shape[1],
             initial_warmstart=np.array([segment.before.warmstart for segment in segments]),
             state=states,
-            # One part for each thread: they would be woken for each of more parts.
+            # One chunk per thread: with more, threads would be woken for each of them.
             chunk_size=-(-count // len(self._data)),
         )
         return states.reshape(count, length, self._substeps, -1)
 
     def _place(self, result: StepResult, batch: Batch, states: np.ndarray) -> None:
-        """Fills in the links after each step, as they are in `states`, [P, S]."""
+        """Fills in the link poses after each step, as given by `states`, [P, S]."""
         data, places = self._placed, states[:, 1 : 1 + self._model.nq]
         qpos, xpos, xquat = data.qpos, data.xpos[1:], data.xquat[1:]
         for segment, begin in zip(result.segments, result.begins, strict=True):
             model = segment.before.twin.model
             for moment, index in enumerate(segment.steps, begin + 1):
                 qpos[:] = places[moment]
-                if batch.mocap is not None:  # bodies that no physics moves
+                if batch.mocap is not None:  # poses of bodies that the physics doesn't move
                     pos, quat = (values[index, segment.slot] for values in batch.mocap)
                     data.mocap_pos[:], data.mocap_quat[:] = pos, quat
                 mujoco.mj_kinematics(model, data)
@@ -264,11 +264,11 @@ def coordinates_of(frame: Frame) -> Coordinates:
 
 
 def _modest_pool(threads: int) -> Rollout:
-    """Threads that let the caller's go first as well: nobody waits for them."""
+    """Starts a pool of threads of lower priority than the caller's; no thread waits for them."""
     made: list[Rollout] = []
 
     def make() -> None:
-        lower_priority(MORE)  # in a thread that ends here: those that it starts inherit it
+        lower_priority(MORE)  # of this short-lived thread; the threads that it starts inherit it
         made.append(Rollout(nthread=threads))
 
     maker = threading.Thread(target=make, name="brax_viser twins' threads")

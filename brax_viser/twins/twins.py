@@ -1,4 +1,4 @@
-"""MuJoCo simulations that are driven by what the policy does in the training, beside it."""
+"""Simulates twins: MuJoCo copies of environments, driven by the controls of the training."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -22,40 +22,41 @@ from brax_viser.twins.stepping import (
 )
 
 DRIFT_LIMIT = 0.1
-"""m, mean distance between the links of the two, up to which they count as agreeing."""
+"""m: up to this mean distance between their links, environment and twin count as agreeing."""
 
 _ALIKE: Mapping[str, np.ndarray] = {}
 
 
 class Twins:
-    """Simulations of the environments of one rollout. Used by one thread at a time.
+    """The twins of the environments of one rollout. Used by one thread at a time.
 
     A twin starts from the environment's own qpos and qvel, and is stepped with the control that
-    went to the training's physics in each of the following steps, by the same time step and as
-    often. Where a step is missing, or the environment was reset, it starts anew from where the
-    environment is.
+    went to the training's physics in each of the following steps, with the same time step and
+    number of substeps. After a missing step or a reset of the environment, it restarts from the
+    environment's state.
     """
 
     def __init__(
         self, model: mujoco.MjModel, substeps: int, *, lags: bool, threads: int | None = None
     ):
-        """Makes none yet.
+        """Starts the threads; twins are made as frames come.
 
         Args:
-            model: of the training, as `adapters.Adapter.mujoco_model` gives it; is not changed.
-            substeps: of the physics, per environment step; at least 1.
-            lags: whether the links of a frame are where they were before the last substep, as MJX
-                and MuJoCo itself leave them behind.
-            threads: that step, besides the caller's; None: half of the processors.
+            model: the training's, as `adapters.Adapter.mujoco_model` returns it; not changed.
+            substeps: physics substeps per environment step; at least 1.
+            lags: whether a frame's link poses are those before the last substep, as MJX and MuJoCo
+                leave them after a step.
+            threads: number of stepping threads besides the caller's; None: half of the processors,
+                up to `MOST_THREADS`.
         """
         self.limit = DRIFT_LIMIT  # m
-        self.every: int | None = None  # steps after which to start anew, all the same
+        self.every: int | None = None  # steps after which a twin restarts in any case
         self._model = model
         self._stepping = Stepping(model, substeps, lags=lags, threads=threads)
-        self._moments: dict[int, TwinState] = {}  # by environment, the last
+        self._moments: dict[int, TwinState] = {}  # last state by environment
         self._anew = False
-        # Is never stepped: but for what it is given, it is as the model begins. To make one for
-        # each start would take longer than many steps.
+        # Never stepped: apart from the state that `_start` sets, it is in the model's initial
+        # state. Making one per start would take longer than many steps.
         self._starting = mujoco.MjData(model)
         self._root = (roaming_body(model) or 1) - 1
         self._hinges = model.jnt_qposadr[model.jnt_type == mujoco.mjtJoint.mjJNT_HINGE.value]
@@ -67,11 +68,11 @@ class Twins:
         self._stepping.close()
 
     def start_anew(self) -> None:
-        """With the next frame all twins start from where their environments are then."""
+        """Has all twins restart from their environments' states in the next frame."""
         self._anew = True
 
     def touching(self, envs: Sequence[int]) -> np.ndarray:
-        """bool, for each of these environments: whether MuJoCo finds any contact of its twin."""
+        """Returns bool [len(envs)]: whether MuJoCo finds a penetrating contact of each twin."""
         known = [self._moments.get(env) for env in envs]
         found = [x is not None and not x.astray and self._stepping.touches(x) for x in known]
         return np.array(found, bool)
@@ -82,16 +83,19 @@ class Twins:
         rows: Sequence[int],
         own: Mapping[int, Mapping[str, np.ndarray]],
     ) -> list[Ghost]:
-        """Steps the twins of some environments to a frame, and on to those after it.
+        """Steps the twins of some environments through one or more frames.
 
-        Several frames at once cost less than one by one: MuJoCo and Python each find in the
-        processor's caches what they need again.
+        Several frames at once cost less than one by one: MuJoCo and Python each find their data
+        in the processor's caches.
 
         Args:
-            frames: of the next batched steps, of the same environments; one at least. They have
-                coordinates, and their ctrl if the model has any actuator.
-            rows: which of the environments have a twin.
-            own: by environment, in what its model differs from the one that is shared.
+            frames: of the next batched steps, of the same environments; at least one. They have
+                coordinates, including ctrl if the model has any actuator.
+            rows: rows of the environments that have a twin.
+            own: by environment, the fields in which its model differs from the shared one.
+
+        Returns:
+            The ghosts of each frame.
         """
         batch = Batch.of(frames, rows)
         segments: list[Segment] = []
@@ -121,7 +125,7 @@ class Twins:
         known: TwinState | None,
         own: Mapping[str, np.ndarray],
     ) -> list[Segment]:
-        """How one twin gets to some of the frames, in their order; `known` is where it was."""
+        """Plans the segments that lead one twin from `known` to the frames in `indices`."""
         segment = Segment.after(slot, known) if known is not None else None
         segments = [segment] if segment is not None else []
         for index in indices:
@@ -130,7 +134,7 @@ class Twins:
                 segment = None
                 continue
             if segment is not None and env_steps == segment.env_steps:
-                pass  # the training is held, and is looked at again
+                pass  # the training is held, and the same step is shown again
             elif (
                 segment is not None
                 and env_steps == segment.env_steps + 1
@@ -149,7 +153,7 @@ class Twins:
     def _start(
         self, batch: Batch, index: int, slot: int, own: Mapping[str, np.ndarray]
     ) -> TwinState:
-        """A twin that is where its environment is."""
+        """Starts a twin in its environment's state."""
         frame, row = batch.frames[index], batch.rows[slot]
         coordinates = coordinates_of(frame)
         known = self._moments.get(batch.envs[slot])
@@ -175,7 +179,7 @@ class Twins:
         )
 
     def _lost(self, result: StepResult, batch: Batch) -> list[Segment]:
-        """How twins that went astray get to the frames after that: anew."""
+        """Plans segments that restart diverged twins, for the frames after the divergence."""
         again: list[Segment] = []
         for at, sound in result.sound.items():
             segment = result.segments[at]
@@ -185,7 +189,7 @@ class Twins:
         return again
 
     def _ghosts(self, batch: Batch, results: Sequence[StepResult]) -> list[Ghost]:
-        """Of each frame."""
+        """Returns the ghosts of each frame."""
         frames = batch.frames
         shape, links = (len(frames), len(frames[0].env_index)), frames[0].link_pos.shape[1]
         ghosts = Ghost(
@@ -200,7 +204,7 @@ class Twins:
         return [Ghost(*(x[i] for x in values)) for i in range(len(frames))]
 
     def _compare(self, ghosts: Ghost, batch: Batch, result: StepResult) -> None:
-        """Fills in where twins are and how far that is from their environments, by [F, K]."""
+        """Fills in [F, K]: where the twins are and how far they are from their environments."""
         seen = [
             (index, segment.slot, begin + steps, segment.before.steps + steps)
             for segment, begin in zip(result.segments, result.begins, strict=True)
@@ -208,7 +212,7 @@ class Twins:
         ]
         if not seen:
             return
-        # All at once: by one each, as much time would go into numpy as into MuJoCo.
+        # All at once: one by one, numpy would take as much time as MuJoCo.
         index, slot, moment, steps = np.array(seen).T
         into, there, pos = (index, batch.rows[slot]), (index, slot), result.link_pos[moment]
         away = np.linalg.norm(pos - batch.link_pos[there], axis=2)
@@ -225,8 +229,8 @@ class Twins:
         ]
 
     def _joint_errors(self, states: np.ndarray, its: np.ndarray) -> np.ndarray:
-        """rad, [M]: the mean over hinges and balls, between states of twins, [M, S], and qpos of
-        environments, [M, nq]. NaN where the model has neither."""
+        """Returns rad [M]: mean angle over hinges and balls between states of twins, [M, S], and
+        qpos of environments, [M, nq]. NaN if the model has neither."""
         mine = states[:, 1 : 1 + self._model.nq]
         if not len(self._hinges) + len(self._balls):
             return np.full(len(mine), np.nan)

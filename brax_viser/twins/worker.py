@@ -1,4 +1,4 @@
-"""The thread beside the training on which frames get their twins."""
+"""Runs the twin worker: a thread beside the training that adds twins to frames."""
 
 import logging
 import threading
@@ -18,48 +18,48 @@ from brax_viser.twins.twins import DRIFT_LIMIT, Twins
 log = logging.getLogger("brax_viser")
 
 COST_SECONDS = 20.0
-"""Span over which it is told what share of the time twins take."""
+"""Span over which the twins' share of the time is averaged."""
 
 K = TypeVar("K")
-"""Of which frames follow each other: of one process and one rollout."""
+"""Key of a sequence of frames: those of one process and one rollout."""
 
 MOST_AT_ONCE = 32
-"""Steps. More would hardly be cheaper each, and the first would wait long for the last."""
+"""Steps per batch. More would hardly cost less each, and the first would wait long for the last."""
 
 
 @dataclass(frozen=True)
 class TwinSettings:
-    """What a person wants of the twins."""
+    """The user's settings for the twins."""
 
-    every: int | None = None  # steps after which each starts anew; None: only where it must
-    limit: float = DRIFT_LIMIT  # m, see `twin.DRIFT_LIMIT`
-    as_made: bool = False  # stepped as the model's file says, not as the training has changed it
+    every: int | None = None  # steps after which each twin restarts; None: only where it must
+    limit: float = DRIFT_LIMIT  # m, see `twins.DRIFT_LIMIT`
+    as_made: bool = False  # use the model as in its file, not as changed by the training
     beside: bool = False  # drawn beside the robots, not on them
 
 
 @dataclass(frozen=True)
 class Simulated:
-    """What is stepped."""
+    """The model to simulate, and how it is stepped."""
 
     model: mujoco.MjModel
     substeps: int  # per environment step
-    lags: bool  # see `twin.Twins`
+    lags: bool  # see `twins.Twins`
 
 
 @dataclass(frozen=True, eq=False)
 class _Job(Generic[K]):
-    key: K  # that the frame is of; frames of one are steps of the same environments
+    key: K  # sequence that the frame belongs to
     frame: Frame
-    rows: Sequence[int]  # who has a twin
+    rows: Sequence[int]  # rows of the environments that have a twin
     simulated: Simulated
     own: Mapping[int, Mapping[str, np.ndarray]]
     settings: TwinSettings
-    anew: int  # how often it was asked for a new start
-    ready: float  # s, until when it may wait for others to be taken with it
-    until: float  # s, when it goes on without
+    anew: int  # number of restarts requested before it
+    ready: float  # s, until when it may wait for others to be stepped with it
+    until: float  # s, deadline after which it is returned without twins
 
     def goes_with(self, other: "_Job[K]") -> bool:
-        """Whether both can be taken at once, as steps of the same twins."""
+        """Whether both can be computed at once, as steps of the same twins."""
         mine, its = self.frame.env_index, other.frame.env_index
         return (
             self.key is other.key
@@ -73,25 +73,25 @@ class _Job(Generic[K]):
 
 @dataclass(frozen=True)
 class TwinCost:
-    """What the twins take, over the last seconds."""
+    """The time that the twins take, over the last seconds."""
 
-    share: float = 0.0  # of wall-clock, 0 to 1
-    step_seconds: float = 0.0  # s per step, of all twins together
-    skipped: float = 0.0  # share of the steps that had to go on without, 0 to 1
+    share: float = 0.0  # of wall-clock time, 0 to 1
+    step_seconds: float = 0.0  # s per step of all twins together
+    skipped: float = 0.0  # share of the steps returned without twins, 0 to 1
 
 
 class TwinWorker(Generic[K]):
-    """Gives frames their ghosts, in the order in which they come.
+    """Adds ghosts to frames, in the order in which the frames come.
 
-    `start` and `close` are called by the viewer, all else by the page's loop. The
-    thread waits for MuJoCo without holding the interpreter's lock.
+    The viewer calls `start` and `close`, the page's loop the rest. The thread waits for MuJoCo
+    without holding the interpreter's lock.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
-        """Does nothing yet.
+        """Prepares the thread, which `start` starts.
 
         Args:
-            clock: s.
+            clock: s, monotonic.
         """
         self.fault: str | None = None
         self._clock = clock
@@ -101,18 +101,18 @@ class TwinWorker(Generic[K]):
         self._pending: dict[K, int] = {}
         self._anew = 0
         self._closed = False
-        self._idle = False  # whether the thread waits for anything at all
-        # (s when, s it took, steps that were taken, steps that had to go on without)
+        self._idle = False  # whether the thread waits with an empty queue
+        # (s at the start, s it took, steps taken, steps skipped)
         self._log: deque[tuple[float, float, int, int]] = deque()
-        self._twins: dict[K, tuple[Simulated, int, Twins]] = {}  # used by the thread alone
-        self._gone: set[K] = set()  # whose twins are to end
+        self._twins: dict[K, tuple[Simulated, int, Twins]] = {}  # used only by the thread
+        self._gone: set[K] = set()  # keys whose twins must end
         self._thread = threading.Thread(target=self._run, name="brax_viser twins", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread; what waits is dropped."""
+        """Ends the thread and drops the frames that wait."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -130,21 +130,21 @@ class TwinWorker(Generic[K]):
         patience: float,
         leisure: float = 0.0,
     ) -> None:
-        """Hands a frame over; it comes back from `take`, with a ghost if there was time.
+        """Queues a frame; `take` returns it, with a ghost if there was time.
 
-        A thread that has nothing to do is not woken before `go`: it would take the first of
-        several without the others, which cost less together.
+        An idle thread is only woken by `go`: otherwise it would step the first of several frames
+        without the others, and they cost less together.
 
         Args:
-            key: whose frame it is.
+            key: the sequence that the frame belongs to.
             frame: with coordinates, if there are any rows.
-            rows: which of its environments have a twin; none: it is but handed through, behind
-                those that came before it.
-            simulated: what is stepped.
-            own: by environment, in what its model differs.
+            rows: rows of the environments that have a twin; if empty, the frame is only passed
+                through, in order.
+            simulated: the model to step.
+            own: by environment, the fields in which its model differs.
             settings: of the twins.
-            patience: s for which it may wait for its turn; then it goes on without a ghost.
-            leisure: s for which it may wait for others, which cost less together.
+            patience: s that it may wait for its turn; after that it is returned without a ghost.
+            leisure: s that it may wait for other frames, as they cost less together.
         """
         with self._changed:
             now = self._clock()
@@ -155,13 +155,13 @@ class TwinWorker(Generic[K]):
             self._pending[key] = self._pending.get(key, 0) + 1
 
     def go(self) -> None:
-        """Sets the thread going on what was handed over."""
+        """Wakes the thread for the queued frames if it is idle or a full batch waits."""
         with self._changed:
             if self._waiting and (self._idle or len(self._waiting) >= MOST_AT_ONCE):
                 self._changed.notify_all()
 
     def take(self) -> list[tuple[K, Frame]]:
-        """What is ready: (key, frame), in order."""
+        """Returns the finished frames: (key, frame), in order."""
         with self._changed:
             done = list(self._done)
             self._done.clear()
@@ -172,7 +172,7 @@ class TwinWorker(Generic[K]):
             return done
 
     def pending(self, key: K) -> bool:
-        """Whether frames of it have not been taken back yet."""
+        """Whether any frame of a key has not been taken back yet."""
         return key in self._pending
 
     @property
@@ -181,19 +181,19 @@ class TwinWorker(Generic[K]):
         return bool(self._pending)
 
     def start_anew(self) -> None:
-        """With the next frame all twins start from where their environments are then."""
+        """Has all twins restart from their environments' states in the next frame sent."""
         with self._changed:
             self._anew += 1
 
     def forget(self, key: K) -> None:
-        """Ends a key's twins, which have threads and memory of their own, once all that was handed
-        over is taken. They start anew with what is handed over later."""
+        """Ends a key's twins, which have threads and memory of their own, once its queued frames
+        are done. Frames sent later make new twins."""
         with self._changed:
             self._gone.add(key)
             self._changed.notify_all()
 
     def cost(self) -> TwinCost:
-        """What it takes."""
+        """Returns the twins' cost over the last `COST_SECONDS`."""
         now = self._clock()
         with self._changed:
             while self._log and self._log[0][0] < now - COST_SECONDS:
@@ -222,7 +222,7 @@ class TwinWorker(Generic[K]):
             twins.close()
 
     def _over(self) -> set[K]:
-        """Lanes whose twins are to end now; locked."""
+        """Returns the keys whose twins must end now. The caller holds the lock."""
         return self._gone - {job.key for job in self._waiting} if self._gone else self._gone
 
     def _take_on(self, jobs: Sequence[_Job[K]]) -> None:
@@ -236,12 +236,12 @@ class TwinWorker(Generic[K]):
             with self._changed:
                 self._log.append((start, took, len(jobs) * (not late), len(jobs) * late))
         with self._changed:
-            # The publisher is not rung for: see `mailbox.Mailbox.put`.
+            # Don't ring for the page's loop: see `mailbox.Mailbox.put`.
             self._done.extend((jobs[0].key, frame) for frame in frames)
 
     def _next(self) -> list[_Job[K]] | None:
-        """Waits for something to do: those that are taken at once, in order; none, where there are
-        but twins to end; None: it is closed."""
+        """Waits for work. Returns the jobs to compute at once, in order; none, if there are only
+        twins to end; None, if the worker is closed."""
         waiting = self._waiting
         with self._changed:
             while not self._closed:
@@ -260,7 +260,7 @@ class TwinWorker(Generic[K]):
             jobs = [waiting.popleft()]
             now = self._clock()
             while waiting and len(jobs) < MOST_AT_ONCE:
-                # Who is late goes on without, and does not wait for those who are not.
+                # Frames past their deadline are returned at once, apart from those still in time.
                 if not waiting[0].goes_with(jobs[0]) or jobs[0].until < now <= waiting[0].until:
                     break
                 jobs.append(waiting.popleft())
@@ -271,7 +271,7 @@ class TwinWorker(Generic[K]):
         try:
             ghosts = self._ghosts(jobs[0], frames)
             return [replace(x, ghost=ghost) for x, ghost in zip(frames, ghosts, strict=True)]
-        # The robots go on without twins, whatever it is; the page says so.
+        # Catch everything: the robots go on without twins, and the page says so.
         except Exception as error:
             log.error("twins stopped, all else goes on", exc_info=error)
             self.fault = f"{type(error).__name__}: {error}"
