@@ -87,7 +87,7 @@ class Findings:
         return tuple(self._told.values())
 
     @property
-    def by_feed(self) -> tuple[tuple[Any, Finding], ...]:
+    def by_source(self) -> tuple[tuple[Any, Finding], ...]:
         """The same findings, each with the source that it was added for."""
         return tuple((whose, finding) for (whose, *_), finding in self._told.items())
 

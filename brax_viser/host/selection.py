@@ -167,7 +167,7 @@ class Choice:
         return self.made_of.code
 
     @property
-    def found_nobody(self) -> bool:
+    def found_none(self) -> bool:
         """Whether the newest completed choice is empty."""
         return self.env_index is not None and len(self.env_index) == 0
 
@@ -220,9 +220,9 @@ class Choice:
             return True
         if self._pending or selection.rule not in ("random", *RANKED):
             return False
-        if selection.sticky and not self.found_nobody:
+        if selection.sticky and not self.found_none:
             return False
-        if self.found_nobody:
+        if self.found_none:
             seconds = min(seconds, NOTHING_SECONDS)
         return begins or now - self.since >= seconds
 

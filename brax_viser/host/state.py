@@ -224,7 +224,7 @@ class SharedState:
         )
         if not rollout.choice.pending and self.hold.paused:
             self.hold.refresh()  # wakes the devices that have ranked already and wait
-        if not rollout.choice.pending and rollout.choice.found_nobody:
+        if not rollout.choice.pending and rollout.choice.found_none:
             # Nothing to draw: let the page know, and don't rank at every step.
             self.mailbox.wake()
             if not self.hold.counts(role):

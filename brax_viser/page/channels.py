@@ -199,11 +199,11 @@ class Channels:
     ) -> View | None:
         """Returns one view of the frames of all processes."""
         playing, changed = {0: own}, False
-        for other in leader.living():
-            part = other.report.parts.get(role)
+        for worker in leader.living():
+            part = worker.report.parts.get(role)
             if part is None or part.num_envs != rollout.num_envs:
                 continue
-            playback = channel.playback(other.process)
+            playback = channel.playback(worker.process)
             playing[other.process] = self._play_process(
                 playback, now, sending=other.sending.get(role, False), following=part.following
             )

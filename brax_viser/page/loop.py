@@ -161,7 +161,7 @@ class Loop:
         now: float,
     ) -> None:
         """Adds what a rollout shows, if that is not on screen already; None: no robot at all."""
-        empty = not rollout.choice.pending and rollout.choice.found_nobody
+        empty = not rollout.choice.pending and rollout.choice.found_none
         # What comes is played while its robots are read, and is there when they are.
         look, block = self._look_of(role), self._robots.block_of(role)
         if empty:

@@ -24,7 +24,7 @@ REFUSED_SECONDS = 1.0
 
 
 @dataclass(eq=False)
-class Other:
+class RemoteWorker:
     """A worker, as the leader knows it."""
 
     process: int
@@ -72,8 +72,8 @@ class Leader:
                 raise
             self._server = SocketServer(secret, "*")
         rendezvous.announce(viewer, f"{host}:{self._server.port}", url)
-        self._thread = threading.Thread(target=self._run, name="brax_viser others", daemon=True)
-        self._known: dict[int, Other] = {}
+        self._thread = threading.Thread(target=self._run, name="brax_viser leader", daemon=True)
+        self._known: dict[int, RemoteWorker] = {}
         self._restarts = 0
         self._told: dict[int, tuple[float, object]] = {}  # by process: (s, content last sent)
         shared.absent = self._absent
@@ -89,7 +89,7 @@ class Leader:
         """Has the workers begin another stretch at once. Called on any thread."""
         self._restarts += 1
 
-    def living(self) -> list[Other]:
+    def living(self) -> list[RemoteWorker]:
         """Returns the workers that report and whose environments match this process's."""
         return [o for o in list(self._known.values()) if not o.lost and o.refused is None]
 
@@ -99,12 +99,12 @@ class Leader:
 
     def refused(self) -> tuple[str, ...]:
         """Returns the reasons why workers are refused, in the order of their numbers."""
-        known = sorted(list(self._known.values()), key=lambda other: other.process)
-        return tuple(other.refused for other in known if other.refused is not None)
+        known = sorted(list(self._known.values()), key=lambda worker: worker.process)
+        return tuple(worker.refused for worker in known if worker.refused is not None)
 
     def share(self) -> float:
         """Returns the sum of the workers' shares of cost: processes wait for each other."""
-        return sum(other.report.share for other in self.living())
+        return sum(worker.report.share for worker in self.living())
 
     def moved(self) -> tuple[int, int]:
         """Returns (frames, bytes) sent from the workers' devices to their hosts."""
@@ -118,8 +118,8 @@ class Leader:
         theirs = {s for o in living for s in self._shards(o, role)}
         return rollout.num_shards - len(theirs | set(rollout.called))
 
-    def _shards(self, other: Other, role: str) -> Iterable[int]:
-        part = other.report.parts.get(role)
+    def _shards(self, worker: RemoteWorker, role: str) -> Iterable[int]:
+        part = worker.report.parts.get(role)
         return part.shards if part else ()
 
     def _run(self) -> None:
@@ -132,13 +132,13 @@ class Leader:
             self._tell_all()
         # Catch everything: the page shows the fault, and the training goes on.
         except Exception as error:
-            self._shared.failed("listening to the other processes", error)
+            self._shared.failed("listening to the worker processes", error)
         finally:
             self._server.close()
 
     def _hear(self, process: int, data: bytes) -> None:
         try:
-            message = messages.decode_from_others(data)
+            message = messages.decode_from_worker(data)
             if isinstance(message, messages.Report):
                 self._hear_report(process, message)
             elif process in self._known:
@@ -151,7 +151,7 @@ class Leader:
         shared, now = self._shared, self._shared.wall_clock()
         known = self._known.get(process)
         if known is None:
-            known = self._known[process] = Other(process, report, now)
+            known = self._known[process] = RemoteWorker(process, report, now)
         elif known.lost and not report.leaves:
             log.warning("process %d is heard of again", process)
             known.lost = False
@@ -233,12 +233,12 @@ class Leader:
             "each process"
         )
 
-    def _refuse(self, other: Other, why: str | None) -> None:
+    def _refuse(self, worker: RemoteWorker, why: str | None) -> None:
         """Ignores a worker's messages for the reason `why`; None accepts them again."""
-        before, other.refused = other.refused, why
+        before, worker.refused = worker.refused, why
         if before is None and why is not None:
-            other.since = self._shared.wall_clock()
-            self._give_up(other)
+            worker.since = self._shared.wall_clock()
+            self._give_up(worker)
         if (before is None) != (why is None):
             self._shared.mailbox.wake()
 
@@ -251,28 +251,28 @@ class Leader:
 
     def _look_for_lost(self) -> None:
         now = self._shared.wall_clock()
-        for other in list(self._known.values()):
-            if not other.lost and now - other.heard > LOST_SECONDS:
-                self._lose(other)
+        for worker in list(self._known.values()):
+            if not worker.lost and now - worker.heard > LOST_SECONDS:
+                self._lose(worker)
             # A worker may be ahead for a moment and step what will soon be made here as well.
-            why = other.refused if now - other.since > REFUSED_SECONDS else None
-            if why is not None and why != other.told_of:
-                other.told_of = why
+            why = worker.refused if now - worker.since > REFUSED_SECONDS else None
+            if why is not None and why != worker.told_of:
+                worker.told_of = why
                 log.error(why)
 
-    def _lose(self, other: Other) -> None:
+    def _lose(self, worker: RemoteWorker) -> None:
         shared = self._shared
-        if other.lost or shared.control.closed:
+        if worker.lost or shared.control.closed:
             return
-        log.warning("process %d is not heard of: its robots are not drawn", other.process)
-        other.lost = True
-        self._give_up(other)
+        log.warning("process %d is not heard of: its robots are not drawn", worker.process)
+        worker.lost = True
+        self._give_up(worker)
         shared.mailbox.wake()
 
-    def _give_up(self, other: Other) -> None:
+    def _give_up(self, worker: RemoteWorker) -> None:
         """Stops waiting for a worker's part of the training."""
         shared = self._shared
-        shared.hold.heard({}, gone=self._held(other.report))
+        shared.hold.heard({}, gone=self._held(worker.report))
         with shared.lock:
             for source in self._sources:
                 for rollout in source.rollouts.values():
@@ -294,18 +294,18 @@ class Leader:
             for role, (drawn, task) in known.items()
         }
         for process in range(1, self._place.num_processes):
-            other = self._known.get(process)
+            worker = self._known.get(process)
             tasks, due = {}, {}
             for role, task in facts.items():
-                due[role] = other.due.get(role, -float("inf")) if other else -float("inf")
+                due[role] = worker.due.get(role, -float("inf")) if worker else -float("inf")
                 tasks[role] = messages.changed(task, due=due[role] - now)
             selected = shared.selected_env
             what = (control, shared.hold.orders, self._restarts, facts, due, selected)
             wishes = messages.Wishes(control, shared.hold.orders, self._restarts, tasks, selected)
-            if other is not None and other.refused is not None:
+            if worker is not None and worker.refused is not None:
                 unwatched = replace(control, watched=False)
-                what = (unwatched, other.refused)
-                wishes = messages.Wishes(unwatched, HoldCommand(), 0, {}, refused=other.refused)
+                what = (unwatched, worker.refused)
+                wishes = messages.Wishes(unwatched, HoldCommand(), 0, {}, refused=worker.refused)
             then, before = self._told.get(process, (-float("inf"), None))
             if what != before or now - then >= LIFE_SECONDS:
                 if self._server.send(process, messages.encode(wishes)):

@@ -140,18 +140,18 @@ class Ranked(msgspec.Struct, frozen=True, tag=True):
         )
 
 
-FromOthers = Report | Step | Models | Ranked
+FromWorker = Report | Step | Models | Ranked
 
 _encoder = msgspec.msgpack.Encoder()
 _wishes = msgspec.msgpack.Decoder(Wishes)
-_from_others = msgspec.msgpack.Decoder(FromOthers)
+_from_worker = msgspec.msgpack.Decoder(FromWorker)
 
 DecodeError = msgspec.DecodeError
 
 changed = msgspec.structs.replace
 
 
-def encode(message: Wishes | FromOthers) -> bytes:
+def encode(message: Wishes | FromWorker) -> bytes:
     return _encoder.encode(message)
 
 
@@ -160,9 +160,9 @@ def decode_wishes(data: bytes) -> Wishes:
     return _wishes.decode(data)
 
 
-def decode_from_others(data: bytes) -> FromOthers:
+def decode_from_worker(data: bytes) -> FromWorker:
     """Raises `DecodeError` if `data` is no such message."""
-    return _from_others.decode(data)
+    return _from_worker.decode(data)
 
 
 def step_of(packet: Packet, *, sending: bool) -> Step:

@@ -331,7 +331,7 @@ class Worker:
                 shared.fault,
                 found=tuple(
                     (source.number, as_first_counts(finding))
-                    for source, finding in shared.findings.by_feed
+                    for source, finding in shared.findings.by_source
                     if self._sources.get(source.number) is source
                 ),
             )
