@@ -1,1 +1,1 @@
-"""What of an `mujoco.MjModel` can be drawn, and how: arrays and meshes, without a page."""
+"""Turns an `mujoco.MjModel` into arrays and meshes that can be drawn, without a page."""

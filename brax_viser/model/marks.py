@@ -281,14 +281,14 @@ def unavailable(model: mujoco.MjModel, *, native: bool, backend: str) -> dict[st
     reasons = {}
     if not native:
         reasons["contact_forces"] = (
-            f"the {backend} backend has contact forces of its own kind and does not tell them"
+            f"the {backend} backend computes contacts in its own way and reports no forces"
         )
     if model.nu == 0:
         reasons["actuators"] = "this robot has no actuators"
     if not np.isin(model.jnt_type, AXIAL).any():
         reasons["joint_axes"] = "this robot has no hinges and no slides"
     if not (model.wrap_type == int(mujoco.mjtWrap.mjWRAP_SITE)).any():
-        reasons["tendons"] = "this robot has no tendons that are laid through space"
+        reasons["tendons"] = "this robot has no spatial tendons"
     if model.opt.disableflags & int(mujoco.mjtDisableBit.mjDSBL_CONTACT):
         reasons["contacts"] = reasons["contact_forces"] = "contacts are switched off in this model"
     elif not (model.geom_contype.any() or model.geom_conaffinity.any() or model.npair):

@@ -1,4 +1,4 @@
-"""What MuJoCo makes of the numbers of one environment: its own forward computation, on the host."""
+"""Runs MuJoCo's forward computation on the host, for the state of one environment."""
 
 import copy
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ _CONJUGATE = np.array([1.0, -1.0, -1.0, -1.0])
 
 
 class Physics:
-    """A model of its own, which is brought into the state of one environment at a time.
+    """A copy of a model, brought into the state of one environment at a time.
 
-    Where the training's physics is MuJoCo's (MJX, Warp), all is what `mj_forward` says of qpos,
-    qvel and ctrl, as they are after the step. Brax's own backends keep links as bodies for
-    themselves, and joints that give: there, bodies, contacts and tendons are placed by the links,
-    and there are no forces, for MuJoCo would push apart, at some multiple of the robot's weight,
-    what these backends hold to be at rest.
+    If the training's physics is MuJoCo's (MJX, Warp), `mj_forward` computes everything from qpos,
+    qvel and ctrl after the step. Brax's own backends simulate links as separate bodies with joints
+    that give: there, bodies, contacts and tendons are placed by the links, and no forces are
+    computed, because MuJoCo would push apart, at some multiple of the robot's weight, bodies that
+    are at rest in these backends.
     """
 
     def __init__(self, model: mujoco.MjModel, *, native: bool):
@@ -38,16 +38,16 @@ class Physics:
         self._placed: Detail | None = None
 
     def place(self, frame: Frame, row: int, own: Mapping[str, np.ndarray]) -> bool:
-        """Brings model and data into the state of the frame's detail, unless they are already.
+        """Brings model and data into the state of the frame's detail, unless they are in it.
 
         Args:
-            frame: has a detail.
+            frame: must have a detail.
             row: of the environment in the frame.
-            own: what its model has otherwise than the one that all share; see
+            own: the fields in which its model differs from the shared one; see
                 `adapters.MODEL_FIELDS`.
 
         Returns:
-            Whether that state is finite; data are of no use if it is not.
+            Whether the state is finite; if not, `data` is left as it was and must not be used.
         """
         detail = frame.detail
         assert detail is not None
@@ -61,7 +61,7 @@ class Physics:
             value = getattr(detail, name)
             if value is not None:
                 getattr(data, name)[:] = value
-        # Where the last one has left off is no place to start from for another robot.
+        # The solution for the last state is no starting point for another robot.
         data.qacc_warmstart[:] = 0
         if self.native:
             mujoco.mj_forward(self.model, data)
@@ -106,7 +106,7 @@ class Physics:
 
 
 def varied(model: mujoco.MjModel, own: Mapping[str, np.ndarray]) -> mujoco.MjModel:
-    """A copy of a model that has an environment's own values of some fields.
+    """A copy of a model with an environment's own values of some fields.
 
     Args:
         model: is not changed.
@@ -125,26 +125,26 @@ def varied(model: mujoco.MjModel, own: Mapping[str, np.ndarray]) -> mujoco.MjMod
 
 
 def with_world(link_pos: np.ndarray, link_rot: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Poses of bodies, float64 [B, 3] in m and [B, 4] wxyz, of those of links: body 0 is the world,
-    link i is body i + 1."""
+    """Converts the poses of links to those of bodies, float64 [B, 3] in m and [B, 4] wxyz: body 0
+    is the world, link i is body i + 1."""
     pos = np.concatenate([np.zeros((1, 3)), link_pos])
     rot = np.concatenate([[[1.0, 0.0, 0.0, 0.0]], link_rot])
     return pos, rot
 
 
 def body_name(model: mujoco.MjModel, body: int) -> str:
-    """As the model calls it."""
+    """The model's name for a body, or "body" and its index."""
     return named(model, mujoco.mjtObj.mjOBJ_BODY, body, "body")
 
 
 def named(model: mujoco.MjModel, kind: mujoco.mjtObj, index: int, word: str) -> str:
-    """The name that the model has for something, or a word and its index."""
+    """The model's name for an object, or a word and its index."""
     return mujoco.mj_id2name(model, kind, index) or f"{word} {index}"
 
 
 def limits_exceeded(model: mujoco.MjModel, qpos: np.ndarray) -> list[tuple[int, float]]:
-    """(joint, by how much) for slides, in m, and hinges, in rad, that are beyond their range; with
-    a sign: below its lower end or above its upper end."""
+    """(joint, excess) of the slides, in m, and hinges, in rad, that are beyond their range; the
+    excess is negative below the lower end and positive above the upper end."""
     found = []
     for joint in np.flatnonzero(model.jnt_limited):
         if int(model.jnt_type[joint]) not in _SINGLE:
@@ -164,12 +164,12 @@ def body_hit(
     start: np.ndarray,
     direction: np.ndarray,
 ) -> int | None:
-    """The body of a robot that a ray meets, or else passes by the nearest; None if it has none.
+    """The body of a robot that a ray hits, or else the moving one nearest to the ray, if any.
 
     Args:
         model: the robot.
-        link_pos: float [L, 3], m, as it is drawn.
-        link_rot: float [L, 4], wxyz.
+        link_pos: float [L, 3], m, as drawn.
+        link_rot: float [L, 4], wxyz, as drawn.
         start: float [3], m, in the same frame.
         direction: float [3], of unit length.
     """

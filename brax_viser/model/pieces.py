@@ -1,4 +1,4 @@
-"""Takes meshes apart."""
+"""Splits meshes into connected pieces, and cuts them at walls."""
 
 import numpy as np
 import trimesh
@@ -9,10 +9,10 @@ from brax_viser.model.rotations import rotate
 
 
 def pieces_of(corners: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """int [F]: numbers from 0 of what hangs together by its edges.
+    """int [F]: the piece of each face, from 0; the faces of a piece are connected by edges.
 
     Args:
-        corners: float [V, 3], m. Those that are in one place are one.
+        corners: float [V, 3], m. Corners at the same place count as one.
         faces: int [F, 3].
     """
     digits = np.round(corners / max(float(np.abs(corners).max(initial=0.0)), 1e-9), 5)
@@ -38,12 +38,12 @@ def boxes_of(triangles: np.ndarray, piece: np.ndarray) -> np.ndarray:
 def cut(
     mesh: trimesh.Trimesh, pos: np.ndarray, quat: np.ndarray, sides: np.ndarray
 ) -> trimesh.Trimesh | None:
-    """What of a mesh is between four upright walls, open where it is cut; None if nothing is.
+    """The part of a mesh between four upright walls, open at the cuts; None if there is none.
 
     Args:
-        mesh: of one colour or with a texture. It is not changed.
-        pos: float [3], m, where it is.
-        quat: float [4], wxyz, how it is turned.
+        mesh: has one colour or a texture. It is not changed.
+        pos: float [3], m, position of the mesh.
+        quat: float [4], wxyz, rotation of the mesh.
         sides: float [2, 2], m: lowest and highest x and y.
     """
     visual = mesh.visual

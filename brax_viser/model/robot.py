@@ -1,4 +1,4 @@
-"""A robot of an environment: all that is drawn of its model."""
+"""Collects everything that is drawn of a robot from its model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,27 +29,27 @@ GHOST_RGB = (151, 71, 255)
 
 
 GHOST_OPACITY = 0.4
-"""Of twins in MuJoCo: a colour that no robot has, through which the robot is seen."""
+"""Ghosts of twins have a colour that no robot has, and let the robot be seen through them."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What one robot is made of, and where it stands before anything has run."""
+    """The parts of one robot, and its pose before any step has run."""
 
     shapes: list[Shape]
     init_pos: np.ndarray  # float32 [L, 3], m
     init_rot: np.ndarray  # float32 [L, 4], wxyz
     floor: float  # z of the floor, m
     dt: float  # s per step
-    roaming_link: int | None  # the one that is kept in its cell, where that shows nothing untrue
+    roaming_link: int | None  # the link that may be drawn some cells away; see `wrapped_body`
     rods: RodSet | None  # tendons and the like
     surfaces: Surfaces | None  # of flexes
-    terrain: Terrain | None  # that it walks on, if that is not level
-    variants: Variants  # in what environments' robots differ from this one
+    terrain: Terrain | None  # the ground, if it is not level
+    variants: Variants  # how the environments' robots differ from this one
     native: bool = True  # whether the training's physics is MuJoCo's
-    backend: str = ""  # its name
-    main_link: int = 0  # where the robot is: what carries it
-    scenery: tuple[Scenery, ...] = ()  # which no cell holds
+    backend: str = ""  # name of that physics
+    main_link: int = 0  # the link that carries the robot: its place is the robot's
+    scenery: tuple[Scenery, ...] = ()  # too large for a cell
 
     @classmethod
     def of(
@@ -64,12 +64,12 @@ class Model:
         native: bool = True,
         backend: str = "",
     ) -> "Model":
-        """Reads a MuJoCo model, and never writes it."""
+        """Reads a MuJoCo model without changing it."""
         variants = variants or Variants(model)
         terrain = Terrain.of(model)
         body, main = wrapped_body(model, wanted.groups), main_root(model)
         if terrain is not None and grid.capacity == 1:
-            body = None  # all of it is drawn
+            body = None  # a single cell shows the whole terrain
         link = None if body is None else body - 1
         main_link = max(main or 1, 1) - 1 if link is None else link
         shapes = shapes_of(model, variants.apart, wanted, grid.scenery)
@@ -80,7 +80,7 @@ class Model:
             shapes = cropped(model, shapes, np.stack([at - half, at + half]))
         floor = floor_height(model, grid.reach)
         ground = ground_of(scenery, grid) if floor_of(model) is None else None
-        if ground is not None:  # which the shared floor must not hide
+        if ground is not None:  # the shared floor must not hide it
             floor = min(floor, ground - 0.01 * float(np.ptp(grid.reach[:, 2])))
         return cls(
             shapes,
@@ -100,12 +100,12 @@ class Model:
 
     @property
     def unavailable(self) -> dict[str, str]:
-        """Overlays that there are not for this robot, and why."""
+        """Overlays that this robot cannot have, and why."""
         return unavailable(self.variants.model, native=self.native, backend=self.backend)
 
 
 def ghostly(shapes: Sequence[Shape]) -> list[Shape]:
-    """What moves of a robot, as it is drawn of its twin."""
+    """The moving shapes of a robot, as the ghost of its twin is drawn."""
     rgba = np.array([*GHOST_RGB, round(255 * GHOST_OPACITY)], np.uint8)
     found = []
     for shape in shapes:

@@ -1,4 +1,4 @@
-"""Straight pieces between two points that move apart: tendons, ropes, and the rims of cloth."""
+"""Reads straight rods between two points that move apart: tendons, ropes, and rims of cloth."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -24,21 +24,21 @@ class RodSet:
     pos: np.ndarray  # float32 [S, 2, 3], m, in these bodies' frames
     radius: np.ndarray  # float32 [S], m
     rgb: np.ndarray  # uint8 [S, 3]
-    tendon: np.ndarray  # int [S], id; -1: it is none
-    share: np.ndarray  # float [S], of its length that counts for the tendon: behind a pulley, less
-    limits: "Limits | None" = None  # of tendons
+    tendon: np.ndarray  # int [S], id of its tendon; -1: none
+    share: np.ndarray  # float [S], part of its length that the tendon counts: less after pulleys
+    limits: "Limits | None" = None  # of the tendons
 
 
 def rods_of(model: mujoco.MjModel, groups: Collection[int]) -> RodSet | None:
     """All rods of a model; None if it has none.
 
-    A spatial tendon goes straight from site to site: around a geom that it wraps there is a corner
-    cut, for the true way around is not known where only poses are. Of a flex, what has no surface:
-    a rope, and the rim of a cloth, which is as thick as the cloth. See `flexes.surfaces_of`.
+    A spatial tendon is drawn straight from site to site, cutting the corner at a geom that it
+    wraps: its true path is not known from poses alone. A flex has rods where it has no surface: a
+    rope, and the rim of a cloth, which is as thick as the cloth. See `flexes.surfaces_of`.
 
     Args:
         model: is not changed.
-        groups: of which tendons and flexes.
+        groups: of the tendons and flexes to draw.
     """
     rods = [*_tendons(model, groups), *_flexes(model, groups)]
     if not rods:
@@ -69,7 +69,7 @@ def _tendons(model: mujoco.MjModel, groups: Collection[int]) -> Iterator[_Rod]:
         share = 1.0
         for wrap in range(start, start + int(model.tendon_num[tendon])):
             kind = int(model.wrap_type[wrap])
-            if kind == _JOINT:  # a fixed tendon, which is nowhere
+            if kind == _JOINT:  # a fixed tendon has no path
                 break
             if kind == _PULLEY:
                 before, share = None, 1.0 / float(model.wrap_prm[wrap])
@@ -87,7 +87,7 @@ def _flexes(model: mujoco.MjModel, groups: Collection[int]) -> Iterator[_Rod]:
     for flex in range(model.nflex):
         hidden = model.flex_group[flex] not in groups or rgba_of_flex(model, flex)[3] <= 0
         if hidden or model.flex_dim[flex] > 2 or model.flex_interp[flex]:
-            continue  # one that is interpolated has no body of its own at each vertex
+            continue  # the vertices of an interpolated flex have no bodies of their own
         body, pos = points_of(model, flex)
         rgb = colour_of_flex(model, flex)
         for edge in edges_of(model, flex) if model.flex_dim[flex] == 1 else rim_of(model, flex):
@@ -101,17 +101,17 @@ def _rgb(rgba: np.ndarray) -> np.ndarray:
 
 
 class Limits:
-    """Which tendons are longer or shorter than they may be: MuJoCo draws these in the colour of
-    constraints, unless they have been given another than the usual one (`engine_vis_visualize.c`).
+    """Finds the tendons that are longer or shorter than they may be. MuJoCo draws these in the
+    colour of constraints, unless their own colour is not the default (`engine_vis_visualize.c`).
     """
 
     def __init__(self, model: mujoco.MjModel, tendons: np.ndarray):
-        """`tendons`, int [T], are the ids of those that have limits and change their colour."""
+        """`tendons`, int [T], are the ids of the tendons that change colour at their limits."""
         self.tendons = tendons
         self._model = model
-        self._data: mujoco.MjData | None = None  # once lengths are looked for
+        self._data: mujoco.MjData | None = None  # made when lengths are first computed
         self._range = model.tendon_range[tendons]
-        # How strongly a constraint that is broken is enforced is how much of its colour it has.
+        # The share of the constraints' colour is the impedance of a broken constraint.
         most = model.tendon_solimp_lim[tendons, 1:2]
         own, broken = model.tendon_rgba[tendons, :3], np.asarray(model.vis.rgba.constraint[:3])
         self.rgb = _rgb(own + most * (broken - own))  # uint8 [T, 3], beyond the limits
@@ -125,7 +125,7 @@ class Limits:
 
     @classmethod
     def of(cls, model: mujoco.MjModel) -> "Limits | None":
-        """None if no tendon changes its colour."""
+        """The limits in a model; None if no tendon changes its colour."""
         off = mujoco.mjtDisableBit.mjDSBL_LIMIT | mujoco.mjtDisableBit.mjDSBL_CONSTRAINT
         if model.opt.disableflags & int(off):
             return None
@@ -137,34 +137,34 @@ class Limits:
     def beyond(
         self, rods: RodSet, length: np.ndarray, link_pos: np.ndarray, link_rot: np.ndarray
     ) -> np.ndarray:
-        """bool [K, T]: whether a tendon is beyond its limits.
+        """bool [K, T]: whether each tendon is beyond its limits.
 
         Args:
             rods: of one robot.
-            length: float [K, S], m, of the rods.
+            length: float [K, S], m, of each rod.
             link_pos: float32 [K, L, 3], m.
             link_rot: float32 [K, L, 4], wxyz.
         """
         total = (length * rods.share) @ (rods.tendon[:, None] == self.tendons)
         if len(self._round_geoms):
             total[:, self._round_geoms] = self._lengths(link_pos, link_rot)
-        # Poses are of single precision.
+        # Slack for poses in single precision.
         return self._out_of_range(total, slack=1e-5)
 
     def broken(self, length: np.ndarray) -> dict[int, np.ndarray]:
-        """By id the colours, uint8 [3], of tendons beyond their limits, of all lengths, float
-        [ntendon], m."""
+        """Colours, uint8 [3], of the tendons beyond their limits, by id. `length` is that of all
+        tendons, float [ntendon], m."""
         out = np.flatnonzero(self._out_of_range(length[self.tendons], slack=0.0))
         return {int(self.tendons[index]): self.rgb[index] for index in out}
 
     def _out_of_range(self, length: np.ndarray, *, slack: float) -> np.ndarray:
-        """`slack` is in parts of the range's upper end."""
+        """`slack` is a fraction of the range's upper end."""
         low, high = self._range.T
         room = slack * np.maximum(np.abs(high), 1e-3)
         return (length < low - room) | (length > high + room)
 
     def _lengths(self, link_pos: np.ndarray, link_rot: np.ndarray) -> np.ndarray:
-        """float [K, W], m, of those that bend round geoms: the rods cut the corners."""
+        """float [K, W], m, lengths of the tendons that wrap geoms, where rods cut the corners."""
         model = self._model
         data = self._data = self._data or mujoco.MjData(model)
         geoms = model.wrap_objid[np.isin(model.wrap_type, _BY_GEOM)]

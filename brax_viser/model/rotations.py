@@ -1,18 +1,18 @@
-"""Rotations of many vectors at once, and points that move with bodies. Unit quaternions, wxyz."""
+"""Rotates many vectors at once, and moves points with bodies. Quaternions: unit length, wxyz."""
 
 import numpy as np
 
-# By components: numpy's own `cross` and `matmul` take several times as long on arrays that have
-# three or four numbers in a row. Where the components lie in planes of their own, as `planes` makes
-# them, each of these products is a pass over contiguous memory: 4 us instead of 20 for 4,096 ants.
+# Computed by component: numpy's own `cross` and `matmul` take several times as long on arrays with
+# three or four numbers per row. Where each component has a plane of its own, as from `planes`, each
+# of these products is one pass over contiguous memory: 4 us instead of 20 for 4,096 ants.
 
 
 def planes(array: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """A view [..., C] of a copy that has each of the C components in a plane of its own.
+    """A view [..., C] of a copy in which each of the C components has a plane of its own.
 
     Args:
         array: [..., C].
-        out: what an earlier call has returned for an array of this shape, to be filled again.
+        out: the result of an earlier call for an array of this shape, to be filled again.
     """
     if out is None:
         out = np.moveaxis(np.empty((array.shape[-1], *array.shape[:-1]), array.dtype), 0, -1)
@@ -21,7 +21,7 @@ def planes(array: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
 
 
 def rotate(quat: np.ndarray, vector: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """Rotates vectors [..., 3] by unit quaternions [..., 4] (wxyz), into `out` if there is one."""
+    """Rotates vectors [..., 3] by unit quaternions [..., 4] (wxyz), into `out` if it is given."""
     w, x, y, z = (quat[..., i] for i in range(4))
     a, b, c = (vector[..., i] for i in range(3))
     tx, ty, tz = 2 * (y * c - z * b), 2 * (z * a - x * c), 2 * (x * b - y * a)
@@ -35,7 +35,7 @@ def rotate(quat: np.ndarray, vector: np.ndarray, out: np.ndarray | None = None) 
 
 
 def multiply(left: np.ndarray, right: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """Hamilton product of quaternions [..., 4] (wxyz), into `out` if there is one."""
+    """Hamilton product of quaternions [..., 4] (wxyz), into `out` if it is given."""
     lw, lx, ly, lz = (left[..., i] for i in range(4))
     rw, rx, ry, rz = (right[..., i] for i in range(4))
     if out is None:
@@ -55,11 +55,11 @@ def cross(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def from_axes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Unit quaternions [..., 4] (wxyz) that turn the axes x and y to unit vectors [..., 3] that are
-    at right angles; where they are not, some unit quaternion.
+    """Unit quaternions [..., 4] (wxyz) that turn the axes x and y to given unit vectors [..., 3].
 
-    By Shepperd's method (Journal of Guidance and Control 1, 1978): of four ways to write it, the
-    one that divides by the largest number.
+    The vectors must be at right angles; otherwise the quaternion is arbitrary. Shepperd's method
+    (Journal of Guidance and Control 1, 1978): of four equivalent formulas, takes the one that
+    divides by the largest number.
     """
     z = cross(x, y)
     (a, b, c), (d, e, f), (g, h, i) = (np.moveaxis(v, -1, 0) for v in (x, y, z))
@@ -78,7 +78,7 @@ def from_axes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def angle_between(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """rad, [...]: by how much rotations [..., 4] differ, 0 to pi."""
+    """Angles in rad, [...], between rotations [..., 4], from 0 to pi."""
     cosine = np.abs(np.einsum("...i,...i->...", one, other))
     return 2 * np.arccos(np.minimum(cosine, 1.0))
 
@@ -86,7 +86,7 @@ def angle_between(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def points_on(
     body: np.ndarray, pos: np.ndarray, link_pos: np.ndarray, link_rot: np.ndarray
 ) -> np.ndarray:
-    """float32 [K, S, 3], m, in each env's own world frame: where points of bodies are.
+    """float32 [K, S, 3], m, in each env's own world frame: positions of points on bodies.
 
     Args:
         body: int [S], body ids.
@@ -94,7 +94,7 @@ def points_on(
         link_pos: float32 [K, L, 3], m, in each env's own world frame.
         link_rot: float32 [K, L, 4], wxyz.
     """
-    # Body 0 is the world, which stays where it is; link i is body i + 1.
+    # Body 0 is the world, which does not move; link i is body i + 1.
     link = np.maximum(body - 1, 0)
     moved = link_pos[:, link] + rotate(link_rot[:, link], pos)
     return np.where((body == 0)[:, None], pos, moved).astype(np.float32)

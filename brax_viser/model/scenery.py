@@ -1,7 +1,7 @@
-"""What is fixed to a world and does not fit into a cell: skies, halls, far-off buildings.
+"""Places scenery: objects fixed to a world that do not fit into a cell, such as skies and halls.
 
-It is drawn as it is seen from the robot: the side that faces the robot alone, so that no wall
-stands between the robot and a camera outside of the hall.
+Only the faces that look towards the robot are drawn, so that no wall stands between the robot and
+a camera outside of the hall.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from brax_viser.records.grid import Grid
 
 @dataclass(frozen=True, eq=False)
 class Scenery:
-    """One piece of it, placed in the world."""
+    """One piece of scenery, placed in the world."""
 
     shape: Shape
     box: np.ndarray  # float [2, 3], m, around it
@@ -30,21 +30,21 @@ class Scenery:
 class Placed:
     """How a block draws scenery."""
 
-    once: list[Shape]  # around its middle
+    once: list[Shape]  # around the block's middle
     each: list[Shape]  # in every cell
-    left_out: bool  # whether there is more, which would stand in other robots' cells
+    left_out: bool  # whether pieces were left out that would stand in other robots' cells
 
 
 def scenery_of(
     model: mujoco.MjModel, shapes: Sequence[Shape], grid: Grid
 ) -> tuple[list[Shape], list[Scenery]]:
-    """The shapes of which each cell has its own, and the rest.
+    """Splits a model's shapes into those that each cell has for itself, and scenery.
 
-    Of a piece of scenery a cell has the part that lies in it: a hall's pedestal on which the robot
-    stands.
+    A piece of scenery may have parts in a cell, such as a hall's pedestal under the robot: these
+    belong to each cell.
 
     Args:
-        model: whose they are.
+        model: the robot.
         shapes: as `shapes_of` returns them.
         grid: the cells.
     """
@@ -62,7 +62,7 @@ def scenery_of(
         corners = pos + rotate(quat, np.asarray(shape.mesh.vertices))
         triangles = corners[np.asarray(shape.mesh.faces)]
         box = np.stack([corners.min(axis=0), corners.max(axis=0)])
-        # Of a room in the cell nothing is near: it is a roof, or a wall.
+        # A piece within reach belongs to a room around the robot: none of it is the cell's own.
         near = np.zeros(len(triangles), bool)
         if not within(grid.reach, *box):
             near = _near(corners, np.asarray(shape.mesh.faces), grid)
@@ -72,7 +72,7 @@ def scenery_of(
             continue
         towards = _faces(triangles, grid.reach.mean(axis=0)) & ~near
         mesh = _part(shape.mesh, towards if towards.any() else ~near)
-        if not towards.any():  # a ball around the world, of which one would see nothing from inside
+        if not towards.any():  # a ball around the world, which would be invisible from inside
             mesh = mesh.copy()
             mesh.invert()
         rest.append(Scenery(replace(shape, mesh=mesh, casts_shadow=False), box))
@@ -80,16 +80,16 @@ def scenery_of(
 
 
 def place(scenery: Sequence[Scenery], grid: Grid, count: int, others: np.ndarray) -> Placed:
-    """Decides where a block draws it, so that it stands in no other robot's cell.
+    """Decides where a block draws scenery, so that none stands in another robot's cell.
 
-    What lies around all cells is there once. What is far off is there for each robot, where it is
-    for that robot. Of what is low, and would lie in its neighbours too, each has what lies
-    in it.
+    Scenery around all cells is drawn once. Far-off scenery is drawn for each robot, where it is
+    for that robot. Low scenery that would reach into neighbouring cells is cut: each cell has the
+    part within it.
 
     Args:
-        scenery: of its model.
-        grid: its cells.
-        count: how many of them there are.
+        scenery: of the block's model.
+        grid: the block's cells.
+        count: how many cells are used.
         others: float [B, 2, 3], m: boxes of other blocks, as seen from this one.
     """
     once, each, left_out = [], [], False
@@ -108,7 +108,7 @@ def place(scenery: Sequence[Scenery], grid: Grid, count: int, others: np.ndarray
 
 
 def _is_under(box: np.ndarray, grid: Grid) -> bool:
-    """Whether a piece is low, and reaches from a cell into others."""
+    """Whether a piece is low and reaches from a cell into others."""
     low, high = cell_of(grid)[:, :2]
     meets = ((box[0, :2] < high) & (box[1, :2] > low)).all()
     beyond = ((box[0, :2] < low) | (box[1, :2] > high)) & (np.array(grid.shape[:2]) > 1)
@@ -116,23 +116,23 @@ def _is_under(box: np.ndarray, grid: Grid) -> bool:
 
 
 def _tile(shape: Shape, grid: Grid) -> list[Shape]:
-    """What of it lies in a cell."""
+    """The part of a shape that lies in a cell."""
     mesh = cut(shape.mesh, shape.pos[0], shape.quat[0], cell_of(grid)[:, :2])
     return [] if mesh is None else [replace(shape, mesh=mesh)]
 
 
 def _in_blocks(box: np.ndarray, origins: np.ndarray, others: np.ndarray) -> bool:
-    """Whether a piece would be where other blocks are in any cell; see `place`."""
+    """Whether a piece would overlap other blocks from any cell; see `place`."""
     low, high = (box[side] + origins for side in (0, 1))
     meets = (low[:, None] <= others[:, 1]) & (high[:, None] >= others[:, 0])
     return bool(meets.all(axis=-1).any())
 
 
 def must_hold(box: np.ndarray, grid: Grid) -> bool:
-    """Whether a cell has to hold what its robot may run into, because it can't be drawn otherwise.
+    """Whether a cell must hold an obstacle of its robot, because it can't be drawn otherwise.
 
     Args:
-        box: float [2, 3], m, around it.
+        box: float [2, 3], m, around the obstacle.
         grid: the cells.
     """
     bounds = grid.bounds(grid.capacity)[:, :2]
@@ -143,8 +143,8 @@ def must_hold(box: np.ndarray, grid: Grid) -> bool:
 
 
 def cell_of(grid: Grid) -> np.ndarray:
-    """float [2, 3], m: what belongs to one cell, in its world frame: all below, and a little more
-    than the robot reaches above."""
+    """float [2, 3], m: the space of one cell, in its world frame: everything below, and a little
+    more than the robot's reach above."""
     half = np.array(grid.spacing) / 2
     half[2] = 0.6 * np.ptp(grid.reach[:, 2])
     middle = grid.reach.mean(axis=0)
@@ -154,13 +154,13 @@ def cell_of(grid: Grid) -> np.ndarray:
 
 
 def ground_of(scenery: Sequence[Scenery], grid: Grid) -> float | None:
-    """z in m of the lowest floor that scenery has under the robot, if it has one there."""
+    """z in m of the lowest floor that scenery has under the robot; None if there is none."""
     low, high = grid.reach
     height = float(high[2] - low[2])
     found = []
     for piece in scenery:
         under = ((piece.box[0] <= low) & (piece.box[1] >= high))[:2].all()
-        # Of what is around the robot the bottom, of what is under it the top.
+        # The bottom of a piece around the robot, or the top of a piece under it.
         top = float(piece.box[1, 2] if piece.box[1, 2] < high[2] else piece.box[0, 2])
         if under and low[2] - 3 * height < top < high[2]:
             found.append(top)
@@ -168,10 +168,10 @@ def ground_of(scenery: Sequence[Scenery], grid: Grid) -> float | None:
 
 
 def _near(corners: np.ndarray, faces: np.ndarray, grid: Grid) -> np.ndarray:
-    """bool [F]: what each cell has of a piece for itself.
+    """bool [F]: the faces of a piece that belong to each cell.
 
-    Whole things that stand in the cell or that the robot can get to, and of larger ones small
-    triangles: what rises from the ground there.
+    These are the connected parts that lie within the cell or the robot's reach, and the small
+    triangles of larger parts: those that rise from the ground there.
     """
     triangles, (low, high) = corners[faces], cell_of(grid)
     size = np.ptp(triangles, axis=1).max(axis=1)
@@ -180,12 +180,12 @@ def _near(corners: np.ndarray, faces: np.ndarray, grid: Grid) -> np.ndarray:
     lows, highs = boxes_of(triangles, piece)
     whole = ((lows >= low) & (highs <= high)).all(axis=1) | within(grid.reach, lows, highs)
     middle = grid.reach.mean(axis=0)
-    whole &= ~((lows < middle) & (highs > middle)).all(axis=1)  # which is around the robot
+    whole &= ~((lows < middle) & (highs > middle)).all(axis=1)  # not parts around the robot
     return whole[piece] | (inside & (size < (high - low)[:2].max()))
 
 
 def in_others(box: np.ndarray, grid: Grid) -> bool:
-    """Whether a piece of one cell would be where the robots of others are, and not under them."""
+    """Whether a piece of one cell would overlap other cells' robots, other than under them."""
     steps = [np.arange(1 - count, count) for count in grid.shape]
     offsets = np.stack(np.meshgrid(*steps), axis=-1).reshape(-1, 3)
     offsets = offsets[offsets.any(axis=1)] * np.array(grid.spacing)
@@ -196,7 +196,7 @@ def in_others(box: np.ndarray, grid: Grid) -> bool:
 
 
 def _faces(triangles: np.ndarray, point: np.ndarray) -> np.ndarray:
-    """bool [F]: triangles, float [F, 3, 3], whose front is seen from a point."""
+    """bool [F]: whether the front of each triangle, float [F, 3, 3], is seen from a point."""
     one, two, three = np.moveaxis(triangles, 1, 0)
     normals = np.cross(two - one, three - one)
     return (normals * (point - triangles.mean(axis=1))).sum(axis=1) > 0

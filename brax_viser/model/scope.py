@@ -1,7 +1,7 @@
 """Decides which part of a world counts when cells are spaced and cameras placed.
 
-That is the robot, and what it can get to. A sky, a hall, or objects that are parked a hundred
-metres away are drawn, but would make the robot a dot if cells had to hold them.
+It is the robot and all that it can get to. Skies, halls, or objects that are parked a hundred
+metres away are drawn too, but would make the robot a dot if cells had to hold them.
 """
 
 from dataclasses import dataclass, field, replace
@@ -13,26 +13,26 @@ from brax_viser.model.pieces import boxes_of, pieces_of
 from brax_viser.model.shapes import visible_geoms
 
 SAMPLES = 64
-"""Random poses of the joints that the robot's reach is measured in."""
+"""Number of random joint poses in which the robot's reach is measured."""
 
 BESIDE = 0.5
-"""How far from what a robot that is bolted down reaches its surroundings count, in sizes of it."""
+"""How far beyond the reach of a bolted-down robot its surroundings count, in robot sizes."""
 
 UNDER = 2.0
-"""How far below it is what it stands on, in sizes of it."""
+"""How far below a robot the things that it stands on count, in robot sizes."""
 
 AROUND, AROUND_METRES = 4.0, 2.0
-"""The same of a robot that travels, in sizes of it, but at least that many metres."""
+"""How far from a travelling robot its surroundings count: in robot sizes, and at least in m."""
 
 APART = 10.0
-"""How far off another robot may start, in sizes of the first."""
+"""How far away another robot counts, in sizes of the first."""
 
 TOUCHING = 0.05
-"""How far apart, in sizes of the robot, are parts of one table or one fence."""
+"""How far apart parts of one table or one fence may be, in robot sizes."""
 
 LARGE, SCENERY = 10.0, 3.0
-"""How many times as large as the robot what lies under or around it may be, if the robot can touch
-it, or anything else that it can't touch."""
+"""In robot sizes, the largest things that count: those under or around the robot that it can touch,
+and anything that it can't touch."""
 
 _PLANE, _FIELD = int(mujoco.mjtGeom.mjGEOM_PLANE), int(mujoco.mjtGeom.mjGEOM_HFIELD)
 _MESH = int(mujoco.mjtGeom.mjGEOM_MESH)
@@ -42,19 +42,19 @@ _FREE = int(mujoco.mjtJoint.mjJNT_FREE)
 
 @dataclass(frozen=True, eq=False)
 class Scope:
-    """What counts of one world, in its own frame."""
+    """The part of a world that counts, in its own frame."""
 
     reach: np.ndarray  # float [2, 3], m: box around the robot and what it can get to
-    # Ids of geoms that are fixed to the world, and not all in that box or a room around the robot.
+    # Ids of fixed geoms that are not entirely in that box, or that form a room around the robot.
     scenery: frozenset[int]
-    farthest: float  # m from the middle of the box to the end of whatever else there is
-    # float [O, 2, 3], m: boxes of all fixed geoms that a robot which travels may run into.
+    farthest: float  # m from the middle of the box to the far end of all that is seen
+    # float [O, 2, 3], m: boxes of the scenery that a travelling robot may run into.
     obstacles: np.ndarray = field(default_factory=lambda: np.zeros((0, 2, 3)))
     boxes: dict[int, np.ndarray] = field(default_factory=dict)  # of scenery, float [2, 3], m
-    room: frozenset[int] = frozenset()  # of scenery, what is a roof or up to it, or a shell
+    room: frozenset[int] = frozenset()  # scenery that is a roof, reaches up to it, or is a shell
 
     def holding(self, obstacles: np.ndarray) -> "Scope":
-        """With a reach that has some obstacles in it, bool [O]."""
+        """A scope whose reach includes some of the obstacles, bool [O]."""
         reach = np.concatenate([self.reach[None], self.obstacles[obstacles]])
         reach = np.stack([reach[:, 0].min(axis=0), reach[:, 1].max(axis=0)])
         out = {geom for geom in self.scenery if not within(reach, *self.boxes[geom])}
@@ -63,33 +63,33 @@ class Scope:
 
 @dataclass(frozen=True, eq=False)
 class _Things:
-    """What a world is made of: N robots, objects, and single geoms that are fixed to it."""
+    """The contents of a world: N robots, objects, and single geoms that are fixed to it."""
 
     low: np.ndarray  # float [N, 3], m
     high: np.ndarray  # float [N, 3], m
     moves: np.ndarray  # bool [N]
     driven: np.ndarray  # bool [N], whether it has actuators
     seen: np.ndarray  # bool [N]
-    solid: np.ndarray  # bool [N], whether what moves can touch it
-    geom: np.ndarray  # int [N], of what is fixed; else -1
+    solid: np.ndarray  # bool [N], whether a moving geom can touch it
+    geom: np.ndarray  # int [N], id of a geom fixed to the world; else -1
 
     @property
     def size(self) -> np.ndarray:
-        """float [N], m: the largest sides."""
+        """float [N], m: the largest side of each."""
         return (self.high - self.low).max(axis=1)
 
 
 def scope_of(model: mujoco.MjModel, init_qpos: np.ndarray) -> Scope:
-    """Finds the robot, which is what has most actuators, and what it can get to.
+    """Finds the robot, which has the most actuators, and all that it can get to.
 
-    The box is the union over random positions of the joints that have limits, the others staying
-    where `reset` puts them; the robot's root stays in its place. Planes are left out, for they have
-    no end, and terrain, which is much larger than who walks on it; so are slides longer than the
+    The box is the union over random positions of the joints with limits; the other joints stay
+    where `reset` puts them, and so does the robot's root. Left out are planes, which have no end,
+    terrain, which is much larger than the robot on it, and slides at least twice as long as the
     robot, which stand for free movement.
 
     Args:
         model: is not changed.
-        init_qpos: float [nq], where `reset` puts it.
+        init_qpos: float [nq], the pose after `reset`.
     """
     visible = _counted(model)
     if not visible.any() and not model.nflex:
@@ -119,18 +119,18 @@ def scope_of(model: mujoco.MjModel, init_qpos: np.ndarray) -> Scope:
 
 
 def within(reach: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """bool [...]: whether boxes, from float [..., 3] to float [..., 3], lie in a reach, all but."""
+    """bool [...]: whether boxes, float [..., 3] to float [..., 3], lie (nearly) within a reach."""
     slack = 0.05 * np.ptp(reach, axis=0).max()
     return ((low >= reach[0] - slack) & (high <= reach[1] + slack)).all(axis=-1)
 
 
 def moving_roots(model: mujoco.MjModel) -> np.ndarray:
-    """int [R]: bodies that hang on the world, with all that moves on each of them."""
+    """int [R]: root bodies, directly on the world, of all that moves."""
     return np.unique(model.body_rootid[_moving_bodies(model)])
 
 
 def driven_roots(model: mujoco.MjModel) -> np.ndarray:
-    """int [D]: of each degree of freedom that an actuator acts upon, the body on the world."""
+    """int [D]: for each degree of freedom that an actuator acts on, its root body."""
     if not model.nu:
         return np.zeros(0, int)
     data = _at(model, model.qpos0)
@@ -151,8 +151,8 @@ def driven_roots(model: mujoco.MjModel) -> np.ndarray:
 def main_root(
     model: mujoco.MjModel, roots: np.ndarray | None = None, driven: np.ndarray | None = None
 ) -> int | None:
-    """The body on the world that carries the robot: what has most actuators or else most degrees of
-    freedom; None where nothing moves."""
+    """The robot's root body: the one with the most actuated, or else the most, degrees of freedom;
+    None if nothing moves."""
     roots = moving_roots(model) if roots is None else roots
     driven = driven_roots(model) if driven is None else driven
     if not len(roots):
@@ -168,8 +168,8 @@ def bounds_of(model: mujoco.MjModel, data: mujoco.MjData, geoms: np.ndarray) -> 
 
     Args:
         model: is not changed.
-        data: is, for its `qpos` counts and nothing else.
-        geoms: bool [ngeom] or int [G]. There must be any, or a flex.
+        data: is changed; only its `qpos` is read.
+        geoms: bool [ngeom] or int [G]. There must be at least one, or a flex.
     """
     mujoco.mj_kinematics(model, data)
     low, high = (side[geoms] for side in _boxes(model, data))
@@ -180,16 +180,16 @@ def bounds_of(model: mujoco.MjModel, data: mujoco.MjData, geoms: np.ndarray) -> 
 
 
 def _moving_bodies(model: mujoco.MjModel) -> np.ndarray:
-    """bool [nbody]: those that joints move, and no mocap."""
+    """bool [nbody]: bodies that joints move; mocap bodies do not count."""
     weld = model.body_weldid
     return (weld > 0) & (model.body_mocapid[weld] < 0)
 
 
 def _counted(model: mujoco.MjModel) -> np.ndarray:
-    """bool [ngeom]: geoms that are drawn and have an end, terrain left out."""
+    """bool [ngeom]: geoms that are drawn and have an end, without terrain."""
     visible = np.zeros(model.ngeom, bool)
     visible[visible_geoms(model)] = True
-    if model.nskin:  # it lies around the geoms of its bones, which need not be drawn
+    if model.nskin:  # a skin lies around its bones' geoms, which need not be drawn
         visible |= np.isin(model.geom_bodyid, model.skin_bonebodyid)
     if not visible.any():
         visible[:] = True
@@ -197,7 +197,7 @@ def _counted(model: mujoco.MjModel) -> np.ndarray:
 
 
 def _endless(model: mujoco.MjModel) -> np.ndarray:
-    """bool [ngeom]: planes, but for walls that are drawn with an end."""
+    """bool [ngeom]: planes, except walls that are drawn with an end."""
     level = np.zeros(model.ngeom, bool)
     data = _at(model, model.qpos0)
     level[:] = np.abs(data.geom_xmat[:, 8]) > 0.999
@@ -225,7 +225,7 @@ def _boxes(model: mujoco.MjModel, data: mujoco.MjData) -> tuple[np.ndarray, np.n
 def _local_joints(
     model: mujoco.MjModel, init_qpos: np.ndarray, visible: np.ndarray, root: int | None
 ) -> tuple[np.ndarray, bool]:
-    """bool [njnt], joints whose limits are part of the robot's reach; and whether it travels."""
+    """bool [njnt], joints whose ranges are part of the reach; and whether the robot travels."""
     low, high = _boxes(model, _at(model, init_qpos))
     size = 0.0
     own = visible & (model.body_rootid[model.geom_bodyid] == root)
@@ -233,7 +233,7 @@ def _local_joints(
     if own.any():
         box = low[own].min(axis=0), high[own].max(axis=0)
         size = float((box[1] - box[0]).max())
-        # With the rail that it runs on, and the like.
+        # Includes the rail that it runs on, and the like.
         fixed = visible & ~_moving_bodies(model)[model.geom_bodyid]
         fixed &= _gap(low, high, *box) <= BESIDE * size
         fixed &= (high - low).max(axis=1) <= LARGE * size
@@ -258,7 +258,7 @@ def _things(
     driven: np.ndarray,
     local: np.ndarray,
 ) -> tuple[_Things, int | None]:
-    """All that there is, and which of it is the robot, if anything moves."""
+    """All things in the world, and the index of the robot among them; None if nothing moves."""
     low, high = np.full((2, model.ngeom, 3), np.inf) * np.array([1, -1])[:, None, None]
     flex_low, flex_high = (
         np.full((2, model.nflexvert, 3), np.inf) * np.array([1, -1])[:, None, None]
@@ -296,7 +296,7 @@ def _things(
     bodies = model.body_weldid[model.geom_bodyid]
     ends = (model.geom_type != _FIELD) & ~_endless(model)
     for geom in np.flatnonzero(~moving & ends & (visible | solid)):
-        # What is on a mocap body is no scenery: it may be anywhere.
+        # A geom on a mocap body is not scenery: it may go anywhere.
         own = int(geom) if bodies[geom] == 0 else -1
         fixed = (False, False, bool(visible[geom]), bool(solid[geom]), own)
         boxes = low[geom][None], high[geom][None]
@@ -307,7 +307,7 @@ def _things(
 
 
 def _pieces(model: mujoco.MjModel, data: mujoco.MjData, geom: int) -> np.ndarray:
-    """float [2, P, 3], m: boxes around what a mesh is made of, such as a hall and its furniture."""
+    """float [2, P, 3], m: boxes around the pieces of a mesh, such as a hall and its furniture."""
     mesh = model.geom_dataid[geom]
     start, count = model.mesh_vertadr[mesh], model.mesh_vertnum[mesh]
     vertices = model.mesh_vert[start : start + count].astype(float)
@@ -318,7 +318,7 @@ def _pieces(model: mujoco.MjModel, data: mujoco.MjData, geom: int) -> np.ndarray
 
 
 def _obstacles(things: _Things) -> np.ndarray:
-    """bool [N]: what can be run into, and is seen, or has in it or around it what is."""
+    """bool [N]: fixed things to run into that are seen, or that overlap a seen thing."""
     looks = things.seen & ~things.solid & ~things.moves
     low, high = things.low[:, None], things.high[:, None]
     meets = ((low <= things.high[looks]) & (high >= things.low[looks])).all(axis=-1)
@@ -326,7 +326,7 @@ def _obstacles(things: _Things) -> np.ndarray:
 
 
 def _solid(model: mujoco.MjModel, moving: np.ndarray) -> np.ndarray:
-    """bool [ngeom]: what something that moves can touch."""
+    """bool [ngeom]: whether a moving geom can touch each geom."""
     types, affinities = (
         int(np.bitwise_or.reduce(bits[moving], initial=0))
         for bits in (model.geom_contype, model.geom_conaffinity)
@@ -338,14 +338,14 @@ def _solid(model: mujoco.MjModel, moving: np.ndarray) -> np.ndarray:
 
 
 def _counting(things: _Things, start: int, *, travels: bool) -> np.ndarray:
-    """bool [N]: the robot, and step by step what it can get to from there."""
+    """bool [N]: the robot and, step by step, all that it can get to from there."""
     counts = np.zeros(len(things.size), bool)
     counts[start] = True
     low, high = things.low[start], things.high[start]
     size = max(float((high - low).max()), 1e-6)
     edge = np.minimum(low - things.low, things.high - high)[:, :2].min(axis=1)
     around = edge >= (max(AROUND * size, AROUND_METRES) if travels else 0.0)
-    if not travels:  # of a long table it needs what is below it: see `scenery.place`
+    if not travels:  # it needs only the part of a long table below it: see `scenery.place`
         around |= things.high[:, 2] <= (low[2] + high[2]) / 2
     large = things.size > np.where(things.solid, LARGE, SCENERY) * size
     may = things.moves | ~(large & (around | ~things.solid))
@@ -358,9 +358,9 @@ def _counting(things: _Things, start: int, *, travels: bool) -> np.ndarray:
         counts |= more
         low, high = _box(things, counts)
         fixed = ~things.moves
-        if travels:  # from wall to wall: the wider a maze is, the wider its halls
+        if travels:  # from wall to wall: a wider maze has wider halls
             link[fixed & things.solid] = np.maximum(link, (high - low).max())[fixed & things.solid]
-        else:  # it can't get to what is farther, but that may be a part of what it gets to
+        else:  # it can't get to farther things, but they may be parts of things that it gets to
             link[fixed] = TOUCHING * size
             part = max(SCENERY * size, 1.5 * float((high - low).max()))
             may = things.moves | ((things.size <= part) & ~(large & around))
@@ -368,11 +368,11 @@ def _counting(things: _Things, start: int, *, travels: bool) -> np.ndarray:
 
 
 def _reach(things: _Things, counts: np.ndarray) -> np.ndarray:
-    """float [2, 3], m: around what counts, bool [N], and is seen."""
+    """float [2, 3], m: box around the things that count, bool [N], and are seen."""
     low, high = _box(things, counts & things.seen)
     hidden = ~things.seen & counts
     if hidden.any():
-        # Where walls that are not drawn stand in a mesh that is, that part of the mesh counts.
+        # Where invisible walls stand in a visible mesh, that part of the mesh counts.
         inner, outer = _box(things, hidden)
         for other in np.flatnonzero(things.seen & ~counts & ~things.moves):
             part = np.maximum(inner, things.low[other]), np.minimum(outer, things.high[other])
@@ -382,7 +382,7 @@ def _reach(things: _Things, counts: np.ndarray) -> np.ndarray:
 
 
 def _roofed(things: _Things, start: int) -> np.ndarray:
-    """bool [N]: a roof over the robot, what is as high as it, and a shell around the robot."""
+    """bool [N]: roofs over the robot, things as high as a roof, and shells around the robot."""
     low, high = things.low[start], things.high[start]
     wide = ((things.low <= low) & (things.high >= high))[:, :2].all(axis=1)
     top, bottom = things.high[:, 2], things.low[:, 2]
@@ -396,5 +396,5 @@ def _box(things: _Things, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _gap(lows: np.ndarray, highs: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """float [N], m: distance of each of N boxes from another one."""
+    """float [N], m: distances of N boxes from another box."""
     return np.linalg.norm(np.maximum(0.0, np.maximum(lows - high, low - highs)), axis=1)

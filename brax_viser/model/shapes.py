@@ -1,4 +1,4 @@
-"""The distinct geometries of a MuJoCo model, each with every body that carries it."""
+"""Finds the distinct geometries of a MuJoCo model, each with all bodies that carry it."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -22,10 +22,10 @@ _BY_SITE = int(mujoco.mjtWrap.mjWRAP_SITE)
 _MESHES = (int(mujoco.mjtGeom.mjGEOM_MESH), int(mujoco.mjtGeom.mjGEOM_SDF))
 
 CREASE = np.radians(30.0)
-"""Edges sharper than this stay sharp when shaded; the others look round."""
+"""rad; edges sharper than this are shaded sharp, the others smooth."""
 
 VISIBLE_GROUPS = frozenset((0, 1, 2))
-"""Groups that MuJoCo's own viewer shows at first; 3 and up hold collision geometry."""
+"""Groups that MuJoCo's own viewer shows by default; 3 and up hold collision geometry."""
 
 GROUPS = tuple(range(6))
 """All groups that MuJoCo has."""
@@ -47,16 +47,16 @@ class Shape:
     """One geometry, and the M places where the robot carries it."""
 
     mesh: trimesh.Trimesh
-    rgba: np.ndarray | None  # uint8 [4] where it has one colour, None where the mesh has its own
+    rgba: np.ndarray | None  # uint8 [4] if it has one colour; None if the mesh has its own
     body: np.ndarray  # int [M], body ids; 0 is the world: static, one in every cell
     pos: np.ndarray  # float [M, 3], m, in the body's frame
     quat: np.ndarray  # float [M, 4], wxyz, in the body's frame
-    geom: int | None = None  # the geom that it is, where it is drawn for itself; then M is 1
-    end: int = 0  # of a capsule that is drawn for itself: 1 and -1 are its ends, 0 what is between
-    casts_shadow: bool = True  # planes have no back, and do not stand in the light
+    geom: int | None = None  # id of the geom, if it is drawn on its own; then M is 1
+    end: int = 0  # part of a capsule that is drawn on its own: 1 and -1 for its ends, 0 between
+    casts_shadow: bool = True  # false for planes: they have no back and must not block the light
     is_terrain: bool = False  # a height field
-    # What moves does not: at the size of a robot in a grid, the page's shadows are too coarse for
-    # what lies on itself, and show as stripes.
+    # False for moving shapes: at the size of a robot in a grid, the page's shadows are too coarse
+    # for a shape to cast one on itself, and show as stripes.
     receives_shadow: bool = False
     is_scenery: bool = False  # fixed to the world, and larger than a cell
 
@@ -67,18 +67,18 @@ def shapes_of(
     wanted: Parts = USUAL,
     scenery: Collection[int] = (),
 ) -> list[Shape]:
-    """Groups a model's visible geoms into as few distinct geometries as there are.
+    """Groups a model's visible geoms into as few distinct geometries as possible.
 
-    The geoms of one body that look alike but for their colour move as one, so they are one
-    geometry, placed by the first of them. Bodies whose geoms are alike up to that placement share
-    it, so an ant's four legs are drawn by two batches. The floor is left out: see `floor_of`. Of a
-    skin each body has its piece: see `skins.pieces_of`.
+    The geoms of one body move together, so those that can share a mesh (see `_groups`) form one
+    geometry, placed by the first of them. Bodies whose geometries are equal up to that placement
+    share one, so an ant's four legs are drawn by two batches. The floor is left out: see
+    `floor_of`. Each body has its own piece of a skin: see `skins.pieces_of`.
 
     Args:
         model: is not changed.
-        apart: ids of geoms that are shapes for themselves, because environments differ in them.
-        wanted: which parts.
-        scenery: ids of geoms that are shapes for themselves, because no cell holds them.
+        apart: ids of geoms that get a shape of their own, because environments differ in them.
+        wanted: the parts to draw.
+        scenery: ids of geoms that get a shape of their own, because no cell holds them.
     """
     shown = visible_geoms(model, wanted.groups)
     together = [g for g in shown if g not in apart and g not in scenery]
@@ -116,7 +116,7 @@ def shapes_of(
     if wanted.sites:
         shapes.extend(_sites(model, wanted.groups))
     for body, mesh in pieces_of(model, wanted.groups):
-        # With no colour of its own: what carries normals is drawn as glTF, which takes them.
+        # `rgba` is None, so that the piece is drawn as glTF, which keeps its normals.
         unmoved = np.zeros((1, 3)), np.array([[1.0, 0.0, 0.0, 0.0]])
         shapes.append(Shape(mesh, None, np.array([body]), *unmoved))
     fixed = model.body_weldid == 0
@@ -124,10 +124,10 @@ def shapes_of(
 
 
 def cropped(model: mujoco.MjModel, shapes: list[Shape], box: np.ndarray) -> list[Shape]:
-    """The shapes, of static terrain only what lies in a box: each cell has its own patch of it.
+    """The shapes, with static terrain cut to a box: each cell has its own patch of it.
 
     Args:
-        model: whose they are.
+        model: the robot.
         shapes: as `shapes_of` returns them.
         box: float [2, 2], m: lowest and highest x and y, in the robot's world frame.
     """
@@ -151,13 +151,13 @@ def cropped(model: mujoco.MjModel, shapes: list[Shape], box: np.ndarray) -> list
 
 
 def capsule_end(pos: np.ndarray, quat: np.ndarray, size: np.ndarray, end: int) -> np.ndarray:
-    """float [..., 3], m: where a part of a capsule has its centre; see `Shape.end`.
+    """float [..., 3], m: centre of a part of a capsule; see `Shape.end`.
 
     Args:
         pos: float [..., 3], m, of the capsule.
         quat: float [..., 4], wxyz, of the capsule.
         size: float [..., 3], MuJoCo's: radius, and half of the length between the ends.
-        end: 1, -1, or 0 for what is between.
+        end: 1 or -1 for an end, 0 for the part between them.
     """
     along = np.zeros_like(pos)
     along[..., 2] = end * size[..., 1]
@@ -165,7 +165,7 @@ def capsule_end(pos: np.ndarray, quat: np.ndarray, size: np.ndarray, end: int) -
 
 
 def _parts_of(model: mujoco.MjModel, geom: int) -> list[Shape]:
-    """A geom for itself. A capsule comes in three: scaled as one its ends would not stay round."""
+    """Shapes of one geom. A capsule has three: scaled as one, its ends would not stay round."""
     body, size = model.geom_bodyid[[geom]], model.geom_size[geom]
     pos, quat = model.geom_pos[geom], model.geom_quat[geom]
     if model.geom_type[geom] != _CAPSULE:
@@ -185,8 +185,8 @@ def _parts_of(model: mujoco.MjModel, geom: int) -> list[Shape]:
 
 
 def visible_geoms(model: mujoco.MjModel, groups: Collection[int] = VISIBLE_GROUPS) -> list[int]:
-    """Ids of the geoms to draw: of some groups, not transparent, not the floor. All of them where
-    the usual groups have none: who has put a whole robot into group 3 wants to see it."""
+    """Ids of the geoms to draw: of some groups, not fully transparent, not the floor. If the usual
+    groups are empty, those of all groups: a whole robot in group 3 must be visible."""
     floor = floor_of(model)
     shown = [
         g for g in range(model.ngeom) if rgba_of(model, g)[3] > 0 and (floor is None or g != floor)
@@ -196,13 +196,13 @@ def visible_geoms(model: mujoco.MjModel, groups: Collection[int] = VISIBLE_GROUP
 
 
 def groups_of(model: mujoco.MjModel) -> set[int]:
-    """Groups that a model has put anything into."""
+    """Groups that a model uses."""
     used = (model.geom_group, model.site_group, model.skin_group, model.tendon_group)
     return {int(group) for groups in (*used, model.flex_group) for group in groups}
 
 
 def _sites(model: mujoco.MjModel, groups: Collection[int]) -> list[Shape]:
-    """One shape for each kind of site."""
+    """Makes one shape for each kind of site."""
     places: dict[tuple[object, ...], list[int]] = {}
     for site in range(model.nsite):
         if model.site_group[site] in groups and model.site_rgba[site][3] > 0:
@@ -239,7 +239,7 @@ def floor_of(model: mujoco.MjModel) -> int | None:
 
 
 def floor_height(model: mujoco.MjModel, reach: np.ndarray) -> float:
-    """z of the shared floor, m: the model's own, or just below what the robot reaches."""
+    """z of the shared floor, m: the model's own, or just below the robot's reach."""
     floor = floor_of(model)
     if floor is None:
         return float(reach[0, 2] - 0.1 * (reach[1, 2] - reach[0, 2]))
@@ -249,8 +249,8 @@ def floor_height(model: mujoco.MjModel, reach: np.ndarray) -> float:
 
 
 def _groups(model: mujoco.MjModel, geoms: list[int]) -> list[list[int]]:
-    """Geoms that one mesh can be made of: without a texture and alike transparent, or with the same
-    material."""
+    """Splits geoms into groups that can share one mesh: without a texture and of equal opacity, or
+    with the same material."""
     groups: dict[tuple[str, int], list[int]] = {}
     for geom in geoms:
         if model.geom_type[geom] in (_PLANE, _TERRAIN):
@@ -264,7 +264,7 @@ def _groups(model: mujoco.MjModel, geoms: list[int]) -> list[list[int]]:
 
 
 def _fingerprint(model: mujoco.MjModel, group: list[int]) -> tuple[object, ...]:
-    """Equal for groups that look alike up to where their first geom is."""
+    """A key that is equal for groups that differ only in the place of their first geom."""
     first = group[0]
     parts = []
     for geom in group:
@@ -286,7 +286,7 @@ def _fingerprint(model: mujoco.MjModel, group: list[int]) -> tuple[object, ...]:
 
 
 def _relative_pose(model: mujoco.MjModel, base: int, geom: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pose of one geom of a body in the frame of another: float [3] m, float [4] wxyz."""
+    """Pose of a geom in the frame of another geom of its body: float [3] m, float [4] wxyz."""
     inverse_pos, inverse_quat = np.zeros(3), np.zeros(4)
     mujoco.mju_negPose(inverse_pos, inverse_quat, model.geom_pos[base], model.geom_quat[base])
     pos, quat = np.zeros(3), np.zeros(4)
@@ -314,10 +314,10 @@ def _merged_mesh(
 def _mesh_data(
     model: mujoco.MjModel, mesh: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Vertices, float32 [V, 3] in m, faces, int [F, 3], and places in a texture, float32 [V, 2].
+    """Vertices, float32 [V, 3] in m, faces, int [F, 3], and texture coordinates, float32 [V, 2].
 
-    A mesh without these has None. In others each corner of a face is a vertex of its own, for
-    faces that share a vertex need not share its place in the texture.
+    A mesh may have no texture coordinates: None. If it has, each corner of a face becomes a vertex
+    of its own, because faces that share a vertex need not share its texture coordinates.
     """
     at, faces = int(model.mesh_faceadr[mesh]), int(model.mesh_facenum[mesh])
     face = model.mesh_face[at : at + faces]
@@ -331,16 +331,16 @@ def _mesh_data(
 
 
 def _geom_mesh(model: mujoco.MjModel, geom: int) -> trimesh.Trimesh:
-    """One geom in its own frame, with its colour or texture, its creases split so that they are
-    shaded sharp."""
+    """The mesh of a geom in its own frame, with its colour or texture. Creases are split so that
+    they are shaded sharp."""
     kind, size = model.geom_type[geom], model.geom_size[geom]
     if kind in _MESHES:
         vertices, faces, uv = _mesh_data(model, int(model.geom_dataid[geom]))
         mesh = trimesh.Trimesh(vertices, faces, process=False)
         if uv is not None and texture_of(model, geom) is not None:
             return painted(model, geom, mesh, uv)
-    # Round primitives of our own: mjviser's capsule has 4,096 triangles, and a grid draws
-    # thousands of them.
+    # Round primitives are our own: mjviser's capsule has 4,096 triangles, and a grid draws
+    # thousands of capsules.
     elif kind == _CAPSULE:
         mesh = trimesh.creation.capsule(radius=size[0], height=2 * size[1], count=(20, 12))
         mesh.apply_translation(-mesh.bounds.mean(axis=0))
@@ -348,7 +348,7 @@ def _geom_mesh(model: mujoco.MjModel, geom: int) -> trimesh.Trimesh:
         mesh = trimesh.creation.icosphere(radius=size[0], subdivisions=2)
     elif kind == _CYLINDER:
         mesh = trimesh.creation.cylinder(radius=size[0], height=2 * size[1], sections=24)
-    elif kind == _PLANE:  # mjviser's is a box, which is seen from behind and shades the scene
+    elif kind == _PLANE:  # mjviser's is a box, which is visible from behind and casts shadows
         half = np.where(size[:2] > 0, size[:2], max(10.0, model.stat.extent))
         corners = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]]) * [*half, 1]
         mesh = trimesh.Trimesh(corners, [[0, 1, 2], [0, 2, 3]], process=False)
@@ -360,12 +360,12 @@ def _geom_mesh(model: mujoco.MjModel, geom: int) -> trimesh.Trimesh:
 
 
 def _terrain(model: mujoco.MjModel, geom: int) -> trimesh.Trimesh:
-    """A height field with its sides, down to its base; mjviser has but the top."""
+    """A height field with its sides, down to its base; mjviser has only the top."""
     top = conversions.create_primitive_mesh(model, geom)
     field = model.geom_dataid[geom]
     rows, columns = int(model.hfield_nrow[field]), int(model.hfield_ncol[field])
     index = np.arange(rows * columns).reshape(rows, columns)
-    # All the way round, seen from above against the clock.
+    # All the way round, counter-clockwise as seen from above.
     rim = np.concatenate([index[0], index[1:, -1], index[-1, -2::-1], index[-2:0:-1, 0]])
     foot = top.vertices[rim] * [1, 1, 0] - [0, 0, model.hfield_size[field, 3]]
     low, high = len(top.vertices) + np.arange(len(rim)), rim
@@ -381,7 +381,7 @@ def _terrain(model: mujoco.MjModel, geom: int) -> trimesh.Trimesh:
 
 
 def _creased(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
-    """Shaded round but for its creases."""
+    """A mesh that is shaded smooth except at its creases."""
     bare = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
     return trimesh.graph.smooth_shade(bare, angle=CREASE)
 
@@ -394,11 +394,11 @@ def _one_colour(mesh: trimesh.Trimesh) -> np.ndarray | None:
 
 
 def roaming_body(model: mujoco.MjModel) -> int | None:
-    """The body by which the first thing that can travel without limit does so; None if there is
-    none.
+    """The first body that can travel without limit; None if there is none.
 
-    A free joint lets it, and so does a slide without a range, as half of a walker in a plane has.
-    Of slides one upon the other it is the body on the last.
+    It travels by a free joint, or by a slide without a range, as planar walkers do.
+    If a body with such a slide carries another one that can travel, the innermost of
+    them is returned.
     """
     found = None
     for body in range(1, model.nbody):
@@ -419,13 +419,13 @@ def roaming_body(model: mujoco.MjModel) -> int | None:
 
 
 def wrapped_body(model: mujoco.MjModel, groups: Collection[int] = VISIBLE_GROUPS) -> int | None:
-    """The body of a robot that may be shown some cells from where it is; None where that would be
-    untrue, for it has something to be beside: whatever is fixed to the world, other than the shared
-    floor and level terrain, or moves as well.
+    """The body of a robot that may be drawn some cells from where it is; None if that would show
+    it in a false place beside other things: those that are fixed to the world, other than the
+    shared floor and level terrain, and others that move.
 
     Args:
         model: is not changed.
-        groups: of what is drawn.
+        groups: that are drawn.
     """
     weld = model.body_weldid
     fixed = (weld == 0) | (model.body_mocapid[weld] >= 0)
@@ -450,7 +450,7 @@ def wrapped_body(model: mujoco.MjModel, groups: Collection[int] = VISIBLE_GROUPS
 
 
 def _is_ground(model: mujoco.MjModel, geom: int) -> bool:
-    """Whether it is alike wherever one stands, or is patched into each cell."""
+    """Whether a geom looks the same from everywhere, or is patched into each cell."""
     endless = model.geom_type[geom] == _PLANE and not model.geom_size[geom, :2].any()
     if not (endless or model.geom_type[geom] == _TERRAIN):
         return False

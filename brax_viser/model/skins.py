@@ -1,4 +1,4 @@
-"""Skins: MuJoCo bends one mesh over many bodies; here each body moves its own piece of it."""
+"""Cuts skins up: MuJoCo bends one mesh over many bodies; here each body moves its own piece."""
 
 from collections.abc import Collection, Iterator
 
@@ -9,22 +9,22 @@ import trimesh
 from brax_viser.model.surfaces import chosen_rgba, painted_with
 
 SHARED = 0.3
-"""A triangle that hangs on a second bone by at least this weight is in the pieces of both. They
-overlap then, and no gap opens between them when the joint bends."""
+"""A triangle with at least this weight on a second bone is in the pieces of both, so that they
+overlap and no gap opens between them when the joint bends."""
 
 
 def pieces_of(
     model: mujoco.MjModel, groups: Collection[int]
 ) -> Iterator[tuple[int, trimesh.Trimesh]]:
-    """Each visible skin, cut by the body that moves most of it.
+    """Cuts each visible skin into pieces by the body that moves a triangle most.
 
-    A batch of instances can be moved, not bent; bending a skin for each of a thousand robots would
-    send all its vertices with each frame. In the pose in which the skin was made the pieces are
-    the skin itself; away from it they fold at the joints, where MuJoCo's would stretch.
+    A batch of instances can be moved, but not bent; bending a skin for each of a thousand robots
+    would send all its vertices with each frame. In the pose in which the skin was made the pieces
+    form the skin itself; in others they fold at the joints, where MuJoCo's skin would stretch.
 
     Args:
         model: is not changed.
-        groups: of which skins.
+        groups: of the skins to draw.
 
     Yields:
         (body id, mesh in the body's frame, m, with the normals of the whole skin).
@@ -65,7 +65,7 @@ def _cut(model: mujoco.MjModel, skin: int) -> Iterator[tuple[int, trimesh.Trimes
 
 
 def _weights(model: mujoco.MjModel, skin: int, count: int) -> np.ndarray:
-    """float [bones, V]: how far each bone moves each vertex."""
+    """float [bones, V]: how much each bone moves each vertex."""
     weights = np.zeros((model.skin_bonenum[skin], count))
     for bone in range(len(weights)):
         at = model.skin_boneadr[skin] + bone

@@ -1,8 +1,8 @@
-"""What a geom's surface looks like: colour, texture, and how MuJoCo lays the one on the other.
+"""Gives geoms the colours and textures with which MuJoCo would draw them.
 
-mjviser's conversions texture meshes that come with texture coordinates. All else (a box with wood
-on it, a ball with letters) MuJoCo textures by the geom's own coordinates, which is done here, and
-it has its own rule for which colour counts.
+mjviser's conversions texture meshes that come with texture coordinates. MuJoCo textures everything
+else (a box with wood on it, a ball with letters) by the geom's own coordinates, and has its own
+rule for which colour counts; both are done here.
 """
 
 import weakref
@@ -15,35 +15,35 @@ from trimesh.visual import ColorVisuals, TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
 UNSET = np.array([0.5, 0.5, 0.5, 1.0], np.float32)
-"""The colour of a geom that was given none."""
+"""The colour that MuJoCo gives to a geom without one."""
 
 _RGB, _RGBA = int(mujoco.mjtTextureRole.mjTEXROLE_RGB), int(mujoco.mjtTextureRole.mjTEXROLE_RGBA)
 _FLAT = int(mujoco.mjtTexture.mjTEXTURE_2D)
 _CUBE = int(mujoco.mjtTexture.mjTEXTURE_CUBE)
 
 PLAIN_SHARE, PLAIN_DISTANCE = 0.95, 0.1
-"""A texture of which this share is within this distance (of 1) of one colour is drawn as that
+"""A texture is drawn as one colour if this share of it is within this distance (of 1) of that
 colour: a robot with hardly visible marks is one flat, cheap geometry that can be painted."""
 
 MAX_SIDE = 512
-"""Pixels along a face of a texture that is sent: a robot in a grid is rarely larger on screen."""
+"""Most pixels per side of a texture that is sent: a robot in a grid is rarely larger on screen."""
 
-# Of each face of a cube texture, in the order in which MuJoCo stores them (+x, -x, +y, -y, +z, -z):
-# which coordinate goes right and which goes down its picture. OpenGL specification 4.6, table 8.19.
+# For each face of a cube texture, in MuJoCo's order (+x, -x, +y, -y, +z, -z): which coordinate goes
+# right and which goes down in its picture. OpenGL specification 4.6, table 8.19.
 _RIGHT = np.array([[0, 0, -1], [0, 0, 1], [1, 0, 0], [1, 0, 0], [1, 0, 0], [-1, 0, 0]], float)
 _DOWN = np.array([[0, -1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1], [0, -1, 0], [0, -1, 0]], float)
 
 
 def rgba_of(model: mujoco.MjModel, geom: int) -> np.ndarray:
-    """float32 [4], 0 to 1: a geom's own colour if it has been given one, else its material's.
+    """float32 [4], 0 to 1: a geom's own colour if it was given one, else its material's.
 
-    As `mjv_addGeoms` has it; a texture is not in it.
+    Follows `mjv_addGeoms`. Textures are not included.
     """
     return chosen_rgba(model, model.geom_rgba[geom], int(model.geom_matid[geom]))
 
 
 def chosen_rgba(model: mujoco.MjModel, own: np.ndarray, material: int) -> np.ndarray:
-    """float32 [4], 0 to 1: a colour of its own if it is one, else that of its material.
+    """float32 [4], 0 to 1: an object's own colour unless it is the default, else its material's.
 
     Args:
         model: is not changed.
@@ -55,17 +55,17 @@ def chosen_rgba(model: mujoco.MjModel, own: np.ndarray, material: int) -> np.nda
 
 
 def takes_material_colour(model: mujoco.MjModel, geom: int) -> bool:
-    """Whether `rgba_of` is the material's."""
+    """Whether `rgba_of` returns the material's colour."""
     return bool(model.geom_matid[geom] >= 0 and np.array_equal(model.geom_rgba[geom], UNSET))
 
 
 def plain_rgba(model: mujoco.MjModel, geom: int) -> np.ndarray:
-    """uint8 [4]: a geom's one colour, its texture's included, where that has hardly another."""
+    """uint8 [4]: a geom's one colour, with the main colour of its texture if it has one."""
     return plain(model, rgba_of(model, geom), int(model.geom_matid[geom]))
 
 
 def texture_of(model: mujoco.MjModel, geom: int) -> int | None:
-    """Id of the texture that a geom has to be drawn with; None where one colour will do."""
+    """Id of the texture that a geom must be drawn with; None if one colour is enough."""
     return _texture_to_draw(model, int(model.geom_matid[geom]))
 
 
@@ -76,9 +76,9 @@ def painted(
 
     Args:
         model: is not changed.
-        geom: whose surface it is.
+        geom: its id.
         mesh: in the geom's own frame, m.
-        uv: float [V, 2], texture coordinates that the mesh came with.
+        uv: float [V, 2], texture coordinates that came with the mesh.
     """
     texture = texture_of(model, geom)
     if texture is not None and uv is None:
@@ -100,8 +100,8 @@ def painted_with(
 
     Args:
         model: is not changed.
-        mesh: is given its visual.
-        uv: float [V, 2]; without them there is no texture.
+        mesh: its visual is replaced.
+        uv: float [V, 2]; None: draw no texture.
         rgba: float [4], 0 to 1.
         material: its id; -1 is none.
     """
@@ -122,13 +122,13 @@ def painted_with(
 
 
 def sampled(model: mujoco.MjModel, rgba: np.ndarray, material: int, uv: np.ndarray) -> np.ndarray:
-    """uint8 [N, 4]: a colour, times a material's texture at N of its points.
+    """uint8 [N, 4]: a colour times a material's texture at N points.
 
     Args:
         model: is not changed.
         rgba: float [4], 0 to 1.
         material: its id; -1 is none.
-        uv: float [N, 2], places in the texture as it is repeated.
+        uv: float [N, 2], texture coordinates, before the material repeats its texture.
     """
     texture = _texture_to_draw(model, material)
     if texture is None or model.tex_type[texture] != _FLAT:
@@ -142,7 +142,7 @@ def sampled(model: mujoco.MjModel, rgba: np.ndarray, material: int, uv: np.ndarr
 
 
 def plain(model: mujoco.MjModel, rgba: np.ndarray, material: int) -> np.ndarray:
-    """uint8 [4]: a colour, times the main colour of a material's texture if it has one."""
+    """uint8 [4]: a colour, times the main colour of the material's texture if it has one."""
     texture = _texture_id(model, material)
     if texture is not None:
         rgba = rgba * _main_colour(model, texture)[0]
@@ -167,7 +167,7 @@ def _texture_id(model: mujoco.MjModel, material: int) -> int | None:
 
 
 def pixels_of(model: mujoco.MjModel, texture: int) -> np.ndarray:
-    """uint8 [H, W, C], as MuJoCo has it: the first row is the bottom one."""
+    """uint8 [H, W, C], in MuJoCo's order: the first row is the bottom one."""
     height, width = model.tex_height[texture], model.tex_width[texture]
     channels, start = model.tex_nchannel[texture], model.tex_adr[texture]
     data = model.tex_data[start : start + height * width * channels]
@@ -175,17 +175,17 @@ def pixels_of(model: mujoco.MjModel, texture: int) -> np.ndarray:
 
 
 def linear(rgb: np.ndarray) -> np.ndarray:
-    """uint8 [..., 3]: a colour as linear light (IEC 61966-2-1), for all that a page multiplies with
-    light without converting it: glTF's colours of vertices, and viser's of instances."""
+    """uint8 [..., 3]: a colour as linear light (IEC 61966-2-1), for colours that a page multiplies
+    with light unconverted: glTF's vertex colours and viser's instance colours."""
     srgb = np.asarray(rgb, float) / 255.0
     light = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     return np.round(255 * light).astype(np.uint8)
 
 
 def _main_colour(model: mujoco.MjModel, texture: int) -> tuple[np.ndarray, float]:
-    """(float [4], share): the median colour, and of how much of the texture it is about the one.
+    """(float [4], share): the median colour, and the share of the texture that is close to it.
 
-    Looked for once, and not for each geom, as long as the model lives.
+    Cached per texture until the model is freed, so that it is not computed for each geom.
     """
     known = _main_colours.setdefault(model, {})
     if texture not in known:
@@ -208,8 +208,8 @@ def _find_main_colour(pixels: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _picture(model: mujoco.MjModel, texture: int, rgba: np.ndarray) -> Image.Image:
-    """The texture times the colour, as MuJoCo multiplies them: not in linear light, as a factor
-    beside the texture would be."""
+    """The texture times the colour, multiplied as in MuJoCo: not in linear light, as a page would
+    apply a colour factor."""
     pixels = pixels_of(model, texture)
     if pixels.shape[-1] == 1:
         pixels = np.repeat(pixels, 3, axis=-1)
@@ -217,7 +217,7 @@ def _picture(model: mujoco.MjModel, texture: int, rgba: np.ndarray) -> Image.Ima
     if pixels.shape[-1] == 3 and rgba[3] < 1.0:
         alpha = np.full((*pixels.shape[:2], 1), 255 * rgba[3])
         pixels = np.concatenate([pixels, alpha], axis=-1)
-    # trimesh and glTF have the first row at the top.
+    # In trimesh and glTF the first row is at the top.
     image = Image.fromarray(np.flipud(pixels).astype(np.uint8))
     faces = 6 if model.tex_type[texture] == _CUBE else 1
     shrink = min(1.0, MAX_SIDE / image.width, MAX_SIDE * faces / image.height)
@@ -225,12 +225,12 @@ def _picture(model: mujoco.MjModel, texture: int, rgba: np.ndarray) -> Image.Ima
         size = max(round(image.width * shrink), 1), max(round(image.height * shrink), 1)
         image = image.resize(size, Image.Resampling.LANCZOS)
     if image.mode == "RGB":
-        image.format = "JPEG"  # a tenth of the bytes of a PNG, for a photograph of wood
+        image.format = "JPEG"  # for a photograph of wood, a tenth of the bytes of a PNG
     return image
 
 
 def _own_coordinates(model: mujoco.MjModel, geom: int, mesh: trimesh.Trimesh) -> np.ndarray:
-    """float [V, 3]: those by which MuJoCo lays a texture: in units of the geom's size for a
+    """float [V, 3]: coordinates by which MuJoCo lays a texture, in units of the geom's size for a
     primitive, in m for a mesh or a height field."""
     if model.geom_dataid[geom] >= 0:
         return np.asarray(mesh.vertices)
@@ -238,7 +238,7 @@ def _own_coordinates(model: mujoco.MjModel, geom: int, mesh: trimesh.Trimesh) ->
 
 
 def _extent(model: mujoco.MjModel, geom: int) -> np.ndarray:
-    """float [3], m: half of a geom's size along its axes, as `mjvGeom.size` has it."""
+    """float [3], m: half of a geom's size along its axes, as in `mjvGeom.size`."""
     size = model.geom_size[geom]
     match mujoco.mjtGeom(model.geom_type[geom]):
         case mujoco.mjtGeom.mjGEOM_SPHERE:
@@ -254,9 +254,9 @@ def _extent(model: mujoco.MjModel, geom: int) -> np.ndarray:
 
 
 def _projected(model: mujoco.MjModel, geom: int, mesh: trimesh.Trimesh) -> np.ndarray:
-    """float [V, 2]: texture coordinates of a picture laid on along z.
+    """float [V, 2]: texture coordinates of a picture projected along z.
 
-    `settexture` in MuJoCo's renderer.
+    Follows `settexture` in MuJoCo's renderer.
     """
     material, extent = model.geom_matid[geom], _extent(model, geom)[:2]
     scale = model.mat_texrepeat[material].astype(float)
@@ -267,7 +267,7 @@ def _projected(model: mujoco.MjModel, geom: int, mesh: trimesh.Trimesh) -> np.nd
     own = _own_coordinates(model, geom, mesh)
     across = own[:, :2]
     if model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_BOX:
-        # Each side has the whole picture; its corners are its own, for its edges are sharp.
+        # Each side shows the whole picture. Sides share no vertices, because edges are sharp.
         side = np.argmax(np.abs(np.asarray(mesh.vertex_normals)), axis=1)
         across = np.stack([own[:, [1, 2]], own[:, [0, 2]], own[:, [0, 1]]])[
             side, np.arange(len(own))
@@ -278,10 +278,10 @@ def _projected(model: mujoco.MjModel, geom: int, mesh: trimesh.Trimesh) -> np.nd
 def _wrapped(
     model: mujoco.MjModel, geom: int, mesh: trimesh.Trimesh
 ) -> tuple[trimesh.Trimesh, np.ndarray]:
-    """The mesh with the corners of each triangle to itself, and float [V, 2] texture coordinates in
-    the six pictures of a cube, one above the other.
+    """The mesh without shared vertices, and its texture coordinates, float [V, 2], in the six
+    pictures of a cube, one above the other.
 
-    A triangle is given to the face that its middle points at.
+    Each triangle belongs to the face that its middle points at.
     """
     own = _own_coordinates(model, geom, mesh)
     if model.mat_texuniform[model.geom_matid[geom]]:
@@ -296,7 +296,7 @@ def _wrapped(
     depth = np.maximum(depth, 1e-9)[..., 0]
     right = np.einsum("fvx,fx->fv", corners, _RIGHT[face]) / depth
     down = np.einsum("fvx,fx->fv", corners, _DOWN[face]) / depth
-    inside = 0.5 / MAX_SIDE  # of a pixel, so that no other face shines in
+    inside = 0.5 / MAX_SIDE  # half a pixel, so that no other face bleeds in
     across = np.clip((right + 1) / 2, inside, 1 - inside)
     row = np.clip((down + 1) / 2, inside, 1 - inside)
     uv = np.stack([across, (face[:, None] + row) / 6], axis=-1).reshape(-1, 2)

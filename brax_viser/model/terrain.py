@@ -1,4 +1,4 @@
-"""How high the ground is, where it is not level."""
+"""Computes the height of ground that is not level."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Terrain:
 
     @classmethod
     def of(cls, model: mujoco.MjModel) -> "Terrain | None":
-        """None where there are none."""
+        """The terrain of a model; None if it has none."""
         data = mujoco.MjData(model)
         mujoco.mj_kinematics(model, data)
         fields = tuple(
@@ -29,7 +29,7 @@ class Terrain:
         return cls(fields) if fields else None
 
     def height(self, place: np.ndarray) -> np.ndarray:
-        """float [...], m: z of the ground; NaN beside all of it.
+        """float [...], m: z of the ground; NaN outside of all height fields.
 
         Args:
             place: float [..., 2], m, x and y in an environment's world frame.
@@ -52,7 +52,7 @@ class _Field:
         start = int(model.hfield_adr[field])
         share = model.hfield_data[start : start + rows * columns].reshape(rows, columns)
         size = model.hfield_size[field]
-        # A compiled height field is placed by its own centre: `geom_xpos` is that.
+        # MuJoCo's compiler places a height field by its own centre: `geom_xpos` is the centre.
         return cls(
             data.geom_xpos[geom].copy(),
             data.geom_xmat[geom].reshape(3, 3)[:2, :2].copy(),
@@ -61,7 +61,7 @@ class _Field:
         )
 
     def height(self, place: np.ndarray) -> np.ndarray:
-        """As `Terrain.height`, between its points by x and y one after the other."""
+        """As `Terrain.height`; interpolates bilinearly between the field's points."""
         own = (place - self.centre[:2]) @ self.turn
         most = np.array(self.z.shape[::-1]) - 1
         at = (own / self.extent + 1) / 2 * most

@@ -1,4 +1,4 @@
-"""Robots of one grid that are not all alike: what domain randomisation has changed in each."""
+"""Keeps what domain randomisation has changed in each robot of a grid, and how that looks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,13 +10,13 @@ from brax_viser.model.shapes import Shape, capsule_end
 from brax_viser.model.surfaces import takes_material_colour
 
 Fields = Mapping[str, np.ndarray]
-"""Name of a field of the model -> one environment's own value; see `adapters.MODEL_FIELDS`."""
+"""Field name of the model -> one environment's own value; see `adapters.MODEL_FIELDS`."""
 
 _SEEN = ("geom_size", "geom_pos", "geom_quat", "geom_rgba", "mat_rgba")
-"""Those that change how a robot looks."""
+"""Fields that change how a robot looks."""
 
 _MASSES = ("link.inertia.mass", "body_mass")
-"""Brax's spring and positional physics have the first, and ignore the second."""
+"""Brax's spring and positional physics have the first and ignore the second."""
 
 _SIZES_OF_AXES = {
     mujoco.mjtGeom.mjGEOM_SPHERE: [0, 0, 0],
@@ -25,23 +25,23 @@ _SIZES_OF_AXES = {
     mujoco.mjtGeom.mjGEOM_BOX: [0, 1, 2],
     mujoco.mjtGeom.mjGEOM_ELLIPSOID: [0, 1, 2],
 }
-"""Which of the numbers of `geom_size` is the geom's extent along x, y and z."""
+"""Indices into `geom_size` of the geom's extent along x, y and z."""
 
 _SAME = 1e-6
-"""Differences below this, in m and in parts of a colour, are float32's."""
+"""Smaller differences, in m and in fractions of a colour, are float32 rounding."""
 
 
 @dataclass
 class Variants:
-    """What is known of each environment's own model. Used on viser's own thread alone."""
+    """The fields in which each environment's model differs. Used on the page's loop only."""
 
-    model: mujoco.MjModel  # the one that they were made from
+    model: mujoco.MjModel  # the one that they all derive from
     of_env: dict[int, Fields] = field(default_factory=dict)
     version: int = 0  # changes with each update
-    apart: frozenset[int] = frozenset()  # ids of the geoms that are not alike in all of them
+    apart: frozenset[int] = frozenset()  # ids of the geoms in which environments differ
 
     def update(self, models: Mapping[int, Fields]) -> bool:
-        """Adds environments. Returns whether more geoms have to be drawn one by one."""
+        """Adds environments. Returns whether more geoms must be drawn one by one."""
         self.of_env.update(models)
         self.version += 1
         apart = self.apart.union(*(self._changed(fields) for fields in models.values()))
@@ -49,9 +49,9 @@ class Variants:
         return grown
 
     def places(self, shapes: Sequence[Shape], envs: Sequence[int]) -> "list[Places | None]":
-        """How each shape is placed in each of K environments; None where it is alike in all."""
+        """The places of each shape in K environments; None for a shape that is equal in all."""
         known = [self.of_env.get(env, {}) for env in envs]
-        # float [K, ...]: all geoms of all environments at once, for there can be many of both.
+        # float [K, ...]: all geoms of all environments at once, as there can be many of both.
         own = {
             name: np.stack([fields.get(name, getattr(self.model, name)) for fields in known])
             for name in _SEEN
@@ -61,7 +61,7 @@ class Variants:
     def _place(self, shape: Shape, geom: int, own: Mapping[str, np.ndarray]) -> "Places":
         pos, quat = own["geom_pos"][:, geom], own["geom_quat"][:, geom]
         size, material = own["geom_size"][:, geom], self.model.geom_matid[geom]
-        # Where the geom has a colour of its own in one environment, it goes before the material's.
+        # An environment's own colour for the geom takes precedence over the material's.
         rgba = own["geom_rgba"][:, geom]
         if takes_material_colour(self.model, geom):
             unset = np.isclose(rgba, self.model.geom_rgba[geom]).all(axis=1, keepdims=True)
@@ -71,8 +71,8 @@ class Variants:
         return Places(pos, quat, scale, (255 * np.clip(rgba, 0, 1)).astype(np.uint8))
 
     def in_words(self, env: int) -> str:
-        """Mass of an environment's robot, of the model's, and friction where it is another; empty
-        without domain randomisation."""
+        """Mass of an environment's robot in percent of the model's, and its friction if that
+        differs; empty without domain randomisation."""
         fields = self.of_env.get(env, {})
         words = []
         masses = [name for name in _MASSES if name in fields]
@@ -87,7 +87,7 @@ class Variants:
         return " · ".join(words)
 
     def _changed(self, fields: Fields) -> set[int]:
-        """Ids of the geoms that look otherwise in an environment than in the model."""
+        """Ids of the geoms that look different in an environment and in the model."""
         model, changed = self.model, np.zeros(self.model.ngeom, bool)
         for name in _SEEN:
             if name not in fields:
@@ -111,9 +111,9 @@ class Places:
 
 
 def _scale(model: mujoco.MjModel, geom: int, size: np.ndarray, *, end: int) -> np.ndarray:
-    """float [K, 3]: what a mesh made for the model's size is to be scaled by.
+    """float [K, 3]: the scale of a mesh that was made for the model's size.
 
-    What MuJoCo's `geom_size` means for each type: see "geom/size" in its XML reference.
+    The meaning of `geom_size` for each type is in MuJoCo's XML reference under "geom/size".
     """
     axes = [0, 0, 0] if end else _SIZES_OF_AXES.get(mujoco.mjtGeom(model.geom_type[geom]))
     if axes is None:  # meshes and height fields have sizes of their own

@@ -204,10 +204,10 @@ class Channels:
             if part is None or part.num_envs != rollout.num_envs:
                 continue
             playback = channel.playback(worker.process)
-            playing[other.process] = self._play_process(
-                playback, now, sending=other.sending.get(role, False), following=part.following
+            playing[worker.process] = self._play_process(
+                playback, now, sending=worker.sending.get(role, False), following=part.following
             )
-            other.due[role] = playback.player.due
+            worker.due[role] = playback.player.due
         for process, playback in channel.playbacks.items():
             # A process with nothing new keeps its last view; a process that is lost has none.
             view = (playing[process] or playback.view) if process in playing else None

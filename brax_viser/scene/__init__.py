@@ -1,1 +1,1 @@
-"""From a MuJoCo model and link poses to a 3-D scene. Imports no jax."""
+"""Draws a MuJoCo model and its link poses as a 3-D scene. Imports no jax."""

@@ -1,4 +1,4 @@
-"""One rollout in the scene: its robots in their cells, and what is written and marked on them."""
+"""Draws one rollout: its robots in their cells, with their labels, marks and overlays."""
 
 from dataclasses import replace
 
@@ -20,8 +20,8 @@ from brax_viser.scene.overlays import INSIDE, OVERLAYS, Overlays, Recent
 from brax_viser.scene.robots import CLEAR, FADED, Paint, Robots
 
 MAX_LABELS = 256
-"""Labels are a message each, several times a second: more would crowd out the robots, on the wire
-as on the screen."""
+"""Each label is a message, several times a second: more labels would crowd out the robots, on the
+wire as on the screen."""
 
 RING_COLOUR = (28, 126, 214)
 
@@ -29,11 +29,11 @@ RING_COLOUR = (28, 126, 214)
 NO_BLOCKS = np.zeros((0, 2, 3))
 
 _ALIKE: dict[str, np.ndarray] = {}
-"""What an environment's model has of its own where all are alike: nothing."""
+"""The model fields of its own that an environment has if all have the same model: none."""
 
 
 class Block:
-    """The robots of one rollout. Used on viser's own thread alone."""
+    """The robots of one rollout. Used on the page's loop only."""
 
     def __init__(
         self,
@@ -50,11 +50,11 @@ class Block:
         """Fills `count` cells with robots in their initial pose.
 
         Args:
-            server: whose scene it is.
+            server: the server of the scene.
             path: the scene node to put them under.
             model: the robot.
             grid: the cells.
-            count: how many of them are used: the number of instances of a handle is fixed.
+            count: number of cells in use: a handle's number of instances is fixed.
             offset: float [3], m, of the block in the scene.
             scale: scene units per metre.
             others: float [B, 2, 3], m: boxes around other blocks, as seen from this one.
@@ -73,10 +73,10 @@ class Block:
             Robots(server, f"{path}/distance", placed.each, self._origins, scale),
         ]
         self._left_out = placed.left_out
-        self._ghosts: Robots | None = None  # once there are any
+        self._ghosts: Robots | None = None  # made for the first twins
         self._ghosts_shown = False
         self._ghostly = ghostly(model.shapes)
-        self._bent: list[Rods | Sheets] = []  # what is not moved as it is
+        self._bent: list[Rods | Sheets] = []  # parts that change their shape
         if model.rods is not None:
             self._bent.append(Rods(server, f"{path}/rods", model.rods, self._origins, scale))
         if model.surfaces is not None:
@@ -87,14 +87,14 @@ class Block:
         self.rot = np.repeat(model.init_rot[None], count, axis=0)
         self._cell_of_env: dict[int, int] = {}
         self.drawn_envs = np.arange(count, dtype=np.int32)  # in the order of the cells
-        self.frame: Frame | None = None  # whose numbers are shown; row i is in cell i
+        self.frame: Frame | None = None  # the frame on screen; row i is in cell i
         self._hidden = np.zeros(count, bool)
         self._varied = 0  # the version of the model's variants that is drawn
         self._look = Look()
         self._labels: list[viser.LabelHandle] = []
         self._ring: viser.BatchedMeshHandle | None = None
-        self._moved = np.zeros((count, 3), np.float32)  # m, back into the cells, of each robot
-        self._physics: Physics | None = None  # of the selected robot, once it is looked into
+        self._moved = np.zeros((count, 3), np.float32)  # m, shift of each robot back into its cell
+        self._physics: Physics | None = None  # of the selected robot, made when first needed
         self._overlays: Overlays | None = None
         self._recent = Recent(model.dt)  # frames, for the trail
         self._title = server.scene.add_label(
@@ -108,13 +108,13 @@ class Block:
             self._draw_robots()
 
     def draw(self, view: View, look: Look) -> int:
-        """Brings what is to be seen now to the screen, within `server.atomic()`.
+        """Draws a view, within `server.atomic()`.
 
         Returns how many bytes of robots each page is sent.
 
         Args:
             view: of a moment; at most `count` environments, in the order of the cells.
-            look: how.
+            look: how to draw them.
         """
         frame, count = view.frame, len(view.frame.env_index)
         if not np.array_equal(frame.env_index, self.drawn_envs) or not self._cell_of_env:
@@ -125,11 +125,11 @@ class Block:
         if self._varied != self.model.variants.version:
             self._vary()
         pos, rot = view.link_pos, view.link_rot
-        # Who it is is looked up only where somebody is not: all at once takes a tenth of the time.
+        # One test of all poses takes a tenth of the time of finding the rows that are not finite.
         if np.isfinite(pos).all() and np.isfinite(rot).all():
             self.pos[:count], self.rot[:count] = pos, rot
         else:
-            # What is not finite has no place. Where it was, or would start from, is shown instead.
+            # A robot whose pose is not finite stays in its last pose, or in the initial one.
             good = np.isfinite(pos).all(axis=(1, 2)) & np.isfinite(rot).all(axis=(1, 2))
             self.pos[:count][good], self.rot[:count][good] = pos[good], rot[good]
         self._moved[:] = 0
@@ -150,13 +150,13 @@ class Block:
         return sent
 
     def origin_of(self, env: int) -> np.ndarray | None:
-        """float [3], m, in the scene: of the world frame that an environment's robot is drawn in;
-        None if it is not drawn."""
+        """float [3], m, in the scene: origin of the world frame in which an environment's robot is
+        drawn; None if it is not drawn."""
         cell = self._cell_of_env.get(env)
         return None if cell is None else self._origins[cell] + self._moved[cell]
 
     def clear(self) -> int:
-        """Nobody is drawn, within `server.atomic()`. Returns what `draw` does."""
+        """Hides all robots, within `server.atomic()`. Returns the same as `draw`."""
         self.drawn_envs, self._cell_of_env, self.frame = np.zeros(0, np.int32), {}, None
         self._hidden = np.ones(self.count, bool)
         sent = self._draw_robots()
@@ -167,7 +167,7 @@ class Block:
         return sent
 
     def decorate(self, look: Look) -> None:
-        """Brings colours and labels up to date: some times a second are enough."""
+        """Updates colours and labels; a few times a second is enough."""
         self._look = look
         colours, others = None, self._others()
         opacities = np.ones(self.count)
@@ -176,7 +176,7 @@ class Block:
             colours = self._for_all_cells(colours)
             if others.any() and look.others == "fade":
                 opacities[others] = FADED
-            # What is inside of the robot is to be seen through it.
+            # Overlays inside of the robot must be visible through it.
             cell = self._selected_cell()
             if cell is not None and look.overlays & INSIDE - self.model.unavailable.keys():
                 opacities[cell] = CLEAR
@@ -184,14 +184,14 @@ class Block:
         self._draw_labels(look.labels)
 
     def title(self, text: str) -> None:
-        """Writes in front of the block; an empty text takes the writing away."""
+        """Writes a text in front of the block; an empty text removes it."""
         if self._title.text != text:
             self._title.text = text
         if self._title.visible != bool(text):
             self._title.visible = bool(text)
 
     def notes(self) -> list[str]:
-        """What a person must know of cells, to take the picture for what it is."""
+        """Notes for the user on how the cells distort the picture."""
         notes, grid, model = [], self.grid, self.model
         if self._left_out:
             notes.append(
@@ -215,15 +215,15 @@ class Block:
         return notes
 
     def place_of(self, env: int, link: int | None = None) -> np.ndarray | None:
-        """float [3], m, in the scene: where a link of an environment's robot is, or else what
-        carries it; None if it is not drawn."""
+        """float [3], m, in the scene: place of a link of an environment's robot, by default of its
+        main link; None if it is not drawn."""
         cell = self._cell_of_env.get(env)
         link = self.model.main_link if link is None else link
         return None if cell is None else self._origins[cell] + self.pos[cell, link]
 
     def sight_of(self, eye: ModelCamera) -> Sight | None:
-        """Through a camera of the selected robot, or of the first where none is; m, in the scene.
-        None where nobody is drawn."""
+        """The view through a camera of the selected robot, or of the first if none is selected; m,
+        in the scene. None if no robot is drawn."""
         cell = self._cell_of_env.get(-1 if (env := self._look.selected_env) is None else env, 0)
         if not self.count or self._hidden.all():
             return None
@@ -232,7 +232,7 @@ class Block:
         return replace(sight, position=sight.position + origin, look_at=sight.look_at + origin)
 
     def facts_of(self, env: int) -> str | None:
-        """How an environment's episodes go, in words; None if it is not drawn."""
+        """Text on an environment's episodes; None if it is not drawn."""
         cell = self._cell_of_env.get(env)
         if cell is None or self.frame is None:
             return None
@@ -242,8 +242,8 @@ class Block:
         return facts if shown or np.isnan(last) else f"{facts} · last episode {last:,.1f}"
 
     def inside(self, env: int) -> Physics | None:
-        """MuJoCo's model and data in the state of an environment, which stay so until the next
-        call or frame; None where that is not drawn, not known, or not finite."""
+        """MuJoCo's model and data in the state of an environment, until the next call or frame;
+        None if the environment is not drawn, or its state is not known or not finite."""
         cell = self._cell_of_env.get(env)
         if cell is None or self.frame is None or self.frame.detail is None:
             return None
@@ -254,10 +254,10 @@ class Block:
         return physics if physics.place(self.frame, cell, own) else None
 
     def body_at(self, env: int, start: np.ndarray, direction: np.ndarray) -> int | None:
-        """The body of an environment's robot that a ray meets, or else passes by the nearest.
+        """The body of an environment's robot that a ray hits, or else passes nearest to.
 
         Args:
-            env: is drawn.
+            env: must be drawn.
             start: float [3], m, in the scene.
             direction: float [3], of unit length.
         """
@@ -267,7 +267,7 @@ class Block:
         return body_hit(model, self.pos[cell], self.rot[cell], start, direction)
 
     def remove(self) -> None:
-        """Takes everything away."""
+        """Removes all handles of the block."""
         if self._overlays is not None:
             self._overlays.remove()
         if self._ghosts is not None:
@@ -282,14 +282,14 @@ class Block:
         self._title.remove()
 
     def _draw_robots(self) -> int:
-        """Returns how many bytes each page is sent."""
+        """Draws robots and parts that bend. Returns how many bytes each page is sent."""
         sent = self.robots.draw(self.pos, self.rot, self._hidden)
         for bent in self._bent:
             sent += bent.draw(self.pos, self.rot, self._hidden)
         return sent
 
     def _draw_ghosts(self, view: View) -> int:
-        """Draws the twins. Returns how many bytes each page is sent."""
+        """Draws the twins' ghosts. Returns how many bytes each page is sent."""
         if view.ghost is None or view.frame.ghost is None:
             self._hide_ghosts()
             return 0
@@ -319,13 +319,13 @@ class Block:
         return self._ghosts.draw(pos, rot, hidden)
 
     def _hide_ghosts(self) -> None:
-        # Once: they are not to be placed with each frame for nobody to see.
+        # Only once: ghosts that are hidden already need not be placed with each frame.
         if self._ghosts is not None and self._ghosts_shown:
             self._ghosts.draw(self.pos, self.rot, np.ones(self.count, bool))
             self._ghosts_shown = False
 
     def _vary(self) -> None:
-        """Gives each cell's robot the looks of its environment."""
+        """Gives each cell's robot the look of its environment's model."""
         variants = self.model.variants
         self._varied = variants.version
         if not variants.apart:
@@ -337,9 +337,9 @@ class Block:
             self._ghosts.vary(variants.places(self._ghostly, envs))
 
     def _bring_back(self, count: int) -> None:
-        """Who has run out of a cell comes back in on the other side, by whole cells: motion stays
-        what it is, and a grid of runners does not become an empty floor. On rough ground it stands
-        as high above that of its cell as it does above that where it is."""
+        """Moves robots that have left their cells back by whole cells: they come in on the other
+        side, their motion is unchanged, and a grid of runners does not become an empty floor. On
+        rough ground a robot keeps its height above the ground."""
         place = self.pos[:count, self.model.roaming_link, :2].copy()
         away = place - self.model.init_pos[self.model.roaming_link, :2]
         spacing = np.array(self.grid.spacing[:2], np.float32)
@@ -347,7 +347,7 @@ class Block:
         if not cells.any():
             return
         self._moved[:count, :2] = -cells
-        for axis in range(2):  # by axes: two numbers in a row are slow to go over
+        for axis in range(2):  # by axis: numpy is slow with two numbers per row
             self.pos[:count, :, axis] -= cells[:, None, axis]
         if self.model.terrain is not None:
             height = self.model.terrain.height
@@ -356,18 +356,18 @@ class Block:
             self.pos[:count, :, 2] += raised[:, None]
 
     def _selected_cell(self) -> int | None:
-        """Where the selected environment is; None if it is not drawn."""
+        """The cell of the selected environment; None if it is not drawn."""
         return self._cell_of_env.get(-1 if (env := self._look.selected_env) is None else env)
 
     def _is_outside(self) -> bool:
-        """Whether anything that begins in its cell is beyond the cell's sides."""
+        """Whether any link that starts within its cell is beyond the cell's sides."""
         low, high = cell_of(self.grid)[:, :2]
         inside = ((self.model.init_pos[:, :2] >= low) & (self.model.init_pos[:, :2] <= high)).all(1)
         pos = self.pos[~self._hidden][:, inside, :2]
         return bool(((pos < low) | (pos > high)).any())
 
     def _others(self) -> np.ndarray:
-        """bool [count]: who is not the selected environment; nobody if none is drawn."""
+        """bool [count]: cells other than the selected environment's; none if it is not drawn."""
         others = np.zeros(self.count, bool)
         cell = self._selected_cell()
         if cell is not None:
@@ -376,7 +376,7 @@ class Block:
         return others
 
     def _for_all_cells(self, colours: np.ndarray | None) -> np.ndarray | None:
-        """uint8 [count, 3]: cells without a robot get any colour."""
+        """uint8 [count, 3]: colours for all cells; those without a robot get an arbitrary one."""
         if colours is None:
             return None
         spread = np.zeros((self.count, 3), np.uint8)
@@ -414,7 +414,7 @@ class Block:
             )
         if not self._ring.visible:
             self._ring.visible = True
-        # On the floor of its own layer.
+        # The ring lies on the floor of the robot's own layer.
         ground = self._origins[self._cell_of_env[env], 2] + self.model.floor  # type: ignore[index]
         self._ring.batched_positions = np.array([[place[0], place[1], ground]], np.float32)
 

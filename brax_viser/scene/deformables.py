@@ -1,4 +1,4 @@
-"""What changes its shape, as batches of rigid pieces: cloth, soft bodies, ropes and tendons."""
+"""Draws things that bend as batches of rigid pieces: cloth, soft bodies, ropes and tendons."""
 
 import numpy as np
 import trimesh
@@ -17,7 +17,7 @@ _FACE = np.array([[0, 1, 2]])
 
 
 class Sheets:
-    """The surfaces of K robots: one batch of triangles. Used on viser's own thread alone."""
+    """The surfaces of K robots: one batch of triangles. Used on the page's loop only."""
 
     def __init__(
         self,
@@ -27,18 +27,18 @@ class Sheets:
         origins: np.ndarray,
         scale: float,
     ):
-        """Adds them; `draw` puts them into place.
+        """Adds the triangles; `draw` places them.
 
         Args:
-            server: whose scene they go into.
-            path: the scene node.
+            server: the server of the scene.
+            path: of the scene node.
             surfaces: of one robot.
             origins: float32 [K, 3], m, each env's place in the scene.
             scale: scene units per metre.
         """
         self._surfaces, self._origins = surfaces, origins
         corners = surfaces.faces.ravel()
-        # Of whose triangles each vertex is a corner: a row of them for `reduceat`.
+        # The triangles around each vertex, one vertex after the other, for `reduceat`.
         self._order = np.argsort(corners, kind="stable") // 3
         self._used, self._starts = np.unique(np.sort(corners), return_index=True)
         count = 2 * len(origins) * len(surfaces.faces)
@@ -53,7 +53,7 @@ class Sheets:
             lod="off",
             flat_shading=True,
             side="double",
-            receive_shadow=False,  # which its own other side would cast on it
+            receive_shadow=False,  # its own other side would cast one on it
             scale=scale,
         )
 
@@ -70,7 +70,7 @@ class Sheets:
         )
 
     def corners(self, link_pos: np.ndarray, link_rot: np.ndarray) -> np.ndarray:
-        """float32 [K, F, 3, 3], m: of the triangles, in each env's own world frame.
+        """float32 [K, F, 3, 3], m: corners of the triangles, in each env's own world frame.
 
         Args:
             link_pos: float32 [K, L, 3], m, in each env's own world frame.
@@ -86,7 +86,7 @@ class Sheets:
         corners = vertices[:, own.faces]
         if not own.outwards.any():
             return corners
-        # The sum of the triangles around a vertex, each as much as it is large.
+        # The normal of a vertex is the sum of its triangles' normals, weighted by area.
         normals = cross(corners[:, :, 1] - corners[:, :, 0], corners[:, :, 2] - corners[:, :, 0])
         outward = np.zeros_like(vertices)
         outward[:, self._used] = np.add.reduceat(normals[:, self._order], self._starts, axis=1)
@@ -99,17 +99,17 @@ class Sheets:
 
 
 def right_triangles(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both halves of triangles as the one with its corners at 0, x and y, placed.
+    """Halves triangles into instances of the right triangle with its corners at 0, x and y.
 
     Args:
         corners: float [K, F, 3, 3], m.
 
     Returns:
-        Where each has its right angle, float [K, 2, F, 3] in m; how it is turned, float
-        [K, 2, F, 4], wxyz; and how it is stretched, float [K, 2, F, 3] in m.
+        For both halves: the place of the right angle, float [K, 2, F, 3] in m; the rotation,
+        float [K, 2, F, 4], wxyz; and the scale along each axis, float [K, 2, F, 3] in m.
     """
     sides = np.linalg.norm(corners[..., [1, 2, 0], :] - corners[..., [2, 0, 1], :], axis=-1)
-    apex = sides.argmax(axis=-1)  # corner i is opposite of side i
+    apex = sides.argmax(axis=-1)  # corner i is opposite to side i
     around = (apex[..., None] + np.arange(3)) % 3
     top, left, right = np.moveaxis(np.take_along_axis(corners, around[..., None], axis=-2), -2, 0)
     base = left - right
@@ -125,7 +125,7 @@ def right_triangles(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 class Rods:
-    """The rods of K robots: one batch of cylinders. Used on viser's own thread alone."""
+    """The rods of K robots: one batch of cylinders. Used on the page's loop only."""
 
     def __init__(
         self,
@@ -135,11 +135,11 @@ class Rods:
         origins: np.ndarray,
         scale: float,
     ):
-        """Adds them; `draw` puts them into place.
+        """Adds the cylinders; `draw` places them.
 
         Args:
-            server: whose scene they go into.
-            path: the scene node.
+            server: the server of the scene.
+            path: of the scene node.
             rods: of one robot.
             origins: float32 [K, 3], m, each env's place in the scene.
             scale: scene units per metre.
@@ -169,7 +169,7 @@ class Rods:
         along = other - one
         length = np.linalg.norm(along, axis=-1, keepdims=True)
         up = along / np.maximum(length, 1e-9)
-        # The shortest turn that takes z there; upside down any axis across will do.
+        # The shortest rotation from z to `up`; if `up` is -z, any axis across will do.
         turn = np.concatenate(
             [1 + up[..., 2:], -up[..., 1:2], up[..., :1], np.zeros_like(length)], axis=-1
         )
@@ -188,7 +188,7 @@ class Rods:
         )
 
     def _colour(self, length: np.ndarray, link_pos: np.ndarray, link_rot: np.ndarray) -> int:
-        """Returns how many bytes each page is sent."""
+        """Colours tendons by their limits. Returns how many bytes each page is sent."""
         rods, limits = self._rods, self._rods.limits
         if limits is None:
             return 0

@@ -1,4 +1,4 @@
-"""A handle in the scene by which a person drags a robot."""
+"""Puts a handle into the scene by which a person drags a robot."""
 
 from collections.abc import Callable
 
@@ -6,11 +6,11 @@ import numpy as np
 import viser
 
 SIZE = 0.35
-"""Of the handle, in extents of the robot."""
+"""Size of the handle, in extents of the robot."""
 
 
 class DragHandle:
-    """One handle, shared by all pages. Used on viser's own thread alone."""
+    """One handle, shared by all pages. Used on the page's loop only."""
 
     def __init__(
         self,
@@ -20,15 +20,15 @@ class DragHandle:
         moved: Callable[[np.ndarray], None],
         released: Callable[[], None],
     ):
-        """Shows it.
+        """Shows the handle.
 
         Args:
-            server: whose scene it is.
-            path: of its scene node.
+            server: the server of the scene.
+            path: of the handle's scene node.
             size: of the robot, in scene units.
-            moved: called with float [3], scene units in the frame of the node above, while it is
-                dragged.
-            released: called when it is let go.
+            moved: called while the handle is dragged, with its position: float [3], scene units in
+                the frame of the node above.
+            released: called when the handle is released.
         """
         self._held = False
         self._handle = server.scene.add_transform_controls(
@@ -44,7 +44,7 @@ class DragHandle:
                 released()
 
     def follow(self, place: np.ndarray) -> None:
-        """Goes where the robot is, float [3], unless somebody holds it."""
+        """Moves the handle to the robot's place, float [3], unless a person is dragging it."""
         if not self._held and not np.allclose(self._handle.position, place, atol=1e-4):
             self._handle.position = tuple(place)
 

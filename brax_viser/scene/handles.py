@@ -1,4 +1,4 @@
-"""What moves is sent, and nothing else."""
+"""Sends a handle only those arrays that have changed."""
 
 import numpy as np
 import viser
@@ -7,16 +7,16 @@ BatchedHandle = viser.BatchedMeshHandle | viser.BatchedGlbHandle
 
 
 def send(handle: BatchedHandle, **fields: np.ndarray) -> int:
-    """Gives a handle what is not as it was. Returns the bytes that each page is sent.
+    """Sets those fields of a handle that have changed. Returns the bytes that each page is sent.
 
     Args:
         handle: of N instances.
-        **fields: its own, by name; float32 [N, ...], which it copies.
+        **fields: new values by name, [N, ...]; the handle copies them.
     """
     sent = 0
     for name, new in fields.items():
         old = getattr(handle, name)
-        # Whether anything moves, the first ones mostly tell, and all are compared only if not.
+        # The first instances mostly show that something moves: compare all only if they do not.
         if np.array_equal(old[:8], new[:8]) and np.array_equal(old, new):
             continue
         setattr(handle, name, new)

@@ -1,4 +1,4 @@
-"""Robots coloured by a number: which number, and which colour. Pure functions."""
+"""Decides how robots look: by which number they are coloured, and how. Pure functions."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,13 @@ from brax_viser.records.frame import Frame
 from brax_viser.records.protocol import MEASURES
 
 COLOUR_RULES = ("model", "return", "reward", "termination")
-"""What robots can be coloured by; "model" leaves them as the model has them."""
+"""Rules by which robots can be coloured; "model" keeps the model's own colours."""
 
 _LOW_TO_HIGH = np.array(
     [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], np.float64
 )
-"""The viridis colours (S. van der Walt, N. Smith, 2015) at five even places: their order can be
-told in grey and by the colour-blind."""
+"""The viridis colours (S. van der Walt, N. Smith, 2015) at five even places: their order is visible
+in grey and to the colour-blind."""
 
 ALIVE = (150, 160, 168)
 FALLEN = (224, 49, 49)
@@ -22,17 +22,17 @@ BROKEN = (214, 51, 206)
 """For a robot whose state has a NaN or an Inf."""
 
 UNKNOWN_RETURN = ALIVE
-"""For a robot whose return, as it is measured, is not known."""
+"""For a robot whose return is not known by the chosen measure."""
 
 TERMINATION_SECONDS = 1.0
 """s of robot time over which the colour of a termination fades."""
 
 
 def measured(frame: Frame, dt: float, rank_by: str) -> np.ndarray:
-    """float [K]: the returns that robots are ranked by, NaN where there is none that is known.
+    """float [K]: the returns by which robots are ranked; NaN where unknown.
 
     Args:
-        frame: whose numbers.
+        frame: holds the numbers.
         dt: s per step.
         rank_by: one of `protocol.MEASURES`. Rates are per second.
     """
@@ -50,13 +50,13 @@ def measured(frame: Frame, dt: float, rank_by: str) -> np.ndarray:
 
 
 def colours_of(rule: str, frame: Frame, dt: float, rank_by: str = MEASURES[0]) -> np.ndarray | None:
-    """uint8 [K, 3], or None where robots look as their model says.
+    """uint8 [K, 3], or None if robots keep their model's colours.
 
     Args:
         rule: one of `COLOUR_RULES`.
-        frame: whose numbers.
+        frame: holds the numbers.
         dt: s per step.
-        rank_by: one of `protocol.MEASURES`, the return of rule "return".
+        rank_by: one of `protocol.MEASURES`: the return that the rule "return" uses.
     """
     match rule:
         case "model":
@@ -77,8 +77,8 @@ def colours_of(rule: str, frame: Frame, dt: float, rank_by: str = MEASURES[0]) -
 def range_of(
     rule: str, frame: Frame, dt: float, rank_by: str = MEASURES[0]
 ) -> tuple[float, float] | None:
-    """The lowest and the highest value that are coloured; None where there is no scale. The
-    arguments are those of `colours_of`."""
+    """The lowest and the highest value that are coloured; None if there is no scale. Takes the
+    arguments of `colours_of`."""
     if rule not in ("return", "reward"):
         return None
     value = measured(frame, dt, rank_by) if rule == "return" else frame.reward
@@ -87,15 +87,15 @@ def range_of(
 
 
 def css_gradient() -> str:
-    """The colour scale, for a legend."""
+    """The colour scale as CSS, for a legend."""
     stops = ", ".join(f"rgb({int(r)}, {int(g)}, {int(b)})" for r, g, b in _LOW_TO_HIGH)
     return f"linear-gradient(to right, {stops})"
 
 
 def in_words(frame: Frame, row: int, dt: float, rank_by: str) -> str:
-    """What a label says of one robot's episodes: the return that robots are ranked by, and how long
-    the episode is; or, where it is shown as it fell, when and with what return. The other arguments
-    are those of `measured`."""
+    """Text of a label on a robot's episodes: the return by which robots are ranked, and the length
+    of the episode; or, if the robot is shown as it fell, when it fell and with what return. The
+    other arguments are those of `measured`."""
     if frame.fell is not None and frame.fell[row]:
         ago = f"fell {frame.since_termination[row] * dt:.1f} s ago"
         total = frame.fell_return[row] if frame.fell_return is not None else np.nan
@@ -112,11 +112,11 @@ def in_words(frame: Frame, row: int, dt: float, rank_by: str) -> str:
 
 
 RETURN_WORDS = {"last_episode": "last {}", "so_far": "{} so far", "per_second": "{}/s"}
-"""How a return is told, by what it is of."""
+"""Text for a return, by measure."""
 
 
 def _spread(value: np.ndarray) -> np.ndarray:
-    """float [K, 3]: from the lowest to the highest of the values."""
+    """float [K, 3]: colours, spread from the lowest to the highest of the values."""
     known = value[np.isfinite(value)]
     low, high = (known.min(), known.max()) if len(known) else (0.0, 0.0)
     share = np.nan_to_num((value - low) / (high - low) if high > low else 0.5 + 0 * value)
@@ -125,20 +125,20 @@ def _spread(value: np.ndarray) -> np.ndarray:
 
 
 OTHERS = ("show", "fade", "hide")
-"""What becomes of the robots that are not selected."""
+"""Ways to draw the robots that are not selected."""
 
 
 @dataclass(frozen=True)
 class Look:
     """How a person wants to see the robots."""
 
-    colour_by: str = "model"  # one of looks.COLOUR_RULES
+    colour_by: str = "model"  # one of COLOUR_RULES
     labels: bool = False
     others: str = "show"  # one of OTHERS
     selected_env: int | None = None
-    in_cells: bool = True  # who runs out of a cell comes back in on its other side
+    in_cells: bool = True  # a robot that leaves its cell comes back in on the other side
     overlays: frozenset[str] = frozenset()  # some of overlays.OVERLAYS, of the selected robot
-    numbers: bool = False  # whether the panel tells the numbers of the selected robot
-    body: int | None = None  # of the selected robot, the body that a person has pointed at
-    beside: bool = False  # whether twins are drawn beside their robots, and not on them
-    rank_by: str = MEASURES[0]  # one of protocol.MEASURES: the return that is told, and coloured by
+    numbers: bool = False  # whether the panel shows the numbers of the selected robot
+    body: int | None = None  # the body of the selected robot that a person has pointed at
+    beside: bool = False  # whether ghosts are drawn beside their robots instead of on them
+    rank_by: str = MEASURES[0]  # one of protocol.MEASURES: the return for labels and colours

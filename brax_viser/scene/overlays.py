@@ -1,4 +1,4 @@
-"""What can be drawn over the selected robot: forces, axes, masses and the like."""
+"""Draws overlays on the selected robot: forces, axes, masses and the like."""
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -17,17 +17,17 @@ from brax_viser.model.surfaces import linear
 from brax_viser.records.frame import Frame
 
 TRAIL_SECONDS = 3.0
-"""s of robot time that a trail goes back."""
+"""Length of a trail, s of robot time."""
 
 GAP_SECONDS = 0.5
-"""s of robot time without a step, after which a trail begins anew: between two stretches of real
-time the robot has gone elsewhere."""
+"""s of robot time without a step after which a trail restarts: between two stretches the robot has
+moved on unseen."""
 
 TRAIL_RGB = np.array([230, 73, 128], np.uint8)
 
 FAR = np.array([0.0, 0.0, -1e4], np.float32)
-"""m: where lines are that are not used, far outside of what any camera shows. The page wants as
-many as there were at first."""
+"""m: place of lines that are not in use, far outside of every camera's view. The page needs as many
+lines as there were at first."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class _Kind:
     """How one overlay's lines are made and drawn."""
 
     lines: Callable[[mujoco.MjModel, mujoco.MjData], Lines]
-    width: str  # of `model.vis.scale`, in mean sizes of geoms
+    width: str  # field of `model.vis.scale`, in mean sizes of geoms
     arrows: bool
-    times: float = 1.0  # the width
+    times: float = 1.0  # factor of the width
 
 
 _KINDS = {
@@ -53,20 +53,20 @@ _KINDS = {
 }
 
 OVERLAYS = (*_KINDS, "com", "inertia", "trail")
-"""What can be switched on."""
+"""All overlays that can be switched on."""
 
 INSIDE = frozenset(("com", "inertia"))
-"""What is drawn where the robot itself is, which therefore lets it through."""
+"""Overlays inside of the robot, which is drawn transparent to show them."""
 
 RECENT_BYTES = 16e6
-"""Of the frames that are kept for trails at most: 3 s of a thousand humanoids are more."""
+"""Limit on the frames that are kept for trails: 3 s of a thousand humanoids would take more."""
 
 
 class Overlays:
-    """The viser handles of one robot's overlays. Used on viser's own thread alone.
+    """The viser handles of one robot's overlays. Used on the page's loop only.
 
-    A handle is made when its overlay is first switched on. While it is off nothing is computed for
-    it and nothing sent.
+    A handle is made when its overlay is first switched on. While an overlay is off, nothing is
+    computed or sent for it.
     """
 
     def __init__(
@@ -82,18 +82,18 @@ class Overlays:
         """Makes nothing visible yet.
 
         Args:
-            server: whose scene it is.
+            server: the server of the scene.
             path: the scene node to put them under.
-            physics: of the robot; what is drawn is of the state that it is in.
+            physics: of the robot; `draw` brings it into the robot's state.
             dt: s of robot time per step.
             scale: scene units per metre.
-            shown: which can be drawn of this robot: see `unavailable`.
+            shown: overlays that this robot can have: see `marks.unavailable`.
         """
         self._server, self._path, self._physics = server, path, physics
         self._dt, self._scale, self._can = dt, scale, frozenset(shown)
         self._batches: dict[str, _Batch] = {}
         self._meshes: dict[str, viser.BatchedMeshHandle] = {}
-        self._lines: dict[str, tuple[object, Lines]] = {}  # of which data they were made
+        self._lines: dict[str, tuple[object, Lines]] = {}  # with the detail they were made from
         self._trail = Trail(dt)
 
     def draw(
@@ -107,19 +107,18 @@ class Overlays:
         own: Mapping[str, np.ndarray],
         body: int,
     ) -> None:
-        """Brings those that are wanted to the screen and takes the others away. Within
-        `server.atomic()`.
+        """Shows the overlays that are wanted and hides the others, within `server.atomic()`.
 
         Args:
             wanted: some of `OVERLAYS`.
-            recent: the frames up to that of the moment.
-            frame: of the moment.
+            recent: the frames up to the current one.
+            frame: the current one.
             row: of the environment in the frame.
             pose: float [L, 3] in m and [L, 4] wxyz, of the links as they are drawn, in the
                 environment's own world frame.
             shift: float [3], m, from that frame to the scene's.
             own: the environment's own values of fields of the model.
-            body: whose trail is drawn.
+            body: id of the body whose trail is drawn.
         """
         wanted = self._can & set(wanted)
         pos, rot = with_world(*pose)
@@ -139,7 +138,7 @@ class Overlays:
             return
         model, data = self._physics.model, self._physics.data
         if detail is not None and detail.ctrl is None:
-            wanted -= {"actuators"}  # what they are told is not known
+            wanted -= {"actuators"}  # their controls are not known
         self._hide(set(OVERLAYS) - wanted)
         for name in wanted & set(_KINDS):
             made_of, lines = self._lines.get(name, (None, None))
@@ -153,7 +152,7 @@ class Overlays:
             self._draw_inertia(pos, rot, shift)
 
     def hide(self) -> None:
-        """Takes all away, within `server.atomic()`."""
+        """Hides all overlays, within `server.atomic()`."""
         self._hide(OVERLAYS)
 
     def remove(self) -> None:
@@ -183,7 +182,7 @@ class Overlays:
         return self._batches[name]
 
     def _draw_com(self, pos: np.ndarray, rot: np.ndarray, shift: np.ndarray) -> None:
-        """A ball at the centre of mass of each tree of bodies, which moves with its root."""
+        """Draws a ball at the centre of mass of each tree of bodies. It moves with the root."""
         model, data = self._physics.model, self._physics.data
         roots = np.flatnonzero((model.body_parentid == 0) & (model.body_weldid > 0))
         if not len(roots):
@@ -198,7 +197,7 @@ class Overlays:
         handle.batched_positions = (centres + shift).astype(np.float32)
 
     def _draw_inertia(self, pos: np.ndarray, rot: np.ndarray, shift: np.ndarray) -> None:
-        """A box for each body, with its mass and inertia, where its centre of mass is."""
+        """Draws a box with the mass and inertia of each body, at its centre of mass."""
         model = self._physics.model
         bodies = np.arange(1, model.nbody)
         sides = 2 * marks.inertia_boxes(model)[bodies]
@@ -213,7 +212,7 @@ class Overlays:
     def _mesh(
         self, name: str, mesh: trimesh.Trimesh, scales: np.ndarray, rgba: np.ndarray
     ) -> viser.BatchedMeshHandle:
-        """The handle, visible, with as many instances as there are scales."""
+        """The handle of an overlay, made visible, with one instance per scale."""
         if name not in self._meshes:
             count = len(scales)
             self._meshes[name] = self._server.scene.add_batched_meshes_simple(
@@ -237,8 +236,8 @@ class Overlays:
 
 
 class Recent:
-    """The frames of the last seconds: a trail that is switched on has a past, even while the
-    training is held and nothing more comes."""
+    """Keeps the frames of the last seconds, so that a trail that is switched on has a past, even
+    while the training is held and no frames come."""
 
     def __init__(self, dt: float):
         """`dt` is in s of robot time per step."""
@@ -246,10 +245,11 @@ class Recent:
         self._frames: deque[Frame] = deque()
 
     def add(self, frame: Frame) -> None:
-        """A frame is on screen, for the first time or still."""
+        """Adds the frame on screen, which may be the last one again."""
         frames = self._frames
         if frames and frames[-1].env_steps >= frame.env_steps:
-            # Held, other environments can come of the same step; before it is another training.
+            # Held, the same step may come with other environments. An earlier step means that
+            # another training has begun.
             if frames[-1].env_steps > frame.env_steps:
                 frames.clear()
             else:
@@ -260,7 +260,7 @@ class Recent:
             frames.popleft()
 
     def of(self, env: int) -> Iterator[tuple[Frame, int]]:
-        """The frames that an environment is in, the oldest first, and its row in each."""
+        """Yields the frames that contain an environment, oldest first, and its row in each."""
         for frame in self._frames:
             rows = np.flatnonzero(frame.env_index == env)
             if len(rows):
@@ -268,7 +268,7 @@ class Recent:
 
 
 class Trail:
-    """Where a body has been in the last seconds of one episode."""
+    """The path of a body in the last seconds of one episode."""
 
     def __init__(self, dt: float):
         self._dt = dt
@@ -277,11 +277,11 @@ class Trail:
         self._points: deque[tuple[int, np.ndarray]] = deque()
 
     def is_of(self, env: int, body: int) -> bool:
-        """Whether that is the body that it is the trail of."""
+        """Whether this is the trail of that body."""
         return self._whose == (env, body)
 
     def add(self, frame: Frame, row: int, body: int) -> None:
-        """Goes on with a frame's pose, or begins anew where none leads there."""
+        """Continues with a frame's pose, or restarts if the frame does not follow the last one."""
         env, step = int(frame.env_index[row]), frame.env_steps
         length = int(frame.episode_length[row])
         passed = step - self._step
@@ -301,7 +301,7 @@ class Trail:
             self._points.popleft()
 
     def ends(self, now: np.ndarray) -> np.ndarray:
-        """float [N, 2, 3], m: lines from point to point, the last of them to where it is now."""
+        """float [N, 2, 3], m: lines from point to point; the last one ends at `now`, float [3]."""
         points = np.array([point for _, point in self._points] + [now])
         if len(points) < 2:
             return np.zeros((0, 2, 3))
@@ -313,7 +313,7 @@ class Trail:
 
 
 class _Batch:
-    """Any number of lines or arrows, as one handle."""
+    """Any number of lines or arrows in one handle."""
 
     def __init__(
         self, server: viser.ViserServer, name: str, width: float, scale: float, *, arrows: bool
@@ -325,7 +325,7 @@ class _Batch:
         self._handle: viser.ArrowsHandle | viser.LineSegmentsHandle | None = None
 
     def show(self, ends: np.ndarray, rgb: np.ndarray) -> None:
-        """Lines float [N, 2, 3] in m, in colours uint8 [N, 3]."""
+        """Shows lines, float [N, 2, 3] in m, in colours, uint8 [N, 3]."""
         if not len(ends):
             self.hide()
             return
@@ -368,7 +368,7 @@ class _Batch:
                 self._name,
                 points,
                 np.zeros((self._room, 2, 3), np.uint8),
-                # Lines are as thick as that in the scene, whatever their scale.
+                # The thickness is in scene units, whatever the node's scale.
                 thickness=self._width * self._scale,
                 scale=self._scale,
             )

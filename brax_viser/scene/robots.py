@@ -1,4 +1,4 @@
-"""K copies of one robot, drawn by one batched handle per distinct geometry."""
+"""Draws K copies of one robot with one batched handle per distinct geometry."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,20 +18,20 @@ from brax_viser.scene.handles import BatchedHandle, send
 _IDENTITY = np.array([1.0, 0.0, 0.0, 0.0], np.float32)
 
 PARKED = np.array([0.0, 0.0, -1e4], np.float32)
-"""m: where an instance is that is not to be seen, far outside of what any camera shows. Unlike a
-scale of zero it needs no message of its own, for positions are sent anyway."""
+"""m: place of a hidden instance, far outside of every camera's view. Unlike a scale of zero it
+needs no message of its own, because positions are sent anyway."""
 
 FOCAL_LENGTH = 1600.0
-"""Pixels: of a page 1,000 pixels high with the first camera's angle of view."""
+"""Pixels, for a page 1,000 pixels high with the first camera's angle of view."""
 
 LEAST_TRIANGLES = 100
-"""No shape is drawn with fewer: the page's simplifier would have to tear it."""
+"""No shape is simplified to fewer: the page's simplifier would have to tear it."""
 
 FADED = 0.12
 """Opacity of robots that are faded."""
 
 CLEAR = 0.35
-"""Opacity of robots that are seen through."""
+"""Opacity of robots that show what is inside of them."""
 
 
 @dataclass
@@ -39,27 +39,27 @@ class _Part:
     """One distinct geometry and its handles."""
 
     shape: Shape
-    places: slice  # which of all places of the robot are this shape's
+    places: slice  # this shape's among all places of the robot
     handle: BatchedHandle
-    # What the handle is given at each `draw`, which copies it.
+    # Buffers that each `draw` fills; the handle copies them.
     pos: np.ndarray  # float32 [K, M, 3], m
     rot: np.ndarray  # float32 [K, M, 4], wxyz
-    # A textured mesh has no colour or opacity per instance: what is painted or faded of it is
-    # drawn by a plain copy instead. None as long as nothing is.
+    # A textured mesh has no colour or opacity per instance: robots that are painted or faded are
+    # drawn by a plain copy of it instead. None until there are any.
     plain: viser.BatchedMeshHandle | None = None
-    rgba: np.ndarray | None = None  # uint8 [K, 3], where environments differ in it
+    rgba: np.ndarray | None = None  # uint8 [K, 3], if environments differ in it
 
 
 @dataclass(frozen=True, eq=False)
 class Paint:
-    """How robots look that do not look as their model says."""
+    """Colours and opacities of robots in place of their model's."""
 
     colours: np.ndarray | None = None  # uint8 [K, 3]
-    opacities: np.ndarray | None = None  # float [K], as part of the model's own
+    opacities: np.ndarray | None = None  # float [K], as a fraction of the model's own
 
 
 class Robots:
-    """The viser handles of K environments. Used on viser's own thread alone."""
+    """The viser handles of K environments. Used on the page's loop only."""
 
     def __init__(
         self,
@@ -72,9 +72,9 @@ class Robots:
         """Adds the handles, with every robot folded up at its cell's origin until `draw`.
 
         Args:
-            server: whose scene they go into.
-            path: the scene node that they go under.
-            shapes: what one robot is made of.
+            server: the server of the scene.
+            path: the scene node to put them under.
+            shapes: the parts of one robot.
             origins: float32 [K, 3], m, each env's place in the scene.
             scale: scene units per metre.
         """
@@ -82,8 +82,8 @@ class Robots:
         self._server, self._path, self._scale = server, path, scale
         self._paint = Paint()
         self._parts: list[_Part] = []
-        # All places of all shapes in a row, so that one computation serves the whole robot.
-        # There may be no shape at all, if a person has chosen groups that have none.
+        # All places of all shapes are concatenated, so that one computation serves the whole
+        # robot. There may be no shape at all, if a person has chosen empty groups.
         none = np.zeros(0, int), np.zeros((0, 3)), np.zeros((0, 4))
         self._body = np.concatenate([none[0], *(shape.body for shape in shapes)])
         self._offset = np.concatenate([none[1], *(shape.pos for shape in shapes)])
@@ -92,7 +92,7 @@ class Robots:
         self._static = np.flatnonzero(self._body == 0)
         self._link = np.maximum(self._body - 1, 0)
         self._place(*self._alike())
-        # Made once and filled at each `draw`: see `quaternions.planes`.
+        # Made once and filled at each `draw`: see `rotations.planes`.
         self._at_pos, self._at_rot = (
             np.empty((len(origins), len(self._body), n), np.float32) for n in (3, 4)
         )
@@ -123,17 +123,17 @@ class Robots:
     def draw(self, link_pos: np.ndarray, link_rot: np.ndarray, hidden: np.ndarray) -> int:
         """Moves all K robots. Within `server.atomic()`, so that none is torn between frames.
 
-        Returns how many bytes each page is sent: 28 per instance, of those handles alone that have
-        an instance that moves.
+        Returns how many bytes each page is sent: 28 per instance of each handle that has a moving
+        instance.
 
         Args:
             link_pos: float32 [K, L, 3], m, in each env's own world frame.
             link_rot: float32 [K, L, 4], wxyz.
-            hidden: bool [K], who is not to be seen.
+            hidden: bool [K], robots that must not be seen.
         """
-        # Link i is body i + 1. Body 0 is the world, which stays where it is.
+        # Link i is body i + 1. Body 0 is the world, which does not move.
         at_pos, at_rot = self._at_pos, self._at_rot
-        # mode: numpy fills `out` by way of a copy where it has to look for an index out of range.
+        # mode="clip": if numpy must check for indices out of range, it fills `out` through a copy.
         np.take(link_pos, self._link, axis=1, out=at_pos, mode="clip")
         np.take(link_rot, self._link, axis=1, out=at_rot, mode="clip")
         if len(self._static):
@@ -162,7 +162,7 @@ class Robots:
         Within `server.atomic()`, and before the next `draw` and `paint`.
 
         Args:
-            places: for each of the shapes; None where it is alike in all.
+            places: one per shape; None for a shape that is equal in all environments.
         """
         offset, turn = self._alike()
         for part, own in zip(self._parts, places, strict=True):
@@ -177,8 +177,7 @@ class Robots:
         self.paint(self._paint)
 
     def paint(self, paint: Paint) -> None:
-        """Colours robots and fades them, from now on; `Paint()` lets them look as their model
-        says."""
+        """Colours and fades robots from now on; `Paint()` gives them their model's look again."""
         special = paint.colours is not None or paint.opacities is not None
         self._paint = paint
         for part in self._parts:
@@ -197,13 +196,13 @@ class Robots:
             handle.batched_opacities = (
                 None
                 if paint.opacities is None
-                # These are in the place of the handle's one opacity.
+                # These replace the handle's single opacity.
                 else np.repeat(paint.opacities * (rgba[3] / 255), count).astype(np.float32)
             )
 
     def spheres(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What can be pointed at: centres float [S, 3] in m, radii float [S] in m, and int [S],
-        which of the K robots each belongs to."""
+        """Spheres around the shapes that can be pointed at: centres, float [S, 3] in m, radii,
+        float [S] in m, and the index of the robot that each belongs to, int [S]."""
         centres: list[np.ndarray] = [np.zeros((0, 3))]
         radii: list[np.ndarray] = [np.zeros(0)]
         owners: list[np.ndarray] = [np.zeros(0, int)]
@@ -229,17 +228,17 @@ class Robots:
         self._parts.clear()
 
     def _alike(self) -> tuple[np.ndarray, np.ndarray]:
-        """float32 [K, M, 3] in m and [K, M, 4]: places of robots that are as the model is."""
+        """float32 [K, M, 3] in m and [K, M, 4] wxyz: places in robots that equal the model."""
         count = len(self.origins)
         offset, turn = (np.repeat(a[None], count, axis=0) for a in (self._offset, self._turn))
         return offset, turn
 
     def _place(self, offset: np.ndarray, turn: np.ndarray) -> None:
-        """What is drawn is there on its bodies: float32 [K, M, 3] in m and [K, M, 4]."""
+        """Sets the places of shapes on their bodies: float32 [K, M, 3] in m and [K, M, 4] wxyz."""
         self._own_offset, self._own_turn = planes(offset), planes(turn)
 
     def _move(self, part: _Part, pos: np.ndarray, rot: np.ndarray) -> int:
-        """`pos` float32 [K, M, 3], `rot` float32 [K * M, 4]. Returns the bytes that are sent."""
+        """Sends the poses of a part, float32 [K, M, 3] and [K * M, 4]. Returns the bytes sent."""
         sent = 0
         if part.plain is not None:
             special = np.zeros(len(pos), bool)
@@ -268,7 +267,7 @@ class Robots:
 
 
 def _static_poses(shape: Shape, origins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [K * M, 3] and [K * M, 4]: where the shape is if its body is at the env's origin."""
+    """float32 [K * M, 3] and [K * M, 4]: the shape's poses if its body is at the env's origin."""
     count = len(origins) * len(shape.body)
     pos = np.broadcast_to(origins[:, None] + shape.pos, (len(origins), len(shape.body), 3))
     rot = np.broadcast_to(shape.quat, (len(origins), len(shape.body), 4))
@@ -285,7 +284,7 @@ def _add(
 ) -> BatchedHandle:
     if shape.rgba is not None:
         return _add_plain(server, name, shape, pos, quat, scale)
-    # lod="off": the automatic levels decimate small links to nothing within a few metres.
+    # lod="off": viser's automatic levels reduce small links to nothing within a few metres.
     return server.scene.add_batched_glb(
         name,
         _glb(shape.mesh),
@@ -323,15 +322,15 @@ def _add_plain(
 
 
 def _glb(mesh: trimesh.Trimesh) -> bytes:
-    """A mesh as glTF: matt, and with colours as they are meant.
+    """Exports a mesh as glTF, matt and with the intended colours.
 
-    glTF takes what says nothing of itself for metal, which is black where there is nothing to
-    mirror, and the colours of vertices for linear light (glTF 2.0, 3.7.2.1 and 3.9.2).
+    By default a glTF surface is metal, which is black where there is nothing to mirror, and vertex
+    colours are linear light (glTF 2.0, 3.7.2.1 and 3.9.2).
     """
     if isinstance(mesh.visual, ColorVisuals):
         colours = np.asarray(mesh.visual.vertex_colors)
         alpha = float(colours[:, 3].min())
-        mesh = mesh.copy(include_cache=True)  # the normals are in there
+        mesh = mesh.copy(include_cache=True)  # the cache holds the normals
         light = linear(colours[:, :3])
         mesh.visual = ColorVisuals(mesh, vertex_colors=np.column_stack([light, colours[:, 3]]))
 
@@ -348,12 +347,12 @@ def _glb(mesh: trimesh.Trimesh) -> bytes:
 
 
 def levels_of(mesh: trimesh.Trimesh) -> tuple[tuple[float, float], ...]:
-    """From which distance on, m, a page draws a mesh with which share of its triangles.
+    """(distance in m, share): from each distance on, a page draws this share of the triangles.
 
-    Nearer than the first distance it has all of them. At each distance the circle around the mesh
-    has as many pixels as there are triangles from there on, so that none can be told. 1,024 Unitree
-    Go1s are 426 million triangles, and the page draws 7 million. viser's own levels (`lod="auto"`)
-    begin at the length of a link or two, where it fills the window.
+    Nearer than the first distance it draws all of them. At each distance the circle around the mesh
+    has as many pixels as triangles are drawn from there on, so that the loss is invisible. 1,024
+    Unitree Go1s have 426 million triangles, and the page draws 7 million. viser's own levels
+    (`lod="auto"`) begin at a distance of a link length or two, where the mesh fills the window.
     """
     count = len(mesh.faces)
     radius = float(np.linalg.norm(mesh.vertices, axis=1).max())
@@ -367,7 +366,7 @@ def levels_of(mesh: trimesh.Trimesh) -> tuple[tuple[float, float], ...]:
 
 
 def _base_colour(shape: Shape) -> np.ndarray:
-    """uint8 [4]: a shape's colour; the mean one where it has many."""
+    """uint8 [4]: a shape's colour; the mean colour if it has several."""
     if shape.rgba is not None:
         return np.asarray(shape.rgba, np.uint8)
     visual = shape.mesh.visual

@@ -1,4 +1,4 @@
-"""The whole 3-D scene: a block of robots for each rollout that is shown, on one stage."""
+"""Draws the whole 3-D scene: a block of robots for each rollout that is shown, on one stage."""
 
 import numpy as np
 import viser
@@ -14,8 +14,8 @@ from brax_viser.scene.look import Look
 from brax_viser.scene.stage import scene_scale, set_stage
 
 ROOT = "/scene"
-"""The node that everything stands on. It is moved to keep a followed robot where it is: moving
-the cameras instead would fight with the hands on them."""
+"""The node above all others. It is moved to keep a followed robot in place: moving the cameras
+instead would fight with the users who turn them."""
 
 SURROUNDINGS = ("light", "dark", "model")
 
@@ -24,41 +24,41 @@ GAP = 1.5
 """Distance between two blocks, in cells."""
 
 NEAR, WIDE = 0.6, 1.2
-"""How far from the middle of a link, in its radii, a click may be: within the first the nearest
-link to the camera is meant, within the second whichever is closest to the click."""
+"""How far from the middle of a link, in its radii, a click may be: within the first, the link
+nearest to the camera is picked; within the second, the one closest to the click."""
 
 
 class Scene:
-    """Shows rollouts side by side. Used on viser's own thread alone."""
+    """Shows rollouts side by side. Used on the page's loop only."""
 
     def __init__(self, server: viser.ViserServer):
         self._server = server
         self._root = server.scene.add_frame(ROOT, show_axes=False)
         self._wanted: dict[str, tuple[Model, Grid, int]] = {}
         self.blocks: dict[str, Block] = {}  # by role
-        self.sent = 0  # bytes of moving robots that each page has been sent, or could have taken
+        self.sent = 0  # bytes of moving robots that each page was sent, or could have taken
         self._scale = 1.0
         self._surroundings = "light"
         self._bounds = np.zeros((2, 3))
         self._followed: tuple[str, int] | None = None
         self._anchor = np.zeros(3)  # m, where a followed robot stays
-        # By page: what it looks through.
+        # By client id: the page's camera, and the model's camera that it looks through.
         self._eyes: dict[int, tuple[viser.CameraHandle, ModelCamera]] = {}
 
     def show(self, role: str, model: Model, grid: Grid, num_envs: int | None = None) -> None:
-        """Gives a rollout a block, in place of the one it had.
+        """Gives a rollout a new block, which `arrange` makes in place of the former one.
 
         Args:
             role: of the rollout.
             model: the robot.
             grid: its cells.
-            num_envs: how many environments there will be; None if that is not known yet.
+            num_envs: number of environments; None if it is not known yet.
         """
         count = grid.capacity if num_envs is None else min(num_envs, grid.capacity)
         self._wanted[role] = (model, grid, count)
 
     def arrange(self, roles: tuple[str, ...]) -> None:
-        """Lays out the blocks of those rollouts that are shown and known of, side by side."""
+        """Lays out side by side the blocks of the given rollouts that `show` was called for."""
         roles = tuple(role for role in roles if role in self._wanted)
         if not roles or (
             tuple(self.blocks) == roles and all(self._is_as_wanted(role) for role in roles)
@@ -67,7 +67,7 @@ class Scene:
         some_stay = any(role in self.blocks and self._is_as_wanted(role) for role in roles)
         before = self._scale
         self.follow(None)
-        # The robots of the training stay where they are when one is put beside them.
+        # The robots of the training stay in place when another one is put beside them.
         settled = sum(role != ASIDE for role in roles)
         offsets, self._bounds = _side_by_side([self._wanted[role] for role in roles], settled)
         self._scale = scene_scale(self._bounds)
@@ -96,8 +96,8 @@ class Scene:
             self._rescale_views(self._scale / before)
 
     def _rescale_views(self, factor: float) -> None:
-        """Has the pages look from where they did, in metres: robots that stay do so on the screen.
-        Of other robots all are in view from the old place, for every scene has the same size."""
+        """Keeps the pages' cameras in place, in metres, so that robots that stay do not move on the
+        screen. New robots are all in view from there, because every scene has the same size."""
         for client in self._server.get_clients().values():
             camera = client.camera
             position, look_at = factor * camera.position, factor * camera.look_at
@@ -135,8 +135,8 @@ class Scene:
         set_stage(self._server, f"{ROOT}/floor", bounds, scale, block.grid, floor, palette)
 
     def draw(self, views: dict[str, View | None], looks: dict[str, Look]) -> None:
-        """Brings what is to be seen now to the screen, by role; None: nobody is drawn."""
-        # The page applies what is inside of `atomic` at once: no robot is torn between frames.
+        """Draws the views of all blocks, by role; None: no robot of the block is drawn."""
+        # The page applies what is sent within `atomic` at once: no robot is torn between frames.
         with self._server.atomic():
             for role, view in views.items():
                 block = self.blocks[role]
@@ -145,8 +145,8 @@ class Scene:
         self._aim()
 
     def look_through(self, camera: viser.CameraHandle, eye: ModelCamera | None) -> None:
-        """Has a page look through a camera of the model from now on, robots moving or not; None
-        gives it back to the hands on it."""
+        """Makes a page look through a camera of the model from now on, whether robots move or not;
+        None gives the page's camera back to its user."""
         if eye is None:
             if self._eyes.pop(camera.client.client_id, None) is not None:
                 camera.up_direction, camera.fov = (0.0, 0.0, 1.0), framing_camera(self._bounds).fov
@@ -161,11 +161,11 @@ class Scene:
         return bool(self._eyes)
 
     def forget(self, client_id: int) -> None:
-        """A page has gone."""
+        """Forgets a page that has been closed."""
         self._eyes.pop(client_id, None)
 
     def follow(self, whom: tuple[str, int] | None) -> None:
-        """Keeps one robot, (role, env), where it is now, and moves the world instead."""
+        """Keeps one robot, (role, env), in its current place and moves the world; None: stops."""
         if whom == self._followed:
             return
         place = None if whom is None else self._place_of(whom)
@@ -181,7 +181,7 @@ class Scene:
         return self._followed
 
     def look_at_followed(self, camera: viser.CameraHandle) -> None:
-        """Brings a page's camera to the followed robot, from the side it looks from already."""
+        """Moves a page's camera to the followed robot, keeping its direction of view."""
         if self._followed is None:
             return
         role, _ = self._followed
@@ -193,7 +193,7 @@ class Scene:
         camera.look_at = target
 
     def look_at_block(self, camera: viser.CameraHandle, role: str) -> None:
-        """Brings a page's camera to one block, from the side it looks from already."""
+        """Moves a page's camera to one block, keeping its direction of view."""
         block = self.blocks.get(role)
         if block is None:
             return
@@ -206,13 +206,13 @@ class Scene:
         camera.look_at = target
 
     def look_at_all(self, camera: viser.CameraHandle) -> None:
-        """Brings a page's camera to where it was first: all cells in view."""
+        """Moves a page's camera to its initial place, with all cells in view."""
         pose = framing_camera(self._bounds * self._scale)
         camera.position = pose.position
         camera.look_at = pose.look_at
 
     def pick(self, origin: np.ndarray, direction: np.ndarray) -> tuple[str, int] | None:
-        """Which robot, (role, env), a ray meets.
+        """The robot, (role, env), that a ray hits, or nearly; None if there is none.
 
         Args:
             origin: float [3], scene units, in the page's world frame.
@@ -244,16 +244,16 @@ class Scene:
     def body_at(
         self, whom: tuple[str, int], origin: np.ndarray, direction: np.ndarray
     ) -> int | None:
-        """The body of a robot, (role, env), that a ray as that of `pick` meets or passes by."""
+        """The body of a robot, (role, env), that a ray hits or passes nearest to; see `pick`."""
         start = (origin - np.asarray(self._root.position)) / self._scale
         return self.blocks[whom[0]].body_at(whom[1], start, direction)
 
     def _others(self, role: str, places: dict[str, np.ndarray]) -> np.ndarray:
-        """float [B, 2, 3], m: boxes of blocks beside one, as that is laid out.
+        """float [B, 2, 3], m: boxes of the blocks beside one block, in that block's frame.
 
         Args:
-            role: its role.
-            places: by role, float [3], m, where blocks are.
+            role: of that block.
+            places: by role, float [3], m, offsets of blocks.
         """
         boxes = [
             grid.bounds(count) + places[other] - places[role]
@@ -267,7 +267,7 @@ class Scene:
         return self.blocks[role].model is model and self.blocks[role].count == count
 
     def _can_stay(self, role: str, block: Block, offset: np.ndarray) -> bool:
-        """Whether a block need not be made anew: large meshes take the loop and the pages long."""
+        """Whether a block can stay: making large meshes again takes the loop and the pages long."""
         if not self._is_as_wanted(role):
             return False
         return block.scale == self._scale and np.array_equal(block.offset, offset)
@@ -277,7 +277,7 @@ class Scene:
         return self.blocks[role].place_of(env) if role in self.blocks else None
 
     def _aim(self) -> None:
-        """Turns the pages' cameras that look through one of the model's."""
+        """Moves the cameras of pages that look through a camera of the model."""
         for camera, eye in self._eyes.values():
             block = next(iter(self.blocks.values()), None)
             sight = block.sight_of(eye) if block is not None else None
@@ -296,15 +296,15 @@ class Scene:
         place = self._place_of(self._followed)
         if place is not None:
             shift = self._scale * (self._anchor - place)
-            # A jump, or a fall, is to be seen as one.
+            # Not in z: a jump or a fall must be visible.
             self._root.position = (float(shift[0]), float(shift[1]), 0.0)
 
 
 def _side_by_side(
     blocks: list[tuple[Model, Grid, int]], settled: int
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Offsets of the blocks along y, each float [3] in m, and the box around all, float [2, 3]. The
-    middle is that of the first `settled` ones."""
+    """Offsets of the blocks along y, each float [3] in m, and the box around all, float [2, 3]. If
+    `settled` is above 1, y is 0 in the middle of the first `settled` blocks."""
     offsets, boxes, edge = [], [], 0.0
     for model, grid, count in blocks:
         box = grid.bounds(count)

@@ -1,4 +1,4 @@
-"""What stands around the robots: floor, light, sky and the first camera."""
+"""Sets up the surroundings of the robots: floor, light, sky and the first camera."""
 
 import numpy as np
 import viser
@@ -8,23 +8,23 @@ from brax_viser.model.palettes import LIGHT, MAX_SUNS, Palette
 from brax_viser.records.grid import Grid
 
 SHADOW_DEPTH = 18.0
-"""How far from the camera the farthest of what is drawn is, in scene units. The page casts shadows
-up to 20 units away, in three maps of 1,024 pixels that share that distance between them, and takes
-for lit what lies less than 0.02 units behind another surface. Both are of no use where a robot is
-as small as they are coarse, or stands farther away."""
+"""Scene units from the first camera to the far end of all cells. The page casts shadows up to 20
+units away, in three maps of 1,024 pixels that share this distance, and treats a surface less than
+0.02 units behind another one as lit. So shadows are useless for robots that are too small for
+these maps, or too far away."""
 
 SURROUNDINGS = "city"
-"""What surfaces mirror, of viser's own: grey, bright above and dark below."""
+"""viser's environment map that surfaces mirror: grey, bright above and dark below."""
 
 MOST_METRES = 4000.0
-"""How far off a thing may be to be drawn."""
+"""Largest distance, m, at which scenery is drawn."""
 
 
 def scene_scale(bounds: np.ndarray) -> float:
-    """Scene units per metre, by which every scene has the size that the page's shadows are made
-    for: a hand of 20 cm is made larger, a grid of 100 m smaller.
+    """Scene units per metre. They give every scene the size for which the page's shadows are made:
+    a hand of 20 cm is made larger, a grid of 100 m smaller.
 
-    Every node of the scene is given this as its `scale`, so what the handles hold stays in
+    Every node of the scene gets this as its `scale`, so the values in the handles stay in
     metres.
 
     Args:
@@ -47,17 +47,17 @@ def set_stage(
 ) -> None:
     """Lays the floor, lights it, and points the first camera at all cells.
 
-    Called again when another robot or another number of them is drawn; a page that is open
-    keeps its camera where the person has put it.
+    Called again when another robot, or another number of robots, is drawn; an open page keeps its
+    camera where its user has put it.
 
     Args:
-        server: whose scene it is.
+        server: the server of the scene.
         floor_path: the scene node of the floor.
         bounds: float [2, 3], m: box around all cells.
         scale: scene units per metre.
-        grid: what the floor's lines are fitted to.
+        grid: its robots' reach sets the spacing of the floor's lines.
         floor: z of the shared floor, m.
-        palette: colours of it all.
+        palette: colours and lights.
     """
     bounds = bounds * scale
     camera = framing_camera(bounds)
@@ -67,7 +67,7 @@ def set_stage(
     server.initial_camera.look_at = camera.look_at
     server.initial_camera.fov = camera.fov
     server.initial_camera.near = distance / 200
-    # What is far off is drawn, and not lost in the fog. Instances that are put away stay unseen.
+    # Draw far-off scenery, and not in the fog; but not the instances that are parked out of sight.
     beyond = min(distance + scale * grid.farthest, MOST_METRES * scale)
     server.initial_camera.far = max(20 * far, 2 * beyond)
 
@@ -76,7 +76,7 @@ def set_stage(
     # Fading into the horizon's colour hides where the floor ends.
     clear, blurred = max(1.2 * far, beyond), max(5 * far, 2.5 * beyond)
     scene.configure_fog(clear, blurred, color=palette.horizon)
-    # viser's own lights, with its surroundings at full strength, bleach pale robots.
+    # viser's default lights, with its environment map at full strength, bleach pale robots.
     scene.configure_default_lights(enabled=False)
     scene.configure_environment_map(
         SURROUNDINGS if palette.reflected > 0 else None, environment_intensity=palette.reflected
@@ -100,7 +100,7 @@ def set_stage(
             cast_shadow=sun.casts_shadow,
             position=sun.towards,
         )
-    # In scene units from here on: a grid's lines do not follow a scale.
+    # In scene units from here on: the lines of viser's grid do not follow a node's scale.
     line = _round_length(float(np.ptp(grid.reach[:, :2], axis=0).max()) / 4) * scale
     scene.add_grid(
         floor_path,
@@ -110,7 +110,7 @@ def set_stage(
         cell_color=palette.line,
         section_size=5 * line,
         section_color=palette.section,
-        fade_distance=max(4 * far, 2 * beyond),  # walls do not hang in the air
+        fade_distance=max(4 * far, 2 * beyond),  # far enough that walls don't hang in the air
         plane_color=palette.floor,
         plane_opacity=1.0,
         shadow_opacity=0.35,
