@@ -19,8 +19,8 @@ class Lane(NamedTuple):
     alone: bool = False
     """Whether the file measures time, uses all cores, or needs a port of a certain number."""
     quick: bool = False
-    """Whether the file's programs run for so few steps that optimising them takes longer than it
-    saves. Not for tests that compare trained parameters bit by bit: users' programs are optimised."""
+    """Whether optimising the file's programs takes longer than it saves, as they take few steps.
+    Not for tests that compare trained parameters bit by bit: users' programs are optimised."""
 
 
 def unit(minutes: float = 0.1) -> Lane:
@@ -35,7 +35,7 @@ LANES = {
     "test_address": integration(alone=True),
     "test_aside": integration(4),
     "test_backlog": integration(),
-    "test_callback": integration(),
+    "test_callbacks": unit(),
     "test_cameras": unit(),
     "test_cells": integration(),
     "test_cli": integration(3, alone=True),
@@ -50,12 +50,12 @@ LANES = {
     "test_episode": integration(1.5),
     "test_examples": integration(0.6),
     "test_falls": unit(),
-    "test_feed": unit(),
     "test_flexes": unit(),
     "test_grants": integration(1),
     "test_growth": integration(2, quick=True),
     "test_handles": unit(),
     "test_hold": unit(),
+    "test_host_call": integration(),
     "test_hosts": integration(3, alone=True),
     "test_inputs": integration(4),
     "test_interrupt": unit(),
@@ -80,8 +80,8 @@ LANES = {
     "test_scale": integration(alone=True),
     "test_scene": integration(2, quick=True),
     "test_selection": unit(),
-    "test_shown": integration(0.5),
     "test_several": integration(quick=True),
+    "test_shown": integration(0.5),
     "test_stream": unit(0.6),
     "test_terrain": integration(0.1),
     "test_trainer": integration(1, quick=True),
@@ -96,7 +96,7 @@ LANES = {
 
 ALONE = {
     "test_the_switch_takes_effect_within_a_fifth_of_a_second",
-    "test_next_to_nothing_is_worked_out_while_calls_from_the_device_are_kept_waiting",
+    "test_few_functions_are_called_while_the_shared_states_lock_is_held",
     "test_ctrl_c_ends_a_training_that_is_held",
 }
 """Tests that run `alone` although the rest of their file does not."""
@@ -123,5 +123,5 @@ def assign(items: Sequence[pytest.Item]) -> None:
 
 
 def longest_first(items: list[pytest.Item]) -> None:
-    """Sorts tests by their files' minutes, longest first, in place; within a file, order is kept."""
+    """Sorts tests by their files' minutes, longest first, in place; keeps the order in a file."""
     items.sort(key=lambda item: -lane_of(item.path).minutes)

@@ -60,7 +60,7 @@ class Probe:
 
     @property
     def leader(self) -> Any:
-        """The leader's link to the other processes of the training."""
+        """The link to the other processes of the training, in the first one."""
         return self._viewer._leader
 
     @property
@@ -121,7 +121,7 @@ class Probe:
 
     @property
     def clients(self) -> Pages | None:
-        """The open pages and how far each has got."""
+        """The message queues of the open pages; None if viser's own are used."""
         return self.page.clients
 
     def show_model(self, source: Any, role: str, num_envs: int | None) -> None:

@@ -100,9 +100,7 @@ def test_a_fork_has_the_pose_of_its_robot_and_moves_no_other_robot(viewer, rollo
     assert rollout.step().env_steps == 6
 
 
-def test_a_sandbox_says_that_a_policy_is_missing_and_is_driven_by_the_newest(
-    viewer, rollout
-):
+def test_a_sandbox_says_that_a_policy_is_missing_and_is_driven_by_the_newest(viewer, rollout):
     folder = Probe(viewer).panel.sandbox
     forked(viewer)
     assert panel(viewer).drivers == ("replay", "still", "limp")
@@ -363,4 +361,6 @@ def test_the_page_keeps_running_while_the_sandboxs_robot_is_read(viewer, rollout
     eventually(lambda: scene.blocks[ASIDE].frame is not None, "and is drawn", 120)
     camera = next(iter(Probe(viewer).server.get_clients().values())).camera
     middle = scene._scale * scene.blocks[ASIDE].offset
-    assert abs(camera.look_at[1] - middle[1]) < abs(middle[1]) / 2, "who has forked it is there"
+    assert abs(camera.look_at[1] - middle[1]) < abs(middle[1]) / 2, (
+        "the camera of its page is there"
+    )

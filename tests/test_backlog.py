@@ -1,4 +1,4 @@
-"""A page opened after weeks is served as fast as one opened at the start; slow pages skip frames."""
+"""A page opened after weeks is served as fast as one opened at once; slow pages skip frames."""
 
 import asyncio
 import contextlib
@@ -111,7 +111,7 @@ def test_no_message_is_sent_in_the_middle_of_an_atomic_block():
         buffer.atomic_end()
         found = [message.number for message in await task]
         found += await drained(ours, 4) if 4 not in found else []
-        assert found == [3, 4], "what was superseded is not sent"
+        assert found == [3, 4], "superseded messages are not sent"
         await ours.aclose()
 
     asyncio.run(run())
@@ -183,7 +183,7 @@ def test_a_late_page_is_sent_only_the_newest_message_once_it_answers(drawing):
         page.queue.heard("another's question")
         assert await page.sent() == []
         page.answers()
-        assert await page.sent() == [5], "what was overtaken meanwhile is not sent"
+        assert await page.sent() == [5], "messages overtaken before are not sent"
         assert page.queue.missed == 1
         # After a late answer only one frame is in flight, until the page answers in time.
         for asked in (2, 3, 4):
@@ -199,7 +199,7 @@ def test_a_late_page_is_sent_only_the_newest_message_once_it_answers(drawing):
     drawing(test)
 
 
-def test_a_page_that_answers_in_time_is_not_delayed_and_seldom_asked(drawing):
+def test_a_page_that_answers_in_time_is_not_delayed_and_is_seldom_asked(drawing):
     async def test(page: Drawing) -> None:
         for step in range(3, 63):
             page.now += 1 / 30
@@ -381,9 +381,7 @@ def test_a_viser_without_the_private_name_keeps_its_own_generator(viewer, monkey
         server.stop()
 
 
-def test_an_untested_viser_is_left_alone_even_if_its_private_names_match(
-    monkeypatch, caplog
-):
+def test_an_untested_viser_is_left_alone_even_if_its_private_names_match(monkeypatch, caplog):
     """It may have kept the names but changed the arguments of its loop."""
     monkeypatch.setattr(compat, "VISER_LOOPS", ("0.9.",))
     clients._say_that_it_is_left_alone.cache_clear()

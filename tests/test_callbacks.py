@@ -1,4 +1,4 @@
-"""The host's end alone, called as XLA calls it: with memory that is XLA's again afterwards."""
+"""The callbacks alone, called as XLA calls them: with memory that XLA reuses afterwards."""
 
 import threading
 import weakref
@@ -49,7 +49,7 @@ def origin_of(num_envs: int, num_shards: int = 1) -> Origin:
 def pushed(
     source: Callbacks, origin: Origin, shard: int, rule: int, rows: list[int], returns: list[float]
 ) -> tuple[int, ...]:
-    """The answer to a push; what was handed in is overwritten afterwards."""
+    """Returns the answer to a push, and overwrites the arguments afterwards."""
     header = np.zeros(HEADER_HEAD + len(HEADER_COLUMNS) * ROWS, np.int32)
     header[:HEADER_HEAD] = shard, rule
     columns = header[HEADER_HEAD:].reshape(len(HEADER_COLUMNS), ROWS)
@@ -61,7 +61,7 @@ def pushed(
     return answer
 
 
-def test_what_a_device_has_ranked_and_pushed_is_kept_when_its_memory_is_not(source, shared):
+def test_ranked_and_pushed_rows_are_kept_when_xla_reuses_their_memory(source, shared):
     shared.selection = Selection("worst")
     origin = origin_of(8, num_shards=2)
     for shard in (0, 1):
@@ -77,8 +77,8 @@ def test_what_a_device_has_ranked_and_pushed_is_kept_when_its_memory_is_not(sour
     assert shared.fault is None
 
 
-def test_what_was_granted_to_a_batch_of_another_size_is_asked_for_anew(source, shared):
-    """One trainer steps first many environments and then few, with states that were kept."""
+def test_a_grant_to_a_batch_of_another_size_is_asked_for_again(source, shared):
+    """A trainer steps first many environments and then few, with states that it has kept."""
     rows = [0, 1, 2]
 
     def step(origin: Origin, query: int) -> tuple[int, ...]:
@@ -94,7 +94,7 @@ def test_what_was_granted_to_a_batch_of_another_size_is_asked_for_anew(source, s
     assert len(set(granted)) == 1 and len(shared.mailbox.take()) == 3
     assert 0 in source.rollouts["train"].grants
     answer = pushed(source, few, 0, -1, rows, [0.0] * ROWS)
-    assert not shared.mailbox.take()  # these are not the three that were granted
+    assert not shared.mailbox.take()  # not the three rows that were granted
     assert answer[0] == PUSH and answer[ANSWER_HEAD:] == (0, 1, 0)
     assert source.rollouts["train"].num_envs == 2
     pushed(source, few, 0, GIVEN, [0, 1, 0], [0.0] * ROWS)
@@ -104,16 +104,14 @@ def test_what_was_granted_to_a_batch_of_another_size_is_asked_for_anew(source, s
 
 
 def begin_another(source: Callbacks) -> list[object]:
-    """As a trainer does that traces the environment; what is returned keeps it alive."""
-    made_here = threading.Event()  # any object that can be referred to weakly
+    """Traces the environment as a new trainer does, which the returned object keeps alive."""
+    made_here = threading.Event()  # any object that supports weak references
     source.traced(TrainerCall("PPO", False, identity=weakref.ref(made_here)))
     return [made_here]
 
 
 @pytest.mark.parametrize("what", [[0, 1, 9], "worst"])
-def test_a_push_that_another_training_has_overtaken_is_dropped_and_streaming_stays_on(
-    source, shared, what
-):
+def test_a_push_of_a_superseded_training_is_dropped_and_streaming_stays_on(source, shared, what):
     first = begin_another(source)
     shared.selection = Selection.of(what)
     origin = origin_of(8, num_shards=2)
@@ -128,14 +126,12 @@ def test_a_push_that_another_training_has_overtaken_is_dropped_and_streaming_sta
     assert source.push_model(origin, np.array(0, np.int32), models).tolist()[:2] == [0, 0]
     assert shared.fault is None and shared.control.streaming
     assert not shared.mailbox.take()
-    # It goes on with the training that has begun.
+    # The training that has begun is streamed.
     answers = [source.ask(origin, np.array([0, 0], np.int32)) for _ in range(3)]
     assert any(answer[0] == PUSH for answer in answers) and len(first + second) == 2
 
 
-def test_rows_that_were_asked_for_by_another_training_are_not_taken_for_those_of_this_one(
-    source, shared
-):
+def test_rows_that_another_training_asked_for_are_not_taken_for_this_ones(source, shared):
     origin = origin_of(8)
     shared.selection = Selection.of([5, 2, 7])
     source.ask(origin, np.array([FRESH, 0], np.int32))

@@ -1,4 +1,4 @@
-"""Where robots are drawn whose world has more in it than a floor, and how far apart."""
+"""Cells of robots whose world has more than a floor: where all is drawn, and how far apart."""
 
 import mujoco
 import numpy as np
@@ -57,7 +57,7 @@ SKY = f'<geom type="sphere" size="100" {UNSEEN}/>'
 
 
 def hall(half: float, height: float, more: str = "") -> str:
-    """Four walls and a ceiling."""
+    """Returns four walls and a ceiling, `half` m from the middle."""
     walls = "".join(
         f'<geom type="box" pos="{x * half} {y * half} {height / 2}" {more} '
         f'size="{abs(y) * half + 0.1} {abs(x) * half + 0.1} {height / 2}"/>'
@@ -94,7 +94,7 @@ class Stage:
         return self.scene.blocks["train"]
 
     def draw(self, *, body: str | int, to: tuple[float, ...]) -> np.ndarray:
-        """Puts a body with a free joint somewhere, in all cells. Returns where MuJoCo has links."""
+        """Draws a body, moved to the same place in all cells. Returns MuJoCo's link positions."""
         qpos, count = self.mujoco.qpos0.copy(), self.grid.capacity
         start = self.mujoco.jnt_qposadr[self.mujoco.body(body).jntadr[0]]
         qpos[start : start + len(to)] = to
@@ -195,13 +195,13 @@ BESIDE = {
 
 
 @pytest.mark.parametrize("name", BESIDE)
-def test_what_has_a_place_beside_something_is_drawn_there(server, name):
+def test_robots_with_scenery_or_objects_are_drawn_where_mujoco_has_them(server, name):
     world, motors, body, to = BESIDE[name]
     stage = Stage(server, of(FLOOR + world, motors))
     links = stage.draw(body=body, to=to)
     np.testing.assert_array_equal(stage.block.pos, links)
     assert not stage.block._moved.any()
-    # And so in the handles: each instance that moves is at one of its geoms, by MuJoCo's maths.
+    # The handles agree: each instance is where MuJoCo's kinematics puts its geom.
     data = mujoco.MjData(stage.mujoco)
     shapes, origins = stage.model.shapes, stage.grid.origins(4)
     for shape, handle in zip(shapes, stage.block.robots.handles, strict=True):
@@ -234,7 +234,7 @@ def poses_of(stage: Stage, data: mujoco.MjData, body: str | int, to: tuple[float
         FLOOR + DOG + BALL.replace("size", 'rgba="0 0 0 0" size'),
     ],
 )
-def test_a_robot_alone_on_the_floor_comes_back(server, world):
+def test_a_robot_alone_on_the_floor_is_brought_back_to_its_cell(server, world):
     stage = Stage(server, of(world))
     links = stage.draw(body="dog", to=(3.2 * stage.grid.spacing[0], 0.0))
     away = stage.block.pos - links
@@ -242,7 +242,7 @@ def test_a_robot_alone_on_the_floor_comes_back(server, world):
     assert not away[..., 1:].any() and stage.block.notes() == []
 
 
-def test_walls_that_one_asks_for_keep_the_robot_beside_them(server):
+def test_a_robot_beside_hidden_walls_is_brought_back_only_while_they_are_hidden(server):
     hidden = '<geom type="box" size="9 .1 1" pos="0 3 1" group="3"/>'
     model = of(FLOOR + DOG + hidden)
     grid = grid_of(model, model.qpos0, (2, 2), None)
@@ -286,15 +286,15 @@ FAR = {
 
 @pytest.mark.parametrize("robot", ["dog", "arm"])
 @pytest.mark.parametrize("name", FAR)
-def test_what_is_far_or_around_does_not_count(robot, name):
+def test_distant_and_surrounding_geoms_do_not_count_for_the_reach(robot, name):
     own, motors = (DOG, MOTORS) if robot == "dog" else (ARM + CUBE, ARM_MOTOR)
     found = reach(FLOOR + own + FAR[name], motors, CRATE)
     np.testing.assert_allclose(found, reach(FLOOR + own, motors, CRATE), atol=1e-9)
 
 
-def test_what_a_robot_can_touch_counts():
+def test_geoms_that_a_robot_can_touch_count_for_the_reach():
     np.testing.assert_allclose(reach(FLOOR + DOG + MAZE)[:, :2], [[-6, -6], [14, 14]])
-    # In a maze within a hall, the maze; of walls that stand in for a mesh, what is seen of them.
+    # In a hall only the maze counts; where hidden walls stand in for a mesh, the mesh counts.
     np.testing.assert_allclose(
         reach(FLOOR + DOG + MAZE + hall(100, 20))[:, :2], [[-6, -6], [14, 14]]
     )
@@ -352,20 +352,20 @@ MET = {
 
 @pytest.mark.parametrize("cells", [(3, 3), (12, 12)])
 @pytest.mark.parametrize("name", MET)
-def test_what_a_robot_can_run_into_is_drawn_in_each_cell(name, cells):
+def test_geoms_that_a_robot_can_run_into_are_drawn_in_each_cell(name, cells):
     world, motors = MET[name]
     model = of(world, motors, CRATE)
     grid = grid_of(model, model.qpos0, cells, None)
     robot = Model.of(model, grid, poses(model, model.qpos0), 0.02)
     placed = placed_in(robot.scenery, grid, grid.capacity, NO_BLOCKS)
     assert not placed.left_out
-    # What there is once is so wide that nobody gets to its edge.
+    # Shapes that are drawn once are so wide that no robot gets to their edge.
     low, high = grid.bounds(grid.capacity)[:, :2]
     for shape in placed.once:
         corners = shape.pos[0] + rotate(shape.quat[0], np.asarray(shape.mesh.vertices))
         assert (corners.min(axis=0)[:2] <= low).all() and (corners.max(axis=0)[:2] >= high).all()
         assert min(*(low - corners.min(axis=0)[:2]), *(corners.max(axis=0)[:2] - high)) > 0.5
-    # And what is in a cell is not among the robots of others.
+    # Shapes that are drawn per cell do not stand among the robots of other cells.
     for shape in placed.each:
         corners = shape.pos[0] + rotate(shape.quat[0], np.asarray(shape.mesh.vertices))
         box = np.stack([corners.min(axis=0), corners.max(axis=0)])
@@ -376,7 +376,7 @@ def test_what_a_robot_can_run_into_is_drawn_in_each_cell(name, cells):
         )
 
 
-def test_cells_hold_a_table_that_is_part_of_a_hall(server):
+def test_each_cell_holds_the_table_that_is_part_of_a_halls_mesh(server):
     parts = [
         trimesh.creation.box(bounds=[(-3, -3, 0), (3, 3, 4)]),
         trimesh.creation.cylinder(radius=0.7, height=0.1, sections=24),
@@ -398,7 +398,7 @@ def test_cells_hold_a_table_that_is_part_of_a_hall(server):
         assert spacing is not None or 1.4 < stage.grid.spacing[0] < 2.5
 
 
-def test_a_grid_of_mazes_keeps_each_in_its_cell(server):
+def test_each_maze_of_a_grid_stays_in_its_cell(server):
     stage = Stage(server, of(FLOOR + DOG + MAZE), (2, 1))
     assert stage.grid.spacing[0] >= 20 and stage.block.notes() == []
 
@@ -406,14 +406,14 @@ def test_a_grid_of_mazes_keeps_each_in_its_cell(server):
 @pytest.mark.parametrize("cells", [(1, 1), (3, 3)])
 @pytest.mark.parametrize("name", ["sky", "hall", "hall to look at", "hall of one mesh", "room"])
 def test_no_scenery_stands_between_a_camera_and_the_robots(server, cells, name):
-    world = FAR[name] if name in FAR else hall(2, 2)  # which the robot can touch, and counts
+    world = FAR[name] if name in FAR else hall(2, 2)  # the robot can touch it, so it counts
     stage = Stage(server, of(FLOOR + DOG + world, assets=CRATE), cells)
     block = stage.block
     if name == "room":
         assert stage.grid.spacing[0] > 4 and not stage.block._left_out
     handles = [handle for robots in block._scenery for handle in robots.handles]
     drawn = [part.shape for robots in block._scenery for part in robots._parts]
-    # All is drawn, around the robots, unless it would stand among them.
+    # Everything around the robots is drawn, unless it would stand among them.
     assert len(drawn) >= (1 if name != "hall to look at" or cells == (1, 1) else 0)
     assert any("grid=(1, 1)" in note for note in block.notes()) == block._left_out
     centre = stage.grid.reach.mean(axis=0)
@@ -421,10 +421,10 @@ def test_no_scenery_stands_between_a_camera_and_the_robots(server, cells, name):
         corners = shape.pos[0] + rotate(shape.quat[0], np.asarray(shape.mesh.vertices))
         mesh = trimesh.Trimesh(corners, shape.mesh.faces, process=False)
         outward = ((mesh.triangles_center - centre) * mesh.face_normals).sum(axis=1)
-        assert (outward < 1e-6).all(), "its back is turned on whoever looks in from outside"
+        assert (outward < 1e-6).all(), "its back is turned on a camera outside"
         assert not shape.casts_shadow
         assert len(handle.batched_positions) in (1, block.count)
-        # The middle of no robot's cell is in a wall of another's.
+        # The middle of a robot's cell is not in a wall of another's.
         for origin in np.reshape(handle.batched_positions, (-1, 3)) - shape.pos[0]:
             box = corners.min(axis=0) + origin, corners.max(axis=0) + origin
             for cell in stage.grid.origins(block.count) + centre:
@@ -440,7 +440,7 @@ CHECKS = (
 
 @pytest.mark.parametrize("look", ['rgba="1 0 0 1"', 'material="checks"'])
 @pytest.mark.parametrize("turned", [0, 30])
-def test_of_ground_that_ends_among_the_cells_each_has_its_own_part(look, turned):
+def test_ground_that_ends_among_the_cells_is_split_into_one_part_per_cell(look, turned):
     slab = f'<geom type="box" size="15 15 .5" pos="0 0 -.5" euler="0 0 {turned}" {look}/>'
     model = of(LONG_ARM + slab, ARM_MOTOR, CHECKS)
     grid = grid_of(model, model.qpos0, (64, 64), None)
@@ -456,7 +456,7 @@ def test_of_ground_that_ends_among_the_cells_each_has_its_own_part(look, turned)
     if "rgba" in look:
         assert isinstance(own, ColorVisuals)
         assert (own.vertex_colors == [255, 0, 0, 255]).all()
-    else:  # as much of the texture as of the slab
+    else:  # the tile's share of the texture is its share of the slab
         assert isinstance(own, TextureVisuals) and isinstance(all_of_it, TextureVisuals)
         share = np.ptp(own.uv, axis=0) / np.ptp(all_of_it.uv, axis=0)
         sizes = [np.ptp(mesh.vertices, axis=0)[:2] for mesh in (tile.mesh, whole)]
@@ -464,7 +464,7 @@ def test_of_ground_that_ends_among_the_cells_each_has_its_own_part(look, turned)
 
 
 @pytest.mark.parametrize("cells", [(3, 3), (12, 12)])
-def test_an_arm_at_the_edge_of_a_large_table_has_that_edge(cells):
+def test_an_arm_at_the_edge_of_a_large_table_is_drawn_with_that_edge(cells):
     world = LONG_ARM + '<geom type="box" size="15 15 .5" pos="14.8 0 -.5" rgba="1 0 0 1"/>'
     model = of(world, ARM_MOTOR)
     grid = grid_of(model, model.qpos0, cells, None)
@@ -478,7 +478,7 @@ def test_an_arm_at_the_edge_of_a_large_table_has_that_edge(cells):
     assert corners[:, 0].max() > grid.reach[1, 0] - 1e-6
 
 
-def test_two_blocks_have_the_walls_and_the_ground_of_one(server):
+def test_each_of_two_blocks_has_its_own_walls_and_ground(server):
     ground = '<geom type="box" size="52 52 1" pos="0 0 -1"/>'
     stage = Stage(server, of(DOG + ground + hall(50, 10)), (3, 3))
     alone = [len(robots.handles) for robots in stage.block._scenery]
@@ -498,7 +498,7 @@ def test_two_blocks_have_the_walls_and_the_ground_of_one(server):
 
 
 @pytest.mark.parametrize("half", [20, 50, 200])
-def test_the_far_walls_of_a_hall_are_within_sight_and_stand_on_its_floor(server, half):
+def test_the_far_walls_of_a_hall_are_in_the_cameras_range_and_stand_on_its_floor(server, half):
     stage = Stage(server, of(FLOOR + DOG + hall(half, 10)), (1, 1))
     assert not stage.block._left_out
     corners = np.concatenate(
@@ -512,12 +512,12 @@ def test_the_far_walls_of_a_hall_are_within_sight_and_stand_on_its_floor(server,
     camera, scale = server.initial_camera, stage.scene._scale
     away = np.linalg.norm(corners * scale - camera.position, axis=1).max()
     assert camera.far > away
-    # The floor does not end before them, as in mid-air.
+    # The floor reaches them: they do not stand in mid-air.
     floor = server.scene._handle_from_node_name["/scene/floor"]
     assert floor.fade_distance > np.sqrt(2) * half * scale
 
 
-def test_each_robot_has_its_own_pedestal_of_a_hall(server):
+def test_each_robot_has_its_own_pedestal_from_a_halls_mesh(server):
     vertices, faces = [], []
     for low, high in (((-3, -3, 0), (3, 3, 4)), ((-0.15, -0.15, 0), (0.15, 0.15, 0.2))):
         box = trimesh.creation.box(bounds=[low, high])
@@ -534,7 +534,7 @@ def test_each_robot_has_its_own_pedestal_of_a_hall(server):
     assert stage.block._left_out and not stage.block._scenery[0].handles
 
 
-def test_the_page_says_where_cells_do_not_hold_their_world(server):
+def test_the_page_says_that_a_cell_is_too_small_or_that_a_robot_left_it(server):
     stage = Stage(server, of(FLOOR + DOG + MAZE), (2, 2), (4.0, 4.0))
     assert ["20.0 by 20.0 m" in note for note in stage.block.notes()] == [True]
     stage = Stage(server, of(FLOOR + DOG + BALL), (2, 2))
@@ -543,15 +543,15 @@ def test_the_page_says_where_cells_do_not_hold_their_world(server):
     assert ["left its cell" in note for note in stage.block.notes()] == [True]
 
 
-def test_what_is_far_is_within_sight(server):
+def test_distant_geoms_are_in_the_cameras_range(server):
     stage = Stage(server, of(FLOOR + DOG + FAR["parked"]), (2, 2))
     assert server.initial_camera.far > 110 * stage.scene._scale
     shown = np.concatenate([handle.batched_positions for handle in stage.block.robots.handles])
-    assert shown[:, 0].max() > 99  # where it is, and not brought any nearer
+    assert shown[:, 0].max() > 99  # drawn in its true place, not moved nearer
     assert len(visible_geoms(stage.mujoco)) == 5
 
 
-def test_a_marker_before_the_robot_is_not_taken_for_it(server):
+def test_a_marker_listed_before_the_robot_is_not_mistaken_for_it(server):
     marker = f'<body mocap="true" pos="1 0 0"><geom size=".1" {UNSEEN}/></body>'
     stage = Stage(server, of(FLOOR + marker + DOG))
     links = stage.draw(body="dog", to=(2.0, 1.0))

@@ -1,4 +1,4 @@
-"""What a person steers while thousands of environments are stepped: choice, hold, streams."""
+"""Steering while thousands of environments are stepped: selection, hold, streams."""
 
 import asyncio
 import logging
@@ -35,12 +35,12 @@ from tests.support import Probe
 
 NUM_ENVS, NUM_DRAWN = 4096, 64
 ROW = 2 * 7 + 8
-"""Numbers of an env in a push: 2 links of 7; reward, return, length, termination, return and length
+"""Numbers per env in a push: 2 links of 7; reward, return, length, termination, return and length
 of the last episode, whether it was reset, finite."""
 
 
 class Training:
-    """A rollout of 4,096 environments, step by step or on and on, in one viewer for all tests."""
+    """A rollout of 4,096 environments, stepped on request or continuously, in one viewer."""
 
     def __init__(self, viewer: Viewer):
         self.viewer = viewer
@@ -62,15 +62,15 @@ class Training:
         return jax.lax.fori_loop(0, count, body, state)
 
     def steps(self, count: int = 1) -> None:
-        """Takes some steps, and returns when they are taken."""
+        """Takes steps, and waits until they are done."""
         self.state = jax.block_until_ready(self._steps(self.state, count))
 
     def log(self) -> Any:
-        """The record of all environments after the last step, in numpy."""
+        """Returns the record of all environments after the last step, in numpy."""
         return EpisodeLog(**jax.device_get(self.state.info[INFO_KEY]))
 
     def run(self) -> None:
-        """Goes on by itself, in compiled loops of 50 steps."""
+        """Steps continuously on a thread, in compiled loops of 50 steps."""
 
         def on_and_on() -> None:
             while not self._stop:
@@ -81,7 +81,7 @@ class Training:
         self._thread.start()
 
     def halt(self) -> None:
-        """Ends what `run` began, whatever it waits for."""
+        """Ends the thread that `run` started, even if it is held."""
         self._stop = True
         self.viewer.resume()
         if self._thread is not None:
@@ -101,7 +101,7 @@ def the_training() -> Iterator[Training]:
 
 @pytest.fixture
 def training(the_training) -> Iterator[Training]:
-    """As it is at first, whatever the test before has done."""
+    """The training in its initial state, whatever the previous test did."""
     viewer = the_training.viewer
     viewer.mode, viewer.streaming, viewer.selected_env = "every_step", True, None
     viewer.rank_by = "last_episode"
@@ -119,7 +119,7 @@ def on_screen(training: Training) -> list[int]:
     return list(training.viewer.stats().drawn_envs)
 
 
-def test_of_4096_envs_trained_what_is_moved_is_that_of_the_64_drawn(training):
+def test_only_the_64_drawn_of_4096_envs_are_transferred(training):
     before = training.viewer.stats()
     training.steps(10)
     after = training.viewer.stats()
@@ -130,7 +130,7 @@ def test_of_4096_envs_trained_what_is_moved_is_that_of_the_64_drawn(training):
 
 
 def ranked(log: EpisodeLog, rule: str, rank_by: str) -> np.ndarray:
-    """Who is to be drawn, first ones first, of the record of all environments."""
+    """Returns the envs that should be drawn, in order, from the record of all environments."""
     if rule == "terminated":
         return np.argsort(log.since_termination, kind="stable")[:NUM_DRAWN]
     sign = -1.0 if rule == "best" else 1.0
@@ -155,7 +155,7 @@ def ranked(log: EpisodeLog, rule: str, rank_by: str) -> np.ndarray:
         ("terminated", "last_episode"),
     ],
 )
-def test_what_is_drawn_is_the_true_worst_best_or_just_terminated_of_4096(training, rule, rank_by):
+def test_the_true_worst_best_or_just_terminated_of_4096_envs_are_drawn(training, rule, rank_by):
     training.steps(40)  # by now some have fallen, and returns differ
     training.viewer.rank_by = rank_by
     training.viewer.select(rule)
@@ -164,13 +164,13 @@ def test_what_is_drawn_is_the_true_worst_best_or_just_terminated_of_4096(trainin
     log = training.log()
     expected = ranked(log, rule, rank_by)
     eventually(lambda: on_screen(training) == expected.tolist(), f"the {rule} are drawn")
-    # Ranking sends as much again: what the device has ranked first, to be compared over devices.
-    # And this step had been granted for those that were drawn before.
+    # Ranking costs a second push: the envs that the device ranks first, to compare over devices.
+    # A third one had already been granted for the envs that were drawn before.
     moved = training.viewer.stats().bytes_moved - before.bytes_moved
     assert moved == 3 * 4 * (NUM_DRAWN * ROW + HEADER_HEAD + len(HEADER_COLUMNS) * NUM_DRAWN)
 
 
-def test_who_has_just_fallen_is_shown_as_it_fell_and_stays_so_until_another_choice(training):
+def test_terminated_envs_are_shown_as_they_fell_until_the_selection_changes(training):
     viewer, cart_pole = training.viewer, 2
 
     def shown() -> Any:
@@ -181,7 +181,7 @@ def test_who_has_just_fallen_is_shown_as_it_fell_and_stays_so_until_another_choi
     training.steps()
     log = training.log()
     expected = ranked(log, "terminated", "")
-    eventually(lambda: on_screen(training) == expected.tolist(), "who fell last is drawn")
+    eventually(lambda: on_screen(training) == expected.tolist(), "the last to fall are drawn")
 
     def as_it_fell() -> bool:
         np.testing.assert_array_equal(shown().frame.env_index, expected)
@@ -202,7 +202,7 @@ def test_who_has_just_fallen_is_shown_as_it_fell_and_stays_so_until_another_choi
     eventually(lambda: shown().frame.fell is None, "and as they are")
 
 
-def test_none_is_drawn_where_none_has_a_nan_and_then_just_those_that_have(training):
+def test_no_env_is_drawn_until_some_have_a_nan_and_then_only_those(training):
     training.steps()
     training.viewer.select("nan")
     training.steps()
@@ -214,7 +214,7 @@ def test_none_is_drawn_where_none_has_a_nan_and_then_just_those_that_have(traini
     broken = [7, 1234, 4000]
 
     def found() -> bool:
-        # Again and again, for with the end of its episode an env is sound again.
+        # At every step, because an env's NaN ends with its episode.
         motion = training.state.pipeline_state.xd_i
         motion = motion.replace(vel=motion.vel.at[jnp.array(broken), 0].set(jnp.nan))
         pipeline_state = training.state.pipeline_state.replace(xd_i=motion)
@@ -222,14 +222,14 @@ def test_none_is_drawn_where_none_has_a_nan_and_then_just_those_that_have(traini
         training.steps()
         return on_screen(training) == broken
 
-    # It is not looked for at each step, for nobody is there to be drawn meanwhile.
+    # The device is not asked at every step while no env is drawn.
     eventually(found, "those with a NaN are drawn")
     training.viewer.select("first")
     training.steps()
     eventually(lambda: len(on_screen(training)) == 64, "robots are back")
 
 
-def test_pages_and_indices_and_a_selected_env_that_keeps_its_cell(training):
+def test_pages_indices_and_the_selected_env_decide_which_envs_are_drawn(training):
     viewer = training.viewer
     viewer.select(("page", 64))
     training.steps()
@@ -245,7 +245,7 @@ def test_pages_and_indices_and_a_selected_env_that_keeps_its_cell(training):
     eventually(lambda: on_screen(training) == [100, 3, 77], "the one before is drawn no more")
 
 
-def test_chosen_ones_are_kept_if_they_are_to_be(training):
+def test_a_random_selection_changes_with_each_stretch_unless_it_is_sticky(training):
     viewer = training.viewer
     viewer.stretch_seconds = 0.5
     viewer.select("random", sticky=True)
@@ -258,7 +258,7 @@ def test_chosen_ones_are_kept_if_they_are_to_be(training):
     viewer.select("random")
     threading.Event().wait(0.7)
     training.steps(2)
-    eventually(lambda: on_screen(training) != kept, "chosen anew")
+    eventually(lambda: on_screen(training) != kept, "chosen again")
     viewer.stretch_seconds = 3.0
 
 
@@ -267,7 +267,7 @@ def held_at(training: Training) -> int:
     return training.viewer.stats().env_steps
 
 
-def test_it_is_held_stepped_and_looked_at_meanwhile_and_goes_on(training):
+def test_a_training_is_held_stepped_inspected_and_resumed(training):
     viewer = training.viewer
     training.run()
     eventually(lambda: viewer.stats().env_steps > 50, "it runs", timeout=30)
@@ -277,11 +277,11 @@ def test_it_is_held_stepped_and_looked_at_meanwhile_and_goes_on(training):
     assert "Held at step" in head(Probe(viewer).panel_view(0.0))
     overhead = viewer.stats().overhead
 
-    # The page is live: other environments can be looked at, of this very step.
+    # The page is live: it can show other environments at this same step.
     frames = viewer.stats().frames
     viewer.select("worst")
     eventually(lambda: on_screen(training) != list(range(64)), "the worst of this step")
-    eventually(lambda: viewer.stats().frames > frames, "which were sent")  # counted after that
+    eventually(lambda: viewer.stats().frames > frames, "which were sent")  # counted afterwards
     assert viewer.stats().env_steps == at and viewer.stats().held
     viewer.select([9, 8, 7])
     eventually(lambda: on_screen(training) == [9, 8, 7], "chosen ones of this step")
@@ -294,7 +294,7 @@ def test_it_is_held_stepped_and_looked_at_meanwhile_and_goes_on(training):
     viewer.step(10)
     eventually(lambda: viewer.stats().env_steps == at + 11 and viewer.stats().held, "ten more")
     eventually(lambda: frame().env_steps == at + 11, "and that is shown")
-    # Neither pause nor the person's thinking counts as a cost of watching.
+    # The time during which the training is held does not count as a cost of watching.
     assert viewer.stats().overhead < overhead + 0.5
 
     viewer.resume()
@@ -302,7 +302,7 @@ def test_it_is_held_stepped_and_looked_at_meanwhile_and_goes_on(training):
     assert not viewer.stats().held
 
 
-def test_it_runs_to_the_selected_envs_termination_and_is_held_there(training):
+def test_a_training_runs_to_the_selected_envs_termination_and_is_held_there(training):
     viewer = training.viewer
     with pytest.raises(ValueError, match="no env is selected"):
         viewer.run_to_termination()
@@ -316,7 +316,7 @@ def test_it_runs_to_the_selected_envs_termination_and_is_held_there(training):
         def fallen(block=block) -> bool:
             frame = block.frame
             if frame is None or frame.env_steps != viewer.stats().env_steps:
-                return False  # it may be the fall before that is still on screen
+                return False  # the previous fall may still be on screen
             if 2000 not in frame.env_index:
                 return False
             return frame.since_termination[list(frame.env_index).index(2000)] == 0
@@ -329,7 +329,7 @@ def test_it_runs_to_the_selected_envs_termination_and_is_held_there(training):
     viewer.resume()
 
 
-def test_the_last_page_closed_lets_a_held_training_go_on_and_says_so(training, monkeypatch, caplog):
+def test_closing_the_last_page_resumes_a_held_training_and_says_so(training, monkeypatch, caplog):
     monkeypatch.setattr(page_server, "RELOAD_SECONDS", 600.0)
     viewer = training.viewer
     training.run()
@@ -341,7 +341,7 @@ def test_the_last_page_closed_lets_a_held_training_go_on_and_says_so(training, m
     assert waiting is not None
     reloaded = Page(viewer)
     waiting.join(timeout=60)
-    assert not waiting.is_alive()  # one has, long before the time was up: no reason to let it go
+    assert not waiting.is_alive()  # a page came back in time: the training stays held
     assert viewer.stats().held
     monkeypatch.setattr(page_server, "RELOAD_SECONDS", 0.5)
     with caplog.at_level(logging.WARNING, "brax_viser"):
@@ -356,7 +356,7 @@ def test_the_last_page_closed_lets_a_held_training_go_on_and_says_so(training, m
     assert "The last page was closed" not in head(Probe(viewer).panel_view(0.0))
 
 
-def test_a_viewer_that_is_closed_lets_a_held_training_go_on_and_says_so(caplog):
+def test_closing_the_viewer_resumes_a_held_training_and_says_so(caplog):
     viewer = Viewer(port=0)
     env = VisualizedEnv(FallingCartPole(), grid=(2, 2), viewer=viewer)
     step = jax.jit(jax.vmap(env.step))
@@ -377,7 +377,7 @@ def test_a_viewer_that_is_closed_lets_a_held_training_go_on_and_says_so(caplog):
     assert "the viewer was closed" in caplog.text
 
 
-def test_switched_off_while_held_nothing_moves_and_on_again_it_does(training):
+def test_without_streaming_a_held_training_sends_no_frames_until_it_is_on_again(training):
     viewer = training.viewer
     training.run()
     viewer.pause()
@@ -392,7 +392,7 @@ def test_switched_off_while_held_nothing_moves_and_on_again_it_does(training):
     eventually(lambda: viewer.stats().frames > frames, "the step at which it is held is shown")
 
 
-def test_evaluation_and_training_are_told_apart_and_shown_side_by_side(training):
+def test_evaluation_and_training_are_distinguished_and_shown_side_by_side(training):
     viewer = training.viewer
     blocks = lambda: Probe(viewer).scene.blocks  # noqa: E731
     shown = blocks()["train"]
@@ -404,7 +404,7 @@ def test_evaluation_and_training_are_told_apart_and_shown_side_by_side(training)
     def evaluate(state: envs.State) -> envs.State:
         return jax.block_until_ready(step(state, jnp.zeros((6, 1))))
 
-    # Training is shown by default, and an evaluation's first step does not take it away.
+    # The training is shown by default, and an evaluation's first step does not replace it.
     assert viewer.show == "train"
     frames = viewer.stats().frames
     state = evaluate(state)
@@ -417,18 +417,18 @@ def test_evaluation_and_training_are_told_apart_and_shown_side_by_side(training)
     viewer.show = "eval"
     training.steps(10)
     state = evaluate(state)
-    assert viewer.stats().frames == frames + 1  # that of the evaluation
+    assert viewer.stats().frames == frames + 1  # the evaluation's frame
     eventually(lambda: list(b := blocks()) == ["eval"] and b["eval"].frame, "it is shown")
     assert on_screen(training) == list(range(6))
-    # What is looked at in another way is seen at once, whether or not anything moves.
+    # Changes of the display are drawn at once, whether or not frames arrive.
     viewer.streaming = False
     viewer.selected_env = 3
-    eventually(lambda: blocks()["eval"]._ring is not None, "who is selected is marked")
+    eventually(lambda: blocks()["eval"]._ring is not None, "the selected env is marked")
     click = Probe(viewer).commands.click
     Probe(viewer).enqueue(lambda: click(np.zeros(3), np.array([0.0, 0.0, 1.0])))
-    eventually(lambda: viewer.selected_env is None, "a click on nothing selects nobody")
+    eventually(lambda: viewer.selected_env is None, "a click on nothing clears the selection")
     viewer.streaming = True
-    # What is held and stepped is what is looked at.
+    # The rollout that is shown is the one that is held and stepped.
     viewer.pause()
     for_it = threading.Thread(target=evaluate, args=(state,), daemon=True)
     for_it.start()
@@ -447,9 +447,9 @@ def test_evaluation_and_training_are_told_apart_and_shown_side_by_side(training)
         "eval": "eval",
     }
     spans = [block._origins[:, 1] for block in blocks().values()]
-    assert spans[0].min() > spans[1].max()  # side by side, and not within each other
+    assert spans[0].min() > spans[1].max()  # side by side, without overlap
 
-    def titled() -> bool:  # which comes after the robots are drawn
+    def titled() -> bool:  # titles are updated after the robots
         titles = [block._title.text for block in blocks().values()]
         return all(map(str.startswith, titles, ("Training · step", "Evaluation · step")))
 
@@ -494,7 +494,7 @@ def test_evaluation_and_training_are_told_apart_and_shown_side_by_side(training)
     ],
     ids=lambda x: str(x) if not callable(x) else "",
 )
-def test_what_is_set_in_the_page_is_done(one_viewer, control, value, outcome):
+def test_a_control_of_the_page_takes_effect(one_viewer, control, value, outcome):
     folder, name = control.split(".")
     Probe(one_viewer).use(getattr(getattr(Probe(one_viewer).panel, folder), name), value)
     eventually(lambda: outcome(one_viewer), str(control))
@@ -505,14 +505,14 @@ def selection(viewer: Viewer) -> Selection:
     return Probe(viewer).shared.selection
 
 
-def test_a_key_does_what_its_control_does(one_viewer):
+def test_a_key_has_the_effect_of_its_control(one_viewer):
     Probe(one_viewer).enqueue(Probe(one_viewer).commands.toggle_streaming)
     eventually(lambda: not one_viewer.streaming, "it is off")
     Probe(one_viewer).enqueue(Probe(one_viewer).commands.toggle_streaming)
     eventually(lambda: one_viewer.streaming, "and on")
 
 
-def test_what_cannot_be_done_becomes_the_pages_notice_and_no_fault(one_viewer):
+def test_a_refused_action_becomes_the_pages_notice_and_not_a_fault(one_viewer):
     probe = Probe(one_viewer)
     probe.enqueue(lambda: probe.steering.set_max_overhead(7.0))
     eventually(lambda: "at most 1" in str(probe.state.notice), "the page says why")
@@ -548,7 +548,7 @@ def one_viewer(a_viewer):
         ("selected_env", 1.5, "must be an env index"),
     ],
 )
-def test_a_bad_value_is_refused_with_the_limit(one_viewer, name, value, words):
+def test_a_bad_value_is_refused_and_the_error_gives_the_limit(one_viewer, name, value, words):
     with pytest.raises(ValueError, match=words):
         setattr(one_viewer, name, value)
 
@@ -560,15 +560,15 @@ def test_a_bad_number_of_steps_is_refused(one_viewer, n):
 
 
 class Typed:
-    """What viser tells of a key that was pressed in a field."""
+    """The event that viser passes on when a key is pressed in a field."""
 
     client = object()
 
 
 @pytest.mark.parametrize(("typed", "expected"), [("0", 0.02), ("0.5", 0.005), ("500", 0.02)])
-def test_a_budget_that_is_being_typed_is_no_fault(one_viewer, typed, expected):
+def test_a_half_typed_budget_causes_no_fault(one_viewer, typed, expected):
     pace = Probe(one_viewer).panel.pace
-    # What was set from code before must have come to the page, or it would come while one types.
+    # The page must first show the value set from code, which would overwrite the typed one later.
     Probe(one_viewer).now(lambda: None)
     eventually(lambda: pace._numbers.get(pace._budget.label) == 2.0, "the budget is shown")
     pace._budget._impl.value = float(typed)
@@ -577,10 +577,10 @@ def test_a_budget_that_is_being_typed_is_no_fault(one_viewer, typed, expected):
     eventually(lambda: one_viewer.max_overhead == expected, "it is obeyed")
     threading.Event().wait(0.2)
     assert one_viewer.max_overhead == expected and Probe(one_viewer).shared.fault is None
-    assert pace._budget.value == float(typed)  # it is not taken out of one's hands
+    assert pace._budget.value == float(typed)  # the typed number is not replaced
 
 
-def test_parts_of_one_step_from_several_devices_come_together_whatever_was_asked_before():
+def test_packets_of_one_step_are_joined_over_devices_when_the_selection_changes():
     layout = (("link_pos", (1, 3)), ("link_rot", (1, 4)), ("reward", ()), ("episode_return", ()))
     layout += (("episode_length", ()), ("since_termination", ()), ("finite", ()))
 
@@ -625,7 +625,7 @@ HELD = """
 
 
 def test_ctrl_c_ends_a_training_that_is_held():
-    """The main thread is inside of XLA then, where Python runs no signal handler."""
+    """The main thread is then inside XLA, where Python runs no signal handler."""
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(HELD)],
         stdout=subprocess.PIPE,
@@ -646,7 +646,7 @@ def test_ctrl_c_ends_a_training_that_is_held():
 
 
 class CountingLock:
-    """Counts the functions that are called while it is held."""
+    """A lock that counts the functions called while it is held."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -659,16 +659,14 @@ class CountingLock:
 
     def __exit__(self, *_: object) -> None:
         sys.setprofile(None)
-        self.most = max(self.most, self._calls - 1)  # this one
+        self.most = max(self.most, self._calls - 1)  # without `__exit__`
         self._lock.release()
 
     def _count(self, frame: Any, event: str, arg: Any) -> None:
         self._calls += event == "call"
 
 
-def test_next_to_nothing_is_worked_out_while_calls_from_the_device_are_kept_waiting(
-    training, monkeypatch
-):
+def test_few_functions_are_called_while_the_shared_states_lock_is_held(training, monkeypatch):
     viewer, probe = training.viewer, Probe(training.viewer)
     viewer.twins, viewer.selected_env = 4, 3
     training.steps(20)
@@ -679,7 +677,7 @@ def test_next_to_nothing_is_worked_out_while_calls_from_the_device_are_kept_wait
     assert 0 < lock.most <= 5
     lock.most = 0
     viewer.stats()
-    # Of each rollout it reads how far it is and how fast.
+    # It reads the progress and the speed of each rollout.
     assert 0 < lock.most <= 6 + 4 * sum(len(source.rollouts) for source in Probe(viewer).sources)
     viewer.twins = 0
 
@@ -696,7 +694,7 @@ def test_the_panel_says_that_the_training_waits_for_the_viewer(training, monkeyp
     begun = time.monotonic()
     training.run()
     eventually(lambda: len(probe.shared.mailbox._packets) == CAPACITY, "there is no room left")
-    time.sleep(0.2 + 0.2 * (time.monotonic() - begun))  # for the training to have waited
+    time.sleep(0.2 + 0.2 * (time.monotonic() - begun))  # so that the training has waited
     busy.set()
     eventually(lambda: any("The training waits for the viewer" in text for text in shown), "said")
     training.halt()

@@ -21,14 +21,14 @@ from tests.conftest import eventually
 COMMAND = Path(sys.executable).with_name("brax-viser")
 
 SECONDS = 60.0
-"""Far less than any epoch or compilation would take to end by itself, on a busy machine."""
+"""s. Far less than an epoch or a compilation takes to finish on a busy machine."""
 
 LONG = "--trainer ars --backend spring --num-envs 4 --num-timesteps 500000000"
 SHORT = "--trainer ars --backend spring --num-envs 4 --num-timesteps 1"
 
 
 class Training:
-    """A process of `brax-viser train`, what it prints, and a page that looks at it."""
+    """A process of `brax-viser train`, its output, and a page that watches it."""
 
     def __init__(self, arguments: str, folder: Path):
         self.folder = folder
@@ -38,7 +38,7 @@ class Training:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # What a shell starts in the background has Ctrl-C ignored, and so have its children.
+            # Background jobs of a shell ignore Ctrl-C, and their children inherit that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         assert self.process.stdout is not None
@@ -55,8 +55,8 @@ class Training:
         return "".join(self.lines)
 
     def watch(self, *words: str) -> None:
-        """Looks at the page until it has said all of these; presses "Hold training" if one of them
-        says that it is held. The page goes."""
+        """Keeps a page open until it has sent all of `words`; when only "Held at step" is left, it
+        presses "Hold training", and interrupts the held training before the page closes."""
         address = self.lines[0].split("//")[1].strip()
         left, button, pressed = set(words), None, False
         with websockets.sync.client.connect(
@@ -78,7 +78,7 @@ class Training:
                     press = messages.GuiUpdateMessage(button or "", {"value": True})
                     page.send(msgspec.msgpack.encode(press.as_serializable_dict()))
                     pressed = True
-            if pressed:  # nobody is left to hold it for, once the page has gone
+            if pressed:  # before the page closes, which resumes it
                 self.interrupt()
 
     def interrupt(self) -> None:
@@ -113,7 +113,7 @@ def start(tmp_path) -> Iterator:
         training.process.wait()
 
 
-def test_before_the_training_has_begun(start):
+def test_ctrl_c_ends_the_command_before_the_training_begins(start):
     training = start("ant")
     training.interrupt()
     assert training.end() == 130
@@ -121,7 +121,7 @@ def test_before_the_training_has_begun(start):
 
 
 @pytest.mark.parametrize("seconds", [0.3, 0.8, 1.5])
-def test_while_it_is_being_imported(tmp_path, seconds):
+def test_ctrl_c_ends_the_command_during_imports(tmp_path, seconds):
     process = subprocess.Popen(
         [sys.executable, "-m", "brax_viser", "train", "ant", "--port", "0"],
         cwd=tmp_path,
@@ -138,7 +138,7 @@ def test_while_it_is_being_imported(tmp_path, seconds):
     assert "Traceback" not in output
 
 
-def test_while_it_compiles(start):
+def test_ctrl_c_ends_a_training_that_compiles(start):
     training = start("ant --num-envs 32")
     training.watch("Compiling the training step")
     training.interrupt()
@@ -149,9 +149,9 @@ def test_while_it_compiles(start):
 
 
 @pytest.mark.parametrize("presses", [1, 2])
-def test_while_it_steps_and_nobody_looks(start, presses):
+def test_ctrl_c_ends_a_training_that_steps_without_a_page(start, presses):
     training = start(f"inverted_pendulum {LONG}")
-    # Its first evaluation is far off; a page says that it steps, and goes.
+    # Its first evaluation is far off; a page shows that it steps, and closes.
     training.watch("Live")
     for _ in range(presses):
         training.interrupt()
@@ -160,7 +160,7 @@ def test_while_it_steps_and_nobody_looks(start, presses):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_scheduler_that_ends_it_gets_the_policy_saved_as_well(start, number, code):
+def test_sigterm_ends_a_training_like_ctrl_c(start, number, code):
     training = start("inverted_pendulum --num-envs 32")
     training.watch("Compiling the training step")
     training.process.send_signal(number)
@@ -169,7 +169,7 @@ def test_a_scheduler_that_ends_it_gets_the_policy_saved_as_well(start, number, c
     assert "No policy was saved" in training.output
 
 
-def test_while_it_is_held_and_the_newest_policy_is_saved(start):
+def test_ctrl_c_ends_a_held_training_and_the_newest_policy_is_saved(start):
     training = start(f"inverted_pendulum {LONG.replace('500000000', '2000000')}")
     training.watch("evaluation reward", "Held at step")
     assert training.end() == 130
@@ -177,7 +177,7 @@ def test_while_it_is_held_and_the_newest_policy_is_saved(start):
     assert training.saved() and "Policy saved to saved/policy" in training.output
 
 
-def test_when_the_training_is_over_it_just_ends(start):
+def test_ctrl_c_after_the_training_ends_the_command_without_an_error(start):
     training = start(f"inverted_pendulum {SHORT}")
     eventually(lambda: "The page stays open at" in training.output, "it is over", timeout=400)
     training.interrupt()

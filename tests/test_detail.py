@@ -1,4 +1,4 @@
-"""What a person sees of a selected robot is what the trainer has of it, in MuJoCo's own terms."""
+"""Details of the selected robot: they equal the trainer's values, in MuJoCo's conventions."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +29,7 @@ NUM_ENVS, CHOSEN = 5, 3
 
 
 class Rollout:
-    """Some environments, stepped one by one in a page's every-step mode."""
+    """Environments that are stepped one step at a time, in the mode "every_step"."""
 
     def __init__(self, viewer: Viewer, bare: Any, grid=(4, 1)):
         viewer.mode = "every_step"
@@ -43,16 +43,16 @@ class Rollout:
         self.action = np.zeros(0)
 
     def step(self) -> Frame:
-        """Takes a step and returns what is on screen of it."""
+        """Takes a step, and returns its frame once it is on screen."""
         before = self.viewer.stats().bytes_moved
         size = (NUM_ENVS, self.env.action_size)
         self.action = self._random.uniform(-1, 1, size).astype(np.float32)
         self.state = jax.block_until_ready(self._step(self.state, jnp.asarray(self.action)))
         at = self.viewer.stats().env_steps
         self.frame_bytes.append(self.viewer.stats().bytes_moved - before)
-        scene = Probe(self.viewer).scene  # whose blocks are others once a sandbox is there
+        scene = Probe(self.viewer).scene  # its blocks are replaced once a sandbox opens
         eventually(lambda: (f := scene.blocks["train"].frame) and f.env_steps == at, "it is drawn")
-        Probe(self.viewer).now(lambda: None)  # its twins are drawn too
+        Probe(self.viewer).now(lambda: None)  # so that its twins are drawn too
         frame = scene.blocks["train"].frame
         assert frame is not None
         return frame
@@ -73,7 +73,7 @@ def mechanism(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("page", "mechanism")
-def test_the_detail_is_that_of_the_selected_env_alone_and_nothing_is_sent_without_one(viewer):
+def test_only_the_selected_envs_details_are_sent_and_none_without_a_selection(viewer):
     rollout = Rollout(viewer, ant("spring"))
     assert rollout.step().detail is None
     viewer.selected_env = CHOSEN
@@ -85,9 +85,9 @@ def test_the_detail_is_that_of_the_selected_env_alone_and_nothing_is_sent_withou
     np.testing.assert_array_equal(detail.qvel, state.pipeline_state.qd[CHOSEN])
     np.testing.assert_array_equal(detail.action, rollout.action[CHOSEN])
     np.testing.assert_array_equal(detail.observation[""], state.obs[CHOSEN])
-    # The spring backend keeps no controls; it was seen what was handed to it.
+    # The spring backend keeps no controls: they are taken from the action of the step.
     np.testing.assert_array_equal(detail.ctrl, rollout.action[CHOSEN])
-    # A robot that is not among those that are drawn has its detail too, for it is drawn then.
+    # An env that was not drawn before has details too, because selecting it draws it.
     viewer.selected_env = 4
     frame = rollout.step()
     assert 4 in frame.env_index and frame.detail is not None
@@ -97,11 +97,11 @@ def test_the_detail_is_that_of_the_selected_env_alone_and_nothing_is_sent_withou
     without, one, other, after = rollout.frame_bytes
     numbers = 15 + 14 + 8 + 8 + state.obs.shape[1]
     assert without == after and other == without + 4 * numbers
-    assert one == other + without  # the step had been granted without anybody's detail
+    assert one == other + without  # a push without details had already been granted
 
 
 @pytest.mark.usefixtures("page")
-def test_a_held_training_tells_of_who_is_selected_at_that_very_step(viewer):
+def test_a_held_training_sends_the_selected_envs_details_at_that_step(viewer):
     import threading
 
     rollout = Rollout(viewer, CartPole())
@@ -126,9 +126,9 @@ PIPELINES = {"generalized": generalized, "spring": spring, "positional": positio
 
 
 @pytest.mark.parametrize("backend", PIPELINES)
-def test_coordinates_of_brax_are_mujocos_where_nothing_strains_the_joints(backend):
-    """Order, units and frames, the free joint's angular velocity among them: a robot in flight,
-    whose joints have not been strained yet, has the same poses and velocities by MuJoCo."""
+def test_coordinates_of_brax_equal_mujocos_while_no_joint_is_strained(backend):
+    """Compares order, units and frames, including the free joint's angular velocity: for a robot in
+    flight, with unstrained joints, MuJoCo computes the same poses and velocities."""
     system = ant(backend).sys
     model, pipeline = system.mj_model, PIPELINES[backend]
     data, random = mujoco.MjData(model), np.random.default_rng(1)
@@ -146,13 +146,13 @@ def test_coordinates_of_brax_are_mujocos_where_nothing_strains_the_joints(backen
     for body in range(model.nbody):
         kind = mujoco.mjtObj.mjOBJ_XBODY
         mujoco.mj_objectVelocity(model, data, kind, body, velocity[body], 0)
-    # The torso turns about an axis that is not the world's: a mix-up of frames could not pass.
+    # The torso's angular velocity differs in its own frame: a mix-up of frames would be found.
     local = data.xmat[1].reshape(3, 3).T @ velocity[1, :3]
     assert np.abs(local - velocity[1, :3]).max() > 0.3
     np.testing.assert_allclose(velocity[1:, :3], state.xd.ang, atol=1e-3)
     np.testing.assert_allclose(velocity[1:, 3:], state.xd.vel, atol=1e-3)
-    # And the coordinates that the backend itself works out of its links agree with the poses that
-    # a step leads to.
+    # After a step, the change of the coordinates that the backend computes from its links agrees
+    # with its velocities.
     after = pipeline.step(system, state, jnp.zeros(system.act_size()))
     change = np.zeros(model.nv)
     mujoco.mj_differentiatePos(model, change, float(system.opt.timestep), qpos, np.array(after.q))
@@ -164,8 +164,8 @@ NATIVE = {"ant": lambda: ant("mjx"), "cartpole": lambda: suite_env("CartpoleBala
 
 @pytest.mark.usefixtures("page")
 @pytest.mark.parametrize("name", [pytest.param("ant", marks=pytest.mark.slow), "cartpole"])
-def test_mjxs_detail_has_controls_and_is_of_the_step_after_the_poses_that_are_drawn(viewer, name):
-    """MuJoCo's poses are those that the last substep began with; its qpos is where it ended."""
+def test_mjx_details_have_controls_and_are_one_substep_ahead_of_the_drawn_poses(viewer, name):
+    """MuJoCo's poses are those at the start of the last substep; its qpos is that at the end."""
     rollout = Rollout(viewer, NATIVE[name]())
     viewer.selected_env = CHOSEN
     rollout.step()
@@ -189,7 +189,7 @@ def test_mjxs_detail_has_controls_and_is_of_the_step_after_the_poses_that_are_dr
 
 
 @pytest.mark.usefixtures("page")
-def test_generalized_poses_are_those_of_the_detail(viewer):
+def test_generalized_poses_match_the_details(viewer):
     rollout = Rollout(viewer, ant("generalized"))
     viewer.selected_env = CHOSEN
     for _ in range(4):
@@ -204,7 +204,7 @@ def test_generalized_poses_are_those_of_the_detail(viewer):
 
 
 class Verbose(CartPole):
-    """Observes several things, some of which are too much to be looked at."""
+    """A cart-pole with several observations, some of which are too large to be sent."""
 
     def reset(self, rng):
         return self._seen(super().reset(rng))
@@ -224,11 +224,11 @@ class Verbose(CartPole):
 
 
 @pytest.mark.usefixtures("page")
-def test_of_many_observations_the_short_ones_are_sent_by_name(viewer):
+def test_observations_are_sent_by_name_up_to_a_total_size(viewer):
     env = VisualizedEnv(Verbose(), grid=(2, 1), viewer=viewer)
     state = env.reset(jax.random.PRNGKey(0))
     fields = env._adapter.detail(state, jnp.zeros(1))
-    # The long one fits alone and came first by name: what would exceed the limit is left out.
+    # The long one comes first by name and reaches the limit alone: the others are left out.
     assert {name for name in fields if name.startswith("observation")} == {"observation/long"}
     state.obs.pop("long")
     fields = env._adapter.detail(state, jnp.zeros(1))
@@ -238,7 +238,7 @@ def test_of_many_observations_the_short_ones_are_sent_by_name(viewer):
 
 
 class Keeping(CartPole):
-    """Keeps something for itself, and counts in it."""
+    """A cart-pole that keeps a counter in `info`."""
 
     def reset(self, rng: jax.Array) -> Any:
         return super().reset(rng).replace(info={"mine": {"count": jnp.zeros(())}})
@@ -249,12 +249,12 @@ class Keeping(CartPole):
 
 
 @pytest.mark.usefixtures("page")
-def test_of_info_what_the_env_keeps_is_sent_and_not_what_trainers_keep_there(viewer):
+def test_the_envs_own_entries_in_info_are_sent_and_not_those_of_wrappers(viewer):
     viewer.mode, viewer.selected_env = "every_step", CHOSEN
     wrapped = VisualizedEnv(Keeping(), grid=(4, 1), viewer=viewer)
     env = envs.training.wrap(wrapped, episode_length=20)
     state = jax.jit(env.reset)(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
-    # Brax's wrappers work these out after the step is seen: they are of the step before there.
+    # Brax's wrappers update these after the step is sent, so they are stale at that point.
     assert {"mine", "steps", "episode_metrics", "first_obs"} <= set(state.info)
     step = jax.jit(env.step)
     for _ in range(3):
@@ -267,7 +267,7 @@ def test_of_info_what_the_env_keeps_is_sent_and_not_what_trainers_keep_there(vie
 
 
 def packet_of(shard: int, env_index: list[int], detail_env: int | None) -> Packet:
-    """Of one device of two, with room for three rows, of which some are padding."""
+    """Returns a packet of one of two devices, with three rows, some of which are padding."""
     layout = (("link_pos", (1, 3)), ("link_rot", (1, 4)), ("reward", ()), ("episode_return", ()))
     layout += (("episode_length", ()), ("since_termination", ()), ("finite", ()))
     detail = (("action", (2,)), ("observation/eyes", (1,)), ("qpos", (1,)), ("qvel", (1,)))
@@ -280,13 +280,13 @@ def packet_of(shard: int, env_index: list[int], detail_env: int | None) -> Packe
     return Packet(source, "train", shard, 7, index, drawn, 20, layout, rows, 0, detail_env, detail)
 
 
-def test_a_detail_survives_the_way_from_another_process_and_the_joining_of_devices():
+def test_details_survive_a_message_between_processes_and_joining_over_devices():
     own, other = packet_of(0, [0, 1], None), packet_of(1, [12], 12)
     sent = messages.encode(messages.step_of(other, sending=True))
-    message = messages.decode_from_others(sent)
+    message = messages.decode_from_worker(sent)
     assert isinstance(message, messages.Step)
     received = messages.packet_of(message, None, 3)
-    assert received.rows.size == size_of(other.layout) + 5  # the padding has stayed behind
+    assert received.rows.size == size_of(other.layout) + 5  # without the padding
     for packet in (other, received):
         frame = joined([own.open(), packet.open()], own.drawn)
         assert frame is not None and frame.detail is not None

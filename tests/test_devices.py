@@ -1,4 +1,4 @@
-"""Several devices in one process: the trainer shards its batch, the page shows it as one."""
+"""Several devices in one process: the trainer shards its batch, and the page shows one batch."""
 
 import os
 import subprocess
@@ -70,7 +70,7 @@ SCRIPT = """
 """
 
 
-def test_four_devices_are_one_batch_and_one_hold_under_stock_ppo():
+def test_four_devices_form_one_batch_and_are_held_together_under_stock_ppo():
     environ = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=4")
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SCRIPT)],

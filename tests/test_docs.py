@@ -1,4 +1,4 @@
-"""The documentation says what is so: its snippets run, its commands exist, its names are there."""
+"""Checks the documentation: its snippets run, and its commands, options and names exist."""
 
 import functools
 import importlib
@@ -29,8 +29,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 SMALL_TRAINING = "small training"
-"""In a comment before a Python snippet, `<!-- test: small training -->`: the stock trainer is given
-the snippet's settings, except for those of `SMALL`."""
+"""A mark before a Python snippet, `<!-- test: small training -->`: the stock trainer runs with the
+snippet's settings, overridden by those of `SMALL`."""
 
 SMALL: dict[str, Any] = dict(
     num_timesteps=16,
@@ -59,7 +59,7 @@ TOOLS = {
     "ssh",
     "uv",
 }
-"""Commands of a snippet that are not this project's. `.` is a shell's own."""
+"""Commands in snippets that are not this project's. `.` is a shell builtin."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class Snippet:
     """A fenced block of a page."""
 
     page: str
-    line: int  # of its first line, from 1
+    line: int  # number of its first line, from 1
     language: str
     code: str
-    marks: tuple[str, ...]  # of a comment before it
+    marks: tuple[str, ...]  # from a comment before it
 
     @property
     def name(self) -> str:
@@ -95,7 +95,7 @@ def snippets(*languages: str) -> list[Snippet]:
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """Where, and the words, of each command of a shell snippet or between backticks."""
+    """Yields the place and the words of each command in a shell snippet or between backticks."""
     for snippet in snippets("sh"):
         for line in snippet.code.splitlines():
             for command in line.split("&&"):
@@ -109,9 +109,9 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 
 def settings_of(module: Any, options: Sequence[str]) -> None:
-    """Parses the options of a command of ours; exits where there is none of that name."""
+    """Parses the options of a command of ours; exits if one of them is unknown."""
     entry: Any = getattr(module, "Settings", module.main)
-    if inspect.isfunction(entry):  # whose arguments the options are; it is not called
+    if inspect.isfunction(entry):  # the options are its arguments; it is not called
         entry = functools.wraps(entry)(lambda *args, **kwargs: None)
     tyro.cli(entry, args=list(options))
 
@@ -133,7 +133,7 @@ def test_python_snippets_of_a_page_run_one_after_the_other(page, monkeypatch):
             with monkeypatch.context() as patch:
                 if SMALL_TRAINING in snippet.marks:
                     patch.setattr(ppo, "train", small)
-                # So that a traceback has the page's own line.
+                # So that a traceback shows the line number of the page.
                 code = "\n" * (snippet.line - 1) + snippet.code
                 exec(compile(code, str(ROOT / page), "exec"), names)
     finally:
@@ -170,25 +170,25 @@ def test_a_command_exists_and_takes_its_options(where, words, capsys, monkeypatc
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_names_of_the_viewer_are_there(page):
+def test_names_of_the_viewer_in_a_page_exist(page):
     names = set(re.findall(r"\bviewer\.([a-z]\w*)", page.read_text())) - {"py"}
     assert [name for name in sorted(names) if not hasattr(Viewer, name)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_to_files_of_the_repository_lead_somewhere(page):
+def test_links_to_files_of_the_repository_have_a_target(page):
     targets = re.findall(r"\]\(([^)#\s]+)", page.read_text())
     paths = [target for target in targets if not target.startswith("http")]
     assert [path for path in paths if not (page.parent / path).exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_tests_and_benchmarks_that_are_named_exist(page):
+def test_tests_and_benchmarks_named_in_a_page_exist(page):
     paths = re.findall(r"`((?:tests|benchmarks|examples)/\w+\.py)`", page.read_text())
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
-def test_the_readme_is_read_to_the_end():
+def test_the_readme_is_short_and_begins_with_the_command():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 120
     assert len(text.split()) <= 850
@@ -203,7 +203,7 @@ def test_the_animation_moves_and_is_quick_to_load():
         seconds = 0.0
         for number in range(animation.n_frames):
             animation.seek(number)
-            animation.load()  # which is when it knows how long this picture is shown
+            animation.load()  # sets the duration of this picture
             seconds += animation.info["duration"] / 1000
     assert 6 <= seconds <= 10
     assert animation.n_frames > 50
@@ -225,14 +225,14 @@ def test_each_control_of_the_panel_is_documented():
                         labels |= {properties.get("label"), *(properties.get("options") or ())}
                 if is_last_of_replay(window):
                     break
-    # Of the groups the first and the last are named; "1 of 1" is which page of environments it is.
+    # The text names the first and the last group only; "1 of 1" is the page of environments.
     labels -= {None, "", "1 of 1", *(f"Group {number}" for number in range(1, 5))}
     assert {"Streaming", "Which robots", "Best return"} <= labels
     text = re.sub(r"\*\*", "", (ROOT / "docs" / "page.md").read_text())
     assert sorted(label for label in labels if label not in text) == []
 
 
-def test_the_words_that_were_retired_stay_so():
+def test_retired_words_stay_out_of_the_documentation():
     retired = re.compile(r"\b(switchboard|clerk|whoever|nobody|anew)\b", re.IGNORECASE)
     allowed = re.compile(r"Anew, now|Anew every")  # labels of the panel
     for page in PAGES:

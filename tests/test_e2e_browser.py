@@ -1,4 +1,4 @@
-"""A person with a browser: a real training, a real page, real clicks."""
+"""Uses the page as a person does: a real training, a real browser, real clicks."""
 
 import io
 import re
@@ -16,18 +16,18 @@ from scipy import ndimage
 from tests.conftest import eventually
 
 WINDOW = {"width": 960, "height": 640}
-"""No larger than need be: each pixel is rendered by the processor that trains."""
+"""px. As small as possible: the CPU that trains also renders each pixel."""
 
 PANEL = 324
 SCENE = {"x": 10, "y": 80, "width": WINDOW["width"] - PANEL - 20, "height": WINDOW["height"] - 90}
-"""The part of the window that holds robots and nothing else."""
+"""The part of the window that shows nothing but robots."""
 
 COUNTS = {None: 1, " k": 1e3, " M": 1e6, " G": 1e9}
 
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory) -> Iterator[str]:
-    """`brax-viser train` as a user starts it; yields its address."""
+    """Starts `brax-viser train` as a user does; yields its URL."""
     command = Path(sys.executable).with_name("brax-viser")
     log = (tmp_path_factory.mktemp("training") / "log").open("w+")
     process = subprocess.Popen(
@@ -54,13 +54,13 @@ def training(tmp_path_factory) -> Iterator[str]:
 
 def new_page(chromium):
     page = chromium.new_page(viewport=WINDOW)
-    page.set_default_timeout(90_000)  # the processor trains, and draws when there is time
+    page.set_default_timeout(90_000)  # the CPU is busy training, so it draws slowly
     return page
 
 
 @pytest.fixture(scope="module")
 def page(chromium, training):
-    """The page that most of the tests use, one after the other."""
+    """The page that most of the tests share, one after the other."""
     page = new_page(chromium)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -73,12 +73,12 @@ def page(chromium, training):
 
 @pytest.fixture
 def live(page) -> None:
-    """Training has begun, whichever of the tests is the first."""
+    """Waits until the training has begun, whichever test is the first."""
     page.get_by_text("Live").wait_for(timeout=400_000)
 
 
 def scene(page) -> np.ndarray:
-    """int [H, W, 3]: what the 3-D view shows."""
+    """Returns a picture of the 3-D view, int [H, W, 3]."""
     image = Image.open(io.BytesIO(page.screenshot(clip=SCENE))).convert("RGB")
     return np.asarray(image).astype(int)
 
@@ -91,7 +91,7 @@ def moved(page, seconds: float) -> bool:
 
 
 def stands_still(page) -> None:
-    """What has come of a stretch is played to its end, and a slow page draws it late."""
+    """Waits for the end of the stretch that is being played; a slow page draws it late."""
     eventually(lambda: not moved(page, 2.0), "robots stand still", timeout=90)
 
 
@@ -100,17 +100,17 @@ def text(page) -> str:
 
 
 def steps(page) -> float:
-    """The number of steps that the panel tells."""
+    """Returns the number of steps that the panel shows."""
     found = re.search(r"([\d.]+)( [kMG])? of 500 M steps", text(page))
     assert found is not None, text(page)
     return float(found[1]) * COUNTS[found[2]]
 
 
 def held_at(page) -> str:
-    """The step at which the training is held, as the panel says it."""
+    """Returns the step at which the training is held, as the panel shows it."""
     found = []
 
-    def held() -> bool:  # between two steps it is not, for a moment
+    def held() -> bool:  # it is not held for a moment between two steps
         found[:] = re.findall(r"Held at step ([^:]+):", text(page))
         return bool(found)
 
@@ -119,21 +119,21 @@ def held_at(page) -> str:
 
 
 def choose(page, label: str, option: str) -> None:
-    """Picks from a list in the panel."""
+    """Picks an option from a list in the panel."""
     page.get_by_label(label, exact=True).click()
     page.get_by_role("option", name=option, exact=True).click()
 
 
 def ants(page) -> np.ndarray:
-    """bool [H, W]: where the 3-D view shows ants, which are brown; all else is grey or bluish."""
+    """Returns bool [H, W]: True at ants, which are brown; all else is grey or bluish."""
     image = scene(page)
     return (image[..., 0] - image[..., 2]) > 10
 
 
 def robots(page) -> list[tuple[float, float]]:
-    """(x, y) in the window of what looks like an ant's torso, the largest first."""
+    """Returns (x, y) in the window of all that look like ants' torsos, the largest first."""
     brown = ants(page)
-    # Legs are thin: torsos are where it is furthest to the edge.
+    # Legs are thin: torsos are the points that are furthest from the edge.
     depth = ndimage.distance_transform_edt(brown)
     assert isinstance(depth, np.ndarray)
     peaks = (depth == ndimage.maximum_filter(depth, 31)) & (depth > 7)
@@ -144,8 +144,8 @@ def robots(page) -> list[tuple[float, float]]:
 
 
 def select_a_robot(page) -> int:
-    """Clicks on the robot that is seen best, and returns its env."""
-    # First where it is furthest to any: who was selected before must not be taken for who is now.
+    """Clicks on the robot that is most visible, and returns its env."""
+    # First clicks far from all robots: an earlier selection must not be mistaken for the new one.
     away = ndimage.distance_transform_edt(~ants(page))
     assert isinstance(away, np.ndarray)
     y, x = np.unravel_index(int(away.argmax()), away.shape)
@@ -156,7 +156,7 @@ def select_a_robot(page) -> int:
     def clicked() -> bool:
         for x, y in robots(page)[:3]:
             page.mouse.click(x, y)
-            for _ in range(20):  # a page that draws slowly says so late
+            for _ in range(20):  # a slow page shows the selection late
                 page.wait_for_timeout(500)
                 found[:] = re.findall(r"Env (\d+) · -?[\d,.]+ so far", text(page))
                 if found:
@@ -173,10 +173,10 @@ def return_of_the_selected(page) -> float:
     return float(found[1].replace(",", ""))
 
 
-def test_robots_move_stop_at_the_switch_and_move_again(chromium, page, training):
+def test_the_switch_stops_the_robots_on_all_pages_and_starts_them_again(chromium, page, training):
     switch = page.get_by_label("Streaming")
     assert switch.is_checked()
-    # Before XLA has compiled anything there are robots, and the reason why they stand still.
+    # Before XLA has compiled anything, the page shows robots and why they stand still.
     page.get_by_text(re.compile("Compiling|Live")).wait_for(timeout=60_000)
     eventually(lambda: np.ptp(scene(page)) > 100, "robots are drawn", timeout=60)
 
@@ -202,7 +202,7 @@ def test_robots_move_stop_at_the_switch_and_move_again(chromium, page, training)
 
 
 @pytest.mark.usefixtures("live")
-def test_modes_say_what_they_cost_and_robots_move_in_each(page):
+def test_each_mode_shows_its_budget_and_moves_the_robots(page):
     speed = page.get_by_text("Speed", exact=True)
     speed.wait_for(timeout=60_000)
     for mode, words in (("Latest", "budget 2 %"), ("Every step", "no budget")):
@@ -245,11 +245,11 @@ def test_two_pages_agree_on_a_training_that_is_held_and_stepped(chromium, page, 
 
 
 @pytest.mark.usefixtures("live")
-def test_a_robot_is_clicked_the_worst_are_chosen_and_one_is_followed(page):
+def test_robots_are_selected_by_a_click_ranked_and_followed(page):
     page.get_by_role("button", name="Hold training").click()
     held_at(page)
     stands_still(page)
-    choose(page, "Return", "Episode so far")  # which is told of every robot
+    choose(page, "Return", "Episode so far")  # known for every robot
     choose(page, "Envs", "Best return")
     page.wait_for_timeout(2000)
     select_a_robot(page)
@@ -257,7 +257,7 @@ def test_a_robot_is_clicked_the_worst_are_chosen_and_one_is_followed(page):
     page.get_by_text("9 of 64 envs are drawn").wait_for(timeout=60_000)
     first = scene(page)
     choose(page, "Envs", "Worst return")
-    # While it is held, at this very step.
+    # The training stays held at this step.
     eventually(lambda: np.abs(scene(page) - first).max() > 40, "others are drawn", timeout=60)
     page.wait_for_timeout(1000)
     env = select_a_robot(page)
@@ -271,17 +271,17 @@ def test_a_robot_is_clicked_the_worst_are_chosen_and_one_is_followed(page):
     page.get_by_role("button", name="Resume training").click()
     middles = []
     for _ in range(3):
-        # An update of the policy can take seconds, in which no step comes.
+        # An update of the policy can take seconds without a step.
         eventually(lambda: moved(page, 1.0), "it moves", timeout=60)
-        # Held, for a page that takes a second for a frame shows robot and camera apart while they
-        # move. It may be in the middle of a jump, which is to be seen as one: across alone.
+        # Held: a page that takes a second per frame shows robot and camera apart while they move.
+        # The robot may be in the middle of a jump, so only its horizontal position counts.
         page.get_by_role("button", name="Hold training").click()
         held_at(page)
         stands_still(page)
         middle = (WINDOW["width"] - PANEL) / 2
         middles += [abs(middle - across) for across, _ in robots(page)[:1]]
         page.get_by_role("button", name="Resume training").click()
-    # The camera looks at it, wherever it has run to; who is not followed is out of the picture.
+    # The camera follows it wherever it runs; a robot that is not followed leaves the picture.
     assert len(middles) >= 2 and np.median(middles) < 90, middles
     print("followed, pixels off the middle:", middles)
     assert f"Env {env} " in text(page)
@@ -292,13 +292,13 @@ def test_a_robot_is_clicked_the_worst_are_chosen_and_one_is_followed(page):
 
 
 def violet(page) -> int:
-    """Pixels of twins, a colour that nothing else in the scene has."""
+    """Returns the number of pixels in the twins' colour, which nothing else in the scene has."""
     red, green, blue = np.moveaxis(scene(page), 2, 0)
     return int(((blue - green > 40) & (red - green > 10)).sum())
 
 
 @pytest.mark.usefixtures("live")
-def test_twins_are_on_their_robots_and_a_robot_is_forked_pushed_and_put_away(page):
+def test_twins_are_drawn_and_a_robot_is_forked_into_a_sandbox_and_pushed(page):
     assert violet(page) < 20
     page.get_by_text("MuJoCo twins", exact=True).click()
     page.get_by_label("Twins", exact=True).check()
@@ -310,7 +310,7 @@ def test_twins_are_on_their_robots_and_a_robot_is_forked_pushed_and_put_away(pag
     eventually(lambda: violet(page) < 20, "they are gone", timeout=60)
     page.get_by_text("MuJoCo twins", exact=True).click()
 
-    # Held, for who moves is missed, and what is inside of a robot comes with its next step.
+    # Held: a click misses a moving robot, and details would only come with the next step.
     page.get_by_role("button", name="Hold training").click()
     held_at(page)
     stands_still(page)
@@ -323,7 +323,7 @@ def test_twins_are_on_their_robots_and_a_robot_is_forked_pushed_and_put_away(pag
     page.get_by_text(re.compile(rf"Env {env}, from step .*: \+\d")).wait_for(timeout=120_000)
     page.get_by_role("button", name="Resume training").click()
     page.get_by_text("Driven by the policy of step").wait_for(timeout=60_000)
-    # The camera has gone there.
+    # The camera has moved to the sandbox.
     eventually(lambda: ants(page).sum() > 200, "its robot is seen", timeout=60)
     choose(page, "Driven by", "Nothing")
     page.get_by_role("button", name="Up", exact=True).click()

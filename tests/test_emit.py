@@ -40,13 +40,13 @@ from brax_viser.records.protocol import (
 
 @pytest.fixture(autouse=True, params=host_call.MECHANISMS)
 def mechanism(request, monkeypatch):
-    """All of this file runs on both ways to call the host."""
+    """Runs all tests of this file with both ways of calling the host."""
     monkeypatch.setenv(host_call.VARIABLE, request.param)
     return request.param
 
 
 class RecordingHost:
-    """Answers every `ask` alike, and keeps what it was told."""
+    """A host that gives the same answer to every `ask`, and records the calls."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class RecordingHost:
         self.push_wanted, self.skip, self.rows, self.rule = push, skip, rows, rule
         self.detail = detail
         self.skips = itertools.cycle(skips) if skips else None  # of answers to pushes
-        self.again = again  # pushes more to ask for, of the same step
+        self.again = again  # further pushes of the same step to ask for
         self.asked: list[tuple] = []
         self.pushed: list[tuple] = []
         self.details: list[dict[str, np.ndarray]] = []
@@ -101,13 +101,13 @@ class RecordingHost:
 
 
 def step(host, x, countdown, kept=False):
-    """A toy environment step: the state doubles, and is offered. Nothing is ever granted it."""
+    """Takes a toy step: doubles the state and emits it. No step is ever granted."""
     x, countdown, _ = granted_step(host, x, countdown, jnp.full_like(countdown, NO_ROW), kept)
     return x, countdown
 
 
 def granted_step(host, x, countdown, rows, kept=False):
-    """The same, with the rows kept that the host grants."""
+    """Takes the same step, and keeps the rows that the host grants."""
     x = 2.0 * x
     shard, num_shards = shard_of_this_device()
     payload = {
@@ -189,7 +189,7 @@ def test_the_answer_decides_when_the_host_is_asked_again():
 
     start = (jnp.ones((8, 3)), jnp.full(8, FRESH, jnp.int32))
     run(jax.jit(lambda c: jax.lax.scan(body, c, None, length=12)[0]), start)
-    # Steps 0, 4 and 8 of 12: each answer lets three pass.
+    # Steps 0, 4 and 8 of 12: each answer skips three.
     assert [left for _, left, _ in host.asked] == [FRESH, 0, 0]
     assert not host.pushed
 
@@ -206,11 +206,11 @@ def test_chosen_rows_are_gathered_on_the_device():
     )
 
 
-GRANTING = [GRANTED, GRANTED, 0]  # what the answers to pushes let pass, over and over
+GRANTING = [GRANTED, GRANTED, 0]  # `skip` of the answers to pushes, repeated
 
 
 @pytest.mark.parametrize("num_envs", [3, 8])
-def test_a_granted_step_is_pushed_without_being_asked_for(num_envs):
+def test_a_granted_step_is_pushed_without_an_ask(num_envs):
     chosen = [2, 0, 1] if num_envs == 3 else [7, 0, 2, 2]
     host = RecordingHost(push=True, rows=chosen, skips=GRANTING)
     x = jnp.arange(3.0 * num_envs).reshape(num_envs, 3)
@@ -224,7 +224,7 @@ def test_a_granted_step_is_pushed_without_being_asked_for(num_envs):
 
     full = partial(jnp.full, num_envs, dtype=jnp.int32)
     _, countdown, rows = run(rollout, x, full(FRESH), full(NO_ROW))
-    # Steps 0, 3 and 6 are asked about; the last answer has granted a step that is not taken.
+    # The host is asked at steps 0, 3 and 6; the last answer grants a step that is not taken.
     assert [left for _, left, _ in host.asked] == [FRESH, 0, 0]
     assert host.rules == [GIVEN, UNASKED, UNASKED, GIVEN, UNASKED, UNASKED, GIVEN]
     assert [h["row"].tolist() for h in host.headers] == [chosen] * 7
@@ -234,7 +234,7 @@ def test_a_granted_step_is_pushed_without_being_asked_for(num_envs):
     assert rows.tolist() == chosen + [NO_ROW] * (num_envs - len(chosen))
 
 
-def test_a_granted_step_is_one_for_vmaps_in_each_other_and_all_their_axes():
+def test_a_granted_step_under_nested_vmaps_is_one_push_of_the_whole_batch():
     host = RecordingHost(push=True, rows=[23, 0, 7, 7], skips=[GRANTED])
     function = jax.jit(jax.vmap(jax.vmap(jax.vmap(partial(granted_step, host)))))
     x = jnp.arange(72.0).reshape(2, 3, 4, 3)
@@ -246,8 +246,8 @@ def test_a_granted_step_is_one_for_vmaps_in_each_other_and_all_their_axes():
 
 
 @pytest.mark.parametrize("lost", [0, 3, 7])
-def test_where_a_reset_has_lost_the_granted_rows_of_an_env_they_are_asked_for(lost):
-    """The first K of the batch keep the rows; of the others nothing is lost."""
+def test_rows_that_a_reset_has_lost_are_asked_for_again(lost):
+    """The first K envs of the batch keep the rows; a reset of the others loses nothing."""
     host = RecordingHost(push=True, rows=[7, 0, 2, 2], skips=[GRANTED])
     function = jax.jit(jax.vmap(partial(granted_step, host)))
     full = partial(jnp.full, 8, dtype=jnp.int32)
@@ -272,8 +272,8 @@ def test_the_answer_to_a_granted_push_may_ask_for_other_rows_of_that_step():
 
 
 @pytest.mark.parametrize("with_detail", [False, True])
-def test_a_step_is_granted_with_its_coordinates_or_without(with_detail):
-    """A detail that an environment has to offer is behind them, whoever's it is."""
+def test_a_step_is_granted_with_or_without_its_coordinates(with_detail):
+    """Where envs have details, those of some env follow the coordinates, asked for or not."""
     grants = [GRANTED_COORDINATES, GRANTED_COORDINATES, GRANTED, 0]
     host = RecordingHost(push=PUSH_COORDINATES, rows=[7, 0, 2, 2], skips=grants)
 
@@ -302,7 +302,7 @@ def test_a_step_is_granted_with_its_coordinates_or_without(with_detail):
 
 
 @pytest.mark.parametrize("wanted", [5, NOBODY])
-def test_the_detail_of_one_env_travels_with_the_rows_if_it_is_asked_for(wanted):
+def test_one_envs_details_are_sent_with_the_rows_if_they_are_asked_for(wanted):
     host = RecordingHost(push=True, rows=[7, 0, 2, 2], detail=wanted)
 
     def offered(x, countdown):
@@ -380,8 +380,8 @@ def test_the_device_ranks_all_environments_by_a_rule(rule, expected, num_rows):
         (BEST + 2 * BY_MEASURE, [1, 4, 2, 6, 0, 3, 5, 7]),
     ],
 )
-def test_the_last_finished_episode_is_ranked_by_and_behind_it_reward_per_step(rule, expected):
-    """Of 1, 2 and 4 none is known, that of 5 and 6 is not finite, and of 7 nothing is known."""
+def test_envs_are_ranked_by_the_last_episodes_return_and_then_by_reward_per_step(rule, expected):
+    """Envs 1, 2 and 4 have finished none, 5 and 6 have a NaN, and of 7 nothing is known."""
     host = RecordingHost(push=True, rule=rule, capacity=8)
     payload = {
         "episode_return": jnp.array([1.0, 2.0, 3.0, 4.0, 5.0, -5.0, 0.5, 9.0]),
@@ -399,14 +399,14 @@ def test_the_last_finished_episode_is_ranked_by_and_behind_it_reward_per_step(ru
 
     run(ranked, payload)
     assert host.headers[0]["row"].tolist() == expected
-    assert host.headers[0]["finite"].all()  # that there is none is nothing to be told of
+    assert host.headers[0]["finite"].all()  # an unknown return is not reported
 
 
 FIELDS = ("reward", "link_pos", "qvel", "observation/near")
 
 
 def watched_rollout(host, turned, *, start=FRESH, num_steps=12):
-    """Of 8 environments; `turned` name -> (env, step, value): of that field, from then on."""
+    """Steps 8 envs. `turned`: field -> (env, step, value), the field's value from that step on."""
 
     def body(carry, t):
         countdown, rows, nonfinite = carry
@@ -429,7 +429,7 @@ def watched_rollout(host, turned, *, start=FRESH, num_steps=12):
 
 
 @pytest.mark.parametrize(("value", "kind"), [(jnp.nan, NAN), (jnp.inf, INF)])
-def test_a_reward_that_turns_makes_its_step_due_and_is_reported_once(value, kind):
+def test_a_reward_that_turns_nan_or_inf_makes_its_step_due_and_is_reported_once(value, kind):
     host = RecordingHost(push=False, skip=100)
     watched_rollout(host, {"reward": (6, 4, value)})
     assert [asked[1:3] for asked in host.asked] == [(FRESH, 0), (97, 0)]
@@ -439,7 +439,7 @@ def test_a_reward_that_turns_makes_its_step_due_and_is_reported_once(value, kind
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_all_fields_are_looked_through_where_the_step_is_due_or_an_answer_has_them_watched(field):
+def test_all_fields_are_checked_at_due_steps_or_while_the_answer_asks_for_it(field):
     turned = {field: (6, 4, jnp.nan)}
     host = RecordingHost(push=False, skip=6)
     watched_rollout(host, turned)
@@ -451,20 +451,20 @@ def test_all_fields_are_looked_through_where_the_step_is_due_or_an_answer_has_th
     assert host.asked[1][3:6] == (6, 1, 1) and host.asked[1][6 + FIELDS.index(field)] == NAN
 
 
-def test_what_is_graver_than_an_inf_in_an_observation_is_reported_before_it():
+def test_a_graver_finding_is_reported_before_an_inf_in_an_observation():
     host = RecordingHost(push=False, skip=100)
     watched_rollout(host, {"observation/near": (2, 0, jnp.inf), "qvel": (5, 0, jnp.nan)})
     assert host.asked[0][3:] == (5, 2, 0, FINITE, FINITE, NAN, FINITE)
     assert len(host.asked) == 1
 
 
-def test_nobody_hears_of_it_once_the_viewer_is_closed():
+def test_nothing_is_reported_once_the_viewer_is_closed():
     host = RecordingHost(push=False)
     countdown, *_ = watched_rollout(host, {"reward": (6, 4, jnp.nan)}, start=FOREVER)
     assert not host.asked and countdown.tolist() == [FOREVER - 12] * 8
 
 
-def test_a_reset_of_some_envs_does_not_call_for_all():
+def test_a_reset_of_some_envs_does_not_make_the_batch_ask():
     host = RecordingHost(push=False, skip=9)
     countdown = jnp.array([FRESH, 5, 5, 5], jnp.int32)
     _, countdown = run(jax.jit(jax.vmap(partial(step, host))), jnp.ones((4, 3)), countdown)
@@ -472,7 +472,7 @@ def test_a_reset_of_some_envs_does_not_call_for_all():
     assert countdown.tolist() == [4, 4, 4, 4]
 
 
-def test_the_call_survives_where_the_state_is_thrown_away():
+def test_the_call_survives_although_the_state_is_not_used():
     host = RecordingHost(push=True)
 
     def reward_only(x, countdown):
@@ -483,7 +483,7 @@ def test_the_call_survives_where_the_state_is_thrown_away():
     assert len(host.asked) == len(host.pushed) == 1
 
 
-def test_derivatives_pass_and_are_untouched():
+def test_derivatives_are_unchanged():
     host = RecordingHost(push=True)
     countdown = jnp.full(8, FRESH, jnp.int32)
 
@@ -497,7 +497,7 @@ def test_derivatives_pass_and_are_untouched():
     assert len(host.pushed) == 2
 
 
-def test_unbatched_payload_under_vmap_is_spread_over_the_batch():
+def test_an_unbatched_payload_under_vmap_is_broadcast_over_the_batch():
     host = RecordingHost(push=True)
 
     def constant(x, countdown):
@@ -510,7 +510,7 @@ def test_unbatched_payload_under_vmap_is_spread_over_the_batch():
 
 
 def operations(jaxpr, *, sent):
-    """Names of what a program does, with what it does where something is sent, or without."""
+    """Yields the names of a program's primitives, with or without those of the loop that sends."""
     for equation in jaxpr.eqns:
         yield equation.primitive.name
         if equation.primitive.name != "while" or sent:
@@ -523,20 +523,20 @@ def is_program(x):
     return isinstance(x, ClosedJaxpr | Jaxpr)
 
 
-def test_nobody_is_looked_through_where_the_host_is_only_asked():
+def test_rows_are_not_checked_for_finiteness_when_the_host_is_only_asked():
     host, countdown = RecordingHost(push=True), jnp.full(8, FRESH, jnp.int32)
     program = jax.make_jaxpr(jax.jit(jax.vmap(partial(step, host))))(jnp.ones((8, 3)), countdown)
     assert "is_finite" in operations(program.jaxpr, sent=True)
     assert "is_finite" not in operations(program.jaxpr, sent=False)
 
 
-def test_shape_evaluation_calls_nobody():
+def test_shape_evaluation_does_not_call_the_host():
     host = RecordingHost(push=True)
     jax.eval_shape(jax.vmap(partial(step, host)), jnp.ones((8, 3)), jnp.full(8, FRESH, jnp.int32))
     assert not host.asked
 
 
-def test_pmap_tells_which_shard_it_is():
+def test_pmap_passes_on_the_index_of_the_shard():
     host = RecordingHost(push=True)
     devices = jax.local_device_count()
     function = jax.pmap(jax.vmap(partial(step, host)), axis_name="any")

@@ -1,4 +1,4 @@
-"""The wrapper's contract: what it accepts, what it keeps, what it leaves alone."""
+"""The wrapper's contract: the inputs that it accepts, and the states that it leaves unchanged."""
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def test_a_bad_spacing_is_refused(shared_viewer, spacing, error, words):
 
 
 @pytest.mark.parametrize("thing", [None, "ant", envs.get_environment, 3])
-def test_what_is_no_env_is_refused(shared_viewer, thing):
+def test_an_object_that_is_not_an_env_is_refused(shared_viewer, thing):
     with pytest.raises(
         TypeError, match=r"must be a brax\.envs\.Env.* or a mujoco_playground\.MjxEnv"
     ):
@@ -81,17 +81,17 @@ def test_an_unknown_role_is_refused(shared_viewer):
         VisualizedEnv(CartPole(), viewer=shared_viewer, role="both")
 
 
-def test_it_is_a_brax_wrapper_in_every_respect(shared_viewer):
+def test_a_visualized_env_is_a_brax_wrapper_in_every_respect(shared_viewer):
     bare = CartPole()
     env = VisualizedEnv(bare, viewer=shared_viewer)
     assert isinstance(env, envs.Wrapper)
-    # Not the very object: wrappers for domain randomisation step it, and must be seen doing so.
+    # Not the same object: wrappers for domain randomisation step it, and these steps must be seen.
     assert isinstance(env.unwrapped, CartPole) and env.unwrapped.__dict__ is bare.__dict__
     assert (env.observation_size, env.action_size) == (4, 1)
     assert (env.backend, env.dt, env.sys) == (bare.backend, bare.dt, bare.sys)
 
 
-def test_states_are_those_of_the_env_inside_bit_by_bit(shared_viewer):
+def test_states_equal_those_of_the_env_inside_bit_by_bit(shared_viewer):
     def rollout(env):
         def body(state, action):
             state = env.step(state, action)
@@ -119,7 +119,7 @@ def test_info_gains_one_record_per_env_and_nothing_else(shared_viewer):
 
 
 class ForgetfulEnv(CartPole):
-    """Builds its info anew in each step, and insists on the structure that it gave it."""
+    """A cart-pole that rebuilds its info in each step, and asserts that its structure is kept."""
 
     def reset(self, rng):
         return super().reset(rng).replace(info={"mine": jnp.zeros(())})
@@ -129,7 +129,7 @@ class ForgetfulEnv(CartPole):
         return super().step(state, action).replace(info={"mine": jnp.ones(())})
 
 
-def test_an_env_that_rebuilds_its_info_is_survived(shared_viewer):
+def test_an_env_that_rebuilds_its_info_keeps_the_record(shared_viewer):
     env = VisualizedEnv(ForgetfulEnv(), viewer=shared_viewer)
     state = jax.jit(env.reset)(jax.random.PRNGKey(0))
     state = jax.jit(env.step)(state, jnp.zeros(1))
@@ -142,7 +142,7 @@ def test_a_state_of_another_env_gets_a_clear_error(shared_viewer):
         env.step(CartPole().reset(jax.random.PRNGKey(0)), jnp.zeros(1))
 
 
-def test_outside_of_a_vmap_wrapper_it_sees_the_whole_batch_too(shared_viewer):
+def test_a_wrapper_around_a_vmap_wrapper_sees_the_whole_batch_too(shared_viewer):
     env = VisualizedEnv(envs.training.VmapWrapper(CartPole()), viewer=shared_viewer)
     state = jax.jit(env.reset)(jax.random.split(jax.random.PRNGKey(0), 5))
     state = jax.block_until_ready(jax.jit(env.step)(state, jnp.zeros((5, 1))))

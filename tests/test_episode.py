@@ -1,4 +1,4 @@
-"""Returns and lengths on the device, against a plain loop in numpy."""
+"""Returns and lengths on the device, compared with a plain loop in numpy."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def viewer():
 
 @pytest.fixture(scope="module")
 def inner():
-    """The bare env's reset and step, as a batch, and the actions of a rollout."""
+    """The bare env's first states and step, batched, and the keys and actions of a rollout."""
     env = FallingCartPole()
     keys = jax.random.split(jax.random.PRNGKey(1), NUM_ENVS)
     actions = jax.random.uniform(jax.random.PRNGKey(2), (STEPS, NUM_ENVS, 1), minval=-1, maxval=1)
@@ -36,12 +36,12 @@ def inner():
 
 
 def of_finished(log: EpisodeLog) -> np.ndarray:
-    """Returns of the last finished episodes, NaN where none is known."""
+    """Computes the returns of the last finished episodes, NaN if none is known."""
     return np.where(log.finished_length > 0, log.finished_return, np.nan)
 
 
 def reference(inner, episode_length: int, action_repeat: int) -> list[dict[str, np.ndarray]]:
-    """What is to be known after each of the trainer's steps."""
+    """Computes the expected record after each of the trainer's steps."""
     first, step, _, actions = inner
     state = first
     total, length, steps = np.zeros(NUM_ENVS), np.zeros(NUM_ENVS, int), np.zeros(NUM_ENVS, int)
@@ -63,7 +63,7 @@ def reference(inner, episode_length: int, action_repeat: int) -> list[dict[str, 
 
 
 def where(over: np.ndarray, one, other):
-    """One state for some envs, another for the rest."""
+    """Takes the state `one` for the envs in `over`, `other` for the rest."""
     return jax.tree.map(
         lambda a, b: jnp.where(over.reshape(-1, *[1] * (a.ndim - 1)), a, b), one, other
     )
@@ -91,18 +91,18 @@ def test_returns_are_whole_across_resets_and_repeated_actions(
         log = EpisodeLog(**state.info[INFO_KEY])
         np.testing.assert_allclose(log.episode_return, told["return"], rtol=1e-5)
         resets += int(np.sum(np.asarray(state.done)))
-        # Outside of the EpisodeWrapper one step is one of the trainer's, repeats included.
+        # Outside the EpisodeWrapper one step is a step of the trainer, with its repeats.
         steps = action_repeat if order == "outside" else 1
         np.testing.assert_array_equal(np.asarray(log.episode_length) * steps, told["length"])
         ended = told["since"] == 0
         np.testing.assert_array_equal(np.asarray(log.since_termination) == 0, ended)
         if order == "inside":
             np.testing.assert_array_equal(log.since_termination, told["since"])
-    assert resets > 20  # enough ends of episodes to mean anything
+    assert resets > 20  # enough ends of episodes for a meaningful test
 
 
-def test_what_a_loop_of_the_users_own_resets_starts_anew(viewer):
-    """Where the whole state is replaced, so is the record."""
+def test_a_reset_by_a_users_own_loop_restarts_the_record(viewer):
+    """The record is replaced together with the state."""
     env = VisualizedEnv(FallingCartPole(), grid=(2, 2), viewer=viewer)
     reset, step = jax.jit(env.reset), jax.jit(env.step)
     first = state = reset(jax.random.PRNGKey(0))
@@ -118,7 +118,7 @@ def test_what_a_loop_of_the_users_own_resets_starts_anew(viewer):
 
 
 def rollout(env: Any, inner, step) -> list[EpisodeLog]:
-    """The record after each step of a loop over `inner`'s actions."""
+    """Returns the record after each step of a loop over `inner`'s actions."""
     *_, keys, actions = inner
     first = jax.jit(jax.vmap(env.reset))(keys)
 
@@ -130,12 +130,12 @@ def rollout(env: Any, inner, step) -> list[EpisodeLog]:
     return [EpisodeLog(*(x[t] for x in logs)) for t in range(STEPS)]
 
 
-def test_where_the_whole_state_is_replaced_who_fell_and_with_what_return_is_known(viewer, inner):
-    """As gymnax's, rejax's and purejaxrl's loops do."""
+def test_falls_and_their_returns_are_known_when_the_whole_state_is_replaced(viewer, inner):
+    """The loops of gymnax, rejax and purejaxrl replace the state in this way."""
     env = VisualizedEnv(FallingCartPole(), grid=(2, 2), viewer=viewer)
 
     def step(first, state, action):
-        over = state.done > 0  # of the step before: so that the record of it is seen here
+        over = state.done > 0  # of the previous step, so that its record is seen here
 
         def pick(a, b):
             return jnp.where(over.reshape(-1, *[1] * (a.ndim - 1)), a, b)
@@ -155,18 +155,18 @@ def test_where_the_whole_state_is_replaced_who_fell_and_with_what_return_is_know
         known += int(np.isfinite(finished).sum())
         fallen += int(np.isfinite(last).sum())
         right = np.isclose(finished, last, rtol=1e-5)
-        assert (right | np.isnan(finished)).all()  # unknown, but never wrong
+        assert (right | np.isnan(finished)).all()  # it may be unknown, but never wrong
         pose = log.last_rot.any(axis=(1, 2))
         assert (pose == np.isfinite(finished)).all()
     assert known > 0.9 * fallen > 0
-    assert (told["since"] < NEVER).sum() == NUM_ENVS  # all have fallen, and all are found
+    assert (told["since"] < NEVER).sum() == NUM_ENVS  # all have fallen, and all falls are found
 
 
 LIMIT = 7
 
 
 class Resetting(FallingCartPole):
-    """Resets itself within a step, and says so in different ways, or in none."""
+    """A cart-pole that resets itself within a step, and says so in different ways or not at all."""
 
     def __init__(self, how: str):
         super().__init__()
@@ -190,7 +190,7 @@ class Resetting(FallingCartPole):
         if "uncounted" in self._how:
             info["t"] = t
         says = state.done if "says" in self._how else jnp.zeros_like(state.done)
-        # So that the test knows it in any case.
+        # So that the test always knows.
         metrics = {"over": done.astype(jnp.float32)}
         return state.replace(pipeline_state=physics, info=info, done=says, metrics=metrics)
 
@@ -199,7 +199,7 @@ class Resetting(FallingCartPole):
     "how",
     ["same uncounted", "anew uncounted", "anew uncounted says", "same limit", "anew limit"],
 )
-def test_returns_start_anew_where_the_environment_resets_itself(viewer, inner, how):
+def test_returns_restart_when_the_environment_resets_itself(viewer, inner, how):
     env = VisualizedEnv(Resetting(how), grid=(2, 2), viewer=viewer)
     *_, keys, actions = inner
     first = jax.jit(jax.vmap(env.reset))(keys)
@@ -219,7 +219,7 @@ def test_returns_start_anew_where_the_environment_resets_itself(viewer, inner, h
         total = np.where(begins, 0.0, total) + rewards[t]
         length = np.where(begins, 0, length) + 1
         last = np.where(over[t] > 0, total, last)
-        # Where all is drawn anew, it may by chance be where the motion leads to anyhow.
+        # A random start may by chance be where the motion would have led anyway.
         if how in ("anew uncounted", "anew limit"):
             missed |= (over[t] > 0) & (logs.was_reset[t] == 0)
             missed |= logs.episode_length[t] < 0
@@ -230,13 +230,13 @@ def test_returns_start_anew_where_the_environment_resets_itself(viewer, inner, h
         np.testing.assert_allclose(finished[known], last[known], rtol=1e-5)
     assert (over > 0).sum() > 2 * NUM_ENVS
     assert missed.sum() <= 2
-    if "says" in how:  # the pose after the reset is none that anybody has fallen in
+    if "says" in how:  # the pose after the reset is not taken for a fallen one
         pos, rot = logs.last_pos[-1], logs.last_rot[-1]
         angle, place = 2 * np.arcsin(np.abs(rot[:, 1, 2])), np.abs(pos[:, 0, 0])
         assert ((angle > 0.3) | (place > 1.4) | ~rot[:, 1].any(axis=1)).all()
 
 
-def test_an_own_wrapper_around_that_leaves_done_to_be_seen_begins_episodes(viewer, inner):
+def test_a_users_outer_wrapper_that_keeps_done_begins_new_episodes(viewer, inner):
     env = VisualizedEnv(FallingCartPole(), grid=(2, 2), viewer=viewer)
 
     def step(first, state, action):
@@ -256,21 +256,21 @@ def where_jax(over, one, other):
     )
 
 
-def test_stepping_on_after_the_end_begins_no_episode(viewer, inner):
-    """As a trainer's repeats of an action do, or a loop that does not care."""
+def test_stepping_past_the_end_begins_no_new_episode(viewer, inner):
+    """A trainer's action repeats do this, and loops that ignore `done`."""
     env = VisualizedEnv(FallingCartPole(), grid=(2, 2), viewer=viewer)
     logs = rollout(env, inner, lambda first, state, action: jax.vmap(env.step)(state, action))
     ended = np.array([log.since_termination == 0 for log in logs])
     lengths = np.array([log.episode_length for log in logs])
     assert ended.any(axis=0).sum() > NUM_ENVS / 2
     for env_index in range(NUM_ENVS):
-        upright = np.flatnonzero(~ended[1:, env_index] & ended[:-1, env_index])  # again
+        upright = np.flatnonzero(~ended[1:, env_index] & ended[:-1, env_index])  # once more
         until = int(upright[0]) + 1 if len(upright) else STEPS
         assert lengths[:until, env_index].tolist() == list(range(1, until + 1))
 
 
 def evidence(model, first, before, after, *, dt=0.02, **kwargs):
-    """Of one environment: coordinates, and (place, speed, time) before and after."""
+    """Computes the evidence for one environment from (place, speed, time) before and after."""
 
     def motion(place, speed, time=None):
         floats = (jnp.array(x, jnp.float32) for x in (place, speed))
@@ -285,32 +285,32 @@ def evidence(model, first, before, after, *, dt=0.02, **kwargs):
     return tuple(bool(x) for x in found)
 
 
-def test_what_the_physics_tells_of_resets():
+def test_resets_are_inferred_from_the_physics():
     model = CartPole().sys.mj_model
     first = [0.0, 0.0]
     goes_on, reset, doubtful = (False, False, False), (False, True, False), (False, False, True)
-    # However fast it is, whatever it meets.
+    # Fast motion and collisions are not a reset.
     assert evidence(model, first, ([1.0, 2.0], [50.0, 90.0]), ([1.4, 3.2], [-9.0, 20.0])) == goes_on
     # Some backends keep angles within half a turn.
     assert evidence(model, first, ([0.1, 3.1], [0.1, 9.0]), ([0.1, -3.0], [0.1, 9.0])) == goes_on
-    # Back near where a reset puts it, past all that its velocity explains.
+    # Back near its first place, by more than its velocity explains.
     fallen = ([0.6, 0.41], [1.0, 2.0])
     assert evidence(model, first, fallen, ([0.05, -0.03], [0.1, 0.1])) == reset
-    # Only the physics' time tells it of one that goes as it would anyhow.
+    # If the motion itself is plausible, only the physics' time shows the reset.
     slow = ([0.001, 0.0], [0.01, 0.0], 0.5), ([0.001, 0.0], [0.01, 0.0], 0.02)
     assert evidence(model, first, *slow) == reset
     assert evidence(model, first, slow[0], ([0.001, 0.0], [0.01, 0.0], 0.52)) == goes_on
-    # A count begins anew where a command changes too: it takes a jump to be an episode's.
+    # A count may also restart when a command changes: only with a jump is it an episode's.
     smooth = ([0.6, 0.41], [1.0, 2.0]), ([0.62, 0.45], [1.0, 2.0])
     assert evidence(model, first, *smooth, counter_fell=True) == goes_on
     jump = ([0.06, 0.01], [1.0, 0.0]), ([0.045, 0.01], [0.2, 0.0])
     assert evidence(model, first, *jump, told=True) == goes_on
     assert evidence(model, first, *jump, counter_fell=True, told=True) == reset
-    # Put somewhere else, that is no place to begin at: it may be another episode, or not.
+    # Moved to a place where episodes do not begin: it may be a new episode or not.
     assert evidence(model, first, fallen, ([-1.2, 0.3], [0.0, 0.0])) == doubtful
     assert evidence(model, first, fallen, ([-1.2, 0.3], [0.0, 0.0]), told=True) == goes_on
     assert evidence(model, first, fallen, ([-1.2, 0.3], [0.0, 0.0]), ended=True) == reset
-    # One thing of many that is put elsewhere, as a target, begins nothing.
+    # A few of many coordinates that are moved, such as a target's, do not begin an episode.
     ant = envs.get_environment("ant", backend="spring").sys.mj_model
     many = np.linspace(0.1, 0.9, 11)
     moved = np.where(np.arange(11) < 3, -2.0, many)
@@ -333,7 +333,7 @@ class Clocked(State):
 
 
 class Ticking(Toy):
-    """Begins anew every `LIMIT` steps, somewhere near, and counts them in a place of its own."""
+    """Resets itself nearby every `LIMIT` steps, and counts them in `info` or a field of its own."""
 
     def __init__(self, place: str):
         super().__init__(done=lambda position: jnp.zeros(()))
@@ -360,10 +360,10 @@ class Ticking(Toy):
 
 
 @pytest.mark.parametrize("place", ["info", "field"])
-def test_a_count_of_steps_is_known_by_what_it_counts_whatever_it_is_called(viewer, place):
+def test_a_step_counter_is_recognised_by_its_values_whatever_its_name(viewer, place):
     env = VisualizedEnv(Ticking(place), grid=(2, 2), viewer=viewer)
     first = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
-    actions = jnp.full((4 * LIMIT, NUM_ENVS, 1), 0.05)  # slow: it comes nowhere by itself
+    actions = jnp.full((4 * LIMIT, NUM_ENVS, 1), 0.05)  # slow: it hardly moves between resets
 
     def body(state, action):
         state = jax.vmap(env.step)(state, action)

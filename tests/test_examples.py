@@ -1,4 +1,4 @@
-"""The examples run as they stand, as far as a test has time for: cut short in their steps alone."""
+"""Runs the examples as they are, up to the call of the stock trainer."""
 
 import importlib
 
@@ -41,7 +41,7 @@ def test_example_hands_a_visualized_env_to_the_stock_trainer(monkeypatch, name, 
     assert isinstance(env, VisualizedEnv)
     assert len(env.viewer.stats().drawn_envs) == cells
     assert handed["num_envs"] == num_envs
-    # What Brax asserts before anything else.
+    # Brax asserts this first.
     assert handed["batch_size"] * handed["num_minibatches"] % num_envs == 0
     env.viewer.close()
 
@@ -58,7 +58,7 @@ def test_cartpole_grid_has_the_spacing_of_its_example(monkeypatch):
     envs[0].viewer.close()
 
 
-def test_cartpole_falls_when_nobody_balances_it():
+def test_cartpole_falls_when_it_is_not_balanced():
     env = CartPole()
     state = jax.jit(env.reset)(jax.random.PRNGKey(0))
     step = jax.jit(env.step)

@@ -1,4 +1,4 @@
-"""Those that have just terminated, as they fell."""
+"""Robots that have just terminated are shown as they fell."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ DT = 0.02
 
 
 def frame_at(step: int, envs=(3, 4), since=None, length=None, place=None, **fields) -> Frame:
-    """One link each, at x = its step and y = its environment."""
+    """Returns a frame with one link per env, at x = `place` or its step, and y = its env."""
     count = len(envs)
     pos = np.zeros((count, 1, 3), np.float32)
     pos[:, 0, 0], pos[:, 0, 1] = step if place is None else place, envs
@@ -41,22 +41,22 @@ def view_of(frame: Frame) -> View:
     return View(frame, frame.link_pos, frame.link_rot, hidden, 0.0, 0.0)
 
 
-def test_a_fall_that_the_device_tells_of_is_shown_in_its_pose_until_there_is_another():
+def test_a_fall_reported_by_the_device_is_shown_until_the_next_fall():
     falls = Falls(DT)
     told = frame_at(50, envs=(3, 7), since=[12, 20], length=[12, 30], place=[38, 30])
     falls.learn(told)
     now = frame_at(50, since=[12, NEVER], length=[12, 50])
     view = falls.shown(view_of(now), 0.0, 1.0)
-    assert view.link_pos[:, 0, 0].tolist() == [38, 50]  # env 4 has not fallen, and goes on
+    assert view.link_pos[:, 0, 0].tolist() == [38, 50]  # env 4 has not fallen, and moves on
     assert view.frame.fell is not None and view.frame.fell.tolist() == [True, False]
     assert view.hidden.tolist() == [False, True]
     assert view.frame.fell_return is not None
     assert view.frame.fell_return[0] == 77.0 and np.isnan(view.frame.fell_return[1])
-    assert falls.shown(view_of(now), 9.0, 1.0) is view  # there is nothing to draw anew
+    assert falls.shown(view_of(now), 9.0, 1.0) is view  # there is nothing to draw again
     later = falls.shown(view_of(frame_at(60, since=[22, NEVER], length=[22, 60])), 9.0, 1.0)
     assert later.link_pos[:, 0, 0].tolist() == [38, 60]
     assert later.frame.since_termination[0] == 22
-    # Another episode of it has ended since, and not in a fall: that return is not the fall's.
+    # Another episode has ended since, without a fall: its return is not the fall's.
     other = falls.shown(view_of(frame_at(50, envs=(7, 3), since=[20, 12])), 9.0, 1.0)
     assert other.frame.fell_return is not None and np.isnan(other.frame.fell_return[0])
     falls.learn(frame_at(70, envs=(3,), since=[1], length=[1], place=[69]))
@@ -64,7 +64,7 @@ def test_a_fall_that_the_device_tells_of_is_shown_in_its_pose_until_there_is_ano
     assert again.link_pos[:, 0, 0].tolist() == [69, 70]
 
 
-def test_steps_that_led_to_a_fall_are_played_up_to_it_where_they_have_come():
+def test_the_steps_received_before_a_fall_are_played_up_to_it():
     falls = Falls(DT)
     for step in range(1, 200):
         since = [NEVER if step < 150 else step - 150, NEVER]
@@ -80,18 +80,18 @@ def test_steps_that_led_to_a_fall_are_played_up_to_it_where_they_have_come():
     assert shown.link_pos[1, 0, 0] == 199
 
 
-def test_nothing_of_an_episode_before_or_beyond_a_gap_is_played():
+def test_steps_of_an_earlier_episode_or_before_a_gap_are_not_played():
     falls = Falls(DT)
     for step in (1, 2, 3, 6, 7, 8):
         falls.add(frame_at(step, since=[step - 6 if step >= 6 else NEVER, NEVER], length=[1, step]))
-    assert len(falls._falls[3].poses) == 1  # the steps before it did not come
+    assert len(falls._falls[3].poses) == 1  # the steps before it were not received
     falls = Falls(DT)
     for step, length in ((1, 8), (2, 9), (3, 1), (4, 2), (5, 3)):
         falls.add(frame_at(step, since=[0 if step == 5 else NEVER, NEVER], length=[length, step]))
     assert [float(pos[0, 0, 0]) for pos, _ in falls._falls[3].poses] == [3, 4, 5]
 
 
-def test_who_is_reset_within_the_step_is_shown_as_it_was_before():
+def test_an_env_that_is_reset_within_the_step_is_shown_as_it_was_before():
     falls, reset = Falls(DT), np.array([True, False])
     falls.add(frame_at(4))
     falls.add(frame_at(5, since=[0, NEVER], was_reset=reset))
@@ -99,7 +99,7 @@ def test_who_is_reset_within_the_step_is_shown_as_it_was_before():
     assert view.link_pos[:, 0, 0].tolist() == [4, 5]
 
 
-def test_what_is_known_of_a_robot_as_it_is_now_is_not_told_of_it_as_it_fell():
+def test_a_fallen_robot_is_shown_without_its_present_details_and_ghost():
     falls = Falls(DT)
     falls.learn(frame_at(50, envs=(3,), since=[12], length=[12], place=[38]))
     none = np.zeros(1, np.float32)

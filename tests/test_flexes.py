@@ -1,4 +1,4 @@
-"""Cloth and soft bodies: surfaces that bend, made of what cannot be bent."""
+"""Cloth and soft bodies: surfaces that bend, drawn with rigid triangles."""
 
 import mujoco
 import numpy as np
@@ -15,14 +15,14 @@ from brax_viser.scene import deformables
 from tests.models import soft
 
 BLOCK, JELLY = 3, 4
-"""Of `tests.models.soft`."""
+"""Indices of flexes in `tests.models.soft`."""
 
 GROUPS = frozenset((0, 1, 2))
 
 
 @pytest.fixture(scope="module")
 def fallen() -> tuple[mujoco.MjModel, mujoco.MjData]:
-    """The pinned cloth hangs, the other one and the soft bodies lie on the ground."""
+    """The keyframe: the pinned cloth hangs, the other one and the soft bodies lie on the ground."""
     model = mujoco.MjModel.from_xml_string(soft())
     data = mujoco.MjData(model)
     mujoco.mj_resetDataKeyframe(model, data, 0)
@@ -31,7 +31,7 @@ def fallen() -> tuple[mujoco.MjModel, mujoco.MjData]:
 
 
 class Recorded:
-    """What of viser's server `Sheets` uses, and what is handed to it."""
+    """Replaces the part of viser's server that `Sheets` uses, and records its arguments."""
 
     def __init__(self):
         self.scene = self
@@ -44,7 +44,7 @@ class Recorded:
 
 
 def drawn(surfaces: flexes.Surfaces, data: mujoco.MjData, hidden: bool = False) -> np.ndarray:
-    """float [T, 3, 3], m: the triangles that are drawn of one robot, halves of its faces."""
+    """Returns the triangles drawn for one robot, halves of its faces, float [T, 3, 3], m."""
     server = Recorded()
     sheets = deformables.Sheets(server, "", surfaces, np.zeros((1, 3), np.float32), 1.0)  # type: ignore[arg-type]
     links = data.xpos[None, 1:].astype(np.float32), data.xquat[None, 1:].astype(np.float32)
@@ -59,12 +59,12 @@ def area(triangles: np.ndarray) -> float:
 
 
 @given(arrays(np.float64, (2, 3, 3, 3), elements=st.floats(-10, 10, width=32)))
-def test_halves_are_the_triangle(corners):
+def test_two_halves_make_up_the_triangle(corners):
     place, turn, scale = deformables.right_triangles(corners)
     corner = deformables._CORNERS * scale[..., None, :]
     halves = rotate(turn[..., None, :], corner) + place[..., None, :]
     assert area(halves) == pytest.approx(area(corners), abs=1e-4, rel=1e-4)
-    # Each corner of the one is a corner of a half, and no half reaches out of the box.
+    # Each corner of the triangle is a corner of a half, and no half leaves the triangle's box.
     apart = np.linalg.norm(corners[:, None, :, :, None] - halves[:, :, :, None], axis=-1)
     assert apart.min(axis=(1, 4)).max() < 1e-3
     low, high = corners.min(axis=2), corners.max(axis=2)
@@ -73,7 +73,7 @@ def test_halves_are_the_triangle(corners):
     assert np.linalg.norm(turn, axis=-1) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_corners_are_where_mujoco_has_them(fallen):
+def test_corners_are_where_mujocos_are(fallen):
     model, data = fallen
     assert np.ptp(data.flexvert_xpos[35:60, 2]) > 0.05, "the pinned cloth hangs"
     for flex in range(model.nflex):
@@ -90,7 +90,7 @@ def test_corners_are_where_mujoco_has_them(fallen):
         )
 
 
-def test_all_of_a_surface_is_drawn(fallen):
+def test_each_face_of_a_surface_is_drawn(fallen):
     model, data = fallen
     surfaces = flexes.surfaces_of(model, GROUPS)
     assert surfaces is not None
@@ -107,7 +107,7 @@ def test_all_of_a_surface_is_drawn(fallen):
         ),
         rel=1e-4,
     )
-    # A soft body reaches as far beyond its vertices as its radius says, at corners as elsewhere.
+    # A soft body reaches beyond its vertices by up to its radius, at corners as elsewhere.
     block = data.flexvert_xpos[model.flex_vertadr[BLOCK] :][: model.flex_vertnum[BLOCK]]
     mine = triangles[np.abs(triangles[..., 1].mean(axis=1) + 0.6) < 0.25].reshape(-1, 3)
     beyond = np.concatenate(
@@ -117,7 +117,7 @@ def test_all_of_a_surface_is_drawn(fallen):
     assert area(drawn(surfaces, data, hidden=True)) == 0.0
 
 
-def test_groups_and_colours():
+def test_flexes_are_drawn_by_group_and_in_their_colours():
     model = mujoco.MjModel.from_xml_string(soft())
     assert flexes.surfaces_of(model, (3,)) is None and rods_of(model, (3,)) is None
     surfaces = flexes.surfaces_of(model, GROUPS)

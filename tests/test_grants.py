@@ -1,4 +1,4 @@
-"""Steps that are granted one after the other: nobody asks, and still everybody is heard."""
+"""Consecutive granted steps: the device does not ask, and each change still takes effect."""
 
 import threading
 from functools import partial
@@ -13,7 +13,7 @@ from brax import envs
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.device import host_call
 from brax_viser.env import INFO_KEY
-from brax_viser.host import callbacks as feed_module
+from brax_viser.host import callbacks as callbacks_module
 from brax_viser.records.frame import Frame
 from brax_viser.records.packet import Packet
 from brax_viser.records.protocol import GIVEN, GRANTED, GRANTED_COORDINATES, UNASKED
@@ -25,7 +25,7 @@ NUM_ENVS = 16
 
 
 class Rollout:
-    """Of some environments, and the calls that it makes; one for all tests."""
+    """A rollout that records its calls and packets, shared by all tests."""
 
     def __init__(self, viewer: Viewer):
         self.viewer = viewer
@@ -66,7 +66,7 @@ class Rollout:
 
     @property
     def frames(self) -> list[tuple[int, tuple[int, ...]]]:
-        """(step, environments) of each frame since the test has begun."""
+        """Returns (step, environments) of each frame since the test began."""
         return [(packet.env_steps, tuple(packet.env_index.tolist())) for packet in self.packets]
 
 
@@ -86,7 +86,7 @@ def rollout(one_rollout):
     viewer.select("first")
     viewer.selected_env = None
     one_rollout.packets.clear()
-    while len(one_rollout.packets) < 3:  # while it was off, some steps were let pass
+    while len(one_rollout.packets) < 3:  # some steps are skipped after streaming was off
         one_rollout.steps()
     assert Probe(viewer).shared.fault is None
     one_rollout.packets.clear()
@@ -97,9 +97,9 @@ ALONE = ("push", UNASKED)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1e9], ids=["each looked into", "gone on with"])
-def test_each_step_is_one_call_and_known_of_and_seen(rollout, monkeypatch, seconds):
-    monkeypatch.setattr(feed_module, "GRANT_SECONDS", seconds)
-    rollout.viewer.max_overhead = 0.5  # another control: what was granted is looked into
+def test_each_granted_step_is_one_call_and_is_counted_and_sent(rollout, monkeypatch, seconds):
+    monkeypatch.setattr(callbacks_module, "GRANT_SECONDS", seconds)
+    rollout.viewer.max_overhead = 0.5  # another control: the grant is checked again
     rollout.steps()
     before, meter = rollout.viewer.stats(), Probe(rollout.viewer).shared.meter
     known, made = len(rollout.frames), meter.calls
@@ -110,7 +110,7 @@ def test_each_step_is_one_call_and_known_of_and_seen(rollout, monkeypatch, secon
     assert rollout.frames[known:] == [(step, (0, 1, 2, 3)) for step in range(first, first + 50)]
     assert np.all(rollout.state.info[INFO_KEY]["countdown"] == GRANTED)
     rollout.viewer.max_overhead = 0.4
-    rollout.steps()  # by now the meter knows of all
+    rollout.steps()  # by now the meter has counted all
     assert meter.calls - made == 51
     moved = after.bytes_moved - before.bytes_moved
     assert moved == 50 * (rollout.viewer.stats().bytes_moved - after.bytes_moved)
@@ -122,15 +122,15 @@ def test_each_step_is_one_call_and_known_of_and_seen(rollout, monkeypatch, secon
         (lambda viewer: setattr(viewer, "streaming", False), [ALONE]),
         (lambda viewer: viewer.select([9, 4]), [ALONE, ("push", GIVEN)]),
         (lambda viewer: viewer.select("worst"), [ALONE, ("push", 2), ("push", GIVEN)]),
-        # It is drawn by now, and comes with what is inside of it.
+        # It is already drawn, and is pushed with its details.
         (lambda viewer: setattr(viewer, "selected_env", 3), [ALONE, ("push", GIVEN)]),
         (lambda viewer: setattr(viewer, "twins", 2), [ALONE, ("push", GIVEN)]),
         (lambda viewer: setattr(viewer, "show", "eval"), [ALONE]),
     ],
     ids=["off", "chosen", "ranked", "selected", "twins", "another rollout"],
 )
-def test_what_is_changed_counts_from_the_very_next_step(rollout, monkeypatch, change, calls):
-    monkeypatch.setattr(feed_module, "GRANT_SECONDS", 1e9)
+def test_a_change_takes_effect_at_the_next_step(rollout, monkeypatch, change, calls):
+    monkeypatch.setattr(callbacks_module, "GRANT_SECONDS", 1e9)
     rollout.viewer.max_overhead = 0.3
     rollout.steps(3)
     before = rollout.viewer.stats()
@@ -140,17 +140,17 @@ def test_what_is_changed_counts_from_the_very_next_step(rollout, monkeypatch, ch
     frames = rollout.frames
     assert rollout.viewer.stats().env_steps == before.env_steps + 1
     if len(calls) == 1:
-        assert not frames, "it was shown, although nobody wanted it"
+        assert not frames, "it was sent, although it is not shown"
         return
-    ((step, envs_drawn),) = frames  # once, and not as it was granted
+    ((step, envs_drawn),) = frames  # once, and not as granted
     assert step == before.env_steps + 1
     if calls[-1] == ("push", GIVEN) and Probe(rollout.viewer).shared.selection.indices:
         assert envs_drawn == (9, 4)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1e9], ids=["each looked into", "gone on with"])
-def test_what_twins_are_made_of_is_granted_as_well(rollout, monkeypatch, seconds):
-    monkeypatch.setattr(feed_module, "GRANT_SECONDS", seconds)
+def test_coordinates_for_twins_are_granted_too(rollout, monkeypatch, seconds):
+    monkeypatch.setattr(callbacks_module, "GRANT_SECONDS", seconds)
     rollout.viewer.twins = 2
     assert rollout.steps()[:2] == [ALONE, ("push", GIVEN)]
     rollout.packets.clear()
@@ -166,8 +166,8 @@ def test_what_twins_are_made_of_is_granted_as_well(rollout, monkeypatch, seconds
     assert Probe(rollout.viewer).shared.fault is None
 
 
-def test_a_ghost_does_not_have_the_panel_worked_out_anew(rollout, monkeypatch):
-    """Once, each step with twins did, which took the training more time than the twins."""
+def test_drawing_a_ghost_does_not_refresh_the_panel(rollout, monkeypatch):
+    """A refresh at each step with twins would cost the training more time than the twins do."""
     viewer = rollout.viewer
     viewer.twins = 2
     rollout.steps(3)
@@ -184,8 +184,8 @@ def test_a_ghost_does_not_have_the_panel_worked_out_anew(rollout, monkeypatch):
     assert not rung
 
 
-def test_an_older_state_that_was_granted_something_else_is_asked_anew(rollout, monkeypatch):
-    monkeypatch.setattr(feed_module, "GRANT_SECONDS", 1e9)
+def test_the_outdated_grant_of_an_older_state_is_replaced(rollout, monkeypatch):
+    monkeypatch.setattr(callbacks_module, "GRANT_SECONDS", 1e9)
     rollout.viewer.max_overhead = 0.6
     rollout.steps(3)
     older = rollout.state
@@ -199,7 +199,7 @@ def test_an_older_state_that_was_granted_something_else_is_asked_anew(rollout, m
 
 
 def test_the_progress_counts_each_step_once_whenever_the_trainer_reports(rollout, monkeypatch):
-    monkeypatch.setattr(feed_module, "GRANT_SECONDS", 1e9)
+    monkeypatch.setattr(callbacks_module, "GRANT_SECONDS", 1e9)
     viewer = rollout.viewer
     rollout.steps(20)
     known = viewer.progress().env_steps
@@ -207,13 +207,13 @@ def test_the_progress_counts_each_step_once_whenever_the_trainer_reports(rollout
     assert viewer.progress().env_steps == known + 5 * NUM_ENVS
     rollout.steps(5)
     viewer.progress_fn(100_000, {})
-    viewer.max_overhead = 0.7  # what was gone on with is looked into
+    viewer.max_overhead = 0.7  # the grant is checked again
     rollout.steps(2)
     assert viewer.progress().env_steps == 100_000 + 2 * NUM_ENVS
 
 
 def test_rows_that_are_not_the_granted_ones_are_asked_for_again(rollout):
-    """Whoever puts the environments of a batch in another order takes the kept rows along."""
+    """Reordering the environments of a batch also reorders the rows kept in their state."""
     order = jnp.array([2, 0, 1, *range(3, NUM_ENVS)])
     rollout.state = jax.tree.map(partial(jnp.take, indices=order, axis=0), rollout.state)
     assert rollout.steps() == [ALONE, ("push", GIVEN)]
@@ -222,7 +222,7 @@ def test_rows_that_are_not_the_granted_ones_are_asked_for_again(rollout):
     assert rollout.steps(2) == [ALONE, ALONE]
 
 
-def test_a_held_training_waits_at_the_step_that_was_granted(rollout):
+def test_a_held_training_waits_at_the_granted_step(rollout):
     before = rollout.viewer.stats().env_steps
     rollout.viewer.pause()
     thread = threading.Thread(target=rollout.steps, args=(5,), daemon=True)
@@ -238,7 +238,7 @@ def test_a_held_training_waits_at_the_step_that_was_granted(rollout):
     assert [step for step, _ in rollout.frames] == [before + n for n in range(1, 6)]
 
 
-def test_steps_of_which_none_will_be_seen_are_not_opened(rollout, monkeypatch):
+def test_packets_that_will_not_be_shown_are_not_opened(rollout, monkeypatch):
     probe, opened, open_packet = Probe(rollout.viewer), [], Packet.open
 
     def opening(packet: Packet) -> Frame:

@@ -1,4 +1,4 @@
-"""What a viewer keeps does not grow with what it has shown, nor with what has stopped."""
+"""A viewer's memory does not grow with the environments and steps that it has shown."""
 
 import gc
 import os
@@ -29,7 +29,7 @@ COORDINATES = (("qpos", (2,)), ("qvel", (2,)), ("ctrl", (1,)))
 
 
 def packet(source: Any, step: int, shard: int = 0, drawn: Any = (0, 1), mine: Any = None) -> Packet:
-    """What a device pushes of two cart-poles at a step, with what their twins need."""
+    """Returns a device's packet of two cart-poles at a step, with coordinates for their twins."""
     drawn = np.array(drawn, np.int32)
     mine = drawn if mine is None else np.array(mine, np.int32)
     layout = PAYLOAD + COORDINATES
@@ -43,7 +43,7 @@ def adapter() -> Adapter:
 
 
 def shown(viewer: Viewer, adapter: Adapter) -> Callbacks:
-    """One more environment of the viewer, of which two steps have come."""
+    """Attaches one more environment to the viewer, and passes two of its steps to the page."""
     grid = grid_of(adapter.mj_model, adapter.init_qpos, (2, 1), None)
     source = viewer.attach(adapter, grid, None)
     come(viewer, source)
@@ -65,7 +65,7 @@ def come(viewer: Viewer, source: Callbacks) -> None:
     eventually(followed, "its robots have twins")
 
 
-def test_of_30_environments_of_one_viewer_the_last_alone_has_twins_and_is_known(
+def test_of_30_environments_of_one_viewer_only_the_last_has_twins_and_is_kept(
     viewer, page, adapter
 ):
     viewer.twins = 2
@@ -79,16 +79,16 @@ def test_of_30_environments_of_one_viewer_the_last_alone_has_twins_and_is_known(
             few = native_threads()
     assert few is not None and native_threads() <= few + 3, "each has left threads of its own"
     gc.collect()
-    # The first, which is kept here, the last, which is shown, and what the loop has in hand.
+    # The first, which the test keeps, the last, which is shown, and those in use by the loop.
     assert len(list(Probe(viewer).sources)) <= 4
     come(viewer, first)  # its environment is stepped again
     assert first in list(Probe(viewer).sources) and first.number == 0
     viewer.twins = 0
-    eventually(lambda: not twin_worker._twins, "nobody wants any")
+    eventually(lambda: not twin_worker._twins, "the twins have ended")
 
 
 def native_threads() -> int:
-    """Of this process, MuJoCo's among them; 0 where the system does not tell."""
+    """Counts this process's threads, including MuJoCo's; 0 if the system does not say."""
     if not os.path.exists("/proc/self/status"):
         return 0
     with open("/proc/self/status") as status:
@@ -96,7 +96,7 @@ def native_threads() -> int:
     return int(line.split()[1])
 
 
-def test_a_device_that_pushes_no_more_does_not_let_the_others_steps_pile_up():
+def test_steps_of_other_devices_do_not_pile_up_when_one_stops_pushing():
     playback, both = ProcessPlayback(Player(0.05)), (0, 1)
     for step in range(1, 1000):
         assert playback.receive(packet(None, step, 0, both, mine=[0])) is None
@@ -105,16 +105,16 @@ def test_a_device_that_pushes_no_more_does_not_let_the_others_steps_pile_up():
     assert not playback._parts
 
 
-def test_what_has_come_of_a_training_is_not_taken_for_a_step_of_the_next_one():
+def test_a_packet_of_one_training_is_not_taken_for_a_step_of_the_next():
     playback, both = ProcessPlayback(Player(0.05)), (0, 1)
     assert playback.receive(packet(None, 900, 1, both, mine=[1])) is None
-    for step in range(1, 900):  # another one, which counts from the first
+    for step in range(1, 900):  # another training, which counts from 1
         playback.receive(packet(None, step, 0, both, mine=[0]))
         assert playback.receive(packet(None, step, 1, both, mine=[1])) is not None
     assert playback.receive(packet(None, 900, 0, both, mine=[0])) is None
 
 
-def test_a_program_that_is_kept_does_not_keep_a_viewer_that_is_closed():
+def test_a_compiled_program_does_not_keep_a_closed_viewer_alive():
     viewer = Viewer(port=0)
     env = VisualizedEnv(CartPole("positional"), grid=(2, 1), viewer=viewer)
     keys = jax.random.split(jax.random.PRNGKey(0), 2)

@@ -1,4 +1,4 @@
-"""What does not move is not sent."""
+"""Fields of a handle are sent only if they have changed."""
 
 from types import SimpleNamespace
 from typing import Any

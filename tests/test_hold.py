@@ -1,4 +1,4 @@
-"""Holding and stepping, with threads in the place of devices."""
+"""Holding and stepping, with threads in place of devices."""
 
 import math
 import threading
@@ -51,7 +51,7 @@ def held_at(hold, device):
     return device.steps
 
 
-def test_a_paused_training_stands_still_and_goes_on_by_steps(hold):
+def test_a_held_training_stands_still_and_advances_by_steps(hold):
     hold.pause()
     device = Device(hold)
     assert held_at(hold, device) == 1
@@ -63,14 +63,14 @@ def test_a_paused_training_stands_still_and_goes_on_by_steps(hold):
     hold.resume()
     assert not hold.held and not hold.paused
     eventually(lambda: device.steps > 1000, "it runs")
-    hold.step()  # from a running training: holds it
+    hold.step()  # holds a running training
     before = held_at(hold, device)
     hold.step()
     eventually(lambda: device.steps == before + 1 and hold.held, "one step")
     device.stop()
 
 
-def test_all_devices_stop_at_one_and_the_same_step(hold):
+def test_all_devices_stop_at_the_same_step(hold):
     devices = [Device(hold, shard=i) for i in range(4)]
     eventually(lambda: min(d.steps for d in devices) > 100, "all run")
     hold.pause()
@@ -84,7 +84,7 @@ def test_all_devices_stop_at_one_and_the_same_step(hold):
         device.stop()
 
 
-def test_an_evaluation_waits_too_and_runs_through_while_a_step_of_the_training_is_on_its_way(hold):
+def test_an_evaluation_is_held_too_and_runs_through_during_a_step_of_the_training(hold):
     hold.pause()
     evaluation = Device(hold, role="eval", limit=50)
     eventually(lambda: hold.held, "held in the evaluation")
@@ -110,38 +110,38 @@ def test_stepping_an_evaluation_that_has_not_begun_lets_the_training_run(hold):
     hold.resume()
 
 
-def test_it_runs_on_to_a_termination(hold):
+def test_a_held_training_runs_on_to_a_termination(hold):
     hold.pause()
     device = Device(hold)
     held_at(hold, device)
     hold.run_to_termination(7)
     assert hold.until_env == 7
     eventually(lambda: device.steps > 500, "it runs")
-    hold.terminated("eval", 3)  # another rollout's is not meant
+    hold.terminated("eval", 3)  # of another rollout
     assert hold.until_env == 7
     hold.terminated("train", device.steps)
     held_at(hold, device)
     assert hold.until_env is None and hold.paused
     hold.run_to_termination(7)
     eventually(lambda: not hold.held, "it runs again")
-    hold.pause()  # the person does not want to wait for it any more
+    hold.pause()  # cancels the wait for the termination
     held_at(hold, device)
     assert hold.until_env is None
     device.stop()
 
 
-def test_a_termination_that_is_over_already_does_not_count(hold):
+def test_a_termination_at_the_held_step_does_not_count(hold):
     hold.pause()
     device = Device(hold)
     at = held_at(hold, device)
     hold.run_to_termination(7)
-    hold.terminated("train", at)  # the very step at which it was held, pushed once more
+    hold.terminated("train", at)  # the step at which it is held, pushed once more
     assert hold.until_env == 7
     eventually(lambda: device.steps > at + 10, "it runs on")
     device.stop()
 
 
-def test_devices_that_are_further_when_an_env_terminates_are_waited_for(hold):
+def test_devices_run_on_to_the_furthest_one_when_an_env_terminates(hold):
     hold.pause()
     hold.run_to_termination(7)
     hold.wait("train", 0, 10, hold.refreshes)
@@ -151,9 +151,9 @@ def test_devices_that_are_further_when_an_env_terminates_are_waited_for(hold):
     assert hold._must_wait("train", hold._parts["train", 1])
 
 
-def test_steps_are_counted_from_where_the_training_is_and_not_from_what_is_known_of_it(hold):
+def test_steps_are_counted_from_the_trainings_step_and_not_from_the_last_known_one(hold):
     device = Device(hold)
-    eventually(lambda: device.steps > 1000, "it runs, and nobody counts")
+    eventually(lambda: device.steps > 1000, "it runs, uncounted")
     hold.pause("eval")
     held_at(hold, device)
     at = device.steps
@@ -167,7 +167,7 @@ def test_steps_are_counted_from_where_the_training_is_and_not_from_what_is_known
     device.stop()
 
 
-def test_the_next_training_is_not_stepped_by_what_was_left_of_the_last(hold):
+def test_steps_left_over_from_one_training_do_not_move_the_next(hold):
     hold.pause()
     device = Device(hold, limit=5)
     held_at(hold, device)
@@ -180,7 +180,7 @@ def test_the_next_training_is_not_stepped_by_what_was_left_of_the_last(hold):
     another.stop()
 
 
-def test_an_interrupt_on_the_way_to_the_next_step_ends_it_there(hold):
+def test_an_interrupt_between_two_steps_ends_the_training_at_the_next(hold):
     hold.pause()
     assert hold.interrupt()
     with pytest.raises(KeyboardInterrupt):
@@ -199,14 +199,14 @@ def test_while_held_a_refresh_pushes_the_same_step_again(hold):
     device.stop()
 
 
-def test_a_refresh_between_the_look_and_the_wait_is_not_lost(hold):
+def test_a_refresh_between_the_check_and_the_wait_is_not_lost(hold):
     hold.pause()
     seen = hold.refreshes
     hold.refresh()
     assert hold.wait("train", 0, 1, seen) is True
 
 
-def test_closing_releases_for_good(hold):
+def test_a_closed_hold_never_holds_again(hold):
     hold.pause()
     device = Device(hold)
     held_at(hold, device)
@@ -217,7 +217,7 @@ def test_closing_releases_for_good(hold):
     device._stop = True
 
 
-def test_an_interrupt_ends_a_held_training_and_leaves_a_running_one(hold):
+def test_an_interrupt_ends_a_held_training_but_not_a_running_one(hold):
     device = Device(hold)
     eventually(lambda: device.steps > 10, "it runs")
     assert not hold.interrupt()
@@ -226,7 +226,7 @@ def test_an_interrupt_ends_a_held_training_and_leaves_a_running_one(hold):
     assert hold.interrupt()
     eventually(lambda: isinstance(device.error, KeyboardInterrupt), "it has ended")
     assert not hold.paused and not hold.held
-    # The next training is not ended by what was meant for the last.
+    # The interrupt of one training does not end the next.
     assert hold.wait("train", 0, 1, hold.refreshes) is False
 
 

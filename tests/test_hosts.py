@@ -1,4 +1,4 @@
-"""Several processes of one training: one page, with a loop of one's own over loopback."""
+"""Several processes of one training share one page; tested with a custom loop over loopback."""
 
 import contextlib
 import os
@@ -50,7 +50,7 @@ COMMON = """
     viewer = Viewer(port=0, mode="every_step")
     env = VisualizedEnv(bare, grid=(3, 2), viewer=viewer)
     viewer.select([13, 2, 9, 0, 6])
-    # In both processes, as the script is the same; the first one's alone counts.
+    # Both processes run this script, but only the leader's choices count.
     viewer.pause()
 
     def stepper(env, lead):
@@ -68,7 +68,7 @@ COMMON = """
 
     mesh = jax.make_mesh((4,), ("host_device",))
     split, whole = PartitionSpec("host_device"), PartitionSpec()
-    # No device is a step ahead of another: they wait for each other, as trainers' do.
+    # The sum makes devices wait for each other at each step, as trainers do.
     reset, step = stepper(env, lambda reward: jax.lax.psum(reward.sum(), "host_device"))
     sharded = lambda f, *out: jax.jit(jax.shard_map(
         f, mesh=mesh, in_specs=split, out_specs=out[0] if len(out) == 1 else out, check_vma=False
@@ -116,7 +116,7 @@ FIRST = """
             shown().frame.env_steps == n
         )
         def true_at(n, order):
-            # The other process's part of the step comes when it comes: it is held, and will.
+            # The other process's part of the step may come later.
             def true():
                 frame = shown().frame if whole(n) else None
                 return (
@@ -147,7 +147,7 @@ FIRST = """
         eventually(lambda: "Process 1 not heard of" in says(), "the page says so")
         mine = lambda: shown().frame.env_index[~shown().hidden]
         eventually(lambda: len(mine()) and (mine() < 8).all(), "only those here are drawn")
-        viewer.select("best")  # is not to wait for who is not there
+        viewer.select("best")  # must not wait for the lost process
         eventually(lambda: set(viewer.stats().drawn_envs) <= {*range(8), 15}, "best of those here")
         print("wake the other", flush=True)
         eventually(lambda: leader.lost() == (), "it is heard of again", 40)
@@ -202,7 +202,7 @@ SECOND = """
 
 
 class Process:
-    """One of two, and what it says."""
+    """One of two processes, and its output."""
 
     def __init__(self, code: str, process: int, port: int):
         code = textwrap.dedent(COMMON) + textwrap.dedent(code)
@@ -238,7 +238,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def together(first: str, second: str) -> Iterator[tuple[Process, Process]]:
-    """The two, for as long as the test takes; if it fails, what they have said."""
+    """Runs two processes during a test, and prints their last output."""
     port = free_port()
     processes = Process(first, 0, port), Process(second, 1, port)
     try:
@@ -250,7 +250,7 @@ def together(first: str, second: str) -> Iterator[tuple[Process, Process]]:
             print("\n".join(["-- one of the two:", *process.lines[-40:]]))  # shown if it fails
 
 
-def test_two_processes_are_one_page_and_one_hold():
+def test_two_processes_share_one_page_and_are_held_together():
     with together(FIRST, SECOND) as (first, second):
         eventually(lambda: first.says("stop the other"), "held, stepped and ranked together", 400)
         second.popen.send_signal(signal.SIGSTOP)
@@ -275,7 +275,7 @@ SURVIVES = """
         assert Probe(viewer).shared.fault is None
         viewer.close()
         print("survived", flush=True)
-        os._exit(0)  # what waits for the dead one does so for long
+        os._exit(0)  # collectives wait long for the dead process
 
     looker = threading.Thread(target=look)
     looker.start()
@@ -288,7 +288,7 @@ SURVIVES = """
 DIES = "loop(reset(spread(keys), spread(index)), 10_000_000)"
 
 
-def test_a_process_that_dies_does_not_take_the_page_along():
+def test_the_page_survives_the_death_of_a_worker():
     with together(SURVIVES, DIES) as (first, second):
         eventually(lambda: first.says("kill the other"), "both run", 400)
         second.popen.kill()
@@ -302,7 +302,7 @@ def heard_by(server: SocketServer, seconds: float = 1.0) -> list[tuple[int, byte
     return messages
 
 
-def test_only_who_knows_the_secret_is_heard():
+def test_only_clients_that_know_the_secret_are_heard():
     import zmq
 
     server = SocketServer(b"right", "127.0.0.1")
@@ -312,7 +312,7 @@ def test_only_who_knows_the_secret_is_heard():
     open_one = context.socket(zmq.DEALER)
     open_one.identity = b"3"
     open_one.connect(f"tcp://{address}")
-    # One who has come to know the first process's public key, which is no secret.
+    # A client that knows the leader's public key, which is not a secret.
     stranger = context.socket(zmq.DEALER)
     stranger.identity = b"4"
     stranger.curve_publickey, stranger.curve_secretkey = zmq.curve_keypair()
@@ -325,10 +325,10 @@ def test_only_who_knows_the_secret_is_heard():
             stranger.send(b"let me in", zmq.NOBLOCK)
         right.send(b"hello")
         heard: list[tuple[int, bytes]] = []
-        eventually(lambda: heard.extend(server.receive(0.05)) or heard, "who knows it is heard")
+        eventually(lambda: heard.extend(server.receive(0.05)) or heard, "the right one is heard")
         assert heard + heard_by(server) == [(2, b"hello")]
         assert server.send(2, b"welcome")
-        assert not server.send(1, b"who is there?"), "there is a way to one who was not let in"
+        assert not server.send(1, b"who is there?"), "a client that was not let in can be reached"
         answers: list[bytes] = []
         eventually(lambda: answers.extend(right.receive(0.05)) or answers, "it is answered")
         assert answers == [b"welcome"]
@@ -341,12 +341,12 @@ def test_only_who_knows_the_secret_is_heard():
             end.close()
 
 
-def test_what_makes_no_sense_is_refused():
+def test_malformed_messages_are_refused():
     wishes = messages.Wishes(Control(), Hold().orders, 0, {})
     data = messages.encode(wishes)
     assert messages.decode_wishes(data) == wishes
     with pytest.raises(messages.DecodeError):
-        messages.decode_from_others(data)
+        messages.decode_from_worker(data)
     with pytest.raises(messages.DecodeError):
         messages.decode_wishes(b"\x00nonsense")
     with pytest.raises(ValueError, match="object"):
@@ -363,7 +363,7 @@ def model_of(body: str) -> mujoco.MjModel:
 
 
 class Host:
-    """One of two processes, as far as the host's end goes: what its one device steps."""
+    """The host side of one of two processes, called as its one device calls it."""
 
     def __init__(self, process: int, bodies: list[str]):
         self.shared = SharedState(Control(watched=process == 0, mode="every_step"))
@@ -379,7 +379,7 @@ class Host:
         self.shared.selection = Selection.of([0, 1, 2, 3])
 
     def step(self, of: int, fresh: bool = False) -> None:
-        """One step of an environment, with what the page wants of it."""
+        """Takes a step of an environment: asks, and pushes if the answer says so."""
         origin, layout = Origin("train", 2, 2, 2), (("link_pos", (1, 3)),)
         answer = self.made[of].ask(origin, np.array([FRESH if fresh else 0, self.process]))
         if answer[0] != PUSH:
@@ -392,7 +392,7 @@ class Host:
 
 @contextlib.contextmanager
 def paired(monkeypatch, first: list[str], second: list[str]) -> Iterator[tuple[Host, Host, Leader]]:
-    """Both processes' ends, each with the environments of one viewer."""
+    """Connects the host sides of two processes, each with the environments of one viewer."""
     said: dict[str, Any] = {}
     monkeypatch.setattr(rendezvous, "secret_of_first", lambda viewer: b"secret")
     monkeypatch.setattr(rendezvous, "coordinator_host", lambda: "127.0.0.1")
@@ -419,7 +419,7 @@ def came_from_the_second(one: Host) -> list[Any]:
     return [p for p in one.shared.mailbox.take() if getattr(p, "process", 0) == 1]
 
 
-def test_environments_are_paired_by_what_they_are(monkeypatch):
+def test_environments_are_paired_in_the_order_in_which_they_are_made(monkeypatch):
     with paired(monkeypatch, ["ant", "walker"], ["ant", "walker"]) as (one, two, leader):
         one.step(1, fresh=True)
         two.step(1, fresh=True)
@@ -434,10 +434,10 @@ def test_environments_are_paired_by_what_they_are(monkeypatch):
 
 
 @pytest.mark.parametrize("first", [["walker"], ["walker", "ant"], []])
-def test_a_process_that_steps_another_environment_in_the_place_of_this_ones_is_refused(
+def test_a_process_whose_environment_differs_from_the_leaders_is_refused(
     monkeypatch, caplog, first
 ):
-    """One has made a viewer, or an environment, that the other has not."""
+    """One process has made a viewer, or an environment, that the other has not."""
     with paired(monkeypatch, first, ["ant"]) as (one, two, leader):
         if first:
             one.step(0, fresh=True)
@@ -461,7 +461,7 @@ def test_a_process_that_steps_another_environment_in_the_place_of_this_ones_is_r
 
 
 class Growing(dict):
-    """Grows while it is gone through, as XLA's thread adds to it, unless the lock keeps it out."""
+    """A dict that another thread adds to during iteration, as XLA's do, unless it is locked."""
 
     def __init__(self, shared: SharedState, source: Callbacks):
         super().__init__(train=source)
@@ -481,7 +481,7 @@ class Growing(dict):
 
 @pytest.fixture
 def stepped() -> tuple[SharedState, Callbacks]:
-    """What is shared, and a feed of which one device has asked once."""
+    """The shared state, and callbacks that one device has asked once."""
     shared = SharedState(Control(watched=True, mode="every_step"))
     model = mujoco.MjModel.from_xml_string("<mujoco/>")
     adapter: Any = SimpleNamespace(dt=0.05, name="Nothing", backend="mjx", mj_model=model)
@@ -491,7 +491,7 @@ def stepped() -> tuple[SharedState, Callbacks]:
     return shared, source
 
 
-def test_a_rollout_that_begins_while_the_processes_are_counted_ends_no_thread(stepped, monkeypatch):
+def test_a_rollout_that_begins_while_rollouts_are_counted_raises_no_error(stepped, monkeypatch):
     (shared, source), sources = stepped, Sources()
     sources.add(source)
     monkeypatch.setattr(rendezvous, "secret_of_first", lambda viewer: b"secret")
@@ -526,7 +526,7 @@ def view_of(env_index, at: float) -> View:
     return View(frame, frame.link_pos, frame.link_rot, np.zeros(count, bool), 0.0, 0.0)
 
 
-def test_views_beside_each_other_keep_the_order_of_the_cells():
+def test_joined_views_keep_the_order_of_the_cells():
     joint = beside([view_of([2, 5], 1.0), view_of([9, 12], 2.0)], np.array([12, 2, 9, 5]))
     assert joint.frame.env_index.tolist() == [12, 2, 9, 5]
     assert joint.link_pos[:, 0, 0].tolist() == [2.0, 1.0, 2.0, 1.0]
@@ -534,7 +534,7 @@ def test_views_beside_each_other_keep_the_order_of_the_cells():
     assert not joint.hidden.any()
 
 
-def test_who_is_missing_leaves_a_cell_that_another_may_take():
+def test_a_missing_env_leaves_a_cell_that_another_may_take():
     joint = beside([view_of([2, 5], 1.0)], np.array([12, 2, 9]))
     assert joint.frame.env_index.tolist() == [5, 2, 9], "5 is still on screen"
     assert joint.hidden.tolist() == [False, False, True]
@@ -543,7 +543,7 @@ def test_who_is_missing_leaves_a_cell_that_another_may_take():
     assert twice.link_pos[:, 0, 0].tolist() == [1.0, 1.0], "the first process's own counts"
 
 
-def test_a_missing_zeromq_is_named(monkeypatch):
+def test_the_error_for_a_missing_zeromq_names_the_extra(monkeypatch):
     from brax_viser import viewer
     from brax_viser.processes import rendezvous
 

@@ -1,4 +1,4 @@
-"""Whatever trains without the wrapper is shown with it, and comes out the same, bit by bit."""
+"""Environments that train without the wrapper are shown with it, and their states stay the same."""
 
 import copy
 import functools
@@ -37,7 +37,7 @@ NUM_ENVS, NUM_STEPS = 5, 6
 
 @pytest.fixture(scope="module")
 def shared():
-    """A viewer that a page looks at, for tests that need none of their own."""
+    """A viewer with an open page, for tests that do not need one of their own."""
     with Viewer(port=0, mode="every_step") as viewer:
         page = Page(viewer)
         yield viewer
@@ -49,7 +49,7 @@ def without_log(state: Any) -> Any:
 
 
 def assert_same(one: Any, other: Any) -> None:
-    """Structure, values, types and weak types."""
+    """Compares structure, values, types and weak types."""
     assert jax.tree.structure(one) == jax.tree.structure(other)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         assert type(a) is type(b)
@@ -59,7 +59,7 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 def rollout(env: Any) -> list[Any]:
-    """States of a batch that is stepped one by one."""
+    """Returns the states of a batch before and after each step."""
     actions = jax.random.uniform(jax.random.PRNGKey(1), (NUM_STEPS, NUM_ENVS, 1), minval=-1.0)
     states = [jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))]
     step = jax.jit(jax.vmap(env.step))
@@ -108,7 +108,7 @@ def test_done_and_reward_may_be_any_number_or_array_and_the_rewards_sum_is_shown
     make = functools.partial(Toy, done=DONE[done], reward=REWARD[reward])
     env = assert_shown_and_the_same(make, shared)
     first, action = env.reset(jax.random.PRNGKey(2)), 5 * jnp.ones(1)
-    state = env.step(first, action)  # out of any `jit`, where Python's numbers stay what they are
+    state = env.step(first, action)  # outside `jit`, where Python's numbers stay Python's
     bare = make().reset(jax.random.PRNGKey(2))
     assert_same(without_log(first), bare)
     assert_same(without_log(state), make().step(bare, action))
@@ -118,7 +118,7 @@ def test_done_and_reward_may_be_any_number_or_array_and_the_rewards_sum_is_shown
     assert (log["since_termination"] == 0) == np.any(np.asarray(state.done) > 0)
 
 
-def test_python_numbers_at_reset_alone_and_a_batch_inside_are_shown_too(shared):
+def test_python_numbers_only_at_reset_and_a_batch_inside_are_shown_too(shared):
     class Early(Toy):
         def reset(self, rng):
             return super().reset(rng).replace(done=False, reward=0.0, info={"steps": 0})
@@ -175,7 +175,7 @@ def test_nested_observations_reach_the_page(viewer, page):
 
 
 def drawn(env: VisualizedEnv, viewer: Viewer) -> tuple[Any, Any]:
-    """(what is on screen after one step of a batch, the state after it)."""
+    """Returns the frame on screen after one step of a batch, and the state after it."""
     state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
     state = jax.block_until_ready(jax.jit(jax.vmap(env.step))(state, jnp.ones((NUM_ENVS, 1))))
     blocks = Probe(viewer).scene.blocks
@@ -203,7 +203,7 @@ def arm_model() -> tuple[mujoco.MjModel, Any]:
 
 
 class Tutorial:
-    """As in MJX's tutorials. `keep` puts the models where they are kept."""
+    """An environment as in MJX's tutorials. `keep` stores the models on it."""
 
     action_size, observation_size = 1, 2
     field = "data"
@@ -219,14 +219,14 @@ class Tutorial:
 
     def step(self, state: Any, action: jax.Array) -> Any:
         data = mjx.step(self.stepped, state.pipeline_state.replace(ctrl=action))
-        return self.state(mjx.kinematics(self.stepped, data))  # poses of the very qpos
+        return self.state(mjx.kinematics(self.stepped, data))  # poses of this same qpos
 
     def state(self, data: Any) -> Any:
         return State(data, data.qpos, jnp.zeros(()), jnp.zeros(()))
 
 
 class Jointless(PipelineEnv):
-    """A System with bodies without joints, on MJX."""
+    """A System in which some bodies have no joints, on MJX by default."""
 
     def __init__(self, backend: str = "mjx"):
         super().__init__(mjcf.load_model(copy.copy(arm_model()[0])), backend=backend)
@@ -257,7 +257,7 @@ class OfTheData(Jointless):
 
 
 @pytest.mark.parametrize("make", [Tutorial, Jointless, OfTheData])
-def test_poses_are_those_of_mujoco_wherever_the_state_has_them(viewer, page, make):
+def test_poses_equal_mujocos_wherever_the_state_keeps_them(viewer, page, make):
     viewer.mode, viewer.selected_env = "every_step", 2
     env = VisualizedEnv(make(), grid=(NUM_ENVS, 1), viewer=viewer)
     frame, state = drawn(env, viewer)
@@ -304,7 +304,7 @@ def test_the_mujoco_model_is_found_wherever_it_is_kept(where):
     assert adapter_for(Tutorial(KEEPS[where])).mj_model is arm_model()[0]
 
 
-def test_the_mujoco_model_can_be_given_and_must_be_that_of_the_env(shared):
+def test_a_mujoco_model_that_is_passed_in_must_match_the_env(shared):
     bare = Tutorial(lambda env, model, stepped: None)
     with pytest.raises(ValueError, match=r"no MuJoCo model.*mj_model=model"):
         VisualizedEnv(bare, viewer=shared)
@@ -321,7 +321,7 @@ def test_the_mujoco_model_can_be_given_and_must_be_that_of_the_env(shared):
 # Classes.
 
 
-def test_a_plain_class_learns_the_same_under_stock_ppo(viewer, page):
+def test_a_plain_class_trains_identically_under_stock_ppo(viewer, page):
     viewer.mode = "every_step"
     settings = dict(SMALL, num_timesteps=1_000, num_evals=1)
     assert_identical(train(VisualizedEnv(Toy(), viewer=viewer), settings), train(Toy(), settings))
@@ -333,14 +333,14 @@ def test_a_plain_class_learns_the_same_under_stock_ppo(viewer, page):
     ("attributes", "seconds"),
     [({}, 0.02), ({"n_frames": 5}, 0.1), ({"_n_substeps": 2}, 0.04), ({"dt": 0.06}, 0.06)],
 )
-def test_the_seconds_of_a_step_are_guessed_from_what_the_class_says(attributes, seconds):
+def test_the_duration_of_a_step_is_inferred_from_the_envs_attributes(attributes, seconds):
     env = Toy()
     vars(env).update(attributes)
     assert adapter_for(env).dt == pytest.approx(seconds)
 
 
 class Registered(Toy):
-    """Keeps account of its subclasses, and wants to be told their names."""
+    """An environment that registers its subclasses, and requires a name for each."""
 
     known: dict[str, type] = {}  # noqa: RUF012
 
@@ -412,7 +412,7 @@ CLASSES = [
 
 
 @pytest.mark.parametrize("make", CLASSES)
-def test_no_class_is_made_of_the_users_own(shared, make):
+def test_no_subclass_of_the_users_class_is_made(shared, make):
     known, made, subclasses = dict(Registered.known), list(Meta.made), Mine.__subclasses__()
     env = assert_shown_and_the_same(make, shared)
     base, bare = env.unwrapped, env.env
@@ -420,12 +420,12 @@ def test_no_class_is_made_of_the_users_own(shared, make):
     assert base is env.unwrapped
     before = shared.stats().frames
     base.step(base.reset(jax.random.PRNGKey(0)), jnp.ones(1))
-    assert shared.stats().frames == before + 1, "what steps the base comes by"
+    assert shared.stats().frames == before + 1, "a step of the base is seen"
     assert (Registered.known, Meta.made) == (known, made)
     assert Mine.__subclasses__() == subclasses == []
 
 
-def test_a_copy_of_the_unwrapped_env_is_stepped_itself(shared):
+def test_a_copy_of_the_unwrapped_env_steps_itself(shared):
     env = VisualizedEnv(Toy(), viewer=shared)
     other = copy.copy(env.unwrapped)
     other.made = None, lambda x: 7.0, None
@@ -434,7 +434,7 @@ def test_a_copy_of_the_unwrapped_env_is_stepped_itself(shared):
     assert float(env.unwrapped.step(state, jnp.ones(1)).reward) < 0.0
 
 
-def test_a_subclass_of_the_wrapper_may_keep_account_of_its_own(shared):
+def test_a_subclass_of_the_wrapper_may_register_its_own_subclasses(shared):
     class Named(VisualizedEnv):
         def __init_subclass__(cls, *, name: str):
             raise AssertionError(name)
@@ -477,7 +477,7 @@ def test_a_copy_shares_the_viewer_and_is_the_same_env(shared, way, make):
 
 
 def elsewhere(path: str) -> None:
-    """Runs in a process of its own."""
+    """Steps an unpickled env in another process, without a viewer and then with one."""
     env = pickle.loads(Path(path).read_bytes())
     assert env.viewer is None
     states = rollout(env)
@@ -493,7 +493,7 @@ def elsewhere(path: str) -> None:
     print("the same")
 
 
-def test_unpickled_in_another_process_it_steps_without_a_viewer_until_it_is_given_one(
+def test_an_env_unpickled_in_another_process_steps_without_a_viewer_until_given_one(
     shared, tmp_path
 ):
     path = tmp_path / "env.pickle"
@@ -513,7 +513,7 @@ def test_unpickled_in_another_process_it_steps_without_a_viewer_until_it_is_give
     assert "the same" in done.stdout
 
 
-def test_a_state_that_was_watched_goes_on_without_a_viewer_and_keeps_its_record(shared):
+def test_a_watched_state_can_be_stepped_without_a_viewer_and_keeps_its_record(shared):
     env = VisualizedEnv(Toy(), viewer=shared)
     state = env.step(env.reset(jax.random.PRNGKey(0)), jnp.ones(1))
     env.viewer = None
@@ -526,7 +526,7 @@ def test_a_state_that_was_watched_goes_on_without_a_viewer_and_keeps_its_record(
 
 
 def test_braxs_torch_wrapper_carries_the_record(shared, monkeypatch):
-    """Mappings and arrays are what it knows; torch itself is not needed to see that."""
+    """The wrapper converts mappings and arrays; a stand-in for torch is enough to test that."""
     torch = types.ModuleType("torch")
     torch.Tensor, torch.device = type("Tensor", (), {}), type("device", (), {})
     torch.utils = types.ModuleType("torch.utils")
@@ -544,7 +544,7 @@ def test_braxs_torch_wrapper_carries_the_record(shared, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [FrozenDict, dict])
-def test_info_stays_of_its_kind(shared, kind):
+def test_info_keeps_its_type(shared, kind):
     class Own(Toy):
         def reset(self, rng):
             return super().reset(rng).replace(info=kind({"mine": jnp.zeros(())}))
@@ -557,7 +557,7 @@ def test_info_stays_of_its_kind(shared, kind):
     assert type(env.step(env.reset(jax.random.PRNGKey(0)), jnp.ones(1)).info) is kind
 
 
-def test_a_state_without_a_place_for_the_record_or_without_physics_is_refused(shared):
+def test_a_state_without_info_or_physics_is_refused(shared):
     class NoInfo(Toy):
         def reset(self, rng):
             return super().reset(rng).replace(info=None)

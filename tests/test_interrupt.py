@@ -1,4 +1,4 @@
-"""The process's wakeup descriptor, shared by all viewers and given back to whom it belonged."""
+"""The process's wakeup descriptor: all viewers share it and give it back to its owner."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def wakeup_fd() -> int:
 
 @pytest.fixture(autouse=True)
 def no_handler() -> Iterator[None]:
-    """SIGINT does nothing but wake; and the descriptor is as before in the end."""
+    """Makes SIGINT do nothing but wake, and checks that the descriptor is restored at the end."""
     handler, before = signal.signal(signal.SIGINT, lambda *_: None), wakeup_fd()
     yield
     assert wakeup_fd() == before
@@ -36,19 +36,19 @@ def no_handler() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("first_closed", [0, 1])
-def test_watches_may_be_closed_in_any_order_and_write_to_no_file_of_others(tmp_path, first_closed):
+def test_watches_may_be_closed_in_any_order_and_write_to_no_other_files(tmp_path, first_closed):
     before = wakeup_fd()
     heard = Heard(), Heard()
     watches = [InterruptWatch(one) for one in heard]
     for watch in watches:
         watch.start()
     watches[first_closed].close()
-    # Whoever opens files now gets the numbers of what was closed.
+    # Files that are opened now get the numbers of the closed descriptors.
     files = [os.open(tmp_path / str(n), os.O_CREAT | os.O_RDWR) for n in range(20)]
     signal.raise_signal(signal.SIGINT)
     eventually(lambda: heard[1 - first_closed].times == 1, "the one that is left hears of it")
     watches[1 - first_closed].close()
-    assert wakeup_fd() == before  # and not a number that belongs to nobody, or to a file
+    assert wakeup_fd() == before  # neither a closed number nor a file's
     signal.raise_signal(signal.SIGINT)
     assert [os.fstat(file).st_size for file in files] == [0] * 20
     assert heard[first_closed].times == 0
@@ -56,7 +56,7 @@ def test_watches_may_be_closed_in_any_order_and_write_to_no_file_of_others(tmp_p
         os.close(file)
 
 
-def test_who_was_woken_before_still_is_and_gets_the_descriptor_back():
+def test_an_earlier_owner_is_still_woken_and_gets_the_descriptor_back():
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     before = signal.set_wakeup_fd(theirs.fileno())
@@ -75,7 +75,7 @@ def test_who_was_woken_before_still_is_and_gets_the_descriptor_back():
     theirs.close()
 
 
-def test_a_descriptor_that_was_closed_meanwhile_is_neither_written_to_nor_given_back(tmp_path):
+def test_a_descriptor_closed_by_its_owner_is_neither_written_to_nor_given_back(tmp_path):
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     number, before = theirs.fileno(), signal.set_wakeup_fd(theirs.fileno())
@@ -84,7 +84,7 @@ def test_a_descriptor_that_was_closed_meanwhile_is_neither_written_to_nor_given_
     watch.start()
     file = os.open(tmp_path / "checkpoint", os.O_CREAT | os.O_RDWR)
     theirs.close()
-    os.dup2(file, number)  # the number is a file's now
+    os.dup2(file, number)  # the number now belongs to a file
     signal.raise_signal(signal.SIGINT)
     eventually(lambda: heard.times == 1, "the watch hears of it")
     watch.close()
@@ -95,7 +95,7 @@ def test_a_descriptor_that_was_closed_meanwhile_is_neither_written_to_nor_given_
     ours.close()
 
 
-def test_a_watch_that_is_closed_on_another_thread_hears_no_more():
+def test_a_watch_closed_on_another_thread_is_not_called_again():
     heard, other = Heard(), Heard()
     watch = InterruptWatch(heard)
     watch.start()

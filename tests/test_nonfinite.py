@@ -329,7 +329,7 @@ def test_a_sentence_says_no_more_than_is_known():
 
 def test_another_process_tells_what_it_has_found():
     report = messages.Report({}, 0.0, 0, 0, None, None, found=((0, finding(("reward", "NaN"))),))
-    assert messages.decode_from_others(messages.encode(report)) == report
+    assert messages.decode_from_worker(messages.encode(report)) == report
 
 
 def test_an_error_that_is_no_nan_keeps_its_own_words():

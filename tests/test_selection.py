@@ -110,7 +110,7 @@ def test_nobody_is_drawn_where_the_rule_finds_nobody():
     choice.begin(Selection.of("nan"), 8, 3, now=0.0, keep=None)
     assert choice.rule_for(0) == NONFINITE
     choice.report(0, NONFINITE, ranking([0, 1, 2]), 1, 8, 3, None)
-    assert choice.found_nobody
+    assert choice.found_none
     choice.begin(Selection.of("nan"), 8, 3, now=1.0, keep=None)
     choice.report(0, NONFINITE, ranking([5, 0, 1], finite=[False, True, True]), 1, 8, 3, None)
     assert choice.env_index is not None and choice.env_index.tolist() == [5]

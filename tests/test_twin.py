@@ -826,7 +826,7 @@ def test_coordinates_survive_the_way_from_another_process(ants):
     drawn = np.array([4], np.int32)
     source = SimpleNamespace(number=0, kind="an ant")
     packet = Packet(source, "train", 0, 7, drawn, drawn, 20, layout, rows, 0, None, detail)
-    message = messages.decode_from_others(messages.encode(messages.step_of(packet, sending=True)))
+    message = messages.decode_from_worker(messages.encode(messages.step_of(packet, sending=True)))
     assert isinstance(message, messages.Step)
     for received in (packet, messages.packet_of(message, None, 1)):
         frame = received.open()
