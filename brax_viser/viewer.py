@@ -1,4 +1,4 @@
-"""`Viewer`: the page, the switch, and all else that a person or a script can steer."""
+"""`Viewer`: serves the page, and is the script's way to steer it."""
 
 import atexit
 import contextlib
@@ -39,8 +39,8 @@ _named: "Named[Viewer]" = Named()
 
 
 def implicit_viewer(env_name: str) -> "Viewer":
-    """The viewer of an environment that was given none: that of the last one of that name, as long
-    as it is open, or else a new one."""
+    """Returns the viewer of an environment that was given none: the open viewer of the last
+    environment of that name, or else a new one."""
     with _named.lock:
         name = f"environment {env_name}"
         viewer = _named.get(("name", name)) or Viewer(name=name)
@@ -56,19 +56,19 @@ class Viewer(Controls):
     widgets' callbacks, which only enqueue, and the page's loop, which does everything else; and
     the user's.
 
-    Of a training that several processes run (`jax.distributed`), the first one's viewer serves the
-    page, and is steered; in the others, where the same script runs, a viewer sends what its devices
-    step to the first one's, does as that one says, and opens no port. Each process makes the same
-    viewers and environments in the same order. What the processes tell each other is encrypted and
-    needs a secret, which `processes.rendezvous` tells more about.
+    If several processes run the training (`jax.distributed`), the first one's viewer serves the
+    page and steers all of them. In the other processes, which run the same script, the viewer opens
+    no port: it sends the steps of its devices to the first process and follows its controls.
+    Each process must make the same viewers and environments in the same order. The connection is
+    encrypted and needs a secret: see `processes.rendezvous`.
     """
 
     _made = 0  # viewers, in this process
-    _shows_newest = False  # of the environments, though another was stepped last
-    _server: PageServer | None = None  # these three are the first process's
+    _shows_newest = False  # environment, even if another was stepped last
+    _server: PageServer | None = None  # these three only in the first process
     _page: Page | None = None
     _leader: "Leader | None" = None
-    _end: "Page | Worker"  # where what the devices push goes
+    _end: "Page | Worker"  # where the devices' packets go
 
     def __init__(
         self,
@@ -84,10 +84,10 @@ class Viewer(Controls):
         """Starts the server.
 
         Args:
-            host: address to listen on, IPv4 or IPv6, or a name of this machine's. There is no
-                password: whoever reaches it can watch, and can switch the streaming and hold the
+            host: address to listen on, IPv4 or IPv6, or a name of this machine. There is no
+                password: everybody who reaches it can watch, switch the streaming and hold the
                 training.
-            port: if it is taken, the next free one is used; 0 takes any. None is 8000. See `url`.
+            port: if it is taken, the next free one is used; 0 takes any free one; None is 8000.
             mode: "realtime" (stretches of consecutive steps, played at the robot's own speed),
                 "latest" (the newest state, `fps` times a second) or "every_step" (all of them;
                 the training waits for the viewer when it must).
@@ -95,14 +95,14 @@ class Viewer(Controls):
             max_overhead: share of the training's wall-clock that "realtime" and "latest" may
                 cost, above 0 and at most 1; stretches and frames are spaced to keep it.
             streaming: whether the switch is on at first.
-            name: the viewer takes the place of this process's last one of that name, if that is
-                still open, which is closed; and its port, so that an open page comes back. Without
-                one, the name is the port that was asked for, if it is not 0; and in an interactive
-                session (Jupyter, IPython, Python's own), where a cell may be run again, all viewers
-                with neither are of one name.
+            name: if this process has an open viewer of the same name, that one is closed and the
+                new one takes its port, so that an open page comes back. Without a name, the port
+                that was asked for is the name, if it is not 0. In an interactive session (Jupyter,
+                IPython, Python's own), where a cell may be run again, all viewers without a name
+                and a port share one name.
 
         Raises:
-            ValueError: a value is out of its limits, or `host` cannot be listened on.
+            ValueError: a value is out of its limits, or `host` can't be listened on.
             ImportError: several processes run the training, and ZeroMQ is not installed.
         """
         check_choice("mode", mode, MODES)
@@ -127,12 +127,12 @@ class Viewer(Controls):
                 self._build(number, self._replaced())
             if self._place.process == 0:
                 print(f"brax_viser: {self.url}", flush=True)
-        except BaseException:  # Ctrl-C as well: nothing that was begun is to stay
+        except BaseException:  # Ctrl-C as well: nothing that was started may stay
             self.close()
             raise
 
     def _replaced(self) -> int:
-        """Closes the viewer whose place this one takes; the port to ask for."""
+        """Closes the viewer that this one replaces, if any. Returns the port to ask for."""
         port = address.DEFAULT_PORT if self._asked_port is None else self._asked_port
         last = _named.get(self._key)
         if last is None:
@@ -147,7 +147,7 @@ class Viewer(Controls):
         return port
 
     def _build(self, number: int, port: int) -> None:
-        """Starts all that runs, and has `close` end it."""
+        """Starts everything, and registers how `close` ends it."""
         undo = self._undo
         self._shared.num_processes = self._place.num_processes
         if self._place.process > 0:
@@ -162,7 +162,7 @@ class Viewer(Controls):
         self._end.start()
         if self._place.process > 0:
             undo.callback(self._end.join, timeout=5.0)
-        # XLA waits for pending callbacks at exit: nobody may be left waiting for the page.
+        # XLA waits for pending callbacks at exit: none may be left waiting for the page.
         atexit.register(self.close)
         undo.callback(atexit.unregister, self.close)
         if self._key is not None:
@@ -175,7 +175,7 @@ class Viewer(Controls):
         return Worker(self._shared, self._sources, self._place, number)
 
     def _listen(self, number: int, url: str) -> "Leader | None":
-        """Listens to the other processes of the training, if it has any."""
+        """Listens to the other processes of the training, if there are any."""
         if self._place.num_processes == 1:
             return None
         from brax_viser.processes.leader import Leader
@@ -197,8 +197,8 @@ class Viewer(Controls):
 
     @property
     def url(self) -> str:
-        """The address to open in a browser. In other processes than the first, of the first one's
-        page; empty as long as it has not been heard of."""
+        """The address to open in a browser. In other processes than the first it is that of the
+        first one's page, and empty until that is known."""
         if self._server is not None:
             return self._server.url
         return "" if isinstance(self._end, Page) else self._end.url or ""
@@ -222,16 +222,16 @@ class Viewer(Controls):
                 self._shared.tell_progress(source)
 
     def progress(self) -> ProgressView:
-        """How far the training is, as the page shows it."""
+        """Returns how far the training is, as the page shows it."""
         self._tell_progress()
         return self._shared.progress.view(self._shared.clock())
 
     def stats(self) -> Stats:
-        """A consistent reading of all counters."""
+        """Returns a consistent reading of all counters."""
         return stats_of(self._shared, self._sources, self._leader, self._end.drawn_envs())
 
     def close(self) -> None:
-        """Stops the server. A training that is running, or held, goes on without it. Idempotent."""
+        """Stops the server. The training goes on, even if it was held. Idempotent."""
         with self._shared.lock:
             if self._shared.control.closed:
                 return
@@ -249,7 +249,7 @@ class Viewer(Controls):
         return self
 
     def __deepcopy__(self, _: dict[int, Any]) -> "Viewer":
-        return self  # whatever has a viewer is shown by it, and so are copies
+        return self  # copies of an environment are shown by the same viewer
 
     def __reduce__(self) -> Any:
         name = vars(self).setdefault("_pickled_as", uuid.uuid4().hex)
@@ -268,18 +268,18 @@ class Viewer(Controls):
         self.close()
 
     def attach(self, adapter: "Adapter", grid: Grid, role: str | None) -> Callbacks:
-        """Called by `VisualizedEnv`: shows the model at once, and returns whom to ask."""
+        """Called by `VisualizedEnv`: shows the model at once. Returns the host's callbacks."""
         source = Callbacks(self._shared, adapter, grid, role, self._new_training)
         self._sources.add(source)
         with self._shared.lock:
             self._shared.findings.rearm()
         if self._page is None or not self._page.steering.show_is_chosen:
-            # Who shows an environment for evaluation alone wants to see that.
+            # A viewer that has only evaluation environments shows these.
             alone = all(known.role == "eval" for known in self._sources)
             self._shared.set(show="eval" if alone else "train")
         role = role or "train"
         with self._shared.lock:
-            if self._shows_newest:  # until the one that was shown is stepped again
+            if self._shows_newest:  # until the shown one is stepped again
                 self._shared.shown.pop(role, None)
             known = self._shared.shown.get(role)
         if known is None or not known.rollouts:
@@ -287,7 +287,7 @@ class Viewer(Controls):
         return source
 
     def _new_training(self, source: Source, call: TrainerCall) -> None:
-        """A trainer has begun to trace `source`'s environment, on the trainer's thread."""
+        """Called on the trainer's thread when it begins to trace `source`'s environment."""
         if source.role != "eval":
             self._end.show_model(source, "train", call.num_envs)
 
@@ -296,7 +296,7 @@ _viewers: "weakref.WeakValueDictionary[str, Viewer]" = weakref.WeakValueDictiona
 
 
 def _viewer_here(process: int, name: str) -> Viewer | None:
-    """The viewer that was pickled, where it lives; None in any other process, a fork included."""
+    """Returns the viewer that was pickled; None in any other process, a fork included."""
     return _viewers.get(name) if process == os.getpid() else None
 
 

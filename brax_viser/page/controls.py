@@ -1,4 +1,4 @@
-"""What a script can change and see of a viewer."""
+"""The part of `Viewer` with which a script steers the page."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[[ShownFrame], object])
 
 
 class Controls:
-    """The public face of `Steering`. Any value that is out of its limits is a `ValueError`."""
+    """The public face of `Steering`. A value out of its limits raises `ValueError`."""
 
     _shared: SharedState
     _page: Page | None  # None in other processes than the first
@@ -33,8 +33,8 @@ class Controls:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> None:
-        """Changes something. Where several processes run the training, and the script with it, the
-        first one's page and code steer all of them, and the others' code does nothing."""
+        """Calls a method of the steering. If several processes run the training and the script, the
+        first process steers all of them, and the calls of the others do nothing."""
         if self._page is not None:
             method(self._page.steering, *args, **kwargs)
 
@@ -112,7 +112,7 @@ class Controls:
 
     @property
     def stretch_seconds(self) -> float:
-        """How much of the robot's time one stretch of "realtime" shows, s: 0.5 to 30."""
+        """Length of one stretch of "realtime", in s of the robot's time: 0.5 to 30."""
         return self._shared.control.stretch_seconds
 
     @stretch_seconds.setter
@@ -121,7 +121,7 @@ class Controls:
 
     @property
     def show(self) -> str:
-        """Which rollouts are shown: "train", "eval", or "both" side by side."""
+        """The rollouts that are shown: "train", "eval", or "both" side by side."""
         return self._shared.control.show
 
     @show.setter
@@ -135,9 +135,9 @@ class Controls:
             what: "first"; ("page", n), counted from 1; a list of indices, which count over all
                 devices; "random"; "best" or "worst" (by the return that `rank_by` names);
                 "terminated" (most recently), each in the pose in which it fell, after the steps
-                that led there where they have come; or "nan" (any NaN or Inf). The last four are
-                chosen among all environments, on the device.
-            sticky: keep those that a rule has chosen, instead of choosing anew at each stretch.
+                that led there if these were streamed; or "nan" (any NaN or Inf). The last four
+                are chosen among all environments, on the device.
+            sticky: keep those that a rule has chosen, instead of choosing again at each stretch.
 
         Raises:
             ValueError: none of these, an index below 0, or one given twice.
@@ -146,10 +146,10 @@ class Controls:
 
     @property
     def rank_by(self) -> str:
-        """Which return "best" and "worst" are ranked by, and labels and colours tell:
-        "last_episode", that of each environment's last finished episode, those that have none
-        behind the others, by the third; "so_far", that of the episode so far; or "per_second", that
-        over the time of it."""
+        """The return that "best" and "worst" are ranked by, and that labels and colours show:
+        "last_episode", of each environment's last finished episode (environments without one rank
+        behind the others, by reward per second); "so_far", of the current episode; or "per_second",
+        the current episode's return divided by its time."""
         return self._shared.selection.rank_by
 
     @rank_by.setter
@@ -158,8 +158,8 @@ class Controls:
 
     @property
     def selected_env(self) -> int | None:
-        """The environment that is followed, stepped to its termination and marked; it is drawn in
-        any case. None: no one is."""
+        """The environment that is marked, can be followed and is stepped to its termination. It is
+        always drawn. None: no environment is selected."""
         return self._shared.selected_env
 
     @selected_env.setter
@@ -168,9 +168,9 @@ class Controls:
 
     @property
     def twins(self) -> int:
-        """How many of the robots that are drawn have a twin in MuJoCo, which is stepped with the
-        controls of the training beside it: 0 to 256, 0 at first. The selected robot has one first.
-        There are none in mode "latest", which has no consecutive steps."""
+        """How many of the drawn robots have a twin, a MuJoCo simulation that is given the same
+        controls: 0 to 256, 0 at first. The selected robot gets the first one. Mode "latest" has no
+        twins, because it has no consecutive steps."""
         return self._shared.control.twins
 
     @twins.setter
@@ -179,7 +179,7 @@ class Controls:
 
     @property
     def twin_settings(self) -> TwinSettings:
-        """How twins are stepped, judged and drawn; a frozen dataclass, to be replaced."""
+        """How twins are stepped, compared and drawn: a frozen dataclass, which you replace."""
         return self._page.steering.twin_settings if self._page else TwinSettings()
 
     @twin_settings.setter
@@ -187,37 +187,37 @@ class Controls:
         self._steer(Steering.set_twin_settings, settings)
 
     def restart_twins(self) -> None:
-        """Starts all twins anew, with the next step, from where their robots are then."""
+        """Restarts all twins at the next step, each from the state of its robot."""
         self._steer(Steering.restart_twins)
 
     def policy_params_fn(
         self, num_steps: int, make_policy: Callable[..., Any], params: Any
     ) -> None:
-        """Hand it to the trainer as `policy_params_fn`: sandboxes are driven by the policy."""
+        """Hand it to the trainer as `policy_params_fn`: the policy then drives sandboxes."""
         self._steer(Steering.take_policy, num_steps, make_policy, params)
 
     def fork(self) -> None:
-        """Takes the selected environment, as it is on screen, into a MuJoCo sandbox beside the
-        others, in place of the one there was. See `sandbox`, which it takes some seconds to make.
+        """Copies the selected environment, as it is on screen, into a MuJoCo sandbox beside the
+        others. It replaces the last sandbox, and takes some seconds to make; see `sandbox`.
 
         Raises:
-            ValueError: no environment is selected, or what is inside of it is not known yet.
+            ValueError: no environment is selected, or its details are not known yet.
         """
         self._steer(Steering.fork)
 
     @property
     def sandbox(self) -> "SandboxThread | None":
-        """What runs the sandbox, once there is one: `do` has it push the robot, change gravity and
-        the like; see `sandbox.Sandbox`."""
+        """The thread that runs the sandbox, if there is one. Its method `do` pushes the robot,
+        changes gravity and so on: see `sandbox.simulation.Sandbox`."""
         return self._page.robots.sandbox.session.thread if self._page else None
 
     def close_sandbox(self) -> None:
-        """Takes the sandbox away, if there is one."""
+        """Closes the sandbox, if there is one."""
         self._steer(Steering.close_sandbox)
 
     def drift(self) -> Drift | None:
-        """How far the twins are from their robots, at the step that is on screen; None if none of
-        them has one. In other processes than the first: None."""
+        """How far the twins are from their robots, at the step on screen; None if no robot has a
+        twin, and in other processes than the first."""
         return self._page.channels.drift() if self._page else None
 
     def pause(self) -> None:
@@ -231,7 +231,7 @@ class Controls:
     def step(self, n: int = 1) -> None:
         """Lets a held training go on by `n` env steps; holds a training that runs.
 
-        Returns at once: `stats().held` tells when the training has come to a stop.
+        Returns at once: `stats().held` says whether the training has stopped.
 
         Raises:
             ValueError: `n` is below 1.
@@ -240,25 +240,25 @@ class Controls:
 
     def run_to_termination(self, env: int | None = None) -> None:
         """Lets the training go on until an environment's episode ends in a termination, and holds
-        it there. Running out of time is none. Returns at once, as `step` does.
+        it there. Running out of time is no termination. Returns at once, as `step` does.
 
         Args:
-            env: which; selected from now on. None: the one that is selected.
+            env: index of the environment, which becomes selected. None: the selected one.
 
         Raises:
-            ValueError: no environment is selected, or it is no index.
+            ValueError: no environment is selected, or `env` is not an index.
         """
         self._steer(Steering.run_to_termination, env)
 
     @property
     def hold_on_nan(self) -> bool:
-        """Whether the training is held at the very step at which anything of an environment turns
-        NaN or Inf, of the training or an evaluation, with that environment selected: its reward,
-        link poses, velocities or observations. Once; `resume` goes on, and setting it again has
-        the next one hold as well. An Inf that is in observations by design holds it for itself.
+        """Whether the training is held at the step at which an environment's reward, link poses,
+        velocities or observations turn NaN or Inf, in training or evaluation, with that
+        environment selected. It holds once; set it again after `resume` to hold at the next one.
+        An Inf that an observation has by design holds the training as well.
 
-        Then all is looked through at each step, and not some times a second. Once the training is
-        running, this begins within 0.1 s."""
+        Everything is then checked at each step instead of some times a second. In a running
+        training this begins within 0.1 s."""
         return self._shared.control.hold_on_nan
 
     @hold_on_nan.setter
@@ -267,12 +267,12 @@ class Controls:
 
     @property
     def nonfinite(self) -> tuple[Finding, ...]:
-        """What has turned NaN or Inf since the training began, in whatever environment: the first
-        of its kind, in the training and in evaluations. `str` makes a sentence of one. A reward is
-        found at the very step, all else within 0.1 s, streaming or not; see `hold_on_nan`."""
+        """The first NaN or Inf of each kind since the training began, in any environment, in
+        training and in evaluation. `str` makes a sentence of one. A reward is found at the very
+        step, everything else within 0.1 s, streaming or not; see `hold_on_nan`."""
         with self._shared.lock:
             return self._shared.findings.told
 
     def dismiss_nonfinite(self) -> None:
-        """Takes what `nonfinite` tells off the page. What turns NaN or Inf from now on is told."""
+        """Takes the findings of `nonfinite` off the page. New ones will be reported."""
         self._steer(Steering.dismiss_nonfinite)

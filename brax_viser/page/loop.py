@@ -1,4 +1,4 @@
-"""The page's loop: wakes, takes what has come and what was asked for, and draws."""
+"""Runs the page's loop: carries out commands, takes packets, and draws."""
 
 import asyncio
 import concurrent.futures
@@ -24,14 +24,14 @@ from brax_viser.scene.look import Look
 
 PANEL_SECONDS = 0.25
 IDLE_SECONDS = 1.0
-"""How often the panel is brought up to date while robots move, and while none is shown: seconds
-tick, and what a person changes is shown at once in either case."""
+"""s between two updates of the panel while robots move, and while none is shown. Changes that a
+person makes are shown at once."""
 
 TITLES = {"train": "Training", "eval": "Evaluation"}
 
 
 class Loop:
-    """A task on viser's event loop. Everything here runs there, but where said otherwise."""
+    """The task on viser's event loop. Its methods run there unless they say otherwise."""
 
     def __init__(
         self,
@@ -49,16 +49,16 @@ class Loop:
         """Does nothing yet; `start` starts the task.
 
         Args:
-            shared: what is shared with the device's calls.
-            state: how the page is to look.
-            server: of the page.
+            shared: the state shared with the device's calls.
+            state: how the page should look.
+            server: the page's server.
             events: viser's loop.
-            robots: which robots there are to draw.
-            channels: where the frames are.
-            panel: beside the scene.
-            panel_state: makes what the panel shows.
-            inbox: what is asked for in the page.
-            functions: the script's own, which are called with each picture.
+            robots: the robots to draw.
+            channels: the frames of each rollout.
+            panel: the panel beside the scene.
+            panel_state: makes the panel's view.
+            inbox: the commands from the page.
+            functions: the script's own functions, called with each picture.
         """
         self._shared, self._state, self._server, self._events = shared, state, server, events
         self._robots, self._channels, self._inbox = robots, channels, inbox
@@ -96,11 +96,11 @@ class Loop:
                 if woken or start >= next_panel:
                     self._update_panel(start)
                     next_panel = start + (PANEL_SECONDS if active else IDLE_SECONDS)
-            # The task must live on: a page that is stuck hides the very fault.
+            # The task must live on: a page that is stuck would hide the fault.
             except Exception as error:
                 shared.failed("the page", error)
             wake_up = start + (1 / control.fps if active else IDLE_SECONDS)
-            # At least a turn for viser, whose task of sending is on the same loop.
+            # Lets viser run at least once: its sending task is on the same loop.
             await asyncio.sleep(0)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wake_up - shared.wall_clock()):
@@ -109,7 +109,7 @@ class Loop:
             woken = shared.mailbox.woken()
 
     def _take(self, now: float) -> None:
-        """Does what was asked for, and takes what has come."""
+        """Carries out the commands, and takes the packets and the twins' frames."""
         self._inbox.carry_out()
         self._channels.receive(self._channels.worth_opening(self._shared.mailbox.take()), now)
         self._channels.take_twins(now)
@@ -121,7 +121,7 @@ class Loop:
                 self._robots.want(source, role, rollout.num_envs if rollout else None)
         self._robots.arrange()
         followed, selected = self._scene.followed, self._shared.selected_env
-        if followed is not None and followed[1] != selected:  # held at a NaN, another one is
+        if followed is not None and followed[1] != selected:  # a hold at a NaN has selected another
             self._scene.follow(None)
         views: dict[str, View | None] = {}
         if (view := self._sandbox.view(now)) is not None:
@@ -160,9 +160,9 @@ class Loop:
         rollout: Rollout,
         now: float,
     ) -> None:
-        """Adds what a rollout shows, if that is not on screen already; None: no robot at all."""
+        """Adds the view of a rollout unless it is on screen already; None: it draws no robot."""
         empty = not rollout.choice.pending and rollout.choice.found_none
-        # What comes is played while its robots are read, and is there when they are.
+        # Frames are played while the robots are still being read, and are there once they are.
         look, block = self._look_of(role), self._robots.block_of(role)
         if empty:
             channel.clear()
@@ -178,7 +178,7 @@ class Loop:
             view = channel.falls.shown(channel.now, now, self._shared.control.speed)
         if view is None and not empty:
             view = channel.view
-        # A block may have been made anew, or be looked at in another way.
+        # The block may be a new one, and the look may have changed.
         shown = block is not None and view is not None and block.frame is view.frame
         same = view is None or (view.is_same_picture(channel.view) and look == channel.look)
         if view is not None and not (same and shown):
@@ -192,7 +192,7 @@ class Loop:
         look = self._state.look
         if role == ASIDE:
             return self._sandbox.look(look)
-        # A person selects among the robots of the training, unless only the others are shown.
+        # Selection is among the training's robots, unless only the evaluation's are shown.
         selects = role == self._robots.roles[0]
         return Look(
             look.colour_by,
@@ -207,7 +207,7 @@ class Loop:
         )
 
     def _update_panel(self, now: float) -> None:
-        """Brings the panel up to date, and what is written beside the robots."""
+        """Updates the panel, and the labels and titles in the scene."""
         if not self._shared.control.twins:
             self._channels.end_twins()
         for role, block in self._scene.blocks.items():
