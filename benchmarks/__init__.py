@@ -1,1 +1,1 @@
-"""What the figures and pictures of the documentation were made with."""
+"""Programs that made the figures and pictures of the documentation."""

@@ -1,4 +1,4 @@
-"""A page without a browser: connects to a viewer, and counts what arrives."""
+"""Connects to a viewer as a page without a browser, and counts what arrives."""
 
 import argparse
 import asyncio
@@ -14,22 +14,22 @@ from viser import _messages as messages
 
 
 def content_of(window: bytes) -> dict[str, Any]:
-    """One window of viser's, without its arrays: "messages", and "timestampSec" of the server.
+    """Returns a window of viser's without its arrays: "messages" and the server's "timestampSec".
 
-    A window is, after two lengths of 8 bytes, a zstd-compressed msgpack of messages; the arrays
-    follow uncompressed.
+    A window is two lengths of 8 bytes, a zstd-compressed msgpack of messages, and the
+    uncompressed arrays.
     """
     compressed = int.from_bytes(window[8:16], "little")
     return msgspec.msgpack.decode(zstandard.decompress(window[16 : 16 + compressed]))
 
 
 def messages_of(window: bytes) -> list[dict[str, Any]]:
-    """The messages of one window of viser's."""
+    """Returns the messages of one window of viser's."""
     return content_of(window)["messages"]
 
 
 def poses_of(window: bytes) -> int:
-    """How many position updates of batched handles a window carries."""
+    """Returns how many position updates of batched handles a window carries."""
     return sum(
         message["type"] == "SceneNodeUpdateMessage" and "batched_positions" in message["updates"]
         for message in messages_of(window)
@@ -37,7 +37,7 @@ def poses_of(window: bytes) -> int:
 
 
 def answers_to(window: bytes) -> list[bytes]:
-    """What a page says to a window: that it has come so far, where it is asked for that."""
+    """Returns a page's answers to a window: acknowledgements, where they are requested."""
     return [
         msgspec.msgpack.encode(
             messages.LocalStorageGetItemResponseMessage(
@@ -50,12 +50,12 @@ def answers_to(window: bytes) -> list[bytes]:
 
 
 def is_last_of_replay(window: bytes) -> bool:
-    """Whether a new page now has all that was there before it."""
+    """Whether a new page now has everything that was there before it."""
     return any(message["type"] == "ReplayDoneMessage" for message in messages_of(window))
 
 
 def hello() -> bytes:
-    """What a page says first: viser takes it for connected once it knows where its camera is."""
+    """Returns a page's first message: viser counts it as connected once it knows its camera."""
     camera = messages.ViewerCameraMessage(
         wxyz=(1.0, 0.0, 0.0, 0.0),
         position=(3.0, 3.0, 3.0),
@@ -71,13 +71,13 @@ def hello() -> bytes:
 
 
 SUBPROTOCOL = websockets.Subprotocol(f"viser-v{viser.__version__}")
-"""viser's server turns away clients of another version."""
+"""viser's server rejects clients of another version."""
 
 
 async def watch(port: int) -> None:
     """Receives until the server goes, printing a line of JSON after each tenth of a second.
 
-    "first" is how many bytes came until all that was there already had been sent; 0 before that.
+    "first" is how many bytes came until the existing scene had been sent; 0 before that.
     """
     frames = received = first = 0
     reported = 0.0

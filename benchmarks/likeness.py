@@ -1,13 +1,12 @@
-"""The page beside MuJoCo's own renderer: the same robot, from the same camera.
+"""Compares the page with MuJoCo's own renderer: the same robot, from the same camera.
 
 python -m benchmarks.likeness report.html            # every model that is installed
 python -m benchmarks.likeness report.html --models ant g1 my_robot.xml
 
-Each row of the report has the page's picture (a real browser), MuJoCo's, and where their
-silhouettes differ; the command prints how far silhouettes (intersection over union), colours, and
-the edges within the silhouettes agree. Robots come from packages that ship them: Brax, and, where
-they are installed, mjlab, gymnasium-robotics and dm-control. Wants Chromium, EGL and the `test`
-extra.
+Each row of the report has the page's picture (from a real browser), MuJoCo's, and the difference of
+their silhouettes; the command prints how far silhouettes (intersection over union), colours, and
+the edges within the silhouettes agree. Robots come from packages that ship them: Brax and, if they
+are installed, mjlab, gymnasium-robotics and dm-control. Needs Chromium, EGL and the `test` extra.
 """
 
 import asyncio
@@ -48,21 +47,21 @@ SIZE = 480
 """Side of the pictures, in pixels."""
 
 BACKGROUNDS = (255, 0, 255), (0, 255, 0)
-"""The page is drawn on both: how much of a pixel the robot takes is how little the pixel changes,
-whatever the robot's colour."""
+"""Each robot is drawn on both: the less a pixel changes, the more of it the robot covers, whatever
+the robot's colour."""
 
 LEAST_COVERAGE, LEAST_OPACITY = 0.4, 0.07
-"""Of a pixel at the rim of the robot, and of what lets light through, that count as robot. Pixels
-have four samples, and half of them are to be enough whatever the colours are rounded to."""
+"""Shares of a pixel that count as robot: coverage at its rim, and opacity of translucent parts.
+Pixels have four samples, and half of them must suffice however colours are rounded."""
 
 LEAST_IOU, MOST_COLOUR, LEAST_STRUCTURE = 0.9, 0.25, 0.2
-"""What both pictures have in common at least, and by how much colours differ at most, where it is
-the same robot in the same pose. Dark robots on which the two lights show different edges have the
-least structure in common."""
+"""Limits for the same robot in the same pose: the least agreement of silhouettes, the largest
+difference of colours, the least agreement of structure. Dark robots on which the two lights show
+different edges have the least structure in common."""
 
 LOOKS = 3
-"""How often a picture that has less in common is looked at again: a page that is late shows a robot
-that is not all there yet."""
+"""How often a picture outside these limits is taken again: a page that is late may not show all of
+the robot yet."""
 
 BRAX = (
     "ant",
@@ -97,11 +96,11 @@ PACKAGED = {
     "fruitfly": ("dm_control", "locomotion/walkers/assets/fruitfly_v2/fruitfly.xml"),
     "jaco": ("dm_control", "third_party/kinova/jaco_arm.xml"),
 }
-"""Name -> (package, file within it). The packages are not imported: only their files are wanted."""
+"""Name -> (package, file within it). The packages are not imported: only their files are needed."""
 
 
 def available() -> dict[str, Callable[[], mujoco.MjModel]]:
-    """The models that can be loaded here, by name."""
+    """Returns loaders of the models that are installed, by name."""
     found: dict[str, Callable[[], mujoco.MjModel]] = {}
     for name in BRAX:
         path = _folder("brax") / "envs" / "assets" / f"{name}.xml"
@@ -122,7 +121,7 @@ def _folder(package: str) -> Path:
 
 @dataclass(frozen=True, eq=False)
 class Likeness:
-    """One model, drawn by both."""
+    """One model, drawn by both renderers."""
 
     name: str
     ours: np.ndarray  # uint8 [SIZE, SIZE, 3], the page
@@ -138,7 +137,7 @@ class Likeness:
 
     @property
     def is_alike(self) -> bool:
-        """Whether both show the same."""
+        """Whether both pictures agree within the limits."""
         return (
             self.iou >= LEAST_IOU
             and self.colour_difference <= MOST_COLOUR
@@ -147,8 +146,8 @@ class Likeness:
 
     @property
     def colour_difference(self) -> float:
-        """Mean distance of the colours where both have the robot, 0 to 1, after bringing both to
-        the same mean brightness: lights are not alike, colours have to be."""
+        """Mean distance of the colours where both have the robot, 0 to 1, at equal mean brightness:
+        lights may differ, colours must not."""
         both = self.our_mask & self.their_mask
         ours, theirs = self.ours[both] / 255.0, self.theirs[both] / 255.0
         if not both.any():
@@ -158,10 +157,10 @@ class Likeness:
 
     @property
     def structure(self) -> float:
-        """Correlation of the edges within both silhouettes, by their places and strengths, -1 to 1;
-        brightness and contrast are not in it. A shadow that only one of the pictures has, such as
-        stripes of the robot's own, makes it smaller. 1 where neither has any edge."""
-        # A few pixels from the rim, for that is an edge in both.
+        """Correlation of the edges within both silhouettes, by their places and strengths, -1 to 1,
+        whatever the brightness and contrast. A shadow in only one of the pictures, such as stripes
+        on the robot itself, lowers it. 1 if either has no edges."""
+        # Stays a few pixels away from the rim, which is an edge in both.
         both = ndimage.binary_erosion(self.our_mask & self.their_mask, iterations=4)
         both = np.asarray(both, bool)
         ours, theirs = _edges(self.ours)[both], _edges(self.theirs)[both]
@@ -180,7 +179,7 @@ class Likeness:
 
 
 def _edges(picture: np.ndarray) -> np.ndarray:
-    """float [SIZE, SIZE]: how much brighter or darker a pixel's neighbours are, in proportion."""
+    """Returns how steep the relative brightness is at each pixel, float [SIZE, SIZE]."""
     light = np.log(picture @ np.array([0.2126, 0.7152, 0.0722]) / 255 + 0.02)
     steep = np.hypot(ndimage.sobel(light, 0), ndimage.sobel(light, 1))
     return ndimage.gaussian_filter(steep, 1.0)
@@ -194,7 +193,7 @@ class Easel:
         self._page = page
         page.set_default_timeout(120_000)
         page.set_viewport_size({"width": SIZE, "height": SIZE})
-        # Without it, a page that is slow to draw goes over to fewer pixels, whose edges are wider.
+        # Otherwise a page that is slow to draw switches to fewer pixels, whose edges are wider.
         page.goto(f"http://127.0.0.1:{self._server.get_port()}/?fixedDpr=1")
         page.locator("canvas[data-engine]").wait_for()
         while not self._server.get_clients():
@@ -202,7 +201,7 @@ class Easel:
         self._client = next(iter(self._server.get_clients().values()))
         self._block: Block | None = None
         self._background, self._plain = BACKGROUNDS[0], True
-        # The canvas and those that it is in, and nothing beside them.
+        # Hides everything but the canvas and the elements that contain it.
         page.evaluate(
             """() => {
                 let e = document.querySelector('canvas[data-engine]');
@@ -216,12 +215,12 @@ class Easel:
     def draw(
         self, model: mujoco.MjModel, data: mujoco.MjData, *, plain: bool = True
     ) -> tuple[np.ndarray, "Camera"]:
-        """uint8 [SIZE, SIZE, 3], and the camera from which it was seen.
+        """Returns a picture, uint8 [SIZE, SIZE, 3], and the camera from which it was taken.
 
         Args:
-            model: what to draw.
-            data: in which pose.
-            plain: on a plain background, and not where the page has its robots.
+            model: the robot to draw.
+            data: its pose.
+            plain: whether to draw on a plain background, without the page's floor and fog.
         """
         grid = grid_of(model, data.qpos, (1, 1), None)
         links = data.xpos[1:].astype(np.float32), data.xquat[1:].astype(np.float32)
@@ -249,7 +248,7 @@ class Easel:
         return self._settled(), camera
 
     def on_the_other(self) -> np.ndarray:
-        """The same on the second background, uint8 [SIZE, SIZE, 3]."""
+        """Returns the same picture on the second background, uint8 [SIZE, SIZE, 3]."""
         self._on_loop(lambda: self._lay(BACKGROUNDS[1]))
         picture = self._settled()
         self._on_loop(lambda: self._lay(BACKGROUNDS[0]))
@@ -261,14 +260,14 @@ class Easel:
         self._server.scene.set_background_image(background, format="png")
 
     def again(self, camera: "Camera") -> np.ndarray:
-        """The picture once more, uint8 [SIZE, SIZE, 3]: a page that was late has had time."""
+        """Returns the picture, taken again after a pause for a late page, uint8 [SIZE, SIZE, 3]."""
         assert self._block is not None
         self._look_from(camera, self._block.scale)
         time.sleep(3.0)
         return self._settled()
 
     def _on_loop(self, what: Callable[[], None]) -> None:
-        """viser's handles are written on its own loop, as the viewer does."""
+        """Runs `what` on viser's own loop, where the viewer writes handles, too."""
 
         async def call() -> None:
             what()
@@ -285,7 +284,7 @@ class Easel:
         self._on_loop(look)
 
     def _settled(self, timeout: float = 40.0) -> np.ndarray:
-        """The picture, once it no longer changes, and has the background that it is to have."""
+        """Returns the picture once it is still, on the right background, or after `timeout` s."""
         deadline, before, same = time.monotonic() + timeout, None, 0
         while time.monotonic() < deadline:
             picture = np.array(Image.open(io.BytesIO(self._page.screenshot())).convert("RGB"))
@@ -304,7 +303,7 @@ class Easel:
 
 @dataclass(frozen=True, eq=False)
 class Camera:
-    """Where both look from."""
+    """The camera of both renderers."""
 
     position: np.ndarray
     look_at: np.ndarray
@@ -321,9 +320,9 @@ class Camera:
 
 
 def _bounds(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
-    """float [2, 3], m: box around what is drawn of the robot, planes left out."""
+    """Returns the box around the drawn robot, without planes, float [2, 3] in m."""
     geoms = [g for g in visible_geoms(model) if model.geom_type[g] != mujoco.mjtGeom.mjGEOM_PLANE]
-    if model.nskin:  # it lies around all of the robot
+    if model.nskin:  # it surrounds the whole robot
         geoms = np.flatnonzero(model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE)
     return bounds_of(model, data, np.array(geoms, int))
 
@@ -331,7 +330,7 @@ def _bounds(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
 def mujoco_picture(
     model: mujoco.MjModel, data: mujoco.MjData, camera: Camera
 ) -> tuple[np.ndarray, np.ndarray]:
-    """MuJoCo's picture, uint8 [SIZE, SIZE, 3], and where the robot is in it, bool [SIZE, SIZE]."""
+    """Returns MuJoCo's picture, uint8 [SIZE, SIZE, 3], and its silhouette, bool [SIZE, SIZE]."""
     model.vis.global_.fovy = np.degrees(camera.fov)
     model.vis.map.znear, model.vis.map.zfar = 0.001, 1000.0
     model.vis.global_.offwidth = model.vis.global_.offheight = SIZE
@@ -360,7 +359,7 @@ def mujoco_picture(
 
 
 def posed(model: mujoco.MjModel) -> mujoco.MjData:
-    """In the model's first keyframe, or as it is made."""
+    """Returns data in the model's first keyframe, or in its initial pose."""
     data = mujoco.MjData(model)
     if model.nkey:
         mujoco.mj_resetDataKeyframe(model, data, 0)
@@ -369,7 +368,7 @@ def posed(model: mujoco.MjModel) -> mujoco.MjData:
 
 
 def compare(easel: Easel, name: str, model: mujoco.MjModel) -> Likeness:
-    """Both pictures of a model."""
+    """Returns both pictures of a model; the page's is taken again while they differ too much."""
     data = posed(model)
     ours, camera = easel.draw(model, data)
     theirs, their_mask = mujoco_picture(model, data, camera)
@@ -385,10 +384,10 @@ def compare(easel: Easel, name: str, model: mujoco.MjModel) -> Likeness:
 
 
 def silhouette(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """bool [SIZE, SIZE]: where the page has drawn anything, from pictures on both backgrounds.
+    """Returns where the page has drawn, bool [SIZE, SIZE], from pictures on both backgrounds.
 
-    What is almost transparent counts as well, but not the rim of what is not, where edges are
-    smoothed: MuJoCo takes a pixel or leaves it.
+    Almost transparent parts count, but not the smoothed rim of opaque ones, because a pixel of
+    MuJoCo's is either robot or not.
     """
     changed = np.abs(one.astype(float) - other).mean(axis=-1) / 255
     covered = 1 - changed
@@ -398,13 +397,13 @@ def silhouette(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def browser_path() -> str | None:
-    """Of Chromium; None if it is not installed."""
+    """Returns the path of Chromium; None if it is not installed."""
     return os.environ.get("CHROMIUM") or shutil.which("chromium")
 
 
 @contextmanager
 def easel() -> Iterator[Easel]:
-    """With a browser of its own."""
+    """Yields an easel in a browser of its own."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path(), args=FLAGS)
         easel = Easel(browser.new_page())
@@ -414,7 +413,7 @@ def easel() -> Iterator[Easel]:
 
 
 def picture_name(model: str) -> str:
-    """Of a model's name, or of the whole path of its file: many a file is called `scene.xml`."""
+    """Names a PNG after a model, or its file's whole path: many files are called `scene.xml`."""
     return model.removesuffix(".xml").strip("./").replace("/", "_") + ".png"
 
 
@@ -446,14 +445,14 @@ def main(
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
     sheet: Path | None = None,
 ) -> None:
-    """Draw them.
+    """Compare robots on the page with MuJoCo's pictures of them.
 
     Args:
         report: the HTML file to write.
-        models: which, by name or as an XML file; all that are installed if none is given.
-        pictures: a folder to put each pair into, as a PNG file named by the model or its path.
+        models: names or XML files; all installed models if none is given.
+        pictures: a folder for the pairs, as PNG files named after the model or its path.
         json_file: where to save the figures.
-        sheet: a PNG file to put all of them into, four in a row, as the page has them.
+        sheet: a PNG file for all robots as the page shows them, four in a row.
     """
     known: dict[str, Any] = available()
     for file in models:

@@ -1,9 +1,9 @@
-"""Which stock trainer can be watched on which physics: trains, arrives, identical.
+"""Tests which stock trainer can be watched on which physics: trains, arrives, identical.
 
 python -m benchmarks.matrix --trainers ppo sac --families spring mjx --json matrix.json
 
 Each cell is a training as small as its trainer allows, once with the bare environment and once
-wrapped, in a process of its own: one that crashes or hangs leaves the others alone.
+wrapped. It runs in a process of its own, so that a crash or a hang leaves the others alone.
 """
 
 import functools
@@ -38,10 +38,10 @@ class Family:
     """One kind of environment."""
 
     make: Callable[[], Any]  # the bare environment
-    trainer_kwargs: Callable[[], Mapping[str, Any]] = dict  # what it needs of a trainer
+    trainer_kwargs: Callable[[], Mapping[str, Any]] = dict  # arguments that a trainer needs for it
 
 
-# Imported when it is trained on, because that takes seconds.
+# Imported only when it is trained on, because that takes seconds.
 def _playground_env() -> Any:
     registry = importlib.import_module("mujoco_playground").registry
     return registry.load("CartpoleBalance", config_overrides={"impl": "jax"})
@@ -53,7 +53,7 @@ def _playground_kwargs() -> dict[str, Any]:
 
 
 def all_families() -> dict[str, Family]:
-    """What can be trained here, by name."""
+    """Returns the families that can be trained here, by name."""
     found = {
         backend: Family(
             functools.partial(envs.get_environment, "inverted_pendulum", backend=backend)
@@ -66,7 +66,7 @@ def all_families() -> dict[str, Family]:
 
 
 class DictObservations(envs.Wrapper):
-    """{"state": [D]} in place of [D]: what behaviour cloning insists on."""
+    """Observes {"state": [D]} in place of [D], as behaviour cloning requires."""
 
     @property
     def observation_size(self) -> Any:
@@ -83,7 +83,7 @@ class DictObservations(envs.Wrapper):
         return replace(state, obs={"state": state.obs})  # type: ignore[arg-type]
 
 
-# As little as compiles and still has episodes that end, and two updates or more.
+# The least that compiles and still has episodes that end, and at least two updates.
 SMALLEST: dict[str, dict[str, Any]] = {
     "ppo": dict(
         num_timesteps=2_000,
@@ -144,7 +144,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
 """Keyword arguments of each `brax.training.agents.TRAINER.train.train`."""
 
 NUM_ENVS: int = 8
-"""Environments in the training batch of each."""
+"""Environments in each trainer's training batch."""
 
 
 def train(trainer: str, env: Any, **kwargs: Any) -> list[np.ndarray]:
@@ -153,14 +153,14 @@ def train(trainer: str, env: Any, **kwargs: Any) -> list[np.ndarray]:
     Args:
         trainer: a key of `SMALLEST`.
         env: bare or wrapped in `VisualizedEnv`.
-        **kwargs: what else the trainer is to be given.
+        **kwargs: further arguments of the trainer.
 
     Returns:
-        Trained parameters, flattened.
+        The trained parameters, flattened.
     """
     settings = {"seed": 3, **SMALLEST[trainer], **_small_networks(trainer), **kwargs}
     agent = importlib.import_module(f"brax.training.agents.{trainer}.train")
-    if trainer == "bc":  # takes an environment that is wrapped for training already
+    if trainer == "bc":  # takes an environment already wrapped for training
         wrap = settings.pop("wrap_env_fn", envs.training.wrap)
         settings["teacher_inference_fn"] = functools.partial(_teach, env.action_size)
         env = wrap(DictObservations(env), episode_length=60, action_repeat=1)
@@ -171,7 +171,7 @@ def train(trainer: str, env: Any, **kwargs: Any) -> list[np.ndarray]:
 
 
 def _small_networks(trainer: str) -> dict[str, Any]:
-    if trainer == "ars":  # a matrix; there is nothing to choose
+    if trainer == "ars":  # its policy is a matrix; there is nothing to choose
         return {}
     make = getattr(
         importlib.import_module(f"brax.training.agents.{trainer}.networks"),
@@ -186,13 +186,13 @@ def _small_networks(trainer: str) -> dict[str, Any]:
 
 
 def _teach(action_size: int, obs: dict[str, jax.Array], _: Any) -> tuple[jax.Array, dict[str, Any]]:
-    """Some policy to imitate."""
+    """Acts as a teacher to imitate."""
     loc = -obs["state"][..., :action_size]
     return jnp.tanh(loc), {"loc": loc}
 
 
 def largest_difference(one: list[np.ndarray], other: list[np.ndarray]) -> float:
-    """Of corresponding parameters, relative to the largest of their array; 0 if identical."""
+    """Returns the largest difference of parameters, relative to their array's largest, or 0."""
     assert [x.shape for x in one] == [x.shape for x in other]
     largest = 0.0
     for a, b in zip(one, other, strict=True):
@@ -204,7 +204,7 @@ def largest_difference(one: list[np.ndarray], other: list[np.ndarray]) -> float:
 
 @dataclass(frozen=True)
 class Cell:
-    """What came of one trainer on one family."""
+    """The outcome of one trainer on one family."""
 
     trainer: str
     family: str
@@ -216,7 +216,7 @@ class Cell:
 
     def in_words(self) -> str:
         if self.error is not None:
-            # Where the bare environment does not train either, there is nothing to compare with.
+            # If the bare environment does not train either, there is nothing to compare with.
             return "[red]trains bare, fails watched[/]" if self.trains else "fails without us too"
         arrives = f"{self.frames} arrive" if self.frames else "[red]nothing arrives[/]"
         same = (
@@ -226,7 +226,7 @@ class Cell:
 
 
 def measure(trainer: str, family: str, mode: str) -> Cell:
-    """One cell, in this process."""
+    """Measures one cell in this process."""
     start, cell = time.monotonic(), Cell(trainer, family)
     try:
         chosen = all_families()[family]
@@ -234,7 +234,7 @@ def measure(trainer: str, family: str, mode: str) -> Cell:
         cell = replace(cell, trains=True)
         with Viewer(port=0, mode=mode) as viewer:
             page = Page(viewer)
-            page.open()  # with nobody to see them, no states are sent
+            page.open()  # without a page no states are sent
             env = VisualizedEnv(chosen.make(), grid=(2, 2), viewer=viewer)
             watched = train(trainer, env, **chosen.trainer_kwargs())
             cell = replace(
@@ -244,19 +244,19 @@ def measure(trainer: str, family: str, mode: str) -> Cell:
                 error=viewer._shared.fault,
             )
             page.close()
-    # A table of what works says what does not.
+    # Any exception: the table also says what does not work.
     except Exception as error:
         cell = replace(cell, error=f"{type(error).__name__}: {error}")
     return replace(cell, seconds=time.monotonic() - start)
 
 
 def print_cell(trainer: str, family: str, mode: str) -> None:
-    """What `measure_apart` runs in the other process."""
+    """Prints a cell as JSON; `measure_apart` runs this in the other process."""
     print(RESULT + json.dumps(asdict(measure(trainer, family, mode))), flush=True)
 
 
 def measure_apart(trainer: str, family: str, mode: str, timeout: float) -> Cell:
-    """One cell, in a process of its own."""
+    """Measures one cell in a process of its own."""
     start = time.monotonic()
     code = f"from benchmarks.matrix import print_cell; print_cell{(trainer, family, mode)}"
     command = [sys.executable, "-c", code]
@@ -273,7 +273,7 @@ def measure_apart(trainer: str, family: str, mode: str, timeout: float) -> Cell:
 
 
 RESULT: str = "cell: "
-"""What the line of a cell's process begins with that has the outcome, as JSON."""
+"""Marks the line with the outcome, as JSON, in the output of a cell's process."""
 
 
 def main(
@@ -286,11 +286,11 @@ def main(
     """Measure the table.
 
     Args:
-        trainers: its columns.
+        trainers: the columns of the table.
         families: its rows; all that are installed if none is given.
-        mode: of the viewer.
-        timeout: s that one cell may take.
-        json_file: where to save it.
+        mode: the viewer's mode.
+        timeout: limit on the time of one cell, in s.
+        json_file: where to save the table.
     """
     rows = families or tuple(all_families())
     for given, known in ((trainers, SMALLEST), (rows, all_families()), ([mode], MODES)):
@@ -304,7 +304,7 @@ def main(
             console.print(f"{trainer} on {family}: {outcome.in_words()} ({outcome.seconds:.0f} s)")
             if outcome.error is not None:
                 console.print(outcome.error, markup=False)
-            if json_file is not None:  # after each, so that an interruption loses nothing
+            if json_file is not None:  # after each cell, so that an interruption loses nothing
                 json_file.write_text(json.dumps([asdict(c) for c in cells.values()], indent=1))
     table = Table("", *trainers, title=f"Brax's trainers, mode {mode}", show_lines=True)
     for family in rows:

@@ -1,20 +1,20 @@
-"""What watching costs: stock PPO with and without `VisualizedEnv`, in turn, in one process.
+"""Measures what watching costs: stock PPO with and without `VisualizedEnv`, in turn.
 
 python -m benchmarks.overhead --env ant --backend positional --num-envs 64
 
-Two stock trainers run on two threads and pass a baton after each of their epochs, so that only
+Two stock trainers run on two threads of one process and pass a baton after each epoch, so that only
 one computes at a time: stock, wrapped, stock, wrapped, ... The wrapped one's viewer goes through
 the modes, `pairs` epochs in each and without recompiling, while a page (a websocket client in
-another process) receives; in mode "no_page" it has gone. Each wrapped epoch is compared with the
+another process) receives; in mode "no_page" it is closed. Each wrapped epoch is compared with the
 mean of the stock epochs before and after it. The first epochs, in which XLA compiles, are left out.
 
 Many short pairs tell more than few long ones: a shared machine's speed changes within seconds,
-and XLA's executor on CPUs goes through one epoch with more of its threads than through another.
+and XLA's executor on CPUs uses more of its threads in some epochs than in others.
 
-Nor is one process enough for a difference of a hundredth: the same trainings came to 0.980 in one
-and to 0.996 in the next, each within a few thousandths, as if a process favoured one of its two for
-as long as it lives. More pairs do not help there; `--processes` starts several, one by one. How
-much of a ratio is chance, `--null` says.
+One process is not enough to see a difference of a hundredth: the same trainings had a ratio of
+0.980 in one process and of 0.996 in the next, each within a few thousandths. More pairs do not
+help; `--processes` runs several processes, one by one. `--null` shows how much of a ratio is
+chance.
 """
 
 import functools
@@ -59,23 +59,23 @@ class Settings:
     epoch_steps: int = 5_000
     """Environment steps per epoch; choose it so that an epoch takes about a second."""
     modes: tuple[str, ...] = ("off", "no_page", "realtime", "latest", "every_step")
-    """"off", "no_page", those of the viewer, and, as the last, "closed": nobody is ever asked."""
+    """"off", "no_page", those of the viewer and, only as the last, "closed": it no longer asks."""
     fps: float = 30.0
     max_overhead: float = 0.02
-    """Budget of realtime and latest."""
+    """Budget of the modes realtime and latest."""
     busy_thread: bool = False
     """Run a thread of pure Python beside both trainings."""
     processes: int = 1
-    """How many fresh processes measure all of this, one after the other. Of several, the medians of
-    each are compared."""
+    """How many fresh processes measure all of this, one after the other. With several, the median
+    of each counts."""
     null: bool = False
-    """Wrap neither training: how far two of the very same differ, each compiled for itself."""
+    """Wrap neither training, to see how far two equal ones differ, each compiled for itself."""
     switch_interval: float | None = None
-    """Seconds after which Python lets another thread run, in place of the viewer's own choice;
-    0.005 is Python's default."""
+    """Seconds after which Python lets another thread run, instead of the viewer's own choice;
+    Python's default is 0.005."""
 
     def ppo(self) -> dict[str, Any]:
-        """Arguments for the stock trainer, the same for both."""
+        """Returns the stock trainer's arguments, the same for both."""
         epochs = COMPILING_EPOCHS + self.pairs * len(self.modes) + 1
         unroll_length = 20
         steps = self.num_envs * unroll_length
@@ -106,12 +106,12 @@ class Baton:
     turn: str = "stock"
     over: bool = False
     changed: threading.Condition = field(default_factory=threading.Condition)
-    # s that the wrapped one has had in all its turns before, and since when it has this one, or
-    # None. A pair, so that it can be read without the lock.
+    # s of the wrapped trainer's turns so far, and the start of its current turn, or None. One
+    # tuple, so that it can be read without the lock.
     _turns: tuple[float, float | None] = (0.0, None)
 
     def clock(self) -> float:
-        """s: a clock that stands still while it is the stock trainer's turn. By any other, the
+        """Returns a time in s that stands still during the stock trainer's turns. By any other, the
         viewer would find the training half as fast as it is, and ask it twice as often."""
         before, since = self._turns
         return before + (0.0 if since is None else time.monotonic() - since)
@@ -127,14 +127,14 @@ class Baton:
             self.changed.notify_all()
 
     def drop(self) -> None:
-        """One trainer is done (or has failed): the other need not wait any more."""
+        """Ends the turns when one trainer is done or has failed: the other need not wait."""
         with self.changed:
             self.over = True
             self.changed.notify_all()
 
 
 class Page:
-    """A websocket client in another process, and what it has received so far."""
+    """A websocket client in another process, and the counts of what it has received."""
 
     def __init__(self, viewer: Viewer):
         self.frames = self.bytes = 0
@@ -142,7 +142,7 @@ class Page:
         self._process: subprocess.Popen[str] | None = None
 
     def open(self) -> None:
-        """Connects, unless it is connected."""
+        """Connects, unless already connected."""
         if self._process is not None:
             return
         port = self._viewer.url.rsplit(":", 1)[1]
@@ -155,7 +155,7 @@ class Page:
         self._wait_until(watched=True)
 
     def close(self) -> None:
-        """Disconnects, if it is connected."""
+        """Disconnects, if connected."""
         if self._process is None:
             return
         self._process.terminate()
@@ -176,7 +176,7 @@ class Page:
 
 
 class BusyThread:
-    """Pure Python that never waits for anything."""
+    """A thread of pure Python that never waits."""
 
     def __init__(self) -> None:
         self._stop = False
@@ -206,11 +206,11 @@ class Epoch:
 
 
 Run = tuple[list[Epoch], dict[str, list[Epoch]]]
-"""What one process found: stock epochs, and wrapped ones by mode."""
+"""The results of one process: stock epochs, and wrapped ones by mode."""
 
 
 def measure_all(settings: Settings) -> list[Run]:
-    """`measure` in as many processes as are asked for."""
+    """Runs `measure` in as many processes as the settings ask for."""
     if settings.processes == 1:
         return [measure(settings)]
     fresh = get_context("spawn")
@@ -219,7 +219,7 @@ def measure_all(settings: Settings) -> list[Run]:
 
 
 def measure(settings: Settings) -> Run:
-    """Runs both trainers."""
+    """Runs both trainers in this process."""
     if settings.pairs < 5:
         raise SystemExit(f"--pairs {settings.pairs}: fewer than 5 say nothing on a noisy machine")
     baton = Baton()
@@ -285,7 +285,7 @@ def measure(settings: Settings) -> Run:
             baton.wait_for(who)
             try:
                 ppo.train(environment=env, progress_fn=progress_fn, **kwargs)
-            except BaseException as error:  # on a thread: raised again by the caller
+            except BaseException as error:  # on this thread; raised again by the caller
                 failures.append(error)
             finally:
                 baton.drop()
@@ -357,14 +357,14 @@ def report(settings: Settings, runs: Sequence[Run]) -> None:
 
 
 def of_several(ratios: Sequence[Sequence[float]]) -> str:
-    """Ratios by process as the median of the processes' medians, and all of these. No interval: of
-    the few processes that one has time for, it would be their extremes."""
+    """Returns the median of the processes' medians, and all of these. With so few processes an
+    interval would just be their extremes."""
     medians = sorted(median(own) for own in ratios)
     return f"{median(medians):.3f} ({', '.join(f'{x:.3f}' for x in medians)})"
 
 
 def in_words(ratios: Sequence[float]) -> str:
-    """Ratios as median, interval of the median by order statistics, and extremes."""
+    """Returns the median of the ratios, its interval by order statistics, and the extremes."""
     # The number of values below the median is binomial: its standard deviation is sqrt(n) / 2.
     ordered, count, middle = sorted(ratios), len(ratios), (len(ratios) - 1) / 2
     low = max(math.floor(middle - 0.98 * math.sqrt(count)), 0)

@@ -2,7 +2,7 @@
 
 python -m benchmarks.panel docs/panel
 
-Wants Chromium and the `test` extra. Software rendering will do.
+Needs Chromium and the `test` extra. Software rendering will do.
 """
 
 import io
@@ -30,13 +30,13 @@ FOLDERS = {
     "MuJoCo sandbox": "sandbox",
     "Pace and budget": "pace",
 }
-"""Of the panel, in its order, and what their pictures are called."""
+"""The panel's folders, in its order, and the names of their pictures."""
 
 FOLDED = ("Look inside", "Parts of the model", "MuJoCo twins", "MuJoCo sandbox", "Pace and budget")
-"""At first."""
+"""Folders that are closed at first."""
 
 MARGIN = 9
-"""Pixels around a folder: its title is on its border."""
+"""Pixels around a folder, whose title is on its border."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Settings:
     width: int = 760
     height: int = 1000
     tall: int = 3600
-    """Pixels, of a window that has the whole panel in it."""
+    """Height of a window that holds the whole panel, in pixels."""
     seconds: float = 20.0
-    """That twins and a sandbox are given, before their pictures are taken."""
+    """Time for twins and sandbox to run before their pictures are taken, in seconds."""
     tallest: int = 560
-    """Pixels of a picture; of a taller folder it has the upper part."""
+    """Height of a picture in pixels; of a taller folder it shows the upper part."""
 
 
 def take(settings: Settings, page: Page, address: str) -> None:
@@ -72,7 +72,7 @@ def take(settings: Settings, page: Page, address: str) -> None:
     page.set_viewport_size({"width": settings.width, "height": settings.tall})
     time.sleep(5.0)
     _save(settings, *_head(page))
-    # What is held does not change between a look at where it is and the picture.
+    # While the training is held, nothing moves between locating a folder and the picture.
     _click(page.get_by_role("button", name="Hold training"))
     time.sleep(8.0)
     boxes = {picture: _box(page, name) for name, picture in FOLDERS.items()}
@@ -80,7 +80,7 @@ def take(settings: Settings, page: Page, address: str) -> None:
 
 
 def _select(settings: Settings, page: Page) -> None:
-    """Clicks on the robot, of a training that is held meanwhile: it moves, and the page is slow."""
+    """Clicks the robot while the training is held, because it moves and the page is slow."""
     _click(page.get_by_role("button", name="Hold training"))
     page.get_by_text("Held at step").wait_for(timeout=60_000)
     time.sleep(5.0)
@@ -93,7 +93,7 @@ def _select(settings: Settings, page: Page) -> None:
 
 
 def _robot_in(png: bytes) -> tuple[float, float]:
-    """The pixel (x, y) of the scene that is furthest within something that is no floor."""
+    """Returns the pixel (x, y) that is deepest within something other than the floor."""
     pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), float)
     usual = np.median(pixels.reshape(-1, 3), axis=0)
     differs = np.abs(pixels - usual).sum(axis=2) > 150
@@ -103,7 +103,7 @@ def _robot_in(png: bytes) -> tuple[float, float]:
 
 
 def _click(control: Locator) -> None:
-    """Without waiting until it stands still, which it never does for so slow a browser."""
+    """Clicks without waiting until the control stands still: in so slow a browser it never does."""
     control.wait_for(timeout=60_000)
     control.dispatch_event("click")
     time.sleep(2.0)
@@ -114,14 +114,14 @@ def _folder(page: Page, name: str) -> Locator:
 
 
 def _box(page: Page, name: str) -> dict[str, float]:
-    """Where a folder is: x, y, width and height in pixels."""
+    """Returns the x, y, width and height of a folder, in pixels."""
     box = _folder(page, name).bounding_box()
     assert box is not None
     return {"x": box["x"], "y": box["y"], "width": box["width"], "height": box["height"]}
 
 
 def _head(page: Page) -> tuple[bytes, dict[str, dict[str, float]]]:
-    """A picture in which the head of the panel is where it was before the picture and after it."""
+    """Returns a picture during which the panel's head did not move, and where the head is."""
     while True:
         before, png = _box(page, "Which robots"), page.screenshot()
         if before == _box(page, "Which robots"):

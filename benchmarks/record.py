@@ -2,12 +2,12 @@
 
 python -m benchmarks.record docs/page.webp
 
-A browser that renders in software draws a few frames a second at best, which would show robots that
-jerk. So the training is not filmed but recorded: a client that draws nothing receives what the
-viewer sends to a page, with the time of each message. Afterwards these messages are played to a
-real browser, as slowly as it takes to have a picture of each moment.
+A browser that renders in software draws only a few frames a second, in which robots would jerk. So
+the training is not filmed but recorded: a client that draws nothing receives the messages that the
+viewer sends to a page, with their times. Afterwards these are played to a real browser, slowly
+enough for a picture of each moment.
 
-Wants Chromium and the `test` extra.
+Needs Chromium and the `test` extra.
 """
 
 import io
@@ -38,7 +38,7 @@ from benchmarks.client import SUBPROTOCOL, answers_to, content_of, hello, messag
 from benchmarks.screenshot import FLAGS, close_notice, training
 
 MOST_BYTES = 3_000_000
-"""Of the animation: more is slow to load at the top of a README."""
+"""Limit on the animation's size: a larger one is slow to load at the top of a README."""
 
 
 @dataclass(frozen=True)
@@ -49,32 +49,32 @@ class Settings:
     env: str = "ant"
     grid: tuple[int, int] = (4, 4)
     moments: tuple[float, ...] = (4.0, 60.0, 180.0)
-    """Seconds of live training after which a part of the animation begins."""
+    """Seconds of live training at which the parts of the animation begin."""
     seconds: float = 2.8
-    """Of each part."""
+    """Length of each part."""
     fps: float = 12.5
     zoom: int = 2
     """Notches of the mouse wheel, towards the robots."""
     width: int = 1040
     height: int = 600
     quality: int = 60
-    """Of the WebP, 0 to 100."""
+    """Quality of the WebP, 0 to 100."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """What a page is sent at once."""
+    """A window of messages, as a page is sent it."""
 
-    seconds: float  # since the page says "Live"; below 0 before that
+    seconds: float  # since the page said "Live"; negative before that
     data: bytes
 
 
 def record(address: str, until: float) -> list[Window]:
-    """Receives what a page is sent, from before the training has begun.
+    """Receives the messages to a page, from before the training begins.
 
     Args:
-        address: of the page.
-        until: seconds of live training after which it ends.
+        address: the page's address.
+        until: seconds of live training after which the recording ends.
     """
     received: list[tuple[float, bytes]] = []
     live: float | None = None
@@ -108,11 +108,11 @@ def _says_live(window: bytes) -> bool:
 
 
 class Player:
-    """Serves viser's page, and sends it a recording as it is told to."""
+    """Serves viser's page, and plays a recording to it on demand."""
 
     def __init__(self, windows: Sequence[Window]):
         self._left = list(reversed(windows))
-        self._clock = 0.0  # s, of the last message that was sent, by the viewer's clock
+        self._clock = 0.0  # s, the viewer's time of the last message that was sent
         self._sockets: queue.Queue[Any] = queue.Queue()
         self._answers: queue.Queue[str] = queue.Queue()
         self._socket: Any = None
@@ -135,7 +135,7 @@ class Player:
                 self._answers.put(message["request_uuid"])
 
     def show(self, seconds: float) -> None:
-        """Brings the page to that moment, and returns when it has come to it."""
+        """Plays the recording up to that moment, and returns once the page has processed it."""
         if self._socket is None:
             self._socket = self._sockets.get(timeout=60)
         while self._left and self._left[-1].seconds <= seconds:
@@ -178,7 +178,7 @@ def _page(_: Any, request: Request) -> Response | None:
 
 
 def film(settings: Settings, page: Page, player: Player) -> Iterator[Image.Image]:
-    """Pictures of the page, `fps` for each second of each part."""
+    """Yields pictures of the page, `fps` for each second of each part."""
     page.goto(player.address)
     for moment in settings.moments:
         first = moment is settings.moments[0]
@@ -187,7 +187,7 @@ def film(settings: Settings, page: Page, player: Player) -> Iterator[Image.Image
             _come_closer(settings, page)
         for number in range(round(settings.seconds * settings.fps)):
             player.show(moment + number / settings.fps)
-            # Until what the page has received is drawn.
+            # Waits until the page has drawn what it has received.
             page.evaluate(
                 "() => new Promise(done => requestAnimationFrame("
                 "() => requestAnimationFrame(() => done())))"
@@ -196,7 +196,7 @@ def film(settings: Settings, page: Page, player: Player) -> Iterator[Image.Image
 
 
 def _come_closer(settings: Settings, page: Page) -> None:
-    time.sleep(3.0)  # the camera flies to where the robots are
+    time.sleep(3.0)  # the camera flies to the robots
     close_notice(page)
     page.mouse.move(0.35 * settings.width, 0.5 * settings.height)
     for _ in range(settings.zoom):
@@ -206,10 +206,10 @@ def _come_closer(settings: Settings, page: Page) -> None:
 
 
 def save(settings: Settings, pictures: list[Image.Image]) -> None:
-    """Writes the animation, of all pictures in turn.
+    """Writes the pictures as an animation.
 
     Raises:
-        ValueError: it has more than `MOST_BYTES`.
+        ValueError: the file is larger than `MOST_BYTES`.
     """
     settings.path.parent.mkdir(parents=True, exist_ok=True)
     pictures[0].save(

@@ -1,11 +1,11 @@
-"""What drawing costs as robots become more: the page's loop, the wire and the page.
+"""Measures the cost of drawing more robots: for the page's loop, the wire and the page.
 
 python -m benchmarks.scene --counts 64 1024 --robots ant --no-page
 
-No training: robots move by poses made beforehand, which go through what the page's loop does with a
-training's: the player, which interpolates, and the scene, in `server.atomic()`, on viser's loop.
-A client in another process receives meanwhile. Then the same is looked at by a browser, which
-renders in software where there is no GPU: its figures compare counts, not machines.
+There is no training: poses made beforehand take the same way as a training's, on viser's loop,
+through the player, which interpolates, and the scene, in `server.atomic()`. A client in another
+process receives them. Then a browser shows the same; without a GPU it renders in software, so its
+figures compare counts, not machines.
 """
 
 import asyncio
@@ -47,10 +47,10 @@ from brax_viser.scene.scene import Scene
 T = TypeVar("T")
 
 CYCLE = 12
-"""Steps after which the poses are the first ones again."""
+"""Steps after which the poses repeat."""
 
 WARM_UP = 20
-"""Frames that are not counted."""
+"""Frames that are not measured."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,16 @@ class Settings:
     robots: tuple[str, ...] = ("ant", "go1")
     """"ant" is Brax's, of capsules; "go1" is mjlab's Unitree Go1, of meshes."""
     counts: tuple[int, ...] = (64, 256, 1024, 4096)
-    """How many robots are drawn."""
+    """Numbers of robots to draw."""
     frames: int = 200
     """Frames that are timed, and received by the client."""
     fps: float = 30.0
     client: bool = True
-    """Have a client in another process receive."""
+    """Send to a client in another process."""
     page: bool = True
-    """Look at it in a browser as well; wants Chromium and the `test` extra."""
+    """Also look at it in a browser; needs Chromium and the `test` extra."""
     page_seconds: float = 10.0
-    """How long the browser is watched."""
+    """For how long the browser is watched."""
     page_timeout: float = 120.0
     """Seconds after which a browser that has drawn nothing is given up."""
     pictures: Path | None = None
@@ -78,7 +78,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Robot:
-    """A model, and how it stands."""
+    """A model and its initial pose."""
 
     name: str
     model: mujoco.MjModel
@@ -92,7 +92,7 @@ def ant() -> Robot:
 
 
 def go1() -> Robot:
-    # Not imported: that would want all of mjlab's dependencies, and the file is enough.
+    # mjlab is not imported: the file is enough, and importing needs all of its dependencies.
     package = importlib.util.find_spec("mjlab")
     if package is None or not package.submodule_search_locations:
         raise SystemExit(
@@ -101,7 +101,7 @@ def go1() -> Robot:
     folder = Path(package.submodule_search_locations[0])
     xml = folder / "asset_zoo" / "robots" / "unitree_go1" / "xmls" / "go1.xml"
     model = mujoco.MjModel.from_xml_path(str(xml))
-    legs = [0.0, 0.9, -1.8] * 4  # standing: with straight legs it would be in the floor
+    legs = [0.0, 0.9, -1.8] * 4  # standing: straight legs would be in the floor
     return Robot("go1", model, np.array([0, 0, 0.3, 1, 0, 0, 0, *legs]), 0.02)
 
 
@@ -109,10 +109,10 @@ ROBOTS: dict[str, Callable[[], Robot]] = {"ant": ant, "go1": go1}
 
 
 def poses(robot: Robot, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """A cycle of moving poses, each float32 [K, L, 3] in m and float32 [K, L, 4] wxyz.
+    """Returns a cycle of poses, each float32 [K, L, 3] in m and float32 [K, L, 4] wxyz.
 
-    Every joint swings, and every root turns and wanders out of its cell and back, each robot in
-    its own way.
+    Every joint swings, and every root turns and wanders out of its cell and back, with phases of
+    its own for each robot.
     """
     random = np.random.default_rng(0)
     model, data = robot.model, mujoco.MjData(robot.model)
@@ -133,7 +133,7 @@ def poses(robot: Robot, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 class Show:
-    """Robots on a server of their own, moving at the robot's own speed."""
+    """Robots on a server, moving at their own speed."""
 
     def __init__(self, server: viser.ViserServer, robot: Robot, count: int):
         columns = math.ceil(math.sqrt(count))
@@ -153,7 +153,7 @@ class Show:
         self.handles = len(self._scene.blocks["train"].robots.handles)
 
     def run(self, frames: int, fps: float) -> list[float]:
-        """Shows some frames. Returns the seconds that each took the page's loop."""
+        """Shows some frames, and returns the seconds that each took the page's loop."""
         return self._on_loop(self._run(frames, fps))
 
     def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
@@ -195,7 +195,7 @@ class Show:
 
 
 def _frame(count: int) -> Frame:
-    """Of so many environments, without poses."""
+    """Returns a frame of `count` environments, without poses."""
     zeros = np.zeros(count, np.float32)
     return Frame(
         role="train",
@@ -214,11 +214,11 @@ def _frame(count: int) -> Frame:
 
 @dataclass
 class Client:
-    """A page without a browser, in another process, and what it has received so far."""
+    """A page without a browser, in another process, and the counts of what it has received."""
 
     frames: int = 0
     bytes: int = 0
-    first: int = 0  # bytes until all that was there before it had come
+    first: int = 0  # bytes until it had everything that was there before it
 
     def read(self, process: "subprocess.Popen[str]") -> None:
         assert process.stdout is not None
@@ -231,7 +231,7 @@ class Client:
 
 @contextmanager
 def client_of(server: viser.ViserServer) -> Iterator[Client]:
-    """Connects one, until it has been sent what is there."""
+    """Connects a client, and disconnects it on exit."""
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.client", str(server.get_port())],
         stdout=subprocess.PIPE,
@@ -253,27 +253,27 @@ class Result:
     robot: str
     count: int
     handles: int
-    took: list[float]  # s, the page's loop's frames
-    received: float = math.nan  # frames per second, by the client
+    took: list[float]  # s per frame, of the page's loop
+    received: float = math.nan  # frames per second, at the client
     wire: float = math.nan  # bytes per second, to the client
     first: float = math.nan  # bytes that a new client is sent
     page_fps: float = math.nan  # frames per second that the page draws
-    page_triangles: float = math.nan  # that it draws in a frame, those for shadows included
-    page_memory: float = math.nan  # bytes, of JavaScript and of the arrays it holds
+    page_triangles: float = math.nan  # triangles per frame, including those for shadows
+    page_memory: float = math.nan  # bytes of JavaScript, with the arrays that it holds
     page_first: float = math.nan  # s until it has drawn its first frames
 
 
 def measure(settings: Settings, robot: Robot, count: int) -> Result:
-    """One count of one robot."""
+    """Measures one count of one robot."""
     server = viser.ViserServer(port=0, verbose=False)
-    keep_openings_short(server)  # and asks pages whether they can follow, as a viewer does
+    keep_openings_short(server)  # as a viewer does; it also asks pages whether they can follow
     try:
         show = Show(server, robot, count)
         result = Result(robot.name, count, show.handles, [])
         if settings.client:
             with client_of(server) as client:
                 while not client.first:
-                    # Its line comes with a window, and a window with a frame.
+                    # The client prints when a window arrives, and windows come with frames.
                     show.run(3, settings.fps)
                 result.first = client.first
                 show.run(WARM_UP, settings.fps)
@@ -293,7 +293,7 @@ def measure(settings: Settings, robot: Robot, count: int) -> Result:
 
 
 def look_at(settings: Settings, server: viser.ViserServer, show: Show, result: Result) -> None:
-    """Has a browser look at it, while the robots move."""
+    """Has a browser look at the robots while they move."""
     over = threading.Event()
 
     def move() -> None:
@@ -322,7 +322,7 @@ WebGL2RenderingContext.prototype.drawElementsInstanced = function (mode, count, 
   return draw.call(this, mode, count, type, at, n);
 };
 """
-"""Counts the page's frames that draw robots. Its clock stands still within a frame."""
+"""Counts the page's frames that draw robots. The timeline's clock stands still within a frame."""
 
 
 def _browse(settings: Settings, address: str, result: Result) -> None:
@@ -338,7 +338,7 @@ def _browse(settings: Settings, address: str, result: Result) -> None:
             page.goto(address)
             page.wait_for_function("window.drawn.frames > 2", polling=200)
             result.page_first = time.perf_counter() - start
-            # Each is asked for when the page has come round to it, which may take a while.
+            # The page must find time to evaluate each of these, which may take a while.
             before, start = page.evaluate("window.drawn"), time.perf_counter()
             time.sleep(settings.page_seconds)
             after = page.evaluate("window.drawn")
@@ -350,7 +350,7 @@ def _browse(settings: Settings, address: str, result: Result) -> None:
             if settings.pictures is not None:
                 settings.pictures.mkdir(parents=True, exist_ok=True)
                 page.screenshot(path=settings.pictures / f"{result.robot}_{result.count}.png")
-        except Error as error:  # a figure of its own: that many are too many for this browser
+        except Error as error:  # reported as a result: too many robots for this browser
             print(f"{result.count} {result.robot}s in the browser: {error.message}")
         browser.close()
 
@@ -382,7 +382,7 @@ def report(settings: Settings, results: list[Result]) -> None:
 
 
 def _measured(cell: str) -> str:
-    """A dash for what was not measured."""
+    """Replaces a figure that was not measured by a dash."""
     return "-" if "nan" in cell else cell
 
 
@@ -399,7 +399,7 @@ def _in_words(row: Result) -> tuple[str, ...]:
 
 
 def _growth(few: Result, many: Result) -> tuple[str, ...]:
-    """By how much everything grows from the fewest robots to the most."""
+    """Returns how much everything grows from the fewest robots to the most."""
     p95 = np.percentile(many.took, 95) / np.percentile(few.took, 95)
     return (
         f"x {many.count / few.count:.0f}",

@@ -2,7 +2,7 @@
 
 python -m benchmarks.screenshot docs/twins.webp --env humanoid --grid 4 3 --twins
 
-Wants Chromium and the `test` extra. Software rendering will do.
+Needs Chromium and the `test` extra. Software rendering will do.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ class Settings:
     after: float = 20.0
     """Seconds of live training before the picture."""
     twins: bool = False
-    """Whether the robots have twins in MuJoCo, and the panel tells of them."""
+    """Whether to switch the twins on, and to show their folder of the panel."""
     width: int = 1440
     height: int = 900
 
@@ -48,7 +48,7 @@ def take(settings: Settings, page: Page, address: str) -> None:
     page.goto(address)
     page.get_by_text("Live").wait_for(timeout=300_000)
     if settings.twins:
-        # What is above is not what the picture is about.
+        # Closes the folders above the twins', which the picture is not about, and opens that one.
         for folder in ("Which robots", "Selected robot", "Look", "MuJoCo twins"):
             page.get_by_text(folder, exact=True).first.click()
         page.get_by_label("Twins", exact=True).check()
@@ -61,12 +61,12 @@ def take(settings: Settings, page: Page, address: str) -> None:
 
 
 def save(png: bytes, path: Path) -> None:
-    """Writes a picture in the format that its name asks for."""
+    """Writes a picture in the format given by its file name."""
     Image.open(io.BytesIO(png)).convert("RGB").save(path, quality=80, method=6)
 
 
 def close_notice(page: Page) -> None:
-    """Takes away the notice that a browser without a GPU shows: a user's browser has one."""
+    """Closes the notice that a browser shows without a GPU, which a user's browser has."""
     notice = page.locator(".mantine-Notification-closeButton")
     if notice.count():
         notice.first.click()
@@ -74,7 +74,7 @@ def close_notice(page: Page) -> None:
 
 @contextlib.contextmanager
 def training(options: Sequence[str]) -> Iterator[str]:
-    """Runs `brax-viser` with these options for as long as it is entered; the page's address."""
+    """Runs `brax-viser` with these options until the context is left; yields the page's address."""
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", "from brax_viser.cli import main; main()", *options],
         stdout=subprocess.PIPE,

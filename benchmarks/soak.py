@@ -1,11 +1,11 @@
-"""An hour of watching, as fast as it goes: does memory stay where it was?
+"""Shows an hour of frames as fast as possible: does memory stay constant?
 
 python -m benchmarks.soak --frames 108000
 
 The frames of an hour at 30 per second go to the page one after the other, without an hour's
-waiting. Meanwhile clients connect and leave, one is asleep (connected, and reads nothing), and a
-browser looks on from the first frame to the last, with a second tab that is hidden. Figures are
-taken after the first tenth, when all that is made once has been made, and at the end.
+waiting. Clients connect and leave, one is asleep (connected, but reads nothing), and a browser
+looks on from the first frame to the last, with a hidden second tab. Figures are taken after the
+first tenth, when everything that is made once exists, at the middle, and at the end.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from benchmarks.screenshot import FLAGS
 from brax_viser.page.clients import keep_openings_short
 
 PIECE = 500
-"""Frames between two looks at the clock."""
+"""Frames per call of `Show.run`."""
 
 
 @dataclass(frozen=True)
@@ -42,32 +42,32 @@ class Settings:
     robot: str = "ant"
     count: int = 64
     frames: int = 108_000
-    """30 a second for an hour."""
+    """30 per second for an hour."""
     fps: float = 1000.0
-    """Frames per second that are tried for."""
+    """Frames per second to aim for."""
     page: bool = True
-    """Have a browser look on; wants Chromium and the `test` extra."""
+    """Have a browser look on; needs Chromium and the `test` extra."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What memory is in use."""
+    """The memory in use after some frames."""
 
     frames: int
     process: float  # bytes, resident
-    page: float  # bytes, of JavaScript and of the arrays it holds; nan without a page
-    first: float  # s until a client that connects has been sent all that there is
+    page: float  # bytes of JavaScript, with the arrays that it holds; nan without a page
+    first: float  # s until a client that connects receives its first window
 
 
 def resident() -> float:
-    """Bytes of this process that are in memory."""
+    """Returns how many bytes of this process are resident in memory."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return float(pages * os.sysconf("SC_PAGE_SIZE"))
 
 
 class Visitors:
-    """Clients that come, read for a while, and leave; and one that sleeps."""
+    """Clients that connect, read for a while, and leave; and one that sleeps."""
 
     def __init__(self, port: int):
         self._address, self._over = f"ws://127.0.0.1:{port}", threading.Event()
@@ -82,13 +82,13 @@ class Visitors:
             subprotocols=[SUBPROTOCOL],
             max_size=None,
             compression=None,
-            ping_interval=None,  # who sleeps does not ask whether anybody is there
+            ping_interval=None,  # a sleeping client does not check its connection
         )
         socket.send(hello())
         return socket
 
     def first_view(self) -> float:
-        """s until a new client has something of what there is."""
+        """Returns the seconds until a new client receives its first window."""
         start = time.perf_counter()
         with self._connect() as socket:
             socket.recv()
@@ -99,7 +99,7 @@ class Visitors:
             with self._connect() as socket, contextlib.suppress(TimeoutError):
                 deadline = time.monotonic() + 1.0
                 while time.monotonic() < deadline and not self._over.is_set():
-                    socket.recv(timeout=1.0)  # after the last frame nothing comes any more
+                    socket.recv(timeout=1.0)  # after the last frame nothing arrives
             self.visits += 1
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ class Visitors:
 
 @contextmanager
 def browser_at(port: int) -> Iterator[CDPSession]:
-    """A page that is looked at, and a hidden one."""
+    """Opens a hidden page and a visible one; yields a session of the visible one."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         context = browser.new_context(viewport={"width": 800, "height": 600})
@@ -132,7 +132,7 @@ def heap_of(session: CDPSession | None) -> float:
 
 
 def soak(settings: Settings, session: CDPSession | None, show: Show, port: int) -> list[Reading]:
-    """Shows all frames. Returns what was read after the first tenth, at the middle, at the end."""
+    """Shows all frames; returns readings after the first tenth, at the middle and at the end."""
     visitors, readings, shown = Visitors(port), [], 0
     due = [settings.frames // 10, settings.frames // 2, settings.frames]
     while due:
@@ -150,7 +150,7 @@ def soak(settings: Settings, session: CDPSession | None, show: Show, port: int) 
 def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
     server = viser.ViserServer(port=0, verbose=False)
-    keep_openings_short(server)  # as a `Viewer` has it
+    keep_openings_short(server)  # as `Viewer` does
     show = Show(server, ROBOTS[settings.robot](), settings.count)
     start, port = time.monotonic(), server.get_port()
     if settings.page:

@@ -1,4 +1,4 @@
-"""How far MuJoCo gets from each Brax environment's own physics, given the same controls.
+"""Measures how far MuJoCo drifts from each Brax environment's physics under the same controls.
 
 python -m benchmarks.twin
 """
@@ -33,20 +33,20 @@ ENVS = (
     "swimmer",
     "walker2d",
 )
-"""All of Brax that have a robot: `fast` has none."""
+"""All of Brax's environments that have a robot: `fast` has none."""
 
 NUM_ENVS, STEPS, EARLY, SEED = 16, 50, 10, 0
 
 
 @dataclass(frozen=True, eq=False)
 class Drift:
-    """Of several environments, over consecutive steps: arrays [T, N]."""
+    """The drift of several environments over consecutive steps: arrays [T, N]."""
 
-    seconds: np.ndarray  # s since both were the same
+    seconds: np.ndarray  # s since both were equal
     root: np.ndarray  # m
     bodies: np.ndarray  # m
     joints: np.ndarray  # rad
-    worst: np.ndarray  # m, of all links
+    worst: np.ndarray  # m, the worst of all links
     passed: np.ndarray  # s after which the threshold was passed; inf: not yet
     touches: np.ndarray  # bool, whether MuJoCo has found any contact so far
 
@@ -77,13 +77,13 @@ class Stepped:
     def frames(
         self, steps: int, num_envs: int, *, seed: int = SEED, lift: float = 0.0
     ) -> Iterator[Frame]:
-        """What it does under random actions, each held for five steps.
+        """Yields a frame per step under random actions, each kept for five steps.
 
         Args:
-            steps: how many.
-            num_envs: how many of it, at once.
-            seed: of resets and actions.
-            lift: m, by which the robot is lifted before it starts, where it has a free joint.
+            steps: number of steps.
+            num_envs: number of environments.
+            seed: seed of resets and actions.
+            lift: m by which robots with a free joint are lifted before the start.
         """
         state = self._reset(jax.random.split(jax.random.PRNGKey(seed), num_envs), lift)
         rng, none = np.random.default_rng(seed), np.zeros(num_envs, np.float32)
@@ -109,12 +109,12 @@ class Stepped:
             )
 
     def drift(self, steps: int = STEPS, num_envs: int = NUM_ENVS, **how: Any) -> Drift:
-        """How far its twins go from it.
+        """Returns how far the environment's twins drift from it.
 
         Args:
-            steps: after the one from which the twins start.
-            num_envs: how many.
-            how: see `frames`.
+            steps: number of steps after the one from which the twins start.
+            num_envs: number of environments.
+            how: further arguments of `frames`.
 
         Raises:
             ValueError: the control that goes to the physics is not known.
@@ -140,7 +140,7 @@ class Stepped:
 
 
 def line_of(name: str, backend: str, drift: Drift) -> str:
-    """One line of the table."""
+    """Returns one line of the table."""
     early, last = min(EARLY, len(drift.root)) - 1, len(drift.root) - 1
 
     def median(measure: str, step: int) -> str:

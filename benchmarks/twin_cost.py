@@ -1,10 +1,10 @@
-"""What MuJoCo twins cost the training: stock PPO with and without them, in turn, in one process.
+"""Measures what MuJoCo twins cost the training: stock PPO with and without them, in turn.
 
 python -m benchmarks.twin_cost --env humanoid --backend positional --twins 16
 
-One trainer whose environment a page watches; its epochs are, in turn, without twins and with them.
-Between two, the twins catch up: no epoch has another one's work. Each epoch with twins is compared
-with the mean of those before and after it.
+A page watches the environment of one trainer, whose epochs are in turn without and with twins.
+Between two epochs the twins catch up, so that no epoch bears another one's work. Each epoch with
+twins is compared with the mean of the epochs before and after it.
 """
 
 import time
@@ -37,22 +37,22 @@ class Settings:
     pairs: int = 15
     """Epochs with twins per mode, each between two without; at least 5."""
     epoch_steps: int = 51_200
-    """Environment steps per epoch; choose it so that an epoch takes some seconds."""
+    """Environment steps per epoch; choose it so that an epoch takes a few seconds."""
     modes: tuple[str, ...] = ("realtime", "every_step")
 
 
 @dataclass
 class Epoch:
-    """One of the trainer."""
+    """One epoch of the trainer."""
 
     seconds: float
-    share: float  # of the time, that twins were being stepped
+    share: float  # of the time, in which twins were being stepped
     step_seconds: float  # s per step of all twins
-    skipped: float  # share of the steps that went without
+    skipped: float  # share of the steps that had no twins
 
 
 def measure(settings: Settings) -> dict[str, list[Epoch]]:
-    """By mode: epochs without and with twins, in turn, beginning and ending with one without."""
+    """Returns, by mode, epochs without and with twins in turn; first and last are without."""
     if settings.pairs < 5:
         raise SystemExit(f"--pairs {settings.pairs}: fewer than 5 say nothing on a noisy machine")
     per_mode = 2 * settings.pairs + 1
@@ -86,7 +86,7 @@ def measure(settings: Settings) -> dict[str, list[Epoch]]:
             if 0 <= index + 1 < len(plan):
                 mode, on = plan[index + 1]
                 viewer.mode, viewer.twins = mode, settings.twins * on
-                time.sleep(0.3)  # what was drawn before is not this epoch's
+                time.sleep(0.3)  # so that frames of the last epoch do not count for this one
             state["epoch"] += 1
             state["begun"] = time.monotonic()
 
@@ -96,7 +96,7 @@ def measure(settings: Settings) -> dict[str, list[Epoch]]:
 
 
 def trainer_epochs(trainer: Trainer) -> int:
-    """How many epochs the trainer of `benchmarks.overhead` would have."""
+    """Returns the number of epochs that `Trainer.ppo` allows for."""
     return COMPILING_EPOCHS + trainer.pairs * len(trainer.modes) + 1
 
 

@@ -1,7 +1,7 @@
-"""Every name that another package does not promise to keep.
+"""Collects every private name of another package that this one uses.
 
-Each function says for which versions the name is known, and what happens where it is gone. Nothing
-is imported before it is asked for, so that the page can be up before JAX and Brax are.
+Each function says for which versions the name is known, and what happens without it. Packages are
+imported only when a function is called, so that the page can start before JAX and Brax are loaded.
 """
 
 import importlib
@@ -10,16 +10,16 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 JAX_CALLED_DIRECTLY = ("0.9.",)
-"""Beginnings of the jax versions with which the tests of emission have passed, called directly.
-With others the host is called by `io_callback`."""
+"""Prefixes of the jax versions for which the emission tests have passed with direct calls. With
+other versions the host is called by `io_callback`."""
 
 VISER_LOOPS = ("1.1.",)
-"""Beginnings of the viser versions whose loop for a page, `AsyncMessageBuffer._window_loop`, is
-known: it is run with another buffer than its own. Others send as they always do, and say so."""
+"""Prefixes of the viser versions whose loop that sends to one page is known:
+`AsyncMessageBuffer._window_loop` is run with our own buffer. Others keep theirs, with a warning."""
 
 
 def callback_op_sharding() -> Callable[..., Any]:
-    """How jax places a callback, jax 0.9.
+    """Returns the function by which jax places a callback, jax 0.9.
 
     Raises:
         ImportError: this jax keeps it elsewhere; the host is then called by `io_callback`.
@@ -30,8 +30,8 @@ def callback_op_sharding() -> Callable[..., Any]:
 
 
 def opaque_trace_state() -> object:
-    """What is equal at two points of a program that are traced together: in `jax.core` up to jax
-    0.10, in `jax.extend.core` since 0.11."""
+    """Returns an object that is equal at two points of a program that are in the same trace: from
+    `jax.core` up to jax 0.10, from `jax.extend.core` since 0.11."""
     for home in ("jax.extend.core", "jax.core"):
         found = getattr(importlib.import_module(home), "get_opaque_trace_state", None)
         if found is not None:
@@ -40,9 +40,9 @@ def opaque_trace_state() -> object:
 
 
 def distributed_state() -> Any:
-    """Of `jax.distributed`, jax 0.9 to 0.12: `process_id`, `num_processes`, `coordinator_address`,
-    and `client`, the key-value store. There is no public way to the store, nor to the numbers
-    without waking the devices, which is for the user to do.
+    """Returns the state of `jax.distributed`, jax 0.9 to 0.12: `process_id`, `num_processes`,
+    `coordinator_address`, and `client`, the key-value store. jax has no public access to the store,
+    nor to the numbers without initialising the devices, which is left to the user.
 
     Raises:
         ImportError: this jax keeps it elsewhere; a training of several processes cannot be shown.
@@ -53,49 +53,49 @@ def distributed_state() -> Any:
 
 
 def brax_environments() -> Mapping[str, Any]:
-    """By name, the environments that are registered with Brax, 0.12 to 0.14; without this table no
-    environment of Brax's is found by its name on the command line."""
+    """Returns the environments registered with Brax 0.12 to 0.14, by name; without this table the
+    command line finds no Brax environment by its name."""
     from brax import envs
 
     return envs._envs
 
 
 def pmap_axis_of(trainer: ModuleType) -> str | None:
-    """The name that a trainer of Brax's, 0.12 to 0.14, gives the axis of its devices; None where it
-    has none, and then its first epoch is compiled twice, as without us."""
+    """Returns the name that a trainer of Brax 0.12 to 0.14 gives its axis of devices; None if it
+    has none: its first epoch is then compiled twice, as without us."""
     return getattr(trainer, "_PMAP_AXIS_NAME", None)
 
 
 def unpmap_of(trainer: ModuleType) -> Callable[[Any], Any]:
-    """What takes the axis of devices off a trainer's parameters, Brax 0.12 to 0.14; nothing where
-    there is no such thing, for then there is no such axis."""
+    """Returns the function that removes the axis of devices from a trainer's parameters, Brax 0.12
+    to 0.14; the identity if the trainer has none, as it then has no such axis."""
     return getattr(trainer, "_unpmap", lambda params: params)
 
 
 def playground_stepper() -> Any:
-    """The module whose `step` Playground's environments call, Playground 0.2.
+    """Returns the module whose `step` Playground's environments call, Playground 0.2.
 
     Raises:
-        ImportError: it is elsewhere; a sandbox is then not driven by the policy.
+        ImportError: it is elsewhere; the policy then cannot drive a sandbox.
     """
     return importlib.import_module("mujoco_playground._src.mjx_env")
 
 
 def give_playground_model(env: Any, model: Any) -> bool:
-    """Has an environment of Playground's step another `mjx.Model`, Playground 0.2. Returns whether
-    it does: one that keeps its model under another name does not."""
+    """Makes a Playground 0.2 environment step another `mjx.Model`. Returns whether it now does:
+    environments that keep their model under another name do not."""
     env._mjx_model = model
     return env.mjx_model is model
 
 
 class ViserLoop(NamedTuple):
-    """The parts of viser by which it is known how far a page has come."""
+    """The parts of viser that show which messages a page has received."""
 
     server: Any  # the websocket server
-    buffer: Any  # what all pages have yet to be sent
+    buffer: Any  # messages to all pages
     buffer_class: Any
-    question: Any  # a message that a page answers in its turn, and the answer; or None
-    answer: Any
+    question: Any  # a message that a page answers in its turn, or None
+    answer: Any  # its answer, or None
     move: Any  # the message that moves a scene node, or None
 
 
@@ -104,8 +104,8 @@ _STATE = ("message_from_id", "message_counter", "generator_cursors", "buffer_loc
 
 
 def viser_loop(server: Any) -> ViserLoop | None:
-    """Those of a `viser.ViserServer`; None where viser is not one of `VISER_LOOPS`, or is built in
-    another way."""
+    """Returns these parts of a `viser.ViserServer`; None if viser's version is not in
+    `VISER_LOOPS`, or lacks one of the names that are needed."""
     import viser
 
     if not viser.__version__.startswith(VISER_LOOPS):

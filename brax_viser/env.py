@@ -1,4 +1,4 @@
-"""`VisualizedEnv`: the wrapper that lets a viewer see what a trainer steps."""
+"""Wraps an environment so that a viewer shows it while a trainer steps it: `VisualizedEnv`."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -46,55 +46,55 @@ from brax_viser.device.wrappers import (
 )
 from brax_viser.records.frame import COORDINATES
 
-if TYPE_CHECKING:  # device code must not import viser, and the viewer does
+if TYPE_CHECKING:  # device code must not import viser, but the viewer does
     import mujoco
     from brax.envs.base import Wrapper as AnyWrapper
 
     from brax_viser.host.callbacks import Callbacks
     from brax_viser.viewer import Viewer
 else:
-    AnyWrapper = object  # Brax's or Playground's, as the environment is: see `__new__`
+    AnyWrapper = object  # Brax's or Playground's, like the environment: see `__new__`
 
 INFO_KEY = "brax_viser"
-"""The one key that the wrapper keeps in `state.info`: an `episode.EpisodeLog`, as the dictionary of
-its fields, which is what others carry that turn `info` into something else."""
+"""The wrapper's only key in `state.info`. Its value is an `episode.EpisodeLog` as a dictionary of its
+fields: code that converts `info` to another type keeps dictionaries."""
 
 KEPT_BY_RESETS = ("first_", "AutoReset")
-"""What keys of `state.info` begin with in which known auto-reset wrappers keep first states."""
+"""Prefixes of the keys of `state.info` in which known auto-reset wrappers keep first states."""
 
 PRESERVED_KEY = "AutoResetWrapper_preserve_info"
-"""The key of `state.info` that Playground's BraxAutoResetWrapper leaves alone when it replaces all
-the rest: there our own is, in a dictionary, where that is possible."""
+"""The key of `state.info` that Playground's BraxAutoResetWrapper keeps when it replaces all others:
+our record is in it if its value is a dictionary, or if the state has no such key yet."""
 
 
 class VisualizedEnv(AnyWrapper):
-    """An environment whose states a browser can watch while any trainer steps it.
+    """An environment whose states a browser shows while any trainer steps it.
 
-    Hand it to a trainer in place of `env`. What is learned stays bit-identical: the wrapper adds
-    one small record per environment to `state.info` and reads the state, no more. Of a Brax
-    environment it makes a `brax.envs.Wrapper`, of one of MuJoCo Playground's a
-    `mujoco_playground.wrapper.Wrapper`.
+    Pass it to a trainer in place of `env`. The learned parameters stay bit-identical: the wrapper
+    only adds one small record per environment to `state.info` and reads the state. It is a
+    `brax.envs.Wrapper` around a Brax environment, and a `mujoco_playground.wrapper.Wrapper` around
+    one of MuJoCo Playground.
 
-    It works in any place among the trainer's own wrappers. What is seen depends on it:
+    It works anywhere among the trainer's own wrappers, but its place decides what the page shows:
 
-    * Inside of auto-resets (Brax's AutoResetWrapper, Playground's BraxAutoResetWrapper), where
-      trainers put it, the last pose of an episode is seen before the reset replaces it; around
-      them, the pose after the reset is seen instead.
-    * Inside of an EpisodeWrapper each repeat of an action is seen; around it, the last one is.
-    * Inside or outside of a vmap, and inside of Brax's EvalWrapper, makes no difference.
-    * Wrappers for domain randomisation step `env.unwrapped`, past all that is in between. Inside
-      of one, this wrapper hands out an `unwrapped` that passes for one of the base's class, with
-      the base's attributes, and comes by here; so it is not the very object that was wrapped.
+    * Inside auto-resets (Brax's AutoResetWrapper, Playground's BraxAutoResetWrapper), where
+      trainers put it, the page shows the last pose of an episode before the reset replaces it;
+      around them, it shows the pose after the reset instead.
+    * Inside an EpisodeWrapper, each repeat of an action is shown; around it, only the last.
+    * Inside or outside a vmap, or inside Brax's EvalWrapper, makes no difference.
+    * Wrappers for domain randomisation step `env.unwrapped` and so skip all wrappers in between.
+      Inside one, this wrapper returns an `unwrapped` with the base's class and attributes whose
+      steps still pass through this wrapper; so it is not the same object as the base.
 
-    A copy, shallow or deep, is shown by the same viewer once it is reset or stepped, and so is one
-    that is unpickled in the same process. Elsewhere, as in a worker of Ray's, `viewer` is None and
-    the environment inside is stepped without being watched, until `viewer` is set to another one.
+    Shallow and deep copies are shown by the same viewer once they are reset or stepped, and so are
+    copies unpickled in the same process. In another process, such as a Ray worker, `viewer` is None
+    and the inner environment is stepped without being shown, until `viewer` is set.
     """
 
     env: Any
 
     def __new__(cls, env: Any = None, **_: Any) -> "VisualizedEnv":
-        # Without an `env` it is being copied, and of its kind already.
+        # No `env`: a copy is being made, whose class is the right one already.
         return object.__new__(cls if env is None else of_kind(cls, wrapper_class(within(env))))
 
     def __init__(
@@ -112,30 +112,30 @@ class VisualizedEnv(AnyWrapper):
 
         Args:
             env: a `brax.envs.Env` with a MuJoCo model, on any backend, or a
-                `mujoco_playground.MjxEnv`; wrapped in other wrappers or not. An object of any class
-                will do that has their `reset` and `step`, and keeps the physics in its state: an
-                `mjx.Data`, or a pipeline state of Brax's. Where it does not tell the seconds of a
-                step by `dt`, nor the number of physics steps by `n_frames` or the like, it is
-                taken to make one step of the physics.
-            grid: (columns, rows) or (columns, rows, layers): how many environments are drawn at
-                most, and where. The trainer's other environments are not transferred.
-            spacing: metres between neighbours, (x, y) or (x, y, z); None derives it from how far
-                the robot reaches.
+                `mujoco_playground.MjxEnv`; wrapped in other wrappers or not. Objects of any class
+                are accepted if they have their `reset` and `step` and keep the physics in the
+                state: an `mjx.Data`, or a Brax pipeline state. If `env` gives neither the seconds
+                of a step (`dt`) nor the number of physics steps in it (`n_frames` or a similar
+                name), one physics step per step is assumed.
+            grid: (columns, rows) or (columns, rows, layers) of the cells in which environments are
+                drawn. The trainer's other environments are not transferred.
+            spacing: metres between neighbours, (x, y) or (x, y, z); None derives it from the
+                robot's reach.
             viewer: a `Viewer` to share; None makes one, at http://127.0.0.1:8000 if it is free, for
                 all environments of this name: the page shows the last of them.
-            role: "train" or "eval"; None tells them apart by who calls `step`.
-            ctrl_fn: what the environment makes of an action before it goes to the physics: float
-                [A] to float [nu], in JAX. Only for MuJoCo twins, and only where that cannot be
-                seen, as of most environments it can: see `adapters.BraxAdapter.step`.
-            mj_model: what `env` was made of; None looks for it among the attributes of `env`, under
-                any name. What it does to the model afterwards is not seen here.
+            role: "train" or "eval"; None detects it from the caller of `step`.
+            ctrl_fn: how the environment converts an action to the physics' controls: float [A] to
+                float [nu], in JAX. Used only for MuJoCo twins, and needed only if the controls
+                cannot be read, which is rare: see `adapters.BraxAdapter.step`.
+            mj_model: the model that `env` was made from; None looks for it among the attributes of
+                `env`, under any name. Later changes to the model have no effect here.
 
         Raises:
-            TypeError: `env` is not an environment, or something else is of the wrong type.
-            ValueError: a value is out of its limits, `env` has no MuJoCo model or another one than
-                it steps, or it is wrapped already.
+            TypeError: `env` is not an environment, or another argument has the wrong type.
+            ValueError: a value is out of its limits, `env` has no MuJoCo model or one that does not
+                match the model that it steps, or it is wrapped already.
         """
-        env = within(env)  # `unwrapped` of another one is the base: it gets a viewer of its own
+        env = within(env)  # if it is another wrapper's `unwrapped`, wrap the base itself, for a viewer of its own
         adapter = adapter_for(env, ctrl_fn, mj_model)
         if any(isinstance(inner, VisualizedEnv) for inner in layers(env)):
             raise ValueError("env is wrapped in VisualizedEnv already: wrap it once")
@@ -143,14 +143,14 @@ class VisualizedEnv(AnyWrapper):
             raise ValueError(f"role={role!r}: must be 'train', 'eval' or None")
         super().__init__(env)
 
-        from brax_viser.viewer import implicit_viewer  # so that importing this module stays light
+        from brax_viser.viewer import implicit_viewer  # so that importing this module stays cheap
 
         self._layout = {"grid": grid, "spacing": spacing}
         self._reading = {"ctrl_fn": ctrl_fn, "mj_model": mj_model}
         self._role = role
         self._resets_inside = resets_inside(env)
         self._truncates_inside = truncates_inside(env)
-        self._own_info: frozenset[str] | None = None  # keys of `info` that its `reset` makes
+        self._own_info: frozenset[str] | None = None  # keys of `info` after `env.reset`
         cells = self._cells(adapter)
         self._viewer: Any = implicit_viewer(adapter.name) if viewer is None else viewer
         self._adapter: Adapter | None = adapter
@@ -158,8 +158,8 @@ class VisualizedEnv(AnyWrapper):
 
     @property
     def viewer(self) -> "Viewer":
-        """Who shows it: None where it was unpickled, in another process than the viewer's. To set
-        it takes effect on what is reset after that, and compiled."""
+        """The viewer that shows the environment; None after unpickling in another process. Setting it
+        affects the programs that are compiled, and the states that are reset, afterwards."""
         return self._viewer
 
     @viewer.setter
@@ -169,19 +169,19 @@ class VisualizedEnv(AnyWrapper):
 
     @property
     def unwrapped(self) -> Any:
-        """The base environment, for all that can be asked of it, whose `reset` and `step` are seen
-        by the viewer. See `wrapping.StandIn`."""
+        """An object with the base environment's class and attributes, whose `reset` and `step` pass
+        through this wrapper. See `wrappers.StandIn`."""
         found = vars(self).get("_stand_in")
         if found is None:
             found = self._stand_in = StandIn(self, base_of(self.env))
         return found
 
     def reset(self, rng: jax.Array) -> Any:
-        """The inner `reset`, with the wrapper's key in `info`. No call to the host."""
+        """Resets the inner environment and adds the record to `info`. Does not call the host."""
         return self._reset(self.env, rng)
 
     def step(self, state: Any, action: jax.Array) -> Any:
-        """The inner `step`, offered to the host.
+        """Steps the inner environment and offers the step to the host.
 
         Raises:
             ValueError: `state` was not made by this wrapper's `reset`.
@@ -189,11 +189,11 @@ class VisualizedEnv(AnyWrapper):
         return self._step(self.env, state, action)
 
     def reset_base(self, base: Any, rng: jax.Array) -> Any:
-        """`reset` of the base environment, past the wrappers in between; see `unwrapped`."""
+        """Resets the base environment, skipping the wrappers in between; see `unwrapped`."""
         return self._reset(base, rng)
 
     def step_base(self, base: Any, state: Any, action: jax.Array) -> Any:
-        """`step` of the base environment, past the wrappers in between; see `unwrapped`."""
+        """Steps the base environment, skipping the wrappers in between; see `unwrapped`."""
         return self._step(base, state, action)
 
     def __copy__(self) -> "VisualizedEnv":
@@ -210,7 +210,7 @@ class VisualizedEnv(AnyWrapper):
         return empty_of, _kind_of(self), {**state, "env": without_modules(self.env)}
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy has of it: not what belongs to this one's place in the viewer."""
+        """Returns the attributes to copy: all but those that attach this object to the viewer."""
         return {k: v for k, v in vars(self).items() if k not in ("_adapter", "_host", "_stand_in")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -224,7 +224,7 @@ class VisualizedEnv(AnyWrapper):
         return grid_of(adapter.mj_model, adapter.init_qpos, **self._layout)
 
     def _shown_by(self) -> "Callbacks | None":
-        """Whom to ask. A copy takes its place in the viewer when it is used for the first time."""
+        """Returns the host's callbacks. Attaches a copy to the viewer when it is first used."""
         viewer = self._viewer
         if self._host is None and viewer is not None and not viewer._shared.control.closed:
             self._adapter = adapter_for(self.env, **self._reading)
@@ -256,8 +256,8 @@ class VisualizedEnv(AnyWrapper):
             return self._step_unseen(env, state, action)
         assert self._adapter is not None
         host.traced(trainer)
-        # The key is taken out, not just passed on: some envs build `info` anew in `step`, others
-        # require its structure to stay as their own `reset` made it.
+        # Remove the key before the step: some envs build a new `info` in `step`, others require the
+        # structure that their own `reset` made.
         info, log = self._without_log(info_of(state))
         log = asked_of(log, host.stamp)
         before = replaced(state, info=info)
@@ -294,7 +294,7 @@ class VisualizedEnv(AnyWrapper):
         return replaced(state, info=self._with_log(state, log))
 
     def _advanced(self, log: EpisodeLog, before: Any, after: Any, payload: Payload) -> EpisodeLog:
-        """The record after a step from one state to another, of which the payload is."""
+        """Returns the record after the step from `before` to `after`, whose payload is given."""
         adapter, batch = self._adapter, log.countdown.shape
         assert adapter is not None
         told = self._resets_inside or any(key.startswith(KEPT_BY_RESETS) for key in before.info)
@@ -321,11 +321,11 @@ class VisualizedEnv(AnyWrapper):
             None if told and not self._resets_inside else poses_of(physics_of(before)),
             resets_inside=self._resets_inside,
         )
-        # Wrappers that are known leave the record where it is.
+        # Known auto-resets keep each record with its environment; others may move records.
         return log if told else over_batch(log)
 
     def _step_unseen(self, env: Any, state: Any, action: Any) -> Any:
-        """Without a viewer. A state that was seen before keeps its record as it is."""
+        """Steps without a viewer. If the state has a record, it is kept unchanged."""
         if not _has_log(attribute(state, "info")):
             return env.step(state, action)
         info, log = self._without_log(state.info)
@@ -333,22 +333,21 @@ class VisualizedEnv(AnyWrapper):
         return replaced(state, info=self._with_log(state, log))
 
     def _terminated(self, state: Any, batch: tuple[int, ...]) -> jax.Array:
-        """Whether the environment itself has ended the episode; running out of time is no end."""
+        """Whether the environment itself has ended the episode, which a time limit does not count as."""
         done = done_of(state, batch) > 0
         truncated = count_of(state.info, "truncation", batch) if self._truncates_inside else None
         return done if truncated is None else done & (truncated == 0)
 
     def _own(self, info: Mapping[str, Any]) -> dict[str, Any]:
-        """`info` without what wrappers around this one keep there, as an episode's metrics: at this
-        point that is of the step before still, and XLA would have to keep a copy of each piece of
-        it, in every step, until the branch in which the host is called."""
+        """Drops the entries of `info` that outer wrappers add, such as an episode's metrics: they are
+        stale here, and passing them to `emit` would make XLA copy them at every step."""
         own = self._own_info
         return {key: x for key, x in info.items() if own is None or key in own}
 
     def _with_log(self, state: Any, log: EpisodeLog) -> Any:
         info, record = state.info, log._asdict()
         preserved = info.get(PRESERVED_KEY, {})
-        # Only Playground's wrappers replace the whole of `info` at an episode's end.
+        # Only Playground's wrappers replace the whole `info` at the end of an episode.
         if hasattr(state, "data") and isinstance(preserved, Mapping):
             preserved = mapping_like(preserved, {**preserved, INFO_KEY: record})
             return mapping_like(info, {**info, PRESERVED_KEY: preserved})
@@ -368,13 +367,13 @@ class VisualizedEnv(AnyWrapper):
             record = preserved.pop(INFO_KEY)
             if preserved:
                 info[PRESERVED_KEY] = mapping_like(given[PRESERVED_KEY], preserved)
-            else:  # the environment has none of its own
+            else:  # nothing else was in it
                 del info[PRESERVED_KEY]
         return mapping_like(given, info), EpisodeLog(**record)
 
 
 def _has_log(info: Any) -> bool:
-    """Whether the record is in it, in either of its places."""
+    """Whether `info` contains the record, in either of its places."""
     if not isinstance(info, Mapping):
         return False
     preserved = info.get(PRESERVED_KEY)
@@ -382,7 +381,7 @@ def _has_log(info: Any) -> bool:
 
 
 def _kind_of(env: VisualizedEnv) -> tuple[type, type]:
-    """What its class was made of; see `wrapping.of_kind`."""
+    """Returns the arguments of `wrappers.of_kind` that made its class."""
     cls = type(env)
     return vars(cls).get("made_of", (cls, cls))
 

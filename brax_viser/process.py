@@ -1,7 +1,7 @@
-"""All that a viewer changes in its process.
+"""Makes all the changes that a viewer makes to its process.
 
-That is the descriptor that signals wake, the priority of its own threads, and Python's switch
-interval.
+These are the wakeup descriptor for signals, the priority of the viewer's own threads, and Python's
+switch interval.
 """
 
 import contextlib
@@ -14,22 +14,22 @@ from collections.abc import Callable
 
 
 class InterruptWatch:
-    """Calls back when SIGINT comes, on a thread of its own; Python's handling goes on beside it.
+    """Calls back on SIGINT, on a thread of its own; Python's own handling is not affected.
 
-    A training that is held keeps the main thread within a compiled program, and Python runs signal
-    handlers on the main thread alone, when that comes back. But its C handler writes a byte to
-    the wakeup descriptor at once.
+    Python runs signal handlers only on the main thread, between bytecodes, and a held training
+    keeps that thread within a compiled program. But Python's C handler writes a byte to the wakeup
+    descriptor at once.
 
-    There is one such descriptor per process, so all watches share it, and may be closed in any
-    order, on any thread. It can be taken and given back by the main thread alone: a watch that is
-    started elsewhere hears of nothing until another one is started there.
+    A process has one wakeup descriptor, so all watches share it; they may be closed in any order,
+    on any thread. Only the main thread can set and restore it: a watch that is started on another
+    thread receives nothing until a watch is started on the main thread.
     """
 
     def __init__(self, heard: Callable[[], object]):
         self._heard = heard
 
     def start(self) -> None:
-        """Begins to listen."""
+        """Starts listening."""
         _wakeups.add(self, self._heard)
 
     def close(self) -> None:
@@ -38,8 +38,8 @@ class InterruptWatch:
 
 
 class _Descriptor:
-    """A file descriptor of somebody else's, who may close it without telling, whereupon its number
-    may be given to any other file."""
+    """Another component's file descriptor, which may be closed without notice; its number may then
+    be reused for any other file."""
 
     def __init__(self, number: int):
         self.number = number
@@ -54,18 +54,18 @@ class _Descriptor:
 
     @property
     def is_still_there(self) -> bool:
-        """Whether it is the very file that it was."""
+        """Whether the number still refers to the same file."""
         return self._file is not None and self._now() == self._file
 
 
 class _Wakeups:
-    """The process's wakeup descriptor, as long as anybody listens."""
+    """The process's wakeup descriptor, taken while there are listeners."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._listeners: dict[object, Callable[[], object]] = {}
-        self._signals: socket.socket | None = None  # where they are written to
-        self._before: _Descriptor | None = None  # who was woken before us: an event loop, say
+        self._signals: socket.socket | None = None  # the end that Python writes signal numbers to
+        self._before: _Descriptor | None = None  # the one before ours, e.g. an event loop's
 
     def add(self, key: object, heard: Callable[[], object]) -> None:
         with self._lock:
@@ -88,7 +88,7 @@ class _Wakeups:
             ).start()
         mine = self._signals.fileno()
         before = signal.set_wakeup_fd(mine, warn_on_full_buffer=False)
-        if before != mine:  # for the first time, or another has taken it, or dropped it, meanwhile
+        if before != mine:  # the first time, or others have set or dropped theirs
             self._before = _Descriptor(before) if before >= 0 else None
 
     def _give_back(self) -> None:
@@ -96,14 +96,14 @@ class _Wakeups:
             return
         now, before = signal.set_wakeup_fd(-1), self._before
         if now != self._signals.fileno():
-            # Another has it. It may hand on to ours what it hears, as we do: ours stays open.
+            # Others have set theirs, which may forward signals to ours, as we do: keep ours open.
             theirs = _Descriptor(now) if now >= 0 else None
         else:
             theirs, self._before = before, None
             self._signals.close()
             self._signals = None
         if theirs is not None and theirs.is_still_there:
-            with contextlib.suppress(ValueError, OSError):  # it may be closed just now
+            with contextlib.suppress(ValueError, OSError):  # it may have just been closed
                 signal.set_wakeup_fd(theirs.number)
 
     def _listen(self, ours: socket.socket) -> None:
@@ -123,40 +123,39 @@ _wakeups = _Wakeups()
 
 
 NICENESS = 10
-"""Added to a thread's own, it gets a tenth of a processor that a thread of the training wants as
-well. What counts is that XLA's, when there is something to do for them again, take the processor at
-once: between equals they wait."""
+"""Nice increment for the viewer's threads. At +10 the scheduler gives them about a tenth of a core
+that the training wants too, and, more importantly, XLA's threads pre-empt them at once when they
+wake up: threads of equal priority would have to wait."""
 
 MORE = 5
-"""On top of it, for threads that never hold Python's lock: for others, a callback may have to wait,
-and where further programs take the processors they must get on. With the most that there is, 19,
-what steps twins would not keep up beside a training that takes all processors."""
+"""Additional nice increment for threads that never hold Python's lock. A callback may have to wait
+for one that does, which must make progress even if other programs use all cores. At the maximum,
+19, the threads that step the twins would not keep up with a training that uses all cores."""
 
 
 def lower_priority(niceness: int = NICENESS) -> None:
-    """The calling thread lets others go first, and so do those that it starts from now on.
+    """Lowers the priority of the calling thread and of the threads that it starts afterwards.
 
-    Besides, when there is something to do for it again, it waits until a processor is free or its
-    turn has come, where it would have interrupted who is at work (SCHED_BATCH, man 7 sched). Its
-    share remains the same.
+    Also sets SCHED_BATCH (man 7 sched): a thread that wakes up does not pre-empt the running one,
+    but waits for a free core or its turn. Its share of the cores remains the same.
 
-    Nothing is done where niceness is not a thread's but the whole process's: anywhere but on Linux.
+    Does nothing except on Linux: elsewhere niceness applies to the whole process.
     """
     if sys.platform == "linux":
         os.nice(niceness)
-        if os.sched_getscheduler(0) == os.SCHED_OTHER:  # and not what a person has chosen
-            with contextlib.suppress(OSError):  # a sandbox need not know it, as gVisor does not
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:  # keep a policy that the user has chosen
+            with contextlib.suppress(OSError):  # not supported in gVisor, for example
                 os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 SWITCH_SECONDS = 2e-4
-"""How long a callback waits at most for another Python thread, viser's with the page's loop among
-them. Python's own 5 ms would be more than most environment steps take. Process-wide while a
-viewer is open; see `sys.setswitchinterval`."""
+"""s after which a waiting callback may take over from another Python thread, such as the page's
+loop. Python's default of 5 ms is longer than most environment steps. Applies to the whole process
+while a viewer is open; see `sys.setswitchinterval`."""
 
 
 class Interpreter:
-    """Python's switch interval, shortened for as long as any viewer is open."""
+    """Python's switch interval, shortened while any viewer is open."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""Sixty-four of 2,048 ants that learn to run. Wants a GPU; a laptop needs patience.
+"""Watches 64 of 2,048 ants learn to run. Best with a GPU: a laptop takes long.
 
 python -m examples.ant_ppo
 """

@@ -1,4 +1,4 @@
-"""Eight cart-poles of our own, in two rows of four, learning to balance.
+"""Watches eight cart-poles, in two rows of four, learn to balance.
 
 python -m examples.cartpole_grid
 """

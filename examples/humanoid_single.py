@@ -1,4 +1,4 @@
-"""One humanoid of a training of many, on the positional backend.
+"""Watches one humanoid of a training of 256, on the positional backend.
 
 python -m examples.humanoid_single
 """

@@ -1,4 +1,4 @@
-"""A slider and a marker of one's own: a ball above the selected ant, as high as the slider says.
+"""Adds a slider and a marker: a ball above the selected ant, as high as the slider says.
 
 python -m examples.own_controls
 """

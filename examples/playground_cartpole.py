@@ -1,4 +1,4 @@
-"""MuJoCo Playground's cart-pole, 64 of 256 of them, with Playground's own settings for PPO.
+"""Watches 64 of 256 cart-poles of MuJoCo Playground, with Playground's own settings for PPO.
 
 pip install -e '.[playground]' && python -m examples.playground_cartpole
 """

@@ -1,5 +1,5 @@
-"""Ants that learn in Brax's positional physics, and beside each its twin in MuJoCo, which is given
-the same controls: would what they learn stand up there?
+"""Watches ants learn in Brax's positional physics, each beside its twin in MuJoCo, which is given
+the same controls: would what they learn work there?
 
 python -m examples.sim_to_sim
 """
@@ -22,7 +22,7 @@ def main() -> None:
 
     def progress_fn(num_steps: int, metrics: Mapping[str, Any]) -> None:
         viewer.progress_fn(num_steps, metrics)
-        drift = viewer.drift()  # of what the page shows; None while no page is open
+        drift = viewer.drift()  # of the frame on the page; None while no page is open
         if drift is not None:
             parted = np.isfinite(drift.passed).sum()
             print(

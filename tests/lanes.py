@@ -90,6 +90,7 @@ LANES = {
     "test_transplant": integration(1.5, quick=True),
     "test_twin": integration(4),
     "test_viewer": integration(1, quick=True),
+    "test_words": unit(),
     "test_wrapping": integration(0.2),
 }
 """Lanes by file name. The collection fails for a file without a lane."""

@@ -1,4 +1,4 @@
-"""Each file of tests has one lane, and each lane is one that can be asked for."""
+"""Checks that each test file has exactly one lane, and that each lane is a registered marker."""
 
 import ast
 from pathlib import Path
@@ -15,12 +15,12 @@ def test_every_file_has_a_lane_and_every_lane_a_file():
     assert set(lanes.LANES) == set(FILES)
 
 
-def test_a_lane_is_a_marker_that_is_registered(pytestconfig):
+def test_each_lane_is_a_registered_marker(pytestconfig):
     registered = {line.split(":")[0] for line in pytestconfig.getini("markers")}
     assert {lane.name for lane in lanes.LANES.values()} | {"alone"} <= registered
 
 
-def test_tests_that_are_alone_by_name_are_there():
+def test_tests_listed_as_running_alone_exist():
     shared = [path for name, path in FILES.items() if not lanes.LANES[name].alone]
     tests = {
         node.name

@@ -1,4 +1,4 @@
-"""The page against MuJoCo's own renderer: silhouettes and colours of real robots."""
+"""Compares the page with MuJoCo's own renderer: silhouettes and colours of real robots."""
 
 import json
 import os
@@ -13,11 +13,11 @@ from benchmarks import likeness
 from tests.models import oddities, small, soft
 
 FEW = ("ant", "humanoid", "go1", "shadow_hand", "dog")
-"""One of each kind: capsules, colours by a texture, meshes, letters on a box, a skin."""
+"""One robot per kind: capsules, textured colours, meshes, letters on a box, a skin."""
 
 
 def compared(folder: Path, names: list[str]) -> dict[str, dict[str, float]]:
-    """In a process of its own, for MuJoCo chooses how to render when it is imported."""
+    """Runs the comparison in a subprocess: MuJoCo chooses its renderer when it is imported."""
     if likeness.browser_path() is None:
         reason = "no Chromium found: install it, or set CHROMIUM to its path"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
@@ -37,7 +37,7 @@ def compared(folder: Path, names: list[str]) -> dict[str, dict[str, float]]:
 
 
 def there(names: tuple[str, ...]) -> list[str]:
-    """Those that are installed; all of them where CI looks."""
+    """Returns the installed ones of `names`; under CI a missing one fails the test."""
     installed = likeness.available()
     missing = [name for name in names if name not in installed]
     assert not (missing and os.environ.get("CI")), f"{missing} are not installed"
@@ -62,7 +62,7 @@ def test_robots_look_as_in_mujoco(tmp_path):
     check(compared(tmp_path, [*there(FEW), *(str(tmp_path / name) for name in own)]))
 
 
-def test_a_small_robot_is_readable_black_or_white_and_has_no_shadows_of_its_own(tmp_path):
+def test_a_small_robot_is_readable_in_black_or_white_and_casts_no_false_shadows(tmp_path):
     models = {"dark": small(0.1), "grey": small(0.5, glass=0.12), "pale": small(0.95)}
     files = {name: str(tmp_path / f"{name}.xml") for name in models}
     for name, xml in models.items():
@@ -71,9 +71,9 @@ def test_a_small_robot_is_readable_black_or_white_and_has_no_shadows_of_its_own(
     check(figures)
     dark, grey, pale = (figures[file] for file in files.values())
     assert grey["iou"] > 0.97, "the glass belongs to it"
-    # 0.43 with a scale of 1, at which the page's shadows fall where none are.
+    # With a scale of 1 this is 0.43: the page then draws shadows where MuJoCo has none.
     assert min(grey["structure"], pale["structure"]) > 0.52, figures
-    # Without anything to mirror it is 0.04. White stays short of the brightest there is.
+    # Without anything to mirror it is 0.04. White stays below the maximum brightness.
     assert 0.07 < dark["brightness"] < 0.2 and 0.6 < pale["brightness"] < 0.9, figures
 
 
@@ -83,7 +83,7 @@ def test_all_robots_look_as_in_mujoco(tmp_path):
     check(compared(tmp_path, there(tuple(name for name in every if name not in FEW))))
 
 
-def test_the_measure_tells_pictures_apart():
+def test_the_likeness_measure_tells_pictures_apart():
     size = likeness.SIZE
     left, right = np.zeros((2, size, size), bool)
     left[:, : size // 2] = right[:, size // 4 : 3 * size // 4] = True
@@ -95,11 +95,11 @@ def test_the_measure_tells_pictures_apart():
     assert likeness.Likeness("", red, blue, left, left).colour_difference > 0.3
 
 
-def test_the_measure_of_structure_tells_stripes_from_another_light():
+def test_the_structure_measure_tells_stripes_from_different_lighting():
     size = likeness.SIZE
     whole = np.ones((size, size), bool)
     x, y = np.meshgrid(np.arange(size), np.arange(size))
-    robot = np.where((x // 60 + y // 60) % 2 == 0, 60.0, 120.0)  # seams between its parts
+    robot = np.where((x // 60 + y // 60) % 2 == 0, 60.0, 120.0)  # seams between the robot's parts
 
     def structure(ours: np.ndarray) -> float:
         ours, theirs = (np.repeat(p[..., None], 3, axis=2).astype(np.uint8) for p in (ours, robot))
@@ -110,11 +110,11 @@ def test_the_measure_of_structure_tells_stripes_from_another_light():
     assert structure(robot * np.where(x % 12 < 6, 0.6, 1.0)) < 0.6, "striped"
 
 
-def test_what_is_almost_transparent_belongs_to_the_silhouette_and_smooth_edges_do_not():
+def test_silhouettes_include_faint_pixels_but_not_smoothed_edges():
     size = likeness.SIZE
     opacity = np.zeros((size, size, 1))
     opacity[100:200, 100:200] = 1.0
-    opacity[100:200, 200] = 0.3  # of the edge, less than half is covered
+    opacity[100:200, 200] = 0.3  # an edge pixel that is less than half covered
     opacity[300:400, 100:200] = 0.1
     for shade in (10, 128, 245):
         one, other = (
@@ -126,6 +126,6 @@ def test_what_is_almost_transparent_belongs_to_the_silhouette_and_smooth_edges_d
         np.testing.assert_array_equal(likeness.silhouette(one, other), expected)
 
 
-def test_pictures_are_named_by_the_whole_path():
+def test_pictures_are_named_after_the_whole_path():
     names = [likeness.picture_name(n) for n in ("/a/go1/scene.xml", "/a/g1/scene.xml", "ant")]
     assert names == ["a_go1_scene.png", "a_g1_scene.png", "ant.png"]

@@ -1,4 +1,4 @@
-"""How robots are marked, coloured, labelled, pointed at and followed."""
+"""Tests how robots are marked, coloured, labelled, pointed at and followed."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ COUNT = 6
 
 
 def frame_of(model: Model, count: int = COUNT, first: int = 10) -> Frame:
-    """Environments 10, 11, ... in their initial pose, with returns 0, 1, ..."""
+    """Returns a frame of environments 10, 11, ... in their initial pose, with returns 0, 1, ..."""
     return Frame(
         role="train",
         env_steps=7,
@@ -68,7 +68,7 @@ class Stage:
         self.block.decorate(look)
 
     def move(self, env: int, by: tuple[float, float, float], look: Look) -> None:
-        """m."""
+        """Moves one robot by `by`, in metres, and draws it."""
         pos = self.frame.link_pos.copy()
         pos[env - 10] += np.array(by, np.float32)
         self.draw(look, link_pos=pos)
@@ -88,7 +88,7 @@ def ants(server):
     return stage
 
 
-def test_a_click_selects_the_robot_under_it_from_wherever_one_looks(ants):
+def test_a_click_selects_the_robot_under_it_from_any_viewpoint(ants):
     scene, scale = ants.scene, ants.scene._scale
     for eye in (framing_camera(scene._bounds * scale).position, np.array([0.0, 0.0, 30.0])):
         for env in range(10, 16):
@@ -96,35 +96,35 @@ def test_a_click_selects_the_robot_under_it_from_wherever_one_looks(ants):
             ray = (target - eye) / np.linalg.norm(target - eye)
             assert scene.pick(eye, ray) == ("train", env)
         assert scene.pick(eye, np.array([0.0, 0.0, 1.0])) is None  # the sky
-    # Who is not shown cannot be meant.
+    # A hidden robot cannot be selected.
     ants.draw(Look(others="hide", selected_env=12))
     eye = np.array([0.0, 0.0, 30.0])
     target = scale * ants.block.place_of(14)
     assert scene.pick(eye, (target - eye) / np.linalg.norm(target - eye)) != ("train", 14)
 
 
-def test_a_followed_robot_stays_where_it_is_and_the_world_moves(ants):
+def test_a_followed_robot_stays_in_place_and_the_world_moves(ants):
     scene, look = ants.scene, Look(selected_env=13)
     scene.follow(("train", 13))
     seen = lambda: scene._scale * ants.block.place_of(13) + np.array(scene._root.position)  # noqa: E731
     before = seen()
     ants.move(13, (1.7, -0.9, 0.4), look)
     np.testing.assert_allclose(seen()[:2], before[:2], atol=1e-5)
-    assert seen()[2] > before[2] + 0.1 * scene._scale  # a jump is seen as one
+    assert seen()[2] > before[2] + 0.1 * scene._scale  # a jump stays visible
     scene.follow(None)
     assert tuple(scene._root.position) == (0.0, 0.0, 0.0)
-    scene.follow(("train", 99))  # who is not drawn cannot be followed
+    scene.follow(("train", 99))  # a robot that is not drawn cannot be followed
     assert scene.followed is None
 
 
-def test_runners_come_back_into_their_cells_by_whole_cells(ants):
+def test_running_robots_are_moved_back_into_their_cells_by_whole_cells(ants):
     cell = np.array(ants.grid.spacing[:2])
     home = ants.block.place_of(12)
     ants.move(12, (3.2 * cell[0], -1.4 * cell[1], 0.0), Look())
     np.testing.assert_allclose(
         ants.block.place_of(12)[:2] - home[:2], [0.2 * cell[0], -0.4 * cell[1]], atol=1e-4
     )
-    # All of the robot, and no other one.
+    # The whole robot is shifted, and no other one.
     shift = ants.block.pos[2] - ants.model.init_pos
     np.testing.assert_allclose(shift, shift[:1].repeat(len(shift), 0), atol=1e-4)
     np.testing.assert_array_equal(ants.block.pos[3], ants.model.init_pos)
@@ -136,7 +136,7 @@ def test_runners_come_back_into_their_cells_by_whole_cells(ants):
     ("name", "roams"),
     [("halfcheetah", True), ("humanoid", True), ("inverted_pendulum", False), ("pusher", False)],
 )
-def test_only_who_can_travel_without_limit_is_brought_back(server, name, roams):
+def test_only_robots_that_can_travel_without_limit_are_moved_back(server, name, roams):
     stage = Stage(server, name)
     assert (stage.model.roaming_link is not None) == roams
     stage.move(11, (50.0, 0.0, 0.0), Look())
@@ -144,7 +144,7 @@ def test_only_who_can_travel_without_limit_is_brought_back(server, name, roams):
     assert away < 0.51 * stage.grid.spacing[0] + 1e-3 if roams else away == 50.0
 
 
-def test_the_others_are_faded_or_hidden(ants):
+def test_other_robots_are_faded_or_hidden(ants):
     part = ants.block.robots._parts[0]
     per_robot = len(part.shape.body)
     ants.draw(Look(others="fade", selected_env=14))
@@ -158,7 +158,7 @@ def test_the_others_are_faded_or_hidden(ants):
     ring = ants.block._ring
     assert ring is not None and ring.visible
     np.testing.assert_allclose(ring.batched_positions[0, :2], ants.block.place_of(14)[:2])
-    ants.draw(Look(others="hide"))  # nobody is selected: nobody is another
+    ants.draw(Look(others="hide"))  # without a selection no robot counts as another
     assert (np.reshape(part.handle.batched_positions, (-1, 3))[:, 2] > PARKED[2]).all()
     assert not ring.visible
 
@@ -178,7 +178,7 @@ def test_robots_are_coloured_by_return_and_get_their_own_colours_back(ants):
     np.testing.assert_array_equal(part.handle.batched_colors, own)
 
 
-def test_colours_say_what_they_are_to_say(ants):
+def test_colours_encode_return_reward_and_termination(ants):
     frame = ants.frame
     assert colours_of("model", frame, 0.05) is None
     by_return, by_reward = colours_of("return", frame, 0.05), colours_of("reward", frame, 0.05)
@@ -193,7 +193,7 @@ def test_colours_say_what_they_are_to_say(ants):
     ended = colours_of("termination", replace(frame, since_termination=since, finite=finite), 0.05)
     assert ended is not None
     assert tuple(ended[0]) == FALLEN and tuple(ended[2]) == ALIVE and tuple(ended[3]) == BROKEN
-    assert FALLEN[0] > ended[4][0] > ended[1][0] > ALIVE[0]  # it fades within a second
+    assert FALLEN[0] > ended[4][0] > ended[1][0] > ALIVE[0]  # the colour fades within a second
 
     odd = replace(frame, episode_return=np.array([np.nan, 1, 2, 3, np.inf, 5], np.float32))
     shown = colours_of("return", odd, 0.05, "so_far")
@@ -203,7 +203,7 @@ def test_colours_say_what_they_are_to_say(ants):
     assert same is not None and len(np.unique(same, axis=0)) == 1
 
 
-def test_colours_by_return_go_by_the_measure_that_is_chosen_and_grey_is_not_known(ants):
+def test_colours_by_return_follow_the_chosen_measure_and_unknown_returns_are_grey(ants):
     frame = replace(
         ants.frame,
         finished_return=np.array([5, np.nan, 3, 2, 1, 0], np.float32),
@@ -212,12 +212,12 @@ def test_colours_by_return_go_by_the_measure_that_is_chosen_and_grey_is_not_know
     last, so_far = (colours_of("return", frame, 0.05, by) for by in ("last_episode", "so_far"))
     assert last is not None and so_far is not None
     assert tuple(last[1]) == UNKNOWN_RETURN == tuple(so_far[5])
-    np.testing.assert_array_equal(last[0], [253, 231, 37])  # the highest
+    np.testing.assert_array_equal(last[0], [253, 231, 37])  # the highest return
     np.testing.assert_array_equal(so_far[4], [253, 231, 37])
     assert range_of("return", frame, 0.05, "per_second") == (0.0, 10.0)  # 1 in 2 steps, 2 in 4
 
 
-def test_labels_tell_env_return_and_time_and_go_again(ants):
+def test_labels_show_env_return_and_time_and_disappear_again(ants):
     ants.draw(Look(labels=True, others="hide", selected_env=11))
     labels = ants.block._labels
     assert [label.text for label in labels[:2]] == [
@@ -243,13 +243,13 @@ def test_labels_tell_env_return_and_time_and_go_again(ants):
     assert ants.block._labels == []
 
 
-def test_labels_are_no_more_than_a_page_can_take(server):
+def test_the_number_of_labels_is_limited(server):
     stage = Stage(server, "inverted_pendulum", grid=(20, 20))
     stage.draw(Look(labels=True))
     assert len(stage.block._labels) == MAX_LABELS
 
 
-def test_who_has_no_finite_pose_is_shown_where_it_was(ants):
+def test_a_robot_without_a_finite_pose_is_shown_at_its_last_one(ants):
     pos = ants.frame.link_pos.copy()
     pos[2, 3] = np.nan
     ants.draw(Look(), link_pos=pos, finite=np.arange(COUNT) != 2)

@@ -1,4 +1,4 @@
-"""Threads of ours let the training go first, and make none of the training's do so."""
+"""Checks that our threads give way to the training's, whose own priority stays unchanged."""
 
 import subprocess
 import sys
@@ -51,9 +51,9 @@ def test_the_page_and_the_twins_are_nicer_than_the_training():
     stepping = [name for niceness, name in threads if niceness == NICENESS + MORE]
     assert stepping and set(stepping) == {"not of Python"}
     assert (0, "MainThread") in threads
-    # XLA's.
+    # XLA's threads.
     assert sum(thread == (0, "not of Python") for thread in threads) > 2
     others = [thread for thread in threads if thread[0] not in (0, NICENESS + MORE)]
     assert sorted(others) == [(NICENESS, "brax_viser twins"), (NICENESS, "page")]
-    # Who is nice interrupts nobody.
+    # Threads with a raised niceness also run under SCHED_BATCH and pre-empt no other thread.
     assert all((interrupts == "True") == (niceness == "2") for niceness, interrupts, _ in lines)

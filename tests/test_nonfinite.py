@@ -1,4 +1,4 @@
-"""What turns NaN or Inf is told, wherever it is, and holds the training if it is to."""
+"""Checks that a NaN or an Inf in any field is reported, and holds the training if requested."""
 
 import logging
 import os
@@ -34,7 +34,7 @@ RED = "#e03131"
 
 
 class Loop:
-    """A rollout of 512 environments, of which any field can turn; one for all tests."""
+    """A rollout of 512 environments, any field of which can turn non-finite; for all tests."""
 
     def __init__(self, viewer: Viewer):
         self.viewer = viewer
@@ -50,14 +50,14 @@ class Loop:
         return jax.lax.fori_loop(0, count, lambda _, s: self.env.step(s, action), state)
 
     def begin(self) -> int:
-        """Takes the first step, and returns how many the viewer knows of."""
+        """Resets, takes the first step, and returns how many steps the viewer knows of."""
         self.state = self._reset(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
         self.turn()
         self.steps()
         return self.viewer.stats().env_steps
 
     def turn(self, field: str = "reward", env: Any = (), at=0, until=FOREVER, value=np.nan) -> None:
-        """From its step `at` on, a field of these environments is what it should not be."""
+        """Adds `value` to `field` of `env` (all by default) while its step is in [at, until)."""
         info = {name: np.array(self.state.info[name]) for name in ("at", "until", "value")}
         place = Turning.FIELDS.index(field)
         info["at"][env, place], info["until"][env, place] = at, until
@@ -69,12 +69,12 @@ class Loop:
         self.state = jax.block_until_ready(self._steps(self.state, jnp.int32(count)))
 
     def run(self, count: int) -> None:
-        """Takes steps on a thread of its own."""
+        """Takes `count` steps on a separate thread."""
         self._thread = threading.Thread(target=self.steps, args=(count,), daemon=True)
         self._thread.start()
 
     def ends(self) -> None:
-        """Waits until the steps are taken."""
+        """Waits until the steps of `run` have been taken."""
         assert self._thread is not None
         eventually(lambda: not self._thread.is_alive(), "all steps are taken")
 
@@ -104,7 +104,7 @@ def page_says(viewer: Viewer) -> str:
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (np.inf, "Inf"), (-np.inf, "Inf")])
-def test_a_reward_is_told_at_its_very_step_though_nobody_watches(loop, streaming, value, kind):
+def test_a_nonfinite_reward_is_reported_at_its_step_without_a_page(loop, streaming, value, kind):
     loop.viewer.streaming = streaming
     before = loop.begin()
     loop.turn("reward", LAST, at=117, value=value)
@@ -115,13 +115,13 @@ def test_a_reward_is_told_at_its_very_step_though_nobody_watches(loop, streaming
     assert found.env_steps == before + 116 and found.exact and found.others == 0
     assert str(found).startswith(f"env 511: reward turned {kind} at step ")
     assert Probe(loop.viewer).shared.meter.calls - calls < 100, "it is asked at each step"
-    # Steps are counted as ever, though one has come before its time.
+    # The step count stays right although one call came before its time.
     assert before + 116 <= loop.viewer.stats().env_steps <= before + 200
 
 
 @pytest.mark.parametrize("field", ["link_pos", "qvel", "observation"])
 @pytest.mark.parametrize("mode", ["realtime", "every_step"])
-def test_whatever_else_turns_is_told_soon(loop, field, mode):
+def test_other_nonfinite_fields_are_reported_soon(loop, field, mode):
     page = Page(loop.viewer)
     loop.viewer.mode = mode
     before = loop.begin()
@@ -131,17 +131,17 @@ def test_whatever_else_turns_is_told_soon(loop, field, mode):
     eventually(lambda: not loop.steps(20) and loop.viewer.nonfinite, "it is told")
     found = loop.viewer.nonfinite[0]
     assert found.env == 400 and field in dict(found.fields) and found.env_steps >= before + 29
-    if mode == "every_step":  # each is looked through
+    if mode == "every_step":  # each step is checked
         assert found.exact and found.env_steps == before + 29
     page.close()
 
 
-def test_the_page_is_red_names_it_and_goes_on_saying_so_until_it_is_dismissed(loop, caplog):
+def test_the_page_turns_red_and_keeps_naming_the_finding_until_it_is_dismissed(loop, caplog):
     viewer = loop.viewer
     assert RED not in page_says(viewer)
     with caplog.at_level(logging.WARNING, logger="brax_viser"):
         loop.turn("reward", 137, at=10, until=13)
-        loop.steps(300)  # of which those from 13 on are finite again
+        loop.steps(300)  # the steps from 13 on are finite again
         for _ in range(3):
             says = page_says(viewer)
             assert RED in says.split("&#9679;")[0], "the dot is not red"
@@ -165,7 +165,7 @@ def test_the_page_is_red_names_it_and_goes_on_saying_so_until_it_is_dismissed(lo
 
 
 def press(viewer: Viewer, button: str) -> None:
-    """Presses one of the buttons below what has turned NaN or Inf, and waits until that is done."""
+    """Presses a button below the NaN and Inf findings, and waits until it has taken effect."""
     probe = Probe(viewer)
     probe.use(probe.panel.training._nonfinite, button)
     eventually(lambda: not len(probe.inbox), "it is taken")
@@ -173,13 +173,13 @@ def press(viewer: Viewer, button: str) -> None:
 
 
 def viewer_steps(loop: Loop) -> int:
-    """Steps that the environments have counted."""
+    """Returns how many steps the environments have counted."""
     return int(loop.state.info["t"][0])
 
 
 @pytest.mark.parametrize("field", Turning.FIELDS)
 @pytest.mark.parametrize("mode", ["realtime", "every_step"])
-def test_the_training_is_held_at_the_very_step_and_the_env_selected(loop, field, mode):
+def test_the_training_is_held_at_the_exact_step_and_the_env_is_selected(loop, field, mode):
     viewer, page = loop.viewer, Page(loop.viewer)
     viewer.mode, viewer.hold_on_nan = mode, True
     before = loop.begin()
@@ -198,7 +198,7 @@ def test_the_training_is_held_at_the_very_step_and_the_env_selected(loop, field,
     page.close()
 
 
-def test_it_is_held_once_and_again_once_the_box_is_ticked_anew(loop):
+def test_the_training_is_held_once_and_again_after_the_box_is_ticked_again(loop):
     loop.viewer.hold_on_nan = True
     loop.begin()
     loop.turn("reward", 3, at=20, until=40)
@@ -220,7 +220,7 @@ def test_it_is_held_once_and_again_once_the_box_is_ticked_anew(loop):
     loop.ends()
 
 
-def test_observations_that_are_inf_by_design_are_told_once_and_hide_nothing(loop):
+def test_observations_that_are_inf_by_design_are_reported_once_and_hide_nothing(loop):
     loop.begin()
     loop.turn("observation", slice(None), value=np.inf)
     calls = Probe(loop.viewer).shared.meter.calls
@@ -238,7 +238,7 @@ def test_observations_that_are_inf_by_design_are_told_once_and_hide_nothing(loop
     loop.ends()
 
 
-def test_stock_ppo_is_held_where_a_reward_turns_nan_and_its_assertion_gets_words(viewer, page):
+def test_stock_ppo_is_held_when_a_reward_turns_nan_and_its_assertion_is_explained(viewer, page):
     viewer.hold_on_nan = True
     env = VisualizedEnv(TurningReward("positional"), grid=(2, 2), viewer=viewer)
     failed: list[BaseException] = []
@@ -272,7 +272,7 @@ def test_stock_ppo_is_held_where_a_reward_turns_nan_and_its_assertion_gets_words
     assert "a NaN is not even equal to itself" in words and str(found) in words
 
 
-def test_the_command_line_tells_it_and_saves_nothing_that_is_not_finite(tmp_path):
+def test_the_command_line_reports_it_and_saves_no_nonfinite_policy(tmp_path):
     code = (
         "from brax import envs; from tests.sample import TurningReward;"
         "envs.register_environment('turning', TurningReward);"
@@ -295,7 +295,7 @@ def test_the_command_line_tells_it_and_saves_nothing_that_is_not_finite(tmp_path
     assert "No policy was saved: those that were handed out have a NaN or an Inf." in said
 
 
-def test_the_newest_finite_policy_is_saved_and_not_what_came_after(tmp_path, capsys):
+def test_the_newest_finite_policy_is_saved_not_a_later_one(tmp_path, capsys):
     outcome = cli._Run()
     outcome.hand_out({"w": jnp.ones(3)}, 100)
     outcome.hand_out({"w": 2 * jnp.ones(3), "steps": 7}, 200)
@@ -313,7 +313,7 @@ def finding(*fields: tuple[str, str], **kwargs: Any) -> Finding:
     return Finding("train", 7, fields, 3, 12_345, **kwargs)
 
 
-def test_a_sentence_says_no_more_than_is_known():
+def test_findings_are_worded_no_stronger_than_what_is_known():
     reward, speed, obs = ("reward", "NaN"), ("qvel", "NaN"), ("observation/state", "Inf")
     assert str(finding(reward, others=1)) == (
         "env 7: reward turned NaN at step 12,345, and 1 more env with it"
@@ -327,12 +327,12 @@ def test_a_sentence_says_no_more_than_is_known():
     )
 
 
-def test_another_process_tells_what_it_has_found():
+def test_findings_of_another_process_survive_encoding():
     report = messages.Report({}, 0.0, 0, 0, None, None, found=((0, finding(("reward", "NaN"))),))
     assert messages.decode_from_worker(messages.encode(report)) == report
 
 
-def test_an_error_that_is_no_nan_keeps_its_own_words():
+def test_an_error_unrelated_to_nan_keeps_its_own_message():
     assert explained(ValueError("no such thing"), ()) == "ValueError: no such thing"
     found = Findings()
     assert found.add(None, finding(("reward", "NaN")))

@@ -1,4 +1,4 @@
-"""Environments that have what a wrapper looks for, and something in its way."""
+"""Tests environments with attributes that a wrapper looks for but that raise or mislead."""
 
 import functools
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ class NotReady(Toy):
 
 
 class OfItsSettings(Toy):
-    """Looks its attributes up in a dictionary, and lets the KeyError out."""
+    """Looks its attributes up in a dictionary, and lets the KeyError propagate."""
 
     def __init__(self):
         self.settings = {"gain": 1.0}
@@ -54,7 +54,7 @@ def named() -> Named:
 
 
 @pytest.mark.parametrize("make", [NotReady, OfItsSettings])
-def test_an_attribute_that_raises_is_one_that_is_not_there(shared, make):  # noqa: F811
+def test_an_attribute_that_raises_counts_as_absent(shared, make):  # noqa: F811
     assert_shown_and_the_same(make, shared)
 
 
@@ -64,14 +64,14 @@ def test_a_named_tuple_of_functions_is_an_environment_too():
 
 
 class OfTwo(Toy):
-    """Steps the second of the models that it keeps."""
+    """Holds two models and steps the second."""
 
     def __init__(self):
         super().__init__()
         self.parts = {"of the arm": arm_model()[1], "own": mjx.put_model(self.model)}
 
 
-def test_a_model_that_is_given_says_which_of_several_is_stepped(shared):  # noqa: F811
+def test_a_given_model_decides_which_of_several_is_the_stepped_one(shared):  # noqa: F811
     env = OfTwo()
     adapter = adapter_for(env, mj_model=env.model)
     assert adapter._stepped == ("parts", "own") and adapter.mj_model is env.model
@@ -80,7 +80,7 @@ def test_a_model_that_is_given_says_which_of_several_is_stepped(shared):  # noqa
 
 
 class WithKeys(Toy):
-    """Random keys among its observations, and under a name that counts have elsewhere."""
+    """Has random keys among its observations, and in `info` under "time", elsewhere a count."""
 
     def reset(self, rng: jax.Array) -> Any:
         return self.with_keys(super().reset(rng).replace(info={"time": jax.random.key(0)}))
@@ -93,7 +93,7 @@ class WithKeys(Toy):
         return state.replace(obs=obs)
 
 
-def test_random_keys_are_no_numbers(shared):  # noqa: F811
+def test_random_keys_are_not_treated_as_numbers(shared):  # noqa: F811
     keys, actions = jax.random.split(jax.random.PRNGKey(0), 2), jnp.ones((2, 1))
 
     @functools.partial(jax.jit, static_argnums=0)

@@ -1,4 +1,4 @@
-"""Its place among the trainer's wrappers, and what is seen at an episode's end in each."""
+"""Tests each place among the trainer's wrappers, and what is seen there at an episode's end."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +32,7 @@ CHAIN: tuple[Callable[[Any], Any], ...] = (
 
 
 def wrapped(around: int | None, viewer: Any = None) -> tuple[envs.Env, VisualizedEnv | None]:
-    """A cart-pole in all wrappers of a trainer and of its evaluation, ours around so many."""
+    """Returns a cart-pole in a trainer's wrappers, evaluation included; ours encloses `around`."""
     env: Any = CartPole()
     ours = None
     for place in range(len(CHAIN) + 1):
@@ -44,7 +44,7 @@ def wrapped(around: int | None, viewer: Any = None) -> tuple[envs.Env, Visualize
 
 
 def rollout(env: envs.Env) -> list[Any]:
-    """Each step's state."""
+    """Returns the state after the reset and after each step."""
     step = jax.jit(env.step)
     state = jax.jit(env.reset)(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
     states = [state]
@@ -59,7 +59,7 @@ def without_ours() -> list[Any]:
 
 
 @pytest.mark.parametrize("around", range(len(CHAIN) + 1))
-def test_states_arrive_in_any_place_and_are_the_same(viewer, page, without_ours, around):
+def test_states_arrive_unchanged_at_any_place_in_the_chain(viewer, page, without_ours, around):
     viewer.mode = "every_step"
     env, ours = wrapped(around, viewer)
     assert ours is not None
@@ -85,7 +85,7 @@ def test_states_arrive_in_any_place_and_are_the_same(viewer, page, without_ours,
 
 
 class Watching(CartPole):
-    """Observes a picture as well."""
+    """Adds a picture to the observations."""
 
     def reset(self, rng):
         state = super().reset(rng)
@@ -99,7 +99,7 @@ class Watching(CartPole):
         return {"state": obs, "pixels/view_0": jnp.full((64, 64, 3), jnp.nan)}
 
 
-def test_pixels_are_neither_sent_nor_looked_through(viewer, page):
+def test_pixels_are_neither_sent_nor_checked(viewer, page):
     viewer.mode = "every_step"
     env = VisualizedEnv(Watching(), grid=(2, 2), viewer=viewer)
     state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 4))

@@ -1,4 +1,4 @@
-"""What is drawn over the selected robot is MuJoCo's, read back from the viser handles."""
+"""Compares the overlays of the selected robot, read back from viser's handles, with MuJoCo's."""
 
 import asyncio
 from dataclasses import replace
@@ -58,7 +58,7 @@ def server():
 
 
 def arm() -> tuple[mujoco.MjModel, mujoco.MjData]:
-    """At rest."""
+    """Returns the arm's model and its data, at rest."""
     model = mujoco.MjModel.from_xml_string(ARM)
     data = mujoco.MjData(model)
     data.ctrl[:] = 1.0, 0.0
@@ -68,7 +68,7 @@ def arm() -> tuple[mujoco.MjModel, mujoco.MjData]:
 
 
 def frame_of(data: mujoco.MjData, step: int = 1, shift=(0.0, 0.0, 0.0), **changes) -> Frame:
-    """Two environments; the second is in the state of the data, and has a detail."""
+    """Returns a frame of two environments; the second has the data's state, and a detail."""
     link_pos = np.repeat(data.xpos[None, 1:], 2, axis=0).astype(np.float32)
     link_pos[1] += np.array(shift, np.float32)
     zeros = np.zeros(2, np.float32)
@@ -130,7 +130,7 @@ class Stage:
         self.on_loop(lambda: self.block.draw(view, look))
 
     def ends(self, name: str) -> np.ndarray:
-        """float [N, 2, 3], m: lines that are seen, in the environment's own frame."""
+        """Returns the visible lines, float [N, 2, 3] in m, in the environment's own frame."""
         overlays = self.block._overlays
         handle = overlays._batches[name]._handle if overlays and name in overlays._batches else None
         if handle is None or not handle.visible:
@@ -149,7 +149,7 @@ def stage(server):
     stage.remove()
 
 
-def test_contact_arrows_are_mujocos_forces_and_hold_up_the_robots_weight(stage):
+def test_contact_arrows_are_mujocos_forces_and_add_up_to_the_robots_weight(stage):
     model, data = arm()
     stage.draw(frame_of(data), "contact_forces")
     ends = stage.ends("contact_forces")
@@ -170,18 +170,18 @@ BOX = '<body><geom type="box" size="1 1 .2"/></body>'
 
 
 @pytest.mark.parametrize(("bodies", "up"), [(BALL + BOX, -1), (BOX + BALL, 1)])
-def test_a_force_is_that_on_the_body_of_the_higher_id_whichever_geom_comes_first(bodies, up):
+def test_a_force_acts_on_the_body_with_the_higher_id_whichever_geom_comes_first(bodies, up):
     model = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{bodies}</worldbody></mujoco>")
     data = mujoco.MjData(model)
     mujoco.mj_step(model, data, 1000)
     mujoco.mj_forward(model, data)
     lines = marks.contact_forces(model, data)
     newtons = (lines.ends[:, 1] - lines.ends[:, 0]) * model.stat.meanmass / model.vis.map.force
-    # The ball's weight on the box, or the box's answer to it.
+    # The ball's weight on the box, or the box's reaction.
     np.testing.assert_allclose(newtons.sum(axis=0), [0, 0, up * 2 * 9.81], rtol=0.02, atol=0.2)
 
 
-def test_an_ant_at_rest_is_held_up_by_its_weight(server):
+def test_contact_forces_on_an_ant_at_rest_add_up_to_its_weight(server):
     model = envs.get_environment("ant", backend="generalized").sys.mj_model
     data = mujoco.MjData(model)
     mujoco.mj_step(model, data, 1500)
@@ -199,8 +199,8 @@ def test_an_ant_at_rest_is_held_up_by_its_weight(server):
     stage.remove()
 
 
-def test_what_is_drawn_rides_on_the_links_that_are_drawn(stage):
-    """Between two steps, and where the backend's own joints give."""
+def test_overlays_follow_the_links_as_drawn(stage):
+    """Covers poses between two steps, and links that give at the joints of Brax's own backends."""
     model, data = arm()
     frame = frame_of(data)
     pose = frame.link_pos + np.array([0.3, 0.1, 0.0], np.float32)
@@ -218,17 +218,17 @@ def test_what_is_drawn_rides_on_the_links_that_are_drawn(stage):
     assert np.allclose(frames[::3, 0], pose[1], atol=1e-5)
 
 
-def test_actuators_are_as_long_as_what_they_are_told_of_their_range(stage):
+def test_an_actuators_bar_is_as_long_as_its_control_relative_to_its_range(stage):
     model, data = arm()
     full = 3 * model.vis.scale.actuatorlength * model.stat.meansize
     stage.draw(frame_of(data), "actuators")
     push, pull = stage.ends("actuators")
-    # 1 of the 4 that it can be told at most; and nothing.
+    # The first has a control of 1 out of 4, the second of 0.
     np.testing.assert_allclose(push[1] - push[0], 0.25 * full * data.xaxis[1], atol=1e-4)
     np.testing.assert_allclose(pull[1], pull[0], atol=1e-5)
 
 
-def test_overlaps_and_limits_are_seen_and_told(stage):
+def test_overlaps_and_exceeded_limits_are_drawn_and_described(stage):
     model, data = arm()
     data.qpos[2] -= 0.02
     data.qpos[7] = np.radians(13.0)
@@ -244,7 +244,7 @@ def test_overlaps_and_limits_are_seen_and_told(stage):
     assert "overlap, by 20" in text
 
 
-def test_inertia_boxes_of_boxes_are_the_boxes(stage):
+def test_the_inertia_box_of_a_box_is_the_box_itself(stage):
     model, data = arm()
     np.testing.assert_allclose(marks.inertia_boxes(model)[1], [0.2, 0.15, 0.1], rtol=1e-6)
     stage.draw(frame_of(data), "inertia")
@@ -252,7 +252,7 @@ def test_inertia_boxes_of_boxes_are_the_boxes(stage):
     np.testing.assert_allclose(handle.batched_positions - stage.origin, data.xipos[1:], atol=1e-4)
 
 
-def test_without_mujocos_physics_bodies_are_where_the_links_are_and_forces_are_not_made_up(server):
+def test_without_mujocos_physics_overlays_follow_the_links_and_show_no_forces(server):
     model, data = arm()
     stage = Stage(server, model, native=False)
     # The backend holds the whole robot 5 cm higher than its joint coordinates say.
@@ -287,7 +287,7 @@ def test_velocities_are_those_of_the_centres_of_mass(stage):
     np.testing.assert_allclose((ends[:, 1] - ends[:, 0]) / 0.1, speed, atol=0.02)
 
 
-def test_nothing_is_made_or_computed_while_all_are_off(stage, monkeypatch):
+def test_nothing_is_created_or_computed_while_all_overlays_are_off(stage, monkeypatch):
     _, data = arm()
     monkeypatch.setattr(Physics, "place", lambda *_: pytest.fail("computed"))
     stage.draw(frame_of(data))
@@ -301,7 +301,7 @@ def test_nothing_is_made_or_computed_while_all_are_off(stage, monkeypatch):
     assert handles and not any(handle and handle.visible for handle in handles)
 
 
-def test_nothing_is_drawn_of_another_env_or_of_what_is_not_finite(stage):
+def test_no_overlays_for_another_env_or_a_nonfinite_state(stage):
     model, data = arm()
     frame = frame_of(data)
     stage.draw(frame, "contacts")
@@ -313,7 +313,7 @@ def test_nothing_is_drawn_of_another_env_or_of_what_is_not_finite(stage):
     assert not len(stage.ends("contacts"))
 
 
-def test_a_models_own_values_are_taken_and_the_shared_model_is_not_changed():
+def test_a_models_own_values_are_used_and_the_shared_model_is_not_changed():
     model, data = arm()
     physics = Physics(model, native=True)
     own = {"body_mass": np.array([0.0, 8.0, 2.0])}
@@ -324,20 +324,20 @@ def test_a_models_own_values_are_taken_and_the_shared_model_is_not_changed():
     assert physics.model.body_mass[1] == 4.0
 
 
-def test_a_trail_ends_with_its_episode_and_is_as_long_as_three_seconds():
+def test_a_trail_starts_with_its_episode_and_is_at_most_three_seconds_long():
     _, data = arm()
     trail = Trail(0.05)
     for step in range(1, 101):
         trail.add(frame_of(data, step, shift=(0.01 * step, 0, 0)), 1, 1)
     ends = trail.ends(data.xpos[1] + [1.0, 0, 0])
-    assert len(ends) == 61  # 3 s of 0.05 s each, and on to where it is
+    assert len(ends) == 61  # 3 s of 0.05 s each, and the line to the current place
     np.testing.assert_allclose(ends[-2, 1, 0] - ends[0, 0, 0], 0.6, atol=1e-4)
     begun = replace(frame_of(data, 101), episode_length=np.ones(2, np.int32))
     trail.add(begun, 1, 1)
     assert len(trail.ends(data.xpos[1])) == 1
 
 
-def test_a_trail_that_is_switched_on_while_held_shows_the_seconds_before(stage):
+def test_a_trail_switched_on_during_a_hold_shows_the_seconds_before(stage):
     _, data = arm()
     for step in range(1, 101):
         stage.draw(frame_of(data, step, shift=(0.01 * step, 0, 0)))
@@ -346,7 +346,7 @@ def test_a_trail_that_is_switched_on_while_held_shows_the_seconds_before(stage):
     ends = stage.ends("trail")
     assert len(ends) == 61, "3 s of 0.05 s each, as if it had been on all along"
     np.testing.assert_allclose(ends[-1, 1, 0] - ends[0, 0, 0], 0.6, atol=1e-4)
-    # Another robot is selected, and a body that was clicked on: each has a past of its own.
+    # Another selected robot, and a clicked body, each have a past of their own.
     stage.draw(held, "trail", selected_env=2)
     np.testing.assert_allclose(np.ptp(stage.ends("trail")[..., 0]), 0.0, atol=1e-5)
     stage.draw(held, "trail", body=2)
@@ -357,25 +357,25 @@ def test_a_trail_that_is_switched_on_while_held_shows_the_seconds_before(stage):
     assert len(stage.ends("trail")) == 1, "an episode has begun"
 
 
-def test_few_seconds_of_many_robots_are_kept():
+def test_fewer_seconds_are_kept_when_there_are_many_robots():
     _, data = arm()
     recent, frame = Recent(0.05), frame_of(data)
     many = replace(frame, link_pos=np.zeros((4096, 20, 3), np.float32))
     for step in range(1, 1000):
         recent.add(replace(many, env_steps=step))
-        recent.add(replace(many, env_steps=step))  # held
+        recent.add(replace(many, env_steps=step))  # the training is held
     kept = [past.env_steps for past, _ in recent.of(5)]
     assert kept == list(range(1000 - len(kept), 1000)) and 10 < len(kept) <= 17
     recent.add(frame)
     assert [past.env_steps for past, _ in recent.of(5)] == [1], "another training has begun"
 
 
-def test_what_is_inside_of_a_robot_is_seen_through_it(stage):
+def test_a_robot_is_transparent_while_an_overlay_inside_it_is_shown(stage):
     _, data = arm()
     frame = frame_of(data)
 
     def opacities() -> set[tuple[float, float]]:
-        """Of both robots, in each of their parts."""
+        """Returns the opacities of both robots, for each of their moving parts."""
         stage.on_loop(lambda: stage.block.decorate(stage.block._look))
         moving = [p.handle for p in stage.block.robots._parts if p.shape.body[0] > 0]
         found = [handle.batched_opacities for handle in moving]
@@ -392,7 +392,7 @@ def test_what_is_inside_of_a_robot_is_seen_through_it(stage):
     assert opacities() == {(1.0, 1.0)}
 
 
-def test_the_body_under_a_ray_is_found_and_the_nearest_where_none_is():
+def test_a_ray_finds_the_body_that_it_hits_or_else_the_nearest():
     model, data = arm()
     pose = data.xpos[1:], data.xquat[1:]
     down = np.array([0.0, 0.0, -1.0])
@@ -400,17 +400,17 @@ def test_the_body_under_a_ray_is_found_and_the_nearest_where_none_is():
     assert body_hit(model, *pose, top, down) == 2
     assert body_hit(model, *pose, np.array([0.15, 0.1, 2.0]), down) == 1
     level = np.array([0.0, 1.0, 0.0])
-    assert body_hit(model, *pose, np.array([0.06, -2.0, 0.45]), level) == 2  # passes by the arm
+    assert body_hit(model, *pose, np.array([0.06, -2.0, 0.45]), level) == 2  # passes beside the arm
     aside = np.array([1.0, 0, 0])
     assert body_hit(model, data.xpos[1:] + aside, data.xquat[1:], top + aside, down) == 2
 
 
-def test_the_panel_tells_bodies_joints_controls_and_what_there_is_not():
+def test_the_panel_shows_bodies_joints_and_controls_and_says_what_is_unknown():
     model, data = arm()
     detail = frame_of(data).detail
     view = Inside(detail, model, data, True, "mjx", 2)
     text = details.inside(view)
-    assert '<tr style="font-weight:700"><td>arm</td>' in text  # the one that was clicked on
+    assert '<tr style="font-weight:700"><td>arm</td>' in text  # the body that was clicked
     assert f"{np.degrees(data.qpos[7]):.1f}°" in text and "elbow" in text
     assert "<td>push</td><td>1.00</td>" in text
     assert text.count('title="') == 3  # the observation's cells
@@ -420,7 +420,7 @@ def test_the_panel_tells_bodies_joints_controls_and_what_there_is_not():
     assert set(words.OVERLAY_LABELS) == set(OVERLAYS)
 
 
-def test_a_bar_out_of_its_range_is_red_and_one_that_is_not_finite_is_no_fault():
+def test_a_bar_out_of_range_is_red_and_a_nonfinite_value_raises_no_error():
     assert details._RED in details._slot(1.2, -1, 1) and details._RED not in details._slot(1, -1, 1)
     assert "width:25.0%" in details._slot(0.5, -1, 1, fill=True)
     assert "nan" in details.strip(np.array([np.nan, 1.0]))

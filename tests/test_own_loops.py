@@ -1,4 +1,4 @@
-"""Training loops of the user's own: whatever steps the environment, its states arrive."""
+"""Tests training loops of the user's own: whatever transforms the step, its states arrive."""
 
 import functools
 import os
@@ -29,7 +29,7 @@ def bare() -> Env:
 
 
 def steps(step: Callable, state: Any, actions: jax.Array) -> jax.Array:
-    """Observations [T, *batch, D] of a scan over `actions` [T, *batch, 1]."""
+    """Returns the observations [T, *batch, D] of a scan over `actions` [T, *batch, 1]."""
 
     def body(state, action):
         state = step(state, action)
@@ -70,7 +70,7 @@ def eager(env: Env) -> Any:
 
 
 def gradient(env: Env, checkpoint: Callable = lambda step: step) -> Any:
-    """Of the final angles, with respect to the actions."""
+    """Returns a loss of the final angles, and its gradient with respect to the actions."""
     state = jax.jit(jax.vmap(env.reset))(KEYS)
     step = checkpoint(jax.vmap(env.step))
 
@@ -81,7 +81,7 @@ def gradient(env: Env, checkpoint: Callable = lambda step: step) -> Any:
 
 
 def batched_cond(env: Env) -> Any:
-    """A reset of the user's own, of the environments that are done. Under `vmap` both sides run."""
+    """Resets by a `cond` of the user's own, depending on the action. `vmap` runs both branches."""
 
     def step_or_reset(state, action):
         return jax.lax.cond(
@@ -130,7 +130,7 @@ LOOPS = {
     batched_switch_in_a_scan: NUM_ENVS,
 }
 SLOW = {eager, vmap_over_scan, batched_switch_in_a_scan}
-"""Those that a plain run of the tests leaves out, as it does most of `io_callback`."""
+"""Cases that a plain test run omits, like most of those of `io_callback`."""
 
 
 @pytest.mark.parametrize(
@@ -169,14 +169,14 @@ def test_under_a_checkpoint_states_are_seen_and_the_gradient_is_the_same(viewer,
     jax.tree.map(np.testing.assert_array_equal, watched, of_the_bare_env(checkpointed_gradient))
 
 
-def test_io_callback_says_that_it_has_no_checkpoints(viewer, page, monkeypatch):
+def test_io_callback_raises_under_a_checkpoint(viewer, page, monkeypatch):
     monkeypatch.setenv(VARIABLE, "io_callback")
     with pytest.raises(NotImplementedError, match=r"Effects not supported .* `checkpoint`"):
         watch(checkpointed_gradient, viewer)
 
 
 def sharded() -> None:
-    """Runs in a process with four devices, whose batch XLA divides among them by itself."""
+    """Checks, in a process with four devices, a batch that XLA itself divides among them."""
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
     keys = jax.device_put(jax.random.split(jax.random.PRNGKey(0), 8), spec)
@@ -212,8 +212,8 @@ def test_a_batch_divided_among_devices_by_xla_is_seen_whole(mechanism):
     assert f"frames {NUM_STEPS}, envs 8, identical" in done.stdout
 
 
-def test_a_search_for_nans_finds_none_of_ours(viewer, page):
-    """`jax_debug_nans` looks through whatever a compiled function returns."""
+def test_jax_debug_nans_finds_no_nan_of_ours(viewer, page):
+    """`jax_debug_nans` checks everything that a compiled function returns."""
     with jax.debug_nans(True):
         seen = scan_over_vmap(VisualizedEnv(bare(), grid=(2, 3), viewer=viewer))
     np.testing.assert_array_equal(seen, of_the_bare_env(scan_over_vmap))

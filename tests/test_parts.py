@@ -1,4 +1,4 @@
-"""Groups, sites, cameras and the light of day, as a person chooses them in the panel."""
+"""Tests groups, sites, cameras and lighting, as a person chooses them in the panel."""
 
 import mujoco
 import numpy as np
@@ -45,7 +45,7 @@ def geoms_of(shapes):
     return sum(len(shape.body) for shape in shapes)
 
 
-def test_groups_and_sites_are_drawn_as_asked():
+def test_groups_and_sites_are_drawn_as_chosen():
     model = mujoco.MjModel.from_xml_string(GROUPED)
     assert groups_of(model) == {0, 1, 3, 4}
     assert geoms_of(shapes_of(model)) == 1
@@ -57,12 +57,12 @@ def test_groups_and_sites_are_drawn_as_asked():
     assert len(sites) == 2
 
 
-def test_a_robot_that_is_all_in_hidden_groups_is_seen_at_first():
+def test_a_robot_with_only_hidden_groups_is_visible_at_first():
     model = mujoco.MjModel.from_xml_string(GROUPED.replace('group="1"', 'group="3"'))
     assert geoms_of(shapes_of(model)) > 0
 
 
-def test_a_geoms_own_colour_goes_before_its_materials_and_marks_do_not_make_a_texture():
+def test_a_geoms_own_colour_overrides_its_materials_and_a_mark_makes_no_texture():
     model = mujoco.MjModel.from_xml_string(
         """
         <mujoco>
@@ -132,7 +132,7 @@ ROPES = """
 
 
 def in_mujocos_scene(model: mujoco.MjModel, data: mujoco.MjData) -> dict[int, tuple[float, ...]]:
-    """By tendon the colour, red, green, blue, that MuJoCo's own viewer gives it."""
+    """Returns, by tendon id, the colour (red, green, blue) that MuJoCo's own viewer gives it."""
     scene, option, camera = mujoco.MjvScene(model, 1000), mujoco.MjvOption(), mujoco.MjvCamera()
     every = int(mujoco.mjtCatBit.mjCAT_ALL)
     mujoco.mjv_updateScene(model, data, option, None, camera, every, scene)
@@ -144,7 +144,7 @@ _TENDON = int(mujoco.mjtObj.mjOBJ_TENDON)
 
 
 @pytest.mark.parametrize("limits", ["enable", "disable"])
-def test_tendons_beyond_their_limits_have_the_colour_that_mujoco_gives_them(limits):
+def test_tendons_beyond_their_limits_are_coloured_as_in_mujoco(limits):
     option = f'<option><flag limit="{limits}"/></option>'
     model = mujoco.MjModel.from_xml_string(ROPES.replace("<asset>", f"{option}<asset>", 1))
     states = []
@@ -185,10 +185,10 @@ def cartpoles(viewer):
 
 
 def lights(viewer) -> dict[str, tuple]:
-    """Of the scene as a page that opens now is told of it: name -> (intensity, direction)."""
+    """Returns the lights that a newly opened page would get: name -> (intensity, direction)."""
     found = {}
 
-    def look() -> None:  # on viser's thread: seen from another, some are just being made
+    def look() -> None:  # on viser's thread: another one could see some half-made
         for name, handle in Probe(viewer).server.scene._handle_from_node_name.items():
             if name.startswith("/lights/"):
                 found[name] = handle.intensity, tuple(handle.position)
@@ -230,7 +230,7 @@ def test_surroundings_are_those_of_the_model(viewer):
     assert sun.casts_shadow and not lamp.casts_shadow, "one shadow is enough to pay for"
     whole = palette.sky_light + sun.intensity + lamp.intensity
     assert whole == pytest.approx(np.pi * 0.9**2.2)
-    # A model that says nothing has a black sky, MuJoCo's headlight, and a floor of ours.
+    # A model that defines nothing has a black sky, MuJoCo's headlight, and our own floor.
     bare = palette_of(mujoco.MjModel.from_xml_string("<mujoco><worldbody/></mujoco>"))
     assert bare.sky_top == (0, 0, 0) and bare.suns == () and bare.sky_light > 0.3
 
@@ -254,7 +254,7 @@ def test_the_panel_chooses_groups_and_the_light(viewer, page, cartpoles):
     eventually(lambda: "train" in probe.scene.blocks, "robots stand there")
 
     def drawn() -> int | None:
-        block = probe.scene.blocks.get("train")  # none while it is made anew
+        block = probe.scene.blocks.get("train")  # None while it is being rebuilt
         return None if block is None else len(block.robots.handles)
 
     handles = drawn()
@@ -273,9 +273,7 @@ def test_the_panel_chooses_groups_and_the_light(viewer, page, cartpoles):
     assert Probe(viewer).shared.fault is None
 
 
-def test_robots_that_stay_are_seen_from_where_they_were_when_others_are_put_beside_them(
-    viewer, page
-):
+def test_the_view_of_robots_stays_when_others_are_put_beside_them(viewer, page):
     model = mujoco.MjModel.from_xml_string(GROUPED)
     probe, scene = Probe(viewer), Probe(viewer).scene
     cells = grid_of(model, np.array([0, 0, 1.0, 1, 0, 0, 0]), (2, 1), None)
@@ -321,7 +319,7 @@ def test_a_page_looks_through_a_camera_of_the_model(viewer, page):
     eventually(lambda: not scene._eyes, "nobody looks through it any more")
 
 
-def test_a_robot_has_its_colours_from_the_first_moment_on(viewer):
+def test_a_robot_has_its_colours_from_the_start(viewer):
     model = mujoco.MjModel.from_xml_string(GROUPED)
     cells = grid_of(model, np.array([0, 0, 1.0, 1, 0, 0, 0]), (2, 1), None)
     links = np.array([[0, 0, 1]], np.float32), np.array([[1, 0, 0, 0]], np.float32)

@@ -1,4 +1,4 @@
-"""What is shown when: stretches, their pace, resets and the way to a fall."""
+"""Tests which pose is shown when: stretches, their pace, resets and following."""
 
 import itertools
 
@@ -20,7 +20,7 @@ TICK = 1 / 60
 
 
 def frame(step: int, *, envs=(0, 1, 2), lengths=None, x=None) -> Frame:
-    """Env i stands at (step, i, 0), or at `x`, and has not been reset unless `lengths` says so."""
+    """Returns a frame with env i at (step, i, 0), or at `x`, not reset unless `lengths` says so."""
     count = len(envs)
     pos = np.zeros((count, 1, 3), np.float32)
     pos[:, 0, 0] = step if x is None else x
@@ -41,7 +41,7 @@ def frame(step: int, *, envs=(0, 1, 2), lengths=None, x=None) -> Frame:
 
 
 class Page:
-    """Looks at a player sixty times a second."""
+    """A page that looks at a player 60 times a second."""
 
     def __init__(self, dt: float = DT):
         self.player, self.now = Player(dt), 50.0
@@ -64,7 +64,7 @@ class Page:
 
 
 def x_of(view: View) -> float:
-    """In steps."""
+    """Returns the x of env 0, which counts in steps."""
     return float(view.link_pos[0, 0, 0])
 
 
@@ -76,8 +76,8 @@ def x_of(view: View) -> float:
 )
 @settings(deadline=None, max_examples=40)
 def test_shown_robot_time_advances_evenly(rate, speed, pause, every):
-    """Through a training that stands still for an update after every so many steps: as long as it
-    is faster than the robot on the whole, no stretch stutters and none is late twice."""
+    """Plays a training that pauses for an update every so many steps: if it is faster than the
+    robot on average, no stretch stutters and none is late twice."""
     device = Device(rate, call_cost=1e-5, dt=DT)
     step = device.step
 
@@ -92,7 +92,7 @@ def test_shown_robot_time_advances_evenly(rate, speed, pause, every):
     if pace < 2.5 * speed or pause > 0.5 * 2.0 / speed:
         return  # not faster than the robot, or an update takes about as long as a stretch
     control = Control(watched=True, speed=speed, stretch_seconds=2.0)
-    play(device, control, 12.0 / speed)  # it learns how long a stretch takes to come
+    play(device, control, 12.0 / speed)  # it learns how long a stretch takes to arrive
     shown = play(device, control, 20.0 / speed)
     moving = [
         (now - before, view.robot_time - earlier.robot_time)
@@ -100,12 +100,12 @@ def test_shown_robot_time_advances_evenly(rate, speed, pause, every):
         if view.robot_time > earlier.robot_time
     ]
     for passed, advanced in moving:
-        # A tick at the end of a stretch is cut short by it.
+        # A tick that reaches the end of a stretch is cut short there.
         assert advanced <= passed * speed + 1e-6 or passed > MAX_TICK
     even = [abs(a - min(p, MAX_TICK) * speed) < 1e-6 for p, a in moving]
     stretches = 20.0 / 2.0
     assert len(moving) - sum(even) <= 2 * stretches + 2
-    # Nor does it stand still: all but what is lost between two stretches is played.
+    # Nor does playback stand still: all but the time lost between two stretches is played.
     assert sum(a for _, a in moving) >= 0.85 * 20.0
 
 
@@ -117,7 +117,7 @@ def test_poses_between_two_steps_are_interpolated():
     assert shown[0] == pytest.approx(10.0)
 
 
-def test_the_newest_stretch_follows_when_one_ends_and_what_lies_between_is_not_slid_over():
+def test_after_a_stretch_the_newest_one_follows_by_a_jump_and_not_a_slide():
     page = Page()
     page.add(*(frame(step) for step in range(100, 121)))
     page.watch(0.5)
@@ -131,7 +131,7 @@ def test_the_newest_stretch_follows_when_one_ends_and_what_lies_between_is_not_s
     assert max(shown) == 720.0  # and stays there
 
 
-def test_what_is_late_makes_it_wait_at_the_last_pose_and_not_leap():
+def test_a_late_stretch_is_awaited_at_the_last_pose_and_shown_from_its_start():
     page = Page()
     page.add(*(frame(step) for step in range(21)))
     page.watch(2.0)
@@ -140,10 +140,10 @@ def test_what_is_late_makes_it_wait_at_the_last_pose_and_not_leap():
     assert 500.0 <= x_of(page.look()) <= 500.4
 
 
-def test_a_stretch_is_begun_when_the_rest_of_it_will_come_in_time():
+def test_a_stretch_begins_once_the_rest_of_it_will_arrive_in_time():
     page = Page()
     page.sending = True
-    # Comes at the robot's own pace: what is there would be played before the rest has come.
+    # Frames arrive at the robot's own pace: playing them at once would soon run out of them.
     for step in range(60):
         page.add(frame(step))
         page.look(DT)
@@ -151,7 +151,7 @@ def test_a_stretch_is_begun_when_the_rest_of_it_will_come_in_time():
     page.watch(5.0)
     lead = page.player._lead
     assert lead == pytest.approx(59 * DT, abs=0.2)
-    # Now it is known how long that takes: nothing is begun that would stop on its way.
+    # Now the duration is known: no stretch begins that would stop on its way.
     page.sending = True
     begun = None
     for step in range(1000, 1060):
@@ -164,7 +164,7 @@ def test_a_stretch_is_begun_when_the_rest_of_it_will_come_in_time():
     assert np.diff(shown).max() <= TICK / DT + 1e-3
 
 
-def test_the_next_stretch_is_wanted_in_time_to_be_there_when_this_one_ends():
+def test_the_next_stretch_is_requested_in_time_for_the_end_of_this_one():
     page = Page()
     page.add(*(frame(step) for step in range(61)))
     page.look()
@@ -179,7 +179,7 @@ def test_the_next_stretch_is_wanted_in_time_to_be_there_when_this_one_ends():
     assert page.player.due == np.inf
 
 
-def test_a_reset_is_a_blink_of_that_robot_and_no_slide():
+def test_a_reset_makes_that_robot_blink_and_not_slide():
     page = Page()
     steps = list(range(100, 131))
     # Env 1 falls at step 110: its next episode's first step is 111, back at the start.
@@ -190,7 +190,7 @@ def test_a_reset_is_a_blink_of_that_robot_and_no_slide():
     views = page.watch(1.4)
     at = [x_of(view) for view in views]
     fallen = [float(view.link_pos[1, 0, 0]) for view in views]
-    # It stands where it fell until the next step, and then is where it starts from.
+    # It stays where it fell until the next step, and is then at its start.
     assert not [x for x in fallen if 21 < x < 99]
     assert 110.0 in fallen
     blinks = [a for a, view in zip(at, views, strict=True) if view.hidden[1]]
@@ -200,7 +200,7 @@ def test_a_reset_is_a_blink_of_that_robot_and_no_slide():
     assert not any(view.hidden[0] or view.hidden[2] for view in views)
 
 
-def test_following_shows_every_step_as_it_comes():
+def test_following_shows_every_step_as_it_arrives():
     page = Page()
     page.following = page.sending = True
     seen = []
@@ -210,21 +210,21 @@ def test_following_shows_every_step_as_it_comes():
         seen += [x_of(view) for view in page.watch(4 * DT)]
     assert seen[-1] == 39.0
     assert np.diff(seen).max() <= TICK / DT + 1e-3
-    # A step is reached a robot's step after it has come.
+    # A step is reached one robot step after it has arrived.
     assert seen.count(20.0) >= 8
 
 
-def test_following_stays_near_the_newest_step_and_plays_the_way_to_the_end():
+def test_following_stays_near_the_newest_step_and_plays_on_to_the_last():
     page = Page()
     page.following = True
     for step in range(1000):
         page.add(frame(step))
         if step % 50 == 0:
-            page.look()  # sixty times faster than the robot
+            page.look()  # 150 times faster than the robot
     first = x_of(page.look())
     assert first >= 999 - MAX_LAG / DT - 1
     shown = [x_of(view) for view in page.watch(2.5)]
-    # The last seconds before it stopped are seen at the robot's pace.
+    # The last seconds before the training stopped are played at the robot's pace.
     assert np.diff(shown).max() <= TICK / DT + 1e-2
     assert shown[-1] == 999.0
 
@@ -238,14 +238,14 @@ def test_following_jumps_over_a_gap_at_once():
     assert x_of(page.look()) == 5000.0
 
 
-def test_other_environments_are_another_stretch():
+def test_other_environments_begin_another_stretch():
     page = Page()
     page.following = True
     page.add(frame(1), frame(2), frame(3, envs=(7, 8)))
     assert page.look().frame.env_index.tolist() == [7, 8]
 
 
-def test_who_is_in_a_hurry_gets_the_next_stretch_before_this_one_has_ended():
+def test_after_a_restart_the_next_stretch_replaces_this_one_before_its_end():
     page = Page()
     page.add(*(frame(step) for step in range(61)))
     page.watch(0.5)
@@ -256,7 +256,7 @@ def test_who_is_in_a_hurry_gets_the_next_stretch_before_this_one_has_ended():
     assert page.look().frame.env_index.tolist() == [5, 6]
 
 
-def test_the_newest_frame_is_shown_as_it_is():
+def test_the_newest_frame_is_shown_unchanged():
     player = Player(DT)
     assert player.newest(0.0) is None
     for step in range(10):
@@ -272,7 +272,7 @@ def test_the_newest_frame_is_shown_as_it_is():
 
 
 @pytest.mark.parametrize("jump", [3600.0, -3600.0])
-def test_a_clock_that_jumps_neither_leaps_nor_freezes(jump):
+def test_a_clock_that_jumps_causes_neither_a_leap_nor_a_freeze(jump):
     page = Page()
     page.add(*(frame(step) for step in range(201)))
     before = x_of(page.watch(1.0)[-1])
@@ -283,7 +283,7 @@ def test_a_clock_that_jumps_neither_leaps_nor_freezes(jump):
     assert np.diff(shown) == pytest.approx(TICK / DT, abs=1e-3)
 
 
-def test_memory_is_bounded_however_long_it_goes_on():
+def test_memory_stays_bounded_while_following():
     page = Page()
     page.following = True
     for step in range(5000):
@@ -304,7 +304,7 @@ def test_slerp_agrees_with_scipy(one, other, part):
         return
     a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
     if abs(a @ b) < 1e-3:
-        return  # half a turn: either way round is the shorter
+        return  # half a turn: both ways round are equally short
     rotations = Rotation.from_quat(np.stack([a, b])[:, [1, 2, 3, 0]])
     expected = Slerp([0.0, 1.0], rotations)(part)
     got = slerp(np.float32(a), np.float32(b), part)
@@ -313,7 +313,7 @@ def test_slerp_agrees_with_scipy(one, other, part):
     assert np.linalg.norm(got) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_what_several_devices_sent_is_one_frame_in_the_order_asked_for():
+def test_frames_of_several_devices_are_joined_in_the_requested_order():
     parts = [frame(5, envs=(2, 0)), frame(5, envs=(9, 7))]
     whole = joined(parts, np.array([9, 0, 7, 2]))
     assert whole is not None

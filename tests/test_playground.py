@@ -1,4 +1,4 @@
-"""MuJoCo Playground's environments, under its own wrappers and stock PPO."""
+"""Tests MuJoCo Playground's environments, under its own wrappers and stock PPO."""
 
 import copy
 import functools
@@ -44,19 +44,19 @@ def module_viewer() -> Iterator[Viewer]:
         yield viewer
 
 
-def test_it_is_a_playground_wrapper_in_every_respect(module_viewer):
+def test_a_wrapped_env_counts_as_a_playground_wrapper(module_viewer):
     bare = cartpole("jax")
     env = VisualizedEnv(bare, viewer=module_viewer)
     assert isinstance(env, VisualizedEnv)
     assert isinstance(env, mujoco_playground.MjxEnv) and isinstance(env, wrapper.Wrapper)
-    # Stock PPO takes it for one of Brax's otherwise, and wraps it in Brax's own wrappers.
+    # Stock PPO would otherwise take it for a Brax env, and apply Brax's own wrappers.
     assert not isinstance(env, Env)
     assert isinstance(env.unwrapped, type(bare))
     assert (env.action_size, env.dt, env.mj_model) == (1, bare.dt, bare.mj_model)
     assert env._adapter.name == "Cartpole Balance" and env._adapter.backend == "jax"
 
 
-def test_an_environment_of_ones_own_is_called_what_its_class_is_called(module_viewer):
+def test_a_users_own_environment_is_named_after_its_class(module_viewer):
     bare = cartpole("jax")
     for module in ("__main__", "my_env", "lab.robots.my_env"):
         env = copy.copy(bare)
@@ -66,7 +66,7 @@ def test_an_environment_of_ones_own_is_called_what_its_class_is_called(module_vi
 
 @pytest.mark.parametrize("full_reset", [False, True])
 def test_episodes_are_told_apart_with_and_without_a_full_reset(viewer, page, full_reset):
-    """A full reset replaces all of `info`, but for what Playground lets its environments keep."""
+    """A full reset replaces all of `info` except what Playground lets its environments keep."""
     viewer.mode = "every_step"
     env = wrapper.wrap_for_brax_training(
         VisualizedEnv(cartpole("jax"), grid=(2, 2), viewer=viewer),
@@ -83,17 +83,17 @@ def test_episodes_are_told_apart_with_and_without_a_full_reset(viewer, page, ful
         log = EpisodeLog(**state.info[PRESERVED_KEY][INFO_KEY])
         lengths.append(int(log.episode_length[0]))
         returns.append(float(log.episode_return[0]))
-        rewards.append(float(state.reward[0]))  # of both repeats
+        rewards.append(float(state.reward[0]))  # summed over both repeats
     assert viewer.stats().frames == 16, "each repeat of an action is a step"
     assert lengths == [2, 4, 6, 2, 4, 6, 2, 4]
     np.testing.assert_allclose(returns[2], sum(rewards[:3]), rtol=1e-5)
     np.testing.assert_allclose(returns[4], sum(rewards[3:5]), rtol=1e-5)
-    assert (np.asarray(log.since_termination) == NEVER).all()  # they ran out of time
+    assert (np.asarray(log.since_termination) == NEVER).all()  # the episodes ran out of time
 
 
 @pytest.mark.slow
 def test_parameters_are_identical_under_stock_ppo(viewer, page):
-    """MuJoCo Warp's physics, which is Playground's default, and full resets."""
+    """Uses MuJoCo Warp's physics, which is Playground's default, and full resets."""
     viewer.mode = "every_step"
     wrap = functools.partial(wrapper.wrap_for_brax_training, full_reset=True)
     settings = dict(SMALL, num_timesteps=1_000, run_evals=False, wrap_env_fn=wrap)
@@ -149,7 +149,7 @@ def test_a_legged_robot_is_trained_with_domain_randomisation(viewer, page, menag
 
 
 @pytest.mark.slow
-def test_a_legged_robot_is_trained_by_mjx_as_well(viewer, page, menagerie):
+def test_a_legged_robot_is_also_trained_by_mjx(viewer, page, menagerie):
     go1(viewer, "jax")
 
 

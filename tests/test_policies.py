@@ -1,4 +1,4 @@
-"""How often a trainer hands out its policy when `brax-viser train` runs it, and what that costs."""
+"""Tests how often `brax-viser train` has a trainer hand out its policy, and at what cost."""
 
 import importlib
 import inspect
@@ -19,7 +19,7 @@ NAMES = [*envs._envs, "an env of the user's own"]
 
 SLOWEST: dict[str, float] = {
     # Env steps per second on the machine that the settings are meant for: two CPU cores for ant and
-    # whatever is not known, an accelerator for the rest.
+    # unknown environments, an accelerator for the rest.
     "ant": 5_000,
     "fast": 1_100,
     "an env of the user's own": 1_100,
@@ -36,18 +36,18 @@ def training_step(ppo: dict[str, Any]) -> int:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("longer", [1, 0.1, 10])
-def test_a_policy_comes_at_least_once_a_minute_and_no_step_is_wasted_for_it(name, longer):
+def test_a_policy_comes_at_least_once_a_minute_and_wastes_no_steps(name, longer):
     goal = trainer_settings("ppo", name)["num_timesteps"]
     settings = trainer_settings("ppo", name, num_timesteps=int(goal * longer))
     steps = steps_per_policy("ppo", settings)
     assert steps / SLOWEST.get(name, 30_000) < 60
-    # Beyond what PPO would train for anyway, in whole training steps: a hundredth or one step.
+    # The excess over PPO's own total, in whole training steps, is at most 1 % or one step.
     total, step = steps * (settings["num_evals"] - 1), training_step(settings)
     whole = math.ceil(settings["num_timesteps"] / step) * step
     assert whole <= total <= max(1.01 * whole, whole + step)
 
 
-def test_a_short_run_is_not_made_longer_for_the_sake_of_policies():
+def test_a_short_run_is_not_lengthened_for_the_sake_of_policies():
     settings = trainer_settings("ppo", "ant", num_timesteps=1)
     assert steps_per_policy("ppo", settings) * (settings["num_evals"] - 1) == 5_120
 
@@ -56,13 +56,13 @@ def test_a_short_run_is_not_made_longer_for_the_sake_of_policies():
 def test_a_longer_run_of_another_trainer_hands_out_more_policies(trainer):
     usual = trainer_settings(trainer, "ant")
     longer = trainer_settings(trainer, "ant", num_timesteps=usual.get("num_timesteps", 10**6) * 10)
-    if trainer == "apg":  # which counts in updates
+    if trainer == "apg":  # whose goal is counted in updates
         assert longer["num_evals"] >= usual["num_evals"]
     else:
         assert steps_per_policy(trainer, longer) <= 1.1 * steps_per_policy(trainer, usual)
 
 
-def test_playgrounds_epochs_and_resets_stay_and_a_policy_comes_with_each():
+def test_playgrounds_epochs_and_resets_stay_and_each_epoch_yields_a_policy():
     if playground.registry() is None:
         pytest.skip("MuJoCo Playground is not installed")
     config = importlib.import_module("mujoco_playground.config.dm_control_suite_params")
@@ -79,7 +79,7 @@ def test_playgrounds_epochs_and_resets_stay_and_a_policy_comes_with_each():
         num_timesteps=2_000_000,
         ppo=playground.ppo_settings("CartpoleBalance"),
     )
-    # Not 90 epochs, of which none is shorter than a training step.
+    # Not 90 epochs, since each takes at least one training step.
     assert (short["num_evals"] - 1) * training_step(short) < 4_000_000
     assert short["num_timesteps"] / training_step(short) <= math.ceil(2.1)
 
@@ -92,7 +92,7 @@ def test_ppo_hands_out_its_policy_after_each_epoch_and_compiles_once(caplog):
         caplog.clear()
         with jax.log_compiles(), caplog.at_level("WARNING"):
             params = train()
-        # All that is pmapped is compiled by this name: the reset, the epoch, a check at the end.
+        # All pmapped functions are compiled under this name: the reset, the epoch, a final check.
         return params, sum("Compiling jit(_fun)" in r.getMessage() for r in caplog.records)
 
     def run() -> Any:
@@ -121,7 +121,7 @@ def test_ppo_hands_out_its_policy_after_each_epoch_and_compiles_once(caplog):
     [pytest.param(t, marks=[] if t in ("ars", "sac") else [pytest.mark.slow])
      for t in ("sac", "apg", "es", "ars")],
 )  # fmt: skip
-def test_the_other_trainers_policies_come_with_their_evaluations(trainer):
+def test_other_trainers_hand_out_policies_with_their_evaluations(trainer):
     settings = {"seed": 3, **SMALLEST[trainer], **_small_networks(trainer), "num_evals": 3}
     handed: list[tuple[int, Any, Any]] = []
     reports: list[int] = []
@@ -138,7 +138,7 @@ def test_the_other_trainers_policies_come_with_their_evaluations(trainer):
         np.any(one != other)
         for one, other in zip(jax.tree.leaves(newest[2]), jax.tree.leaves(before[2]), strict=True)
     )
-    # As the sandbox calls it: always the same function, so that it compiles once.
+    # The sandbox relies on this: always the same function, so that it compiles once.
     assert newest[1] is before[1]
     assert "deterministic" in inspect.signature(newest[1]).parameters
     action, _ = newest[1](newest[2], deterministic=True)(np.zeros(4, np.float32), jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Domain randomisation: its wrappers step past ours, and no two robots are alike."""
+"""Tests domain randomisation, whose wrappers step past ours and make every robot different."""
 
 import functools
 from typing import Any
@@ -21,11 +21,11 @@ from tests.support import Probe, source_of
 from tests.test_training import SMALL, bare, train
 
 POLE, KNOB = 4, 5
-"""Ids of geoms of the cart-pole: a capsule, and a sphere on top of it."""
+"""Ids of the cart-pole's geoms: a capsule, and a sphere on top of it."""
 
 
 def randomise(sys: Any, rng: jax.Array) -> tuple[Any, Any]:
-    """Knobs and poles of other sizes and colours, carts of another mass, per environment."""
+    """Randomises knob and pole sizes, the knob's colour and the cart's mass, per environment."""
 
     @jax.vmap
     def one(rng):
@@ -54,7 +54,7 @@ def rollout(env: envs.Env, num_envs: int, steps: int) -> jax.Array:
     return jax.block_until_ready(state.pipeline_state.q)
 
 
-def test_states_arrive_what_differs_is_sent_once_and_drawn(viewer, page):
+def test_states_arrive_and_model_differences_are_sent_once_and_drawn(viewer, page):
     viewer.mode = "every_step"
     env = VisualizedEnv(CartPole(), grid=(2, 2), viewer=viewer)
     models = []
@@ -78,7 +78,7 @@ def test_states_arrive_what_differs_is_sent_once_and_drawn(viewer, page):
         np.testing.assert_array_equal(own["geom_rgba"], sys_v.geom_rgba[i])
     eventually(lambda: channel.variants.apart == {POLE, KNOB}, "what differs is known")
 
-    def drawn() -> bool:  # by a block that was made anew for that
+    def drawn() -> bool:  # by a block that was rebuilt for them
         block = Probe(viewer).scene.blocks.get("train")
         return block is not None and block.frame is not None and block._varied > 0
 
@@ -91,7 +91,7 @@ def test_states_arrive_what_differs_is_sent_once_and_drawn(viewer, page):
     colours = np.asarray(part.handle.batched_colors)
     expected = linear((255 * sys_v.geom_rgba[:4, KNOB, :3]).astype(np.uint8))
     np.testing.assert_allclose(colours.astype(int), expected, atol=2.01)
-    # Of the whole robot: the second link of Brax's is the pole.
+    # The mass of the whole robot: Brax's second link is the pole.
     masses = np.asarray(sys_v.link.inertia.mass)
     words = channel.variants.in_words(2)
     assert words == f"mass {100 * masses[2].sum() / env.sys.link.inertia.mass.sum():.0f} %"
@@ -103,7 +103,7 @@ def test_states_arrive_what_differs_is_sent_once_and_drawn(viewer, page):
     np.testing.assert_array_equal(channel.variants.of_env[6]["geom_size"], sys_v.geom_size[6])
 
 
-def test_the_unwrapped_env_is_of_its_class_and_what_is_written_there_is_stepped(viewer):
+def test_the_unwrapped_env_keeps_its_class_and_changes_to_it_are_stepped(viewer):
     base = CartPole()
     env = VisualizedEnv(base, viewer=viewer)
     twin = env.unwrapped
@@ -114,7 +114,7 @@ def test_the_unwrapped_env_is_of_its_class_and_what_is_written_there_is_stepped(
     twin.sys = light
 
 
-def test_around_the_randomising_wrapper_states_arrive_as_well(viewer, page):
+def test_states_also_arrive_from_around_the_randomising_wrapper(viewer, page):
     viewer.mode = "every_step"
     keys = jax.random.split(jax.random.PRNGKey(1), 6)
     inner = DomainRandomizationVmapWrapper(CartPole(), functools.partial(randomise, rng=keys))
@@ -124,8 +124,8 @@ def test_around_the_randomising_wrapper_states_arrive_as_well(viewer, page):
 
 
 @pytest.mark.slow
-def test_parameters_under_stock_ppo_differ_by_rounding_at_most(viewer, page):
-    """XLA moves loop invariants otherwise where a callback is in the loop."""
+def test_parameters_under_stock_ppo_differ_by_rounding_only(viewer, page):
+    """XLA moves loop invariants differently when a callback is in the loop."""
     viewer.mode = "every_step"
     settings = dict(SMALL, run_evals=False, num_timesteps=1_000, randomization_fn=_other_masses)
     watched = train(VisualizedEnv(bare(), grid=(2, 2), viewer=viewer), settings)
@@ -157,7 +157,7 @@ XML = """
 
 @pytest.mark.parametrize("geom", range(5))
 def test_a_geom_drawn_in_another_size_is_as_large_as_mujocos_own(geom):
-    """Each scaled mesh against the mesh of a model that was compiled with the other size."""
+    """Compares each scaled mesh with the mesh of a model that has the other size."""
     model = mujoco.MjModel.from_xml_string(XML)
     other = mujoco.MjModel.from_xml_string(XML)
     other.geom_size[geom] *= (1.5, 0.5, 2.0)
@@ -176,8 +176,8 @@ def test_a_geom_drawn_in_another_size_is_as_large_as_mujocos_own(geom):
             drawn.append(
                 _placed(shape.mesh.vertices * places.scale[0], places.pos[0], places.quat[0])
             )
-            np.testing.assert_allclose(places.scale[1], 1.0)  # of which nothing is known
-    # Those of a body are one shape otherwise: all but this one are the same in both.
+            np.testing.assert_allclose(places.scale[1], 1.0)  # its model is not known
+    # A body's geoms are otherwise merged; all but this one are the same in both models.
     wanted = [
         _placed(s.mesh.vertices, s.pos[0], s.quat[0])
         for s in shapes_of(other, {geom})

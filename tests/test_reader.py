@@ -1,4 +1,4 @@
-"""The page goes on while a robot is read, which takes seconds where its meshes are large."""
+"""Checks that the page goes on while a robot is read, which takes seconds for large meshes."""
 
 import threading
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ NUM_ENVS = 4
 
 
 class Gate:
-    """Keeps whoever reads a robot waiting, as long as it is shut."""
+    """Blocks each reading of a robot while it is shut."""
 
     def __init__(self) -> None:
-        self.read = 0  # robots, or begun to be
+        self.read = 0  # robots read, or being read
         self._open = threading.Event()
         self.open()
 
@@ -53,7 +53,7 @@ def gate(monkeypatch) -> Iterator[Gate]:
 
 
 class Rollout:
-    """Cart-poles, stepped one by one."""
+    """Cart-poles that are stepped one step at a time."""
 
     def __init__(self, viewer: Viewer):
         env = VisualizedEnv(CartPole("positional"), grid=(2, 2), viewer=viewer)
@@ -69,7 +69,7 @@ class Rollout:
 
 
 def goes_on(viewer: Viewer) -> bool:
-    """Whether viser's loop, which serves the page, does anything."""
+    """Whether viser's loop, which serves the page, still responds."""
     heard = threading.Event()
     Probe(viewer).events.soon(heard.set)
     return heard.wait(20)
@@ -80,7 +80,7 @@ def block(viewer: Viewer) -> Any:
 
 
 def is_drawn(viewer: Viewer, rollout: Rollout) -> bool:
-    """Whether the newest step of it is on screen."""
+    """Whether the rollout's newest step is on screen."""
     there = Probe(viewer).block_of("train")
     if there is None or there.frame is None:
         return False
@@ -98,7 +98,7 @@ def test_page_and_training_go_on_while_other_parts_of_a_robot_are_read(viewer, p
     Probe(viewer).enqueue(lambda: Probe(viewer).commands.show_group(3, True))
     eventually(lambda: gate.read, "it is being read")
     assert goes_on(viewer)
-    rollout.step(CAPACITY + 50)  # more than could wait
+    rollout.step(CAPACITY + 50)  # more than the mailbox holds
     eventually(lambda: is_drawn(viewer, rollout), "as it was, meanwhile")
     assert block(viewer) is before
     Probe(viewer).enqueue(lambda: Probe(viewer).commands.show_group(3, False))
@@ -127,13 +127,13 @@ def test_page_and_training_go_on_while_the_robot_of_another_environment_is_read(
     gate.open()
     eventually(lambda: is_drawn(viewer, second), "the newest step is shown")
     assert gate.read == 1
-    # And by as many robots as there are, without reading anything anew.
+    # Nor is anything read again for another number of robots.
     gate.shut()
     Probe(viewer).show_model(second.source, "train", 2)
     assert block(viewer).count == 2 and not gate.read
 
 
-def test_the_page_goes_on_while_the_first_robot_is_read_and_has_it_then(viewer, gate):
+def test_the_page_goes_on_while_the_first_robot_is_read_and_then_has_it(viewer, gate):
     gate.shut()
     made: list[VisualizedEnv] = []
     thread = threading.Thread(
@@ -147,7 +147,7 @@ def test_the_page_goes_on_while_the_first_robot_is_read_and_has_it_then(viewer, 
     assert made and block(viewer).count == 4
 
 
-def test_of_what_is_wanted_for_a_role_the_newest_alone_is_read_and_an_error_ends_nothing():
+def test_only_the_newest_reading_of_a_role_is_done_and_an_error_ends_nothing():
     used: list[object] = []
     errors: list[str] = []
     reader = Reader(lambda what: what(), lambda error: errors.append(str(error)))

@@ -1,4 +1,4 @@
-"""Viewers and environments that are made again, as a notebook's cell does that is run again."""
+"""Tests viewers and environments that are made again, as when a notebook's cell is run again."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ from tests.support import Probe
 
 
 class OtherPole(CartPole):
-    """Another environment, by its name."""
+    """An environment with another name."""
 
 
 def port_of(viewer: Viewer) -> int:
@@ -35,7 +35,7 @@ def answers(viewer: Viewer) -> bool:
 
 
 def run_again(cell: str, **names: object) -> list[Viewer]:
-    """The viewers of a cell that is run three times; `viewer` is what it makes."""
+    """Runs a cell three times, and returns the `viewer` that it makes each time."""
     namespace, viewers = {"Viewer": Viewer, "VisualizedEnv": VisualizedEnv, **names}, []
     for _ in range(3):
         exec(cell, namespace)
@@ -60,7 +60,7 @@ def test_a_cell_that_wraps_an_environment_again_keeps_its_port_and_shows_the_new
         viewer.close()
 
 
-def test_the_newest_environment_of_a_name_is_shown_until_an_older_one_is_stepped_again():
+def test_the_newest_environment_is_shown_until_an_older_one_is_stepped_again():
     old = VisualizedEnv(CartPole(), grid=(2, 1))
     with old.viewer as viewer:
         step = jax.jit(jax.vmap(old.step))
@@ -81,7 +81,7 @@ def test_the_newest_environment_of_a_name_is_shown_until_an_older_one_is_stepped
         thread_of_a_page.close()
 
 
-def test_environments_of_other_names_have_pages_of_their_own_as_have_those_of_closed_viewers():
+def test_environments_of_other_names_and_of_closed_viewers_get_pages_of_their_own():
     one, other = VisualizedEnv(CartPole(), grid=(1, 1)), VisualizedEnv(OtherPole(), grid=(1, 1))
     assert one.viewer.url != other.viewer.url
     other.viewer.close()
@@ -92,22 +92,22 @@ def test_environments_of_other_names_have_pages_of_their_own_as_have_those_of_cl
     again.viewer.close()
 
 
-def test_two_viewers_of_a_script_that_name_no_port_live_side_by_side():
+def test_two_viewers_without_a_port_live_side_by_side_in_a_script():
     with Viewer() as one, Viewer() as other:
         assert answers(one) and answers(other)
         assert one.url != other.url
 
 
-def test_where_a_person_types_the_newer_one_takes_the_place(monkeypatch):
+def test_in_an_interactive_session_the_newer_viewer_replaces_the_older(monkeypatch):
     monkeypatch.setattr("sys.ps1", ">>> ", raising=False)
     viewers = run_again("viewer = Viewer()")
     assert len({viewer.url for viewer in viewers}) == 1
-    with Viewer(port=0) as beside:  # any free port is no certain one
+    with Viewer(port=0) as beside:  # port 0 is any free port, so it replaces none
         assert answers(viewers[-1]) and answers(beside)
     viewers[-1].close()
 
 
-def test_in_ipython_the_newer_one_takes_the_place():
+def test_in_ipython_the_newer_viewer_replaces_the_older():
     pytest.importorskip("IPython")
     from IPython.core.interactiveshell import InteractiveShell
 
@@ -123,7 +123,7 @@ def test_in_ipython_the_newer_one_takes_the_place():
     assert len(set(urls)) == 1
 
 
-def test_another_port_that_is_asked_for_is_used():
+def test_another_port_is_used_when_asked_for():
     port = free_port()
     first = Viewer(port=port, name="robots")
     with Viewer(port=address.free_port("127.0.0.1", port + 1), name="robots") as viewer:
@@ -132,7 +132,7 @@ def test_another_port_that_is_asked_for_is_used():
         eventually(lambda: address.is_free("127.0.0.1", port), "the first one's port is free")
 
 
-def test_a_bad_argument_leaves_the_last_one_open():
+def test_a_bad_argument_leaves_the_previous_viewer_open():
     with Viewer(port=free_port()) as viewer:
         for wrong in ({"fps": 0}, {"host": "10.255.255.1"}, {"name": 5}):
             with pytest.raises(ValueError):
@@ -141,7 +141,7 @@ def test_a_bad_argument_leaves_the_last_one_open():
 
 
 class Reader:
-    """A page that comes back when its connection is lost, as viser's does."""
+    """A page that reconnects when its connection is lost, as viser's does."""
 
     def __init__(self, url: str):
         self.meshes = 0
@@ -176,7 +176,7 @@ class Reader:
         self._thread.join(timeout=10)
 
 
-def test_an_open_page_comes_back_to_the_new_viewer():
+def test_an_open_page_reconnects_to_the_new_viewer():
     port = free_port()
     first = Viewer(port=port)
     page = Reader(first.url)

@@ -1,6 +1,6 @@
-"""The rooms of the package: which may import which, read off the source.
+"""Tests which rooms of the package import which, as read from the source.
 
-Every import counts, within functions and under TYPE_CHECKING too.
+Every import counts, including those in functions and under TYPE_CHECKING.
 """
 
 import ast
@@ -43,7 +43,7 @@ BELOW: dict[str, set[str]] = {
     "__main__": {"cli"},
     "brax_viser": {"records", "viewer", "env"},
 }
-"""By room, those that it may import; "brax_viser" is the package itself."""
+"""For each room, the rooms that it may import; "brax_viser" is the package itself."""
 
 AT_HOME = {
     "viser": {"scene", "panel", "page", "viewer", "compat"},
@@ -54,13 +54,13 @@ AT_HOME = {
     "msgspec": {"processes"},
     "tyro": {"cli"},
 }
-"""By foreign package, the rooms that may import it."""
+"""For each foreign package, the rooms that may import it."""
 
 PRIVATE = re.compile(
     r"\b(jax\._(?!_)|mujoco_playground\._|viser\._(?!_)|mujoco\._|conversions\._|envs\._)"
     r"|\._(websock|broadcast_buffer|mjx_model|PMAP|unpmap)"
 )
-"""Names that other packages do not promise to keep."""
+"""Private names of other packages, which may change at any time."""
 
 
 def room_of(module: str) -> str:
@@ -69,7 +69,7 @@ def room_of(module: str) -> str:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Full names of modules; of the package's own, the very file."""
+    """Returns the full names of imported modules; within the package, down to the very file."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -85,21 +85,21 @@ OWN = {m: {i for i in imports if i in FILES and i != m} for m, imports in IMPORT
 
 
 @pytest.mark.parametrize("module", FILES)
-def test_a_room_imports_only_what_is_below_it(module):
+def test_a_room_imports_only_rooms_below_it(module):
     room = room_of(module)
     above = {i for i in OWN[module] if room_of(i) != room and room_of(i) not in BELOW[room]}
     assert not above
 
 
 @pytest.mark.parametrize("package", AT_HOME)
-def test_a_foreign_package_is_imported_in_its_rooms_alone(package):
+def test_a_foreign_package_is_imported_only_in_its_rooms(package):
     importing = {
         module for module, found in IMPORTS.items() if package in {i.split(".")[0] for i in found}
     }
     assert {room_of(module) for module in importing} <= AT_HOME[package], importing
 
 
-def test_no_file_imports_itself_by_way_of_others():
+def test_no_file_imports_itself_through_others():
     def ways(start: str) -> Iterator[str]:
         seen, todo = set(), list(OWN[start])
         while todo:
@@ -113,7 +113,7 @@ def test_no_file_imports_itself_by_way_of_others():
 
 
 @pytest.mark.parametrize("module", sorted(set(FILES) - {"brax_viser.compat"}))
-def test_private_names_of_other_packages_are_in_compat_alone(module):
+def test_private_names_of_other_packages_are_only_in_compat(module):
     lines = FILES[module].read_text().splitlines()
     assert not [line for line in lines if PRIVATE.search(line)]
 
@@ -142,12 +142,12 @@ LONGER: dict[str, int] = {
     "brax_viser.scene.block:__init__": 71,
     "brax_viser.scene.stage:set_stage": 80,
 }
-"""Those that are longer, and how long they may be: the list may only shrink, and so may its
-numbers."""
+"""The files, classes and functions above MOST_LINES, and their own limits. Entries and limits may
+only go down."""
 
 
 def lengths() -> dict[str, tuple[str, int]]:
-    """By name, what it is and how many lines it has."""
+    """Returns, by name, the kind and the number of lines of each file, class and function."""
     found = {}
     for module, path in FILES.items():
         text = path.read_text()
@@ -160,7 +160,7 @@ def lengths() -> dict[str, tuple[str, int]]:
     return found
 
 
-def test_nothing_grows_too_long():
+def test_no_file_class_or_function_grows_too_long():
     long = {name: size for name, (kind, size) in lengths().items() if size > MOST_LINES[kind]}
     grown = {name: size for name, size in long.items() if size > LONGER.get(name, 0)}
     assert not grown
@@ -180,7 +180,7 @@ def test_importing_starts_no_server_and_touches_no_device():
 
 
 def test_the_page_needs_no_brax():
-    """So that the command line has it up before Brax's imports are done."""
+    """Lets the command line open the page before Brax's imports are done."""
     code = "import sys, brax_viser.cli; assert 'brax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 

@@ -1,4 +1,4 @@
-"""A robot that has been taken out of a training goes on as it would have, until one interferes."""
+"""Tests that a robot taken out of a training goes on as it would have, until disturbed."""
 
 import threading
 from typing import Any
@@ -59,7 +59,7 @@ def box(height: float = 1.0, velocity: Any = (0, 0, 0), gravity: float = 1.0) ->
 
 
 def momentum(sandbox: Sandbox) -> np.ndarray:
-    """kg m/s, of all that moves."""
+    """Returns the momentum of all moving bodies, in kg m/s."""
     mujoco.mj_forward(sandbox.model, sandbox.data)
     mujoco.mj_subtreeVel(sandbox.model, sandbox.data)
     return sandbox.data.subtree_linvel[0] * sandbox.model.body_subtreemass[0]
@@ -72,7 +72,7 @@ def steps(sandbox: Sandbox, seconds: float) -> None:
 
 
 class Pendulum:
-    """Brax's inverted pendulum, and a sandbox of it that a hand-made policy drives."""
+    """Brax's inverted pendulum, and a sandbox of it that is driven by a hand-made policy."""
 
     def __init__(self, backend: str):
         self.env: Any = envs.get_environment("inverted_pendulum", backend=backend)
@@ -96,13 +96,13 @@ def balance(params, deterministic=False):
 
 
 @pytest.mark.parametrize("backend", ["mjx", "generalized"])
-def test_a_pendulum_is_kept_up_by_its_policy_and_falls_when_limp(backend):
+def test_a_pendulum_is_balanced_by_its_policy_and_falls_when_limp(backend):
     pendulum = Pendulum(backend)
     sandbox = pendulum.sandbox
     sandbox.fork([pendulum.at(0.1)])
     assert sandbox.driver == "policy" and sandbox.drivers == ("policy", "still", "limp")
     assert sandbox.pose.reward is None
-    # What it did last is known, and so is what the environment made of it.
+    # The last action is known, and so is the control that the environment made of it.
     np.testing.assert_allclose(sandbox.data.ctrl, [0.75], rtol=1e-6)
     steps(sandbox, 5)
     assert abs(sandbox.data.qpos[1]) < 0.05
@@ -113,7 +113,7 @@ def test_a_pendulum_is_kept_up_by_its_policy_and_falls_when_limp(backend):
     sandbox.driver = "limp"
     steps(sandbox, 1)
     assert abs(sandbox.data.qpos[1]) > 0.2
-    assert sandbox.pose.done and sandbox.pose.trouble is None  # said, and no more
+    assert sandbox.pose.done and sandbox.pose.trouble is None  # reported only: the sandbox goes on
 
 
 def test_with_the_trainings_solver_an_ant_moves_as_in_the_training():
@@ -121,7 +121,7 @@ def test_with_the_trainings_solver_an_ant_moves_as_in_the_training():
     adapter = adapter_for(env)
     model, substeps = adapter.mujoco_model(), adapter.substeps
     assert substeps == 5 and (model.opt.iterations, model.opt.ls_iterations) == (1, 4)
-    assert adapter.mj_model.opt.iterations == 4  # it is not the same as in the file
+    assert adapter.mj_model.opt.iterations == 4  # the file's own value differs
     random = np.random.default_rng(0)
     step = jax.jit(lambda state: mjx.step(env.sys, state))
     qvel = 0.1 * random.normal(size=model.nv)
@@ -143,13 +143,13 @@ def test_with_the_trainings_solver_an_ant_moves_as_in_the_training():
         np.testing.assert_allclose(sandbox.data.qvel, expected.qvel, atol=0.1)
         np.testing.assert_array_equal(sandbox.data.ctrl, expected.ctrl)
     assert sandbox.time == pytest.approx(0, abs=1e-9)
-    # Once more from the first; and as the training's would have, when nothing was changed.
+    # Replay starts again at the first step, with the same result since nothing was changed.
     first = sandbox.step()
     assert first.time == pytest.approx(-5 * 0.05)
     np.testing.assert_allclose(sandbox.data.qpos, details[1].qpos, atol=1e-3)
 
 
-def test_replayed_actions_are_put_into_controls_where_the_training_keeps_none():
+def test_replayed_actions_become_controls_when_the_training_keeps_none():
     pendulum = Pendulum("spring")
     sandbox = pendulum.sandbox
     sandbox.fork([pendulum.at(0.0), pendulum.at(0.01), pendulum.at(0.02)])
@@ -162,7 +162,7 @@ def test_replayed_actions_are_put_into_controls_where_the_training_keeps_none():
         sandbox.driver = "replay"
 
 
-def test_still_keeps_the_controls_and_limp_cuts_servos_off():
+def test_still_keeps_the_controls_and_limp_cuts_off_the_servos():
     sandbox = box(gravity=0)
     sandbox.fork([detail(sandbox.model.qpos0, np.zeros(8), ctrl=[0.5])])
     steps(sandbox, 1)
@@ -170,7 +170,7 @@ def test_still_keeps_the_controls_and_limp_cuts_servos_off():
     sandbox.driver = "limp"
     sandbox.step()
     sandbox.step()
-    # A servo that is told 0 would pull at it.
+    # A servo with a control of 0 would pull at it.
     assert sandbox.data.actuator_force[0] == 0
     sandbox.driver = "still"
     sandbox.step()
@@ -178,7 +178,7 @@ def test_still_keeps_the_controls_and_limp_cuts_servos_off():
     assert sandbox.data.actuator_force[0] != 0
 
 
-def test_without_gravity_what_is_thrown_goes_straight_on():
+def test_without_gravity_a_thrown_body_moves_in_a_straight_line():
     sandbox = box(velocity=(1, 0.5, 2), gravity=0)
     steps(sandbox, 1)
     np.testing.assert_allclose(sandbox.data.qpos[:3], [1, 0.5, 3], atol=1e-3)
@@ -193,7 +193,7 @@ def test_without_gravity_what_is_thrown_goes_straight_on():
     np.testing.assert_array_equal(sandbox.model.opt.gravity, [0, 0, -9.81])
 
 
-def test_a_push_changes_the_momentum_by_as_much_and_once():
+def test_a_push_changes_the_momentum_by_its_impulse_and_once():
     sandbox = box(gravity=0)
     impulse = np.array([1.0, -2.0, 0.5])
     sandbox.push(BOX, 0.25 * impulse)
@@ -205,10 +205,10 @@ def test_a_push_changes_the_momentum_by_as_much_and_once():
 
 
 @pytest.mark.parametrize("factor", [0.2, 5.0])
-def test_a_push_moves_what_is_heavier_by_as_much_less(factor):
+def test_a_push_moves_a_heavier_body_proportionally_less(factor):
     sandbox = box(gravity=0)
     sandbox.set_mass(2.0)
-    sandbox.set_mass(factor)  # of the original's
+    sandbox.set_mass(factor)  # relative to the original masses
     sandbox.push(BOX, np.array([0, 1.0, 0]))
     sandbox.step()
     assert momentum(sandbox)[1] == pytest.approx(1, rel=1e-3)
@@ -220,7 +220,7 @@ def test_a_push_moves_what_is_heavier_by_as_much_less(factor):
     np.testing.assert_allclose(sandbox.data.qvel[:6] * factor, alone.data.qvel[:6], atol=0.01)
 
 
-def test_what_follows_from_masses_is_as_if_the_model_had_been_made_so():
+def test_values_derived_from_masses_match_a_model_built_with_them():
     sandbox = box()
     steps(sandbox, 0.1)
     before = sandbox.data.qpos.copy(), sandbox.data.qvel.copy(), sandbox.data.time
@@ -239,22 +239,22 @@ def test_what_follows_from_masses_is_as_if_the_model_had_been_made_so():
             sandbox.set_mass(factor, body)
 
 
-def test_twice_the_friction_halves_the_way_that_a_box_slides():
+def test_twice_the_friction_halves_the_sliding_distance_of_a_box():
     ways = []
     for factor in (0.25, 0.5):
         sandbox = box(height=0.1, velocity=(1.5, 0, 0))
-        sandbox.set_mass(0.2, ARM)  # less of a tower
+        sandbox.set_mass(0.2, ARM)  # less top-heavy
         sandbox.set_friction(3.0)
         sandbox.set_friction(factor)
         steps(sandbox, 1)
         assert abs(sandbox.data.qvel[0]) < 0.01
         ways.append(sandbox.data.qpos[0])
-    # The floor has a friction of 1, which is the larger one: v^2 / (2 mu g).
+    # The floor's friction of 1 exceeds the box's, so it counts: v^2 / (2 mu g).
     assert ways[0] == pytest.approx(1.5**2 / (2 * 0.25 * 9.81), rel=0.15)
     assert ways[1] == pytest.approx(ways[0] / 2, rel=0.15)
 
 
-def test_what_is_dragged_comes_and_is_let_go():
+def test_a_dragged_body_comes_along_and_is_released():
     sandbox = box()
     point, target = np.array([0, 0, 0.1]), np.array([0.3, 0.2, 1.5])
     sandbox.drag(BOX, point, target)
@@ -262,7 +262,7 @@ def test_what_is_dragged_comes_and_is_let_go():
     grip = sandbox.pose.drag
     assert grip is not None
     np.testing.assert_array_equal(grip[1], target.astype(np.float32))
-    # It hangs as far below as the spring gives way.
+    # It hangs below the target by as much as the spring gives.
     np.testing.assert_allclose(grip[0], target - [0, 0, 9.81 / 12**2], atol=0.01)
     sandbox.release()
     assert sandbox.step().grip is None
@@ -283,7 +283,7 @@ def test_a_light_hand_that_is_dragged_does_not_tremble():
     assert speeds.max() < 6 and speeds[-100:].max() < 0.2
 
 
-def test_divergence_is_told_and_a_reset_helps():
+def test_divergence_is_reported_and_a_reset_helps():
     sandbox = box()
     steps(sandbox, 0.1)
     last = sandbox.pose
@@ -297,7 +297,7 @@ def test_divergence_is_told_and_a_reset_helps():
     np.testing.assert_allclose(sandbox.pose.link_pos, last.link_pos)
 
 
-def test_a_nan_is_divergence_too():
+def test_a_nan_counts_as_divergence():
     sandbox = box()
     sandbox.data.qvel[:] = np.nan
     assert "NaN" in (sandbox.step().trouble or "")
@@ -330,7 +330,7 @@ def test_nothing_of_the_training_is_changed():
     np.testing.assert_equal([start.qpos, start.qvel], kept)
 
 
-def test_an_environment_whose_code_cannot_be_used_is_played_without_its_policy():
+def test_an_environment_whose_code_cannot_be_used_runs_without_its_policy():
     from tests.test_transplant import Counting
 
     env = Counting()
@@ -345,7 +345,7 @@ def test_an_environment_whose_code_cannot_be_used_is_played_without_its_policy()
         sandbox.driver = "policy"
 
 
-def test_what_is_no_state_of_the_model_is_refused():
+def test_states_and_arguments_that_do_not_fit_the_model_are_refused():
     sandbox = box()
     nq, nv = sandbox.model.nq, sandbox.model.nv
     for details, says in (
@@ -366,7 +366,7 @@ def test_what_is_no_state_of_the_model_is_refused():
             do()
 
 
-def test_actions_last_as_long_as_the_trainings_repeat_them():
+def test_actions_are_repeated_as_often_as_in_the_training():
     pendulum = Pendulum("mjx")
     adapter = adapter_for(pendulum.env)
     model, substeps = adapter.mujoco_model(), adapter.substeps
@@ -384,7 +384,7 @@ def test_actions_last_as_long_as_the_trainings_repeat_them():
 
 
 class Clock:
-    """s, as many as it is told."""
+    """A clock, in s, that the test sets."""
 
     def __init__(self):
         self.now = 0.0
@@ -393,7 +393,7 @@ class Clock:
         return self.now
 
 
-def test_a_thread_steps_it_by_the_clock_and_does_as_it_is_told():
+def test_a_thread_steps_the_sandbox_by_the_clock_and_runs_calls_given_to_it():
     clock, sandbox = Clock(), box(gravity=0)
     thread = SandboxThread(sandbox, speed=0, clock=clock)
     thread.start()
@@ -403,11 +403,11 @@ def test_a_thread_steps_it_by_the_clock_and_does_as_it_is_told():
         refused = thread.do(lambda own: own.set_gravity(7.0))
         assert "must be from" in str(refused.exception(timeout=60))
         thread.set_speed(0.5).result(timeout=60)
-        thread.do(lambda own: None).result(timeout=60)  # by now it waits, from 0 s on
+        thread.do(lambda own: None).result(timeout=60)  # from here on it waits, at 0 s
         clock.now = 0.201
         eventually(lambda: thread.pose.time >= 0.1 - 1e-9, "0.1 s of the robot's have gone by")
         assert thread.pose.time == pytest.approx(0.1)
-        # Held up for long, it does not rush.
+        # After a long delay it does not rush to catch up.
         clock.now = 1000.0
         thread.do(lambda own: None).result(timeout=60)
         eventually(lambda: thread.pose.time >= 0.225, "it makes up for a little")
@@ -424,7 +424,7 @@ def test_a_thread_steps_it_by_the_clock_and_does_as_it_is_told():
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_what_ends_the_thread_is_told():
+def test_a_fault_that_ends_the_thread_is_reported():
     thread = SandboxThread(box())
     thread.start()
     thread.do(lambda own: own.data.nonsense)
@@ -433,8 +433,8 @@ def test_what_ends_the_thread_is_told():
     thread.close()
 
 
-def test_a_training_that_is_held_keeps_nobody_waiting():
-    """Held in a callback on the same CPU, as a paused training is."""
+def test_a_held_training_does_not_block_the_sandbox():
+    """Holds it in a callback on the same CPU, as a paused training is held."""
     held, go_on = threading.Event(), threading.Event()
 
     def hold(x):

@@ -1,4 +1,4 @@
-"""What pages are sent: nothing of what stands still, and to a slow one the newest alone."""
+"""Tests what pages are sent: only parts that move, and to a slow page only the newest frames."""
 
 import asyncio
 import socket
@@ -28,16 +28,16 @@ from tests.test_looks import Stage, view_of
 
 
 class Receiver:
-    """A page without a browser; once `goes_on` is cleared it takes one window more, no other."""
+    """A page without a browser; once `goes_on` is cleared, it takes only one more window."""
 
     def __init__(self, server: viser.ViserServer):
         self.updates: Counter[tuple[str, str]] = Counter()  # by node and property
         self.created: set[str] = set()  # nodes
         self.frames = self.bytes = 0
-        self.replayed = False  # whether it has all that was there before it
+        self.replayed = False  # whether it has received everything from before it came
         self.goes_on = threading.Event()
         self.goes_on.set()
-        # Reads no further ahead than one window: who is slow is to be slow. The system alone would
+        # Reads only one window ahead, so that a slow page is slow: the system's buffers alone would
         # take 17 MB for it.
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
@@ -86,7 +86,7 @@ def server():
 
 
 def on_loop(server: viser.ViserServer, what) -> None:
-    """Handles are written on viser's own loop, as the page's loop does."""
+    """Runs `what` on viser's own loop, where the page's loop writes handles."""
 
     async def call() -> None:
         what()
@@ -94,7 +94,7 @@ def on_loop(server: viser.ViserServer, what) -> None:
     asyncio.run_coroutine_threadsafe(call(), server.get_event_loop()).result()
 
 
-def test_what_did_not_move_is_not_sent(server):
+def test_parts_that_did_not_move_are_not_sent(server):
     stage = Stage(server, "reacher")
     robots, count = stage.block.robots, stage.grid.capacity
     on_loop(server, lambda: stage.draw(Look()))
@@ -103,8 +103,8 @@ def test_what_did_not_move_is_not_sent(server):
     sent = stage.scene.sent
 
     def seen() -> set[tuple[str, str]]:
-        """What has been sent of the robots since the last time."""
-        # What is sent arrives in order: after the marker nothing of before is still to come.
+        """Returns the robots' properties that have been sent since the last call."""
+        # Messages arrive in order: once the marker is there, no earlier one is outstanding.
         before = page.updates["/marker", "axes_length"]
         on_loop(server, lambda: setattr(marker, "axes_length", marker.axes_length + 1.0))
         eventually(lambda: page.updates["/marker", "axes_length"] > before, "the marker arrives")
@@ -113,12 +113,12 @@ def test_what_did_not_move_is_not_sent(server):
         return got
 
     seen()
-    # A held training: the same view again and again, and views of the same poses.
+    # A held training: the same view again and again, and views with equal poses.
     for _ in range(5):
         on_loop(server, lambda: stage.draw(Look()))
         on_loop(server, lambda: stage.draw(Look(), link_pos=stage.frame.link_pos.copy()))
     assert seen() == set() and stage.scene.sent == sent
-    # One robot's tip moves: what else there is, the arena that is in every cell included, does not.
+    # One robot's tip moves; everything else, including the arena in every cell, does not.
     pos = stage.frame.link_pos.copy()
     pos[3, -1, 0] += 0.1
     on_loop(server, lambda: stage.draw(Look(), link_pos=pos))
@@ -130,7 +130,7 @@ def test_what_did_not_move_is_not_sent(server):
     page.close()
 
 
-def test_what_is_counted_is_what_is_sent(server):
+def test_the_bytes_counted_are_the_bytes_sent(server):
     stage = Stage(server, "ant", grid=(8, 8))
     page = Receiver(server)
     eventually(lambda: page.replayed, "the page is sent what is there")
@@ -148,7 +148,7 @@ def test_what_is_counted_is_what_is_sent(server):
     page.close()
 
 
-def test_a_slow_page_skips_frames_and_is_nobody_elses_burden(server):
+def test_a_slow_page_skips_frames_and_does_not_slow_down_others(server):
     stage = Stage(server, "ant", grid=(32, 32))
     fast, slow = Receiver(server), Receiver(server)
     eventually(lambda: fast.replayed and slow.replayed, "both have what is there")
@@ -170,7 +170,7 @@ def test_a_slow_page_skips_frames_and_is_nobody_elses_burden(server):
     tracemalloc.stop()
     assert held < 5e6
     assert slow.frames < 0.1 * frames
-    # What it has not taken is not waiting for it either, but for what the system's buffers hold.
+    # Frames that it has not taken do not wait for it, except in the system's buffers.
     slow.goes_on.set()
     on_loop(server, lambda: server.scene.add_frame("/last", show_axes=False))
     eventually(lambda: "/last" in slow.created, "the slow page has come to the newest")
@@ -190,6 +190,6 @@ def test_no_robot_is_drawn_coarser_than_a_triangle_per_pixel(server):
             pixels = np.pi * (radius * FOCAL_LENGTH / distance) ** 2
             triangles = share * len(mesh.faces)
             assert triangles == pytest.approx(pixels, rel=1e-3) and triangles >= LEAST_TRIANGLES
-            assert distance > max(before, 10 * radius)  # who looks at one robot sees all of it
+            assert distance > max(before, 10 * radius)  # up close all of it is drawn
             before = distance
     assert levels_of(trimesh.creation.box()) == ()

@@ -1,4 +1,4 @@
-"""What is on screen is what the trainer has: poses read back from the viser handles."""
+"""Compares poses on screen, read back from viser's handles, with those of the trainer."""
 
 import jax
 import jax.numpy as jnp
@@ -22,17 +22,17 @@ CELLS = (3, 2)
 
 
 def block(viewer):
-    """The robots of the training."""
+    """Returns the robots of the training."""
     return Probe(viewer).scene.blocks["train"]
 
 
 def drawn(viewer) -> None:
-    """Waits until what is being drawn is drawn to its end."""
+    """Waits until the drawing in progress is complete."""
     Probe(viewer).now(lambda: None)
 
 
 def expected_geoms(model: mujoco.MjModel, x_pos: np.ndarray, x_rot: np.ndarray) -> np.ndarray:
-    """[G, 3] m: where each visible geom's centre is if link i is body i + 1, by MuJoCo's maths."""
+    """Returns the centres of visible geoms, [G, 3] m, by MuJoCo's maths; link i is body i + 1."""
     centres = []
     for geom in visible_geoms(model):
         body = model.geom_bodyid[geom]
@@ -82,7 +82,7 @@ def test_poses_on_screen_are_the_trainers(viewer, page, name, backend):
         assert distance.min(axis=1).max() < 1e-5
         with_geoms = {int(model.geom_bodyid[g]) for g in visible_geoms(model)}
         assert len(shown) == len(with_geoms)
-    # Envs move apart from each other, so that a mix-up of rows could not pass.
+    # Envs move apart from each other, so a mix-up of rows would fail.
     assert np.ptp(x.pos[:6], axis=0).max() > 1e-3
 
 
@@ -144,7 +144,7 @@ def test_every_visible_geom_of_every_brax_env_is_drawn_true_to_size(adapters):
             extent = np.abs(rotation) @ model.geom_aabb[geom, 3:]
             low, high = np.minimum(low, centre - extent), np.maximum(high, centre + extent)
         size = np.linalg.norm(high - low)
-        # The model's boxes hold the drawn vertices; boxes of slanted capsules hold some air too.
+        # The model's boxes hold the drawn vertices; boxes of slanted capsules also hold some air.
         assert (drawn.min(axis=0) >= low - 1e-6).all(), name
         assert (drawn.max(axis=0) <= high + 1e-6).all(), name
         assert np.abs(np.ptp(drawn, axis=0) - (high - low)).max() < 0.12 * size, name
@@ -156,7 +156,7 @@ def _matrix(quat: np.ndarray) -> np.ndarray:
     return matrix.reshape(3, 3)
 
 
-def test_bodies_that_look_alike_share_one_handle(adapters):
+def test_bodies_with_equal_shapes_share_one_handle(adapters):
     shapes = shapes_of(adapters["ant"].mj_model)
     places = sum(len(shape.body) for shape in shapes)
     assert len(shapes) < places == 9
@@ -164,7 +164,7 @@ def test_bodies_that_look_alike_share_one_handle(adapters):
     assert len(legs) < sum(len(shape.body) for shape in legs)
 
 
-def test_the_floor_is_one_and_static_geometry_is_in_every_cell(adapters):
+def test_there_is_one_floor_and_static_geometry_in_every_cell(adapters):
     ant, reacher = adapters["ant"].mj_model, adapters["reacher"].mj_model
     assert floor_of(ant) is not None and floor_of(ant) not in visible_geoms(ant)
     arena = [shape for shape in shapes_of(reacher) if not shape.body.any()]
@@ -188,7 +188,7 @@ def test_models_are_read_and_never_written(adapters):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (8, 8), (4, 2, 1), (3, 2, 4), (64, 64)])
-def test_cells_are_apart_by_the_spacing_and_centred(adapters, shape):
+def test_cells_are_centred_and_apart_by_the_spacing(adapters, shape):
     adapter = adapters["ant"]
     grid = grid_of(adapter.mj_model, adapter.init_qpos, shape, (4, 5, 2))
     origins = grid.origins(grid.capacity)
@@ -224,7 +224,7 @@ def test_the_first_camera_frames_the_whole_grid(adapters, name, shape):
     wide = np.abs((corners - camera.position) @ right) / depth / np.tan(camera.fov / 2) / 1.25
     assert (depth > 0).all()
     fullest = max(high.max(), wide.max())
-    assert 0.8 < fullest <= 1.0  # all in view, and no farther away than it need be
+    assert 0.8 < fullest <= 1.0  # all in view, and no farther away than necessary
 
 
 def test_scenes_of_all_sizes_are_scaled_to_the_depth_of_shadows():
@@ -239,7 +239,7 @@ def test_scenes_of_all_sizes_are_scaled_to_the_depth_of_shadows():
     assert np.isfinite(scene_scale(np.zeros((2, 3))))
 
 
-def test_shadows_fall_on_what_is_fixed_and_not_on_what_moves():
+def test_shadows_fall_on_fixed_bodies_and_not_on_moving_ones():
     model = mujoco.MjModel.from_xml_string(
         """
         <mujoco>
@@ -262,7 +262,7 @@ def test_shadows_fall_on_what_is_fixed_and_not_on_what_moves():
 CORNERS = tuple(np.ndindex(2, 2, 2))
 
 
-def test_fewer_envs_than_cells_leave_no_robot_standing(viewer, page):
+def test_cells_without_an_env_have_no_robot(viewer, page):
     from envs.cartpole import CartPole
 
     env = VisualizedEnv(CartPole(), grid=(8, 8), viewer=viewer)

@@ -1,4 +1,4 @@
-"""Which environments are drawn: rules, pages, and what several devices rank."""
+"""Tests which environments are drawn: rules, pages, and rankings by several devices."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ def given_by(what, num_envs=256, capacity=64):
     return Selection.of(what).given(num_envs, capacity, RANDOM).tolist()
 
 
-def test_the_first_ones_a_page_or_the_given_ones():
+def test_the_first_envs_a_page_of_them_or_given_ones_are_chosen():
     assert given_by("first") == list(range(64))
     assert given_by("first", num_envs=8) == list(range(8))
     assert given_by([5, 2, 900]) == [5, 2]
@@ -26,12 +26,12 @@ def test_the_first_ones_a_page_or_the_given_ones():
     assert given_by(("page", 1)) == list(range(64))
     assert given_by(("page", 3)) == list(range(128, 192))
     assert given_by(("page", 4), num_envs=200) == list(range(192, 200))
-    assert given_by(("page", 99), num_envs=200) == list(range(192, 200))  # the last there is
+    assert given_by(("page", 99), num_envs=200) == list(range(192, 200))  # the last page
     assert Selection.of("first").num_pages(2048, 64) == 32
     assert Selection.of("first").num_pages(65, 64) == 2
 
 
-def test_random_ones_are_distinct_and_others_each_time():
+def test_random_envs_are_distinct_and_change_each_time():
     one, other = given_by("random", num_envs=4096), given_by("random", num_envs=4096)
     assert len(set(one)) == 64 and one != other
     assert given_by("random", num_envs=10) == list(range(10))
@@ -57,7 +57,7 @@ def ranking(index, returns=None, since=None, finite=None, tier=None):
     )
 
 
-def test_rules_that_rank_wait_for_all_devices_and_take_the_best_of_all():
+def test_ranking_rules_wait_for_all_devices_and_take_the_best_of_all():
     choice = Choice()
     choice.begin(Selection.of("best"), 20, 4, now=0.0, keep=None)
     assert choice.env_index is None and choice.pending
@@ -70,7 +70,7 @@ def test_rules_that_rank_wait_for_all_devices_and_take_the_best_of_all():
     assert choice.env_index.tolist() == [3, 12, 1, 11]
 
 
-def test_those_without_a_finished_episode_come_behind_whichever_way():
+def test_envs_without_a_finished_episode_rank_last_for_best_and_for_worst():
     choice = Choice()
     for rule, expected in (("best", [12, 3, 11, 1]), ("worst", [3, 12, 1, 11])):
         choice.begin(Selection.of(rule), 20, 4, now=0.0, keep=None)
@@ -81,7 +81,7 @@ def test_those_without_a_finished_episode_come_behind_whichever_way():
         assert choice.env_index.tolist() == expected
 
 
-def test_another_measure_is_another_rule_where_it_matters_and_the_device_is_told():
+def test_another_measure_makes_another_rule_where_it_matters():
     best, other = Selection.of("best"), replace(Selection.of("best"), rank_by="so_far")
     assert not best.same_rule(other) and best.code == BEST and other.code == BEST + BY_MEASURE
     first = Selection.of("first")
@@ -92,7 +92,7 @@ def test_another_measure_is_another_rule_where_it_matters_and_the_device_is_told
     returns=st.lists(st.floats(-100, 100, width=32), min_size=8, max_size=8),
     rule=st.sampled_from(["best", "worst"]),
 )
-def test_the_true_best_and_worst_are_chosen_over_devices(returns, rule):
+def test_the_true_best_and_worst_are_chosen_across_devices(returns, rule):
     choice = Choice()
     choice.begin(Selection.of(rule), 8, 3, now=0.0, keep=None)
     sign = -1.0 if rule == "best" else 1.0
@@ -105,7 +105,7 @@ def test_the_true_best_and_worst_are_chosen_over_devices(returns, rule):
     assert choice.env_index.tolist() == expected.tolist()
 
 
-def test_nobody_is_drawn_where_the_rule_finds_nobody():
+def test_no_env_is_drawn_if_the_rule_finds_none():
     choice = Choice()
     choice.begin(Selection.of("nan"), 8, 3, now=0.0, keep=None)
     assert choice.rule_for(0) == NONFINITE
@@ -119,7 +119,7 @@ def test_nobody_is_drawn_where_the_rule_finds_nobody():
     assert choice.env_index.tolist() == [6, 2]
 
 
-def test_a_ranking_by_a_rule_that_is_wanted_no_more_does_not_count():
+def test_a_ranking_by_a_superseded_rule_does_not_count():
     choice = Choice()
     choice.begin(Selection.of("best"), 20, 4, now=0.0, keep=None)
     choice.begin(Selection.of("worst"), 20, 4, now=1.0, keep=None)
@@ -136,14 +136,14 @@ def test_the_selected_env_keeps_a_cell():
     assert choice.env_index is not None and choice.env_index.tolist() == [0, 1, 2, 50]
     choice.begin(Selection.of("first"), 100, 4, now=0.0, keep=2)
     assert choice.env_index.tolist() == [0, 1, 2, 3]
-    choice.begin(Selection.of("first"), 100, 4, now=0.0, keep=500)  # there is no such one
+    choice.begin(Selection.of("first"), 100, 4, now=0.0, keep=500)  # there is no env 500
     assert choice.env_index.tolist() == [0, 1, 2, 3]
     choice.begin(Selection.of("worst"), 100, 2, now=0.0, keep=7)
     choice.report(0, WORST, ranking([4, 5], [0.0, 1.0]), 1, 100, 2, 7)
     assert choice.env_index.tolist() == [4, 7]
 
 
-def test_another_env_is_kept_in_place_of_the_one_before_and_the_rest_stay():
+def test_another_kept_env_replaces_the_previous_one_and_the_rest_stay():
     choice = Choice()
     choice.begin(Selection.of("random"), 100, 4, now=0.0, keep=None)
     assert choice.env_index is not None
@@ -157,30 +157,30 @@ def test_another_env_is_kept_in_place_of_the_one_before_and_the_rest_stay():
     assert not choice.keep(None, 100, 4)
 
 
-def test_it_is_chosen_anew_at_each_stretch_unless_it_is_to_be_kept():
+def test_envs_are_chosen_again_at_each_stretch_unless_they_must_be_kept():
     choice, best = Choice(), Selection.of("best")
     stale = lambda selection, **kwargs: choice.is_stale(  # noqa: E731
         selection, **{"now": 100.0, "begins": False, "seconds": np.inf, **kwargs}
     )
-    assert stale(best)  # nothing has been chosen at all
+    assert stale(best)  # nothing has been chosen yet
     choice.begin(best, 10, 2, now=99.0, keep=None)
     assert not stale(best, begins=True)  # the devices are still ranking
     choice.report(0, BEST, ranking([1, 2], [2.0, 1.0]), 1, 10, 2, None)
     assert stale(best, begins=True) and not stale(best)
     assert stale(best, seconds=0.5) and not stale(best, seconds=3.0)
     assert stale(Selection.of("worst"))
-    # Those that are drawn are kept from the moment on that they are to be.
+    # With `sticky`, the drawn envs are kept from that moment on.
     kept = Selection.of("best", sticky=True)
     assert not stale(kept) and not stale(kept, begins=True) and not stale(kept, seconds=0.5)
     assert stale(best, begins=True)
     choice.begin(kept, 10, 2, now=99.0, keep=None)
     choice.report(0, BEST, ranking([], []), 1, 10, 2, None)
-    assert stale(kept, begins=True)  # where nobody was found there is nobody to be kept
+    assert stale(kept, begins=True)  # no env was found, so there is none to keep
     choice.made_of = Selection.of("first")
     assert not stale(Selection.of("first"), begins=True)
 
 
-def test_indices_are_typed_and_written_as_people_do():
+def test_indices_are_parsed_and_written_as_people_type_them():
     assert parse_indices("3, 141 7").indices == (3, 141, 7)
     assert parse_indices(" 10-13,2, 11").indices == (10, 11, 12, 13, 2)
     assert written((0, 1, 2, 7, 9, 10)) == "0-2, 7, 9-10"

@@ -1,4 +1,4 @@
-"""Several environments of one viewer, and several viewers of one state."""
+"""Tests several environments of one viewer, and several viewers of one state."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ KEYS = jax.random.split(jax.random.PRNGKey(0), NUM_ENVS)
 
 
 class Stepped:
-    """An environment of a viewer, and a state that is stepped."""
+    """An environment of a viewer, and its state, which is stepped."""
 
     def __init__(self, viewer: Viewer):
         env = VisualizedEnv(CartPole(n_frames=1), grid=(2, 1), viewer=viewer)
@@ -32,7 +32,7 @@ class Stepped:
 
 @pytest.fixture
 def clock(viewer):
-    """The viewer's, which the test sets."""
+    """The viewer's clock, which the test sets."""
     now = [1000.0]
     Probe(viewer).shared.hold.clock = lambda: now[0]
     return now
@@ -42,7 +42,7 @@ def shown(viewer: Viewer) -> str:
     return Probe(viewer).shared.shown["train"].label
 
 
-def test_a_state_is_seen_by_a_new_viewer_when_the_one_that_watched_it_is_closed():
+def test_a_state_is_seen_by_a_new_viewer_after_its_old_viewer_is_closed():
     with Viewer(port=0) as old:
         before = Stepped(old)
         for _ in range(3):
@@ -58,7 +58,7 @@ def test_a_state_is_seen_by_a_new_viewer_when_the_one_that_watched_it_is_closed(
         page.close()
 
 
-def test_of_environments_that_are_stepped_in_turn_one_is_shown_and_the_page_names_the_others(
+def test_of_environments_stepped_in_turn_one_is_shown_and_the_page_names_the_others(
     viewer, page, clock
 ):
     viewer.mode = "every_step"
@@ -74,7 +74,7 @@ def test_of_environments_that_are_stepped_in_turn_one_is_shown_and_the_page_name
     assert shown(viewer) == third.label  # the one that began last
     one.reset()
     turns(15)
-    assert shown(viewer) == third.label  # a reset of another one does not take its place
+    assert shown(viewer) == third.label  # a reset of another env does not take its place
     view = Probe(viewer).panel_view(0.0)
     assert view.stepped == (one.label, other.label, third.label)
     assert f"Stepped too, and not shown: {one.label}, {other.label}" in words.head(view)
@@ -87,6 +87,6 @@ def test_of_environments_that_are_stepped_in_turn_one_is_shown_and_the_page_name
 
     envs.remove(other)
     turns(15)
-    assert shown(viewer) in (one.label, third.label)  # what is stepped no more gives way
+    assert shown(viewer) in (one.label, third.label)  # an env that is no longer stepped gives way
     assert other.label not in Probe(viewer).panel_view(0.0).stepped
     assert Probe(viewer).shared.fault is None

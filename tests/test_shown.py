@@ -1,4 +1,4 @@
-"""A script's own controls, nodes and functions on the page: `Viewer.server`, `Viewer.on_frame`."""
+"""Tests a script's own controls, nodes and functions: `Viewer.server` and `Viewer.on_frame`."""
 
 import logging
 import threading
@@ -21,7 +21,7 @@ NUM_ENVS = 6
 
 @pytest.fixture
 def steps(viewer, page) -> Callable[[int], np.ndarray]:
-    """Steps six cart-poles and waits until the last step is drawn; float32 [6, L, 3], its links."""
+    """Steps six cart-poles until the last step is drawn; returns its links, float32 [6, L, 3]."""
     viewer.mode = "every_step"
     env = VisualizedEnv(CartPole(), grid=(2, 2), viewer=viewer)
     step = jax.jit(jax.vmap(env.step))
@@ -41,7 +41,7 @@ def steps(viewer, page) -> Callable[[int], np.ndarray]:
     return take
 
 
-def test_a_function_gets_what_is_drawn_and_where(viewer, steps):
+def test_a_function_receives_the_drawn_frame_and_its_places(viewer, steps):
     shown: list[ShownFrame] = []
     viewer.selected_env = 2
     assert viewer.on_frame(shown.append) == shown.append
@@ -61,7 +61,7 @@ def test_a_function_gets_what_is_drawn_and_where(viewer, steps):
 
 
 def test_positions_are_right_while_a_robot_is_followed(viewer, steps):
-    """The whole scene moves then, and what a script adds stands outside of it."""
+    """The whole scene moves then, and nodes that a script adds stand outside of it."""
     shown: list[ShownFrame] = []
     viewer.selected_env = 1
     viewer.on_frame(shown.append)
@@ -84,7 +84,7 @@ def test_a_function_runs_on_the_pages_loop_once_and_can_be_removed(viewer, steps
     def note(_: ShownFrame) -> None:
         threads.append(threading.current_thread())
 
-    viewer.on_frame(note)  # twice the same is once
+    viewer.on_frame(note)  # adding it twice counts once
     steps(4)
     assert 1 <= len(threads) <= 4 and len(set(threads)) == 1
     assert threads[0] is not threading.current_thread()

@@ -1,4 +1,4 @@
-"""Pacing and its cost, with a clock of the test's own."""
+"""Tests pacing and its cost, with a clock that the test sets."""
 
 import functools
 import math
@@ -36,7 +36,7 @@ class Device:
         self.began, self.allowed = self.now, 0.0
 
     def step(self, control: Control, *, active: bool = True, steps: int = 1) -> None:
-        """Takes steps of which only the last can be due."""
+        """Takes `steps` steps, of which only the last can be due."""
         self.now += steps / self.rate
         self.allowed += steps / self.rate * control.max_overhead
         self.steps += steps
@@ -78,13 +78,13 @@ LATEST = Control(watched=True, mode="latest")
 
 
 def stretches(steps: list[int]) -> list[list[int]]:
-    """Consecutive runs."""
+    """Splits step numbers into runs of consecutive ones."""
     breaks = np.flatnonzero(np.diff(steps) != 1) + 1
     return [list(run) for run in np.split(np.array(steps), breaks)]
 
 
 def frame(step: int) -> Frame:
-    """One env that never resets."""
+    """Returns a frame of one env that never resets."""
     one = np.array([0.0])
     return Frame(
         role="train",
@@ -102,12 +102,12 @@ def frame(step: int) -> Frame:
 
 
 def play(device: Device, control: Control, seconds: float) -> list[tuple[float, View]]:
-    """Runs, and plays what is sent, thirty times a second. Returns (s, what was shown)."""
+    """Runs the device and plays its steps 30 times a second; returns pairs (time in s, view)."""
     end, shown, now = device.now + seconds, [], device.now
     pacer, player = device.pacer, device.player
     while device.now < end:
         device.run(1 / 30, control)
-        # The page is looked at also while the training stands still for an update.
+        # The page also looks while the training stands still for an update.
         while now < device.now:
             now = min(now + 1 / 30, device.now)
             while device.played < len(device.sent[0]) and device.pushes[device.played] <= now:
@@ -127,7 +127,7 @@ def play(device: Device, control: Control, seconds: float) -> list[tuple[float, 
 
 @given(rate=RATES, seconds=st.floats(1.0, 20.0))
 @settings(deadline=None, max_examples=60)
-def test_known_steps_are_the_steps_taken(rate, seconds):
+def test_the_known_steps_are_the_steps_taken(rate, seconds):
     device = Device(rate)
     device.run(seconds, LATEST)
     assert device.pacer.env_steps == device.steps
@@ -140,11 +140,11 @@ def test_an_idle_stream_notices_a_switch_within_a_fifth_of_a_second(rate):
     device.run(5.0 + 3 / rate, LATEST, active=False)
     assert not device.pushes
     gaps = np.diff(device.asks)
-    # Slower than five steps a second nothing can be noticed sooner than the next step.
+    # Below five steps a second, the next step is the first chance to notice.
     assert gaps.max() <= max(0.2, 1.5 / rate)
-    # And it does not ask much more often than it must.
+    # Nor does it ask much more often than it must.
     assert len(device.asks) <= 5.0 / 0.05 + 40
-    # What is switched on is sent with the very next call, whatever the budget says.
+    # Once switched on, it sends with the very next call, whatever the budget says.
     before = device.now
     device.run(0.25 + 1.5 / rate, REALTIME)
     assert device.pushes[0] - before <= max(0.2, 1.5 / rate)
@@ -152,7 +152,7 @@ def test_an_idle_stream_notices_a_switch_within_a_fifth_of_a_second(rate):
 
 @given(rate=RATES, mode=st.sampled_from(["realtime", "latest"]), cost=st.floats(1e-6, 1e-3))
 @settings(deadline=None, max_examples=60)
-def test_it_reacts_within_a_fifth_of_a_second_between_stretches_and_frames(rate, mode, cost):
+def test_it_asks_every_fifth_of_a_second_between_stretches_and_frames(rate, mode, cost):
     device = Device(rate, cost)
     control = Control(watched=True, mode=mode)
     play(device, control, 8.0 + 3 / rate)
@@ -162,8 +162,8 @@ def test_it_reacts_within_a_fifth_of_a_second_between_stretches_and_frames(rate,
 
 @given(rate=RATES, stretch=st.integers(1, 200), pause=st.floats(0.0, 2.0))
 @settings(deadline=None, max_examples=60)
-def test_pauses_between_rollouts_do_not_make_it_deaf(rate, stretch, pause):
-    """PPO steps in stretches. What is skipped may span at most one pause more than 0.2 s."""
+def test_pauses_between_rollouts_do_not_stop_it_from_asking(rate, stretch, pause):
+    """PPO's steps come in bursts. A skip may exceed 0.2 s by two steps and two pauses."""
     pacer, now = Pacer(DT), 0.0
     left, last_ask, worst = FRESH, None, 0.0
     for step in range(6000):
@@ -182,13 +182,13 @@ def test_pauses_between_rollouts_do_not_make_it_deaf(rate, stretch, pause):
 
 @given(rate=st.floats(200.0, 100_000.0), fps=st.floats(1.0, 60.0))
 @settings(deadline=None, max_examples=60)
-def test_latest_keeps_its_frame_rate(rate, fps):
+def test_latest_mode_keeps_its_frame_rate(rate, fps):
     device = Device(rate)
     control = Control(watched=True, mode="latest", fps=fps)
     device.run(3.0, control)  # warm-up
     device.pushes.clear()
     device.run(10.0, control)
-    # A fence has one post more than panels, and the last step may end beyond the ten seconds.
+    # Ten seconds of frames have one more at the start, and the last step may end beyond them.
     assert 0.8 * fps * 10 - 1 <= len(device.pushes) <= fps * 10 + 2
 
 
@@ -201,21 +201,21 @@ def test_latest_keeps_its_frame_rate(rate, fps):
     twins=st.sampled_from([0, 16]),
 )
 @settings(deadline=None, max_examples=120)
-def test_the_budget_is_never_exceeded_by_more_than_a_call(rate, cost, budget, mode, dt, twins):
-    # Asking ten times a second is what notices the switch in time: below that no budget can go.
+def test_the_budget_is_exceeded_by_five_calls_at_most(rate, cost, budget, mode, dt, twins):
+    # Noticing the switch in time takes this much asking: a smaller budget cannot be kept.
     assume(cost / 0.05 < (1 - SENDING_SHARE) * budget)
     device = Device(rate, cost, dt=dt)
     control = Control(watched=True, mode=mode, max_overhead=budget, twins=twins)
-    # While the rate is not known yet, it has to ask more often than it will. What was not spent
-    # by then may be spent later, up to a limit.
+    # While the rate is unknown, it must ask more often than later. Budget that is left by then may
+    # be spent later, up to a limit.
     device.run(3.0 + 3 / rate, control, active=False)
     saved = device.pacer._budget.credit
     assert saved <= max(budget, 1.27 * max(3.0 / dt, 2) * max(2 * cost, 150e-6))
     device.allowed = device.spent + max(saved, 0.0)
     device.worst_debt = -math.inf
     play(device, control, 20.0)
-    # A step that is sent takes two calls, and the next one finds out that it was one too many;
-    # and one that has asked in vain may not have been paid for yet.
+    # A step that is sent takes two calls, and the next one finds that it was one too many; an ask
+    # in vain may not have been paid for yet, either.
     assert device.worst_debt <= 5 * cost
 
 
@@ -227,12 +227,12 @@ def test_the_budget_is_never_exceeded_by_more_than_a_call(rate, cost, budget, mo
     twins=st.sampled_from([0, 16]),
 )
 @settings(deadline=None, max_examples=80)
-def test_it_never_starves(rate, cost, budget, mode, twins):
+def test_sending_never_starves(rate, cost, budget, mode, twins):
     assume(cost / 0.05 < 0.5 * budget)
     device = Device(rate, cost)
     control = Control(watched=True, mode=mode, max_overhead=budget, twins=twins)
     play(device, control, 5.0)
-    # What one stretch costs, saved up beside the asking; and a stretch lasts three seconds.
+    # The cost of one stretch, saved up besides that of asking; and a stretch lasts three seconds.
     stretch = 2 * cost * 60 if mode == "realtime" else 2 * cost
     patience = 2.0 + 1.3 * stretch / (budget - cost / 0.05) + (3.0 if mode == "realtime" else 0.0)
     times = [device.now]
@@ -249,13 +249,13 @@ def test_it_never_starves(rate, cost, budget, mode, twins):
     speed=st.floats(0.1, 1.9),
 )
 @settings(deadline=None, max_examples=30)
-def test_stretches_are_whole_consecutive_and_follow_one_another(rate, seconds, speed):
+def test_stretches_are_complete_and_consecutive_and_follow_one_another(rate, seconds, speed):
     device = Device(rate, call_cost=1e-6)
     control = Control(watched=True, stretch_seconds=seconds, speed=speed)
     device.run(3.0, control, active=False)
     play(device, control, 6 * seconds / speed + 3.0)
     runs = stretches(device.sent[0])
-    # The first is as long as was affordable; the last may be under way.
+    # The first is as long as could be afforded; the last may still be under way.
     whole = runs[1:-1]
     assert len(whole) >= 3
     assert {len(run) for run in whole} == {max(round(seconds / DT), 2)}
@@ -272,11 +272,9 @@ def test_a_training_slower_than_the_robot_shows_every_step(rate, twins):
 
 @given(rate=st.floats(15.0, 20.0), dear=st.floats(1.3, 1.9))
 @settings(deadline=None, max_examples=10)
-def test_where_not_every_step_can_be_paid_for_twins_are_given_many_that_follow_each_other(
-    rate, dear
-):
-    """A twin starts anew after each gap: of every other step it would learn nothing."""
-    cost = dear * REALTIME.max_overhead / rate / 2  # an ask and a push of each step: `dear` budgets
+def test_when_not_every_step_can_be_paid_for_twins_get_long_consecutive_runs(rate, dear):
+    """A twin restarts after each gap: from every other step it would learn nothing."""
+    cost = dear * REALTIME.max_overhead / rate / 2  # an ask and a push per step: `dear` budgets
     sent = {}
     for twins in (0, 16):
         device = Device(rate, call_cost=cost)
@@ -290,7 +288,7 @@ def test_where_not_every_step_can_be_paid_for_twins_are_given_many_that_follow_e
     assert counts[16] > 0.8 * counts[0]
 
 
-def test_a_training_that_gets_fast_goes_over_to_stretches_and_back():
+def test_a_training_that_speeds_up_changes_over_to_stretches_and_back():
     device = Device(10.0)
     device.run(20.0, REALTIME)
     assert device.pacer.following
@@ -309,25 +307,25 @@ def test_a_training_that_gets_fast_goes_over_to_stretches_and_back():
     resets=st.lists(st.floats(0.1, 3.0), max_size=3),
 )
 @settings(deadline=None, max_examples=15)
-def test_all_devices_send_the_very_same_steps(mode, rate, shards, resets):
+def test_all_devices_send_the_same_steps(mode, rate, shards, resets):
     device = Device(rate, shards=shards)
     control = Control(watched=True, mode=mode, stretch_seconds=1.0)
     for seconds in [*resets, 1.0]:
         play(device, control, seconds)
-        # A reset reaches all of them at one and the same step, wherever their countdowns are.
+        # A reset reaches all shards at the same step, wherever their countdowns are.
         device.left = [FRESH] * shards
     play(device, control, 4.0)
     device.run(0.3, control, active=False)
     assert device.sent[0]
     for sent in device.sent[1:]:
-        # Those that were granted to one of them and cut off by a reset are missing there.
+        # Steps granted to one shard and cut off by a reset are missing there.
         assert sent == device.sent[0] or len(set(sent) ^ set(device.sent[0])) <= len(resets) + 1
     assert len({device.pacer.steps_of(i) + device.pacer.granted(i) for i in range(shards)}) <= 2
 
 
 @given(rate=RATES)
 @settings(deadline=None, max_examples=30)
-def test_every_step_skips_nothing(rate):
+def test_every_step_mode_skips_nothing(rate):
     device = Device(rate)
     device.run(min(3.0, 2000 / rate), Control(watched=True, mode="every_step"))
     assert len(device.pushes) == device.steps
@@ -335,7 +333,7 @@ def test_every_step_skips_nothing(rate):
 
 @given(rate=st.floats(200.0, 100_000.0), mode=st.sampled_from(["realtime", "latest"]))
 @settings(deadline=None, max_examples=30)
-def test_every_step_ends_with_its_mode(rate, mode):
+def test_sending_every_step_ends_with_that_mode(rate, mode):
     device = Device(rate)
     device.run(500 / rate, Control(watched=True, mode="every_step"))
     count = len(device.pushes)
@@ -354,11 +352,11 @@ def test_a_clock_that_jumps_stalls_nothing(jump, mode):
     count = len(device.pushes)
     play(device, control, 10.0)
     assert len(device.pushes) - count > 100
-    # An hour asleep is no hour's worth of budget.
+    # An hour of suspension does not earn an hour's budget.
     assert len(device.pushes) - count < 10 * (60 if mode == "realtime" else 31)
 
 
-def test_a_budget_that_is_changed_is_kept_from_then_on():
+def test_a_changed_budget_is_kept_from_then_on():
     device = Device(1000.0, call_cost=5e-4)
     for budget in (0.01, 0.1, 0.02):
         control = Control(watched=True, max_overhead=budget)
@@ -369,16 +367,16 @@ def test_a_budget_that_is_changed_is_kept_from_then_on():
         assert 0.7 * min(budget, 0.02) <= share <= budget + 0.06 / 60
 
 
-def test_a_rate_that_drops_is_followed():
+def test_a_drop_of_the_rate_is_followed():
     device = Device(50_000.0)
     device.run(5.0, LATEST, active=False)
     device.rate = 50.0
     before = len(device.asks)
-    device.run(120.0, LATEST, active=False)  # the first gap is what was granted at the old rate
+    device.run(120.0, LATEST, active=False)  # the first gap was granted at the old rate
     assert np.diff(device.asks[before + 40 :]).max() <= 0.2
 
 
-def test_nothing_is_sent_while_nobody_looks_and_never_again_once_closed():
+def test_nothing_is_sent_without_a_page_and_never_again_once_closed():
     assert not Control(watched=False).wants("train")
     assert not Control(watched=True, streaming=False).wants("train")
     assert Control(watched=True).wants("train") and not Control(watched=True).wants("eval")
@@ -391,7 +389,7 @@ def test_nothing_is_sent_while_nobody_looks_and_never_again_once_closed():
     assert (answer.push, answer.skip) == (False, FOREVER)
 
 
-def test_a_reset_counts_one_step_and_not_what_was_granted():
+def test_a_reset_counts_one_step_and_not_the_granted_ones():
     pacer = Pacer(DT)
     pacer.ask(0.0, FRESH, LATEST, 0.0, active=False)
     pacer.grant(0, 50)
@@ -399,7 +397,7 @@ def test_a_reset_counts_one_step_and_not_what_was_granted():
     assert pacer.env_steps == 2
 
 
-def test_steps_that_are_gone_on_with_count_as_those_that_are_asked_about():
+def test_steps_continued_without_asking_count_like_those_asked_about():
     every, rate = Control(watched=True, mode="every_step"), 500.0
     asked, going_on = Pacer(DT), Pacer(DT)
     left = FRESH
@@ -407,7 +405,7 @@ def test_steps_that_are_gone_on_with_count_as_those_that_are_asked_about():
         now = step / rate
         answer = asked.ask(now, left, every, 0.0, active=True)
         assert answer.push and asked.is_next(0)
-        # Asked every tenth of a second, and in between gone on with.
+        # Asks every tenth of a second, and continues without asking in between.
         if step % 50 == 0:
             going_on.ask(now, left, every, 0.0, active=True)
         else:
@@ -418,11 +416,11 @@ def test_steps_that_are_gone_on_with_count_as_those_that_are_asked_about():
     assert going_on.rate == pytest.approx(asked.rate, rel=0.06)
 
 
-def test_a_burst_is_not_gone_on_with_beyond_its_last_step_but_one():
-    """The last is for `ask` to say what comes after."""
+def test_a_burst_is_continued_up_to_its_last_step_but_one():
+    """The last step is left to `ask`, which says what comes after."""
     pacer = Pacer(DT)
     control = Control(watched=True, stretch_seconds=10 * DT, max_overhead=1.0)
-    pacer.ask(0.0, FRESH, control, 0.0, active=True)  # nothing is known of its rate: step by step
+    pacer.ask(0.0, FRESH, control, 0.0, active=True)  # its rate is not known yet: step by step
     for step in range(1, 2000):
         pacer.ask(step * 1e-3, 0, control, 0.0, active=True)
         if not pacer.following and pacer.is_next(0):
@@ -433,13 +431,13 @@ def test_a_burst_is_not_gone_on_with_beyond_its_last_step_but_one():
     assert gone_on == 8 and pacer.is_next(0)
     answer = pacer.ask(3.0, 0, control, 0.0, active=True)
     assert answer.push and not pacer.is_next(0) and not pacer.go_on(0)
-    pacer.grant(0, 5)  # some steps are let pass
+    pacer.grant(0, 5)  # some steps are skipped
     assert not pacer.go_on(0)
     pacer.restart()
     assert not pacer.go_on(0)
 
 
-def test_a_selection_that_is_changed_is_shown_before_the_stretch_is_over():
+def test_a_changed_selection_is_shown_before_the_stretch_is_over():
     device = Device(1000.0, call_cost=1e-4)
     play(device, REALTIME, 10.0)
     count, before = len(device.pushes), device.now
@@ -450,7 +448,7 @@ def test_a_selection_that_is_changed_is_shown_before_the_stretch_is_over():
     assert device.pushes[count] - before < 0.2
 
 
-def test_who_finds_nobody_to_draw_does_not_ask_at_every_step():
+def test_a_device_that_finds_no_env_to_draw_does_not_ask_at_every_step():
     device = Device(1000.0)
     asks = 0
     for _ in range(200):
@@ -473,8 +471,8 @@ def test_rate_weighs_recent_events_most():
 
 @given(rate=st.floats(60.0, 10_000.0), mode=st.sampled_from(["realtime", "latest"]))
 @settings(deadline=None, max_examples=10)
-def test_it_goes_on_where_asking_alone_costs_more_than_the_budget(rate, mode):
-    """On a processor that is busy with something else, calls can take milliseconds."""
+def test_sending_goes_on_even_if_asking_alone_costs_more_than_the_budget(rate, mode):
+    """On a busy processor, calls can take milliseconds."""
     device = Device(rate, call_cost=5e-3)
     control = Control(watched=True, mode=mode, max_overhead=0.02)
     play(device, control, 30.0)
@@ -485,7 +483,7 @@ def test_it_goes_on_where_asking_alone_costs_more_than_the_budget(rate, mode):
 
 
 @pytest.mark.parametrize("mode", ["realtime", "latest"])
-def test_a_process_that_was_stopped_within_a_call_does_not_pay_for_it_for_ever(mode):
+def test_a_process_stopped_within_a_call_does_not_pay_for_it_for_ever(mode):
     device = Device(200.0, call_cost=100e-6)
     control = Control(watched=True, mode=mode)
     play(device, control, 10.0)
@@ -498,7 +496,7 @@ def test_a_process_that_was_stopped_within_a_call_does_not_pay_for_it_for_ever(m
 def test_a_budget_is_saved_up_to_what_is_needed_at_once():
     budget = Budget()
     update = functools.partial(budget.update, polling=0.0, share=0.02)
-    update(0.0, 5.0, at_once=0.0)  # what was spent before counts no more
+    update(0.0, 5.0, at_once=0.0)  # earlier spending does not count
     assert budget.credit == 0.0
     update(0.5, 5.0, at_once=0.0)
     assert budget.credit == pytest.approx(0.01)
@@ -511,14 +509,14 @@ def test_a_budget_is_saved_up_to_what_is_needed_at_once():
     update(100.0, 5.7, at_once=0.4)  # a clock that is set back
     assert budget.credit == pytest.approx(-0.2)
     update(100.0, 55.7, at_once=0.4)
-    assert budget.credit == pytest.approx(-0.4)  # no more than is paid back within 20 s
+    assert budget.credit == pytest.approx(-0.4)  # limited to what is paid back within 20 s
 
 
-def test_what_another_rollout_has_cost_meanwhile_leaves_no_debt():
-    """Each has a budget of its own, and all are charged with everything."""
+def test_the_cost_of_another_rollout_leaves_no_debt():
+    """Each rollout has its own budget, and all are charged with everything."""
     evaluation = Budget()
     evaluation.update(0.0, 0.0, 0.0, 0.02, 0.02)
-    # A minute later: the training has taken a quarter of what it was allowed.
+    # A minute later, the training has spent a quarter of its allowance.
     evaluation.update(60.0, 0.3, 0.0, 0.02, 0.02)
     assert evaluation.credit > 0.0
 
@@ -530,7 +528,7 @@ def test_asking_is_paid_for_but_leaves_a_part_of_the_budget_for_sending():
     assert budget.credit == pytest.approx(0.01)
     budget.update(2.0, 1.01, 1.01, 0.02, 1.0)  # asking has cost a whole second
     assert budget.credit == pytest.approx(0.01 + SENDING_SHARE * 0.02)
-    budget.update(3.0, 1.01, 1.01, 0.02, 1.0)  # and is paid for bit by bit
+    budget.update(3.0, 1.01, 1.01, 0.02, 1.0)  # and is paid off gradually
     assert budget.credit == pytest.approx(0.01 + 2 * SENDING_SHARE * 0.02)
     for second in range(4, 104):
         budget.update(float(second), 1.01, 1.01, 0.02, 1.0)
@@ -544,21 +542,21 @@ def test_cost_is_a_share_of_the_last_seconds():
         meter.asked(start, start + 1e-4)
         meter.pushed(start + 1e-4, start + 3e-4, start + 1e-3, nbytes=1000)
         meter.pushed(start + 1e-3, start + 1.2e-3, start + 1.3e-3, nbytes=500, frame=False)
-    crossing = meter.crossing  # what it has found a call into Python to cost: 0.2 ms here
+    crossing = meter.crossing  # the measured cost of a call into Python: 0.2 ms here
     assert crossing == pytest.approx(2e-4, rel=0.01)
     assert meter.polling == 0.0
     assert meter.reading().share(39.9) == pytest.approx((1.3e-3 + crossing) / 0.1, rel=0.05)
     assert meter.reading().bytes_per_second(39.9) == pytest.approx(15_000, rel=0.05)
     assert meter.reading().frames_per_second(39.9) == pytest.approx(10, rel=0.05)
     assert meter.reading().share(1000.0) == 0.0
-    # Of a push without an ask, getting there cost what it costs with others.
+    # A push without an ask is charged the measured cost of a call.
     spent, calls = meter.spent, meter.calls
     meter.pushed(None, 1500.0, 1500.001, nbytes=1)
     assert meter.spent - spent == pytest.approx(1e-3 + crossing)
     meter.went_on(1501.0, 5e-3, nbytes=700, frames=7)
     assert meter.spent - spent == pytest.approx(6e-3 + 8 * crossing)
     assert meter.calls - calls == 8 and meter.crossing == crossing
-    meter.pushed(2000.0, 2000.5, 2000.6, nbytes=1)  # one that had to wait tells nothing of the rest
+    meter.pushed(2000.0, 2000.5, 2000.6, nbytes=1)  # one that had to wait does not count
     assert meter.crossing == crossing
     meter.asked(2001.0, 2001.1, pushes=False)
     assert meter.polling == pytest.approx(0.1 + crossing)

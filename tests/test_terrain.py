@@ -1,4 +1,4 @@
-"""Rough ground: how high it is, and robots that come back into their cells on it."""
+"""Tests rough ground: its height, and robots that are moved back into their cells on it."""
 
 import mujoco
 import numpy as np
@@ -35,7 +35,7 @@ def rough() -> mujoco.MjModel:
     return mujoco.MjModel.from_xml_string(xml)
 
 
-def test_the_ground_is_as_high_as_mujoco_finds_it(rough):
+def test_the_ground_is_as_high_as_mujocos_rays_find_it(rough):
     terrain = Terrain.of(rough)
     assert terrain is not None
     data = mujoco.MjData(rough)
@@ -51,15 +51,15 @@ def test_the_ground_is_as_high_as_mujoco_finds_it(rough):
     np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
     assert 50 < np.isfinite(expected).sum() < 300
     assert np.ptp(expected[np.isfinite(expected)]) > 0.5
-    np.testing.assert_allclose(found, expected, atol=0.02)  # between its points it has triangles
+    np.testing.assert_allclose(found, expected, atol=0.02)  # it has triangles between its points
 
 
-def test_level_ground_has_none():
+def test_level_ground_has_no_terrain():
     xml = '<mujoco><worldbody><geom type="plane" size="1 1 1"/></worldbody></mujoco>'
     assert Terrain.of(mujoco.MjModel.from_xml_string(xml)) is None
 
 
-def test_who_comes_back_into_a_cell_stands_on_its_ground(rough, viewer):
+def test_a_robot_moved_back_into_its_cell_stands_on_the_ground_there(rough, viewer):
     probe, terrain = Probe(viewer), Terrain.of(rough)
     assert terrain is not None
     start = np.array([0, 0, 2.0, 1, 0, 0, 0])

@@ -1,4 +1,4 @@
-"""Reading a stock trainer off the call stack."""
+"""Tests that a stock trainer is recognised on the call stack."""
 
 import functools
 
@@ -14,7 +14,7 @@ from envs.cartpole import CartPole
 
 
 class Noting(CartPole):
-    """Notes who traces it."""
+    """Notes which trainer traces it."""
 
     def __init__(self):
         super().__init__()
@@ -38,7 +38,7 @@ class NeverReady(Noting):
         raise self.Stop
 
 
-def test_ppo_and_its_arguments_are_recognised_and_told_from_its_evaluation():
+def test_ppo_and_its_arguments_are_recognised_and_its_evaluation_told_apart():
     env = Noting()
     ppo.train(
         environment=env,
@@ -71,8 +71,8 @@ def test_ppo_and_its_arguments_are_recognised_and_told_from_its_evaluation():
     # APG: 12 updates of 10 steps of 8 envs, and one evaluation; BC: 4 DAgger steps, likewise.
     [("sac", 1_600, None), ("apg", 960, 1), ("es", 600, None), ("ars", 600, None), ("bc", 320, 4)],
 )
-def test_goal_and_number_of_envs_are_known_of_every_trainer(trainer, num_timesteps, num_reports):
-    """Read when it first resets, which is as far as it gets here."""
+def test_goal_and_number_of_envs_are_known_for_every_trainer(trainer, num_timesteps, num_reports):
+    """Reads them at the first reset, at which the training is stopped."""
     env = NeverReady()
     with pytest.raises(NeverReady.Stop):
         train(trainer, env)
@@ -81,14 +81,14 @@ def test_goal_and_number_of_envs_are_known_of_every_trainer(trainer, num_timeste
     assert (first.num_timesteps, first.num_reports) == (num_timesteps, num_reports)
 
 
-def test_a_loop_of_the_users_own_has_no_trainer():
+def test_a_users_own_loop_has_no_trainer():
     env = Noting()
     jax.jit(env.reset)(jax.random.PRNGKey(0))
     assert env.noted == [("reset", None)]
 
 
 def test_versions_that_cannot_work_together_are_named(monkeypatch):
-    """As if a JAX were installed whose lack Brax's PPO only finds out late, in other words."""
+    """Pretends a JAX is installed with which Brax's PPO would only fail later, and less clearly."""
     check_versions(TrainerCall("PPO", evaluating=False))
     monkeypatch.setattr(jax, "__version__", "0.10.1")
     monkeypatch.setattr(jax, "__version_info__", (0, 10, 1))

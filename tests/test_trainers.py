@@ -1,4 +1,4 @@
-"""The other stock trainers learn the same, bit by bit, watched or not."""
+"""Checks that the other stock trainers learn the same, bit by bit, watched or not."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from brax_viser.device.host_call import VARIABLE
 TRAININGS = {
     # trainer: (batched steps of one training, env steps as the trainer counts its goal)
     "sac": (200, 1_600),  # 20 to fill its memory first
-    "apg": (121, 960),  # 12 updates of 10, after one that makes it compile just once
+    "apg": (121, 960),  # 12 updates of 10, after one step that makes it compile just once
     "es": (180, 600),  # 3 generations of 60
     "ars": (120, 600),  # 2 of 60
     "bc": (40, 320),  # 4 demonstrations of 10
@@ -23,7 +23,7 @@ def bare() -> envs.Env:
 
 
 QUICK = ("apg", "es")
-"""One that differentiates through steps, and one that throws the states away."""
+"""One trainer that differentiates through steps, and one that throws the states away."""
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_parameters_are_identical_and_every_state_arrives(viewer, page, trainer)
     assert progress.num_timesteps == num_timesteps
     assert progress.phase == "done" and progress.fraction == 1.0
     assert progress.reward is not None and progress.reward.startswith("evaluation reward")
-    if trainer in ("es", "ars"):  # they do not count what an env does after its first episode
+    if trainer in ("es", "ars"):  # they do not count steps after an env's first episode
         assert progress.env_steps < num_steps * NUM_ENVS
 
     stock = train(trainer, bare())
@@ -53,8 +53,8 @@ def test_parameters_are_identical_and_every_state_arrives(viewer, page, trainer)
 
 
 @pytest.mark.slow
-def test_apg_with_an_evaluation_of_the_same_env_works_by_io_callback_too(viewer, page, monkeypatch):
-    """With an effect in both, JAX would not put them into one program for their meshes differ."""
+def test_apg_evaluating_the_same_env_also_works_by_io_callback(viewer, page, monkeypatch):
+    """With effects in both, JAX would not put them into one program: their meshes differ."""
     monkeypatch.setenv(VARIABLE, "io_callback")
     viewer.mode = "every_step"
     train("apg", VisualizedEnv(bare(), grid=(2, 2), viewer=viewer))

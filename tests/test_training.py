@@ -1,4 +1,4 @@
-"""Stock PPO learns the same, bit by bit, whether anybody watches or not."""
+"""Checks that stock PPO learns the same, bit by bit, watched or not."""
 
 import contextlib
 import functools
@@ -24,7 +24,7 @@ from tests.support import Probe, source_of
 SMALL: dict[str, Any] = dict(
     num_timesteps=8_000,
     num_envs=16,
-    episode_length=60,  # so that episodes end by themselves, and by truncation
+    episode_length=60,  # so that episodes end by termination and by truncation
     unroll_length=5,
     batch_size=16,
     num_minibatches=4,
@@ -43,7 +43,7 @@ def bare(name: str = "inverted_pendulum", backend: str = "spring") -> envs.Env:
 
 
 def train(env: envs.Env, settings: dict[str, Any], **kwargs: Any) -> list[np.ndarray]:
-    """Trained parameters, flattened."""
+    """Returns the trained parameters, flattened."""
     _, params, _ = ppo.train(environment=env, **settings, **kwargs)
     return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(params))]
 
@@ -65,14 +65,14 @@ def stock_repeated() -> list[np.ndarray]:
 
 
 class Fidgeting:
-    """Moves every control while steps are taken, as no person could.
+    """Changes every control while steps are taken, faster than a person could.
 
-    ``seen`` is what it waits for before it lets the training go: a list that a twin makes longer.
+    ``seen`` is a list to which twins add; the training is let go once it has an entry.
     """
 
     SELECTIONS = ("first", "worst", [3, 1], "random", "terminated", ("page", 2), "best", "nan")
     MOVES = ("pause", "step", "step", "resume", "run_to_termination", "step", "resume")
-    STEPPED = range(17, 450)  # moves before it is let go: its some hundred steps take no time
+    STEPPED = range(17, 450)  # moves before it is let go: its few hundred steps take no time
 
     def __init__(self, viewer: Viewer, seen: list[int]):
         self.flips, self.forked = 0, False
@@ -85,27 +85,27 @@ class Fidgeting:
             stats = viewer.stats()
             before, known = known, tuple(s.env_steps for s in stats.streams.values())
             if before == known and not stats.held:
-                continue  # it compiles, and is not to be kept from that
+                continue  # it is compiling, which must not be disturbed
             self.flips += 1
             n = self.flips
             free |= n > self.STEPPED.start and self.forked and bool(self._seen)
             free |= n > self.STEPPED.stop
             viewer.streaming = n % 7 > 0
             viewer.mode = MODES[n % 3]
-            # To step an evaluation that has not begun lets the training go on to it.
+            # Stepping an evaluation that has not begun lets the training go on to it.
             viewer.show = SHOWS[n // 20 % 3] if free else "train"
             viewer.speed = (0.1, 1.0, 4.0)[n % 3]
             viewer.stretch_seconds = (0.5, 3.0)[n % 2]
             viewer.max_overhead = (0.001, 0.02, 1.0)[n // 2 % 3]
             viewer.select(self.SELECTIONS[n % len(self.SELECTIONS)], sticky=n % 5 == 0)
-            # One and the same until it is forked: what is inside of it comes with its steps. Of
-            # the four that the evaluation has.
+            # One and the same env until the fork, since its details come with its steps; later one
+            # of the four that the evaluation has.
             viewer.selected_env = n % 4 if self.forked else 1
             viewer.twins = (0, 2, 16)[n // 3 % 3]
             if n % 11 == 0:
                 viewer.restart_twins()
             if not self.forked:
-                with contextlib.suppress(ValueError):  # who is selected now is not on screen yet
+                with contextlib.suppress(ValueError):  # the selected env is not on screen yet
                     viewer.fork()
                     self.forked = True
             getattr(viewer, self.MOVES[n % len(self.MOVES)] if free else "step")()
@@ -122,7 +122,7 @@ class Fidgeting:
 
 
 def test_parameters_are_identical_in_two_trainings_of_one_env(viewer, page, stock_evaluated):
-    """Latest, then every step, in one process and one viewer: both show, both learn the same."""
+    """Latest, then every step, in one process and viewer: both are shown and learn the same."""
     viewer.mode = "latest"
     env = VisualizedEnv(bare(), grid=(3, 3), viewer=viewer)
     reported = []
@@ -133,7 +133,7 @@ def test_parameters_are_identical_in_two_trainings_of_one_env(viewer, page, stoc
 
     assert_identical(train(env, WITH_EVALUATION, progress_fn=progress_fn), stock_evaluated)
     first = viewer.stats()
-    assert first.frames > 0 and first.env_steps >= 200  # known of: the last steps granted are not
+    assert first.frames > 0 and first.env_steps >= 200  # the last steps granted are not known
     assert len(first.drawn_envs) == 9
     assert viewer.progress().phase == "done"
     assert viewer.progress().env_steps == reported[-1] >= 8_000
@@ -143,7 +143,7 @@ def test_parameters_are_identical_in_two_trainings_of_one_env(viewer, page, stoc
     viewer.mode = "every_step"
     assert_identical(train(env, WITH_EVALUATION), stock_evaluated)
     second = viewer.stats()
-    assert second.env_steps == 500  # counted anew: 8,000 steps of 16 envs, none skipped
+    assert second.env_steps == 500  # from 0 again: 8,000 steps of 16 envs, none skipped
     assert second.frames - first.frames == 500
     assert viewer.progress().algorithm == "PPO"
     assert viewer.progress().num_timesteps == 8_000
@@ -156,7 +156,7 @@ def test_parameters_are_identical_in_two_trainings_of_one_env(viewer, page, stoc
 def test_parameters_are_identical_whatever_is_done_in_the_page(
     viewer, page, mechanism, settings, monkeypatch, request
 ):
-    """Held and stepped, chosen by return, slowed down, switched off and on: all at once."""
+    """Holds and steps, selects by return, slows down, switches off and on: all at once."""
     monkeypatch.setenv(VARIABLE, mechanism)
     env = VisualizedEnv(bare(), grid=(3, 3), viewer=viewer)
     followed, follow = [], Twins.follow
@@ -173,11 +173,11 @@ def test_parameters_are_identical_whatever_is_done_in_the_page(
     assert Probe(viewer).shared.fault is None
 
 
-def test_parameters_are_identical_in_real_time_with_an_evaluation_of_its_own_beside(
+def test_parameters_are_identical_in_real_time_beside_an_evaluation_of_its_own(
     viewer, page, stock_evaluated
 ):
     viewer.show, viewer.stretch_seconds = "both", 0.5
-    viewer.max_overhead = 1.0  # it is over in less time than a few per cent would save up for
+    viewer.max_overhead = 1.0  # it ends before a few per cent would have saved up enough
     env = VisualizedEnv(bare(), grid=(3, 3), viewer=viewer)
     eval_env = VisualizedEnv(bare(), grid=(2, 2), viewer=viewer, role="eval")
     assert_identical(train(env, WITH_EVALUATION, eval_env=eval_env), stock_evaluated)
@@ -192,21 +192,21 @@ def test_parameters_are_identical_in_real_time_with_an_evaluation_of_its_own_bes
     assert blocks["train"].count == 9 and blocks["eval"].count == 4
 
 
-def test_parameters_are_identical_while_off_and_nothing_moves(viewer, page, stock_repeated):
+def test_parameters_are_identical_while_off_and_nothing_is_sent(viewer, page, stock_repeated):
     viewer.streaming = False
     env = VisualizedEnv(bare(), grid=(4, 4), viewer=viewer)
     assert_identical(train(env, REPEATED), stock_repeated)
     stats = viewer.stats()
     assert (stats.frames, stats.bytes_moved) == (0, 0)
-    assert stats.env_steps > 200  # it was asked, and said no
+    assert stats.env_steps > 200  # the host was asked, and declined
 
 
-def test_parameters_are_identical_with_twins_action_repeat_and_without_pmapped_reset(
+def test_parameters_are_identical_with_twins_action_repeat_and_no_pmapped_reset(
     viewer, page, stock_repeated, monkeypatch
 ):
     viewer.mode = "every_step"
-    viewer.twins = 16  # of all, from the first step to the last
-    # However late the page is, it waits for them.
+    viewer.twins = 16  # one for each env, from the first step to the last
+    # The page waits for the twins, however late they are.
     monkeypatch.setattr("brax_viser.page.channels.TWIN_PATIENCE", np.inf)
     followed, follow = [], Twins.follow
     monkeypatch.setattr(Twins, "follow", lambda *args: followed.extend(args[1]) or follow(*args))
@@ -215,7 +215,7 @@ def test_parameters_are_identical_with_twins_action_repeat_and_without_pmapped_r
     stats = viewer.stats()
     eventually(lambda: len(followed) > 10, "twins follow")
     assert all(len(frame.env_index) == 16 for frame in followed)
-    # Each repeat of an action is a step of the environment, for Brax's count too.
+    # Each repeat of an action is a step of the environment, in Brax's count too.
     assert stats.env_steps * 16 >= 8_000
     assert stats.frames == stats.env_steps
 
@@ -238,7 +238,7 @@ def test_a_viewer_closed_in_the_middle_leaves_the_training_alone(stock_repeated)
     assert_identical(train(env, REPEATED), stock_repeated)
     closer.join(timeout=20)
     assert 20 <= viewer.stats().frames < 500
-    viewer.close()  # once more: nothing happens
+    viewer.close()  # closing again does nothing
     page.close()
 
 
@@ -263,7 +263,7 @@ def test_a_fault_while_drawing_leaves_the_training_alone(
 
 @pytest.mark.parametrize("where", ["ask", "push"])
 def test_a_fault_within_a_callback_leaves_the_training_alone(viewer, page, where):
-    """Raised on XLA's thread, it would otherwise end the training."""
+    """The fault is on XLA's thread, where an exception would end the training."""
     env = VisualizedEnv(bare(), grid=(4, 4), viewer=viewer)
 
     def broken(*_: object, **__: object) -> None:
@@ -297,7 +297,7 @@ def test_parameters_are_identical_on_the_other_backends(viewer, page, name, back
 
 
 def test_the_switch_takes_effect_within_a_fifth_of_a_second(viewer, page):
-    """In the middle of one jitted call, which runs until it is told to stop."""
+    """Switches in the middle of one jitted call, which runs until it is told to stop."""
     env = envs.training.wrap(VisualizedEnv(bare(), grid=(4, 4), viewer=viewer), episode_length=100)
     stop, action = threading.Event(), np.zeros((64, 1), np.float32)
 
@@ -319,7 +319,7 @@ def test_the_switch_takes_effect_within_a_fifth_of_a_second(viewer, page):
         eventually(lambda: viewer.stats().frames > known, what)
 
     def another_step() -> None:
-        """What was sent of the steps before it has come, for a device does one after the other."""
+        """Waits for another step, after which everything sent for earlier steps has arrived."""
         known = viewer.stats().env_steps
         eventually(lambda: viewer.stats().env_steps > known, "the training goes on")
 
@@ -327,7 +327,7 @@ def test_the_switch_takes_effect_within_a_fifth_of_a_second(viewer, page):
     running.start()
     try:
         frames_after(5, "frames flow")
-        for _ in range(11):  # so many that a machine that stands still now and then does not count
+        for _ in range(11):  # enough that an occasional stall of the machine does not count
             flipped = time.monotonic()
             viewer.streaming = False
             another_step()

@@ -1,4 +1,4 @@
-"""An environment's code around another physics gives what it gives around its own."""
+"""Checks that an environment's code gives the same results around another physics."""
 
 import threading
 from typing import Any
@@ -34,11 +34,11 @@ def pendulum(backend: str) -> Any:
 
 
 def one_step(env: Any, action: np.ndarray) -> tuple[Any, Any]:
-    """The states before and after it."""
+    """Returns the states before and after one step."""
 
     def step(key):
         before = env.reset(key)
-        # A copy, for some write into the dicts of the state that they are given.
+        # A copy, because some envs write into the dicts of the state that they are given.
         return before, env.step(jax.tree.map(lambda x: x, before), action)
 
     return jax.jit(step)(KEY)
@@ -53,7 +53,7 @@ def start_of(adapter: Adapter) -> tuple[mujoco.MjModel, mujoco.MjData, Moment]:
 
 
 def moment_of(adapter: Adapter, state: Any, posed: Any = None) -> Moment:
-    """Of a state of MJX's or of Brax's; `posed` as the last substep began."""
+    """Returns the moment of an MJX or Brax state, with `posed` as the last substep's start."""
     model = adapter.mujoco_model()
     data, own = mujoco.MjData(model), getattr(state, "data", None)
     if own is None:
@@ -82,13 +82,13 @@ def test_a_pendulums_step_is_the_same_around_another_physics(backend):
     after = transplant.after(mine, action, moment, moment_of(adapter, state))
     np.testing.assert_allclose(after.obs, state.obs, atol=2e-6)
     assert float(after.reward) == float(state.reward) and float(after.done) == float(state.done)
-    # It is -3 to 3 for this robot, and the environment scales what the policy says.
+    # This robot's controls range from -3 to 3, and the environment scales actions to that.
     np.testing.assert_allclose(transplant.control(mine, action, moment), [0.9], rtol=1e-6)
 
 
 @pytest.mark.slow
-def test_an_ants_poses_are_those_that_its_last_substep_began_with():
-    """MJX's x is that of a substep earlier than its q, and rewards are made of it."""
+def test_an_ants_poses_are_those_at_the_start_of_its_last_substep():
+    """MJX's x is one substep older than its q, and rewards are computed from it."""
     env = envs.get_environment("ant", backend="mjx", n_frames=1)
     adapter = adapter_for(env)
     transplant = Transplant(adapter)
@@ -104,13 +104,13 @@ def test_an_ants_poses_are_those_that_its_last_substep_began_with():
     np.testing.assert_allclose(after.reward, state.reward, atol=1e-4)
     for name, value in state.metrics.items():
         np.testing.assert_allclose(after.metrics[name], value, atol=1e-4)
-    # Without that care, what the environment says of where it is would be of another moment.
+    # Otherwise the environment would see its poses at another moment than its own physics does.
     ahead = transplant.after(mine, action, moment, moment_of(adapter, state))
-    np.testing.assert_array_equal(ahead.obs, after.obs)  # made of q and qd alone
+    np.testing.assert_array_equal(ahead.obs, after.obs)  # computed from q and qd alone
     assert abs(float(ahead.reward - state.reward)) > 0.05
 
 
-def test_poses_of_native_physics_are_those_that_the_last_substep_began_with():
+def test_native_physics_has_the_poses_at_the_start_of_the_last_substep():
     adapter = adapter_for(pendulum("mjx"))
     model, data, _ = start_of(adapter)
     began, now = data.qpos + np.array([0.1, 0.2]), data.qpos + np.array([0.3, 0.4])
@@ -122,7 +122,7 @@ def test_poses_of_native_physics_are_those_that_the_last_substep_began_with():
     np.testing.assert_allclose(state.x.pos, data.xpos[1:], atol=1e-6)
 
 
-def test_humanoids_controls_are_scaled_and_its_observation_of_them_is_too():
+def test_a_humanoids_controls_are_scaled_and_so_is_its_observation_of_them():
     env = envs.get_environment("humanoid", backend="positional")
     adapter = adapter_for(env)
     transplant = Transplant(adapter)
@@ -140,7 +140,7 @@ def test_humanoids_controls_are_scaled_and_its_observation_of_them_is_too():
 
 
 @pytest.mark.parametrize("impl", ["jax", pytest.param("warp", marks=SLOW)])
-def test_playgrounds_cartpole_is_seen_as_it_sees_itself(impl):
+def test_playgrounds_cartpole_has_the_same_observations_and_rewards(impl):
     if impl == "warp":
         pytest.importorskip("warp")
     bare = cartpole("jax")
@@ -148,22 +148,22 @@ def test_playgrounds_cartpole_is_seen_as_it_sees_itself(impl):
     transplant = Transplant(adapter if impl == "jax" else adapter_for(cartpole("warp")))
     action = np.full(1, 0.5, np.float32)
     before, state = one_step(bare, action)
-    assert bare.n_substeps == 1  # so what the substep began with is the state before
+    assert bare.n_substeps == 1  # so the substep began with the state before
     mine = transplant.start(moment_of(adapter, before), KEY, observation={"": before.obs})
     moments = [moment_of(adapter, before), moment_of(adapter, state, posed=before.data)]
     after = transplant.after(mine, action, *moments)
     np.testing.assert_allclose(after.obs, state.obs, atol=1e-5)
     np.testing.assert_allclose(after.reward, state.reward, atol=1e-5)
     np.testing.assert_array_equal(transplant.control(mine, action, moments[0]), state.data.ctrl)
-    # It sees its pole by xmat, which is that of the substep's beginning.
+    # It observes its pole by xmat, which is from the start of the substep.
     ahead = transplant.after(mine, action, moments[0], moment_of(adapter, state))
     assert np.abs(ahead.obs - state.obs).max() > 1e-4
 
 
 @pytest.mark.slow
-def test_a_legged_robot_feels_the_same_by_its_sensors(monkeypatch):
-    """Accelerometer, gyroscope and feet, noise, history: MuJoCo's step, seen by the environment's
-    code, is what a step of its own is."""
+def test_a_legged_robots_sensors_and_rewards_are_the_same(monkeypatch):
+    """Compares MuJoCo's step, seen by the environment's code, with a step of its own:
+    accelerometer, gyroscope, feet, noise and history."""
     monkeypatch.setattr(mjx_env, "MENAGERIE_PATH", epath.Path(MENAGERIE))
     env = registry.load("Go1JoystickFlatTerrain", config_overrides={"impl": "jax"})
     adapter = adapter_for(env)
@@ -177,7 +177,7 @@ def test_a_legged_robot_feels_the_same_by_its_sensors(monkeypatch):
     mujoco.mj_forward(model, data)
     moment = Moment.of(data)
     mine = transplant.start(moment, KEY, observation=before.obs)
-    mine = mine.replace(info=before.info)  # its random key too, so that noise is the same
+    mine = mine.replace(info=before.info)  # its random key too, so that the noise is the same
     data.ctrl[:] = transplant.control(mine, action, moment)
     np.testing.assert_allclose(data.ctrl, state.data.ctrl, atol=1e-6)
     for _ in range(substeps):
@@ -191,7 +191,7 @@ def test_a_legged_robot_feels_the_same_by_its_sensors(monkeypatch):
 
 
 class Counting(CartPole):
-    """Observes two things, one of which it remembers; and steps its physics as it is told."""
+    """Observes two things, one of them remembered; steps its physics `times` times."""
 
     times, inside = 1, False
 
@@ -217,7 +217,7 @@ class Counting(CartPole):
         return state.replace(pipeline_state=pipeline_state, obs=obs, reward=1.0, info=info)
 
 
-def test_observations_and_info_are_taken_from_the_training_as_far_as_they_are_known():
+def test_observations_and_info_are_taken_from_the_training_where_known():
     adapter = adapter_for(Counting())
     transplant = Transplant(adapter)
     model, data, _ = start_of(adapter)
@@ -235,7 +235,7 @@ def test_observations_and_info_are_taken_from_the_training_as_far_as_they_are_kn
     assert int(state.info["steps"]) == 7 and state.info["steps"].dtype == jnp.int32
     assert float(state.info["past"]["action"][0]) == 0.5
     np.testing.assert_array_equal(state.info["rng"], KEY)
-    # One has another shape, as of an environment that has been changed since: made anew.
+    # "eyes" has another shape, as if the environment had been changed since: it is computed again.
     np.testing.assert_allclose(state.obs["eyes"], [0.1, 0.2, 0, 0], atol=1e-6)
     assert float(state.obs["past"][0]) == 0.25
     after = transplant.after(state, np.ones(1, np.float32), moment, moment)
@@ -265,7 +265,7 @@ def test_new_parameters_of_a_policy_compile_nothing():
     assert len(set(actions)) == 3 and traces[0] == traces[1] == traces[2]
 
 
-def test_policies_take_no_chances_where_they_can_be_told():
+def test_policies_act_deterministically_if_they_can():
     adapter = adapter_for(CartPole())
     transplant = Transplant(adapter)
     _, _, moment = start_of(adapter)
@@ -286,7 +286,7 @@ def test_policies_take_no_chances_where_they_can_be_told():
     ("times", "inside", "says"),
     [(0, False, "0 times"), (2, False, "2 times"), (1, True, "within a loop, a branch")],
 )
-def test_who_does_not_step_its_physics_just_once_is_told_so(times, inside, says):
+def test_an_env_that_does_not_step_its_physics_exactly_once_gets_an_error(times, inside, says):
     env = Counting()
     env.times, env.inside = times, inside
     adapter = adapter_for(env)
@@ -298,12 +298,12 @@ def test_who_does_not_step_its_physics_just_once_is_told_so(times, inside, says)
         transplant.control(state, np.zeros(1, np.float32), moment)
 
 
-def test_who_is_being_traced_with_a_model_of_its_own_is_copied_as_it_was_made():
+def test_an_env_traced_with_a_model_of_its_own_is_copied_as_it_was_made():
     env = CartPole()
     adapter, own, made = adapter_for(env), env.sys, []
 
     def randomised(mass):
-        # As Brax's wrapper for domain randomisation does, which leaves it so.
+        # Brax's wrapper for domain randomisation does this too, and leaves the traced model there.
         env.sys = own.replace(body_mass=mass)
         made.append(Transplant(adapter))
         return mass
@@ -317,8 +317,8 @@ def test_who_is_being_traced_with_a_model_of_its_own_is_copied_as_it_was_made():
 
 
 @pytest.mark.parametrize("kind", ["brax", "playground"])
-def test_a_training_that_is_traced_meanwhile_is_not_disturbed(kind):
-    """Another thread's tracing of the same environment, in the midst of ours, has its physics."""
+def test_a_training_traced_at_the_same_time_is_not_disturbed(kind):
+    """Another thread that traces the same environment during ours must see its own physics."""
     env: Any = Counting() if kind == "brax" else cartpole("jax")
     adapter = adapter_for(env)
     transplant = Transplant(adapter)

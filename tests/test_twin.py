@@ -1,4 +1,4 @@
-"""Twins in MuJoCo do what the training's physics does, as far as the two agree, and say how far."""
+"""Tests twins in MuJoCo: how closely they follow the training's physics, and what they report."""
 
 import dataclasses
 import functools
@@ -52,8 +52,8 @@ def env_of(name: str, backend: str) -> Any:
 
 @pytest.fixture(scope="module")
 def stepped() -> Stepped:
-    """An ant on mjx, which is given as many iterations of the solver as its file says. Brax's
-    environment grants it one, after which rounding alone decides where a limit is met."""
+    """An ant on mjx with the solver iterations of its model file. Brax's environment allows it one,
+    after which rounding alone decides where a limit is met."""
     env, made = env_of("ant", "mjx"), env_of("ant", "generalized").sys.mj_model.opt
     how = {"opt.iterations": made.iterations, "opt.ls_iterations": made.ls_iterations}
     env.sys = env.sys.tree_replace(how)
@@ -62,7 +62,7 @@ def stepped() -> Stepped:
 
 @pytest.fixture(scope="module")
 def ants(stepped) -> tuple[Any, list[Frame]]:
-    """(adapter, 40 steps of 4 ants on the ground)."""
+    """Returns (adapter, frames of 40 steps of 4 ants on the ground)."""
     return stepped.adapter, list(stepped.frames(40, 4))
 
 
@@ -81,7 +81,7 @@ def twins(ants):
 
 
 def test_without_contact_mjx_and_twin_agree_to_a_millimetre_over_50_steps(stepped, capsys):
-    """Eight motors and a free joint; with MJX's solver, integrator and time step."""
+    """Covers eight motors and a free joint, with MJX's solver, integrator and time step."""
     drift = stepped.drift(50, 4, lift=AIR)
     assert not drift.touches.any()
     assert drift.seconds[-1, 0] == pytest.approx(50 * 0.05)
@@ -92,8 +92,8 @@ def test_without_contact_mjx_and_twin_agree_to_a_millimetre_over_50_steps(steppe
     assert np.isinf(drift.passed).all()
 
 
-def test_with_contact_they_part_slowly_and_the_threshold_is_passed_once(ants, twins, capsys):
-    """MJX and MuJoCo solve the same problem; legs that hit the ground make much of little."""
+def test_with_contact_twins_part_slowly_and_pass_the_threshold_once(ants, twins, capsys):
+    """MJX and MuJoCo solve the same problem, but legs that hit the ground amplify differences."""
     twin_worker = twins()
     ghosts = [twin_worker.follow([frame], range(3), {})[0] for frame in ants[1]]
     worst = np.array([np.nanmax(ghost.bodies) for ghost in ghosts])
@@ -116,9 +116,9 @@ def test_with_contact_they_part_slowly_and_the_threshold_is_passed_once(ants, tw
 
 @pytest.mark.parametrize("lags", [False, True])
 @pytest.mark.parametrize("substeps", [1, 3])
-def test_it_takes_the_steps_that_mujoco_takes(ants, substeps, lags):
-    """What is followed here is MuJoCo itself, an ant in the air, whose links MuJoCo leaves where
-    they were before a step."""
+def test_twins_take_the_steps_that_mujoco_takes(ants, substeps, lags):
+    """Follows MuJoCo itself: an ant in the air, whose links MuJoCo leaves where they were before a
+    step."""
     model = ants[0].mujoco_model()
     data, rng, frames = mujoco.MjData(model), np.random.default_rng(0), []
     data.qpos[2] = 5.0
@@ -142,20 +142,20 @@ def test_it_takes_the_steps_that_mujoco_takes(ants, substeps, lags):
         assert max(ghost.joints[0] for ghost in ghosts) < 1e-5
 
 
-def test_what_the_code_of_an_environment_has_changed_is_in_its_twin():
+def test_a_twin_has_the_changes_that_the_environments_code_made():
     adapter = adapter_for(env_of("humanoid", "positional"))
     model, made = adapter.mujoco_model(), adapter.mj_model
     assert (model.opt.timestep, adapter.substeps) == (pytest.approx(0.0015), 10)
     np.testing.assert_allclose(model.actuator_gear[:, 0], adapter.base.sys.actuator.gear)
     assert model.actuator_gear[0, 0] == 350 and made.actuator_gear[0, 0] == 100
-    assert made.opt.timestep == pytest.approx(0.003)  # the caller's own is as it was
+    assert made.opt.timestep == pytest.approx(0.003)  # the caller's own model is unchanged
     fast = adapter_for(env_of("ant", "mjx"))
     assert (fast.mujoco_model().opt.iterations, fast.mj_model.opt.iterations) == (1, 4)
 
 
 @pytest.mark.parametrize("backend", ["mjx", "generalized", "spring", "positional"])
-def test_the_control_is_what_goes_to_the_physics(backend):
-    """The pendulum's environment makes -3 to 3 of an action of -1 to 1."""
+def test_the_control_is_the_input_of_the_physics(backend):
+    """The pendulum's environment scales actions of -1 to 1 to controls of -3 to 3."""
     env = env_of("inverted_pendulum", backend)
     adapter = adapter_for(env)
     given = []
@@ -173,7 +173,7 @@ def test_the_control_is_what_goes_to_the_physics(backend):
 
 
 @pytest.mark.parametrize("where", ["inside a vmap", "twice"])
-def test_a_control_that_cannot_be_seen_is_not_made_up_and_can_be_given(where):
+def test_a_control_that_cannot_be_seen_is_not_invented_and_can_be_given(where):
     class Twice(type(env_of("inverted_pendulum", "spring"))):  # type: ignore[misc]
         def step(self, state, action):
             return super().step(super().step(state, action), action)
@@ -192,7 +192,7 @@ def test_a_control_that_cannot_be_seen_is_not_made_up_and_can_be_given(where):
         assert (ctrl is None) if ctrl_fn is None else (np.asarray(ctrl) == 3.0).all()
 
 
-def test_a_reset_within_a_stretch_and_a_missing_step_start_a_twin_anew(ants, twins):
+def test_a_reset_within_a_stretch_or_a_missing_step_restarts_a_twin(ants, twins):
     frames, twin_worker, seen = ants[1], twins(), []
     for step, frame in enumerate(frames[:20]):
         length = np.array([step % 7, step, step, step]) + 1
@@ -202,7 +202,7 @@ def test_a_reset_within_a_stretch_and_a_missing_step_start_a_twin_anew(ants, twi
     assert counted[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6] * 2 + [0, 1, 2, 3, 4, 5]
     assert counted[:, 1].tolist() == list(range(20))
 
-    # The length of the episode alone does not tell: it may be another episode's.
+    # The episode's length alone does not tell: it may be that of another episode.
     skipped = twins()
     skipped.follow([frames[0]], [0], {})
     later = dataclasses.replace(frames[5], episode_length=frames[0].episode_length + 1)
@@ -212,12 +212,12 @@ def test_a_reset_within_a_stretch_and_a_missing_step_start_a_twin_anew(ants, twi
     kept = [frames[i] for i in (0, 1, 2, 5, 6, 6)]
     ghosts = [missing.follow([frame], range(3), {})[0] for frame in kept]
     steps = [round(float(ghost.seconds[0] / 0.05)) for ghost in ghosts]
-    assert steps == [0, 1, 2, 0, 1, 1]  # looked at again while it is held: no step more
+    assert steps == [0, 1, 2, 0, 1, 1]  # the same frame again, while held: no further step
     np.testing.assert_array_equal(ghosts[3].link_pos[:3], kept[3].link_pos[:3])
     np.testing.assert_array_equal(ghosts[4].link_pos, ghosts[5].link_pos)
 
 
-def test_twins_start_anew_on_demand_and_every_n_steps(ants, twins):
+def test_twins_restart_on_demand_and_every_n_steps(ants, twins):
     _, frames = ants
     twin_worker = twins()
     twin_worker.every = 4
@@ -229,7 +229,7 @@ def test_twins_start_anew_on_demand_and_every_n_steps(ants, twins):
     assert steps == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 0, 1, 2]
 
 
-def test_only_those_that_are_asked_for_have_a_twin_and_what_is_not_finite_has_none(ants, twins):
+def test_only_requested_robots_have_twins_and_nonfinite_ones_have_none(ants, twins):
     _, frames = ants
     twin_worker = twins()
     twin_worker.follow([frames[0]], [0, 2], {})
@@ -245,8 +245,8 @@ def test_only_those_that_are_asked_for_have_a_twin_and_what_is_not_finite_has_no
     assert twin_worker.follow([frames[3]], [0, 2], {})[0].seconds[0] == 0.0
 
 
-def test_a_twin_that_explodes_counts_as_parted_and_starts_anew(ants, twins):
-    """MuJoCo puts it back to where the model begins, at time 0, and would look at home there."""
+def test_a_twin_that_explodes_counts_as_parted_and_restarts(ants, twins):
+    """MuJoCo resets it to the model's start at time 0, where it would look sound."""
     adapter, frames = ants
     twin_worker = twins()
     twin_worker.follow([frames[0]], [0], {})
@@ -263,8 +263,8 @@ def test_a_twin_that_explodes_counts_as_parted_and_starts_anew(ants, twins):
 
 
 def with_events(frames: list[Frame]) -> list[Frame]:
-    """The same steps, in which much happens: one env is reset, one is not finite for a while, a
-    step is missing, and one is looked at twice."""
+    """Returns the frames with events: one env is reset, one is not finite for a while, a step is
+    missing, and one is seen twice."""
     changed = []
     for step, frame in enumerate(frames):
         coordinates = frame.coordinates
@@ -285,7 +285,7 @@ def with_events(frames: list[Frame]) -> list[Frame]:
 @settings(
     deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_many_steps_at_once_come_to_the_same_as_one_by_one(ants, twins, sizes, every, threads):
+def test_many_steps_at_once_give_the_same_as_one_by_one(ants, twins, sizes, every, threads):
     frames = with_events(ants[1][:14])
     one, many = twins(), twins(threads=threads)
     one.every = many.every = every
@@ -300,8 +300,8 @@ def test_many_steps_at_once_come_to_the_same_as_one_by_one(ants, twins, sizes, e
         for name in ("there", "seconds", "passed"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
         for name in ("link_pos", "link_rot", "root", "bodies", "joints"):
-            # The solver begins where it left off, which is known within a call alone to the last
-            # digit.
+            # The solver starts from its last solution, which is known to the last digit only within
+            # a call.
             np.testing.assert_allclose(getattr(a, name), getattr(b, name), atol=1e-5)
     counted = np.array([np.round(ghost.seconds / 0.05) for ghost in together])
     if every is None:
@@ -313,7 +313,7 @@ def test_many_steps_at_once_come_to_the_same_as_one_by_one(ants, twins, sizes, e
     assert counted[7, 2] == 0
 
 
-def test_a_twin_that_explodes_on_the_way_starts_anew_at_the_next_step(ants, twins):
+def test_a_twin_that_explodes_on_the_way_restarts_at_the_next_step(ants, twins):
     adapter, frames = ants
     twin_worker = twins()
     twin_worker.follow(frames[:1], [0, 1], {})
@@ -327,9 +327,9 @@ def test_a_twin_that_explodes_on_the_way_starts_anew_at_the_next_step(ants, twin
     np.testing.assert_allclose(ghosts[4].link_pos[0], frames[5].link_pos[0], atol=1e-3)
 
 
-def test_a_start_takes_no_longer_than_a_step(ants, twins, monkeypatch):
-    """Robots that are learning fall all the time, and what MuJoCo makes for a simulation takes it
-    longer to make than many steps."""
+def test_a_restart_makes_no_new_mjdata(ants, twins, monkeypatch):
+    """Robots that are learning fall all the time, and an MjData takes longer to make than many
+    steps."""
     twin_worker = twins()
     monkeypatch.setattr(mujoco, "MjData", None)
     for frame in ants[1][:8:2]:
@@ -374,7 +374,7 @@ print([task for task in before if after[task] != before[task]])
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a niceness by thread")
 @pytest.mark.parametrize("training", [0, 4, 15])
-def test_the_threads_that_step_are_nicer_than_the_training_and_no_other_is(training):
+def test_the_stepping_threads_are_nicer_than_the_training_and_no_others_are(training):
     command = [sys.executable, "-c", NICE_TRAINING, str(training)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     nicer = min(os.nice(0) + training + MORE, 19)
@@ -397,7 +397,7 @@ def test_mocap_bodies_are_where_the_training_has_them(twins):
         links = np.concatenate([mocap, qpos[:, None, :3]], axis=1)
         ghost = twin_worker.follow([frame_of(step, coordinates, links)], [0], {})[0]
         np.testing.assert_allclose(ghost.link_pos[0, 0], [step, 0, 0])
-    assert ghost.root[0] > 0  # the ball falls, and it is the one that roams
+    assert ghost.root[0] > 0  # the ball falls, and it is the roaming link
     twin_worker.close()
 
 
@@ -430,7 +430,7 @@ def ghost_of(links: np.ndarray, seconds: float, bodies: float = 0.0) -> Ghost:
     return Ghost(np.ones(count, bool), links.astype(np.float32), rot, *numbers)
 
 
-def test_a_ghost_is_played_between_steps_but_does_not_fly_to_where_it_starts_anew():
+def test_a_ghost_is_interpolated_between_steps_but_jumps_at_a_restart():
     player = Player(dt=0.1)
     links = np.zeros((1, 1, 3))
     for step, (x, seconds) in enumerate([(0.0, 0.0), (1.0, 0.1), (2.0, 0.2), (0.0, 0.0)]):
@@ -442,7 +442,7 @@ def test_a_ghost_is_played_between_steps_but_does_not_fly_to_where_it_starts_ane
         assert view is not None and view.ghost is not None
         seen[tick] = float(view.ghost[0][0, 0, 0])
     assert seen[5] == pytest.approx(0.5, abs=0.02) and seen[15] == pytest.approx(1.5, abs=0.02)
-    assert seen[25] == pytest.approx(2.0)  # it waits there, and is then at home
+    assert seen[25] == pytest.approx(2.0)  # it waits there, and then jumps to its start
     assert seen[30] == pytest.approx(0.0)
 
 
@@ -500,7 +500,7 @@ class TestTwinWorker:
         eventually(lambda: found.extend(twin_worker.take()) or len(found) >= count, "all are back")
         return found
 
-    def test_frames_come_back_in_order_with_ghosts_or_without(self, twin_worker, ants, simulated):
+    def test_frames_come_back_in_order_with_or_without_ghosts(self, twin_worker, ants, simulated):
         frames = ants[1][:6]
         for index, frame in enumerate(frames):
             key, rows = ("one", [0, 1]) if index % 2 else ("other", [])
@@ -515,7 +515,7 @@ class TestTwinWorker:
         cost = twin_worker.cost()
         assert cost.step_seconds > 0 and cost.skipped == 0 and cost.share > 0
 
-    def test_who_has_waited_too_long_goes_on_without(self, ants, simulated):
+    def test_a_frame_that_has_waited_too_long_comes_back_without_a_ghost(self, ants, simulated):
         now = [0.0]
         twin_worker: TwinWorker[str] = TwinWorker(clock=lambda: now[0])
         for frame in ants[1][:3]:
@@ -530,7 +530,7 @@ class TestTwinWorker:
 
     @pytest.fixture
     def taken_at_once(self, monkeypatch):
-        """How many steps each call of `Twins.follow` was given."""
+        """Lists how many steps each call of `Twins.follow` was given."""
         counts: list[int] = []
         follow = Twins.follow
 
@@ -541,7 +541,7 @@ class TestTwinWorker:
         monkeypatch.setattr(Twins, "follow", counting)
         return counts
 
-    def test_steps_that_wait_are_taken_at_once_unless_something_has_changed(
+    def test_waiting_steps_are_taken_at_once_unless_something_has_changed(
         self, twin_worker, ants, simulated, taken_at_once
     ):
         far = TwinSettings(limit=9.0)
@@ -558,7 +558,7 @@ class TestTwinWorker:
         steps = [frame.ghost and round(float(frame.ghost.seconds[0] / 0.05)) for _, frame in back]
         assert steps == [0, 1, 2, 3, 4, 5, 6, 0, None, None]
 
-    def test_what_is_handed_over_is_taken_at_once_when_it_is_told_to_go(
+    def test_frames_handed_over_are_taken_at_once_after_go(
         self, twin_worker, ants, simulated, taken_at_once
     ):
         twin_worker.start()
@@ -573,7 +573,7 @@ class TestTwinWorker:
             self.taken(twin_worker, count)
         assert taken_at_once == [3, 2]
 
-    def test_a_step_that_has_time_waits_for_others_and_not_for_ever(
+    def test_a_step_with_leisure_waits_for_others_but_not_for_ever(
         self, twin_worker, ants, simulated, taken_at_once
     ):
         twin_worker.start()
@@ -588,13 +588,13 @@ class TestTwinWorker:
         assert not twin_worker.take() and not taken_at_once
         self.taken(twin_worker, 3)
         assert taken_at_once == [3]
-        for frame in ants[1][3 : 4 + MOST_AT_ONCE]:  # so many wait for nobody
+        for frame in ants[1][3 : 4 + MOST_AT_ONCE]:  # so many do not wait for more
             at_leisure(frame, [0], patience=60.0, leisure=60.0)
             twin_worker.go()
         self.taken(twin_worker, MOST_AT_ONCE)
         assert taken_at_once[1:] == [MOST_AT_ONCE] and twin_worker.pending("one")
 
-    def test_who_is_late_is_not_taken_together_with_who_is_not(
+    def test_late_frames_are_not_batched_with_frames_still_in_time(
         self, ants, simulated, taken_at_once
     ):
         now = [0.0]
@@ -609,7 +609,7 @@ class TestTwinWorker:
         assert taken_at_once == [2] and twin_worker.cost().skipped == 0.5
         twin_worker.close()
 
-    def test_a_fault_is_told_and_the_frames_go_on(self, twin_worker, ants, simulated):
+    def test_a_fault_is_reported_and_the_frames_go_on(self, twin_worker, ants, simulated):
         bare = dataclasses.replace(ants[1][0], coordinates=None)
         twin_worker.start()
         for frame in (bare, ants[1][1]):
@@ -636,7 +636,7 @@ class TestTwinWorker:
         assert ghosts[5] is not None and ghosts[5].passed[0] == pytest.approx(0.05)
 
 
-def test_drift_is_kept_for_a_while_and_broken_off_between_stretches(monkeypatch):
+def test_drift_is_kept_for_a_while_and_interrupted_between_stretches(monkeypatch):
     log, links = DriftLog(), np.zeros((3, 1, 3))
     assert log.curves(None) is None
     for step in range(1, 5):
@@ -645,7 +645,7 @@ def test_drift_is_kept_for_a_while_and_broken_off_between_stretches(monkeypatch)
         log.add(frame_of(step, None, links, values), 0.1)
     frame = frame_of(5, None, links, values)
     log.add(frame, 0.1)
-    log.add(frame, 0.1)  # held, and looked at again
+    log.add(frame, 0.1)  # the same frame again, while held
     curves = log.curves(1)
     assert curves is not None
     np.testing.assert_allclose(curves.seconds, [-0.4, -0.3, -0.2, -0.1, 0.0], atol=1e-9)
@@ -657,7 +657,7 @@ def test_drift_is_kept_for_a_while_and_broken_off_between_stretches(monkeypatch)
     assert np.isnan(curves.selected).all()
     for step in range(100, 100 + 2 * MOST_POINTS):
         log.add(frame_of(step, None, links, values), 0.1)
-    # The panel asks several times a second: what is known already is not worked out again.
+    # The panel asks several times a second: known medians must not be computed again.
     monkeypatch.setattr("brax_viser.twins.drift._median", None)
     curves = log.curves(None)
     assert curves is not None and len(curves.seconds) == MOST_POINTS
@@ -668,13 +668,13 @@ def test_a_curve_without_a_number_does_not_spoil_the_others():
     log = DriftLog()
     for step in range(1, 5):
         values = ghost_of(links, 0.1 * step)
-        # The second one's twin has come later: its line begins with NaN.
+        # The second env's twin starts later: its line begins with NaN.
         values.bodies[:] = [step, 2 * step if step > 2 else np.nan, np.nan]
         log.add(frame_of(step, None, links, values), 0.1)
     folder = TwinFolder(PanelTools(server, lambda action: None, Mock(), Mock()))
 
     def shown(env: int | None) -> list[str]:
-        """Curves that are plotted; each of them has a number."""
+        """Returns the labels of the plotted curves, each of which must have a number."""
         for _ in range(PLOT_EVERY):
             folder._show_curves(log.curves(env))
         found = []
@@ -694,7 +694,7 @@ def test_a_curve_without_a_number_does_not_spoil_the_others():
     server.stop()
 
 
-def test_angles_are_the_shorter_way_round():
+def test_angles_are_measured_the_shorter_way_round():
     one = np.array([[1.0, 0, 0, 0], [np.cos(0.25), np.sin(0.25), 0, 0]])
     np.testing.assert_allclose(angle_between(one, -one), 0, atol=1e-7)
     np.testing.assert_allclose(angle_between(one[:1], one[1:]), 0.5)
@@ -707,7 +707,7 @@ def mechanism(request, monkeypatch):
 
 @pytest.fixture
 def patient(monkeypatch):
-    """A page that waits for twins, however long they take on a machine that is busy."""
+    """Makes the page wait for twins, however long they take on a busy machine."""
     monkeypatch.setattr("brax_viser.page.channels.TWIN_PATIENCE", np.inf)
 
 
@@ -726,7 +726,7 @@ def test_a_viewers_twins_stand_where_the_robots_do_and_cost_nothing_while_off(vi
         False,
         False,
         True,
-    ]  # the selected one is among them
+    ]  # the selected env is among them
     assert frame.detail is not None and frame.detail.env == 3
     drift = viewer.drift()
     assert drift is not None and drift.env_index.tolist() == [0, 3]
@@ -767,9 +767,7 @@ def test_twins_need_consecutive_steps_and_the_page_says_so(viewer):
 
 
 @pytest.mark.usefixtures("page", "patient")
-def test_steps_of_a_stretch_are_in_no_hurry_and_those_that_are_shown_as_they_come_are(
-    viewer, monkeypatch
-):
+def test_steps_of_a_stretch_have_leisure_and_steps_shown_at_once_have_none(viewer, monkeypatch):
     rollout = Rollout(viewer, env_of("inverted_pendulum", "mjx"))
     twin_worker, given = Probe(viewer).twin_worker, []
     send = twin_worker.send
@@ -789,7 +787,7 @@ def test_steps_of_a_stretch_are_in_no_hurry_and_those_that_are_shown_as_they_com
 
 
 @pytest.mark.usefixtures("page")
-def test_the_page_says_so_where_a_control_is_not_known(viewer):
+def test_the_page_says_so_when_a_control_is_not_known(viewer):
     viewer.mode, viewer.twins = "every_step", 4
     bare = VmapWrapper(env_of("inverted_pendulum", "spring"))
     env = VisualizedEnv(bare, grid=(2, 1), viewer=viewer)
@@ -813,7 +811,7 @@ def test_playgrounds_environments_have_twins(viewer):
     assert drift.bodies.max() < 1e-4 and drift.seconds.min() > 0.04
 
 
-def test_coordinates_survive_the_way_from_another_process(ants):
+def test_coordinates_survive_the_transfer_from_another_process(ants):
     from brax_viser.records.packet import Packet
     from brax_viser.records.protocol import size_of
 

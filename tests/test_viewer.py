@@ -1,4 +1,4 @@
-"""The viewer by itself: its server, its switch, its page's state."""
+"""Tests the viewer by itself: its server, its switch, its page's state."""
 
 import signal
 import socket
@@ -31,7 +31,7 @@ def test_the_page_is_served_at_the_url(viewer):
         assert b"<html" in answer.read()
 
 
-def test_a_taken_port_means_the_next_free_one(capsys):
+def test_a_taken_port_is_replaced_by_the_next_free_one(capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -41,13 +41,13 @@ def test_a_taken_port_means_the_next_free_one(capsys):
             assert viewer.url in capsys.readouterr().out
 
 
-def test_what_others_print_while_a_viewer_opens_or_closes_is_not_lost(capsys, monkeypatch):
+def test_output_of_other_threads_while_a_viewer_opens_or_closes_is_not_lost(capsys, monkeypatch):
     def saying(what: Callable[..., Any], word: str) -> Callable[..., Any]:
         def said(*args: Any, **kwargs: Any) -> Any:
             try:
                 return what(*args, **kwargs)
             finally:
-                # As the training's thread would.
+                # Prints from another thread, as a training would.
                 thread = threading.Thread(target=print, args=(word,))
                 thread.start()
                 thread.join()
@@ -81,13 +81,13 @@ def test_a_bad_argument_is_refused_with_value_limit_and_remedy(kwargs, words):
         Viewer(**{"port": 0, **kwargs})
 
 
-def test_an_unknown_mode_is_refused_later_too(viewer):
+def test_an_unknown_mode_is_also_refused_later(viewer):
     with pytest.raises(ValueError, match="mode='slow'"):
         viewer.mode = "slow"
     assert viewer.mode == "realtime"
 
 
-def test_close_is_idempotent_and_the_viewer_a_context_manager():
+def test_close_is_idempotent_and_the_viewer_is_a_context_manager():
     with Viewer(port=0) as viewer:
         viewer.close()
     viewer.close()
@@ -116,12 +116,12 @@ def test_two_viewers_live_side_by_side():
         "print",
     ],
 )
-def test_a_viewer_that_cannot_be_built_gives_back_what_it_had_begun(broken, monkeypatch):
+def test_a_viewer_that_cannot_be_built_releases_its_resources(broken, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise OSError("no more of these")
 
     with Viewer(port=0):
-        pass  # so that all that stays for good is there
+        pass  # so that everything that stays is there already
     port = address.free_port("127.0.0.1", 8500)
     interval, threads = sys.getswitchinterval(), set(threading.enumerate())
     wakeup = signal.set_wakeup_fd(-1)
@@ -137,7 +137,7 @@ def test_a_viewer_that_cannot_be_built_gives_back_what_it_had_begun(broken, monk
         assert viewer.url.endswith(f":{port}")
 
 
-def test_closing_ends_the_timer_that_waits_for_a_page_to_come_back(viewer):
+def test_closing_ends_the_timer_that_waits_for_a_page_to_return(viewer):
     page = Page(viewer)
     viewer.pause()
     page.close()
@@ -149,7 +149,7 @@ def test_closing_ends_the_timer_that_waits_for_a_page_to_come_back(viewer):
 
 def test_closing_waits_for_the_sandbox(viewer):
     class Slow:
-        """Of a sandbox what its thread needs."""
+        """The part of a sandbox that its thread needs."""
 
         dt, trouble, pose = 0.01, None, None
 
@@ -163,14 +163,14 @@ def test_closing_waits_for_the_sandbox(viewer):
     assert not sandbox._thread.is_alive()
 
 
-def test_the_page_shows_robots_and_what_it_waits_for_before_anything_has_run(viewer):
+def test_the_page_shows_robots_and_its_waiting_state_before_anything_has_run(viewer):
     VisualizedEnv(CartPole(), grid=(2, 2), viewer=viewer)
     assert len(Probe(viewer).scene.blocks["train"].robots.handles) > 0
     assert "Waiting for a trainer" in status(Probe(viewer).panel_view(0.0))
     assert viewer.stats() == Stats(0, 0, 0, 0.0, False, (0, 1, 2, 3), {})
 
 
-def test_switch_and_property_are_one_state(viewer, page):
+def test_the_pages_switch_and_the_property_share_one_state(viewer, page):
     box = Probe(viewer).panel.training._streaming
     assert box.value is viewer.streaming is True
     viewer.streaming = False
@@ -183,7 +183,7 @@ def test_switch_and_property_are_one_state(viewer, page):
     eventually(lambda: viewer.mode == "every_step", "and so does the mode")
 
 
-def test_nothing_is_emitted_while_no_page_is_open(viewer):
+def test_nothing_is_sent_while_no_page_is_open(viewer):
     viewer.mode = "every_step"
     env = VisualizedEnv(CartPole(), grid=(2, 2), viewer=viewer)
     step = jax.jit(jax.vmap(env.step))
@@ -202,7 +202,7 @@ def test_nothing_is_emitted_while_no_page_is_open(viewer):
     eventually(lambda: not Probe(viewer).shared.control.watched, "the page is seen to leave")
 
 
-def test_bytes_moved_are_those_of_the_drawn_envs_alone(viewer, page):
+def test_the_bytes_moved_are_those_of_the_drawn_envs_alone(viewer, page):
     viewer.mode = "every_step"
     env = VisualizedEnv(CartPole(), grid=(2, 2), viewer=viewer)
     step = jax.jit(jax.vmap(env.step))
@@ -210,9 +210,9 @@ def test_bytes_moved_are_those_of_the_drawn_envs_alone(viewer, page):
     for _ in range(10):
         state = jax.block_until_ready(step(state, jnp.zeros((500, 1))))
     stats = viewer.stats()
-    # Of 4 of the 500 envs: 2 links of 7 numbers, reward, return, length, termination, whether all
-    # is finite, the last episode's return and length, and whether it was reset within the step;
-    # and the header's 5 integers for each, and 2 for all. 4 bytes each.
+    # For each of 4 of the 500 envs: 2 links of 7 numbers, reward, return, length, termination,
+    # finiteness, the last episode's return and length, and whether it was reset within the step; 5
+    # integers in the header; and 2 integers for all. 4 bytes each.
     assert stats.frames == 10
     assert stats.bytes_moved == 10 * (4 * (2 * 7 + 8) + 4 * 5 + 2) * 4
     assert 0 < stats.overhead <= 1

@@ -1,4 +1,4 @@
-"""What is put in the place of an environment's methods, and taken away again."""
+"""Tests that an environment's methods can be replaced for a while."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from envs.cartpole import CartPole
 
 
 class Meeting(CartPole):
-    """A step of it that begins first ends first, but not before another one has begun."""
+    """Its first step ends before the second, but not before the second has begun."""
 
     def __init__(self) -> None:
         super().__init__("spring")
@@ -31,7 +31,7 @@ class Meeting(CartPole):
         return super().step(state, action)
 
 
-def test_two_threads_that_trace_one_environment_at_a_time_do_not_disturb_each_other():
+def test_two_threads_that_trace_one_environment_do_not_disturb_each_other():
     env = Meeting()
     adapter, state = adapter_for(env), jax.eval_shape(env.reset, jax.random.key(0))
     found: dict[int, Any] = {}
@@ -60,7 +60,7 @@ class Stepper:
         return x + 1
 
 
-def test_what_is_put_there_comes_to_what_was_there_before_and_is_gone_after_an_error():
+def test_a_replacement_can_call_the_original_and_is_gone_after_an_error():
     one, other = Stepper(), Stepper()
 
     def twice(x: int) -> int:
@@ -75,7 +75,7 @@ def test_what_is_put_there_comes_to_what_was_there_before_and_is_gone_after_an_e
         assert one.step(1) == 4
         _ = 1 / 0
     assert one.step(1) == 2 and not vars(one)
-    one.step = lambda x: x - 1  # of its own
+    one.step = lambda x: x - 1  # an attribute of the instance
     own = one.step
     with shadowed(one, "step", twice):
         assert one.step(3) == 4

@@ -1,1 +1,1 @@
-"""What one part hands to another: numbers, arrays and names, no behaviour."""
+"""The data that the parts exchange: numbers, arrays and names, without behaviour."""

@@ -1,5 +1,5 @@
-"""What the host knows of an environment that is wrapped: the part of `device.adapters.Adapter` that
-needs no JAX."""
+"""Describes a wrapped environment to the host: the part of `device.adapters.Adapter` that needs no
+JAX."""
 
 from typing import Any, Protocol
 
@@ -7,52 +7,52 @@ import numpy as np
 
 
 class Environment(Protocol):
-    """Read once, when the environment is wrapped."""
+    """A wrapped environment, as it was read once, when it was wrapped."""
 
     @property
     def name(self) -> str:
-        """Such as "Ant" or "Go1 Joystick"."""
+        """The environment's name, such as "Ant" or "Go1 Joystick"."""
         ...
 
     @property
     def backend(self) -> str:
-        """Which physics steps it."""
+        """The name of the physics that steps it."""
         ...
 
     @property
     def native(self) -> bool:
-        """Whether that is MuJoCo's own, by MJX or Warp."""
+        """Whether the physics is MuJoCo's own, by MJX or Warp."""
         ...
 
     @property
     def mj_model(self) -> Any:
-        """The `mujoco.MjModel` that it was made of."""
+        """The `mujoco.MjModel` that it was made from."""
         ...
 
     @property
     def init_qpos(self) -> np.ndarray:
-        """float [nq], where `reset` starts from, before its noise."""
+        """float [nq]: the pose that `reset` starts from, before its noise."""
         ...
 
     @property
     def dt(self) -> float:
-        """s that one step of the wrapped environment takes, repeated actions included."""
+        """Duration of one step of the wrapped environment in s, repeated actions included."""
         ...
 
     @property
     def repeat(self) -> int:
-        """Steps of the innermost environment in one of the wrapped one."""
+        """Steps of the innermost environment in one step of the wrapped environment."""
         ...
 
     @property
     def substeps(self) -> int:
-        """Steps of the physics in one of the wrapped environment."""
+        """Steps of the physics in one step of the wrapped environment."""
         ...
 
     def mujoco_model(self) -> Any:
-        """An `mujoco.MjModel` of the caller's own, as the environment steps it."""
+        """Returns a new `mujoco.MjModel` with the values that the environment steps with."""
         ...
 
     def init_links(self) -> tuple[np.ndarray, np.ndarray]:
-        """float32 [L, 3] in m and [L, 4] wxyz: link poses at `init_qpos`."""
+        """Returns the link poses at `init_qpos`: float32 [L, 3] in m and [L, 4] wxyz."""
         ...

@@ -1,4 +1,4 @@
-"""What one moment of some environments looks like, on the host."""
+"""Holds the state of some environments at one step, on the host."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -9,22 +9,22 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Detail:
-    """All that is known of one environment after one batched step."""
+    """Everything known about one environment after one batched step."""
 
-    env: int  # which, counted over all devices
+    env: int  # index over all devices
     qpos: np.ndarray  # float32 [nq], MuJoCo's order and units
-    qvel: np.ndarray  # float32 [nv], likewise; a free joint turns in the body's own frame
-    ctrl: np.ndarray | None  # float32 [nu], that led here; None: not known, or there is none
+    qvel: np.ndarray  # float32 [nv], likewise; a free joint's rotation is in the body's own frame
+    ctrl: np.ndarray | None  # float32 [nu], applied in this step; None: not known, or none
     act: np.ndarray | None  # float32 [na], of actuators that have a state of their own
     mocap_pos: np.ndarray | None  # float32 [nmocap, 3], m
     mocap_quat: np.ndarray | None  # float32 [nmocap, 4], wxyz
-    action: np.ndarray | None  # float32 [A], what the policy did
-    observation: Mapping[str, np.ndarray]  # by name, float32 [O]; "" where it has no names
-    info: Mapping[str, np.ndarray] = field(default_factory=dict)  # of `state.info`, float32
+    action: np.ndarray | None  # float32 [A], the policy's
+    observation: Mapping[str, np.ndarray]  # by name, float32 [O]; "" if it is one array
+    info: Mapping[str, np.ndarray] = field(default_factory=dict)  # from `state.info`, float32
 
     @classmethod
     def of(cls, env: int, fields: Mapping[str, np.ndarray]) -> "Detail":
-        """Of what `adapters.Adapter.detail` has named."""
+        """Builds the detail of `env` from the fields that `adapters.Adapter.detail` names."""
 
         def named(prefix: str) -> dict[str, np.ndarray]:
             start = len(prefix) + 1
@@ -37,37 +37,37 @@ class Detail:
 
 @dataclass(frozen=True, eq=False)
 class Coordinates:
-    """What it takes to bring K environments into MuJoCo, and to step them there."""
+    """What MuJoCo needs to take over and step K environments."""
 
     qpos: np.ndarray  # float32 [K, nq], as in `Detail`
     qvel: np.ndarray  # float32 [K, nv]
-    ctrl: np.ndarray | None  # float32 [K, nu], that led here; None: not known, or there is none
+    ctrl: np.ndarray | None  # float32 [K, nu], applied in this step; None: not known, or none
     act: np.ndarray | None  # float32 [K, na]
     mocap_pos: np.ndarray | None  # float32 [K, nmocap, 3], m
     mocap_quat: np.ndarray | None  # float32 [K, nmocap, 4], wxyz
 
     @classmethod
     def of(cls, fields: Mapping[str, np.ndarray]) -> "Coordinates":
-        """Of what the device has sent, and more; what it has not is None."""
+        """Picks the coordinates from the fields of a push; those that were not sent are None."""
         return cls(*(fields.get(name) for name in COORDINATES))  # type: ignore[arg-type]
 
 
 COORDINATES = tuple(f.name for f in fields(Coordinates))
-"""By which names the device sends them."""
+"""Names under which the device sends the coordinates."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ghost:
-    """Where MuJoCo gets to with the controls that K environments were given, and how far that is
-    from where those have got to themselves. What is not known is NaN."""
+    """The twins of K environments, stepped by MuJoCo with the same controls, and their distances
+    from the environments. Unknown values are NaN."""
 
-    there: np.ndarray  # bool [K], who has a twin in MuJoCo
+    there: np.ndarray  # bool [K], whether the environment has a twin
     link_pos: np.ndarray  # float32 [K, L, 3], m
     link_rot: np.ndarray  # float32 [K, L, 4], wxyz
-    seconds: np.ndarray  # float32 [K], s of robot time since both were the same
-    root: np.ndarray  # float32 [K], m, between the links that roam, or the first ones
-    bodies: np.ndarray  # float32 [K], m, between links, the mean over all of a robot
-    joints: np.ndarray  # float32 [K], rad, between hinges and balls, the mean over all of a robot
+    seconds: np.ndarray  # float32 [K], s of robot time since both had the same state
+    root: np.ndarray  # float32 [K], m, between the links that roam, or the first links
+    bodies: np.ndarray  # float32 [K], m, mean over all links of a robot
+    joints: np.ndarray  # float32 [K], rad, mean over all hinge and ball joints of a robot
     passed: np.ndarray  # float32 [K], s after which `bodies` passed the threshold; inf: not yet
 
 
@@ -75,34 +75,34 @@ class Ghost:
 class Frame:
     """The state of K chosen environments after one batched step.
 
-    Poses are in each environment's own world frame, as the trainer has them; the grid's
-    offsets are added where they are drawn.
+    Poses are in each environment's own world frame, as in the training; the scene adds the grid's
+    offsets when it draws them.
     """
 
-    role: str  # "train" | "eval": the rollout that it is from
-    env_steps: int  # batched steps of that rollout known so far, this one included
-    env_index: np.ndarray  # int32 [K], which environments, counted over all devices
-    num_envs: int  # environments in the whole batch, over all devices
+    role: str  # "train" | "eval": the rollout that the frame comes from
+    env_steps: int  # batched steps of that rollout that the host knows of, this one included
+    env_index: np.ndarray  # int32 [K], indices over all devices
+    num_envs: int  # environments in the batch, over all devices
     link_pos: np.ndarray  # float32 [K, L, 3], m; link i is body i + 1 of the MuJoCo model
     link_rot: np.ndarray  # float32 [K, L, 4], wxyz
     reward: np.ndarray  # float32 [K], of this step
     episode_return: np.ndarray  # float32 [K], of the episode so far
-    # int32 [K], env steps of the episode so far, this one included; below 0 where it is not known
-    # when it began, and the return only that since then.
+    # int32 [K], env steps of the episode so far, this one included. Below 0: its beginning was not
+    # seen, and the return covers only the steps that were.
     episode_length: np.ndarray
     since_termination: np.ndarray  # int32 [K], env steps; 0: terminated with this step
-    finite: np.ndarray  # bool [K], whether all of the environment's state is
-    detail: Detail | None = None  # of one of them, where it was asked for
-    coordinates: Coordinates | None = None  # of all of them, where they were asked for
-    ghost: Ghost | None = None  # of some of them, where they have a twin
-    # Of the last finished episode: float32 [K], its return, NaN where none is known; and int32 [K],
-    # its env steps, 0 where none is. None: of nobody.
+    finite: np.ndarray  # bool [K], whether the environment's whole state is finite
+    detail: Detail | None = None  # of one of them, if it was requested
+    coordinates: Coordinates | None = None  # of all of them, if they were requested
+    ghost: Ghost | None = None  # of those that have a twin
+    # The last finished episode: float32 [K], its return, NaN where none is known; and int32 [K],
+    # its env steps, 0 where none is known. None: not known for any environment.
     finished_return: np.ndarray | None = None
     finished_length: np.ndarray | None = None
-    # bool [K], whether it was reset within this step already, and is seen after that.
+    # bool [K], whether it was reset within this step already: its pose is the one after the reset.
     was_reset: np.ndarray | None = None
-    # Where those that have fallen are shown as they fell: bool [K], whether they are; and float32
-    # [K], the return with which, NaN where it is not known.
+    # If environments that fell are shown as they fell: bool [K], whether this one is; and float32
+    # [K], its return when it fell, NaN where that is not known.
     fell: np.ndarray | None = None
     fell_return: np.ndarray | None = None
 
@@ -111,12 +111,12 @@ _PARTS = (Coordinates, Ghost)
 
 
 def assemble(frames: Sequence[Frame], pick: Callable[[list[np.ndarray]], np.ndarray]) -> Frame:
-    """One frame of those of different environments at one moment; what is one number for all is the
-    first one's.
+    """Merges frames of disjoint environments at the same step; scalar fields come from the first
+    frame.
 
     Args:
-        frames: one at least.
-        pick: makes one array of theirs.
+        frames: at least one.
+        pick: merges the frames' arrays of one field into one.
     """
 
     def of(parts: Sequence[Any]) -> Any:
@@ -124,7 +124,7 @@ def assemble(frames: Sequence[Frame], pick: Callable[[list[np.ndarray]], np.ndar
         for f in fields(parts[0]):
             found = [getattr(part, f.name) for part in parts]
             if any(isinstance(x, _PARTS) for x in found):
-                # What one has not, all have not.
+                # Missing in one frame, so it is missing in the result.
                 values[f.name] = None if any(x is None for x in found) else of(found)
             elif all(isinstance(x, np.ndarray) for x in found):
                 values[f.name] = pick(found)
@@ -135,9 +135,9 @@ def assemble(frames: Sequence[Frame], pick: Callable[[list[np.ndarray]], np.ndar
 
 
 def joined(frames: list[Frame], env_index: np.ndarray) -> Frame | None:
-    """One moment of the environments of several devices, in the order of `env_index`.
+    """Joins the frames of several devices at one step, in the order of `env_index`.
 
-    None if the frames do not have just those environments.
+    Returns None if the frames do not have exactly those environments.
     """
     have = np.concatenate([frame.env_index for frame in frames])
     if len(frames) == 1 and np.array_equal(have, env_index):

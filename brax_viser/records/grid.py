@@ -1,4 +1,4 @@
-"""Where the cells of the grid are: numbers alone."""
+"""Computes where the cells of the grid are."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Cells in columns along x, rows along y and layers along z, centred on the origin."""
+    """The cells in which environments are drawn: columns along x, rows along y, layers along z."""
 
     shape: tuple[int, int, int]  # columns, rows, layers
     spacing: tuple[float, float, float]  # m
-    reach: np.ndarray  # float [2, 3], m: box that holds one env, in its own world frame
-    scenery: frozenset[int] = frozenset()  # ids of geoms that a cell need not hold
+    reach: np.ndarray  # float [2, 3], m: box around one env, in its own world frame
+    scenery: frozenset[int] = frozenset()  # ids of geoms that need not fit in a cell
     farthest: float = 0.0  # m from the middle of the box: where the scenery ends
 
     @property
@@ -21,9 +21,9 @@ class Grid:
         return int(np.prod(self.shape))
 
     def origins(self, count: int) -> np.ndarray:
-        """float32 [count, 3], m: cells filled along x first, then y, then z.
+        """Returns the cells' origins, float32 [count, 3], m, filled along x, then y, then z.
 
-        The block is centred in x and y, and its first layer stands on the floor.
+        The cells are centred in x and y, and the first layer is at z = 0.
         """
         assert 0 < count <= self.capacity
         columns, rows, _ = self.shape
@@ -36,6 +36,6 @@ class Grid:
         return ((cell - centre) * self.spacing).astype(np.float32)
 
     def bounds(self, count: int) -> np.ndarray:
-        """float [2, 3], m: box that holds the first `count` cells with what is in them."""
+        """Returns the box around the first `count` cells and their contents, float [2, 3], m."""
         origins = self.origins(count)
         return np.stack([origins.min(axis=0) + self.reach[0], origins.max(axis=0) + self.reach[1]])

@@ -1,4 +1,4 @@
-"""One push on its way to the page, unopened."""
+"""Carries pushes to the page unopened, and converts them to frames there."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,37 +11,37 @@ from brax_viser.records.protocol import Layout, size_of, unpack
 
 @dataclass(frozen=True, eq=False)
 class Packet:
-    """What one push brought, not yet looked at: `rows` may still be a device array."""
+    """One push, not yet converted: `rows` may still be a device array."""
 
-    source: Any  # the `Callbacks` it came through
+    source: Any  # the `Callbacks` that received it
     role: str
-    shard: int  # the device's index
+    shard: int  # index of the device's part of the batch
     env_steps: int
     env_index: np.ndarray  # int32 [K'], K' <= K: the rows beyond are padding
     drawn: np.ndarray  # int32 [K''], all that are drawn at this step, over this process's devices
     num_envs: int
     layout: Layout
-    rows: Any = field(repr=False)  # float32 [K, D], array-like; with something behind [K * D + E]
-    process: int = 0  # that it is from
-    detail_env: int | None = None  # whose detail is behind the rows; None: nobody's that matters
+    rows: Any = field(repr=False)  # array-like, float32 [K, D]; with a detail [K * D + E]
+    process: int = 0  # index of the process that it comes from
+    detail_env: int | None = None  # whose detail follows the rows; None: ignore any detail
     detail_layout: Layout = ()
-    # Whether it is of those that a device has ranked as terminated last, in the poses in which they
-    # have; not of those that are drawn.
+    # Whether these are the environments that a device ranked as terminated most recently, in the
+    # poses in which they terminated, instead of the drawn ones.
     ranked: bool = False
 
     @property
     def is_whole(self) -> bool:
-        """Whether no other device has anything of what is drawn at this step."""
+        """Whether it has every environment that this process draws at this step."""
         return not self.ranked and len(self.env_index) == len(self.drawn)
 
     @property
     def is_plain(self) -> bool:
-        """Whether it brings rows to look at, and nothing that twins or sandboxes are made of."""
+        """Whether it has only rows to draw, without coordinates and without a detail."""
         coordinates = any(name == "qpos" for name, _ in self.layout)
         return self.detail_env is None and not coordinates
 
     def split(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """float32 [K', D], and what is behind, float32 [E], if anything is. As with `open`."""
+        """Returns the rows, float32 [K', D], and the detail, float32 [E], or None. See `open`."""
         rows, detail = np.asarray(self.rows), None
         if rows.ndim == 1:
             rows, detail = np.split(rows, [len(rows) - size_of(self.detail_layout)])
@@ -49,8 +49,8 @@ class Packet:
         return rows[: len(self.env_index)], detail
 
     def open(self) -> Frame:
-        """Converts to numpy. Not within the callback: there it can deadlock when several devices
-        share few cores."""
+        """Converts to a frame of numpy arrays. Not within a callback: there the conversion can
+        deadlock when several devices share few cores."""
         rows, numbers = self.split()
         fields = unpack(self.layout, rows)
         detail = None
@@ -80,7 +80,7 @@ class Packet:
 
 @dataclass(frozen=True, eq=False)
 class ModelPacket:
-    """In what environments' models differ from the one that they share, not yet looked at."""
+    """The fields in which the environments' models differ, not yet converted."""
 
     source: Any
     role: str
@@ -90,7 +90,7 @@ class ModelPacket:
     rows: Any = field(repr=False)  # float32 [K, D], array-like
 
     def open(self) -> dict[int, dict[str, np.ndarray]]:
-        """By environment: its own value of each field that differs. As with `Packet.open`."""
+        """Returns each environment's values of these fields. See `Packet.open`."""
         rows = np.asarray(self.rows)[: len(self.env_index)]
         fields = unpack(self.layout, rows)
         return {
@@ -100,7 +100,7 @@ class ModelPacket:
 
 
 def _of_finished(fields: dict[str, np.ndarray]) -> np.ndarray | None:
-    """float32 [K]: returns of the last finished episodes, NaN where none is known."""
+    """Returns the last finished episodes' returns, float32 [K]; NaN where none is known."""
     total, length = fields.get("finished_return"), fields.get("finished_length")
     if total is None or length is None:
         return total

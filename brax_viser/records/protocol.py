@@ -1,4 +1,4 @@
-"""The integers that device and host exchange, known to both, and free of JAX."""
+"""Defines the integers that device and host exchange, without JAX, so that both can import it."""
 
 import math
 from typing import NamedTuple
@@ -6,72 +6,72 @@ from typing import NamedTuple
 import numpy as np
 
 FRESH = -1
-"""Countdown of a state that `reset` has just made: its first step asks, and says it is fresh."""
+"""Countdown of a state that `reset` has just made: its first step asks, and sends this value."""
 
 NEVER = 2**30
 """`since_termination` of an environment that has not terminated yet."""
 
 UNKNOWN = -(2**23)
-"""`episode_length` from where on it is not known when the episode began; it counts up from there,
-and stays below 0. A float32 still tells it from the next number."""
+"""`episode_length` of an episode whose beginning was not seen. It counts up from here and stays
+below 0; float32 still represents each of these integers."""
 
 FOREVER = 2**30
-"""Steps to skip once nobody will ever ask again (the viewer is closed)."""
+"""Steps to skip when the device need never ask again (the viewer is closed)."""
 
 GRANTED, GRANTED_COORDINATES = FOREVER + 1, FOREVER + 2
-"""Countdowns after an answer to a push that wants the very next step pushed as well, the same rows
-of it, without being asked: by `PUSH`, or by `PUSH_COORDINATES`. Larger than all others, for the
-largest of a batch is what counts."""
+"""Countdowns that authorise the push of the same rows of the very next step without an `ask`, as
+`PUSH` or as `PUSH_COORDINATES`. They are larger than all above, because the largest countdown of a
+batch counts."""
 
 WATCHED = FOREVER + 16
-"""What is added to a countdown while the training is to be held at the first NaN: all is looked
-through at every step, and what is found makes a step due. Larger than all others, likewise."""
+"""Added to a countdown while the training must stop at the first NaN: the device checks all fields
+at every step, and a finding makes the step due. Larger than all above for the same reason."""
 
 WATCHED_MOST = 2**20
-"""Steps to skip at most, of a countdown that `WATCHED` is added to: an int32 has no room for more
-than `FOREVER`."""
+"""The largest countdown that `WATCHED` may be added to: the sum must fit in an int32, and with
+`FOREVER` it would not."""
 
 FINITE, INF, NAN = range(3)
-"""What a field of an environment holds, the worst of it."""
+"""The worst value that a field of an environment contains."""
 
 REWARD, STATE, OBSERVED_INF, OBSERVED_NAN = 1, 2, 4, 8
-"""Bits: what of an environment is known not to be finite. Observations may hold an Inf by design,
-so a NaN in them is another matter."""
+"""Bits that say which fields of an environment are not finite. Observations have two, because they
+may contain an Inf by design, but not a NaN."""
 
 GIVEN, BEST, WORST, TERMINATED, NONFINITE = range(5)
-"""Rules for choosing rows: the host gives them; highest return; lowest; most recently terminated;
-any NaN or Inf."""
+"""Rules for choosing rows: given by the host; highest return; lowest return; most recently
+terminated; any NaN or Inf."""
 
 MEASURES = ("last_episode", "so_far", "per_second")
-"""By which return `BEST` and `WORST` rank: that of the last finished episode, with those behind
-that have none, by what comes next but one; that of the episode so far; or that over its time."""
+"""The returns by which `BEST` and `WORST` rank: of the last finished episode (environments without
+one come last, ranked by "per_second"); of the episode so far; or the latter over its duration."""
 
 BY_MEASURE = 8
-"""Times the index of the measure, this is added to `BEST` or `WORST`."""
+"""This times the index of the measure is added to `BEST` or `WORST`."""
 
 PUSH, PUSH_MODEL, PUSH_COORDINATES = 1, 2, 3
-"""What an answer asks for: the chosen rows of this step; what differs between their models; or the
-rows with what it takes to step them elsewhere."""
+"""The pushes that an answer can request: the chosen rows of this step; the fields in which their
+models differ; or the rows with the coordinates that twins need."""
 
 ANSWER_HEAD = 4
 """Integers of an answer before its K rows: push?, skip, rule, detail."""
 
 NOBODY = -1
-"""In the place of `detail`, where no environment's is wanted."""
+"""Stands for `detail` in an answer that requests no environment's details."""
 
 UNASKED = -1
-"""In the place of the rule, in the header of a push that was granted by the answer to the last."""
+"""Stands for the rule in the header of a push that the previous answer authorised."""
 
 NO_ROW = -1
-"""In the place of the granted rows, where none are kept: of a state that `reset` has just made."""
+"""Stands for the granted rows in a state that keeps none, as after `reset`."""
 
 HEADER_HEAD = 2
 """Integers of a push's header before its columns: shard, rule."""
 
 HEADER_COLUMNS = ("row", "since_termination", "return_bits", "finite", "tier")
-"""What follows in the header, K integers each; the return is what best and worst are ranked by, and
-the tier goes before it: see `rank.measured`. It is all that a callback looks at itself: the rows of
-float32 are left to another thread, because converting much within one can deadlock."""
+"""The header's columns, K integers each. `BEST` and `WORST` rank by tier, then by return: see
+`ranking.measured`. A callback reads only the header and leaves the float32 rows to another thread,
+because converting large arrays within a callback can deadlock."""
 
 
 Layout = tuple[tuple[str, tuple[int, ...]], ...]
@@ -79,16 +79,16 @@ Layout = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class Origin(NamedTuple):
-    """Where a call comes from: fixed when the step is traced, so it costs nothing at run time."""
+    """The origin of a call: fixed when the step is traced, so it costs nothing at run time."""
 
     role: str  # "train" | "eval"
     num_envs: int  # environments in this shard's batch
     num_shards: int  # devices that step a batch each
     num_rows: int  # K: rows that one push carries
-    model: Layout = ()  # what differs between the environments' models, and can be pushed
-    detail: Layout = ()  # what can be pushed of one environment alone
-    coordinates: Layout = ()  # what can be pushed with the rows
-    watched: tuple[str, ...] = ()  # fields that are looked through, in the order of a report
+    model: Layout = ()  # fields in which the environments' models differ, for `push_model`
+    detail: Layout = ()  # fields that can be pushed of one environment alone
+    coordinates: Layout = ()  # fields that can be pushed with the rows
+    watched: tuple[str, ...] = ()  # fields checked for NaN and Inf, in the order of a report
 
 
 def unpack(layout: Layout, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -102,5 +102,5 @@ def unpack(layout: Layout, rows: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def size_of(layout: Layout) -> int:
-    """Numbers in one row."""
+    """Returns the number of values in one row."""
     return sum(math.prod(shape) for _, shape in layout)

@@ -1,4 +1,4 @@
-"""One picture: link poses of a moment, and the frame that its numbers are from."""
+"""Holds one picture: link poses at one moment, and the frame whose numbers are shown with it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,19 +11,19 @@ from brax_viser.records.protocol import NEVER
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What to draw."""
+    """The picture of one block at one moment."""
 
-    frame: Frame  # the step whose numbers are shown: the last one that playback has reached
+    frame: Frame  # step whose numbers are shown: the last that playback has reached
     link_pos: np.ndarray  # float32 [K, L, 3], m
     link_rot: np.ndarray  # float32 [K, L, 4], wxyz
-    hidden: np.ndarray  # bool [K]: blinks, for it is being reset
+    hidden: np.ndarray  # bool [K]: not drawn: blinking at a reset, or not known
     robot_time: float  # s since the stretch began
-    came: float  # s, when the frame did
-    # Of the twins in MuJoCo, as link_pos and link_rot; NaN where there is none.
+    came: float  # s, when the frame arrived
+    # The twins' link poses, as link_pos and link_rot; NaN where there is no twin.
     ghost: tuple[np.ndarray, np.ndarray] | None = None
 
     def is_same_picture(self, other: "View | None") -> bool:
-        """Whether there is nothing to draw anew."""
+        """Whether both show the same picture, so that nothing need be redrawn."""
         return (
             other is not None
             and self.link_pos is other.link_pos
@@ -33,16 +33,16 @@ class View:
 
 
 def beside(views: Sequence[View], cells: np.ndarray) -> View:
-    """What several processes of a training have of it, as one view.
+    """Merges the views of several processes of a training into one.
 
     Args:
-        views: of different environments; the first one's step is the one that is named.
-        cells: int32 [K], the environments that are drawn, in the order of the grid's cells. Of
-            those that no view has, nothing is shown; another one that is on screen still takes
-            the cell of such a one.
+        views: of different environments; the step shown is that of the first view.
+        cells: int32 [K], the environments to draw, in the order of the grid's cells. If no view
+            has one of them, its cell shows an environment of the views that has no cell, or else
+            nothing.
     """
     have = np.concatenate([view.frame.env_index for view in views])
-    have, rows = np.unique(have, return_index=True)  # of one that two have, the first counts
+    have, rows = np.unique(have, return_index=True)  # duplicates: the first counts
     cells = cells.copy()
     free = np.flatnonzero(~np.isin(cells, have))
     others = have[~np.isin(have, cells)][: len(free)]
@@ -75,4 +75,4 @@ def beside(views: Sequence[View], cells: np.ndarray) -> View:
 
 
 ASIDE = "sandbox"
-"""The role of the block that is no rollout's."""
+"""The role of the sandbox's block, which belongs to no rollout."""
