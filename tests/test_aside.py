@@ -180,12 +180,12 @@ def test_a_handle_follows_the_robot_and_drags_it(viewer, rollout):
     told(viewer, lambda do: do.set_sandbox(driver="limp"))
     told(viewer, lambda do: do.drag_sandbox(True))
     sandbox = Probe(viewer).sandbox_view
-    grip = sandbox._handle
-    assert grip is not None and panel(viewer).dragged
+    handle = sandbox._handle
+    assert handle is not None and panel(viewer).dragged
     block = Probe(viewer).scene.blocks[ASIDE]
     eventually(
         lambda: np.allclose(
-            grip._handle.position,
+            handle._handle.position,
             block.scale * block.place_of(CHOSEN, sandbox.session.body - 1),
             atol=0.05,
         ),

@@ -259,13 +259,13 @@ def test_a_dragged_body_comes_along_and_is_released():
     point, target = np.array([0, 0, 0.1]), np.array([0.3, 0.2, 1.5])
     sandbox.drag(BOX, point, target)
     steps(sandbox, 3)
-    grip = sandbox.pose.drag
-    assert grip is not None
-    np.testing.assert_array_equal(grip[1], target.astype(np.float32))
+    drag = sandbox.pose.drag
+    assert drag is not None
+    np.testing.assert_array_equal(drag[1], target.astype(np.float32))
     # It hangs below the target by as much as the spring gives.
-    np.testing.assert_allclose(grip[0], target - [0, 0, 9.81 / 12**2], atol=0.01)
+    np.testing.assert_allclose(drag[0], target - [0, 0, 9.81 / 12**2], atol=0.01)
     sandbox.release()
-    assert sandbox.step().grip is None
+    assert sandbox.step().drag is None
     steps(sandbox, 0.3)
     assert sandbox.data.qvel[2] < -1
 

@@ -147,7 +147,7 @@ class SandboxView:
             return
         size = block.scale * float(np.ptp(block.grid.reach, axis=0).max())
         self._handle = DragHandle(
-            self._server, f"{ROOT}/grip", size, self._dragged, self.session.release
+            self._server, f"{ROOT}/drag_handle", size, self._dragged, self.session.release
         )
         self.session.set(dragged=True)
 

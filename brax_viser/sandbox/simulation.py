@@ -93,7 +93,7 @@ class Sandbox:
         self._steps = 0  # env steps since `_back_to`
         self._began = 0  # index of the detail it went back to
         self._impulses = np.zeros((model.nbody, 3))
-        self._grip: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._dragged: tuple[int, np.ndarray, np.ndarray] | None = None
         self._back_to(None)
 
     # The start, and the driver.
@@ -223,11 +223,11 @@ class Sandbox:
         Raises:
             ValueError: there is no such body, or a vector is not finite.
         """
-        self._grip = (self._checked(body), _vector("point", point), _vector("target", target))
+        self._dragged = (self._checked(body), _vector("point", point), _vector("target", target))
 
     def release(self) -> None:
         """Ends the drag."""
-        self._grip = None
+        self._dragged = None
 
     # Stepping.
 
@@ -253,8 +253,8 @@ class Sandbox:
         posed = self.data.qpos.copy(), self.data.qvel.copy()
         for _ in range(self.substeps):
             self.data.qfrc_applied[:] = 0
-            if self._grip is not None:
-                self._pull(*self._grip)
+            if self._dragged is not None:
+                self._pull(*self._dragged)
             posed = self.data.qpos.copy(), self.data.qvel.copy()
             mujoco.mj_step(self.model, self.data)
             if (trouble := self._diverged()) is not None:
@@ -329,8 +329,8 @@ class Sandbox:
 
     def _seen(self) -> Pose:
         data, drag, state = self.data, None, self._state
-        if self._grip is not None:
-            body, point, target = self._grip
+        if self._dragged is not None:
+            body, point, target = self._dragged
             at = data.xpos[body] + data.xmat[body].reshape(3, 3) @ point
             drag = np.array([at, target], np.float32)
         pos, rot = data.xpos[1:].astype(np.float32), data.xquat[1:].astype(np.float32)
