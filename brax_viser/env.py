@@ -56,15 +56,15 @@ else:
     AnyWrapper = object  # Brax's or Playground's, like the environment: see `__new__`
 
 INFO_KEY = "brax_viser"
-"""The wrapper's only key in `state.info`. Its value is an `episode.EpisodeLog` as a dictionary of its
-fields: code that converts `info` to another type keeps dictionaries."""
+"""The wrapper's only key in `state.info`. Its value is an `episode.EpisodeLog` as a dictionary of
+its fields, which code that converts `info` to another type can carry."""
 
 KEPT_BY_RESETS = ("first_", "AutoReset")
 """Prefixes of the keys of `state.info` in which known auto-reset wrappers keep first states."""
 
 PRESERVED_KEY = "AutoResetWrapper_preserve_info"
 """The key of `state.info` that Playground's BraxAutoResetWrapper keeps when it replaces all others:
-our record is in it if its value is a dictionary, or if the state has no such key yet."""
+in Playground's states our record is kept in its dictionary, unless its value is of another type."""
 
 
 class VisualizedEnv(AnyWrapper):
@@ -118,7 +118,8 @@ class VisualizedEnv(AnyWrapper):
                 of a step (`dt`) nor the number of physics steps in it (`n_frames` or a similar
                 name), one physics step per step is assumed.
             grid: (columns, rows) or (columns, rows, layers) of the cells in which environments are
-                drawn. The trainer's other environments are not transferred.
+                drawn, one per cell. The trainer's other environments are not transferred to the
+                host.
             spacing: metres between neighbours, (x, y) or (x, y, z); None derives it from the
                 robot's reach.
             viewer: a `Viewer` to share; None makes one, at http://127.0.0.1:8000 if it is free, for
@@ -135,7 +136,7 @@ class VisualizedEnv(AnyWrapper):
             ValueError: a value is out of its limits, `env` has no MuJoCo model or one that does not
                 match the model that it steps, or it is wrapped already.
         """
-        env = within(env)  # if it is another wrapper's `unwrapped`, wrap the base itself, for a viewer of its own
+        env = within(env)  # another wrapper's `unwrapped` means the base, for a viewer of its own
         adapter = adapter_for(env, ctrl_fn, mj_model)
         if any(isinstance(inner, VisualizedEnv) for inner in layers(env)):
             raise ValueError("env is wrapped in VisualizedEnv already: wrap it once")
@@ -158,8 +159,8 @@ class VisualizedEnv(AnyWrapper):
 
     @property
     def viewer(self) -> "Viewer":
-        """The viewer that shows the environment; None after unpickling in another process. Setting it
-        affects the programs that are compiled, and the states that are reset, afterwards."""
+        """The viewer that shows the environment; None after unpickling in another process. Setting
+        it affects the programs that are compiled, and the states that are reset, afterwards."""
         return self._viewer
 
     @viewer.setter
@@ -321,7 +322,7 @@ class VisualizedEnv(AnyWrapper):
             None if told and not self._resets_inside else poses_of(physics_of(before)),
             resets_inside=self._resets_inside,
         )
-        # Known auto-resets keep each record with its environment; others may move records.
+        # Known auto-resets keep the record; others may replace it by that of a reset.
         return log if told else over_batch(log)
 
     def _step_unseen(self, env: Any, state: Any, action: Any) -> Any:
@@ -333,14 +334,14 @@ class VisualizedEnv(AnyWrapper):
         return replaced(state, info=self._with_log(state, log))
 
     def _terminated(self, state: Any, batch: tuple[int, ...]) -> jax.Array:
-        """Whether the environment itself has ended the episode, which a time limit does not count as."""
+        """Whether the environment itself has ended the episode; a time limit does not count."""
         done = done_of(state, batch) > 0
         truncated = count_of(state.info, "truncation", batch) if self._truncates_inside else None
         return done if truncated is None else done & (truncated == 0)
 
     def _own(self, info: Mapping[str, Any]) -> dict[str, Any]:
-        """Drops the entries of `info` that outer wrappers add, such as an episode's metrics: they are
-        stale here, and passing them to `emit` would make XLA copy them at every step."""
+        """Drops the entries of `info` that outer wrappers add, such as an episode's metrics: they
+        are stale here, and passing them to `emit` would make XLA copy them at every step."""
         own = self._own_info
         return {key: x for key, x in info.items() if own is None or key in own}
 

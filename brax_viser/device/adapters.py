@@ -1,4 +1,4 @@
-"""What an environment's state means: where its links are, and which MuJoCo model they belong to."""
+"""Reads environments: the link poses in their states, and the MuJoCo model that these belong to."""
 
 import copy
 import functools
@@ -61,47 +61,47 @@ MODEL_FIELDS = (
     "actuator_gainprm",
     "actuator_biasprm",
 )
-"""Fields of the physics model that are sent where domain randomisation makes them differ: what
-can be drawn, what a label can say, and what a twin's motion depends on. `link.inertia.mass` is of
-Brax's own, in place of `body_mass`."""
+"""Fields of the physics model that are sent if domain randomisation makes them differ: those that
+are drawn, those that labels show, and those that a twin's motion depends on. Brax's own backends
+have `link.inertia.mass` instead of `body_mass`."""
 
 MAX_OBSERVATION = MAX_INFO = 1024
-"""Numbers of an observation, and of `state.info`, that travel with a detail. More could not be
-read, and would cost."""
+"""The most values of an observation, and of `state.info`, that are sent with a detail. More could
+not be read on the page, but would cost time."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What is read of an environment, once, and of its states, with every step."""
+    """A wrapped environment: properties that are read once, and methods that read its states."""
 
     name: str  # "Ant", "Go1 Joystick"
-    backend: str  # which physics
+    backend: str  # name of the physics
     mj_model: mujoco.MjModel
-    init_qpos: np.ndarray  # float [nq], where `reset` starts from, before its noise
-    dt: float  # s, what one `step` of the wrapped env takes, repeated actions included
+    init_qpos: np.ndarray  # float [nq], the pose that `reset` starts from, before its noise
+    dt: float  # s, duration of one `step` of the wrapped env, repeated actions included
     repeat: int  # steps of `base` in one `step` of the wrapped env
     base: Any  # the innermost environment
-    ctrl_fn: Callable[[jax.Array], jax.Array] | None = None  # a user's, action [A] to ctrl [nu]
-    # A copy of `base` as it was made: wrappers for domain randomisation write into that.
+    ctrl_fn: Callable[[jax.Array], jax.Array] | None = None  # the user's, action [A] to ctrl [nu]
+    # A copy of the unchanged `base`: wrappers for domain randomisation write into `base`.
     original: Any = None
     _changes: Mapping[str, np.ndarray] = field(default_factory=dict)  # see `mujoco_model`
-    _leaves: dict[str, Any] = field(default_factory=dict)  # of its model, as it was made
+    _leaves: dict[str, Any] = field(default_factory=dict)  # of the stepped model when this was made
     _stepped: Path = ()  # where `base` keeps the model that JAX steps; (): nowhere
 
     @property
     def native(self) -> bool:
-        """Whether the physics is MuJoCo's own, by MJX or Warp: then there are controls, and forces
-        that MuJoCo works out of qpos, qvel and ctrl are those of the training."""
+        """Whether the physics is MuJoCo's own, by MJX or Warp: then states have controls, and the
+        forces that MuJoCo computes from qpos, qvel and ctrl are those of the training."""
         return self.backend not in _BRAXS_OWN
 
     def step(self, env: Any, state: Any, action: Any) -> tuple[Any, jax.Array | None]:
-        """Steps `env`, which has `base` inside, and returns its new state and the control [*batch,
-        nu] that went to the physics; None if that is not known."""
+        """Steps `env`, whose innermost environment is `base`. Returns the new state and the
+        controls that the physics received, [*batch, nu]; None if they were not found here."""
         state = env.step(state, action)
         return state, self._told(state, action)
 
     def _told(self, state: Any, action: Any) -> jax.Array | None:
-        """What the user's function makes of an action."""
+        """Applies the user's function to the action; returns None if there is no function."""
         if self.ctrl_fn is None:
             return None
         told = self.ctrl_fn
@@ -116,15 +116,15 @@ class Adapter:
 
     @property
     def _timestep(self) -> float:
-        """s, of the physics."""
+        """The physics' time step in s."""
         return float(self._changes.get("opt.timestep", self.mj_model.opt.timestep))
 
     def mujoco_model(self) -> mujoco.MjModel:
-        """MuJoCo's model of what is trained, of the caller's own.
+        """Returns a new MuJoCo model with the values that the environment steps with.
 
-        `mj_model` is what the environment was made of. What its code has changed since in the
-        model that it steps is in this one as well: Brax's environments set another time step and
-        stronger motors for the spring and positional backends, and MJX is given fewer iterations.
+        `mj_model` is the model that the environment was made from. This copy also has the changes
+        that its code made to the stepped model: Brax's environments set another time step and
+        stronger motors for the spring and positional backends, and fewer iterations for MJX.
         """
         model = copy.copy(self.mj_model)
         for name, value in self._changes.items():
@@ -138,10 +138,10 @@ class Adapter:
         return model
 
     def check(self, state: Any) -> None:
-        """Looks at a state of `reset`, while it is traced.
+        """Checks a state returned by `reset` while it is traced.
 
         Raises:
-            ValueError: it has no physics, or such as is not the model's.
+            ValueError: it has no physics, or its sizes are not the model's.
         """
         physics = physics_of(state)
         have = [x.shape[-1] for x in coordinates_of(physics)] + [poses_of(physics)[0].shape[-2]]
@@ -154,24 +154,24 @@ class Adapter:
             )
 
     def payload(self, state: Any) -> Payload:
-        """The arrays to show, of a state with any number of leading batch axes."""
+        """Returns the arrays to show, from a state with any number of leading batch axes."""
         pos, rot = poses_of(physics_of(state))
         return {"link_pos": pos, "link_rot": rot, "reward": reward_of(state, batch_of(state))}
 
     def motion(self, state: Any) -> Motion:
-        """Where the robots are and how they move, of a state as that of `payload`."""
+        """Returns the robots' positions and velocities in a state like that of `payload`."""
         data = physics_of(state)
         return self.moving.motion(*coordinates_of(data), getattr(data, "time", None))
 
     @functools.cached_property
     def moving(self) -> Coordinates:
-        """Which of qpos and qvel that is."""
+        """The elements of qpos and qvel that `motion` reads."""
         return Coordinates(self.mj_model)
 
     def inspected(self, state: Any) -> dict[str, Any]:
-        """What else is looked through for NaN and Inf: velocities, and what the policy is given.
+        """Returns the other arrays to check for NaN and Inf: velocities and observations.
 
-        Pixels are left out. They cannot be either, and it would take long.
+        Pixels are left out: they cannot be NaN or Inf, and checking them would take long.
         """
         batch, (_, qvel) = batch_of(state), coordinates_of(physics_of(state))
         found = {"qvel": qvel}
@@ -188,15 +188,15 @@ class Adapter:
         ctrl: jax.Array | None = None,
         info: Mapping[str, Any] | None = None,
     ) -> Payload:
-        """What of a single environment is worth looking into: arrays [*batch, ...].
+        """Returns the details that can be shown of a single environment: arrays [*batch, ...].
 
         "qpos" [nq] and "qvel" [nv], in MuJoCo's order, units and frames on all backends; "ctrl"
-        [nu], "act" [na], "mocap_pos" [nmocap, 3] and "mocap_quat" [nmocap, 4] where the backend
-        keeps such, or `step` has found it, and the model has any; "action" [A]; and "observation"
-        [O], or "observation/PATH" where it is a pytree of several, those of a single axis and of no
-        more than `MAX_OBSERVATION` numbers together; and "info/NAME" of `info`, what else the
-        environment keeps for itself, no more than `MAX_INFO` numbers together. Pixels and random
-        keys never travel.
+        [nu], "act" [na], "mocap_pos" [nmocap, 3] and "mocap_quat" [nmocap, 4] if the model has any
+        and the backend's state keeps them, or `step` has found `ctrl`; "action" [A]; "observation"
+        [O], or "observation/PATH" for each array of a pytree, if they have one axis each and up to
+        `MAX_OBSERVATION` values in all; and "info/NAME" for arrays that the environment keeps in
+        `info`, up to `MAX_INFO` values in all. Arrays that would exceed these limits, pixels and
+        random keys are never sent.
         """
         batch, data = batch_of(state), physics_of(state)
         qpos, qvel = coordinates_of(data)
@@ -218,11 +218,11 @@ class Adapter:
         return {**fields, **_info(info or {}, batch)}
 
     def randomised(self) -> Payload:
-        """Fields of the model that is stepped right now in which environments differ.
+        """Returns those of `MODEL_FIELDS` in which environments differ in the step being traced.
 
-        While a step is traced under domain randomisation, the wrapper that does it has put
-        traced arrays, one per environment, in the place of those that the environment was made
-        with. Arrays [*batch, ...], of `MODEL_FIELDS`; empty without domain randomisation.
+        While a step is traced under domain randomisation, the randomisation's wrapper has replaced
+        fields of the stepped model by traced arrays with one value per environment. Returns these
+        arrays, [*batch, ...]; empty without domain randomisation.
         """
         leaves = _leaves_of(at(self.base, self._stepped), self.mj_model)
         return {
@@ -234,7 +234,7 @@ class Adapter:
         }
 
     def init_links(self) -> tuple[np.ndarray, np.ndarray]:
-        """Link poses before anything has run: float32 [L, 3] in m, float32 [L, 4] wxyz."""
+        """Returns the link poses at `init_qpos`: float32 [L, 3] in m, float32 [L, 4] wxyz."""
         data = mujoco.MjData(self.mj_model)
         data.qpos[:] = self.init_qpos
         mujoco.mj_kinematics(self.mj_model, data)
@@ -246,7 +246,7 @@ _BRAXS_OWN = ("generalized", "spring", "positional")
 
 
 def _observation(state: Any) -> Iterable[tuple[str, Any]]:
-    """Its arrays by their paths; those of a dictionary in its own order."""
+    """Returns the observation's arrays by their paths; a dictionary keeps its own order."""
     obs = getattr(state, "obs", None)
     found = named_leaves(obs)
     if isinstance(obs, Mapping) and all(name in found for name in obs):
@@ -255,12 +255,12 @@ def _observation(state: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _info(info: Mapping[str, Any], batch: tuple[int, ...]) -> Payload:
-    """What of it travels: not what wrappers inside keep there to reset by, which is a lot."""
+    """Returns the arrays of `info` to send, without the large states of auto-resets."""
     found, left = {}, MAX_INFO
     for name, x in named_leaves(own_info(info)).items():
         if not isinstance(x, jax.Array | np.ndarray) or x.shape[: len(batch)] != batch:
             continue
-        # Old random keys are unsigned integers, which have nothing else to say here.
+        # Raw random keys are unsigned integers, so arrays of that kind are left out.
         number = any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.signedinteger))
         size = math.prod(x.shape[len(batch) :])
         if (number or x.dtype == bool) and size <= left:
@@ -270,22 +270,22 @@ def _info(info: Mapping[str, Any], batch: tuple[int, ...]) -> Payload:
 
 
 _KEPT = {"ctrl": "nu", "act": "na", "mocap_pos": "nmocap", "mocap_quat": "nmocap"}
-"""What MuJoCo's physics keeps besides qpos and qvel, and which of the model's sizes counts it."""
+"""Arrays of MuJoCo's state besides qpos and qvel, with the model's field for their size."""
 
 
 class BraxAdapter(Adapter):
-    """Brax environments on any of the four backends (mjx, generalized, spring, positional), and all
-    others that are not Playground's.
+    """The adapter of Brax environments, on any of the four backends (mjx, generalized, spring,
+    positional), and of all others except Playground's.
 
-    Link i is body i + 1 of the MuJoCo model: on Brax's own backends because Brax fuses bodies
+    Link i is body i + 1 of the MuJoCo model, also on Brax's own backends, because Brax fuses bodies
     without joints before it compiles the model.
     """
 
     def step(self, env: Any, state: Any, action: Any) -> tuple[Any, jax.Array | None]:
-        """See `Adapter.step`. Brax's own backends do not keep the control, but every environment
-        hands it to `pipeline_step`, which is looked at while the step is being traced. Where that
-        is called within a transformation inside of `env` (a vmap, an action that is repeated), or
-        not just once, there is nothing that could be read out here."""
+        """See `Adapter.step`. Brax's own backends do not keep the controls in the state, but their
+        environments pass them to `pipeline_step`, so its argument is read while the step is traced.
+        This is not possible if it is called within a transformation inside `env` (a vmap, an action
+        repeat), or not exactly once."""
         parts = [attribute(self.base, name) for name in ("__dict__", "pipeline_step")]
         can_look = all(part is not None for part in parts)
         if self.native or self.ctrl_fn is not None or not can_look:
@@ -304,7 +304,7 @@ class BraxAdapter(Adapter):
 
 
 class PlaygroundAdapter(Adapter):
-    """MuJoCo Playground's environments, stepped by MJX or by MuJoCo Warp: link i is body i + 1."""
+    """The adapter of Playground environments, stepped by MJX or Warp: link i is body i + 1."""
 
 
 def adapter_for(
@@ -312,11 +312,11 @@ def adapter_for(
     ctrl_fn: Callable[[jax.Array], jax.Array] | None = None,
     mj_model: mujoco.MjModel | None = None,
 ) -> Adapter:
-    """Reads what is needed of `env`; for the others see `env.VisualizedEnv`.
+    """Makes the adapter of `env`; for the other arguments see `env.VisualizedEnv`.
 
     Raises:
-        TypeError: `env` is not an environment, or `mj_model` no MjModel.
-        ValueError: no MuJoCo model is found or given, or one whose bodies are not its links.
+        TypeError: `env` is not an environment, or `mj_model` is not an MjModel.
+        ValueError: no MuJoCo model is found or given, or it does not match the stepped model.
     """
     if not is_env(env):
         raise TypeError(
@@ -366,8 +366,8 @@ def _check_links(base: Any, backend: str, sys: System, model: mujoco.MjModel) ->
 
 
 def _init_qpos(stepped: Any, model: mujoco.MjModel) -> np.ndarray:
-    """float [nq], where a robot most likely starts: where Brax's System says, or the model's first
-    keyframe, as in most of Playground's, or its zero."""
+    """Returns the likely initial qpos, float [nq]: that of Brax's System, or of the model's first
+    keyframe, as in most Playground environments, or else `qpos0`."""
     init_q = attribute(stepped, "init_q")
     if init_q is not None and np.shape(init_q) == (model.nq,):
         return np.asarray(jax.device_get(init_q), np.float64)
@@ -375,7 +375,7 @@ def _init_qpos(stepped: Any, model: mujoco.MjModel) -> np.ndarray:
 
 
 def _backend_of(env: Any, base: Any, stepped: Any) -> str:
-    """Which physics: told by the environment, or found in what its `reset` returns."""
+    """Returns the backend that the environment names, or detects it in the state of its `reset`."""
     if is_playground(base):
         return str(base.mjx_model.impl.value)
     named = attribute(env, "backend")
@@ -383,7 +383,7 @@ def _backend_of(env: Any, base: Any, stepped: Any) -> str:
         return named
     try:
         physics = physics_of(jax.eval_shape(env.reset, jax.random.PRNGKey(0)))
-    # What it wants otherwise will be seen when it is reset by its trainer.
+    # Catch everything: a trainer's own `reset` will show an error, if there really is one.
     except Exception as error:
         log.info("reset of %s cannot be traced by itself: %s", type(base).__name__, error)
         return "mjx"
@@ -399,8 +399,8 @@ _SUBSTEPS += ("_frame_skip", "frame_skip", "_decimation", "decimation", "physics
 
 
 def _dt_of(base: Any, timestep: float) -> float:
-    """s of one step: what the environment says, or how many steps of the physics it says that it
-    takes, under one of the usual names; one, where it says nothing."""
+    """Returns the duration of one step in s: an attribute of the environment with a usual name, or
+    its number of physics steps times the physics' time step, or one such time step."""
     for names, unit in ((_SECONDS, 1.0), (_SUBSTEPS, timestep)):
         for name in names:
             value = attribute(base, name)
@@ -411,9 +411,9 @@ def _dt_of(base: Any, timestep: float) -> float:
 
 
 def _playground_name(cls: type) -> str:
-    """`...dm_control_suite.cartpole.Balance` as "Cartpole Balance", `...go1.joystick.Joystick` as
-    "Go1 Joystick": of Playground's own, the class alone does not say which robot it is. A class of
-    a script or of another package is called what its author has called it."""
+    """Returns "Cartpole Balance" for `...dm_control_suite.cartpole.Balance` and "Go1 Joystick" for
+    `...go1.joystick.Joystick`, as the names of Playground's own classes do not say which robot it
+    is. Classes of scripts and of other packages keep their names."""
     if not cls.__module__.startswith("mujoco_playground."):
         return cls.__name__
     *_, package, module = cls.__module__.split(".")
@@ -440,29 +440,29 @@ _OPTIONS = (
     "enableflags",
 )
 _PHYSICAL = ("qpos", "body_", "jnt_", "dof_", "geom_", "pair_", "eq_", "tendon_", "actuator_")
-"""How names of fields of the model begin that the motion depends on."""
+"""Prefixes of the model's fields that the motion depends on."""
 
 
 def _changes_of(stepped: Any, model: mujoco.MjModel) -> dict[str, np.ndarray]:
-    """Fields of a JAX model that are not as the MuJoCo model that it was made of has them."""
+    """Returns the fields of a JAX model that differ from the MuJoCo model that it was made from."""
     pairs = {f"opt.{name}": (stepped.opt, model.opt, name) for name in _OPTIONS}
     names = [f.name for f in fields(stepped) if f.name.startswith(_PHYSICAL)]
     pairs |= {name: (stepped, model, name) for name in names}
     changes = {}
     for key, (new, old, name) in pairs.items():
         value, usual = getattr(new, name, None), getattr(old, name, None)
-        # MJX puts models on the first device, which may be another process's: the first one's.
-        # That one makes the twins, and can read them.
+        # MJX puts models on the first device, which belongs to the first process: other processes
+        # cannot read them, and need not, because the first process makes the twins.
         if value is None or (isinstance(value, jax.Array) and not value.is_fully_addressable):
             continue
-        # Other shapes are JAX's own way of keeping things.
+        # JAX stores some fields in shapes of its own.
         if usual is None or np.shape(value) != np.shape(usual):
             continue
         value = np.asarray(value, np.float64)  # some are enumerations
-        # The same but for float32.
+        # Ignore the rounding to float32.
         if not np.allclose(value, usual, rtol=1e-5, atol=1e-7, equal_nan=True):
             changes[key] = value
-    # Brax's own backends keep the strength of motors apart.
+    # Brax's own backends keep the motors' gear separately.
     motors = getattr(stepped, "actuator", None)
     if motors is not None and len(motors.gear) == model.nu:
         gear = np.asarray(motors.gear)
@@ -473,7 +473,7 @@ def _changes_of(stepped: Any, model: mujoco.MjModel) -> dict[str, np.ndarray]:
 
 
 def _leaves_of(stepped: Any, model: mujoco.MjModel) -> dict[str, Any]:
-    """By name, those of `MODEL_FIELDS` that the model has which JAX steps, in MuJoCo's shapes."""
+    """Returns, by name, those of `MODEL_FIELDS` that the stepped model has in MuJoCo's shapes."""
     leaves = {}
     for name in MODEL_FIELDS:
         value = stepped
@@ -482,7 +482,7 @@ def _leaves_of(stepped: Any, model: mujoco.MjModel) -> dict[str, Any]:
         if value is None:
             continue
         usual = np.shape(getattr(model, name, value))
-        # One to look at may have more geoms than the one that is stepped.
+        # The model that is drawn may have more geoms than the one that is stepped.
         if np.shape(value)[-len(usual) or None :] == usual:
             leaves[name] = value
     return leaves

@@ -1,27 +1,26 @@
-"""One host call per *batched* environment step, from inside whatever `vmap`s the trainer uses.
+"""Calls the host once per *batched* environment step, inside any `vmap`s that the trainer uses.
 
-A plain `io_callback` under `vmap` runs once per environment. `emit` carries a batching rule of
-its own that swallows every batch axis first, and then talks to the host:
+A plain `io_callback` under `vmap` runs once per environment. `emit` has its own batching rule,
+which first gathers the whole batch, and then calls the host:
 
     skipped step    countdown - 1, nothing else: one compare
     due step        ask(...)  -> answer              two integers go out, 4 + K come back
-    granted step    the last answer to a push, whose K rows the state has kept, stands in for one
-      while push    push(...) -> answer              K rows gathered on the device go out, and
-                                                     with them all that is known of one of them,
-                                                     or the coordinates of them all
-           or model push_model(...) -> answer        what differs between K envs' models goes out
+    granted step    the answer to the last push replaces the `ask`; the state has kept its K rows
+      while push    push(...) -> answer              K rows gathered on the device go out, with
+                                                     all details of one of them, or with the
+                                                     coordinates of all of them
+           or model push_model(...) -> answer        the fields in which K envs' models differ
 
-An answer says whether to push rows of this very step, which ones, and how many steps to let pass
-before the next call. That number is stored in the environment's state, so no call is dead code,
-and it is how the switch, the pacing, the selection and the hold work without recompiling
-anything. Of consecutive steps of which nothing but rows is wanted, or rows and coordinates, each
-answer grants the next, which then takes one call, not two. A training is held by an answer that
-does not come; and since an answer to a push may ask for another one, other environments can be
-looked at meanwhile.
+An answer says whether to push rows of this step, which rows, and how many steps to let pass before
+the next call. That number is stored in the environment's state, so the call is never dead code, and
+the switch, the pacing, the selection and the hold work without recompiling anything. While only
+rows (or rows and coordinates) are streamed step after step, the answer to a push authorises the
+next push, so a step costs one call instead of two. A training is held by delaying an answer; since
+an answer to a push may request another push, the page can switch environments during the hold.
 
-A reward that turns NaN or Inf makes a step due, in whatever environment it is; all else is looked
-through whenever a step is due, or at every step where an answer says so by `protocol.WATCHED`. What
-is new is told with the question, and the host can hold the training at that very step.
+A new NaN or Inf in the reward of any environment makes a step due; all other fields are checked
+whenever a step is due, or at every step if an answer says so by `protocol.WATCHED`. New findings
+are reported with the `ask`, and the host can hold the training at that very step.
 """
 
 import functools
@@ -56,56 +55,57 @@ from brax_viser.records.protocol import (
 )
 
 Payload = Mapping[str, jax.Array]
-"""What one step shows, name -> [*batch, ...] array."""
+"""The fields to show of one step, name -> [*batch, ...] array."""
 
 
 class Host(Protocol):
     """The functions that the device calls. They run on XLA's threads and must not raise.
 
-    All answer with int32 [4 + K]: (push?, skip, rule, detail, *rows), push? being 0,
-    `protocol.PUSH`, `protocol.PUSH_MODEL` or `protocol.PUSH_COORDINATES`. `skip` is how many steps
-    to let pass before the next `ask`; it counts with the answer that does not ask for a push.
-    `protocol.GRANTED` in its place has the next step pushed without an `ask`: the rows of that
-    answer, with `protocol.UNASKED` for a rule; `protocol.GRANTED_COORDINATES` has the coordinates
-    pushed with them. What is kept for that can be lost with the state, and then an `ask` comes all
-    the same.
+    All return an answer, int32 [4 + K]: (push?, skip, rule, detail, *rows), where push? is 0,
+    `protocol.PUSH`, `protocol.PUSH_MODEL` or `protocol.PUSH_COORDINATES`. `skip` is the number of
+    steps to let pass before the next `ask`; only that of the last answer, the one without a push,
+    counts.
 
-    The rows are indices into the shard's batch where `rule` is `protocol.GIVEN`, and ignored
-    otherwise: then the device chooses the K environments that the rule ranks first. `detail` is the
-    index of the one environment of which all that is known is wanted too, or `protocol.NOBODY`.
+    If `skip` is `protocol.GRANTED`, the device pushes the next step without an `ask`: the rows of
+    that answer, with the rule `protocol.UNASKED`. If it is `protocol.GRANTED_COORDINATES`, their
+    coordinates are pushed too. If a reset discards the stored rows, the device falls back to `ask`.
+
+    The rows are indices into the shard's batch if `rule` is `protocol.GIVEN`. Otherwise they are
+    ignored, and the device chooses the K environments that the rule ranks first. `detail` is the
+    index of the one environment whose details are wanted too, or -1.
     """
 
     capacity: int
-    """K: rows that one `push` may carry; the grid's number of cells."""
+    """K: the most rows that one `push` may carry; the grid's number of cells."""
 
     def ask(self, origin: Origin, query: jax.Array) -> np.ndarray:
-        """`query` int32 [2]: (countdown, which can be `protocol.FRESH`, shard).
+        """Receives `query`, int32 [2]: countdown, which may be `protocol.FRESH`; shard.
 
-        Where something has turned NaN or Inf, the report of it follows, int32 [3 + F]: see
-        `watch.report`. Then the countdown can be above 0, for the step has come before its time.
+        If a field has become NaN or Inf, the report follows, int32 [3 + F]: see `watch.report`.
+        The countdown may then be above 0, because the finding made the step due early.
         """
         ...
 
     def push(
         self, origin: Origin, layout: Layout, header: jax.Array, rows: jax.Array
     ) -> np.ndarray:
-        """`header` int32 [2 + 5 K]: shard, rule, `protocol.HEADER_COLUMNS`; `rows` float32 [K, D].
+        """Receives `header`, int32 [2 + 5 K]: shard, rule, `protocol.HEADER_COLUMNS`; and `rows`,
+        float32 [K, D]. A numpy array is only valid until the function returns.
 
-        With `protocol.UNASKED` for a rule it takes the place of an `ask` too: the answer may ask
-        for other rows of this step, if those that came are not wanted.
+        With the rule `protocol.UNASKED`, the push also takes the place of an `ask`: the answer may
+        request other rows of this step instead.
 
-        Where a detail was asked for, `rows` is float32 [K * D + E]: the rows, one after the other,
-        and behind them the detail, laid out as `origin.detail` says. Where coordinates were asked
-        for, they are in the rows and in their `layout`, and a detail is behind the rows, of
-        whatever environment where nobody's was asked for. A numpy array handed in is only valid
-        until the function returns.
+        If a detail was requested, `rows` is float32 [K * D + E]: the rows one after the other,
+        then the detail with the layout `origin.detail`. If coordinates were requested, the rows and
+        their `layout` include them, and a detail always follows if `origin.detail` has fields: of
+        an arbitrary environment if none was requested.
         """
         ...
 
     def push_model(self, origin: Origin, shard: jax.Array, rows: jax.Array) -> np.ndarray:
-        """`shard` int32 []; `rows` float32 [K, D], laid out as `origin.model` says.
+        """Receives `shard`, int32 [], and `rows`, float32 [K, D], with the layout `origin.model`.
 
-        Only for rows that the host gave itself, and as valid as those of `push`.
+        Only for rows given by the host (`protocol.GIVEN`). Arrays are valid as in `push`.
         """
         ...
 
@@ -127,37 +127,37 @@ def emit(
     nonfinite: jax.Array | None = None,
     state_is_kept: bool = False,
 ) -> tuple[jax.Array, ...]:
-    """Offers one step to the host and returns what to store in the state until the next.
+    """Offers one step to the host and returns the values to store in the state for the next one.
 
     Args:
-        host: who is asked.
+        host: receives the calls.
         role: "train" or "eval".
-        countdown: int32 [*batch], the value that the last call returned, or `protocol.FRESH`.
-        granted_rows: int32 [*batch], as the last call returned it, or `protocol.NO_ROW`.
+        countdown: int32 [*batch], as returned at the last step, or `protocol.FRESH`.
+        granted_rows: int32 [*batch], as returned at the last step, or `protocol.NO_ROW`.
         shard: int32 [], index of this device's part of the batch.
-        num_shards: how many parts there are.
-        payload: arrays [*batch, ...] of any real dtype; float32 is what travels. Has the fields
-            that `rank.top` needs. A field "finite" is added.
-        inspected: a pytree of arrays [*batch, ...] that are looked through for NaN and Inf, as
-            the payload is, and do not travel.
-        model: arrays [*batch, ...] in which the environments' models differ. They travel when
-            the host asks for them, which is not with each step.
-        detail: arrays [*batch, ...] that travel for one environment, if the host asks for one.
-        coordinates: arrays [*batch, ...] that travel with the rows, if the host asks for them.
-        last: arrays [*batch, ...] that travel in the place of those of the payload, by name, where
-            those that have just terminated are ranked.
-        nonfinite: int32 [*batch], as the last call returned it, 0 at first: what is known not to be
-            finite. None: nobody is told what turns NaN or Inf.
-        state_is_kept: whether the program around returns the state. The countdown in it then
-            keeps the call alive, which is cheaper: see `callback.call_host`. If it says so and
-            does not, nothing is seen; what is computed is the same in any case.
+        num_shards: number of parts.
+        payload: arrays [*batch, ...] of any real dtype, sent as float32. Must have the fields
+            that `ranking.top` needs, except "finite", which is added.
+        inspected: a pytree of arrays [*batch, ...] that are checked for NaN and Inf, like the
+            payload, but not sent.
+        model: arrays [*batch, ...] in which the environments' models differ; sent when the host
+            requests them, which is not at every step.
+        detail: arrays [*batch, ...] that are sent for one environment on request.
+        coordinates: arrays [*batch, ...] that are sent with the rows on request.
+        last: arrays [*batch, ...] that replace the payload's arrays of the same names when the
+            rule is `protocol.TERMINATED`.
+        nonfinite: int32 [*batch], as returned at the last step, 0 at first: bits of the fields
+            known not to be finite. None: NaN and Inf are not reported.
+        state_is_kept: whether the surrounding program returns the state. Its countdown then keeps
+            the call alive, which is cheaper: see `host_call.call_host`. If this is wrongly True,
+            the host sees no steps; the computed values are the same in any case.
 
     Returns:
-        int32 [*batch], the countdown, all elements alike; and int32 [*batch], the granted rows:
-        the first K of them, one after the other, and no more than a place to keep them. Where
-        `nonfinite` is given, that as well.
+        int32 [*batch], the countdown, with all elements equal; and int32 [*batch], the granted
+        rows: the first K elements, flattened, hold them; the others are unused. If `nonfinite`
+        is given, its new value too.
     """
-    # A callback has no derivative and must not ask for one: APG differentiates through steps.
+    # A callback has no derivative, and APG differentiates through steps.
     arrays = jax.lax.stop_gradient(
         (
             dict(payload),
@@ -177,20 +177,20 @@ def emit(
 
 
 def _named(tree: Any) -> dict[str, jax.Array]:
-    """Its leaves, by the way to them: "qvel", "observation/state"."""
+    """Returns the leaves by their paths: "qvel", "observation/state"."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
 
 
 def swallow_batch_axes(call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call(shard, *arrays)` that sees a `vmap` as one more leading axis of the arrays."""
+    """Returns `call(shard, *arrays)` such that a `vmap` adds one leading axis to its arrays."""
 
     def swallowing(*args: Any) -> Any:
         traced, out_shape = jax.make_jaxpr(call, return_shape=True)(*args)
         out_tree = jax.tree.structure(out_shape)
 
-        # Constants of `call` are handed in. Left inside, they would be operands of `custom_vmap`
-        # all the same; under a batched `cond` or `switch` JAX batches these too, which it refuses.
+        # Pass the constants of `call` as arguments: as closed-over operands of `custom_vmap` they
+        # would be batched under a batched `cond` or `switch`, which JAX refuses.
         @custom_vmap
         def once(_constants: Sequence[jax.Array], *args: Any) -> Any:
             evaluate = jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, _constants))
@@ -205,7 +205,7 @@ def swallow_batch_axes(call: Callable[..., Any]) -> Callable[..., Any]:
             _, shard_batched, *arrays_batched = in_batched
             arrays = jax.tree.map(spread, arrays, tuple(arrays_batched))
             shard = shard[0] if shard_batched else shard
-            # Wrapped again, because the vmap outside of this one must be swallowed too.
+            # Wrap again, so that the next outer vmap adds an axis too.
             results = swallow_batch_axes(call)(shard, *arrays)
             return results, jax.tree.map(lambda _: True, results)
 
@@ -231,7 +231,7 @@ def _emit_batch(
     coordinates: Payload,
     last: Payload,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The whole batch at once: all arrays are [*batch, ...]."""
+    """Implements `emit` for the whole batch at once: all arrays are [*batch, ...]."""
     batch = countdown.shape
     num_envs = math.prod(batch)
     num_rows = min(host.capacity, num_envs)
@@ -246,7 +246,7 @@ def _emit_batch(
     answer_shape = jax.ShapeDtypeStruct((ANSWER_HEAD + num_rows,), jnp.int32)
     ask = functools.partial(host.ask, origin)
 
-    # A scalar predicate keeps `cond` a real branch; a batched one would run both sides. The
+    # A scalar predicate keeps `cond` a real branch; a batched one would run both branches. Take the
     # maximum, because a reset of some environments must not call the host for all of them.
     stored = jnp.max(countdown)
     watching = stored >= WATCHED
@@ -261,7 +261,7 @@ def _emit_batch(
         )
 
         def looked_through(fields: Payload, others: Payload) -> Payload:
-            # That of an episode before says nothing of this one.
+            # The return of the last episode says nothing about this one.
             own = [x for name, x in fields.items() if name != "finished_return"]
             return {**fields, "finite": finite([*own, *others.values()])}
 
@@ -270,7 +270,7 @@ def _emit_batch(
 
         def send_rows(answer: jax.Array) -> jax.Array:
             rule, rows = answer[2], answer[ANSWER_HEAD:]
-            # Ranking all environments is worth a branch of its own.
+            # Ranking all environments is expensive: it gets a branch of its own.
             rows = jax.lax.cond(rule > 0, lambda: ranked(rule), lambda: rows)
             return send_chosen(rule, rows, instead=lasts)
 
@@ -290,7 +290,7 @@ def _emit_batch(
             instead: Payload | None = None,
         ) -> jax.Array:
             chosen, besides = _take(fields, rows), _take(beside or {}, rows)
-            # Of the chosen alone, and only where they are sent: of 4,096 ants it takes 0.2 ms.
+            # Check only the chosen, and only if they are sent: for 4,096 ants it takes 0.2 ms.
             chosen = dict(looked_through(chosen, _take(others, rows)))
             for name, x in _take(instead or {}, rows).items():
                 chosen[name] = jnp.where(rule == TERMINATED, x, chosen[name])
@@ -346,7 +346,7 @@ def _emit_batch(
             push = PUSH + (PUSH_COORDINATES - PUSH) * with_places
             return jnp.concatenate([push[None], jnp.array([0, UNASKED, NOBODY], jnp.int32), kept])
 
-        # A wrapper that replaces the states of some environments may have replaced the rows.
+        # A wrapper that replaces the states of some environments may have discarded the rows.
         is_granted = (left >= GRANTED) & (jnp.min(kept) > NO_ROW)
 
         def attend(first: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -371,8 +371,8 @@ def _emit_batch(
             return attend(jax.lax.cond(finds, told, usual))
 
         skip, rows = jax.lax.cond(is_due | finds, attended, lambda: skipped)
-        # Once is enough: an environment that is finite again, and then not, is told of anew only
-        # while every step is looked through.
+        # A finding is reported once; an environment that recovers and fails again is only reported
+        # again while every step is checked.
         return skip, rows, jnp.where(watching, bits, known | bits)
 
     operands = (dict(payload), dict(inspected), dict(model), dict(detail), dict(coordinates))
@@ -380,7 +380,7 @@ def _emit_batch(
     is_attended = is_due
     if is_watched:
         is_attended |= watching
-        if "reward" in payload:  # the viewer may be closed: then nobody wants to know
+        if "reward" in payload:  # skipped if the viewer is closed
             turned = watch.reward_turned(payload["reward"], nonfinite)
             is_attended |= turned & (left < FOREVER // 2)
     skip, rows, known = jax.lax.cond(is_attended, due, lambda _: (*skipped, known), operands)
@@ -389,7 +389,7 @@ def _emit_batch(
 
 
 def _take(arrays: Payload, rows: jax.Array) -> Payload:
-    """Arrays [K, ...], of arrays [N, ...]."""
+    """Takes rows [K, ...] from arrays [N, ...]."""
     return {name: _take_from(x, rows) for name, x in arrays.items()}
 
 
@@ -398,16 +398,16 @@ def _take_from(x: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def _packed(rows: Payload) -> jax.Array:
-    """float32 [K, D], of arrays [K, ...]: each argument of a callback costs its own transfer."""
+    """Packs arrays [K, ...] into float32 [K, D], as each argument of a callback is a transfer."""
     return jnp.concatenate(
         [x.reshape(len(x), -1).astype(jnp.float32) for x in rows.values()], axis=1
     )
 
 
 def shard_of_this_device() -> tuple[jax.Array, int]:
-    """(index, count) of the manual (pmap, shard_map) axes around the caller, while tracing.
+    """Returns (index, count) over the manual (pmap, shard_map) axes around the caller, in tracing.
 
-    Folds all of them, so that no trainer's axis name needs to be known. Outside: (0, 1).
+    Folds all axes into one, so that no trainer's axis name need be known. Without axes: (0, 1).
     """
     mesh = jax.sharding.get_abstract_mesh()
     index, count = jnp.zeros((), jnp.int32), 1

@@ -1,4 +1,4 @@
-"""What is around an environment, and what is inside of a wrapper: Brax's or MuJoCo Playground's."""
+"""Finds and handles the wrappers around an environment, Brax's and MuJoCo Playground's."""
 
 import contextlib
 import copy
@@ -18,50 +18,50 @@ log = logging.getLogger("brax_viser")
 
 
 def playground() -> Any:
-    """The module `mujoco_playground`, or None. Who has one of its environments has imported it;
-    nobody else is to wait for that, or to need it."""
+    """Returns the module `mujoco_playground`, or None. Looked up in `sys.modules`: a program with
+    one of its environments has imported it, and other programs need not install it."""
     return sys.modules.get("mujoco_playground")
 
 
 def is_playground(env: object) -> bool:
-    """Whether `env` is an environment of Playground's, or a wrapper of its around anything."""
+    """Whether `env` is a Playground environment, or a Playground wrapper around any."""
     module = playground()
     return module is not None and isinstance(env, module.MjxEnv)
 
 
 def is_env(env: object) -> bool:
-    """Whether it can be reset and stepped as Brax's and Playground's environments can; a class of
-    its own need not be theirs."""
+    """Whether `env` can be reset and stepped like Brax's and Playground's environments; its class
+    need not be derived from theirs."""
     if isinstance(env, Env) or is_playground(env):
         return True
     if isinstance(env, type | ModuleType):
         return False
-    # Gym's have these two as well, with other arguments, and a space of actions.
+    # Gym environments have both too, with other arguments, but also an `action_space`.
     calls = all(callable(attribute(env, name)) for name in ("reset", "step"))
     sizes = [attribute(env, name) is not None for name in ("action_space", "action_size")]
     return calls and sizes != [True, False]
 
 
 def attribute(thing: Any, name: str) -> Any:
-    """What it is; None where there is no such attribute, or a property that raises: it may not be
-    implemented, or not be ready, and nobody but us may have asked for it yet."""
+    """Returns the attribute, or None if it does not exist or its property raises: the property may
+    be unimplemented, or not ready, which only our access would show."""
     try:
         return getattr(thing, name, None)
-    # Whatever a class of the user's raises: it trains without.
+    # Catch everything that a user's class may raise: training does not need the attribute.
     except Exception as error:
         log.debug("%s of a %s cannot be read: %r", name, type(thing).__name__, error)
         return None
 
 
 def wrapper_class(env: object) -> type:
-    """The class that wrappers of such an environment have: trainers tell Brax's environments from
-    Playground's by it, and either's wrappers lean on its own."""
+    """Returns the base class for a wrapper of `env`: trainers tell Brax's environments from
+    Playground's by it, and the wrappers of either package expect their own."""
     return playground().wrapper.Wrapper if is_playground(env) else Wrapper
 
 
 class _Unregistered:
-    """First among the bases of a class that is made on the fly, so that those which keep account
-    of their subclasses do not hear of it, nor ask for arguments that nobody has."""
+    """The first base of a class that is made at run time: stops `__init_subclass__` of the other
+    bases, which may register their subclasses or require arguments, from being called."""
 
     def __init_subclass__(cls, **_: Any) -> None:
         pass
@@ -69,7 +69,7 @@ class _Unregistered:
 
 @functools.cache
 def of_kind(cls: type, base: type) -> type:
-    """`cls` as a subclass of `base` too."""
+    """Returns `cls`, or if it is not a subclass of `base`, a class derived from both."""
     if issubclass(cls, base):
         return cls
     members = {"__module__": cls.__module__, "__doc__": cls.__doc__, "made_of": (cls, base)}
@@ -77,12 +77,12 @@ def of_kind(cls: type, base: type) -> type:
 
 
 def empty_of(cls: type, base: type) -> Any:
-    """An object of `of_kind(cls, base)` without attributes, to be filled by whoever copies one."""
+    """Returns an object of `of_kind(cls, base)` without attributes, for the caller to fill."""
     return object.__new__(of_kind(cls, base))
 
 
 def layers(env: Any) -> Iterator[Any]:
-    """`env` and all that it is wrapped around, outermost first."""
+    """Yields `env` and all environments that it wraps, outermost first."""
     yield env
     while is_env(inner := _inner(env)):
         env = inner
@@ -92,14 +92,14 @@ def layers(env: Any) -> Iterator[Any]:
 def _inner(env: Any) -> Any:
     if type(env) is StandIn:
         return outer_of(env)
-    # Not by `getattr`: a wrapper hands on what it does not have itself.
+    # Not by `getattr`: wrappers forward the attributes that they lack to the inner environment.
     if isinstance(attributes := attribute(env, "__dict__"), dict):
         return attributes.get("env")
     return attribute(env, "env")
 
 
 def base_of(env: Any) -> Any:
-    """The innermost environment, which those that are not Brax's need not tell by `unwrapped`."""
+    """Returns the innermost environment. Only Brax's are sure to have it as `unwrapped`."""
     base = attribute(env, "unwrapped")
     if is_env(base):
         return base
@@ -108,7 +108,7 @@ def base_of(env: Any) -> Any:
 
 
 def resets_inside(env: Any) -> bool:
-    """Whether episodes are begun anew within `env`'s `step`."""
+    """Whether `env`'s `step` resets environments whose episodes have ended."""
     known: tuple[type, ...] = (AutoResetWrapper,)
     if (module := playground()) is not None:
         known += (module.wrapper.BraxAutoResetWrapper,)
@@ -116,12 +116,12 @@ def resets_inside(env: Any) -> bool:
 
 
 def truncates_inside(env: Any) -> bool:
-    """Whether episodes that run out of time are ended within `env`'s `step`."""
+    """Whether `env`'s `step` ends episodes at a time limit."""
     return any(isinstance(layer, EpisodeWrapper) for layer in layers(env))
 
 
 def action_repeat(env: Any) -> int:
-    """Physics-wise, how many steps of the innermost environment one of `env`'s is."""
+    """Returns the number of steps of the innermost environment in one step of `env`."""
     repeat = 1
     for layer in layers(env):
         if isinstance(layer, EpisodeWrapper):
@@ -130,18 +130,18 @@ def action_repeat(env: Any) -> int:
 
 
 class StandIn:
-    """An object that is `base` in every respect, but is reset and stepped through `outer`.
+    """An object that behaves like `base`, but is reset and stepped through `outer`.
 
-    Wrappers for domain randomisation write a model into `env.unwrapped` and step that, past every
-    wrapper in between. So what they are given must pass for one of the base's class, write into
-    the base's attributes, and still come by here. It is of no class that is made for it: there are
-    environments that keep account of their subclasses.
+    Wrappers for domain randomisation write a model into `env.unwrapped` and step that, skipping all
+    wrappers in between. So the object that they get must pass for an instance of the base's class
+    and write into the base's attributes, but still step through `outer`. It is not a subclass of
+    the base's class, because some environments register their subclasses.
     """
 
     __slots__ = ("__weakref__", "_base", "_outer")
 
     def __init__(self, outer: Any, base: Any):
-        """Hands all on.
+        """Stands in for `base`.
 
         Args:
             outer: has `reset_base(base, rng)`, `step_base(base, state, action)` and `unwrapped`.
@@ -181,7 +181,7 @@ class StandIn:
         return StandIn(copy.deepcopy(outer_of(self), memo), deep_copied(within(self), memo))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # A base of its own, if it was copied, is that of its outer when it is elsewhere.
+        # Unpickled, it gets the base of its outer wrapper, even if it was a copy with its own base.
         return getattr, (outer_of(self), "unwrapped")
 
 
@@ -189,42 +189,42 @@ _OWN = ("reset", "step", "unwrapped", "__copy__", "__deepcopy__", "__reduce_ex__
 
 
 def within(env: Any) -> Any:
-    """The environment that a stand-in stands in for; any other as it is."""
+    """Returns the base of a stand-in, and any other environment unchanged."""
     return object.__getattribute__(env, "_base") if type(env) is StandIn else env
 
 
 def outer_of(stand_in: StandIn) -> Any:
-    """What a stand-in is reset and stepped through."""
+    """Returns the wrapper through which a stand-in is reset and stepped."""
     return object.__getattribute__(stand_in, "_outer")
 
 
 def copied(env: Any) -> Any:
-    """A shallow copy; where its class cannot be copied, the very same."""
+    """Returns a shallow copy, or `env` itself if it cannot be copied."""
     try:
         return copy.copy(env)
-    # Whatever a class of the user's makes of being copied: it trains without.
+    # Catch everything that a user's class may raise: training does not need the copy.
     except Exception as error:
         log.info("%s cannot be copied: %s", type(env).__name__, error)
         return env
 
 
 def deep_copied(env: Any, memo: dict[int, Any]) -> Any:
-    """A deep copy that shares modules: Brax's environments have one among their attributes, and
-    Python copies none."""
+    """Returns a deep copy that shares modules: Brax's environments keep one as an attribute, and
+    Python cannot copy modules."""
     for _, module in _modules(env):
         memo[id(module)] = module
     return copy.deepcopy(env, memo)
 
 
 class _Module:
-    """In place of a module, by its name."""
+    """Stands for a module in a pickled environment, by its name."""
 
     def __init__(self, name: str):
         self.name = name
 
 
 def without_modules(env: Any) -> Any:
-    """The environment, or a copy with names in the place of modules, which cannot be pickled."""
+    """Returns `env`, or a copy in which names replace its modules, which cannot be pickled."""
     new = copied(env) if any(_modules(env)) else env
     if new is env:
         return env
@@ -237,7 +237,7 @@ def without_modules(env: Any) -> Any:
 
 
 def with_modules(env: Any) -> None:
-    """Undoes `without_modules`, in place."""
+    """Undoes `without_modules` in place."""
     for layer in layers(env):
         attributes = attribute(layer, "__dict__") or {}
         for name, value in attributes.items():
@@ -253,18 +253,18 @@ def _modules(env: Any) -> Iterator[tuple[str, ModuleType]]:
 
 
 _SHADOWING = threading.Lock()
-"""Held while a method is replaced, or put back."""
+"""Held while a method is replaced or restored."""
 
 
 class _Shadow:
-    """In the place of a method of one object, as long as anybody is within `shadowed`.
+    """Takes the place of a method of one object while any thread is within `shadowed`.
 
-    Each thread sees what it has put there itself, and the object's own method where it has put
-    nothing: several may trace one environment at a time.
+    Each thread calls the replacement that it has set itself, or else the object's own method:
+    several threads may trace one environment at a time.
     """
 
     def __init__(self, attributes: dict[str, Any], name: str, method: Callable[..., Any]):
-        self.__name__ = name  # JAX names what it traces by it
+        self.__name__ = name  # JAX names traced functions by it
         self._attributes, self._name, self._method = attributes, name, method
         self._was_there = name in attributes
         self._users = 0
@@ -272,7 +272,7 @@ class _Shadow:
 
     @property
     def stack(self) -> list[Callable[..., Any]]:
-        """What this thread has put there, the newest last."""
+        """The replacements that this thread has set, the newest last."""
         if not hasattr(self._threads, "stack"):
             self._threads.stack = []
         return self._threads.stack
@@ -281,7 +281,7 @@ class _Shadow:
         stack = self.stack
         if not stack:
             return self._method(*args, **kwargs)
-        # What the newest one calls by the same name is what was there before it.
+        # While the newest replacement runs, the method's name means the one before it.
         newest = stack.pop()
         try:
             return newest(*args, **kwargs)
@@ -304,8 +304,8 @@ class _Shadow:
 
 @contextlib.contextmanager
 def shadowed(env: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """Within it, `env.name` is `method`, for this very object and this thread alone. If `method`
-    calls `env.name` itself, it comes to what was there before."""
+    """Replaces `env.name` by `method` within the context, for this object and this thread alone. If
+    `method` calls `env.name` itself, it calls the previous method."""
     attributes = vars(env)
     with _SHADOWING:
         shadow = attributes.get(name)

@@ -37,7 +37,7 @@ class Detail:
 
 @dataclass(frozen=True, eq=False)
 class Coordinates:
-    """What MuJoCo needs to take over and step K environments."""
+    """The coordinates from which MuJoCo can step K environments."""
 
     qpos: np.ndarray  # float32 [K, nq], as in `Detail`
     qvel: np.ndarray  # float32 [K, nv]

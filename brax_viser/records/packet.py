@@ -18,7 +18,7 @@ class Packet:
     shard: int  # index of the device's part of the batch
     env_steps: int
     env_index: np.ndarray  # int32 [K'], K' <= K: the rows beyond are padding
-    drawn: np.ndarray  # int32 [K''], all that are drawn at this step, over this process's devices
+    drawn: np.ndarray  # int32 [K''], all envs of this process's devices drawn at this step
     num_envs: int
     layout: Layout
     rows: Any = field(repr=False)  # array-like, float32 [K, D]; with a detail [K * D + E]
