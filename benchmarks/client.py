@@ -50,7 +50,7 @@ def answers_to(window: bytes) -> list[bytes]:
 
 
 def is_last_of_replay(window: bytes) -> bool:
-    """Whether a new page now has everything that was there before it."""
+    """Whether a window ends the replay of the existing scene to a new page."""
     return any(message["type"] == "ReplayDoneMessage" for message in messages_of(window))
 
 
@@ -75,9 +75,9 @@ SUBPROTOCOL = websockets.Subprotocol(f"viser-v{viser.__version__}")
 
 
 async def watch(port: int) -> None:
-    """Receives until the server goes, printing a line of JSON after each tenth of a second.
+    """Receives until the server closes; prints a line of JSON every tenth of a second or later.
 
-    "first" is how many bytes came until the existing scene had been sent; 0 before that.
+    "first" is the number of bytes received by the end of the existing scene; 0 until then.
     """
     frames = received = first = 0
     reported = 0.0

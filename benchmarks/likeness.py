@@ -60,8 +60,8 @@ difference of colours, the least agreement of structure. Dark robots on which th
 different edges have the least structure in common."""
 
 LOOKS = 3
-"""How often a picture outside these limits is taken again: a page that is late may not show all of
-the robot yet."""
+"""How often a picture outside these limits is taken again: a late page may not show the whole robot
+yet."""
 
 BRAX = (
     "ant",
@@ -159,7 +159,7 @@ class Likeness:
     def structure(self) -> float:
         """Correlation of the edges within both silhouettes, by their places and strengths, -1 to 1,
         whatever the brightness and contrast. A shadow in only one of the pictures, such as stripes
-        on the robot itself, lowers it. 1 if either has no edges."""
+        on the robot itself, lowers it. 1 if neither has edges there."""
         # Stays a few pixels away from the rim, which is an edge in both.
         both = ndimage.binary_erosion(self.our_mask & self.their_mask, iterations=4)
         both = np.asarray(both, bool)
@@ -242,7 +242,7 @@ class Easel:
 
         self._on_loop(show)
         camera = Camera.of(bounds)
-        for _ in range(2):  # a page that has just opened sets a camera of its own
+        for _ in range(2):  # a page that has just opened sets its own camera
             self._look_from(camera, scale)
             time.sleep(0.5)
         return self._settled(), camera
@@ -267,7 +267,7 @@ class Easel:
         return self._settled()
 
     def _on_loop(self, what: Callable[[], None]) -> None:
-        """Runs `what` on viser's own loop, where the viewer writes handles, too."""
+        """Runs `what` on viser's event loop, where the viewer writes its handles, too."""
 
         async def call() -> None:
             what()
@@ -284,7 +284,7 @@ class Easel:
         self._on_loop(look)
 
     def _settled(self, timeout: float = 40.0) -> np.ndarray:
-        """Returns the picture once it is still, on the right background, or after `timeout` s."""
+        """Returns the picture once it is still, with the right background, or after `timeout` s."""
         deadline, before, same = time.monotonic() + timeout, None, 0
         while time.monotonic() < deadline:
             picture = np.array(Image.open(io.BytesIO(self._page.screenshot())).convert("RGB"))
@@ -387,7 +387,7 @@ def silhouette(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Returns where the page has drawn, bool [SIZE, SIZE], from pictures on both backgrounds.
 
     Almost transparent parts count, but not the smoothed rim of opaque ones, because a pixel of
-    MuJoCo's is either robot or not.
+    MuJoCo's mask is either robot or not.
     """
     changed = np.abs(one.astype(float) - other).mean(axis=-1) / 255
     covered = 1 - changed
@@ -413,7 +413,7 @@ def easel() -> Iterator[Easel]:
 
 
 def picture_name(model: str) -> str:
-    """Names a PNG after a model, or its file's whole path: many files are called `scene.xml`."""
+    """Returns a PNG's name for a model; of a file the whole path: many are called `scene.xml`."""
     return model.removesuffix(".xml").strip("./").replace("/", "_") + ".png"
 
 

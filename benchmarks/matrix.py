@@ -1,4 +1,4 @@
-"""Tests which stock trainer can be watched on which physics: trains, arrives, identical.
+"""Tests which stock trainers can be watched, on which physics, without changing what they learn.
 
 python -m benchmarks.matrix --trainers ppo sac --families spring mjx --json matrix.json
 
@@ -41,7 +41,7 @@ class Family:
     trainer_kwargs: Callable[[], Mapping[str, Any]] = dict  # arguments that a trainer needs for it
 
 
-# Imported only when it is trained on, because that takes seconds.
+# Playground is imported only when it is trained on, because the import takes seconds.
 def _playground_env() -> Any:
     registry = importlib.import_module("mujoco_playground").registry
     return registry.load("CartpoleBalance", config_overrides={"impl": "jax"})
@@ -83,7 +83,7 @@ class DictObservations(envs.Wrapper):
         return replace(state, obs={"state": state.obs})  # type: ignore[arg-type]
 
 
-# The least that compiles and still has episodes that end, and at least two updates.
+# The smallest settings that compile, with episodes that end and at least two updates.
 SMALLEST: dict[str, dict[str, Any]] = {
     "ppo": dict(
         num_timesteps=2_000,

@@ -11,10 +11,9 @@ mean of the stock epochs before and after it. The first epochs, in which XLA com
 Many short pairs tell more than few long ones: a shared machine's speed changes within seconds,
 and XLA's executor on CPUs uses more of its threads in some epochs than in others.
 
-One process is not enough to see a difference of a hundredth: the same trainings had a ratio of
-0.980 in one process and of 0.996 in the next, each within a few thousandths. More pairs do not
-help; `--processes` runs several processes, one by one. `--null` shows how much of a ratio is
-chance.
+One process is not enough to see a difference of 1 %: the same trainings had a ratio of 0.980 in one
+process and of 0.996 in the next, each within a few thousandths. More pairs do not help;
+`--processes` runs several processes, one by one. `--null` shows how much of a ratio is chance.
 """
 
 import functools
@@ -59,17 +58,17 @@ class Settings:
     epoch_steps: int = 5_000
     """Environment steps per epoch; choose it so that an epoch takes about a second."""
     modes: tuple[str, ...] = ("off", "no_page", "realtime", "latest", "every_step")
-    """"off", "no_page", those of the viewer and, only as the last, "closed": it no longer asks."""
+    """"off", "no_page", a viewer's modes and, only as the last, "closed": the viewer is closed."""
     fps: float = 30.0
     max_overhead: float = 0.02
     """Budget of the modes realtime and latest."""
     busy_thread: bool = False
     """Run a thread of pure Python beside both trainings."""
     processes: int = 1
-    """How many fresh processes measure all of this, one after the other. With several, the median
-    of each counts."""
+    """Number of fresh processes that measure all of this, one after the other. With several, the
+    median of each counts."""
     null: bool = False
-    """Wrap neither training, to see how far two equal ones differ, each compiled for itself."""
+    """Wrap neither training, to see how far two equal ones differ, each compiled separately."""
     switch_interval: float | None = None
     """Seconds after which Python lets another thread run, instead of the viewer's own choice;
     Python's default is 0.005."""
@@ -111,8 +110,8 @@ class Baton:
     _turns: tuple[float, float | None] = (0.0, None)
 
     def clock(self) -> float:
-        """Returns a time in s that stands still during the stock trainer's turns. By any other, the
-        viewer would find the training half as fast as it is, and ask it twice as often."""
+        """Returns a time in s that stands still during the stock trainer's turns. With another
+        clock, the viewer would find the training half as fast and ask it twice as often."""
         before, since = self._turns
         return before + (0.0 if since is None else time.monotonic() - since)
 
@@ -127,7 +126,7 @@ class Baton:
             self.changed.notify_all()
 
     def drop(self) -> None:
-        """Ends the turns when one trainer is done or has failed: the other need not wait."""
+        """Ends the turns when one trainer is done or has failed: the other must not wait."""
         with self.changed:
             self.over = True
             self.changed.notify_all()
@@ -357,7 +356,7 @@ def report(settings: Settings, runs: Sequence[Run]) -> None:
 
 
 def of_several(ratios: Sequence[Sequence[float]]) -> str:
-    """Returns the median of the processes' medians, and all of these. With so few processes an
+    """Returns the median of the processes' medians, followed by all of them. With few processes an
     interval would just be their extremes."""
     medians = sorted(median(own) for own in ratios)
     return f"{median(medians):.3f} ({', '.join(f'{x:.3f}' for x in medians)})"

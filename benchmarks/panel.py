@@ -52,7 +52,7 @@ class Settings:
     seconds: float = 20.0
     """Time for twins and sandbox to run before their pictures are taken, in seconds."""
     tallest: int = 560
-    """Height of a picture in pixels; of a taller folder it shows the upper part."""
+    """Limit on the height of a picture, in pixels; a taller folder is cut off at the bottom."""
 
 
 def take(settings: Settings, page: Page, address: str) -> None:
@@ -103,7 +103,7 @@ def _robot_in(png: bytes) -> tuple[float, float]:
 
 
 def _click(control: Locator) -> None:
-    """Clicks without waiting until the control stands still: in so slow a browser it never does."""
+    """Clicks without waiting for the control to stand still: in a slow browser it never does."""
     control.wait_for(timeout=60_000)
     control.dispatch_event("click")
     time.sleep(2.0)
@@ -121,7 +121,7 @@ def _box(page: Page, name: str) -> dict[str, float]:
 
 
 def _head(page: Page) -> tuple[bytes, dict[str, dict[str, float]]]:
-    """Returns a picture during which the panel's head did not move, and where the head is."""
+    """Returns a picture taken while the panel's head did not move, and the head's box."""
     while True:
         before, png = _box(page, "Which robots"), page.screenshot()
         if before == _box(page, "Which robots"):

@@ -4,7 +4,7 @@ python -m benchmarks.record docs/page.webp
 
 A browser that renders in software draws only a few frames a second, in which robots would jerk. So
 the training is not filmed but recorded: a client that draws nothing receives the messages that the
-viewer sends to a page, with their times. Afterwards these are played to a real browser, slowly
+viewer sends to a page, with their times. Afterwards they are played to a real browser, slowly
 enough for a picture of each moment.
 
 Needs Chromium and the `test` extra.
@@ -63,7 +63,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Window:
-    """A window of messages, as a page is sent it."""
+    """A window of messages, as it is sent to a page."""
 
     seconds: float  # since the page said "Live"; negative before that
     data: bytes
@@ -178,7 +178,7 @@ def _page(_: Any, request: Request) -> Response | None:
 
 
 def film(settings: Settings, page: Page, player: Player) -> Iterator[Image.Image]:
-    """Yields pictures of the page, `fps` for each second of each part."""
+    """Yields `fps` pictures of the page for each second of each part."""
     page.goto(player.address)
     for moment in settings.moments:
         first = moment is settings.moments[0]

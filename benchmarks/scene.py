@@ -2,7 +2,7 @@
 
 python -m benchmarks.scene --counts 64 1024 --robots ant --no-page
 
-There is no training: poses made beforehand take the same way as a training's, on viser's loop,
+There is no training: prepared poses go the same way as a training's, on viser's loop,
 through the player, which interpolates, and the scene, in `server.atomic()`. A client in another
 process receives them. Then a browser shows the same; without a GPU it renders in software, so its
 figures compare counts, not machines.
@@ -62,7 +62,7 @@ class Settings:
     counts: tuple[int, ...] = (64, 256, 1024, 4096)
     """Numbers of robots to draw."""
     frames: int = 200
-    """Frames that are timed, and received by the client."""
+    """Number of frames that are timed, and sent to the client."""
     fps: float = 30.0
     client: bool = True
     """Send to a client in another process."""
@@ -71,7 +71,7 @@ class Settings:
     page_seconds: float = 10.0
     """For how long the browser is watched."""
     page_timeout: float = 120.0
-    """Seconds after which a browser that has drawn nothing is given up."""
+    """Seconds after which a browser that has drawn nothing is given up on."""
     pictures: Path | None = None
     """Folder for a picture of each page."""
 
@@ -111,8 +111,8 @@ ROBOTS: dict[str, Callable[[], Robot]] = {"ant": ant, "go1": go1}
 def poses(robot: Robot, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Returns a cycle of poses, each float32 [K, L, 3] in m and float32 [K, L, 4] wxyz.
 
-    Every joint swings, and every root turns and wanders out of its cell and back, with phases of
-    its own for each robot.
+    Every joint swings, and every root turns and wanders out of its cell and back, with different
+    phases for each robot.
     """
     random = np.random.default_rng(0)
     model, data = robot.model, mujoco.MjData(robot.model)
@@ -218,7 +218,7 @@ class Client:
 
     frames: int = 0
     bytes: int = 0
-    first: int = 0  # bytes until it had everything that was there before it
+    first: int = 0  # bytes received by the end of the existing scene; 0 until then
 
     def read(self, process: "subprocess.Popen[str]") -> None:
         assert process.stdout is not None
@@ -293,7 +293,7 @@ def measure(settings: Settings, robot: Robot, count: int) -> Result:
 
 
 def look_at(settings: Settings, server: viser.ViserServer, show: Show, result: Result) -> None:
-    """Has a browser look at the robots while they move."""
+    """Measures a browser that shows the robots while they move."""
     over = threading.Event()
 
     def move() -> None:
@@ -338,7 +338,7 @@ def _browse(settings: Settings, address: str, result: Result) -> None:
             page.goto(address)
             page.wait_for_function("window.drawn.frames > 2", polling=200)
             result.page_first = time.perf_counter() - start
-            # The page must find time to evaluate each of these, which may take a while.
+            # A busy page may take a while to evaluate this.
             before, start = page.evaluate("window.drawn"), time.perf_counter()
             time.sleep(settings.page_seconds)
             after = page.evaluate("window.drawn")

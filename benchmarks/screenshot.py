@@ -48,7 +48,7 @@ def take(settings: Settings, page: Page, address: str) -> None:
     page.goto(address)
     page.get_by_text("Live").wait_for(timeout=300_000)
     if settings.twins:
-        # Closes the folders above the twins', which the picture is not about, and opens that one.
+        # Closes the folders above the twins' folder, which is opened.
         for folder in ("Which robots", "Selected robot", "Look", "MuJoCo twins"):
             page.get_by_text(folder, exact=True).first.click()
         page.get_by_label("Twins", exact=True).check()
@@ -66,7 +66,7 @@ def save(png: bytes, path: Path) -> None:
 
 
 def close_notice(page: Page) -> None:
-    """Closes the notice that a browser shows without a GPU, which a user's browser has."""
+    """Closes the notice that software rendering causes: with a GPU it does not appear."""
     notice = page.locator(".mantine-Notification-closeButton")
     if notice.count():
         notice.first.click()

@@ -1,9 +1,9 @@
-"""Shows an hour of frames as fast as possible: does memory stay constant?
+"""Shows an hour of frames as fast as possible, to see whether memory stays constant.
 
 python -m benchmarks.soak --frames 108000
 
-The frames of an hour at 30 per second go to the page one after the other, without an hour's
-waiting. Clients connect and leave, one is asleep (connected, but reads nothing), and a browser
+As many frames as an hour has at 30 per second are sent to the page, one directly after the other.
+Clients connect and leave, one is asleep (connected, but reads nothing), and a browser
 looks on from the first frame to the last, with a hidden second tab. Figures are taken after the
 first tenth, when everything that is made once exists, at the middle, and at the end.
 """

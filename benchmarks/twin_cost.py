@@ -2,8 +2,8 @@
 
 python -m benchmarks.twin_cost --env humanoid --backend positional --twins 16
 
-A page watches the environment of one trainer, whose epochs are in turn without and with twins.
-Between two epochs the twins catch up, so that no epoch bears another one's work. Each epoch with
+A page watches one training, whose epochs alternate between having no twins and having twins.
+Between two epochs the twins catch up, so that no epoch does another one's work. Each epoch with
 twins is compared with the mean of the epochs before and after it.
 """
 
@@ -46,13 +46,13 @@ class Epoch:
     """One epoch of the trainer."""
 
     seconds: float
-    share: float  # of the time, in which twins were being stepped
+    share: float  # of the time in which twins were stepped
     step_seconds: float  # s per step of all twins
     skipped: float  # share of the steps that had no twins
 
 
 def measure(settings: Settings) -> dict[str, list[Epoch]]:
-    """Returns, by mode, epochs without and with twins in turn; first and last are without."""
+    """Returns, by mode, epochs alternately without and with twins; first and last are without."""
     if settings.pairs < 5:
         raise SystemExit(f"--pairs {settings.pairs}: fewer than 5 say nothing on a noisy machine")
     per_mode = 2 * settings.pairs + 1

@@ -35,10 +35,10 @@ XML = """
 
 
 class CartPole(PipelineEnv):
-    """Keep the pole up and the cart on the rail.
+    """A cart on a rail, which must keep a pole upright and stay on the rail.
 
     Observation [4]: cart position in m, pole angle in rad, their velocities. Action [1]: force,
-    -1 to 1 for 10 N either way. Reward: 1 a step. Done: pole beyond 0.4 rad or cart beyond 1.5 m.
+    -1 to 1 for 10 N either way. Reward: 1 per step. Done: pole beyond 0.4 rad or cart beyond 1.5 m.
     """
 
     def __init__(self, backend: str = "generalized", n_frames: int = 2):

@@ -1,5 +1,5 @@
 """Watches ants learn in Brax's positional physics, each beside its twin in MuJoCo, which is given
-the same controls: would what they learn work there?
+the same controls, to see whether the policy would work there.
 
 python -m examples.sim_to_sim
 """

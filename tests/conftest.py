@@ -104,6 +104,14 @@ def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
+def viewers_are_closed() -> Iterator[None]:
+    """A viewer that a file leaves open would fail tests of other files."""
+    before = sys.getswitchinterval()
+    yield
+    assert sys.getswitchinterval() == before, "a viewer was left open"
+
+
+@pytest.fixture(scope="module", autouse=True)
 def programs_are_dropped() -> Iterator[None]:
     """Drops a file's compiled programs when it ends. Linux allows a process 65,530 mappings; each
     program, however small, keeps three, and XLA crashes when none is left."""

@@ -125,6 +125,14 @@ def test_python_snippets_of_a_page_run_one_after_the_other(page, monkeypatch):
         calls.append(settings)
         return train(**{**settings, **SMALL})
 
+    opened: list[Viewer] = []
+    build = Viewer.__init__
+
+    def noted(viewer: Viewer, **settings: Any) -> None:
+        opened.append(viewer)
+        build(viewer, **settings)
+
+    monkeypatch.setattr(Viewer, "__init__", noted)
     names: dict[str, Any] = {}
     mine = [snippet for snippet in snippets("python") if snippet.page == page]
     try:
@@ -137,10 +145,8 @@ def test_python_snippets_of_a_page_run_one_after_the_other(page, monkeypatch):
                 code = "\n" * (snippet.line - 1) + snippet.code
                 exec(compile(code, str(ROOT / page), "exec"), names)
     finally:
-        env = names.get("env")
-        for viewer in (names.get("viewer"), getattr(env, "viewer", None)):
-            if isinstance(viewer, Viewer):
-                viewer.close()
+        for viewer in opened:
+            viewer.close()
     assert len(calls) == sum(SMALL_TRAINING in snippet.marks for snippet in mine)
 
 

@@ -129,8 +129,14 @@ def test_page_and_training_go_on_while_the_robot_of_another_environment_is_read(
     assert gate.read == 1
     # Nor is anything read again for another number of robots.
     gate.shut()
-    Probe(viewer).show_model(second.source, "train", 2)
-    assert block(viewer).count == 2 and not gate.read
+    counts: list[int] = []
+
+    def show_two() -> None:  # at once: with its next picture the page has as many as there are
+        Probe(viewer).show_model(second.source, "train", 2)
+        counts.append(block(viewer).count)
+
+    Probe(viewer).now(show_two)
+    assert counts == [2] and not gate.read
 
 
 def test_the_page_goes_on_while_the_first_robot_is_read_and_then_has_it(viewer, gate):

@@ -41,7 +41,7 @@ BELOW: dict[str, set[str]] = {
     "env": {"records", "host", "model", "device", "viewer"},
     "cli": {"records", "host", "viewer", "env", "compat", "brax_viser"},
     "__main__": {"cli"},
-    "brax_viser": {"records", "viewer", "env"},
+    "brax_viser": {"records", "page", "viewer", "env"},
 }
 """For each room, the rooms that it may import; "brax_viser" is the package itself."""
 

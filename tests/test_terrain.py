@@ -51,7 +51,7 @@ def test_the_ground_is_as_high_as_mujocos_rays_find_it(rough):
     np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
     assert 50 < np.isfinite(expected).sum() < 300
     assert np.ptp(expected[np.isfinite(expected)]) > 0.5
-    np.testing.assert_allclose(found, expected, atol=0.02)  # it has triangles between its points
+    np.testing.assert_allclose(found, expected, atol=0.02)  # MuJoCo's surface is made of triangles
 
 
 def test_level_ground_has_no_terrain():

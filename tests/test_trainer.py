@@ -14,7 +14,7 @@ from envs.cartpole import CartPole
 
 
 class Noting(CartPole):
-    """Notes which trainer traces it."""
+    """An environment that notes which trainer traces it."""
 
     def __init__(self):
         super().__init__()
@@ -68,7 +68,7 @@ def test_ppo_and_its_arguments_are_recognised_and_its_evaluation_told_apart():
 
 @pytest.mark.parametrize(
     ("trainer", "num_timesteps", "num_reports"),
-    # APG: 12 updates of 10 steps of 8 envs, and one evaluation; BC: 4 DAgger steps, likewise.
+    # APG: 12 updates of 10 steps of 8 envs, one report; BC: 4 DAgger steps, a report each.
     [("sac", 1_600, None), ("apg", 960, 1), ("es", 600, None), ("ars", 600, None), ("bc", 320, 4)],
 )
 def test_goal_and_number_of_envs_are_known_for_every_trainer(trainer, num_timesteps, num_reports):

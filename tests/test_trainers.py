@@ -1,4 +1,4 @@
-"""Checks that the other stock trainers learn the same, bit by bit, watched or not."""
+"""Checks that the other stock trainers learn bit-identical parameters, watched or not."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from brax_viser.device.host_call import VARIABLE
 
 TRAININGS = {
     # trainer: (batched steps of one training, env steps as the trainer counts its goal)
-    "sac": (200, 1_600),  # 20 to fill its memory first
+    "sac": (200, 1_600),  # 20 to fill its replay buffer first
     "apg": (121, 960),  # 12 updates of 10, after one step that makes it compile just once
     "es": (180, 600),  # 3 generations of 60
     "ars": (120, 600),  # 2 of 60
@@ -54,7 +54,7 @@ def test_parameters_are_identical_and_every_state_arrives(viewer, page, trainer)
 
 @pytest.mark.slow
 def test_apg_evaluating_the_same_env_also_works_by_io_callback(viewer, page, monkeypatch):
-    """With effects in both, JAX would not put them into one program: their meshes differ."""
+    """If both had effects, JAX would refuse them in one program, because their meshes differ."""
     monkeypatch.setenv(VARIABLE, "io_callback")
     viewer.mode = "every_step"
     train("apg", VisualizedEnv(bare(), grid=(2, 2), viewer=viewer))

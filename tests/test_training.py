@@ -1,4 +1,4 @@
-"""Checks that stock PPO learns the same, bit by bit, watched or not."""
+"""Checks that stock PPO learns bit-identical parameters, watched or not."""
 
 import contextlib
 import functools
@@ -72,7 +72,7 @@ class Fidgeting:
 
     SELECTIONS = ("first", "worst", [3, 1], "random", "terminated", ("page", 2), "best", "nan")
     MOVES = ("pause", "step", "step", "resume", "run_to_termination", "step", "resume")
-    STEPPED = range(17, 450)  # moves before it is let go: its few hundred steps take no time
+    STEPPED = range(17, 450)  # fewest and most moves before it is let go: its steps take no time
 
     def __init__(self, viewer: Viewer, seen: list[int]):
         self.flips, self.forked = 0, False
@@ -122,7 +122,7 @@ class Fidgeting:
 
 
 def test_parameters_are_identical_in_two_trainings_of_one_env(viewer, page, stock_evaluated):
-    """Latest, then every step, in one process and viewer: both are shown and learn the same."""
+    """Trains in mode latest, then in every_step, with one viewer: both are shown."""
     viewer.mode = "latest"
     env = VisualizedEnv(bare(), grid=(3, 3), viewer=viewer)
     reported = []
@@ -173,11 +173,11 @@ def test_parameters_are_identical_whatever_is_done_in_the_page(
     assert Probe(viewer).shared.fault is None
 
 
-def test_parameters_are_identical_in_real_time_beside_an_evaluation_of_its_own(
+def test_parameters_are_identical_in_real_time_with_a_separate_eval_env(
     viewer, page, stock_evaluated
 ):
     viewer.show, viewer.stretch_seconds = "both", 0.5
-    viewer.max_overhead = 1.0  # it ends before a few per cent would have saved up enough
+    viewer.max_overhead = 1.0  # the training is too short to save up a smaller budget
     env = VisualizedEnv(bare(), grid=(3, 3), viewer=viewer)
     eval_env = VisualizedEnv(bare(), grid=(2, 2), viewer=viewer, role="eval")
     assert_identical(train(env, WITH_EVALUATION, eval_env=eval_env), stock_evaluated)

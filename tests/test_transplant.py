@@ -104,7 +104,7 @@ def test_an_ants_poses_are_those_at_the_start_of_its_last_substep():
     np.testing.assert_allclose(after.reward, state.reward, atol=1e-4)
     for name, value in state.metrics.items():
         np.testing.assert_allclose(after.metrics[name], value, atol=1e-4)
-    # Otherwise the environment would see its poses at another moment than its own physics does.
+    # With the poses at the end of the step, the reward would differ.
     ahead = transplant.after(mine, action, moment, moment_of(adapter, state))
     np.testing.assert_array_equal(ahead.obs, after.obs)  # computed from q and qd alone
     assert abs(float(ahead.reward - state.reward)) > 0.05
@@ -155,14 +155,14 @@ def test_playgrounds_cartpole_has_the_same_observations_and_rewards(impl):
     np.testing.assert_allclose(after.obs, state.obs, atol=1e-5)
     np.testing.assert_allclose(after.reward, state.reward, atol=1e-5)
     np.testing.assert_array_equal(transplant.control(mine, action, moments[0]), state.data.ctrl)
-    # It observes its pole by xmat, which is from the start of the substep.
+    # It observes its pole by xmat, which MJX computes at the start of the substep.
     ahead = transplant.after(mine, action, moments[0], moment_of(adapter, state))
     assert np.abs(ahead.obs - state.obs).max() > 1e-4
 
 
 @pytest.mark.slow
 def test_a_legged_robots_sensors_and_rewards_are_the_same(monkeypatch):
-    """Compares MuJoCo's step, seen by the environment's code, with a step of its own:
+    """Compares MuJoCo's step, seen by the environment's code, with the environment's own:
     accelerometer, gyroscope, feet, noise and history."""
     monkeypatch.setattr(mjx_env, "MENAGERIE_PATH", epath.Path(MENAGERIE))
     env = registry.load("Go1JoystickFlatTerrain", config_overrides={"impl": "jax"})
@@ -191,7 +191,7 @@ def test_a_legged_robots_sensors_and_rewards_are_the_same(monkeypatch):
 
 
 class Counting(CartPole):
-    """Observes two things, one of them remembered; steps its physics `times` times."""
+    """Has two observations, one of them remembered, and steps its physics `times` times."""
 
     times, inside = 1, False
 

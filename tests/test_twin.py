@@ -52,8 +52,8 @@ def env_of(name: str, backend: str) -> Any:
 
 @pytest.fixture(scope="module")
 def stepped() -> Stepped:
-    """An ant on mjx with the solver iterations of its model file. Brax's environment allows it one,
-    after which rounding alone decides where a limit is met."""
+    """An ant on mjx with the solver iterations of its model file. Brax's environment allows only
+    one, after which rounding alone decides where a limit is met."""
     env, made = env_of("ant", "mjx"), env_of("ant", "generalized").sys.mj_model.opt
     how = {"opt.iterations": made.iterations, "opt.ls_iterations": made.ls_iterations}
     env.sys = env.sys.tree_replace(how)
@@ -117,8 +117,8 @@ def test_with_contact_twins_part_slowly_and_pass_the_threshold_once(ants, twins,
 @pytest.mark.parametrize("lags", [False, True])
 @pytest.mark.parametrize("substeps", [1, 3])
 def test_twins_take_the_steps_that_mujoco_takes(ants, substeps, lags):
-    """Follows MuJoCo itself: an ant in the air, whose links MuJoCo leaves where they were before a
-    step."""
+    """Follows MuJoCo itself: an ant in the air. `mj_step` leaves the links' poses at those before
+    its step."""
     model = ants[0].mujoco_model()
     data, rng, frames = mujoco.MjData(model), np.random.default_rng(0), []
     data.qpos[2] = 5.0
@@ -202,7 +202,7 @@ def test_a_reset_within_a_stretch_or_a_missing_step_restarts_a_twin(ants, twins)
     assert counted[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6] * 2 + [0, 1, 2, 3, 4, 5]
     assert counted[:, 1].tolist() == list(range(20))
 
-    # The episode's length alone does not tell: it may be that of another episode.
+    # The episode's length alone does not show this: it may be that of another episode.
     skipped = twins()
     skipped.follow([frames[0]], [0], {})
     later = dataclasses.replace(frames[5], episode_length=frames[0].episode_length + 1)
@@ -246,7 +246,7 @@ def test_only_requested_robots_have_twins_and_nonfinite_ones_have_none(ants, twi
 
 
 def test_a_twin_that_explodes_counts_as_parted_and_restarts(ants, twins):
-    """MuJoCo resets it to the model's start at time 0, where it would look sound."""
+    """MuJoCo resets it to the model's initial state and time 0, which would look sound."""
     adapter, frames = ants
     twin_worker = twins()
     twin_worker.follow([frames[0]], [0], {})
@@ -300,8 +300,8 @@ def test_many_steps_at_once_give_the_same_as_one_by_one(ants, twins, sizes, ever
         for name in ("there", "seconds", "passed"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
         for name in ("link_pos", "link_rot", "root", "bodies", "joints"):
-            # The solver starts from its last solution, which is known to the last digit only within
-            # a call.
+            # The solver starts from its last solution, which is carried over from one call to the
+            # next only approximately.
             np.testing.assert_allclose(getattr(a, name), getattr(b, name), atol=1e-5)
     counted = np.array([np.round(ghost.seconds / 0.05) for ghost in together])
     if every is None:
@@ -313,7 +313,7 @@ def test_many_steps_at_once_give_the_same_as_one_by_one(ants, twins, sizes, ever
     assert counted[7, 2] == 0
 
 
-def test_a_twin_that_explodes_on_the_way_restarts_at_the_next_step(ants, twins):
+def test_a_twin_that_explodes_within_a_batch_restarts_at_the_next_step(ants, twins):
     adapter, frames = ants
     twin_worker = twins()
     twin_worker.follow(frames[:1], [0, 1], {})
@@ -374,7 +374,7 @@ print([task for task in before if after[task] != before[task]])
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a niceness by thread")
 @pytest.mark.parametrize("training", [0, 4, 15])
-def test_the_stepping_threads_are_nicer_than_the_training_and_no_others_are(training):
+def test_only_the_stepping_threads_are_nicer_than_the_training(training):
     command = [sys.executable, "-c", NICE_TRAINING, str(training)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     nicer = min(os.nice(0) + training + MORE, 19)
@@ -541,7 +541,7 @@ class TestTwinWorker:
         monkeypatch.setattr(Twins, "follow", counting)
         return counts
 
-    def test_waiting_steps_are_taken_at_once_unless_something_has_changed(
+    def test_waiting_steps_are_taken_together_unless_something_has_changed(
         self, twin_worker, ants, simulated, taken_at_once
     ):
         far = TwinSettings(limit=9.0)
@@ -558,7 +558,7 @@ class TestTwinWorker:
         steps = [frame.ghost and round(float(frame.ghost.seconds[0] / 0.05)) for _, frame in back]
         assert steps == [0, 1, 2, 3, 4, 5, 6, 0, None, None]
 
-    def test_frames_handed_over_are_taken_at_once_after_go(
+    def test_frames_handed_over_are_taken_together_after_go(
         self, twin_worker, ants, simulated, taken_at_once
     ):
         twin_worker.start()
@@ -573,7 +573,7 @@ class TestTwinWorker:
             self.taken(twin_worker, count)
         assert taken_at_once == [3, 2]
 
-    def test_a_step_with_leisure_waits_for_others_but_not_for_ever(
+    def test_a_step_with_leisure_waits_for_others_but_not_forever(
         self, twin_worker, ants, simulated, taken_at_once
     ):
         twin_worker.start()
@@ -588,7 +588,7 @@ class TestTwinWorker:
         assert not twin_worker.take() and not taken_at_once
         self.taken(twin_worker, 3)
         assert taken_at_once == [3]
-        for frame in ants[1][3 : 4 + MOST_AT_ONCE]:  # so many do not wait for more
+        for frame in ants[1][3 : 4 + MOST_AT_ONCE]:  # a full batch does not wait for more
             at_leisure(frame, [0], patience=60.0, leisure=60.0)
             twin_worker.go()
         self.taken(twin_worker, MOST_AT_ONCE)

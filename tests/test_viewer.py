@@ -81,7 +81,7 @@ def test_a_bad_argument_is_refused_with_value_limit_and_remedy(kwargs, words):
         Viewer(**{"port": 0, **kwargs})
 
 
-def test_an_unknown_mode_is_also_refused_later(viewer):
+def test_an_unknown_mode_is_also_refused_by_the_property(viewer):
     with pytest.raises(ValueError, match="mode='slow'"):
         viewer.mode = "slow"
     assert viewer.mode == "realtime"
@@ -121,7 +121,7 @@ def test_a_viewer_that_cannot_be_built_releases_its_resources(broken, monkeypatc
         raise OSError("no more of these")
 
     with Viewer(port=0):
-        pass  # so that everything that stays is there already
+        pass  # so that everything that outlives a viewer exists already
     port = address.free_port("127.0.0.1", 8500)
     interval, threads = sys.getswitchinterval(), set(threading.enumerate())
     wakeup = signal.set_wakeup_fd(-1)

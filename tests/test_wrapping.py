@@ -1,4 +1,4 @@
-"""Tests that an environment's methods can be replaced for a while."""
+"""Tests the temporary replacement of an environment's methods."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from envs.cartpole import CartPole
 
 
 class Meeting(CartPole):
-    """Its first step ends before the second, but not before the second has begun."""
+    """An environment whose first step ends before its second, but after the second has begun."""
 
     def __init__(self) -> None:
         super().__init__("spring")

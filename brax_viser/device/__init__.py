@@ -1,1 +1,1 @@
-"""What runs in the compiled step: the wrapper's record, and the calls to the host."""
+"""Runs in the compiled step: keeps the wrapper's record, and calls the host."""

@@ -1,4 +1,4 @@
-"""What the wrapper keeps per environment: when to ask the host again, and how its episodes go."""
+"""Keeps the record of each environment: when to ask the host again, and how its episodes go."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,67 +16,67 @@ COUNTERS = frozenset(
     "steps step step_count step_counter num_steps elapsed_steps episode_steps episode_step "
     "episode_length timestep time_step count counter t time".split()
 )
-"""Names under which an environment may count the steps of its episode, from any number on."""
+"""Names under which an environment may count the steps of its episode, starting at any number."""
 
 NEIGHBOURS = (1, 2)
-"""How many places further on each environment's record is kept once more: see `over_batch`."""
+"""Each record is also stored with the environments this many indices further: `over_batch`."""
 
 NUMBERS = 5
-"""Of a record, besides a pose, that are kept once more."""
+"""Fields of a record that are stored with the neighbours, besides the pose."""
 
 TOUCH = 1e-4
-"""Coordinates that differ by less, in rad or m and relative to how large they are, are the same:
-XLA may round what it works out twice in two ways."""
+"""Tolerance for equal coordinates, absolute in rad or m plus relative to their size: XLA may
+round two computations of the same value differently."""
 
 SAME = 1e-6
-"""The same where nothing was worked out in between."""
+"""The same tolerance for values that were copied, not computed again."""
 
 LITTLE_ODD, ODD, VERY_ODD = 1.2, 2.0, 4.0
-"""How many times further than its velocity takes it a robot must have come in a step to have been
-put there: a velocity that only grows or only falls within a step accounts for once. The first is
-enough where there is another sign of a reset; beyond the last it has been put somewhere else even
-where no reset is known to put it."""
+"""Limits on how far a robot has moved in a step beyond its mean velocity, in multiples of the
+distance that its velocities explain; a velocity that only rises or only falls within the step stays
+within 1. Above the first, another sign of a reset is needed as well. Above the last, the robot was
+put somewhere else, even if not to where a reset would put it."""
 
 
 class EpisodeLog(NamedTuple):
     """One record per environment, under one key of `state.info`.
 
-    Kept on the device because only there is every step of every environment seen: the host asks
-    for some of them at some steps, and still gets returns that are whole.
+    It is kept on the device, which alone sees every step of every environment: the host requests
+    some of them at some steps, and still gets complete returns.
     """
 
-    countdown: jax.Array  # int32 [*batch]: steps to let pass before the host is asked, or FRESH
-    answered_by: jax.Array  # int32 [*batch]: stamp of the `source.Callbacks` that set the countdown
+    countdown: jax.Array  # int32 [*batch]: steps to skip before the host is asked, or FRESH
+    answered_by: jax.Array  # int32 [*batch]: stamp of the `Callbacks` that set the countdown
     granted_rows: jax.Array  # int32 [*batch], or NO_ROW: see `emit.emit`
     episode_return: jax.Array  # float32 [*batch]: rewards of the episode so far, summed
-    # int32 [*batch]: env steps of the episode so far. Below 0 it is not known when the episode
-    # began: `protocol.UNKNOWN` and counting, and the return is only that since then.
+    # int32 [*batch]: env steps of the episode so far. Below 0 (counting up from
+    # `protocol.UNKNOWN`) its beginning was not seen, and its return misses the steps before.
     episode_length: jax.Array
-    since_termination: jax.Array  # int32 [*batch]: env steps; 0 with the step that terminates
+    since_termination: jax.Array  # int32 [*batch]: env steps; 0 after the step that terminates
     trainer_steps: jax.Array  # int32 [*batch]: the trainer's own step count, as last seen
-    finished_return: jax.Array  # float32 [*batch]: of the last finished episode; else 0
-    finished_length: jax.Array  # int32 [*batch]: env steps of it; 0: none known
-    last_pos: jax.Array  # float32 [*batch, L, 3]: m, at the last termination, else 0
+    finished_return: jax.Array  # float32 [*batch]: of the last finished episode, or 0
+    finished_length: jax.Array  # int32 [*batch]: its env steps; 0: none is known
+    last_pos: jax.Array  # float32 [*batch, L, 3]: m, at the last termination, or 0
     last_rot: jax.Array  # float32 [*batch, L, 4]: wxyz, likewise
     seen: jax.Array  # float32 [*batch, C]: coordinates after the last step, see `Motion`
     first: jax.Array  # float32 [*batch, C]: coordinates after the reset
-    was_reset: jax.Array  # int32 [*batch]: 1: the last step has ended in a reset within the env
-    # float32 [*batch, N, NUMBERS + 7 L]: of the environments `NEIGHBOURS` places before.
+    was_reset: jax.Array  # int32 [*batch]: 1: the env was reset within the last step
+    # float32 [*batch, N, NUMBERS + 7 L]: records of the environments `NEIGHBOURS` indices before.
     spare: jax.Array
-    nonfinite: jax.Array  # int32 [*batch]: what is known not to be finite; see `protocol.REWARD`
+    nonfinite: jax.Array  # int32 [*batch]: fields known not to be finite: see `protocol.REWARD`
 
 
 class Motion(NamedTuple):
-    """Where environments are and how they move: C hinges, slides, and positions of free bodies.
-    Turns of balls and free bodies have no such coordinates, and move with the rest."""
+    """The place and speed of environments in C coordinates: hinges, slides, and positions of free
+    bodies. Rotations of balls and free bodies are left out."""
 
     place: jax.Array  # float32 [*batch, C], rad or m
     speed: jax.Array  # float32 [*batch, C], rad/s or m/s
-    time: jax.Array | None  # float [*batch], s, of the physics, where it keeps that
+    time: jax.Array | None  # float [*batch], s, if the physics keeps its time
 
 
 class Coordinates:
-    """Which of a model's qpos and qvel make a `Motion`."""
+    """Selects the parts of a model's qpos and qvel that make a `Motion`."""
 
     def __init__(self, model: mujoco.MjModel):
         place, speed, turns = [], [], []
@@ -93,52 +93,52 @@ class Coordinates:
                 place.append(model.jnt_qposadr[joint] + i)
                 speed.append(model.jnt_dofadr[joint] + i)
                 turns.append(kind == hinge)
-        self.turns = tuple(turns)  # of each, whether it is an angle
-        self._place, self._speed = _stretches(place), _stretches(speed)
+        self.turns = tuple(turns)  # whether each coordinate is an angle
+        self._place, self._speed = _slices(place), _slices(speed)
         self._nq = model.nq
 
     def motion(self, qpos: jax.Array, qvel: jax.Array, time: jax.Array | None) -> Motion:
-        """Of arrays [*batch, nq] and [*batch, nv]; of another model's nothing is known."""
+        """Takes arrays [*batch, nq] and [*batch, nv]. C is 0 if nq is not that of the model."""
         known = qpos.shape[-1:] == (self._nq,)
         place, speed = (self._place, self._speed) if known else ((), ())
         return Motion(_taken(qpos, place), _taken(qvel, speed), time)
 
     def apart(self, one: jax.Array, other: jax.Array) -> jax.Array:
-        """float32 [*batch, C]: from one to the other, angles by the shorter way: some backends
-        keep them within half a turn."""
+        """Returns float32 [*batch, C]: `other - one`, angles by the shorter way, because some
+        backends keep them within half a turn."""
         way, turn = other - one, 2 * math.pi
         count = way.shape[-1]
         turned = way - turn * jnp.round(way / turn)
         return jnp.where(jnp.asarray(self.turns[:count], bool), turned, way)
 
 
-def _stretches(index: list[int]) -> list[slice]:
-    """An index as slices, for XLA works through a gather by itself."""
+def _slices(index: list[int]) -> list[slice]:
+    """Returns an index as slices, because XLA runs a gather as an operation of its own."""
     starts = [i for i in range(len(index)) if not i or index[i] != index[i - 1] + 1]
     ends = [*starts[1:], len(index)]
     return [slice(index[i], index[j - 1] + 1) for i, j in zip(starts, ends, strict=True)]
 
 
-def _taken(x: jax.Array, stretches: Sequence[slice]) -> jax.Array:
-    parts = [x[..., :0], *(x[..., stretch] for stretch in stretches)]
+def _taken(x: jax.Array, slices: Sequence[slice]) -> jax.Array:
+    parts = [x[..., :0], *(x[..., stretch] for stretch in slices)]
     taken = jnp.concatenate(parts[len(parts) > 1 :], axis=-1)
     return jax.lax.stop_gradient(taken).astype(jnp.float32)
 
 
 class Evidence(NamedTuple):
-    """What the physics tells of where episodes begin, bool [*batch] each."""
+    """Signs in the physics that an episode begins, bool [*batch] each."""
 
-    replaced: jax.Array  # between the last step and this one somebody has replaced the physics
+    replaced: jax.Array  # the physics was replaced between the last step and this one
     was_reset: jax.Array  # within this step the environment was put where a reset puts it
-    doubtful: jax.Array  # within this step it was put somewhere, and that need not be a reset
+    doubtful: jax.Array  # within this step it was put somewhere, perhaps not by a reset
 
 
 def first_log(done: jax.Array, source: int, motion: Motion, num_links: int) -> EpisodeLog:
-    """The record of environments that were reset just now.
+    """Returns the record of environments that have just been reset.
 
     Args:
-        done: gives their batch shape.
-        source: stamp of the `source.Callbacks` that will be asked.
+        done: has their batch shape.
+        source: stamp of the `Callbacks` that will be asked.
         motion: after the reset.
         num_links: L.
     """
@@ -159,7 +159,7 @@ def first_log(done: jax.Array, source: int, motion: Motion, num_links: int) -> E
         last_pos=full(0.0, jnp.float32, num_links, 3),
         last_rot=full(0.0, jnp.float32, num_links, 4),
         seen=motion.place,
-        first=jnp.copy(motion.place),  # a loop may donate each buffer but once
+        first=jnp.copy(motion.place),  # a copy: a loop may donate each buffer only once
         was_reset=full(0),
         spare=full(0.0, jnp.float32, len(NEIGHBOURS), NUMBERS + 7 * num_links),
         nonfinite=full(0),
@@ -167,8 +167,8 @@ def first_log(done: jax.Array, source: int, motion: Motion, num_links: int) -> E
 
 
 def asked_of(log: EpisodeLog, source: int) -> EpisodeLog:
-    """The record, with the countdown of another feed forgotten: states outlive the viewer that
-    watched them, and a closed viewer's countdown says that nobody will ever ask."""
+    """Returns the record, with a countdown that other callbacks set replaced by `FRESH`: states
+    outlive their viewer, and the countdown of a closed viewer says never to ask again."""
     own = log.answered_by == source
     return log._replace(
         countdown=jnp.where(own, log.countdown, FRESH),
@@ -187,18 +187,18 @@ def evidence_of(
     *,
     told: bool,
 ) -> Evidence:
-    """Looks for resets that nobody tells of.
+    """Looks for resets that no flag reports.
 
     Args:
         log: as the last step left it.
-        before: as the step began.
-        after: as it has ended.
+        before: at the beginning of the step.
+        after: at its end.
         coordinates: of the model.
         counter_fell: bool [*batch], from `counter_fell`.
         ended: bool [*batch]: whether the environment says that its episode has ended.
         dt: s, of the step.
-        told: whether a wrapper that is known resets the environments: then it takes more to say
-            that something else does, and it is not doubted that they go on in between.
+        told: whether a known wrapper resets the environments: then a reset by something else needs
+            more evidence, and a jump alone does not make an episode doubtful.
     """
 
     def differ(one: jax.Array, other: jax.Array, by: float = TOUCH) -> jax.Array:
@@ -223,11 +223,11 @@ def evidence_of(
     def most(count: jax.Array) -> jax.Array:
         return (2 * count >= way.shape[-1]) & (count > 0)
 
-    # A wrapper that moves a thing or two, as a target, begins no episode.
+    # A wrapper that moves a few coordinates, such as those of a target, begins no episode.
     replaced = most(elsewhere) | ((elsewhere > 0) & (from_first == 0))
     moved_oddly = (moved > LITTLE_ODD * most_explained) & (touched > 0)
     jumped = (moved > ODD * most_explained) & most(odd)
-    # A wrapper that keeps a first state to go back to goes back to the very same.
+    # A wrapper that stores a first state and restores it restores exactly the same coordinates.
     was_reset = moved_oddly & (counter_fell | ((to_first == 0) & (from_first > 0)))
     was_reset |= jumped & (back < away / 2 if told else back < away)
     put = jumped & (moved > VERY_ODD * most_explained) & (not told)
@@ -238,10 +238,10 @@ def evidence_of(
 
 
 def _totals(*parts: jax.Array) -> list[jax.Array]:
-    """float32 [*batch]: the sum of each of some arrays [*batch, C] over its coordinates; together,
-    for what XLA works out for a few environments takes as long as there are pieces of it."""
+    """Returns the sum of each array [*batch, C] over C, float32 [*batch], in one reduction: for few
+    environments, XLA's time depends on the number of operations, not on their size."""
     zeros, last = [np.float32(0)] * len(parts), parts[0].ndim - 1
-    # Of several arrays at once JAX has no derivative, and none is wanted.
+    # JAX cannot differentiate a reduction of several arrays, and no derivative is needed.
     floats = [jax.lax.stop_gradient(x.astype(jnp.float32)) for x in parts]
 
     def add(one: list[jax.Array], other: list[jax.Array]) -> list[jax.Array]:
@@ -253,14 +253,14 @@ def _totals(*parts: jax.Array) -> list[jax.Array]:
 def counter_fell(
     log: EpisodeLog, before: Mapping[str, jax.Array], after: Mapping[str, jax.Array]
 ) -> jax.Array:
-    """bool [*batch]: whether any count of an episode's steps has begun anew.
+    """Returns bool [*batch]: whether any count of an episode's steps has restarted.
 
-    Alone it tells little: some environments count to where they change a command.
+    This alone proves no reset: some environments count the steps until they change a command.
 
     Args:
         log: as the last step left it.
-        before: numbers [*batch] by their paths, as the step began, from `states.numbers_of`.
-        after: the same as it has ended.
+        before: numbers [*batch] by path at the beginning of the step, from `states.numbers_of`.
+        after: the same at its end.
     """
     fell = jnp.zeros(log.countdown.shape, bool)
     steps = jnp.where(log.was_reset > 0, 0, log.episode_length)
@@ -269,7 +269,7 @@ def counter_fell(
         if path.rsplit("/", 1)[-1] in COUNTERS:
             fell |= other < one
         elif jnp.issubdtype(one.dtype, jnp.integer):
-            # Whatever it is called, it has counted the steps of this episode so far.
+            # Under any name: its value is the number of steps of this episode so far.
             counted = (steps > 1) & ((one == steps) | (one == steps + 1))
             fell |= counted & (other <= 1)
     return fell
@@ -287,46 +287,46 @@ def advance(
     *,
     resets_inside: bool,
 ) -> EpisodeLog:
-    """The record after one more step; all arrays [*batch].
+    """Returns the record after one more step; all arrays [*batch].
 
-    Auto-reset wrappers replace the physics and leave `info` as it is, so whether the step is the
-    first of an episode must be told from what they do to the rest:
+    Auto-reset wrappers replace the physics and leave `info` unchanged, so the first step of an
+    episode must be recognised by other changes:
 
-    * Around this wrapper, where trainers put them, they clear `done` before the next step, and
-      set the trainer's count of steps back to 0. The first tells of a termination. A truncation
-      is decided outside of here, so it shows in the count alone, and in physics that is not what
-      the last step has left. Repeats of one action run within such a step, with none of these
-      touched, and so belong to one episode.
-    * Inside of this wrapper they leave `done` to be seen by us, or the physics shows what they do.
+    * Wrappers around this one, where trainers put them, clear `done` before the next step, and set
+      the trainer's step count back to 0. A cleared `done` shows a termination. A truncation is
+      decided outside of this wrapper, so it shows only in the count, and in physics that differ
+      from those that the last step left. Repeats of one action change none of these, so they
+      belong to one episode.
+    * Wrappers inside this one leave `done` set for this one to see, or the physics shows the reset.
 
-    Where the whole state is replaced, so is the log: see `over_batch`.
+    If the whole state is replaced, the record is lost with it: see `over_batch`.
 
     Args:
-        log: as the last step left it. What the host has said is passed on as it is.
+        log: as the last step left it. The fields that the host has set are returned unchanged.
         evidence: from `evidence_of`.
         reward: of this step.
-        done: of the state that the step starts from, and of that which it has come to.
+        done: of the state before the step, and of the state after it.
         terminated: whether the environment has ended its episode with this step.
-        trainer_steps: `info["steps"]` of the state that the step starts from, where Brax's
-            EpisodeWrapper keeps it.
+        trainer_steps: `info["steps"]` of the state before the step, if Brax's EpisodeWrapper
+            keeps it; else None.
         pose: [*batch, L, 3] in m and [*batch, L, 4] wxyz, after the step.
-        pose_before: the same before it, None where it is not to be looked for there. Who has been
-            reset within the step is seen after that: what is known of its end is before.
-        resets_inside: whether an auto-reset wrapper is inside of this one.
+        pose_before: the same before the step, or None if it is not needed. If an environment was
+            reset within the step, `pose` is that after the reset, and this is the last one known.
+        resets_inside: whether an auto-reset wrapper is inside this one.
     """
-    # APG differentiates through steps; what is only looked at must not take part in that.
+    # APG differentiates through steps; the record must not contribute to the gradient.
     reward = jax.lax.stop_gradient(jnp.asarray(reward, jnp.float32))
     over = log.since_termination == 0
     if resets_inside:
         begins = done[0] > 0
     else:
         begins = (over & (done[0] == 0)) | evidence.replaced
-        if trainer_steps is None:  # nothing around that would repeat an action
+        if trainer_steps is None:  # no wrapper around this one repeats actions
             begins |= over & (done[1] == 0)
         else:
             begins |= (trainer_steps == 0) & (log.trainer_steps > 0)
     begins |= log.was_reset > 0
-    # Some reset with the step after the one that has ended the episode: that is no end of another.
+    # Some environments reset in the step after the one that ended the episode: no second end.
     late = over & evidence.was_reset & ~begins
     begins |= late
     was_reset = evidence.was_reset & ~late
@@ -360,7 +360,7 @@ def advance(
 
 
 def _whole(total: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return and length of an episode, where it was seen from its beginning on."""
+    """Returns the return and length of an episode, or zeros if its beginning was not seen."""
     return _where(length > 0, (total, length), (0.0, 0))
 
 
@@ -369,19 +369,19 @@ def _where(which: jax.Array, one: tuple[Any, ...], other: tuple[Any, ...]) -> tu
 
 
 def over_batch(log: EpisodeLog) -> EpisodeLog:
-    """Restores what has been lost of the records of environments whose whole state was replaced.
+    """Restores the records of environments whose whole state was replaced.
 
-    Some loops replace all of a state by that of a reset where an episode has ended, `info` and
-    this record with it. In a batch of which only some have a fresh one, that is what has happened
-    to those. So each record keeps what counts of those of some neighbours. Where all of them were
-    replaced too, the environment is taken to have fallen, and its return and pose are not known.
+    Some loops replace the whole state of an environment whose episode has ended by that of a
+    reset, including `info` and this record. If only some records of a batch are fresh, theirs were
+    replaced. So each record keeps copies of some neighbours' values. If those neighbours were
+    replaced too, the environment is assumed to have fallen, with unknown return and pose.
 
     Args:
-        log: from `advance`, [*batch], seen as a whole batch whatever `vmap`s are around.
+        log: from `advance`, [*batch]; seen as a whole batch, inside any `vmap`s.
     """
     fields = [getattr(log, name) for name in _RESTORED]
     operands = jax.lax.stop_gradient((log.countdown, log.spare, *fields))
-    shard = jnp.zeros((), jnp.int32)  # of no interest
+    shard = jnp.zeros((), jnp.int32)  # unused
     spare, *restored = jax.lax.stop_gradient(swallow_batch_axes(_restored)(shard, *operands))
     return log._replace(spare=spare, **dict(zip(_RESTORED, restored, strict=True)))
 
@@ -400,7 +400,7 @@ _RESTORED = (
 def _restored(
     shard: jax.Array, countdown: jax.Array, spare: jax.Array, *fields: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """(spare, *fields), as `over_batch` leaves them; all [*batch, ...]."""
+    """Returns (spare, *fields) with lost records restored; all [*batch, ...]."""
     batch, num_envs = countdown.shape, math.prod(countdown.shape)
     if num_envs == 1:
         return spare, *fields
@@ -421,12 +421,12 @@ def _restored(
             found |= there
         ages = kept[:, 2]
         fell = ~found | (ages == 0)
-        # Who has not fallen was taken out of an episode by whoever has replaced its state.
+        # An environment that had not fallen was reset by the loop before its episode ended.
         last = _whole(kept[:, 0], kept[:, 1].astype(jnp.int32))
         before = kept[:, 3], kept[:, 4].astype(jnp.int32)
         last = _where(fell, before, last)
         age = jnp.where(fell, 1, jnp.minimum(ages.astype(jnp.int32) + 1, NEVER))
-        again = since == 0  # in its first step
+        again = since == 0  # terminated in its first step
         pose_then = kept[:, NUMBERS:].reshape(num_envs, -1, 7)
         pose_then = pose_then[..., :3], pose_then[..., 3:]
         own = ~replaced | (ended[1] > 0)

@@ -1,15 +1,15 @@
-"""How compiled code calls a function of the host's: the documented way, and a cheaper one.
+"""Calls a host function from compiled code, by the documented mechanism or by a cheaper one.
 
 JAX's own callbacks (`jax.experimental.io_callback`, `jax.pure_callback`) put every argument back
-on a device before they call, which costs more than all the rest together. `direct` is one
-primitive whose lowering hands XLA the very same kind of call without that: the function is given
-numpy arrays. It leans on names that JAX does not promise to keep, so it is used where the
-installed JAX is known to carry it, and `io_callback` everywhere else.
+on a device before the call, which costs more than all the rest together. "direct" is a primitive
+whose lowering gives XLA the same kind of call without that step: the function receives numpy
+arrays. It relies on names that JAX does not promise to keep, so it is used only if the installed
+JAX is known to have them; otherwise `io_callback` is used.
 
-What `io_callback` cannot do is run under `jax.checkpoint`, or in a loop whose predicate is batched:
-JAX then says "Effects not supported in partial-eval of `checkpoint`/`remat`", or the like.
+`io_callback` cannot run under `jax.checkpoint`, or in a loop whose predicate is batched: JAX then
+raises "Effects not supported in partial-eval of `checkpoint`/`remat`", or a similar error.
 
-The environment variable `BRAX_VISER_CALLBACK` forces either: "direct" or "io_callback".
+The environment variable `BRAX_VISER_CALLBACK` forces one of the two: "direct" or "io_callback".
 """
 
 import functools
@@ -33,7 +33,7 @@ VARIABLE = "BRAX_VISER_CALLBACK"
 MECHANISMS = ("direct", "io_callback")
 
 HostFunction = Callable[..., np.ndarray]
-"""What is called: arrays in (numpy, or on the CPU), one array out. Must not raise."""
+"""A function that takes arrays (numpy, or jax on the CPU) and returns one. Must not raise."""
 
 
 def call_host(
@@ -45,13 +45,13 @@ def call_host(
     """Calls `function` on the host with the values of `args` each time this point is reached.
 
     Args:
-        function: what to call. It runs on a thread of XLA's.
-        result: shape and dtype of what it returns.
+        function: the function to call. It runs on one of XLA's threads.
+        result: shape and dtype of its result.
         *args: its arguments.
-        kept_alive: whether the program around needs the result, so that the call needs no side
-            effect to survive. A side effect also stops XLA from moving loop invariants out of the
-            trainer's loop, which makes a whole training slower, watched or not: by 4 to 8 % for
-            64 ants on two cores.
+        kept_alive: whether the surrounding program uses the result, so that the call survives
+            without a side effect. A side effect also stops XLA from moving loop invariants out of
+            the trainer's loop, which slows the whole training, watched or not: by 4 to 8 % for 64
+            ants on two cores.
     """
     if mechanism() == "direct":
         return _direct_p.bind(*args, function=function, result=result, kept_alive=kept_alive)
@@ -60,10 +60,10 @@ def call_host(
 
 
 def mechanism() -> str:
-    """One of `MECHANISMS`: which is used from now on, by whatever is traced.
+    """Returns the one of `MECHANISMS` that programs traced from now on will use.
 
     Raises:
-        ValueError: the environment variable asks for neither.
+        ValueError: the environment variable names neither.
     """
     forced = os.environ.get(VARIABLE)
     if forced is None:
@@ -92,8 +92,8 @@ _direct_p = Primitive("brax_viser_host_call")
 
 @functools.cache
 def _side_effect() -> Any:
-    """The effect of `jax.debug.callback`: unlike that of `io_callback`, JAX lets it through
-    checkpoints, loops with a batched predicate, and programs for several meshes."""
+    """Returns the effect of `jax.debug.callback`. Unlike that of `io_callback`, JAX allows it in
+    checkpoints, in loops with a batched predicate, and in programs for several meshes."""
     jaxpr = jax.make_jaxpr(lambda: jax.debug.callback(lambda: None))()
     (effect,) = jaxpr.effects
     return effect

@@ -1,4 +1,4 @@
-"""Finding the models of an environment: MuJoCo's, and the one that JAX steps."""
+"""Finds the models of an environment: MuJoCo's, and the one that JAX steps."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,17 +12,17 @@ from mujoco import mjx
 from brax_viser.device.wrappers import attribute, layers
 
 Path = tuple[Any, ...]
-"""Names of attributes, keys and indices, one after the other, from an environment to a model."""
+"""The sequence of attribute names, keys and indices that leads from an environment to a model."""
 
 _MUJOCO = (("sys", "mj_model"), ("mj_model",), ("_mj_model",), ("model",), ("_model",))
 _STEPPED = (("sys",), ("mjx_model",), ("_mjx_model",), ("model",), ("_model",))
-_DEPTH = 3  # how far below an environment a model is looked for
-_BREADTH = 1000  # and among how many attributes of one thing
+_DEPTH = 3  # levels of attributes below an environment that are searched
+_BREADTH = 1000  # attributes of one object that are searched
 
 
 def stepped_model(base: Any, given: mujoco.MjModel | None = None) -> tuple[Path, Any]:
-    """The model that JAX steps, an `mjx.Model` such as Brax's System is, and where it is kept;
-    ((), None) if it is nowhere. Of several it is the first, or the first that `given` fits."""
+    """Returns (path, model) of the model that JAX steps, an `mjx.Model` or a Brax System, which is
+    one; ((), None) if there is none. Of several, the first that matches `given`, or the first."""
     first = None
     for found in _models(base, _STEPPED, mjx.Model):
         if given is None or misfit(given, found[1]) is None:
@@ -32,22 +32,22 @@ def stepped_model(base: Any, given: mujoco.MjModel | None = None) -> tuple[Path,
 
 
 def at(base: Any, path: Path) -> Any:
-    """What is there right now; None: nothing."""
+    """Returns the present value at `path`, or None if the path is empty or leads nowhere."""
     return _followed(base, path) if path else None
 
 
 def mujoco_model(env: Any, base: Any, stepped: Any) -> mujoco.MjModel:
-    """The MjModel that an environment keeps, under whatever name.
+    """Returns the MjModel that an environment keeps under any name.
 
-    Where it keeps several, the first that has as many bodies and coordinates as what is stepped.
+    Of several, the first that has as many bodies and coordinates as the stepped model.
 
     Args:
-        env: with all that is wrapped around it.
+        env: the environment with all its wrappers.
         base: the innermost environment.
         stepped: from `stepped_model`; may be None.
 
     Raises:
-        ValueError: there is none, or none that fits.
+        ValueError: there is none, or none matches.
     """
     other = None
     for owner in (base, *layers(env)):
@@ -69,7 +69,7 @@ def mujoco_model(env: Any, base: Any, stepped: Any) -> mujoco.MjModel:
 
 
 def misfit(model: mujoco.MjModel, stepped: Any) -> str | None:
-    """In which size they differ, in words; None: in none that matters."""
+    """Returns, in words, the first of nbody, nq and nv in which the models differ, or None."""
     for name, what in (("nbody", "bodies"), ("nq", "positions"), ("nv", "velocities")):
         have, wanted = getattr(model, name), getattr(stepped, name, None)
         if wanted is not None and have != wanted:
@@ -78,7 +78,7 @@ def misfit(model: mujoco.MjModel, stepped: Any) -> str | None:
 
 
 def _models(owner: Any, likely: Iterable[Path], kind: type) -> Iterator[tuple[Path, Any]]:
-    """Those of the usual names, and then all others among the attributes, the nearest first."""
+    """Yields the models at the usual paths, then all others among the attributes, nearest first."""
     for path in likely:
         if isinstance(value := _followed(owner, path), kind):
             yield path, value
@@ -101,7 +101,7 @@ def _inside(thing: Any) -> Iterator[tuple[Any, Any]]:
     elif isinstance(thing, list | tuple):
         yield from enumerate(thing)
     else:
-        # A class's own, where there is a model for all of its environments, come last.
+        # Class attributes come last: some classes keep one model for all their environments there.
         classes = type(thing).__mro__[:-1]
         yield from getattr(thing, "__dict__", {}).items()
         for cls in classes:
@@ -121,7 +121,7 @@ def _may_hold_models(thing: Any) -> bool:
         return False
     if isinstance(thing, Mapping | list | tuple):
         return True
-    # Of Python's own kinds (functions, modules, descriptors) none does.
+    # Python's own types (functions, modules, descriptors) hold none.
     return hasattr(type(thing), "__mro__") and type(thing).__module__ not in ("builtins", "types")
 
 
@@ -130,7 +130,7 @@ def _followed(owner: Any, path: Path) -> Any:
         if isinstance(owner, Mapping | list | tuple):
             try:
                 owner = owner[step]  # type: ignore[index]
-            except (KeyError, IndexError, TypeError):  # a named tuple has no names for keys
+            except (KeyError, IndexError, TypeError):  # a named tuple is not indexed by name
                 return None
         elif isinstance(step, str):
             owner = attribute(owner, step)

@@ -1,4 +1,4 @@
-"""Choosing the K of N environments that a rule ranks first, on the device: N stays where it is."""
+"""Chooses the K of N environments that a rule ranks first, on the device, where all N are."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,7 @@ from brax_viser.records.protocol import BEST, BY_MEASURE, NONFINITE, TERMINATED,
 
 
 def finite(arrays: Sequence[jax.Array]) -> jax.Array:
-    """bool [N]: whether all that belongs to an environment is finite, of arrays [N, ...]."""
+    """Returns bool [N]: whether an environment's values are finite in all arrays [N, ...]."""
     good = [
         jnp.isfinite(x).reshape(len(x), -1).all(axis=1)
         for x in arrays
@@ -19,17 +19,17 @@ def finite(arrays: Sequence[jax.Array]) -> jax.Array:
 
 
 def measured(rule: jax.Array, fields: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """(tier, measure), int32 [N] and float32 [N]: what best and worst are ranked by. Those of a
-    higher tier come behind all of a lower one, whichever way: 0 has what is ranked by, 1 has no
-    finished episode and is ranked by the return so far per step, 2 has nothing that is a number.
+    """Returns (tier, measure), int32 [N] and float32 [N], by which best and worst are ranked. All
+    of a higher tier rank after all of a lower one, for best and for worst: 0 has the measure; 1 has
+    no finished episode and is ranked by its return so far per step; 2 has no finite measure.
 
     Args:
-        rule: int32 [], one of `protocol`'s; any for what is not to be ranked.
+        rule: int32 [], one of `protocol`'s; without a measure, the last episode counts.
         fields: arrays [N], as for `top`.
     """
     so_far, none = fields["episode_return"].astype(jnp.float32), jnp.zeros_like
     length = fields.get("episode_length", none(so_far)).astype(jnp.float32)
-    # Of one that began nobody knows when, the return so far is not known.
+    # The return so far is not known if the beginning of the episode was not seen.
     known = jnp.isfinite(so_far) & (length >= 0)
     per_step = so_far / jnp.maximum(length, 1)
     finished = fields.get("finished_length", none(so_far)) > 0
@@ -43,14 +43,14 @@ def measured(rule: jax.Array, fields: Mapping[str, jax.Array]) -> tuple[jax.Arra
 
 
 def top(rule: jax.Array, fields: Mapping[str, jax.Array], num_rows: int) -> jax.Array:
-    """int32 [num_rows]: the environments ranked first, best first; equal ones by index.
+    """Returns int32 [num_rows]: the environments ranked first, in order; ties by index.
 
-    All are ranked; those that the rule is not about come last, and can be told by their fields.
+    All are ranked. Those that the rule does not apply to come last; their fields show which.
 
     Args:
-        rule: int32 [], one of `protocol`'s, not GIVEN, with a measure or not.
-        fields: arrays [N]: "episode_return", "since_termination", "finite"; and where they are
-            known "episode_length", "finished_return" and "finished_length".
+        rule: int32 [], one of `protocol`'s except GIVEN, with or without a measure.
+        fields: arrays [N]: "episode_return", "since_termination", "finite"; and, if known,
+            "episode_length", "finished_return" and "finished_length".
         num_rows: at most N.
     """
     tier, measure = measured(rule, fields)

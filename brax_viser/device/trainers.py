@@ -1,8 +1,8 @@
-"""Which stock trainer is tracing the environment right now, read off the call stack.
+"""Finds the stock trainer that is tracing the environment, by reading the call stack.
 
-The trainer is not ours to change and tells its environment nothing, yet the page should say
-"PPO, 12 M of 30 M steps". While JAX traces `reset` or `step`, the trainer's own call is on the
-stack, with its arguments. This is read while tracing only, so a training step costs nothing.
+We cannot change the trainer, and it passes its environment no such information, yet the page should
+say "PPO, 12 M of 30 M steps". While JAX traces `reset` or `step`, the trainer's call is on the
+stack, with its arguments. The stack is read only while tracing, so a training step costs nothing.
 """
 
 import re
@@ -19,10 +19,10 @@ _TRAINER_MODULE = re.compile(r"brax\.training\.agents\.(\w+)\.train")
 
 
 def check_versions(call: TrainerCall | None) -> None:
-    """Refuses what is known not to work, before it fails with words that say nothing.
+    """Refuses versions known not to work together, before they fail with an obscure message.
 
     Raises:
-        RuntimeError: a trainer of Brax's that calls what this JAX no longer has.
+        RuntimeError: a Brax trainer calls a function that this JAX no longer has.
     """
     if jax.__version_info__ < (0, 10) or call is None:
         return
@@ -39,11 +39,11 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def calling_trainer(*, read_arguments: bool = False) -> TrainerCall | None:
-    """The trainer on this thread's call stack; None in a training loop of the user's own.
+    """Returns the trainer on this thread's call stack; None in a training loop of the user's own.
 
     Args:
-        read_arguments: also read what the trainer was called with. Only worth it once per run:
-            looking at a frame's variables keeps their present values alive while it runs.
+        read_arguments: also read the trainer's arguments. Do so only once per run: reading a
+            frame's variables keeps their present values alive while the frame runs.
     """
     evaluating = False
     frame = sys._getframe(1)
@@ -64,15 +64,15 @@ def calling_trainer(*, read_arguments: bool = False) -> TrainerCall | None:
 def _read_arguments(algorithm: str, evaluating: bool, frame: FrameType) -> TrainerCall:
     variables = frame.f_locals
     num_timesteps, num_reports = variables.get("num_timesteps"), None
-    if algorithm == "APG":  # is told how often to update, and reports how often it has evaluated
+    if algorithm == "APG":  # takes a number of updates, reports a number of evaluations
         num_reports = max(variables["num_evals"] - 1, 1)
         num_updates = round(variables["policy_updates"] / num_reports) * num_reports
         num_timesteps = num_updates * variables["horizon_length"] * variables["num_envs"]
-    elif algorithm == "BC":  # likewise, in DAgger steps
+    elif algorithm == "BC":  # takes and reports a number of DAgger steps
         num_reports = variables["dagger_steps"]
         num_timesteps = num_reports * variables["demo_length"] * variables["num_envs"]
-    # `env` is the wrapped environment that each call of a stock trainer makes for itself; BC is
-    # handed a wrapped one, but makes this function.
+    # An object that each call makes itself identifies the call: stock trainers wrap `env`; BC is
+    # given a wrapped one, but defines this function.
     made_here = variables.get("env", variables.get("environment"))
     if algorithm == "BC":
         made_here = variables["scramble_times"]

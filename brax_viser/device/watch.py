@@ -1,4 +1,4 @@
-"""Looks for what is not finite, on the device: in all environments, drawn or not."""
+"""Looks for NaN and Inf on the device, in all environments, whether they are drawn or not."""
 
 from collections.abc import Mapping
 
@@ -8,21 +8,21 @@ import jax.numpy as jnp
 from brax_viser.records.protocol import FINITE, INF, NAN, OBSERVED_INF, OBSERVED_NAN, REWARD, STATE
 
 SHOWN = ("reward", "link_pos", "link_rot")
-"""Fields of a payload that are watched. What is summed up over an episode is not: it stays NaN."""
+"""Fields of a payload that are watched. Sums over an episode are not: they stay NaN."""
 
 
 def watched(
     payload: Mapping[str, jax.Array], inspected: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """By name, in the order in which they are told: what is shown, and what else is inspected."""
-    # The policy is given what the physics comes to, which may be where it has turned.
+    """Returns the shown and the inspected fields, by name, in the order of a report."""
+    # Observations come last: they derive from the physics, in which the fault may have begun.
     ordered = sorted(inspected, key=lambda name: name.startswith("observation"))
     shown = {name: payload[name] for name in SHOWN if name in payload}
     return shown | {name: inspected[name] for name in ordered}
 
 
 def kind(x: jax.Array) -> jax.Array:
-    """int32 [N], of an array [N, ...]: `protocol.FINITE`, `INF` or `NAN`, the worst of each row."""
+    """Returns int32 [N]: the worst of `protocol.FINITE`, `INF`, `NAN` in each row of x [N, ...]."""
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return jnp.full(len(x), FINITE, jnp.int32)
     worst = jnp.where(jnp.isnan(x), NAN, jnp.where(jnp.isfinite(x), FINITE, INF))
@@ -30,7 +30,7 @@ def kind(x: jax.Array) -> jax.Array:
 
 
 def bits(name: str, kind: jax.Array) -> jax.Array:
-    """int32 [N]: `protocol.REWARD` and the like, of what `kind` says of the field of that name."""
+    """Returns int32 [N]: bits such as `protocol.REWARD`, from the kinds [N] of the field `name`."""
     if name == "reward":
         found = jnp.where(kind > FINITE, REWARD, 0)
     elif not name.startswith("observation"):
@@ -42,9 +42,9 @@ def bits(name: str, kind: jax.Array) -> jax.Array:
 
 
 def reward_turned(reward: jax.Array, known: jax.Array) -> jax.Array:
-    """bool []: whether the reward of any environment is not finite, of whom this is not known.
+    """Returns bool []: whether any environment's reward is not finite and not known to be so.
 
-    It is asked at each and every step, and must cost next to nothing.
+    This runs at every step, so it must cost next to nothing.
 
     Args:
         reward: [*batch, ...].
@@ -57,16 +57,16 @@ def reward_turned(reward: jax.Array, known: jax.Array) -> jax.Array:
 
 
 def report(new: jax.Array, kinds: Mapping[str, jax.Array], watching: jax.Array) -> jax.Array:
-    """int32 [3 + F]: which environment; how many there are; whether the step before was looked
-    through as well; and what each field of that environment holds, of those that are new.
+    """Returns int32 [3 + F]: index of the reported environment; number of environments with new
+    bits; whether the previous step was checked too; then the kinds of that environment's fields,
+    FINITE where nothing is new.
 
-    Of several it is the first, but one of which more is new than an Inf in an observation comes
-    before all others.
+    The first one whose new bits are more than an Inf in an observation is reported, else the first.
 
     Args:
         new: int32 [N], bits that were not known before.
         kinds: int32 [N] each, by field.
-        watching: bool [].
+        watching: bool []: whether every step is checked.
     """
     some, graver = new != 0, (new & ~OBSERVED_INF) != 0
     row = jnp.argmax(some.astype(jnp.int32) + graver.astype(jnp.int32)).astype(jnp.int32)
