@@ -120,7 +120,7 @@ def _slices(index: list[int]) -> list[slice]:
 
 
 def _taken(x: jax.Array, slices: Sequence[slice]) -> jax.Array:
-    parts = [x[..., :0], *(x[..., stretch] for stretch in slices)]
+    parts = [x[..., :0], *(x[..., part] for part in slices)]
     taken = jnp.concatenate(parts[len(parts) > 1 :], axis=-1)
     return jax.lax.stop_gradient(taken).astype(jnp.float32)
 
