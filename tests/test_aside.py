@@ -91,7 +91,7 @@ def test_a_fork_has_the_pose_of_its_robot_and_moves_no_other_robot(viewer, rollo
     data.qpos[:] = detail.qpos
     mujoco.mj_kinematics(sandbox.model, data)
     assert np.abs(data.xpos[1:] - frame.link_pos[frame.env_index == CHOSEN][0]).max() < 0.05
-    assert panel(viewer).env_steps == 4 * 5
+    assert panel(viewer).num_steps == 4 * 5
 
     state = rollout.step()  # the training goes on
     assert state.env_steps == 5 and viewer.stats().drawn_envs == (0, 1, 2, 3)

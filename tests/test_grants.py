@@ -202,14 +202,14 @@ def test_the_progress_counts_each_step_once_whenever_the_trainer_reports(rollout
     monkeypatch.setattr(callbacks_module, "GRANT_SECONDS", 1e9)
     viewer = rollout.viewer
     rollout.steps(20)
-    known = viewer.progress().env_steps
+    known = viewer.progress().num_steps
     rollout.steps(5)
-    assert viewer.progress().env_steps == known + 5 * NUM_ENVS
+    assert viewer.progress().num_steps == known + 5 * NUM_ENVS
     rollout.steps(5)
     viewer.progress_fn(100_000, {})
     viewer.max_overhead = 0.7  # the grant is checked again
     rollout.steps(2)
-    assert viewer.progress().env_steps == 100_000 + 2 * NUM_ENVS
+    assert viewer.progress().num_steps == 100_000 + 2 * NUM_ENVS
 
 
 def test_rows_that_are_not_the_granted_ones_are_asked_for_again(rollout):

@@ -320,7 +320,7 @@ def test_all_devices_send_the_same_steps(mode, rate, shards, resets):
     for sent in device.sent[1:]:
         # Steps granted to one shard and cut off by a reset are missing there.
         assert sent == device.sent[0] or len(set(sent) ^ set(device.sent[0])) <= len(resets) + 1
-    assert len({device.pacer.steps_of(i) + device.pacer.granted(i) for i in range(shards)}) <= 2
+    assert len({device.pacer.steps_of(i) + device.pacer.skip_of(i) for i in range(shards)}) <= 2
 
 
 @given(rate=RATES)
@@ -392,7 +392,7 @@ def test_nothing_is_sent_without_a_page_and_never_again_once_closed():
 def test_a_reset_counts_one_step_and_not_the_granted_ones():
     pacer = Pacer(DT)
     pacer.ask(0.0, FRESH, LATEST, 0.0, active=False)
-    pacer.grant(0, 50)
+    pacer.set_skip(0, 50)
     pacer.ask(1.0, FRESH, LATEST, 0.0, active=False)
     assert pacer.env_steps == 2
 
@@ -431,7 +431,7 @@ def test_a_burst_is_continued_up_to_its_last_step_but_one():
     assert gone_on == 8 and pacer.is_next(0)
     answer = pacer.ask(3.0, 0, control, 0.0, active=True)
     assert answer.push and not pacer.is_next(0) and not pacer.go_on(0)
-    pacer.grant(0, 5)  # some steps are skipped
+    pacer.set_skip(0, 5)  # some steps are skipped
     assert not pacer.go_on(0)
     pacer.restart()
     assert not pacer.go_on(0)

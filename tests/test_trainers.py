@@ -44,7 +44,7 @@ def test_parameters_are_identical_and_every_state_arrives(viewer, page, trainer)
     assert progress.phase == "done" and progress.fraction == 1.0
     assert progress.reward is not None and progress.reward.startswith("evaluation reward")
     if trainer in ("es", "ars"):  # they do not count steps after an env's first episode
-        assert progress.env_steps < num_steps * NUM_ENVS
+        assert progress.num_steps < num_steps * NUM_ENVS
 
     stock = train(trainer, bare())
     assert len(watched) == len(stock) > 1

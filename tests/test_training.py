@@ -136,7 +136,7 @@ def test_parameters_are_identical_in_two_trainings_of_one_env(viewer, page, stoc
     assert first.frames > 0 and first.env_steps >= 200  # the last steps granted are not known
     assert len(first.drawn_envs) == 9
     assert viewer.progress().phase == "done"
-    assert viewer.progress().env_steps == reported[-1] >= 8_000
+    assert viewer.progress().num_steps == reported[-1] >= 8_000
     assert first.streams["eval"].num_envs == 4
     assert first.streams["train"].num_envs == 16
 

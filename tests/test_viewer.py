@@ -235,7 +235,7 @@ def test_progress_tells_the_phases_of_a_training_apart():
     for tick in range(11):
         progress.stepped("train", 10, 30.0 + tick / 10)
     view = progress.view(31.0)
-    assert (view.phase, view.env_steps, view.fraction) == ("training", 110, 0.11)
+    assert (view.phase, view.num_steps, view.fraction) == ("training", 110, 0.11)
     assert view.steps_per_second == pytest.approx(100.0)
     assert view.elapsed == pytest.approx(1.0)
     assert view.remaining == pytest.approx(1.0 * 0.89 / 0.11)
@@ -246,7 +246,7 @@ def test_progress_tells_the_phases_of_a_training_apart():
     assert progress.view(50.1).phase == "evaluating"
     progress.reported(500, {"eval/episode_reward": 12.34}, 51.0)
     view = progress.view(51.0)
-    assert view.env_steps == 500
+    assert view.num_steps == 500
     assert view.reward == "evaluation reward 12.3 at 500"
     progress.reported(1000, {"episode/sum_reward": 20.0}, 52.0)
     assert progress.view(52.0).phase != "done"  # reported from within the last epoch
@@ -254,7 +254,7 @@ def test_progress_tells_the_phases_of_a_training_apart():
     assert progress.view(60.0).phase == "done"
     other = Env()
     assert progress.traced(TrainerCall("PPO", False, 5, 8, weakref.ref(other)), 70.0)
-    assert progress.view(71.0).env_steps == 0
+    assert progress.view(71.0).num_steps == 0
     progress.ended(72.0, "ValueError: too few")
     assert progress.view(73.0).phase == "failed"
 

@@ -267,7 +267,7 @@ def _train(
     def policy_params_fn(num_steps: int, make_policy: Any, params: Any) -> None:
         params = jax.device_get(params)  # the device's may be donated to the next epoch
         if trainer == "apg":  # its `num_steps` counts evaluations
-            num_steps = viewer.progress().env_steps
+            num_steps = viewer.progress().num_steps
         viewer.policy_params_fn(num_steps, make_policy, params)
         if num_steps:  # 0 is the untrained policy
             run.hand_out(params, num_steps)
@@ -302,7 +302,7 @@ def _show_progress(run: _Run, ctrl_c: _CtrlC) -> None:
 
 
 def _update(bar: Progress, task: Any, view: ProgressView) -> None:
-    words = [f"{count(view.env_steps)} steps", f"{count(view.steps_per_second)} steps/s"]
+    words = [f"{count(view.num_steps)} steps", f"{count(view.steps_per_second)} steps/s"]
     if view.remaining is not None and view.phase != "done":
         words.append(f"{duration(view.remaining)} left")
     if view.reward:

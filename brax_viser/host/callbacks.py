@@ -235,7 +235,7 @@ class Callbacks(Source):
         """Counts the step and plans the next call. Returns whether to push this step, and the
         finding in `report`, the device's report of NaN and Inf, if it must be reported."""
         shared, pacer, role = self._shared, rollout.pacer, origin.role
-        last_skip = pacer.granted(shard)
+        last_skip = pacer.skip_of(shard)
         control = shared.control
         shown = shared.shown[role] is self
         if shared.num_processes > 1:
@@ -260,7 +260,7 @@ class Callbacks(Source):
         push = plan.push
         if shared.hold.counts(role) and not control.closed:
             # Single-stepping: push each step, whether or not a page is open.
-            pacer.grant(shard, 0)
+            pacer.set_skip(shard, 0)
             push = shown and control.streaming
         if push:
             stretches = control.mode == "realtime" and not pacer.following
@@ -292,7 +292,7 @@ class Callbacks(Source):
         step = env_steps * rollout.num_envs
         if role == "train":  # continue from the trainer's own count
             ahead = max(env_steps - rollout.progressed, 0)
-            step = shared.progress.view(shared.clock()).env_steps + ahead * rollout.num_envs
+            step = shared.progress.view(shared.clock()).num_steps + ahead * rollout.num_envs
         finding = Finding(
             role,
             shard * origin.num_envs + row,
@@ -334,7 +334,7 @@ class Callbacks(Source):
         self, answer: np.ndarray, rollout: Rollout, origin: Origin, shard: int, *, push: bool
     ) -> None:
         """Writes into the answer whether to push, and which rows."""
-        answer[1] = rollout.pacer.granted(shard)
+        answer[1] = rollout.pacer.skip_of(shard)
         if self._shared.control.closed:
             answer[1] = FOREVER
         elif push:
@@ -542,7 +542,7 @@ class Callbacks(Source):
                 self._fill(answer, rollout, origin, shard, push=push)
         if shared.hold.counts(role):
             with shared.lock:
-                rollout.pacer.grant(shard, 0)
+                rollout.pacer.set_skip(shard, 0)
             answer[1] = 0
 
 

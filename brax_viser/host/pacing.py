@@ -160,11 +160,11 @@ class Pacer:
         own.went_on += 1
         return True
 
-    def granted(self, shard: int) -> int:
+    def skip_of(self, shard: int) -> int:
         """Returns the steps that the last answer to a shard lets pass; 0 before the first one."""
         return self._shards[shard].skip if shard in self._shards else 0
 
-    def grant(self, shard: int, skip: int) -> None:
+    def set_skip(self, shard: int, skip: int) -> None:
         """Replaces the number of steps that the last answer to a shard lets pass."""
         self._shards[shard].skip = skip
 

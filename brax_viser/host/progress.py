@@ -24,7 +24,7 @@ class ProgressView:
     algorithm: str | None  # "PPO"; None in a loop of the user's own
     phase: str  # "waiting" | "compiling" | "training" | "evaluating" | "quiet" | "done" | "failed"
     phase_seconds: float  # s since the phase began
-    env_steps: int  # env steps over all envs, as Brax counts `num_timesteps`
+    num_steps: int  # env steps over all envs, as Brax counts `num_timesteps`
     num_timesteps: int | None  # the goal, as passed to the trainer
     steps_per_second: float
     elapsed: float  # s since the first step
@@ -36,7 +36,7 @@ class ProgressView:
         """0 to 1; None where the goal is not known."""
         if not self.num_timesteps:
             return None
-        return min(self.env_steps / self.num_timesteps, 1.0)
+        return min(self.num_steps / self.num_timesteps, 1.0)
 
     @property
     def remaining(self) -> float | None:
@@ -87,8 +87,8 @@ class Progress:
         self._rate = Rate(seconds=5.0)
         self._reward = self._ended = self._error = None
 
-    def stepped(self, role: str, env_steps: int, now: float) -> None:
-        """Counts `env_steps` more env steps of a rollout, over all its envs."""
+    def stepped(self, role: str, num_steps: int, now: float) -> None:
+        """Counts `num_steps` more env steps of a rollout, over all its envs."""
         with self._lock:
             last = self._last_step.get(role, now)
             self._last_step[role] = now
@@ -96,9 +96,9 @@ class Progress:
                 return
             if self._first_step is None:
                 self._first_step = now
-            self._counted += env_steps
+            self._counted += num_steps
             if now > last:
-                self._rate.add(now - last, env_steps)
+                self._rate.add(now - last, num_steps)
             self._ended = None
 
     def reported(self, num_steps: int, metrics: Mapping[str, object], now: float) -> None:
@@ -106,7 +106,7 @@ class Progress:
         with self._lock:
             num_steps, call = int(num_steps), self._call
             if call is not None and call.num_reports is not None:
-                last, env_steps = num_steps >= call.num_reports, self._counted
+                last, num_steps = num_steps >= call.num_reports, self._counted
             else:
                 # Only a report at an epoch's end can be the last; episodes report within epochs.
                 last = bool(self._num_timesteps) and num_steps >= self._num_timesteps
@@ -117,11 +117,10 @@ class Progress:
                     self._counted = max(self._counted, num_steps)
                 else:
                     self._counted = num_steps
-                env_steps = num_steps
             for key, words in _REWARDS.items():
                 if key in metrics:
                     reward = float(metrics[key])  # type: ignore[arg-type]
-                    self._reward = f"{words} {reward:,.1f} at {count(env_steps)}"
+                    self._reward = f"{words} {reward:,.1f} at {count(num_steps)}"
             if last:
                 self._ended = now
 
@@ -140,7 +139,7 @@ class Progress:
                 phase_seconds=now - since,
                 # The count lags by the steps granted last; the trainer's reports are exact, but
                 # come only with each evaluation.
-                env_steps=max(self._counted, self._reported),
+                num_steps=max(self._counted, self._reported),
                 num_timesteps=self._num_timesteps,
                 steps_per_second=self._rate.value,
                 elapsed=end - self._first_step if self._first_step is not None else 0.0,

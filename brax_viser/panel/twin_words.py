@@ -54,7 +54,7 @@ def fork(view: PanelView) -> str:
         if view.selected_env is None:
             return note("Click a robot, and take it as it is now into a MuJoCo of its own.")
         return note(f"Takes env {view.selected_env} as it is now into a MuJoCo of its own.")
-    where = f"Env {sandbox.env}, from step {count(sandbox.env_steps)}"
+    where = f"Env {sandbox.env}, from step {count(sandbox.num_steps)}"
     if sandbox.preparing:
         return note(f"{where}: compiling what drives it, which takes some seconds")
     if sandbox.trouble is not None:

@@ -42,7 +42,7 @@ def status(view: PanelView) -> str:
         return f"Training has failed: {progress.error}"
     if view.held:
         # To the last digit, so that a single step shows.
-        return f"Held at step {progress.env_steps:,}: the training waits for you"
+        return f"Held at step {progress.num_steps:,}: the training waits for you"
     if view.until_env is not None:
         return f"Running on until env {view.until_env} terminates"
     if view.paused:
@@ -103,7 +103,7 @@ def _sentence(found: Finding) -> str:
 def steps(progress: ProgressView) -> str:
     """Returns the training's steps, speed, time and reward."""
     goal = f" of {count(progress.num_timesteps)}" if progress.num_timesteps else ""
-    lines = [f"{count(progress.env_steps)}{goal} steps · {count(progress.steps_per_second)}/s"]
+    lines = [f"{count(progress.num_steps)}{goal} steps · {count(progress.steps_per_second)}/s"]
     if progress.elapsed:
         lines.append(f"{duration(progress.elapsed)} gone")
     if progress.remaining is not None:

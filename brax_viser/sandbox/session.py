@@ -50,7 +50,7 @@ class ForkView:
     """The sandbox as the panel shows it."""
 
     env: int | None = None  # the forked environment of the training; None: there is no sandbox
-    env_steps: int = 0  # over all environments, at the fork
+    num_steps: int = 0  # over all environments, at the fork
     preparing: bool = False
     fault: str | None = None  # why the sandbox failed
     driver: str = "still"
@@ -77,7 +77,7 @@ class _Fork:
     adapter: Environment
     details: Sequence[Detail]
     own: Mapping[str, np.ndarray]
-    env_steps: int
+    num_steps: int
 
 
 class SandboxSession:
@@ -120,7 +120,7 @@ class SandboxSession:
         adapter: Environment,
         details: Sequence[Detail],
         own: Mapping[str, np.ndarray],
-        env_steps: int,
+        num_steps: int,
     ) -> None:
         """Makes a sandbox of an environment, replacing the last one.
 
@@ -128,15 +128,15 @@ class SandboxSession:
             adapter: of the environment.
             details: consecutive details of one episode, up to the moment to continue from.
             own: the fields in which the environment's model differs from the shared one.
-            env_steps: over all environments, at that moment.
+            num_steps: over all environments, at that moment.
         """
         self.close()
         self.version += 1
-        fork = _Fork(adapter, tuple(details), own, env_steps)
+        fork = _Fork(adapter, tuple(details), own, num_steps)
         mass = float(adapter.mj_model.body_mass[1:].sum())
         view = ForkView(
             env=details[-1].env,
-            env_steps=env_steps,
+            num_steps=num_steps,
             preparing=True,
             impulse=float(f"{IMPULSE_SPEED * mass:.2g}"),
         )
