@@ -101,7 +101,7 @@ REWARD = {
 }
 
 
-@pytest.mark.parametrize(("done", "reward"), zip(DONE, REWARD, strict=True))
+@pytest.mark.parametrize(("done", "reward"), list(zip(DONE, REWARD, strict=True)))
 def test_done_and_reward_may_be_any_number_or_array_and_the_rewards_sum_is_shown(
     shared, done, reward
 ):

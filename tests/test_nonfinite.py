@@ -256,12 +256,14 @@ def test_stock_ppo_is_held_when_a_reward_turns_nan_and_its_assertion_is_explaine
     eventually(lambda: viewer.stats().held, "held", 300)
     (found,) = viewer.nonfinite
     assert found.env_steps == 12 or found.role == "eval"
-    channel = Probe(viewer).channels
-    eventually(
-        lambda: (view := channel[found.role].view) and view.frame.env_steps == found.env_steps,
-        "seen",
-    )
-    frame = channel[found.role].view.frame
+    channels = Probe(viewer).channels
+
+    def shown() -> Any:
+        view = channels[found.role].view if found.role in channels else None
+        return view is not None and view.frame.env_steps == found.env_steps
+
+    eventually(shown, "seen")
+    frame = channels[found.role].view.frame
     row = frame.env_index.tolist().index(found.env)
     assert viewer.selected_env == found.env and np.isnan(frame.reward[row])
     viewer.resume()

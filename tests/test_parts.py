@@ -1,5 +1,7 @@
 """Tests groups, sites, cameras and lighting, as a person chooses them in the panel."""
 
+from typing import Any
+
 import mujoco
 import numpy as np
 import pytest
@@ -284,16 +286,20 @@ def test_the_view_of_robots_stays_when_others_are_put_beside_them(viewer, page):
     (client,) = Probe(viewer).server.get_clients().values()
     before = scene._scale
 
-    def look(place: np.ndarray, at: np.ndarray) -> None:
-        client.camera.position, client.camera.look_at = before * place, before * at
-
     place, at = np.array([1.0, 2.0, 1.5]), np.array([0.2, 0.1, 1.0])
-    probe.now(lambda: look(place, at))
-    probe.now(lambda: scene.show("sandbox", robot, cells, 2))
-    probe.now(lambda: scene.arrange(("train", "sandbox")))
-    assert scene._scale < 0.9 * before
-    np.testing.assert_allclose(client.camera.position / scene._scale, place, atol=1e-5)
-    np.testing.assert_allclose(client.camera.look_at / scene._scale, at, atol=1e-5)
+    seen: list[Any] = []
+
+    def put_beside() -> None:  # at once: the page's loop lays out the training's robots alone
+        client.camera.position, client.camera.look_at = before * place, before * at
+        scene.show("sandbox", robot, cells, 2)
+        scene.arrange(("train", "sandbox"))
+        seen.extend((scene._scale, client.camera.position, client.camera.look_at))
+
+    probe.now(put_beside)
+    scale, position, look_at = seen
+    assert scale < 0.9 * before
+    np.testing.assert_allclose(position / scale, place, atol=1e-5)
+    np.testing.assert_allclose(look_at / scale, at, atol=1e-5)
 
 
 def test_a_page_looks_through_a_camera_of_the_model(viewer, page):
