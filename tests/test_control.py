@@ -598,7 +598,8 @@ def test_packets_of_one_step_are_joined_over_devices_when_the_selection_changes(
 
 
 HELD = """
-    import sys, threading, time
+    import signal, sys, threading, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have their jobs ignore it
     from brax import envs
     from brax.training.agents.ppo import train as ppo
     from brax_viser import Viewer, VisualizedEnv
