@@ -29,6 +29,15 @@ def callback_op_sharding() -> Callable[..., Any]:
     return _callback_op_sharding
 
 
+def is_divided_by_xla(context: Any) -> bool:
+    """Whether XLA itself divides the program that is being lowered among several devices, jax 0.9;
+    elsewhere it need not be known, as only launches ask (`host_call.launches_are_known`)."""
+    from jax._src.sharding_impls import ShardingContext
+
+    axes = context.module_context.axis_context
+    return isinstance(axes, ShardingContext) and axes.num_devices > 1
+
+
 def opaque_trace_state() -> object:
     """Returns an object that is equal at two points of a program that are in the same trace: from
     `jax.core` up to jax 0.10, from `jax.extend.core` since 0.11."""

@@ -67,7 +67,7 @@ def ant(backend: str) -> Any:
     return envs.get_environment("ant", backend=backend)
 
 
-@pytest.fixture(params=host_call.MECHANISMS)
+@pytest.fixture(params=[*host_call.MECHANISMS, host_call.LAUNCH])
 def mechanism(request, monkeypatch):
     monkeypatch.setenv(host_call.VARIABLE, request.param)
 

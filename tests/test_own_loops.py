@@ -15,7 +15,7 @@ import pytest
 from brax.envs.base import Env
 
 from brax_viser import Viewer, VisualizedEnv
-from brax_viser.device.host_call import MECHANISMS, VARIABLE
+from brax_viser.device.host_call import LAUNCH, MECHANISMS, VARIABLE
 from envs.cartpole import CartPole
 from tests.conftest import Page
 
@@ -130,7 +130,9 @@ LOOPS = {
     batched_switch_in_a_scan: NUM_ENVS,
 }
 SLOW = {eager, vmap_over_scan, batched_switch_in_a_scan}
-"""Cases that a plain test run omits, like most of those of `io_callback`."""
+"""Cases that a plain test run omits, like most of those of the mechanisms below."""
+
+QUICK = {"io_callback": {nested_vmap}, LAUNCH: {nested_vmap, gradient, batched_cond}}
 
 
 @pytest.mark.parametrize(
@@ -141,11 +143,11 @@ SLOW = {eager, vmap_over_scan, batched_switch_in_a_scan}
             num_envs,
             mechanism,
             marks=[pytest.mark.slow]
-            if loop in SLOW or (mechanism == "io_callback" and loop is not nested_vmap)
+            if loop in SLOW or loop not in QUICK.get(mechanism, LOOPS)
             else [],
         )
         for loop, num_envs in LOOPS.items()
-        for mechanism in MECHANISMS
+        for mechanism in (*MECHANISMS, LAUNCH)
     ],
 )
 def test_each_step_is_seen_once_and_results_are_the_same(
@@ -196,7 +198,7 @@ def sharded() -> None:
 
 
 @pytest.mark.parametrize(
-    "mechanism", ["direct", pytest.param("io_callback", marks=pytest.mark.slow)]
+    "mechanism", ["direct", LAUNCH, pytest.param("io_callback", marks=pytest.mark.slow)]
 )
 def test_a_batch_divided_among_devices_by_xla_is_seen_whole(mechanism):
     flags = "--xla_force_host_platform_device_count=4"

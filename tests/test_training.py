@@ -151,7 +151,8 @@ def test_parameters_are_identical_in_two_trainings_of_one_env(viewer, page, stoc
 
 
 @pytest.mark.parametrize(
-    ("mechanism", "settings"), [("direct", "evaluated"), ("io_callback", "repeated")]
+    ("mechanism", "settings"),
+    [("direct", "evaluated"), ("io_callback", "repeated"), ("launch", "evaluated")],
 )
 def test_parameters_are_identical_whatever_is_done_in_the_page(
     viewer, page, mechanism, settings, monkeypatch, request
@@ -270,7 +271,7 @@ def test_a_fault_within_a_callback_leaves_the_training_alone(viewer, page, where
         raise RuntimeError("not today")
 
     if where == "ask":
-        source_of(env)._fill = broken
+        source_of(env)._decision = broken
     else:
         Probe(viewer).shared.mailbox.put = broken  # type: ignore[method-assign, assignment]
     step = jax.jit(jax.vmap(env.step))

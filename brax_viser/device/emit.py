@@ -1,113 +1,27 @@
 """Calls the host once per *batched* environment step, inside any `vmap`s that the trainer uses.
 
 A plain `io_callback` under `vmap` runs once per environment. `emit` has its own batching rule,
-which first gathers the whole batch, and then calls the host:
-
-    skipped step    countdown - 1, nothing else: one compare
-    due step        ask(...)  -> answer              two integers go out, 4 + K come back
-    granted step    the answer to the last push replaces the `ask`; the state has kept its K rows
-      while push    push(...) -> answer              K rows gathered on the device go out, with
-                                                     all details of one of them, or with the
-                                                     coordinates of all of them
-           or model push_model(...) -> answer        the fields in which K envs' models differ
-
-An answer says whether to push rows of this step, which rows, and how many steps to let pass before
-the next call. That number is stored in the environment's state, so the call is never dead code, and
-the switch, the pacing, the selection and the hold work without recompiling anything. While only
-rows (or rows and coordinates) are streamed step after step, the answer to a push authorises the
-next push, so a step costs one call instead of two. A training is held by delaying an answer; since
-an answer to a push may request another push, the page can switch environments during the hold.
-
-A new NaN or Inf in the reward of any environment makes a step due; all other fields are checked
-whenever a step is due, or at every step if an answer says so by `protocol.WATCHED`. New findings
-are reported with the `ask`, and the host can hold the training at that very step.
+which first gathers the whole batch, and then offers the step to the host, in one of two ways:
+`countdown` on CPUs and TPUs, `launch` on CUDA. Which one is decided where a program is lowered, so
+that a program for the CPU takes the CPU's way in a process that also has a GPU.
 """
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from brax_viser.device import watch
-from brax_viser.device.host_call import call_host
-from brax_viser.device.ranking import finite, measured, top
-from brax_viser.records.protocol import (
-    ANSWER_HEAD,
-    FOREVER,
-    GRANTED,
-    GRANTED_COORDINATES,
-    NO_ROW,
-    NOBODY,
-    PUSH,
-    PUSH_COORDINATES,
-    PUSH_MODEL,
-    TERMINATED,
-    UNASKED,
-    WATCHED,
-    Layout,
-    Origin,
-)
-
-Payload = Mapping[str, jax.Array]
-"""The fields to show of one step, name -> [*batch, ...] array."""
-
-
-class Host(Protocol):
-    """The functions that the device calls. They run on XLA's threads and must not raise.
-
-    All return an answer, int32 [4 + K]: (push?, skip, rule, detail, *rows), where push? is 0,
-    `protocol.PUSH`, `protocol.PUSH_MODEL` or `protocol.PUSH_COORDINATES`. `skip` is the number of
-    steps to let pass before the next `ask`; only that of the last answer, the one without a push,
-    counts.
-
-    If `skip` is `protocol.GRANTED`, the device pushes the next step without an `ask`: the rows of
-    that answer, with the rule `protocol.UNASKED`. If it is `protocol.GRANTED_COORDINATES`, their
-    coordinates are pushed too. If a reset discards the stored rows, the device falls back to `ask`.
-
-    The rows are indices into the shard's batch if `rule` is `protocol.GIVEN`. Otherwise they are
-    ignored, and the device chooses the K environments that the rule ranks first. `detail` is the
-    index of the one environment whose details are wanted too, or -1.
-    """
-
-    capacity: int
-    """K: the most rows that one `push` may carry; the grid's number of cells."""
-
-    def ask(self, origin: Origin, query: jax.Array) -> np.ndarray:
-        """Receives `query`, int32 [2]: countdown, which may be `protocol.FRESH`; shard.
-
-        If a field has become NaN or Inf, the report follows, int32 [3 + F]: see `watch.report`.
-        The countdown may then be above 0, because the finding made the step due early.
-        """
-        ...
-
-    def push(
-        self, origin: Origin, layout: Layout, header: jax.Array, rows: jax.Array
-    ) -> np.ndarray:
-        """Receives `header`, int32 [2 + 5 K]: shard, rule, `protocol.HEADER_COLUMNS`; and `rows`,
-        float32 [K, D]. A numpy array is only valid until the function returns.
-
-        With the rule `protocol.UNASKED`, the push also takes the place of an `ask`: the answer may
-        request other rows of this step instead.
-
-        If a detail was requested, `rows` is float32 [K * D + E]: the rows one after the other,
-        then the detail with the layout `origin.detail`. If coordinates were requested, the rows and
-        their `layout` include them, and a detail always follows if `origin.detail` has fields: of
-        an arbitrary environment if none was requested.
-        """
-        ...
-
-    def push_model(self, origin: Origin, shard: jax.Array, rows: jax.Array) -> np.ndarray:
-        """Receives `shard`, int32 [], and `rows`, float32 [K, D], with the layout `origin.model`.
-
-        Only for rows given by the host (`protocol.GIVEN`). Arrays are valid as in `push`.
-        """
-        ...
+from brax_viser.device import countdown as by_countdown
+from brax_viser.device import launch, watch
+from brax_viser.device.countdown import Host
+from brax_viser.device.packing import Payload
+from brax_viser.device.platforms import by_platform
+from brax_viser.records.protocol import NO_ROW, Layout, Origin
 
 
 def emit(
@@ -215,193 +129,60 @@ def swallow_batch_axes(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _emit_batch(
-    host: Host,
+    host: Any,
     role: str,
     num_shards: int,
     state_is_kept: bool,
     is_watched: bool,
     shard: jax.Array,
-    countdown: jax.Array,
-    granted_rows: jax.Array,
-    nonfinite: jax.Array,
-    payload: Payload,
-    inspected: Payload,
-    model: Payload,
-    detail: Payload,
-    coordinates: Payload,
-    last: Payload,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    *arrays: Any,
+) -> tuple[jax.Array, ...]:
     """Implements `emit` for the whole batch at once: all arrays are [*batch, ...]."""
+    countdown, _, _, payload, inspected, model, detail, coordinates, _ = arrays
     batch = countdown.shape
     num_envs = math.prod(batch)
-    num_rows = min(host.capacity, num_envs)
 
     def layout_of(arrays: Payload) -> Layout:
         return tuple((name, x.shape[len(batch) :]) for name, x in arrays.items())
 
-    layouts = (layout_of(arrays) for arrays in (model, detail, coordinates))
+    layouts = (layout_of(fields) for fields in (model, detail, coordinates))
     names = tuple(watch.watched(payload, inspected)) if is_watched else ()
+    num_rows = min(host.capacity, num_envs)
     origin = Origin(role, num_envs, num_shards, num_rows, *layouts, watched=names)
     layout = (*layout_of(payload), ("finite", ()))
-    answer_shape = jax.ShapeDtypeStruct((ANSWER_HEAD + num_rows,), jnp.int32)
-    ask = functools.partial(host.ask, origin)
+    arguments = shard, *arrays
 
-    # A scalar predicate keeps `cond` a real branch; a batched one would run both branches. Take the
-    # maximum, because a reset of some environments must not call the host for all of them.
-    stored = jnp.max(countdown)
-    watching = stored >= WATCHED
-    left = jnp.where(watching, stored - WATCHED, stored)
-    is_due = (left <= 0) | (left >= GRANTED)
-    kept, known = granted_rows.ravel()[:num_rows], nonfinite.ravel()
-    skipped = stored - 1, kept
-
-    def due(operands: tuple[Any, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        fields, others, models, details, places, lasts = jax.tree.map(
-            lambda x: x.reshape(num_envs, *x.shape[len(batch) :]), operands
-        )
-
-        def looked_through(fields: Payload, others: Payload) -> Payload:
-            # The return of the last episode says nothing about this one.
-            own = [x for name, x in fields.items() if name != "finished_return"]
-            return {**fields, "finite": finite([*own, *others.values()])}
-
-        def ranked(rule: jax.Array) -> jax.Array:
-            return top(rule, looked_through(fields, others), num_rows)
-
-        def send_rows(answer: jax.Array) -> jax.Array:
-            rule, rows = answer[2], answer[ANSWER_HEAD:]
-            # Ranking all environments is expensive: it gets a branch of its own.
-            rows = jax.lax.cond(rule > 0, lambda: ranked(rule), lambda: rows)
-            return send_chosen(rule, rows, instead=lasts)
-
-        def send_detail(answer: jax.Array) -> jax.Array:
-            return send_chosen(answer[2], answer[ANSWER_HEAD:], detail_of=answer[3:4])
-
-        def send_coordinates(answer: jax.Array) -> jax.Array:
-            rows, whose = answer[ANSWER_HEAD:], answer[3:4]
-            return send_chosen(answer[2], rows, detail_of=whose if details else None, beside=places)
-
-        def send_chosen(
-            rule: jax.Array,
-            rows: jax.Array,
-            *,
-            detail_of: jax.Array | None = None,
-            beside: Payload | None = None,
-            instead: Payload | None = None,
-        ) -> jax.Array:
-            chosen, besides = _take(fields, rows), _take(beside or {}, rows)
-            # Check only the chosen, and only if they are sent: for 4,096 ants it takes 0.2 ms.
-            chosen = dict(looked_through(chosen, _take(others, rows)))
-            for name, x in _take(instead or {}, rows).items():
-                chosen[name] = jnp.where(rule == TERMINATED, x, chosen[name])
-            tier, measure = measured(rule, chosen)
-            own = tuple((name, x.shape[1:]) for name, x in besides.items())
-            push = functools.partial(host.push, origin, (*layout, *own))
-            header = [
-                jnp.stack([shard, rule]),
-                rows,
-                chosen["since_termination"],
-                jax.lax.bitcast_convert_type(measure, jnp.int32),
-                chosen["finite"].astype(jnp.int32),
-                tier,
-            ]
-            packed = _packed({**chosen, **besides})
-            if detail_of is not None:
-                detail = _packed(_take(details, detail_of))
-                packed = jnp.concatenate([packed.ravel(), detail.ravel()])
-            return call_host(
-                push, answer_shape, jnp.concatenate(header), packed, kept_alive=state_is_kept
-            )
-
-        def send_model(answer: jax.Array) -> jax.Array:
-            return call_host(
-                functools.partial(host.push_model, origin),
-                answer_shape,
-                shard,
-                _packed(_take(models, answer[ANSWER_HEAD:])),
-                kept_alive=state_is_kept,
-            )
-
-        def send_step(answer: jax.Array) -> jax.Array:
-            if not details:
-                return send_rows(answer)
-            return jax.lax.cond(answer[3] == NOBODY, send_rows, send_detail, answer)
-
-        def send_state(answer: jax.Array) -> jax.Array:
-            if not places:
-                return send_step(answer)
-            return jax.lax.cond(answer[0] == PUSH_COORDINATES, send_coordinates, send_step, answer)
-
-        def send(answer: jax.Array) -> jax.Array:
-            if not models:
-                return send_state(answer)
-            return jax.lax.cond(answer[0] == PUSH_MODEL, send_model, send_state, answer)
-
-        def asked() -> jax.Array:
-            query = jnp.stack([left, shard])
-            return call_host(ask, answer_shape, query, kept_alive=state_is_kept)
-
-        def granted() -> jax.Array:
-            with_places = (left == GRANTED_COORDINATES).astype(jnp.int32)
-            push = PUSH + (PUSH_COORDINATES - PUSH) * with_places
-            return jnp.concatenate([push[None], jnp.array([0, UNASKED, NOBODY], jnp.int32), kept])
-
-        # A wrapper that replaces the states of some environments may have discarded the rows.
-        is_granted = (left >= GRANTED) & (jnp.min(kept) > NO_ROW)
-
-        def attend(first: jax.Array) -> tuple[jax.Array, jax.Array]:
-            last = jax.lax.while_loop(lambda answer: answer[0] > 0, send, first)
-            return last[1], last[ANSWER_HEAD:]
-
-        if not is_watched:
-            return *attend(jax.lax.cond(is_granted, granted, asked)), known
-
-        kinds = {name: watch.kind(x) for name, x in watch.watched(fields, others).items()}
-        bits = functools.reduce(jnp.bitwise_or, (watch.bits(n, k) for n, k in kinds.items()))
-        new = bits & ~known
-        finds = (new != 0).any()
-
-        def told() -> jax.Array:
-            head = jnp.stack([left, shard])
-            query = jnp.concatenate([head, watch.report(new, kinds, watching)])
-            return call_host(ask, answer_shape, query, kept_alive=state_is_kept)
-
-        def attended() -> tuple[jax.Array, jax.Array]:
-            usual = functools.partial(jax.lax.cond, is_granted, granted, asked)
-            return attend(jax.lax.cond(finds, told, usual))
-
-        skip, rows = jax.lax.cond(is_due | finds, attended, lambda: skipped)
-        # A finding is reported once; an environment that recovers and fails again is only reported
-        # again while every step is checked.
-        return skip, rows, jnp.where(watching, bits, known | bits)
-
-    operands = (dict(payload), dict(inspected), dict(model), dict(detail), dict(coordinates))
-    operands = (*operands, dict(last))
-    is_attended = is_due
-    if is_watched:
-        is_attended |= watching
-        if "reward" in payload:  # skipped if the viewer is closed
-            turned = watch.reward_turned(payload["reward"], nonfinite)
-            is_attended |= turned & (left < FOREVER // 2)
-    skip, rows, known = jax.lax.cond(is_attended, due, lambda _: (*skipped, known), operands)
-    rows = jnp.concatenate([rows, jnp.full(num_envs - num_rows, NO_ROW, jnp.int32)])
-    return jnp.broadcast_to(skip, batch), rows.reshape(batch), known.reshape(batch)
+    counted = functools.partial(by_countdown.offer, host, origin, layout)
+    counted = functools.partial(counted, state_is_kept=state_is_kept)
+    launched = functools.partial(_launched, host, origin, layout, state_is_kept)
+    return tuple(by_platform(counted, launched, *arguments))
 
 
-def _take(arrays: Payload, rows: jax.Array) -> Payload:
-    """Takes rows [K, ...] from arrays [N, ...]."""
-    return {name: _take_from(x, rows) for name, x in arrays.items()}
-
-
-def _take_from(x: jax.Array, rows: jax.Array) -> jax.Array:
-    return jnp.take(x, rows, axis=0, mode="clip")
-
-
-def _packed(rows: Payload) -> jax.Array:
-    """Packs arrays [K, ...] into float32 [K, D], as each argument of a callback is a transfer."""
-    return jnp.concatenate(
-        [x.reshape(len(x), -1).astype(jnp.float32) for x in rows.values()], axis=1
+def _launched(
+    host: Any,
+    origin: Origin,
+    layout: Layout,
+    state_is_kept: bool,
+    shard: jax.Array,
+    countdown: jax.Array,
+    granted_rows: jax.Array,
+    nonfinite: jax.Array,
+    *fields: Payload,
+) -> tuple[jax.Array, ...]:
+    """Offers the step by `launch.offer`: the countdown counts up, and no row is granted."""
+    batch = countdown.shape
+    flat = jax.tree.map(lambda x: x.reshape(origin.num_envs, *x.shape[len(batch) :]), fields)
+    count, ever = launch.offer(
+        host,
+        origin,
+        layout,
+        shard,
+        countdown.ravel(),
+        nonfinite.ravel(),
+        *flat,
+        kept_alive=state_is_kept,
     )
+    return count.reshape(batch), jnp.full_like(granted_rows, NO_ROW), ever.reshape(batch)
 
 
 def shard_of_this_device() -> tuple[jax.Array, int]:

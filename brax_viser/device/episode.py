@@ -10,6 +10,7 @@ import mujoco
 import numpy as np
 
 from brax_viser.device.emit import swallow_batch_axes
+from brax_viser.device.platforms import by_platform
 from brax_viser.records.protocol import FRESH, NEVER, NO_ROW, UNKNOWN
 
 COUNTERS = frozenset(
@@ -412,7 +413,7 @@ def _restored(
     fresh = countdown == FRESH
     replaced = fresh & ~fresh.all()
 
-    def restore(fields: list[jax.Array]) -> list[jax.Array]:
+    def restore(replaced: jax.Array, spare: jax.Array, fields: list[jax.Array]) -> list[jax.Array]:
         total, length, since, *ended, pos, rot = fields
         found, kept = jnp.zeros(num_envs, bool), jnp.zeros(spare.shape[::2])
         for number, offset in enumerate(offsets):
@@ -438,7 +439,10 @@ def _restored(
             *_where((replaced & ~again)[:, None, None], pose_then, (pos, rot)),
         ]
 
-    flat = jax.lax.cond(replaced.any(), restore, lambda fields: fields, flat)
+    def restore_some(replaced: jax.Array, *rest: Any) -> list[jax.Array]:
+        return jax.lax.cond(replaced.any(), restore, lambda _, __, fields: fields, replaced, *rest)
+
+    flat = by_platform(restore_some, restore, replaced, spare, flat)
     numbers = [x[:, None].astype(jnp.float32) for x in flat[:NUMBERS]]
     pose = jnp.concatenate(flat[NUMBERS:], axis=2)
     record = jnp.concatenate([*numbers, pose.reshape(num_envs, -1)], axis=1)

@@ -9,10 +9,15 @@ JAX is known to have them; otherwise `io_callback` is used.
 `io_callback` cannot run under `jax.checkpoint`, or in a loop whose predicate is batched: JAX then
 raises "Effects not supported in partial-eval of `checkpoint`/`remat`", or a similar error.
 
-The environment variable `BRAX_VISER_CALLBACK` forces one of the two: "direct" or "io_callback".
+On CUDA, either would have the device wait for the host: programs for CUDA call the host in another
+way, see `launch`.
+
+The environment variable `BRAX_VISER_CALLBACK` forces one of them: "direct", "io_callback" or
+"launch".
 """
 
 import functools
+import importlib.util
 import logging
 import os
 from collections.abc import Callable
@@ -31,6 +36,7 @@ log = logging.getLogger("brax_viser")
 
 VARIABLE = "BRAX_VISER_CALLBACK"
 MECHANISMS = ("direct", "io_callback")
+LAUNCH = "launch"
 
 HostFunction = Callable[..., np.ndarray]
 """A function that takes arrays (numpy, or jax on the CPU) and returns one. Must not raise."""
@@ -59,18 +65,38 @@ def call_host(
     return callback(function, result, *args)
 
 
-def mechanism() -> str:
-    """Returns the one of `MECHANISMS` that programs traced from now on will use.
+def forced_mechanism() -> str | None:
+    """Returns the mechanism that the environment variable forces: one of `MECHANISMS`, or `LAUNCH`
+    for the way of CUDA on any device; None if it is not set.
 
     Raises:
-        ValueError: the environment variable names neither.
+        ValueError: it names none of them.
     """
     forced = os.environ.get(VARIABLE)
-    if forced is None:
-        return _best_known()
-    if forced not in MECHANISMS:
-        raise ValueError(f"{VARIABLE}={forced!r}: must be 'direct' or 'io_callback', or not be set")
+    if forced not in (None, *MECHANISMS, LAUNCH):
+        raise ValueError(
+            f"{VARIABLE}={forced!r}: must be 'direct', 'io_callback' or 'launch', or not be set"
+        )
     return forced
+
+
+def mechanism() -> str:
+    """Returns the one of `MECHANISMS` that programs traced from now on will use, unless they are
+    for CUDA. Raises ValueError as `forced_mechanism` does."""
+    forced = forced_mechanism()
+    return forced if forced in MECHANISMS else _best_known()
+
+
+@functools.cache
+def launches_are_known() -> bool:
+    """Whether programs for CUDA can be watched by `launch`; else they are as programs for CPUs."""
+    if importlib.util.find_spec("jax.experimental.buffer_callback") is None:
+        log.warning(
+            "jax %s has no buffer_callback: on CUDA, watching costs several percent",
+            jax.__version__,
+        )
+        return False
+    return _best_known() == "direct"
 
 
 @functools.cache
@@ -91,7 +117,7 @@ _direct_p = Primitive("brax_viser_host_call")
 
 
 @functools.cache
-def _side_effect() -> Any:
+def side_effect() -> Any:
     """Returns the effect of `jax.debug.callback`. Unlike that of `io_callback`, JAX allows it in
     checkpoints, in loops with a batched predicate, and in programs for several meshes."""
     jaxpr = jax.make_jaxpr(lambda: jax.debug.callback(lambda: None))()
@@ -101,11 +127,16 @@ def _side_effect() -> Any:
 
 def _abstract(*_: Any, function: HostFunction, result: jax.ShapeDtypeStruct, kept_alive: bool):
     aval = ShapedArray(result.shape, result.dtype)
-    return aval, set() if kept_alive else {_side_effect()}
+    return aval, set() if kept_alive else {side_effect()}
 
 
-def _run(*args: jax.Array, **params: Any) -> jax.Array:
-    return jax.jit(functools.partial(_direct_p.bind, **params))(*args)
+def run_by_itself(primitive: Primitive) -> Callable[..., Any]:
+    """Returns the implementation of a primitive outside of any program: one of its own."""
+
+    def run(*args: jax.Array, **params: Any) -> Any:
+        return jax.jit(functools.partial(primitive.bind, **params))(*args)
+
+    return run
 
 
 def _lower(ctx: Any, *args: Any, function: HostFunction, kept_alive: bool, **_: Any) -> Any:
@@ -127,6 +158,6 @@ def _lower(ctx: Any, *args: Any, function: HostFunction, kept_alive: bool, **_: 
     return results
 
 
-_direct_p.def_impl(_run)
+_direct_p.def_impl(run_by_itself(_direct_p))
 _direct_p.def_effectful_abstract_eval(_abstract)
 mlir.register_lowering(_direct_p, _lower, cacheable=False)

@@ -5,7 +5,16 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from brax_viser.records.protocol import FINITE, INF, NAN, OBSERVED_INF, OBSERVED_NAN, REWARD, STATE
+from brax_viser.records.protocol import (
+    FINITE,
+    INF,
+    MOST_WATCHED,
+    NAN,
+    OBSERVED_INF,
+    OBSERVED_NAN,
+    REWARD,
+    STATE,
+)
 
 SHOWN = ("reward", "link_pos", "link_rot")
 """Fields of a payload that are watched. Sums over an episode are not: they stay NaN."""
@@ -27,6 +36,19 @@ def kind(x: jax.Array) -> jax.Array:
         return jnp.full(len(x), FINITE, jnp.int32)
     worst = jnp.where(jnp.isnan(x), NAN, jnp.where(jnp.isfinite(x), FINITE, INF))
     return worst.reshape(len(x), -1).max(axis=1, initial=FINITE).astype(jnp.int32)
+
+
+def flags(fields: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns int32 [N]: which fields [N, ...] of each environment contain NaN or Inf, as described
+    at `protocol.MOST_WATCHED`. One pass over all of them, which a GPU does in one kernel."""
+    parts = []
+    for i, x in enumerate(fields.values()):
+        shift = 2 * min(i, MOST_WATCHED - 1)
+        if jnp.issubdtype(x.dtype, jnp.inexact):
+            odd = jnp.where(jnp.isnan(x), NAN << shift, INF << shift)
+            found = jnp.where(jnp.isfinite(x), 0, odd).astype(jnp.int32)
+            parts.append(found.reshape(len(x), -1))
+    return jax.lax.reduce(jnp.concatenate(parts, axis=1), jnp.int32(0), jax.lax.bitwise_or, (1,))
 
 
 def bits(name: str, kind: jax.Array) -> jax.Array:

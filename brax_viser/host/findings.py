@@ -29,6 +29,7 @@ class Finding:
     step: int  # the same over all environments, as the page and the trainer count them
     others: int = 0  # other environments that turned NaN or Inf at the same step
     exact: bool = True  # whether all was finite one step before
+    each_reward: bool = True  # whether rewards are checked at each step, whatever else is
 
     @property
     def is_inf_observed(self) -> bool:
@@ -37,7 +38,8 @@ class Finding:
 
     def __str__(self) -> str:
         where = f"env {self.env}" + (" of the evaluation" if self.role == "eval" else "")
-        turned = [field for field in self.fields if self.exact or field[0] == "reward"]
+        each_reward = self.each_reward
+        turned = [f for f in self.fields if self.exact or (each_reward and f[0] == "reward")]
         before = [field for field in self.fields if field not in turned]
         said = f"{_said(turned, 'turned')} at step {self.step:,}" if turned else ""
         if before and turned:  # at some step since all fields were last checked

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,8 @@ class Source:
         self.capacity = grid.capacity
         self.rollouts: dict[str, Rollout] = {}  # by role
         self.number = 0  # among the viewer's environments
+        # What `launch.Launch` keeps between steps, by role and device.
+        self.lanes: dict[tuple[str, int], Any] = {}
 
     @property
     def label(self) -> str:

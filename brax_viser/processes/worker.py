@@ -138,8 +138,8 @@ class Worker:
         """Returns the indices of this process's environments drawn in the leader's page."""
         rollout = self._rollouts().get(self._shared.hold.orders.stepped)
         with self._shared.lock:
-            orders = list(rollout.asked_for.values()) if rollout else []
-        return tuple(sorted(int(i) for order in orders for i in order.mine))
+            requests = [d.request for d in rollout.decisions.values()] if rollout else []
+        return tuple(sorted(int(i) for request in requests if request for i in request.mine))
 
     def _new_choice(self) -> Choice:
         return RemoteChoice()

@@ -34,6 +34,10 @@ WATCHED_MOST = 2**20
 FINITE, INF, NAN = range(3)
 """The worst value that a field of an environment contains."""
 
+MOST_WATCHED = 15
+"""Most fields that are told apart where NaN and Inf are reported as flags, two bits each: `INF`
+and `NAN`, shifted by twice the field's index in `Origin.watched`. The last has all further ones."""
+
 REWARD, STATE, OBSERVED_INF, OBSERVED_NAN = 1, 2, 4, 8
 """Bits that say which fields of an environment are not finite. Observations have two, because they
 may contain an Inf by design, but not a NaN."""

@@ -1,0 +1,299 @@
+"""Hands on what is copied from a device while its next steps are already under way."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from brax_viser.host.decider import Decider
+from brax_viser.host.rollout import Rollout
+from brax_viser.host.selection import Ranking
+from brax_viser.records.decision import Decision
+from brax_viser.records.packet import ModelPacket, Packet
+from brax_viser.records.protocol import (
+    FINITE,
+    GIVEN,
+    INF,
+    MOST_WATCHED,
+    NAN,
+    PUSH,
+    PUSH_COORDINATES,
+    PUSH_MODEL,
+    TERMINATED,
+    Layout,
+    Origin,
+    unpack,
+)
+from brax_viser.records.ranking import keys, measured
+
+
+@dataclass(frozen=True, eq=False)
+class Shipment:
+    """One step of one device of which something is copied, as it was when that was decided."""
+
+    origin: Origin
+    rollout: Rollout
+    shard: int
+    env_steps: int
+    decision: Decision
+    refreshed: int  # `hold.refreshes` before anything was copied
+
+
+class Deliveries(Decider):
+    """The host's end of `launch.Launch`. XLA's thread calls `decide`, `shipment` and `sent` while
+    it enqueues a step; another thread calls the rest once the copies have arrived."""
+
+    def basis(self, role: str) -> tuple[object, ...]:
+        """Returns all that a decision to let steps pass depends on, besides time."""
+        shared = self._shared
+        return (
+            shared.control,
+            shared.selection,
+            shared.selected_env,
+            shared.hold.paused,
+            shared.findings.rearmed,
+            self.rollouts.get(role),
+        )
+
+    @property
+    def waits(self) -> bool:
+        """Whether the training must wait, rather than steps be dropped, when copies are late."""
+        return self._shared.control.mode == "every_step"
+
+    @property
+    def stops_within(self) -> bool:
+        """Whether what a step contains may hold the training at that very step."""
+        return self._shared.hold.until_env is not None
+
+    def shipment(self, origin: Origin, shard: int, decision: Decision, ahead: int = 0) -> Shipment:
+        """Notes what a decision was made for; `ahead`: steps since the last decision."""
+        rollout = self.rollouts[origin.role]
+        env_steps = rollout.pacer.steps_of(shard) + ahead
+        refreshed = self._shared.hold.refreshes
+        return Shipment(origin, rollout, shard, env_steps, decision, refreshed)
+
+    def sent(self, shipment: Shipment) -> Decision:
+        """Decides what else to copy of a step, once the copies decided on so far are enqueued.
+        Holds the training there if it must."""
+        shared, rollout, shard = self._shared, shipment.rollout, shipment.shard
+        origin, decision = shipment.origin, shipment.decision
+        with shared.lock:
+            if decision.push == PUSH_MODEL and decision.request is not None:
+                rollout.models |= decision.request.envs
+            decision = self._decision(rollout, origin, shard, push=decision.push == PUSH_MODEL)
+        return self._held(decision, rollout, origin, shard, shipment.refreshed)
+
+    def failed(self, where: str, error: Exception) -> None:
+        """Reports a fault of our own; the training goes on."""
+        self._shared.failed(where, error)
+
+    def arrived(
+        self,
+        shipment: Shipment,
+        layout: Layout,
+        rows: np.ndarray,
+        detail: np.ndarray | None,
+        seconds: float,
+    ) -> None:
+        """Hands on a frame.
+
+        Args:
+            shipment: the step.
+            layout: of `rows`.
+            rows: float32 [K', D], of the environments that were asked for.
+            detail: float32 [E], of the environment whose details were asked for; None if none were.
+            seconds: s, duration of the copies.
+        """
+        request = shipment.decision.request
+        assert request is not None
+        if self._is_over(shipment):
+            return
+        hold, until = self._shared.hold, self._shared.hold.until_env
+        if until is not None and until in request.envs:
+            since = unpack(layout, rows)["since_termination"]
+            if since[request.mine.tolist().index(until)] == 0:
+                hold.terminated(shipment.origin.role, shipment.env_steps)
+        flat = rows if detail is None else np.concatenate([rows.ravel(), detail])
+        env = None if detail is None else shipment.decision.detail_env
+        self._put(shipment, layout, flat, request.mine, request.here, detail_env=env)
+        self._count(flat.nbytes, seconds, frames=1)
+
+    def models_arrived(
+        self, shipment: Shipment, leaves: Mapping[str, np.ndarray], seconds: float
+    ) -> None:
+        """Hands on the fields in which models differ, arrays [N, ...] of all environments."""
+        request = shipment.decision.request
+        assert request is not None
+        if self._is_over(shipment):
+            return
+        local = request.rows[: len(request.mine)]
+        rows = _packed([leaves[name][local] for name, _ in shipment.origin.model])
+        packet = ModelPacket(
+            source=self,
+            role=shipment.origin.role,
+            env_index=request.mine,
+            num_envs=shipment.rollout.num_envs,
+            layout=shipment.origin.model,
+            rows=rows,
+        )
+        self._shared.mailbox.put_model(packet)
+        self._count(sum(x.nbytes for x in leaves.values()), seconds)
+
+    def rank(
+        self,
+        shipment: Shipment,
+        layout: Layout,
+        rows: np.ndarray,
+        numbers: Mapping[str, np.ndarray],
+        last: tuple[Layout, np.ndarray] | None,
+        seconds: float,
+    ) -> None:
+        """Ranks all environments of a device, and hands on the frame if that completes a choice.
+
+        Args:
+            shipment: the step.
+            layout: of `rows`.
+            rows: float32 [N, D], of all environments.
+            numbers: arrays [N], for `ranking.keys`.
+            last: layout and values, float32 [N, C], that replace those of the same names where
+                terminated environments are shown; None if no such are wanted.
+            seconds: s, duration of the copies.
+        """
+        if self._is_over(shipment):
+            return
+        shared, origin, rollout = self._shared, shipment.origin, shipment.rollout
+        shard, rule = shipment.shard, shipment.decision.rule
+        tier, key = keys(np, rule, numbers)
+        index = np.lexsort((np.arange(len(key)), key, tier))[: origin.num_rows].astype(np.int32)
+        first = {name: x[index] for name, x in numbers.items()}
+        tier, measure = measured(np, rule, first)
+        env_index = shard * origin.num_envs + index
+        if rule == TERMINATED and last is not None:
+            fallen = rows[index]
+            fields = unpack(layout, fallen)
+            for name, x in unpack(last[0], last[1][index]).items():
+                fields[name][...] = x
+            self._put(shipment, layout, fallen, env_index, env_index, ranked=True)
+        ranking = Ranking(
+            env_index,
+            measure.astype(np.float32),
+            first["since_termination"],
+            first["finite"],
+            tier,
+        )
+        with shared.lock:
+            shared.ranked(self, origin.role, rollout, shard, rule, ranking)
+            # While it is held, the device is asked again, by `hold.refresh`.
+            decision = self._decision(rollout, origin, shard, push=not shared.hold.paused)
+        self._count(rows.nbytes, seconds)
+        if decision.rule == GIVEN and decision.push in (PUSH, PUSH_COORDINATES):
+            request = decision.request
+            assert request is not None
+            shown = rows[request.rows[: len(request.mine)]]
+            self.arrived(replace(shipment, decision=decision), layout, shown, None, 0.0)
+
+    def counted(self, shipment: Shipment, count: int) -> None:
+        """Notices a reset, after which models may be others.
+
+        Args:
+            shipment: the step.
+            count: steps since the reset, as the state counts them.
+        """
+        counts, shard = shipment.rollout.counts, shipment.shard
+        before, at = counts.get(shard, (count, shipment.env_steps))
+        counts[shard] = count, shipment.env_steps
+        if count < before + shipment.env_steps - at:
+            with self._shared.lock:
+                shipment.rollout.models.clear()
+
+    def looked_through(
+        self, shipment: Shipment, flags: np.ndarray, ever: np.ndarray, *, watching: bool
+    ) -> None:
+        """Looks for NaN and Inf that are not known yet.
+
+        Args:
+            shipment: the step.
+            flags: int32 [N], see `protocol.MOST_WATCHED`, of this step.
+            ever: int32 [N], of all steps since the reset.
+            watching: whether each step is looked through.
+        """
+        if self._is_over(shipment):
+            return
+        shared, rollout, shard = self._shared, shipment.rollout, shipment.shard
+        none = np.zeros_like(flags)
+        known, known_ever = rollout.nonfinite.get(shard, (none, none))
+        new = (flags & ~known) | (ever & ~known_ever)
+        rollout.nonfinite[shard] = (flags.copy() if watching else known | flags), ever.copy()
+        if not new.any():
+            return
+        names = shipment.origin.watched
+        shifts = [2 * min(i, MOST_WATCHED - 1) for i in range(len(names))]
+        # An Inf in an observation may be there by design.
+        grave = [
+            (NAN if name.startswith("observation") else NAN | INF) << shift
+            for name, shift in zip(names, shifts, strict=True)
+        ]
+        graver = (new & np.bitwise_or.reduce(grave)) != 0
+        row = int(np.argmax((new != 0).astype(int) + graver))
+        kinds = [_kind(int(new[row]) >> shift) for shift in shifts]
+        report = [row, int((new != 0).sum()), int(watching), *kinds]
+        with shared.lock:
+            found = self._found(
+                rollout,
+                shipment.origin,
+                shard,
+                report,
+                shipment.env_steps,
+                consecutive=False,
+                each_reward=False,
+            )
+        if found is not None:
+            shared.tell(found)
+
+    def _is_over(self, shipment: Shipment) -> bool:
+        """Whether another training has begun since."""
+        return self.rollouts.get(shipment.origin.role) is not shipment.rollout
+
+    def _put(
+        self,
+        shipment: Shipment,
+        layout: Layout,
+        rows: np.ndarray,
+        env_index: np.ndarray,
+        drawn: np.ndarray,
+        *,
+        ranked: bool = False,
+        detail_env: int | None = None,
+    ) -> None:
+        packet = Packet(
+            source=self,
+            role=shipment.origin.role,
+            shard=shipment.shard,
+            env_steps=shipment.env_steps,
+            env_index=env_index,
+            drawn=drawn,
+            num_envs=shipment.rollout.num_envs,
+            layout=layout,
+            rows=rows,
+            ranked=ranked,
+            detail_env=detail_env,
+            detail_layout=shipment.origin.detail,
+        )
+        self._shared.mailbox.put(packet, wait=self.waits)
+
+    def _count(self, nbytes: int, seconds: float, *, frames: int = 0) -> None:
+        shared = self._shared
+        with shared.lock:
+            shared.bytes_moved += nbytes
+            shared.frames += frames
+            now = shared.clock()
+            shared.meter.pushed(None, now - seconds, now, nbytes, frame=frames > 0)
+
+
+def _kind(bits: int) -> int:
+    """Returns the worst kind that two bits stand for."""
+    return NAN if bits & NAN else INF if bits & INF else FINITE
+
+
+def _packed(fields: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([x.reshape(len(x), -1).astype(np.float32) for x in fields], axis=1)

@@ -1,0 +1,557 @@
+"""The way of CUDA: the host is called as XLA enqueues a step, and copies arrive later."""
+
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from brax import envs
+from etils import epath
+from mujoco_playground._src import mjx_env
+
+from brax_viser import Viewer, VisualizedEnv
+from brax_viser.cli.playground import load
+from brax_viser.device import launch
+from brax_viser.device.episode import EpisodeLog
+from brax_viser.device.host_call import LAUNCH, VARIABLE
+from brax_viser.device.memory import MOST_RUNS, SLOTS, Arrivals, HostMemory, Take
+from brax_viser.env import INFO_KEY
+from brax_viser.records.packet import ModelPacket, Packet
+from envs.cartpole import CartPole
+from tests.conftest import Page, eventually
+from tests.sample import FallingCartPole, Turning
+from tests.support import Probe, source_of
+from tests.test_playground import MENAGERIE
+
+NUM_ENVS = 6
+
+
+class LateDriver:
+    """Stands in for CUDA's driver: copies memory of this process, which arrives when it is let."""
+
+    def __init__(self) -> None:
+        self.arrives = threading.Event()
+        self.arrives.set()
+        self.copies: list[int] = []  # bytes of each
+        self.waiting = 0
+        self._memory: dict[int, np.ndarray] = {}
+
+    def address(self, buffer: Any) -> int:
+        return np.asarray(getattr(buffer, "buffer", buffer)).ctypes.data
+
+    def context(self) -> tuple[int, int]:
+        return 1, 0
+
+    def enter(self, context: int) -> None:
+        assert context == 1
+
+    def allocate(self, nbytes: int) -> int:
+        memory = np.zeros(nbytes, np.uint8)
+        self._memory[memory.ctypes.data] = memory
+        return memory.ctypes.data
+
+    def release(self, address: int) -> None:
+        del self._memory[address]
+
+    def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
+        self.copies.append(nbytes)
+        ctypes.memmove(target, source, nbytes)
+
+    def event(self) -> int:
+        return 0
+
+    def record(self, event: int, stream: int) -> None:
+        pass
+
+    def wait(self, event: int) -> None:
+        self.waiting += 1
+        assert self.arrives.wait(60)
+
+    def seconds_between(self, start: int, stop: int) -> float:
+        return 1e-5
+
+
+def unfailing(error: Exception) -> None:
+    raise error
+
+
+@pytest.fixture
+def driver() -> LateDriver:
+    return LateDriver()
+
+
+@pytest.fixture(params=["at once", "late"])
+def memory(request, driver, monkeypatch) -> str:
+    """Watches programs for the CPU as those for CUDA are, with copies that are there within the
+    call, and with copies that arrive later."""
+    monkeypatch.setenv(VARIABLE, LAUNCH)
+    if request.param == "late":
+        arrivals = Arrivals(driver, unfailing)
+        monkeypatch.setattr(launch, "on_cpu", lambda: lambda context: arrivals.on(0))
+    return request.param
+
+
+# The program.
+
+
+def humanoid_with_randomised_masses() -> tuple[Any, Any]:
+    def randomised(sys: Any, keys: jax.Array) -> tuple[Any, Any]:
+        mass = jax.vmap(lambda key: sys.link.inertia.mass * jax.random.uniform(key))(keys)
+        axes = jax.tree.map(lambda _: None, sys)
+        change = {"link.inertia.mass": mass}
+        return sys.tree_replace(change), axes.tree_replace({"link.inertia.mass": 0})
+
+    fn = partial(randomised, keys=jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
+    return envs.get_environment("humanoid", backend="spring"), fn
+
+
+PROGRAMS = {
+    "ant": lambda: (envs.get_environment("ant", backend="positional"), None),
+    "humanoid": lambda: (envs.get_environment("humanoid", backend="mjx"), None),
+    "go1": lambda: (load("Go1JoystickFlatTerrain", "jax"), None),
+    "randomised": humanoid_with_randomised_masses,
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_for_cuda_has_no_branch_more_and_one_call_more(viewer, monkeypatch, name):
+    monkeypatch.setattr(mjx_env, "MENAGERIE_PATH", epath.Path(MENAGERIE))
+    bare, randomisation = PROGRAMS[name]()
+
+    def operations(env: Any) -> dict[str, int]:
+        if hasattr(bare, "mjx_model"):
+            step, reset = jax.vmap(env.step), jax.vmap(env.reset)
+        else:
+            env = envs.training.wrap(env, 100, randomization_fn=randomisation)
+            step, reset = env.step, env.reset
+        state = jax.eval_shape(reset, jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
+        action = jax.ShapeDtypeStruct((NUM_ENVS, env.action_size), np.float32)
+        text = jax.jit(step).trace(state, action).lower(lowering_platforms=("cuda",)).as_text()
+        kinds = ("stablehlo.case", "stablehlo.if", "stablehlo.while", "custom_call")
+        return {kind: text.count(kind) for kind in kinds}
+
+    stock = operations(bare)
+    watched = operations(VisualizedEnv(bare, grid=(2, 2), viewer=viewer))
+    assert watched == {**stock, "custom_call": stock["custom_call"] + 1}
+
+
+def test_a_program_for_the_cpu_asks_by_countdown_where_nothing_is_forced(viewer, monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    env = VisualizedEnv(CartPole(n_frames=1), grid=(2, 2), viewer=viewer)
+    state = jax.eval_shape(jax.vmap(env.reset), jax.random.split(jax.random.PRNGKey(0), 2))
+    traced = jax.jit(jax.vmap(env.step)).trace(state, jax.ShapeDtypeStruct((2, 1), np.float32))
+    texts = {p: traced.lower(lowering_platforms=(p,)).as_text() for p in ("cpu", "cuda")}
+    launches = {p: "xla_buffer_python" in text for p, text in texts.items()}
+    assert launches == {"cpu": False, "cuda": True}
+
+
+# The copies.
+
+
+def array(count: int) -> np.ndarray:
+    return np.arange(3.0 * count, dtype=np.float32).reshape(count, 3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "copies"),
+    [
+        ([0, 1, 2], 1),
+        ([7, 3, 4, 8, 2], 2),
+        (list(range(0, 4 * MOST_RUNS, 2)), 1),  # too many runs: all is copied
+        ([], 0),
+        (None, 1),
+    ],
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_rows_arrive_in_the_order_asked_for(driver, late, rows, copies):
+    memory = Arrivals(driver, unfailing).on(0) if late else HostMemory()
+    whole, other = array(100), np.arange(5)
+    found: list[np.ndarray] = []
+    chosen = None if rows is None else np.array(rows, int)
+    sent = memory.send(
+        [Take(whole, chosen), Take(other)],
+        lambda arrays, _: found.extend(x.copy() for x in arrays),
+        wait=True,
+    )
+    memory.finish()
+    assert (sent and not late) or len(driver.copies) == copies + 1
+    np.testing.assert_array_equal(found[0], whole if chosen is None else whole[chosen])
+    np.testing.assert_array_equal(found[1], other)
+
+
+def test_steps_are_dropped_while_too_many_copies_are_under_way_and_arrive_in_order(driver):
+    arrivals, order = Arrivals(driver, unfailing), []
+    memory = arrivals.on(0)
+
+    def send(number: int, wait: bool = False) -> bool:
+        return memory.send([Take(array(2))], lambda *_: order.append(number), wait=wait)
+
+    driver.arrives.clear()
+    assert all(send(i) for i in range(SLOTS))
+    assert not send(100)
+    waiting = threading.Thread(target=send, args=(SLOTS, True))
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive() and order == []
+    driver.arrives.set()
+    waiting.join(60)
+    memory.finish()
+    assert order == list(range(SLOTS + 1))
+
+
+def test_a_failure_with_one_step_does_not_stop_the_others(driver):
+    failures: list[Exception] = []
+    memory = Arrivals(driver, failures.append).on(0)
+    seen: list[int] = []
+    for i in range(3 * SLOTS):
+        memory.send([Take(array(2))], lambda *_: seen.append(1 // 0), wait=True)
+        memory.send([Take(array(2))], lambda *_, i=i: seen.append(i), wait=True)
+    memory.finish()
+    assert seen == list(range(3 * SLOTS)) and len(failures) == 3 * SLOTS
+
+
+def test_the_memory_of_a_slot_grows_with_what_is_copied(driver):
+    memory = Arrivals(driver, unfailing).on(0)
+    found: list[np.ndarray] = []
+    for count in [1, 1000, 10] * SLOTS:
+        memory.send(
+            [Take(array(count))], lambda arrays, _: found.append(arrays[0].copy()), wait=True
+        )
+    memory.finish()
+    for count, rows in zip([1, 1000, 10] * SLOTS, found, strict=True):
+        np.testing.assert_array_equal(rows, array(count))
+    assert len(driver._memory) <= SLOTS
+
+
+# The steps, in a viewer.
+
+
+class Steps:
+    """Pendulums that fall and are reset, stepped by a jitted loop of steps."""
+
+    def __init__(self, viewer: Viewer, bare: Any = None, episode_length: int = 40):
+        self.viewer = viewer
+        self.driver = LateDriver()
+        self.packets: list[Packet] = []
+        put = Probe(viewer).shared.mailbox.put
+
+        def put_down(packet: Packet, *, wait: bool) -> None:
+            self.packets.append(packet)
+            put(packet, wait=wait)
+
+        Probe(viewer).shared.mailbox.put = put_down
+        bare = FallingCartPole(n_frames=1) if bare is None else bare
+        self.env = VisualizedEnv(bare, grid=(2, 1), viewer=viewer)
+        self._wrapped = envs.training.wrap(self.env, episode_length)
+        self._reset, self._steps = jax.jit(self._wrapped.reset), jax.jit(self._take)
+        self.reset()
+
+    def reset(self) -> None:
+        keys = jax.random.split(jax.random.PRNGKey(0), NUM_ENVS)
+        self.state: Any = self._reset(keys)
+
+    def _take(self, state: Any, count: jax.Array) -> Any:
+        action = jnp.zeros((NUM_ENVS, self.env.action_size))
+        return jax.lax.fori_loop(0, count, lambda _, s: self._wrapped.step(s, action), state)
+
+    def take(self, count: int = 1) -> None:
+        self.state = jax.block_until_ready(self._steps(self.state, jnp.int32(count)))
+
+    def settled(self) -> None:
+        """Waits until all that was copied has arrived."""
+        launch.on_cpu()(None).finish()
+
+
+@pytest.fixture(scope="module", params=["at once", "late"])
+def steps_of_module(request) -> Iterator[Steps]:
+    """All tests share the program, and the viewer that it calls."""
+    with pytest.MonkeyPatch.context() as patch, Viewer(port=0) as viewer:
+        patch.setenv(VARIABLE, LAUNCH)
+        driver = LateDriver()
+        if request.param == "late":
+            arrivals = Arrivals(driver, unfailing)
+            patch.setattr(launch, "on_cpu", lambda: lambda context: arrivals.on(0))
+        page = Page(viewer)
+        steps = Steps(viewer)
+        steps.driver = driver
+        yield steps
+        page.close()
+
+
+@pytest.fixture
+def steps(steps_of_module) -> Iterator[Steps]:
+    steps, viewer = steps_of_module, steps_of_module.viewer
+    viewer.streaming, viewer.mode, viewer.show, viewer.twins = True, "every_step", "train", 0
+    viewer.select("first")
+    viewer.selected_env = None
+    steps.reset()
+    steps.take()
+    steps.settled()
+    steps.packets.clear()
+    yield steps
+    viewer.resume()
+    assert Probe(viewer).shared.fault is None
+
+
+def numbers(packets: list[Packet]) -> list[int]:
+    return [packet.env_steps for packet in packets]
+
+
+def test_each_step_is_seen_once_and_nothing_that_is_computed_changes(steps):
+    before = steps.viewer.stats().env_steps
+    steps.take(30)
+    steps.settled()
+    assert numbers(steps.packets) == list(range(before + 1, before + 31))
+    last = steps.packets[-1].open()
+    np.testing.assert_array_equal(last.env_index, [0, 1])
+    np.testing.assert_array_equal(last.link_pos, steps.state.pipeline_state.x.pos[:2])
+    np.testing.assert_array_equal(last.reward, steps.state.reward[:2])
+
+    bare = envs.training.wrap(FallingCartPole(n_frames=1), 40)
+    state = jax.jit(bare.reset)(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
+    action = jnp.zeros((NUM_ENVS, 1))
+    thirty_one = jax.jit(lambda s: jax.lax.fori_loop(0, 31, lambda _, s: bare.step(s, action), s))
+    np.testing.assert_array_equal(thirty_one(state).obs, steps.state.obs)
+
+
+def test_while_nothing_is_shown_steps_are_counted_and_nothing_is_copied_but_polls(steps):
+    viewer = steps.viewer
+    viewer.streaming = False
+    before, copies = viewer.stats(), len(steps.driver.copies)
+    steps.take(200)
+    steps.settled()
+    steps.take()
+    after = viewer.stats()
+    assert after.frames == before.frames and not steps.packets
+    steps.viewer.streaming = True
+    steps.take()  # a change takes effect at the very next step
+    steps.settled()
+    assert numbers(steps.packets) == [before.env_steps + 202]
+    assert len(steps.driver.copies) - copies < 10
+
+
+def test_another_choice_is_drawn_from_the_next_step_on(steps):
+    steps.viewer.select([5, 1])
+    steps.take(2)
+    steps.viewer.select(("page", 2))
+    steps.take(1)
+    steps.settled()
+    assert [p.env_index.tolist() for p in steps.packets] == [[5, 1], [5, 1], [2, 3]]
+
+
+@pytest.mark.parametrize("rule", ["best", "worst", "terminated"])
+def test_environments_are_ranked_by_the_host(steps, rule):
+    steps.take(60)  # all have fallen
+    steps.viewer.select(rule)
+    steps.take(1)
+    steps.settled()
+    steps.take(1)
+    steps.settled()
+    log = EpisodeLog(**steps.state.info[INFO_KEY])
+    lengths, returns = np.asarray(log.finished_length), np.asarray(log.finished_return)
+    assert (lengths > 0).all()
+    chosen = steps.packets[-1].env_index.tolist()
+    # Another episode may have ended with the last step.
+    since = np.asarray(log.since_termination)
+    if rule == "terminated":
+        assert since[chosen[0]] == np.sort(since)[0] or since.min() < 1
+        falls = [p for p in steps.packets if p.ranked]
+        assert falls and falls[0].env_index.tolist() == chosen
+    elif since.min() > 1:
+        order = np.lexsort((np.arange(NUM_ENVS), returns if rule == "worst" else -returns))
+        assert chosen == order[:2].tolist()
+
+
+def test_the_selected_environments_details_and_twins_coordinates_are_copied(steps):
+    steps.viewer.selected_env = 1
+    steps.take()
+    steps.viewer.twins = 2
+    steps.take()
+    steps.settled()
+    plain, with_coordinates = (packet.open() for packet in steps.packets)
+    assert plain.coordinates is None and plain.detail.env == 1
+    physics = steps.state.pipeline_state
+    np.testing.assert_array_equal(with_coordinates.detail.qpos, physics.q[1])
+    np.testing.assert_array_equal(with_coordinates.coordinates.qpos, physics.q[:2])
+    np.testing.assert_array_equal(with_coordinates.coordinates.qvel, physics.qd[:2])
+
+
+def test_a_hold_is_exact_to_the_step_and_shows_other_environments_meanwhile(steps):
+    viewer = steps.viewer
+    viewer.pause()
+    training = threading.Thread(target=steps.take, args=(60,), daemon=True)
+    training.start()
+    eventually(lambda: viewer.stats().held, "it is held")
+    at = viewer.stats().env_steps
+    viewer.step(3)
+    eventually(lambda: viewer.stats().env_steps == at + 3 and viewer.stats().held, "three steps")
+    viewer.select([4, 2])
+    eventually(lambda: steps.packets[-1].env_index.tolist() == [4, 2], "others are shown")
+    assert steps.packets[-1].env_steps == at + 3
+    viewer.select("worst")
+    eventually(lambda: steps.packets[-1].env_index.tolist() != [4, 2], "they are ranked")
+    assert steps.packets[-1].env_steps == at + 3 == viewer.stats().env_steps
+    viewer.run_to_termination(3)
+    eventually(lambda: viewer.stats().held and viewer.stats().env_steps > at + 3, "it has fallen")
+    fallen = [p for p in steps.packets if 3 in p.env_index][-1].open()
+    assert fallen.since_termination[fallen.env_index.tolist().index(3)] == 0
+    assert fallen.env_steps == viewer.stats().env_steps
+    viewer.resume()
+    training.join(60)
+    assert not training.is_alive() and viewer.stats().env_steps == at + 59
+
+
+def test_a_fault_of_ours_leaves_the_training_alone(memory, viewer, page, monkeypatch):
+    viewer.mode = "every_step"
+    steps = Steps(viewer, CartPole(n_frames=1))
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("not today")
+
+    monkeypatch.setattr(source_of(steps.env), "_decision", broken)
+    steps.take(3)
+    assert "not today" in str(Probe(viewer).shared.fault) and not viewer.streaming
+    assert np.isfinite(steps.state.obs).all()
+    viewer.close()
+    steps.take(3)
+
+
+@pytest.mark.parametrize("holds", [False, True])
+def test_a_nan_is_found_and_holds_the_training_at_its_step(memory, viewer, page, holds):
+    viewer.hold_on_nan, viewer.mode = holds, "latest"
+    steps = Steps(viewer, Turning(n_frames=1), episode_length=10_000)
+    info = steps.state.info
+    turning = {"at": info["at"].at[4, 2].set(7), "until": info["until"].at[4, 2].set(9)}
+    steps.state = steps.state.replace(info={**info, **turning})
+    training = threading.Thread(target=steps.take, args=(20,), daemon=True)
+    training.start()
+    if holds:
+        eventually(lambda: viewer.stats().held, "it is held")
+        viewer.resume()
+    training.join(60)
+    assert not training.is_alive()
+
+    def findings() -> tuple[Any, ...]:
+        if not Probe(viewer).shared.findings.told:
+            steps.take(1)
+        return Probe(viewer).shared.findings.told
+
+    eventually(findings, "it is found, although all is finite again")
+    (finding, *_) = findings()
+    assert finding.env == 4 and ("qvel", "NaN") in finding.fields
+    assert finding.exact == holds and (finding.env_steps == 7 or not holds)
+    assert Probe(viewer).shared.fault is None
+
+
+def test_randomised_models_are_sent_once_and_again_after_a_reset(memory, viewer, page):
+    viewer.mode = "every_step"
+    sent: list[dict[int, Any]] = []
+    put = Probe(viewer).shared.mailbox.put_model
+
+    def put_down(packet: ModelPacket) -> None:
+        sent.append(packet.open())
+        put(packet)
+
+    Probe(viewer).shared.mailbox.put_model = put_down
+
+    masses = 1.0 + np.arange(NUM_ENVS, dtype=np.float32)
+
+    def randomised(sys: Any) -> tuple[Any, Any]:
+        change = {"link.inertia.mass": jnp.asarray(masses)[:, None] * sys.link.inertia.mass}
+        axes = jax.tree.map(lambda _: None, sys)
+        return sys.tree_replace(change), axes.tree_replace({"link.inertia.mass": 0})
+
+    env = VisualizedEnv(CartPole(n_frames=1), grid=(2, 1), viewer=viewer)
+    wrapped = envs.training.wrap(env, 100, randomization_fn=randomised)
+    reset, step = jax.jit(wrapped.reset), jax.jit(wrapped.step)
+    keys = jax.random.split(jax.random.PRNGKey(0), NUM_ENVS)
+    action = jnp.zeros((NUM_ENVS, 1))
+    state = reset(keys)
+    for _ in range(3):
+        state = jax.block_until_ready(step(state, action))
+    eventually(lambda: len(sent) == 1, "models of two are sent")
+    assert sorted(sent[0]) == [0, 1]
+    (name,) = sent[0][0]
+    np.testing.assert_allclose(sent[0][1][name], 2 * sent[0][0][name], rtol=1e-6)
+    state = reset(keys)
+
+    def again() -> bool:
+        nonlocal state
+        state = jax.block_until_ready(step(state, action))
+        return len(sent) == 2
+
+    eventually(again, "they are sent again")
+    assert Probe(viewer).shared.fault is None
+
+
+def on_four_devices() -> None:
+    """Checks, in a process with four devices, that one hold holds all at the same step."""
+    with Viewer(port=0, mode="every_step") as viewer:
+        page = Page(viewer)
+        env = envs.training.wrap(
+            VisualizedEnv(FallingCartPole(n_frames=1), grid=(3, 1), viewer=viewer), 30
+        )
+        viewer.select([7, 0, 2])
+        keys = jax.random.split(jax.random.PRNGKey(0), 8).reshape(4, 2, -1)
+        state = jax.pmap(env.reset, axis_name="devices")(keys)
+        frames: list[Any] = []
+        Probe(viewer).watch_packets(lambda packets: frames.extend(p.open() for p in packets))
+        hold, pacer = Probe(viewer).shared.hold, lambda: source_of(env).rollouts["train"].pacer
+        viewer.pause()
+
+        def steps(state: Any) -> Any:
+            action = jnp.zeros((2, 1))
+            return jax.lax.scan(lambda s, _: (env.step(s, action), None), state, None, 20)[0]
+
+        run, done = jax.pmap(steps, axis_name="devices"), []
+        training = threading.Thread(target=lambda: done.append(jax.device_get(run(state))))
+        training.start()
+
+        def held_at(step: int) -> bool:
+            parts = [hold._parts.get(("train", shard)) for shard in range(4)]
+            blocked = all(part and part.blocked for part in parts)
+            return blocked and [pacer().steps_of(shard) for shard in range(4)] == [step] * 4
+
+        eventually(lambda: held_at(1), "all are held at their first step", 120)
+        viewer.step(4)
+        eventually(lambda: held_at(5), "all are held four steps later")
+        viewer.resume()
+        training.join()
+        assert viewer.stats().env_steps == 20 and Probe(viewer).shared.fault is None
+
+        def drawn() -> set[int]:
+            return {i for frame in frames if frame.env_steps == 5 for i in frame.env_index.tolist()}
+
+        eventually(lambda: drawn() == {7, 0, 2}, "all three are drawn")
+        page.close()
+    bare = envs.training.wrap(FallingCartPole(n_frames=1), 30)
+
+    def bare_steps(state: Any) -> Any:
+        action = jnp.zeros((2, 1))
+        return jax.lax.scan(lambda s, _: (bare.step(s, action), None), state, None, 20)[0]
+
+    stock = jax.pmap(bare_steps, axis_name="devices")(jax.pmap(bare.reset)(keys))
+    np.testing.assert_array_equal(stock.obs, done[0].obs)
+    print("identical")
+
+
+def test_four_devices_are_held_at_the_same_step():
+    flags = "--xla_force_host_platform_device_count=4"
+    done = subprocess.run(
+        [sys.executable, "-c", "from tests.test_launch import on_four_devices as f; f()"],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, VARIABLE: LAUNCH},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert "identical" in done.stdout, done.stdout + done.stderr
