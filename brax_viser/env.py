@@ -15,8 +15,8 @@ from brax_viser.device.episode import (
     counter_fell,
     evidence_of,
     first_log,
-    over_batch,
 )
+from brax_viser.device.replaced import over_batch
 from brax_viser.device.states import (
     batch_of,
     count_of,

@@ -126,7 +126,6 @@ LONGER: dict[str, int] = {
     "brax_viser.cli.presets:trainer_settings": 61,
     "brax_viser.device.adapters": 488,
     "brax_viser.device.emit:emit": 64,
-    "brax_viser.device.episode": 447,
     "brax_viser.device.episode:advance": 82,
     "brax_viser.env:VisualizedEnv": 304,
     "brax_viser.model.shapes": 459,

@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from brax_viser.device.emit import swallow_batch_axes
-from brax_viser.device.platforms import by_platform
 from brax_viser.records.protocol import FRESH, NEVER, NO_ROW, UNKNOWN
 
 COUNTERS = frozenset(
@@ -20,7 +18,7 @@ COUNTERS = frozenset(
 """Names under which an environment may count the steps of its episode, starting at any number."""
 
 NEIGHBOURS = (1, 2)
-"""Each record is also stored with the environments this many indices further: `over_batch`."""
+"""Each record is also stored with the environments this many indices further: see `replaced`."""
 
 NUMBERS = 5
 """Fields of a record that are stored with the neighbours, besides the pose."""
@@ -300,7 +298,7 @@ def advance(
       belong to one episode.
     * Wrappers inside this one leave `done` set for this one to see, or the physics shows the reset.
 
-    If the whole state is replaced, the record is lost with it: see `over_batch`.
+    If the whole state is replaced, the record is lost with it: see `replaced.over_batch`.
 
     Args:
         log: as the last step left it. The fields that the host has set are returned unchanged.
@@ -337,16 +335,16 @@ def advance(
     total = jnp.where(begins, reward, log.episode_return + reward)
     length = jnp.where(begins, 1, counted)
     finished = log.finished_return, log.finished_length
-    before = _whole(log.episode_return, log.episode_length)
-    finished = _where(begins & (log.episode_length != 0), before, finished)
-    finished = _where(terminated | was_reset, _whole(total, length), finished)
-    finished = _where(evidence.doubtful, (0.0, 0), finished)
+    before = whole(log.episode_return, log.episode_length)
+    finished = where(begins & (log.episode_length != 0), before, finished)
+    finished = where(terminated | was_reset, whole(total, length), finished)
+    finished = where(evidence.doubtful, (0.0, 0), finished)
     kept = log.trainer_steps
     hidden, kept_pose = was_reset | resets_inside, (log.last_pos, log.last_rot)
     fell = (0.0, 0.0) if pose_before is None else jax.lax.stop_gradient(pose_before)
-    fell = _where(hidden[..., None, None], fell, jax.lax.stop_gradient(pose))
+    fell = where(hidden[..., None, None], fell, jax.lax.stop_gradient(pose))
     fell = tuple(x.astype(jnp.float32) for x in fell)
-    last_pos, last_rot = _where(terminated[..., None, None], fell, kept_pose)
+    last_pos, last_rot = where(terminated[..., None, None], fell, kept_pose)
     return log._replace(
         episode_return=jnp.where(evidence.doubtful, 0.0, total),
         episode_length=jnp.where(evidence.doubtful, UNKNOWN, length),
@@ -360,92 +358,10 @@ def advance(
     )
 
 
-def _whole(total: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
+def whole(total: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the return and length of an episode, or zeros if its beginning was not seen."""
-    return _where(length > 0, (total, length), (0.0, 0))
+    return where(length > 0, (total, length), (0.0, 0))
 
 
-def _where(which: jax.Array, one: tuple[Any, ...], other: tuple[Any, ...]) -> tuple[Any, ...]:
+def where(which: jax.Array, one: tuple[Any, ...], other: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(jnp.where(which, a, b) for a, b in zip(one, other, strict=True))
-
-
-def over_batch(log: EpisodeLog) -> EpisodeLog:
-    """Restores the records of environments whose whole state was replaced.
-
-    Some loops replace the whole state of an environment whose episode has ended by that of a
-    reset, including `info` and this record. If only some records of a batch are fresh, theirs were
-    replaced. So each record keeps copies of some neighbours' values. If those neighbours were
-    replaced too, the environment is assumed to have fallen, with unknown return and pose.
-
-    Args:
-        log: from `advance`, [*batch]; seen as a whole batch, inside any `vmap`s.
-    """
-    fields = [getattr(log, name) for name in _RESTORED]
-    operands = jax.lax.stop_gradient((log.countdown, log.spare, *fields))
-    shard = jnp.zeros((), jnp.int32)  # unused
-    spare, *restored = jax.lax.stop_gradient(swallow_batch_axes(_restored)(shard, *operands))
-    return log._replace(spare=spare, **dict(zip(_RESTORED, restored, strict=True)))
-
-
-_RESTORED = (
-    "episode_return",
-    "episode_length",
-    "since_termination",
-    "finished_return",
-    "finished_length",
-    "last_pos",
-    "last_rot",
-)
-
-
-def _restored(
-    shard: jax.Array, countdown: jax.Array, spare: jax.Array, *fields: jax.Array
-) -> tuple[jax.Array, ...]:
-    """Returns (spare, *fields) with lost records restored; all [*batch, ...]."""
-    batch, num_envs = countdown.shape, math.prod(countdown.shape)
-    if num_envs == 1:
-        return spare, *fields
-    shapes = [x.shape for x in (spare, *fields)]
-    countdown, spare, *flat = (
-        x.reshape(num_envs, *x.shape[len(batch) :]) for x in (countdown, spare, *fields)
-    )
-    offsets = [offset for offset in NEIGHBOURS if offset < num_envs]
-    fresh = countdown == FRESH
-    replaced = fresh & ~fresh.all()
-
-    def restore(replaced: jax.Array, spare: jax.Array, fields: list[jax.Array]) -> list[jax.Array]:
-        total, length, since, *ended, pos, rot = fields
-        found, kept = jnp.zeros(num_envs, bool), jnp.zeros(spare.shape[::2])
-        for number, offset in enumerate(offsets):
-            there = ~jnp.roll(replaced, -offset) & ~found
-            kept = jnp.where(there[:, None], jnp.roll(spare[:, number], -offset, axis=0), kept)
-            found |= there
-        ages = kept[:, 2]
-        fell = ~found | (ages == 0)
-        # An environment that had not fallen was reset by the loop before its episode ended.
-        last = _whole(kept[:, 0], kept[:, 1].astype(jnp.int32))
-        before = kept[:, 3], kept[:, 4].astype(jnp.int32)
-        last = _where(fell, before, last)
-        age = jnp.where(fell, 1, jnp.minimum(ages.astype(jnp.int32) + 1, NEVER))
-        again = since == 0  # terminated in its first step
-        pose_then = kept[:, NUMBERS:].reshape(num_envs, -1, 7)
-        pose_then = pose_then[..., :3], pose_then[..., 3:]
-        own = ~replaced | (ended[1] > 0)
-        return [
-            total,
-            length,
-            jnp.where(replaced & ~again, age, since),
-            *_where(own, tuple(ended), last),
-            *_where((replaced & ~again)[:, None, None], pose_then, (pos, rot)),
-        ]
-
-    def restore_some(replaced: jax.Array, *rest: Any) -> list[jax.Array]:
-        return jax.lax.cond(replaced.any(), restore, lambda _, __, fields: fields, replaced, *rest)
-
-    flat = by_platform(restore_some, restore, replaced, spare, flat)
-    numbers = [x[:, None].astype(jnp.float32) for x in flat[:NUMBERS]]
-    pose = jnp.concatenate(flat[NUMBERS:], axis=2)
-    record = jnp.concatenate([*numbers, pose.reshape(num_envs, -1)], axis=1)
-    copies = [jnp.roll(record, offset, axis=0) for offset in NEIGHBOURS]
-    spare = jnp.stack(copies, axis=1)
-    return tuple(x.reshape(shape) for x, shape in zip((spare, *flat), shapes, strict=True))
