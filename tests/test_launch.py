@@ -240,7 +240,7 @@ class Steps:
 
     def __init__(self, viewer: Viewer, bare: Any = None, episode_length: int = 40):
         self.viewer = viewer
-        self.driver = LateDriver()
+        self.driver, self.late = LateDriver(), False
         self.packets: list[Packet] = []
         put = Probe(viewer).shared.mailbox.put
 
@@ -282,7 +282,7 @@ def steps_of_module(request) -> Iterator[Steps]:
             patch.setattr(launch, "on_cpu", lambda: lambda context: arrivals.on(0))
         page = Page(viewer)
         steps = Steps(viewer)
-        steps.driver = driver
+        steps.driver, steps.late = driver, request.param == "late"
         yield steps
         page.close()
 
@@ -337,6 +337,19 @@ def test_while_nothing_is_shown_steps_are_counted_and_nothing_is_copied_but_poll
     steps.settled()
     assert numbers(steps.packets) == [before.env_steps + 202]
     assert len(steps.driver.copies) - copies < 10
+
+
+def test_what_is_decided_while_the_device_is_busy_is_not_counted_as_cost(steps):
+    meter = Probe(steps.viewer).shared.meter
+    steps.driver.arrives.clear()
+    try:
+        calls = meter.calls
+        steps.take(5)
+        assert meter.calls - calls == (1 if steps.late else 5)
+    finally:
+        steps.driver.arrives.set()
+    steps.settled()
+    assert len(steps.packets) == 5
 
 
 def test_another_choice_is_drawn_from_the_next_step_on(steps):

@@ -68,7 +68,7 @@ class Host(Protocol):
     stops_within: bool
 
     def basis(self, role: str) -> tuple[object, ...]: ...
-    def decide(self, origin: Origin, countdown: int, shard: int) -> Decision: ...
+    def decide(self, origin: Origin, countdown: int, shard: int, *, hidden: bool) -> Decision: ...
     def shipment(self, origin: Origin, shard: int, decision: Decision, ahead: int = 0) -> Any: ...
     def sent(self, shipment: Any) -> Decision: ...
     def arrived(
@@ -213,7 +213,7 @@ class Launch:
         if lane.left > 0 and basis == lane.basis:
             lane.left -= 1
             return
-        decision = host.decide(origin, lane.left, lane.shard)
+        decision = host.decide(origin, lane.left, lane.shard, hidden=memory.is_ahead)
         if not lane.watched and time.monotonic() - lane.polled > POLL_SECONDS:
             self._look_through(memory, buffers, lane)
         while decision.push:

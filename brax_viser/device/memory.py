@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-SLOTS = 8
-"""Steps per device whose copies may be under way."""
+SLOTS = 16
+"""Steps per device whose copies may be under way. A host that waits for one of them is that far
+ahead of the device, which never runs out of work."""
 
 MOST_RUNS = 16
 """Rows are copied run by run of consecutive ones, or all at once if there are more runs."""
@@ -45,6 +46,10 @@ the copies took."""
 class Memory(Protocol):
     """The memory of the device on which one step runs."""
 
+    is_ahead: bool
+    """Whether the host enqueues steps while the device has not come to those copied before: what
+    the host does meanwhile costs the training nothing."""
+
     def device_of(self, shard: Any) -> int:
         """Returns a number of the device, given the buffer int32 [] of its shard."""
         ...
@@ -65,6 +70,8 @@ class Memory(Protocol):
 
 class HostMemory:
     """The memory of a CPU: whatever a step has computed can be read within the call."""
+
+    is_ahead = False
 
     def device_of(self, shard: Any) -> int:
         return int(np.asarray(shard))
@@ -198,9 +205,11 @@ class Arrivals:
     def finish(self, device: int) -> None:
         """See `Memory.finish`."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: device not in self._rings or not self._rings[device].pending
-            )
+            self._changed.wait_for(lambda: not self.is_pending(device))
+
+    def is_pending(self, device: int) -> bool:
+        """Whether anything that was sent from a device has not been dealt with."""
+        return device in self._rings and self._rings[device].pending > 0
 
     def _slot(self, device: int, wait: bool) -> _Slot | None:
         ring = self._rings.setdefault(device, _Ring())
@@ -250,6 +259,7 @@ class StreamMemory:
     def __init__(self, arrivals: Arrivals, stream: int, context: int, device: int):
         self._arrivals, self._stream = arrivals, stream
         self._context, self._device = context, device
+        self.is_ahead = arrivals.is_pending(device)
 
     def device_of(self, shard: Any) -> int:
         return self._device

@@ -127,6 +127,10 @@ class CostMeter:
             self._gaps.append(start - before)
         self._add(stop, max(stop - before, 0.0), nbytes, int(frame))
 
+    def copied(self, now: float, seconds: float, nbytes: int, frames: int) -> None:
+        """Counts copies that a device made beside the calls, which took it `seconds`."""
+        self._add(now, seconds, nbytes, frames, calls=0)
+
     def went_on(self, now: float, seconds: float, nbytes: int, frames: int) -> None:
         """Counts consecutive pushes without an `ask` that took `seconds` in total until `now`."""
         self._add(now, seconds + frames * self.crossing, nbytes, frames, calls=frames)

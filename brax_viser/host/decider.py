@@ -57,7 +57,13 @@ class Decider(Source):
         self._on_new_training = lambda source, call: None
 
     def decide(
-        self, origin: Origin, countdown: int, shard: int, report: Sequence[int] = ()
+        self,
+        origin: Origin,
+        countdown: int,
+        shard: int,
+        report: Sequence[int] = (),
+        *,
+        hidden: bool = False,
     ) -> Decision:
         """Decides about one due step, and holds the training there if nothing must be pushed.
 
@@ -66,6 +72,7 @@ class Decider(Source):
             countdown: see `Pacer.ask`.
             shard: the device.
             report: its report of NaN and Inf, see `watch.report`; empty if nothing has turned.
+            hidden: whether the device is busy meanwhile, so that this costs the training nothing.
         """
         shared, start = self._shared, self._shared.clock()
         refreshed = shared.hold.refreshes
@@ -75,7 +82,8 @@ class Decider(Source):
             push, new = self._paced(rollout, origin, countdown, shard, start, report)
             decision = self._decision(rollout, origin, shard, push=push)
             rollout.called[shard] = shared.clock()
-            shared.meter.asked(start, rollout.called[shard], pushes=decision.push > 0)
+            if not hidden:
+                shared.meter.asked(start, rollout.called[shard], pushes=decision.push > 0)
         if new is not None:
             shared.tell(new)
         return self._held(decision, rollout, origin, shard, refreshed)

@@ -57,8 +57,10 @@ class Deliveries(Decider):
 
     @property
     def waits(self) -> bool:
-        """Whether the training must wait, rather than steps be dropped, when copies are late."""
-        return self._shared.control.mode == "every_step"
+        """Whether the training waits, rather than steps be dropped, when many copies are under way:
+        a stretch has all of its steps. The host is then far ahead of the device, so that nothing is
+        lost."""
+        return self._shared.control.mode != "latest"
 
     @property
     def stops_within(self) -> bool:
@@ -279,15 +281,14 @@ class Deliveries(Decider):
             detail_env=detail_env,
             detail_layout=shipment.origin.detail,
         )
-        self._shared.mailbox.put(packet, wait=self.waits)
+        self._shared.mailbox.put(packet, wait=self._shared.control.mode == "every_step")
 
     def _count(self, nbytes: int, seconds: float, *, frames: int = 0) -> None:
         shared = self._shared
         with shared.lock:
             shared.bytes_moved += nbytes
             shared.frames += frames
-            now = shared.clock()
-            shared.meter.pushed(None, now - seconds, now, nbytes, frame=frames > 0)
+            shared.meter.copied(shared.clock(), seconds, nbytes, frames)
 
 
 def _kind(bits: int) -> int:
