@@ -90,7 +90,8 @@ def eventually(condition: Callable[[], object], what: str, timeout: float = 60.0
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Compiles with fewer optimisations in the files that `tests.lanes` marks as quick."""
+    """Compiles with fewer optimisations in the files that `tests.lanes` marks as quick, and in the
+    processes that they start."""
     if not lanes.lane_of(request.path).quick:
         yield
         return
@@ -99,8 +100,28 @@ def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     name = "jax_disable_most_optimizations"
     before = jax.config.read(name)
     jax.config.update(name, True)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(name.upper(), "true")
+        yield
     jax.config.update(name, before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kept_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Neither keeps nor takes compiled programs in the files that `tests.lanes` marks as Warp's."""
+    if not lanes.lane_of(request.path).warp:
+        yield
+        return
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    def keep(wanted: bool) -> None:
+        jax.config.update("jax_enable_compilation_cache", wanted)
+        compilation_cache.reset_cache()  # otherwise JAX goes on as before
+
+    keep(False)
+    yield
+    keep(True)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -21,14 +21,17 @@ class Lane(NamedTuple):
     quick: bool = False
     """Whether optimising the file's programs takes longer than it saves, as they take few steps.
     Not for tests that compare trained parameters bit by bit: users' programs are optimised."""
+    warp: bool = False
+    """Whether the file compiles Warp's physics. Its programs must not be kept for other processes:
+    they call functions of the process that compiled them, and JAX does not know that they do."""
 
 
 def unit(minutes: float = 0.1) -> Lane:
     return Lane("unit", minutes)
 
 
-def integration(minutes: float = 0.5, *, alone: bool = False, quick: bool = False) -> Lane:
-    return Lane("integration", minutes, alone, quick)
+def integration(minutes: float = 0.5, **how: bool) -> Lane:
+    return Lane("integration", minutes, **how)
 
 
 LANES = {
@@ -38,17 +41,17 @@ LANES = {
     "test_callbacks": unit(),
     "test_cameras": unit(),
     "test_cells": integration(),
-    "test_cli": integration(3, alone=True),
+    "test_cli": integration(2, quick=True),
     "test_control": integration(5),
-    "test_ctrl_c": integration(4, alone=True),
-    "test_detail": integration(3),
+    "test_ctrl_c": integration(3, quick=True),
+    "test_detail": integration(3, quick=True),
     "test_devices": integration(2),
     "test_docs": integration(3, quick=True),
     "test_e2e_browser": Lane("browser", 6, alone=True),
     "test_emit": integration(2),
     "test_env": integration(0.7),
-    "test_episode": integration(1.5),
-    "test_examples": integration(0.6),
+    "test_episode": integration(1.5, quick=True),
+    "test_examples": integration(0.6, warp=True),
     "test_falls": unit(),
     "test_flexes": unit(),
     "test_grants": integration(1),
@@ -63,7 +66,7 @@ LANES = {
     "test_launch": integration(2),
     "test_likeness": Lane("browser", 2, alone=True),
     "test_looks": integration(),
-    "test_niceness": integration(alone=True),
+    "test_niceness": integration(),
     "test_nonfinite": integration(4, quick=True),
     "test_odd_inputs": integration(0.7),
     "test_order": integration(0.7),
@@ -71,7 +74,7 @@ LANES = {
     "test_own_loops": integration(3),
     "test_parts": integration(),
     "test_playback": unit(0.2),
-    "test_playground": integration(4),
+    "test_playground": integration(4, warp=True),
     "test_policies": integration(4),
     "test_randomisation": integration(2),
     "test_reader": integration(1, quick=True),
@@ -82,14 +85,14 @@ LANES = {
     "test_scene": integration(2, quick=True),
     "test_selection": unit(),
     "test_several": integration(quick=True),
-    "test_shown": integration(0.5),
+    "test_shown": integration(0.5, quick=True),
     "test_stream": unit(0.6),
     "test_terrain": integration(0.1),
-    "test_trainer": integration(1, quick=True),
+    "test_trainer": integration(0.5, quick=True),
     "test_trainers": integration(3),
     "test_training": integration(8),
-    "test_transplant": integration(1.5, quick=True),
-    "test_twin": integration(4),
+    "test_transplant": integration(1.5, quick=True, warp=True),
+    "test_twin": integration(3, quick=True),
     "test_viewer": integration(1, quick=True),
     "test_words": unit(),
     "test_wrapping": integration(0.2),
@@ -100,6 +103,8 @@ ALONE = {
     "test_the_switch_takes_effect_within_a_fifth_of_a_second",
     "test_few_functions_are_called_while_the_shared_states_lock_is_held",
     "test_ctrl_c_ends_a_training_that_is_held",
+    "test_ctrl_c_ends_the_command_during_imports",
+    "test_the_page_shows_robots_and_says_what_it_waits_for_within_seconds",
 }
 """Tests that run `alone` although the rest of their file does not."""
 

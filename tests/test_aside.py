@@ -1,7 +1,8 @@
 """Forks a robot of the training into a sandbox on the page, without an effect on the training."""
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,9 +20,9 @@ from brax_viser.records.view import ASIDE
 from brax_viser.sandbox.history import MOST_DETAILS, RecentDetails
 from brax_viser.sandbox.session import ForkView, SandboxSession, Trained
 from brax_viser.scene.robots import PARKED
-from tests.conftest import eventually
+from tests.conftest import Page, eventually
 from tests.support import Probe
-from tests.test_detail import CHOSEN, Rollout, suite_env
+from tests.test_detail import CHOSEN, NUM_ENVS, Rollout, suite_env
 from tests.test_twin import frame_of
 
 PENDULUM = "inverted_pendulum"
@@ -36,14 +37,32 @@ def leaning(params: Any, deterministic: bool = False) -> Any:
     return policy
 
 
+@pytest.fixture(scope="module")
+def pendulums() -> Iterator[Rollout]:
+    """A rollout in a viewer of its own, compiled once for all tests."""
+    with Viewer(port=0) as viewer:
+        yield Rollout(viewer, envs.get_environment(PENDULUM, backend="spring"))
+
+
 @pytest.fixture
-def rollout(viewer, page) -> Rollout:
-    """A rollout of pendulums after four steps, with one of them selected."""
-    rollout = Rollout(viewer, envs.get_environment(PENDULUM, backend="spring"))
+def viewer(pendulums) -> Iterator[Viewer]:
+    """The viewer of these pendulums, without a selection, a sandbox, twins or a policy."""
+    viewer, probe = pendulums.viewer, Probe(pendulums.viewer)
+    yield viewer
+    told(viewer, lambda do: viewer.close_sandbox())
+    viewer.twins, viewer.selected_env, viewer.mode = 0, None, "every_step"
+    probe.now(lambda: setattr(probe.sandbox_session, "trained", None))
+    eventually(lambda: not probe.server.get_clients(), "the page of this test is gone")
+
+
+@pytest.fixture
+def rollout(pendulums, viewer, page) -> Rollout:
+    """The rollout four steps after a reset, with one of its pendulums selected."""
+    pendulums.reset()
     viewer.selected_env = CHOSEN
     for _ in range(4):
-        rollout.step()
-    return rollout
+        pendulums.step()
+    return pendulums
 
 
 def panel(viewer: Viewer) -> Any:
@@ -91,13 +110,14 @@ def test_a_fork_has_the_pose_of_its_robot_and_moves_no_other_robot(viewer, rollo
     data.qpos[:] = detail.qpos
     mujoco.mj_kinematics(sandbox.model, data)
     assert np.abs(data.xpos[1:] - frame.link_pos[frame.env_index == CHOSEN][0]).max() < 0.05
-    assert panel(viewer).num_steps == 4 * 5
+    assert panel(viewer).num_steps == frame.env_steps * NUM_ENVS
 
     state = rollout.step()  # the training goes on
-    assert state.env_steps == 5 and viewer.stats().drawn_envs == (0, 1, 2, 3)
+    assert state.env_steps == frame.env_steps + 1
+    assert viewer.stats().drawn_envs == (0, 1, 2, 3)
     told(viewer, lambda do: viewer.close_sandbox())
     assert viewer.sandbox is None and ASIDE not in scene.blocks
-    assert rollout.step().env_steps == 6
+    assert rollout.step().env_steps == frame.env_steps + 2
 
 
 def test_a_sandbox_says_that_a_policy_is_missing_and_is_driven_by_the_newest(viewer, rollout):
@@ -204,11 +224,13 @@ def test_a_handle_follows_the_robot_and_drags_it(viewer, rollout):
     eventually(lambda: viewer.sandbox.pose.drag is None, "it is let go")
 
 
-def test_only_the_selected_robot_can_be_forked_and_only_once_its_details_are_known(viewer, page):
+def test_only_the_selected_robot_can_be_forked_and_only_once_its_details_are_known(
+    pendulums, viewer, page
+):
     with pytest.raises(ValueError, match="select it first"):
         viewer.fork()
-    rollout = Rollout(viewer, envs.get_environment(PENDULUM, backend="spring"))
-    rollout.step()
+    pendulums.reset()
+    pendulums.step()
     viewer.selected_env = CHOSEN
     with pytest.raises(ValueError, match="not known yet"):
         viewer.fork()
@@ -224,11 +246,12 @@ def test_an_environment_that_cannot_be_forked_does_not_stop_the_training(
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("not today")
 
+    before = viewer.stats().env_steps
     monkeypatch.setattr(Sandbox, "fork", broken)
     viewer.fork()
     eventually(lambda: panel(viewer).fault, "it says so")
     assert "not today" in panel(viewer).fault and viewer.sandbox is None
-    assert rollout.step().env_steps == 5
+    assert rollout.step().env_steps == before + 1
 
 
 def test_twins_and_a_sandbox_are_shown_together_and_another_fork_replaces_it(
@@ -275,23 +298,24 @@ def test_recent_details_go_back_to_a_missing_step_or_the_start_of_an_episode():
     assert len(steps(frame(99 + 2 * MOST_DETAILS, 0))) == MOST_DETAILS
 
 
-def test_a_playground_environment_is_forked_and_driven_by_its_policy(viewer, page):
-    rollout = Rollout(viewer, suite_env("CartpoleBalance"))
-    viewer.selected_env = CHOSEN
-    for _ in range(3):
-        frame = rollout.step()
-    viewer.policy_params_fn(500, leaning, {"push": np.float32(1.0)})
-    forked(viewer)
-    assert panel(viewer).driver == "policy" and frame.detail is not None
-    told(viewer, lambda do: do.set_sandbox(speed=0.0))
-    run = viewer.sandbox
-    run.do(lambda sandbox: sandbox.reset()).result(timeout=60)
-    np.testing.assert_allclose(run.pose.detail.qpos, frame.detail.qpos, atol=1e-6)
-    # The policy pushes to the right as hard as it can.
-    poses = run.do(lambda s: [s.step() for _ in range(40)]).result(timeout=60)
-    assert poses[-1].detail.qvel[0] > frame.detail.qvel[0] + 0.5
-    assert all(pose.reward is not None for pose in poses)
-    np.testing.assert_allclose(poses[-1].detail.ctrl, 1.0)
+def test_a_playground_environment_is_forked_and_driven_by_its_policy():
+    with Viewer(port=0) as viewer, contextlib.closing(Page(viewer)):
+        rollout = Rollout(viewer, suite_env("CartpoleBalance"))
+        viewer.selected_env = CHOSEN
+        for _ in range(3):
+            frame = rollout.step()
+        viewer.policy_params_fn(500, leaning, {"push": np.float32(1.0)})
+        forked(viewer)
+        assert panel(viewer).driver == "policy" and frame.detail is not None
+        told(viewer, lambda do: do.set_sandbox(speed=0.0))
+        run = viewer.sandbox
+        run.do(lambda sandbox: sandbox.reset()).result(timeout=60)
+        np.testing.assert_allclose(run.pose.detail.qpos, frame.detail.qpos, atol=1e-6)
+        # The policy pushes to the right as hard as it can.
+        poses = run.do(lambda s: [s.step() for _ in range(40)]).result(timeout=60)
+        assert poses[-1].detail.qvel[0] > frame.detail.qvel[0] + 0.5
+        assert all(pose.reward is not None for pose in poses)
+        np.testing.assert_allclose(poses[-1].detail.ctrl, 1.0)
 
 
 class Overtaken(SandboxSession):
@@ -344,6 +368,7 @@ def test_the_page_keeps_running_while_the_sandboxs_robot_is_read(viewer, rollout
         assert open_.wait(120)
         return of(*args, **kwargs)
 
+    before = viewer.stats().env_steps
     monkeypatch.setattr(Model, "of", slow)
     client = next(iter(Probe(viewer).server.get_clients()))
     told(viewer, lambda do: do.fork(client))
@@ -352,7 +377,7 @@ def test_the_page_keeps_running_while_the_sandboxs_robot_is_read(viewer, rollout
     Probe(viewer).events.soon(heard.set)
     try:
         assert heard.wait(20)
-        assert rollout.step().env_steps == 5
+        assert rollout.step().env_steps == before + 1
         assert ASIDE not in Probe(viewer).scene.blocks
     finally:
         open_.set()

@@ -360,7 +360,7 @@ def test_closing_the_viewer_resumes_a_held_training_and_says_so(caplog):
     viewer = Viewer(port=0)
     env = VisualizedEnv(FallingCartPole(), grid=(2, 2), viewer=viewer)
     step = jax.jit(jax.vmap(env.step))
-    state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), 4))
+    state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 4))
     viewer.pause()
     done = threading.Event()
 

@@ -1,5 +1,6 @@
 """Details of the selected robot: they equal the trainer's values, in MuJoCo's conventions."""
 
+import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,11 +37,16 @@ class Rollout:
         self.viewer, self.bare = viewer, bare
         self.env = VisualizedEnv(bare, grid=grid, viewer=viewer)
         self._step = jax.jit(jax.vmap(self.env.step))
-        keys = jax.random.split(jax.random.PRNGKey(0), NUM_ENVS)
-        self.state: Any = jax.jit(jax.vmap(self.env.reset))(keys)
+        self._reset = jax.jit(jax.vmap(self.env.reset))
+        self.state: Any = None
         self.frame_bytes: list[int] = []
-        self._random = np.random.default_rng(0)
         self.action = np.zeros(0)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins again with the same states and actions; the viewer goes on counting steps."""
+        self.state = self._reset(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
+        self._random = np.random.default_rng(0)
 
     def step(self) -> Frame:
         """Takes a step, and returns its frame once it is on screen."""
@@ -67,14 +73,18 @@ def ant(backend: str) -> Any:
     return envs.get_environment("ant", backend=backend)
 
 
-@pytest.fixture(params=[*host_call.MECHANISMS, host_call.LAUNCH])
-def mechanism(request, monkeypatch):
-    monkeypatch.setenv(host_call.VARIABLE, request.param)
-
-
-@pytest.mark.usefixtures("page", "mechanism")
-def test_only_the_selected_envs_details_are_sent_and_none_without_a_selection(viewer):
-    rollout = Rollout(viewer, ant("spring"))
+@pytest.mark.usefixtures("page")
+@pytest.mark.parametrize(
+    ("mechanism", "make"),
+    # The ant's free joint has more positions than velocities. The other one compiles sooner.
+    [("direct", lambda: ant("spring")), ("io_callback", lambda: CartPole("spring"))],
+    ids=host_call.MECHANISMS,
+)
+def test_only_the_selected_envs_details_are_sent_and_none_without_a_selection(
+    viewer, monkeypatch, mechanism, make
+):
+    monkeypatch.setenv(host_call.VARIABLE, mechanism)
+    rollout = Rollout(viewer, make())
     assert rollout.step().detail is None
     viewer.selected_env = CHOSEN
     frame = rollout.step()
@@ -95,7 +105,8 @@ def test_only_the_selected_envs_details_are_sent_and_none_without_a_selection(vi
     viewer.selected_env = None
     assert rollout.step().detail is None
     without, one, other, after = rollout.frame_bytes
-    numbers = 15 + 14 + 8 + 8 + state.obs.shape[1]
+    physics, (_, actions) = state.pipeline_state, rollout.action.shape
+    numbers = physics.q.shape[1] + physics.qd.shape[1] + 2 * actions + state.obs.shape[1]
     assert without == after and other == without + 4 * numbers
     assert one == other + without  # a push without details had already been granted
 
@@ -138,7 +149,8 @@ def test_coordinates_of_brax_equal_mujocos_while_no_joint_is_strained(backend):
     qpos[3:7] /= np.linalg.norm(qpos[3:7])
     qpos[7:] = 0.5 * model.jnt_range[1:].sum(axis=1)
     qvel = random.normal(size=model.nv)
-    state = pipeline.init(system, jnp.asarray(qpos), jnp.asarray(qvel))
+    init = jax.jit(functools.partial(pipeline.init, system))
+    state = init(jnp.asarray(qpos), jnp.asarray(qvel))
     data.qpos, data.qvel = state.q, state.qd
     mujoco.mj_forward(model, data)
     np.testing.assert_allclose(data.xpos[1:], state.x.pos, atol=1e-4)
@@ -153,7 +165,8 @@ def test_coordinates_of_brax_equal_mujocos_while_no_joint_is_strained(backend):
     np.testing.assert_allclose(velocity[1:, 3:], state.xd.vel, atol=1e-3)
     # After a step, the change of the coordinates that the backend computes from its links agrees
     # with its velocities.
-    after = pipeline.step(system, state, jnp.zeros(system.act_size()))
+    step = jax.jit(functools.partial(pipeline.step, system))
+    after = step(state, jnp.zeros(system.act_size()))
     change = np.zeros(model.nv)
     mujoco.mj_differentiatePos(model, change, float(system.opt.timestep), qpos, np.array(after.q))
     np.testing.assert_allclose(change[:6], np.array(after.qd)[:6], atol=0.15)

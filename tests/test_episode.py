@@ -362,7 +362,7 @@ class Ticking(Toy):
 @pytest.mark.parametrize("place", ["info", "field"])
 def test_a_step_counter_is_recognised_by_its_values_whatever_its_name(viewer, place):
     env = VisualizedEnv(Ticking(place), grid=(2, 2), viewer=viewer)
-    first = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
+    first = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
     actions = jnp.full((4 * LIMIT, NUM_ENVS, 1), 0.05)  # slow: it hardly moves between resets
 
     def body(state, action):

@@ -14,6 +14,7 @@ from benchmarks.matrix import SMALLEST, _small_networks
 from brax_viser.cli import playground, training
 from brax_viser.cli.presets import TRAINERS, steps_per_policy, trainer_settings
 from tests.test_training import SMALL
+from tests.toy import BraxToy
 
 NAMES = [*envs._envs, "an env of the user's own"]
 
@@ -24,10 +25,6 @@ SLOWEST: dict[str, float] = {
     "fast": 1_100,
     "an env of the user's own": 1_100,
 }
-
-
-def bare() -> envs.Env:
-    return envs.get_environment("inverted_pendulum", backend="spring")
 
 
 def training_step(ppo: dict[str, Any]) -> int:
@@ -98,7 +95,7 @@ def test_ppo_hands_out_its_policy_after_each_epoch_and_compiles_once(caplog):
     def run() -> Any:
         return training.run(
             "ppo",
-            bare(),
+            BraxToy(),
             settings,
             lambda *_: None,
             lambda steps, _, params: handed.append((steps, jax.device_get(params))),
@@ -107,7 +104,7 @@ def test_ppo_hands_out_its_policy_after_each_epoch_and_compiles_once(caplog):
     module = importlib.import_module("brax.training.agents.ppo.train")
     placing = jax.device_put_replicated
     params, compilations = compiled(run)
-    stock, twice = compiled(lambda: module.train(environment=bare(), **settings)[1])
+    stock, twice = compiled(lambda: module.train(environment=BraxToy(), **settings)[1])
     assert jax.device_put_replicated is placing
     assert compilations == twice - 1
     assert [steps for steps, _ in handed] == [0, 320, 640, 960, 1280]
@@ -129,7 +126,7 @@ def test_other_trainers_hand_out_policies_with_their_evaluations(trainer):
     def hand_out(steps: int, make_policy: Any, params: Any) -> None:
         handed.append((steps, make_policy, jax.device_get(params)))
 
-    params = training.run(trainer, bare(), settings, lambda n, _: reports.append(n), hand_out)
+    params = training.run(trainer, BraxToy(), settings, lambda n, _: reports.append(n), hand_out)
     assert [steps for steps, *_ in handed] == reports and len(reports) >= 2
     newest, before = handed[-1], handed[-2]
     for one, other in zip(jax.tree.leaves(newest[2]), jax.tree.leaves(params), strict=True):
@@ -141,5 +138,5 @@ def test_other_trainers_hand_out_policies_with_their_evaluations(trainer):
     # The sandbox relies on this: always the same function, so that it compiles once.
     assert newest[1] is before[1]
     assert "deterministic" in inspect.signature(newest[1]).parameters
-    action, _ = newest[1](newest[2], deterministic=True)(np.zeros(4, np.float32), jax.random.key(0))
+    action, _ = newest[1](newest[2], deterministic=True)(np.zeros(2, np.float32), jax.random.key(0))
     assert action.shape == (1,) and np.isfinite(action).all()

@@ -12,9 +12,9 @@ from brax_viser import Viewer, VisualizedEnv
 from brax_viser.host.mailbox import CAPACITY
 from brax_viser.model.robot import Model
 from brax_viser.page.reader import Reader, Reading
-from envs.cartpole import CartPole
 from tests.conftest import eventually
 from tests.support import Probe, source_of
+from tests.toy import Toy
 
 NUM_ENVS = 4
 
@@ -53,12 +53,14 @@ def gate(monkeypatch) -> Iterator[Gate]:
 
 
 class Rollout:
-    """Cart-poles that are stepped one step at a time."""
+    """Carts that are stepped one step at a time."""
 
     def __init__(self, viewer: Viewer):
-        env = VisualizedEnv(CartPole("positional"), grid=(2, 2), viewer=viewer)
+        env = VisualizedEnv(Toy(), grid=(2, 2), viewer=viewer)
         self._step = jax.jit(jax.vmap(env.step))
-        self._state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
+        self._state = jax.jit(jax.vmap(env.reset))(
+            jax.random.split(jax.random.PRNGKey(0), NUM_ENVS)
+        )
         self.source = source_of(env)
         self.steps = 0
 
@@ -143,7 +145,7 @@ def test_the_page_goes_on_while_the_first_robot_is_read_and_then_has_it(viewer, 
     gate.shut()
     made: list[VisualizedEnv] = []
     thread = threading.Thread(
-        target=lambda: made.append(VisualizedEnv(CartPole(), grid=(2, 2), viewer=viewer))
+        target=lambda: made.append(VisualizedEnv(Toy(), grid=(2, 2), viewer=viewer))
     )
     thread.start()
     eventually(lambda: gate.read, "it is being read")

@@ -64,7 +64,7 @@ def test_the_newest_environment_is_shown_until_an_older_one_is_stepped_again():
     old = VisualizedEnv(CartPole(), grid=(2, 1))
     with old.viewer as viewer:
         step = jax.jit(jax.vmap(old.step))
-        state = jax.vmap(old.reset)(jax.random.split(jax.random.PRNGKey(0), 4))
+        state = jax.jit(jax.vmap(old.reset))(jax.random.split(jax.random.PRNGKey(0), 4))
         state = jax.block_until_ready(step(state, jnp.zeros((4, 1))))
         new = VisualizedEnv(CartPole(), grid=(1, 1))
         assert new.viewer is viewer

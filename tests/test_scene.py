@@ -91,7 +91,7 @@ def test_orientations_on_screen_are_the_trainers(viewer, page):
     env = VisualizedEnv(
         envs.get_environment("reacher", backend="spring"), grid=(2, 1), viewer=viewer
     )
-    state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), 2))
+    state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 2))
     state = jax.jit(jax.vmap(env.step))(state, jnp.ones((2, 2)))
     x = jax.device_get(state.pipeline_state.x)
     eventually(lambda: np.array_equal(block(viewer).rot, x.rot), "the step is on screen")
@@ -268,7 +268,7 @@ def test_cells_without_an_env_have_no_robot(viewer, page):
     env = VisualizedEnv(CartPole(), grid=(8, 8), viewer=viewer)
     assert len(viewer.stats().drawn_envs) == 64
     step = jax.jit(jax.vmap(env.step))
-    state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), 5))
+    state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 5))
     state = step(state, jnp.zeros((5, 1)))
     eventually(lambda: viewer.stats().drawn_envs == (0, 1, 2, 3, 4), "five robots are drawn")
     for part in block(viewer).robots._parts:
@@ -283,7 +283,7 @@ def test_chosen_envs_take_the_cells_in_order(viewer, page):
     env = VisualizedEnv(CartPole(), grid=(3, 1), viewer=viewer)
     viewer.select([6, 1])
     step = jax.jit(jax.vmap(env.step))
-    state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), 9))
+    state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 9))
     state = step(state, jnp.zeros((9, 1)))
     x = jax.device_get(state.pipeline_state.x.pos)
     eventually(lambda: np.array_equal(block(viewer).pos[:2], x[[6, 1]]), "6 and 1 are drawn")

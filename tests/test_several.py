@@ -6,9 +6,9 @@ import pytest
 
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.panel import words
-from envs.cartpole import CartPole
 from tests.conftest import Page, eventually
 from tests.support import Probe, source_of
+from tests.toy import Toy
 
 NUM_ENVS = 2
 KEYS = jax.random.split(jax.random.PRNGKey(0), NUM_ENVS)
@@ -18,7 +18,7 @@ class Stepped:
     """An environment of a viewer, and its state, which is stepped."""
 
     def __init__(self, viewer: Viewer):
-        env = VisualizedEnv(CartPole(n_frames=1), grid=(2, 1), viewer=viewer)
+        env = VisualizedEnv(Toy(), grid=(2, 1), viewer=viewer)
         self._reset, self._step = jax.jit(jax.vmap(env.reset)), jax.jit(jax.vmap(env.step))
         self.label = source_of(env).label
         self.reset()

@@ -10,10 +10,10 @@ from brax.training.agents.ppo import train as ppo
 from benchmarks.matrix import train
 from brax_viser.device.trainers import calling_trainer, check_versions
 from brax_viser.records.trainer_call import TrainerCall
-from envs.cartpole import CartPole
+from tests.toy import BraxToy
 
 
-class Noting(CartPole):
+class Noting(BraxToy):
     """An environment that notes which trainer traces it."""
 
     def __init__(self):

@@ -20,6 +20,7 @@ from brax_viser.host.control import MODES, SHOWS
 from brax_viser.twins.twins import Twins
 from tests.conftest import Page, eventually
 from tests.support import Probe, source_of
+from tests.toy import Toy
 
 SMALL: dict[str, Any] = dict(
     num_timesteps=8_000,
@@ -62,6 +63,18 @@ def stock_evaluated() -> list[np.ndarray]:
 @pytest.fixture(scope="session")
 def stock_repeated() -> list[np.ndarray]:
     return train(bare(), REPEATED)
+
+
+@pytest.fixture(scope="session")
+def toy_evaluated() -> list[np.ndarray]:
+    """Of an environment that compiles in a tenth of the time. The tests that use it differ from
+    those above in what the host does, which no compiled program depends on."""
+    return train(Toy(), WITH_EVALUATION)
+
+
+@pytest.fixture(scope="session")
+def toy_repeated() -> list[np.ndarray]:
+    return train(Toy(), REPEATED)
 
 
 class Fidgeting:
@@ -175,13 +188,13 @@ def test_parameters_are_identical_whatever_is_done_in_the_page(
 
 
 def test_parameters_are_identical_in_real_time_with_a_separate_eval_env(
-    viewer, page, stock_evaluated
+    viewer, page, toy_evaluated
 ):
     viewer.show, viewer.stretch_seconds = "both", 0.5
     viewer.max_overhead = 1.0  # the training is too short to save up a smaller budget
-    env = VisualizedEnv(bare(), grid=(3, 3), viewer=viewer)
-    eval_env = VisualizedEnv(bare(), grid=(2, 2), viewer=viewer, role="eval")
-    assert_identical(train(env, WITH_EVALUATION, eval_env=eval_env), stock_evaluated)
+    env = VisualizedEnv(Toy(), grid=(3, 3), viewer=viewer)
+    eval_env = VisualizedEnv(Toy(), grid=(2, 2), viewer=viewer, role="eval")
+    assert_identical(train(env, WITH_EVALUATION, eval_env=eval_env), toy_evaluated)
     stats = viewer.stats()
     assert {role: stream.num_envs for role, stream in stats.streams.items()} == {
         "train": 16,
@@ -193,10 +206,10 @@ def test_parameters_are_identical_in_real_time_with_a_separate_eval_env(
     assert blocks["train"].count == 9 and blocks["eval"].count == 4
 
 
-def test_parameters_are_identical_while_off_and_nothing_is_sent(viewer, page, stock_repeated):
+def test_parameters_are_identical_while_off_and_nothing_is_sent(viewer, page, toy_repeated):
     viewer.streaming = False
-    env = VisualizedEnv(bare(), grid=(4, 4), viewer=viewer)
-    assert_identical(train(env, REPEATED), stock_repeated)
+    env = VisualizedEnv(Toy(), grid=(4, 4), viewer=viewer)
+    assert_identical(train(env, REPEATED), toy_repeated)
     stats = viewer.stats()
     assert (stats.frames, stats.bytes_moved) == (0, 0)
     assert stats.env_steps > 200  # the host was asked, and declined
@@ -221,10 +234,10 @@ def test_parameters_are_identical_with_twins_action_repeat_and_no_pmapped_reset(
     assert stats.frames == stats.env_steps
 
 
-def test_a_viewer_closed_in_the_middle_leaves_the_training_alone(stock_repeated):
+def test_a_viewer_closed_in_the_middle_leaves_the_training_alone(toy_repeated):
     viewer = Viewer(port=0, mode="every_step")
     page = Page(viewer)
-    env = VisualizedEnv(bare(), grid=(4, 4), viewer=viewer)
+    env = VisualizedEnv(Toy(), grid=(4, 4), viewer=viewer)
     push, closer = source_of(env).push, threading.Thread(target=viewer.close)
 
     def push_and_close(*args):
@@ -236,7 +249,7 @@ def test_a_viewer_closed_in_the_middle_leaves_the_training_alone(stock_repeated)
         return push(*args)
 
     source_of(env).push = push_and_close
-    assert_identical(train(env, REPEATED), stock_repeated)
+    assert_identical(train(env, REPEATED), toy_repeated)
     closer.join(timeout=20)
     assert 20 <= viewer.stats().frames < 500
     viewer.close()  # closing again does nothing
@@ -244,16 +257,16 @@ def test_a_viewer_closed_in_the_middle_leaves_the_training_alone(stock_repeated)
 
 
 def test_a_fault_while_drawing_leaves_the_training_alone(
-    viewer, page, stock_repeated, monkeypatch, caplog
+    viewer, page, toy_repeated, monkeypatch, caplog
 ):
-    env = VisualizedEnv(bare(), grid=(4, 4), viewer=viewer)
+    env = VisualizedEnv(Toy(), grid=(4, 4), viewer=viewer)
 
     def broken(*_: object) -> None:
         raise RuntimeError("the scene is broken")
 
     monkeypatch.setattr(Probe(viewer).scene, "draw", broken)
     with caplog.at_level(logging.ERROR, "brax_viser"):
-        assert_identical(train(env, REPEATED), stock_repeated)
+        assert_identical(train(env, REPEATED), toy_repeated)
     eventually(lambda: Probe(viewer).shared.fault, "the page is told")
     assert "the scene is broken" in Probe(viewer).shared.fault
     assert not viewer.streaming
@@ -265,7 +278,7 @@ def test_a_fault_while_drawing_leaves_the_training_alone(
 @pytest.mark.parametrize("where", ["ask", "push"])
 def test_a_fault_within_a_callback_leaves_the_training_alone(viewer, page, where):
     """The fault is on XLA's thread, where an exception would end the training."""
-    env = VisualizedEnv(bare(), grid=(4, 4), viewer=viewer)
+    env = VisualizedEnv(Toy(), grid=(4, 4), viewer=viewer)
 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("not today")
@@ -275,7 +288,7 @@ def test_a_fault_within_a_callback_leaves_the_training_alone(viewer, page, where
     else:
         Probe(viewer).shared.mailbox.put = broken  # type: ignore[method-assign, assignment]
     step = jax.jit(jax.vmap(env.step))
-    state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), 4))
+    state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 4))
     for _ in range(3):
         state = jax.block_until_ready(step(state, np.zeros((4, 1), np.float32)))
     assert Probe(viewer).shared.fault is not None and where in Probe(viewer).shared.fault

@@ -1,11 +1,13 @@
 """Tests twins in MuJoCo: how closely they follow the training's physics, and what they report."""
 
+import contextlib
 import dataclasses
 import functools
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -22,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.twin import Stepped
-from brax_viser import VisualizedEnv
+from brax_viser import Viewer, VisualizedEnv
 from brax_viser.device import host_call
 from brax_viser.device.adapters import adapter_for
 from brax_viser.host.pacing import Pacer
@@ -39,7 +41,7 @@ from brax_viser.records.view import View, beside
 from brax_viser.twins.drift import GAP_SECONDS, MOST_POINTS, DriftLog
 from brax_viser.twins.twins import Twins
 from brax_viser.twins.worker import MOST_AT_ONCE, Simulated, TwinSettings, TwinWorker
-from tests.conftest import eventually
+from tests.conftest import Page, eventually
 from tests.support import Probe
 from tests.test_detail import NUM_ENVS, Rollout, suite_env
 
@@ -184,7 +186,7 @@ def test_a_control_that_cannot_be_seen_is_not_invented_and_can_be_given(where):
     for ctrl_fn in (None, lambda action: 3.0 * action):
         adapter = adapter_for(env, ctrl_fn)
         if where == "twice":
-            state = jax.vmap(env.reset)(keys)
+            state = jax.jit(jax.vmap(env.reset))(keys)
             step = functools.partial(adapter.step, env)
             _, ctrl = jax.vmap(step)(state, jnp.ones((2, 1)))
         else:
@@ -746,9 +748,27 @@ def test_a_viewers_twins_stand_where_the_robots_do_and_cost_nothing_while_off(vi
     assert without < detail < rollout.frame_bytes[-3]
 
 
-@pytest.mark.usefixtures("page", "patient")
-def test_twins_need_consecutive_steps_and_the_page_says_so(viewer):
-    rollout = Rollout(viewer, env_of("inverted_pendulum", "spring"))
+@pytest.fixture(scope="module")
+def pendulums() -> Iterator[Rollout]:
+    """A rollout in a viewer of its own, compiled once for the tests that follow."""
+    with Viewer(port=0) as viewer:
+        yield Rollout(viewer, env_of("inverted_pendulum", "spring"))
+
+
+@pytest.fixture
+def rollout(pendulums) -> Iterator[Rollout]:
+    """The rollout after a reset, with a page and without twins."""
+    viewer = pendulums.viewer
+    with contextlib.closing(Page(viewer)):
+        viewer.mode = "every_step"
+        pendulums.reset()
+        yield pendulums
+        viewer.twins = 0
+
+
+@pytest.mark.usefixtures("patient")
+def test_twins_need_consecutive_steps_and_the_page_says_so(rollout):
+    viewer = rollout.viewer
     viewer.twins = 4
     rollout.step()
     assert rollout.step().ghost is not None
@@ -766,9 +786,9 @@ def test_twins_need_consecutive_steps_and_the_page_says_so(viewer):
     eventually(lambda: "consecutive" in said.content, "the page says why there are none")
 
 
-@pytest.mark.usefixtures("page", "patient")
-def test_steps_of_a_stretch_have_leisure_and_steps_shown_at_once_have_none(viewer, monkeypatch):
-    rollout = Rollout(viewer, env_of("inverted_pendulum", "mjx"))
+@pytest.mark.usefixtures("patient")
+def test_steps_of_a_stretch_have_leisure_and_steps_shown_at_once_have_none(rollout, monkeypatch):
+    viewer = rollout.viewer
     twin_worker, given = Probe(viewer).twin_worker, []
     send = twin_worker.send
     monkeypatch.setattr(twin_worker, "send", lambda *args: (given.append(args[-1]), send(*args)))

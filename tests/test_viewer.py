@@ -187,7 +187,7 @@ def test_nothing_is_sent_while_no_page_is_open(viewer):
     viewer.mode = "every_step"
     env = VisualizedEnv(CartPole(), grid=(2, 2), viewer=viewer)
     step = jax.jit(jax.vmap(env.step))
-    state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), 4))
+    state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 4))
     for _ in range(50):
         state = jax.block_until_ready(step(state, jnp.zeros((4, 1))))
     assert viewer.stats().frames == 0
@@ -206,7 +206,7 @@ def test_the_bytes_moved_are_those_of_the_drawn_envs_alone(viewer, page):
     viewer.mode = "every_step"
     env = VisualizedEnv(CartPole(), grid=(2, 2), viewer=viewer)
     step = jax.jit(jax.vmap(env.step))
-    state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), 500))
+    state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 500))
     for _ in range(10):
         state = jax.block_until_ready(step(state, jnp.zeros((500, 1))))
     stats = viewer.stats()
