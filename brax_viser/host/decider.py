@@ -135,8 +135,8 @@ class Decider(Source):
         last_skip = pacer.skip_of(shard)
         control = shared.control
         shown = shared.shown[role] is self
-        if shared.num_processes > 1:
-            self._find_leader(rollout, shard)
+        if shared.num_processes > 1:  # the lowest shard plans, of those that have been seen here
+            pacer.leader = min(pacer.leader, shard) if rollout.called else shard
         plan = pacer.ask(
             now,
             countdown,
@@ -222,12 +222,6 @@ class Decider(Source):
         once, to forget reported fields that are finite again."""
         anew = self._shared.findings.rearmed
         return self._shared.control.hold_on_nan or rollout.rearmed.get(shard, anew) != anew
-
-    def _find_leader(self, rollout: Rollout, shard: int) -> None:
-        """Lets the lowest shard seen here plan: this process's shards aren't known beforehand."""
-        if not rollout.called:
-            rollout.pacer.leader = shard
-        rollout.pacer.leader = min(rollout.pacer.leader, shard)
 
     def _choose(self, rollout: Rollout, now: float) -> None:
         selection, kept = self._shared.selection, self._shared.kept_env

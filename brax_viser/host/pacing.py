@@ -1,23 +1,16 @@
 """Decides which steps are sent to the host, within the budget: pure logic, the clock injected."""
 
-import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from brax_viser.host.budget import Budget, Rate
 from brax_viser.host.control import REACTION_SECONDS, Control
+from brax_viser.host.modes import EveryStep, Latest, Moment, Realtime, stretch_of
 from brax_viser.records.protocol import FOREVER, FRESH
-
-SAVING_SECONDS = 0.05
-"""Minimum wait before checking again whether the budget suffices: asking costs as well."""
 
 PACE_SECONDS = 10.0
 """Time constant of the step rate that is compared with the robot's pace: longer than `Rate`'s own,
 so that an update or a short evaluation does not change what is shown."""
-
-SLOW, FAST = 1.1, 1.5
-"""Pace of the training relative to playback: below SLOW, "realtime" sends every step as it comes;
-above FAST, it goes back to stretches."""
 
 
 class Answer(NamedTuple):
@@ -49,7 +42,6 @@ class Pacer:
     """
 
     dt: float  # s of robot time per step
-    stretch_due: float = -math.inf  # s, when the next stretch is wanted: set by the player
     leader: int = 0  # the shard that plans
     _shards: dict[int, _Shard] = field(default_factory=dict)
     _reset_steps: list[int] = field(default_factory=lambda: [0])
@@ -61,10 +53,9 @@ class Pacer:
     _stop: int = 0
     _spent_at_start: float | None = None  # s; None once the stretch's cost is accounted for
     _step_cost: float = 150e-6  # s per step that is sent, running mean
-    _earliest: float = -math.inf  # s, start of the next stretch at the earliest
-    _next_frame: float = -math.inf  # s, when "latest" sends again
-    _slow: bool = True
-    _rests: bool = False  # until the credit suffices again
+    _realtime: Realtime = field(default_factory=Realtime)
+    _latest: Latest = field(default_factory=Latest)
+    _every_step: EveryStep = field(default_factory=EveryStep)
     _active: bool = False
     _restarts: bool = False
 
@@ -88,7 +79,16 @@ class Pacer:
     @property
     def following(self) -> bool:
         """Whether the training is so slow that "realtime" sends every step as it comes."""
-        return self._slow
+        return self._realtime.slow
+
+    @property
+    def stretch_due(self) -> float:
+        """s, when the next stretch is wanted in "realtime": set by the player."""
+        return self._realtime.due
+
+    @stretch_due.setter
+    def stretch_due(self, due: float) -> None:
+        self._realtime.due = due
 
     @property
     def sending(self) -> bool:
@@ -128,8 +128,7 @@ class Pacer:
             self._last_ask = now
         if control.closed:
             return self._answer(own, False, FOREVER)
-        stretch = max(round(control.stretch_seconds / self.dt), 2)
-        at_once = stretch * self._step_cost
+        at_once = stretch_of(control, self.dt) * self._step_cost
         self._budget.update(now, spent, polling, control.max_overhead, at_once)
         if active and not self._active:
             self.restart()
@@ -139,7 +138,7 @@ class Pacer:
             return self._answer(own, False, self._within(own, REACTION_SECONDS))
         wait = REACTION_SECONDS
         if shard == self.leader:
-            wait = self._plan(own.env_steps, now, control, spent, stretch)
+            wait = self._plan(own.env_steps, now, control, spent)
         step = own.env_steps
         push = self._start <= step < self._stop
         if self._start <= step + 1 < self._stop:
@@ -179,13 +178,14 @@ class Pacer:
     def restart(self) -> None:
         """Begins another stretch at once, with as many steps as the credit covers."""
         self._restarts, self._stop = True, self._start
-        self.stretch_due = self._earliest = -math.inf
+        for mode in self._modes.values():
+            mode.restart()
 
     def abandon(self, now: float, seconds: float) -> None:
         """Ends the stretch and begins none for `seconds`: there is nothing to send."""
         self._stop = self._start
-        self.stretch_due = max(self.stretch_due, now + seconds)
-        self._next_frame = max(self._next_frame, now + seconds)
+        for mode in self._modes.values():
+            mode.abandon(now + seconds)
 
     def _count(self, own: _Shard, countdown: int) -> int:
         """Adds the steps taken since this shard's last call and returns their number."""
@@ -205,58 +205,33 @@ class Pacer:
         own.went_on = 0
         return steps
 
-    def _plan(self, step: int, now: float, control: Control, spent: float, stretch: int) -> float:
+    @property
+    def _modes(self) -> dict[str, EveryStep | Latest | Realtime]:
+        return {
+            "every_step": self._every_step,
+            "latest": self._latest,
+            "realtime": self._realtime,
+        }
+
+    def _plan(self, step: int, now: float, control: Control, spent: float) -> float:
         """Begins or ends a stretch where due; returns the s until one may be due again."""
-        if control.mode == "every_step":
-            if step >= self._stop:
-                self._begin(1 << 60)
-            return 0.0
-        if step < self._start:
+        mode = self._modes[control.mode]
+        endless = control.mode == "every_step"
+        if step < self._start and not endless:
             return REACTION_SECONDS
-        self._account(step, spent)
+        if not endless:
+            self._account(step, spent)
+        pace = self._pace.value * self.dt / control.speed
+        at = Moment(now, control, self._budget, self._step_cost, pace, self.dt, self._restarts)
         if step < self._stop:
-            # A stretch left over from every_step must end. One that costs more than was saved up
-            # for it ends here, and the steps already sent are shown.
-            if self._stop - self._start <= stretch and self._budget.credit >= 0:
+            if mode.goes_on(self._stop - self._start, at):
                 return 0.0
             self._stop = step
-        if control.mode == "latest":
-            return self._plan_frame(now, control, spent)
-        pace = self._pace.value * self.dt / control.speed
-        self._slow = pace < (FAST if self._slow else SLOW)
-        length = 1 if self._slow else stretch
-        if self._restarts:
-            affordable = self._budget.credit / self._step_cost
-            length = max(min(length, int(min(affordable, stretch))), 1)
-        playing = length * self.dt / control.speed
-        self._earliest = min(self._earliest, now + playing)  # a clock can be set back
-        due = now if self._slow else max(self.stretch_due, self._earliest)
-        # Twins need consecutive steps. Where the budget does not cover every step, a whole stretch
-        # followed by a pause is worth more than every other step.
-        needed = stretch if self._rests and control.twins else length
-        wait = max(due - now, self._saving(needed * self._step_cost, control))
-        self._rests = wait > due - now
-        if wait <= 0 or self._restarts:
-            self._restarts = self._rests = False
-            # The player may have set `stretch_due` before this stretch was begun.
-            self._earliest = now + 0.5 * playing
-            self._begin(length, spent)
-        return min(max(wait, 0.0), REACTION_SECONDS)
-
-    def _plan_frame(self, now: float, control: Control, spent: float) -> float:
-        self._next_frame = min(self._next_frame, now + 1 / control.fps)  # a clock can be set back
-        wait = max(self._next_frame - now, self._saving(self._step_cost, control))
-        if wait <= 0 or self._restarts:
-            self._restarts = False
-            self._next_frame = now + 1 / control.fps
-            self._begin(1, spent)
-            wait = 1 / control.fps
-        return min(wait, REACTION_SECONDS)
-
-    def _saving(self, cost: float, control: Control) -> float:
-        """Returns the s until `cost` is affordable; if it isn't yet, at least `SAVING_SECONDS`."""
-        missing = cost - self._budget.credit
-        return max(missing / control.max_overhead, SAVING_SECONDS) if missing > 0 else 0.0
+        plan = mode.plan(at)
+        if plan.length:
+            self._restarts &= endless
+            self._begin(plan.length, None if endless else spent)
+        return plan.wait
 
     def _account(self, step: int, spent: float) -> None:
         """Updates the cost of sending a step from the stretch under way or just finished."""
