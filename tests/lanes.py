@@ -63,7 +63,7 @@ LANES = {
     "test_inputs": integration(4),
     "test_interrupt": unit(),
     "test_lanes": unit(),
-    "test_launch": integration(2),
+    "test_launch": integration(4),
     "test_likeness": Lane("browser", 2, alone=True),
     "test_looks": integration(),
     "test_niceness": integration(),

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from brax import envs
 from etils import epath
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mujoco_playground._src import mjx_env
 
 from brax_viser import Viewer, VisualizedEnv
@@ -24,8 +26,11 @@ from brax_viser.device import launch
 from brax_viser.device.episode import EpisodeLog
 from brax_viser.device.host_call import LAUNCH, VARIABLE
 from brax_viser.device.memory import MOST_RUNS, SLOTS, Arrivals, HostMemory, Take
+from brax_viser.device.ranking import top
 from brax_viser.env import INFO_KEY
 from brax_viser.records.packet import ModelPacket, Packet
+from brax_viser.records.protocol import BEST, BY_MEASURE, NEVER, NONFINITE, TERMINATED, WORST
+from brax_viser.records.ranking import keys
 from envs.cartpole import CartPole
 from tests.conftest import Page, eventually
 from tests.sample import FallingCartPole, Turning
@@ -186,6 +191,45 @@ def test_rows_arrive_in_the_order_asked_for(driver, late, rows, copies):
     assert (sent and not late) or len(driver.copies) == copies + 1
     np.testing.assert_array_equal(found[0], whole if chosen is None else whole[chosen])
     np.testing.assert_array_equal(found[1], other)
+
+
+@given(st.integers(1, 80), st.data())
+def test_any_rows_arrive_in_the_order_asked_for(count, data):
+    rows = data.draw(st.lists(st.integers(0, count - 1), unique=True))
+    memory, found = Arrivals(LateDriver(), unfailing).on(0), []
+    whole = array(count)
+    memory.send(
+        [Take(whole, np.array(rows, int))], lambda x, _: found.append(x[0].copy()), wait=True
+    )
+    memory.finish()
+    np.testing.assert_array_equal(found[0], whole[rows])
+
+
+numbers_of_envs = st.lists(
+    st.tuples(
+        st.sampled_from([0, 1, 5, NEVER]),
+        st.floats(-2, 2, width=32) | st.sampled_from([np.nan, np.inf]),
+        st.integers(-3, 9),
+        st.floats(-2, 2, width=32),
+        st.integers(0, 3),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=25)
+@given(numbers_of_envs, st.sampled_from([BEST, WORST, BEST + BY_MEASURE, TERMINATED, NONFINITE]))
+def test_host_and_device_rank_alike(envs_numbers, rule):
+    names = (*launch.NUMBERS, "finite")
+    kinds = (np.int32, np.float32, np.int32, np.float32, np.int32, bool)
+    columns = zip(*envs_numbers, strict=True)
+    fields = {n: np.array(x, k) for n, x, k in zip(names, columns, kinds, strict=True)}
+    on_device = {name: jnp.asarray(x) for name, x in fields.items()}
+    tier, key = keys(np, rule, fields)
+    order = np.lexsort((np.arange(len(key)), key, tier))
+    np.testing.assert_array_equal(order, top(jnp.int32(rule), on_device, len(order)))
 
 
 def test_steps_are_dropped_while_too_many_copies_are_under_way_and_arrive_in_order(driver):
