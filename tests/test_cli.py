@@ -1,6 +1,7 @@
 """The command line, as a user starts it."""
 
 import importlib
+import importlib.metadata
 import inspect
 import math
 import os
@@ -99,7 +100,11 @@ def test_the_page_shows_robots_and_says_what_it_waits_for_within_seconds(tmp_pat
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ("train nosuchenv --port 0", "no environment 'nosuchenv'; registered: ant"),
+        ("train nosuchenv --port 0", "no environment 'nosuchenv'. `brax-viser envs` lists all."),
+        ("train aunt --port 0", "no environment 'aunt'. Did you mean ant?"),
+        ("train cheetah --port 0", "Did you mean CheetahRun or halfcheetah?"),
+        ("train ant --port 0 --num-timesteps -5", "num_timesteps=-5: must be at least 1"),
+        ("envs unicorn", "no environment 'unicorn'"),
         ("train ant --port 0 --grid 0 4", "every side must be at least 1"),
         ("train ant --port 0 --num-envs 0", "num_envs=0: must be at least 1"),
         ("train fast --port 0", "no MuJoCo model"),
@@ -114,6 +119,18 @@ def test_bad_input_is_reported_without_a_traceback(tmp_path, args, words):
     assert done.returncode == 2
     assert words in " ".join(done.stdout.split())
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_environments_are_listed_by_a_part_of_their_names(tmp_path):
+    done = run("envs", "pendulum", cwd=tmp_path, timeout=300)
+    assert done.returncode == 0
+    assert set(done.stdout.split()) >= {"Brax", "inverted_pendulum", "PendulumSwingup"}
+    assert "ant" not in done.stdout.split()
+
+
+def test_the_version_is_told_at_once(tmp_path):
+    done = run("--version", cwd=tmp_path, timeout=60)
+    assert done.stdout == f"brax-viser {importlib.metadata.version('brax_viser')}\n"
 
 
 def test_help_whose_reader_has_gone_prints_no_traceback():

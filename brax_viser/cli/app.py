@@ -9,11 +9,14 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import datetime
+from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
 import tyro
 from etils import epath
+from rich.columns import Columns
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from brax_viser.cli.presets import DEFAULT_ENV, ppo_preset, steps_per_policy, trainer_settings
@@ -114,6 +117,26 @@ def train(
                     time.sleep(0.1)
             run.viewer.close()
     return 1 if run.error is not None else 0
+
+
+@app.command(name="envs")
+def list_environments(word: Annotated[str, tyro.conf.Positional] = "") -> int:
+    """List the environments that can be trained.
+
+    Args:
+        word: list only those whose names contain it.
+    """
+    from brax_viser.cli.names import matching, unknown
+
+    found = matching(word)
+    if not found:
+        console.print(f"brax-viser: {unknown(word)}", style="red", markup=False)
+        return 2
+    for where in dict.fromkeys(found.values()):
+        console.print(where, style="bold", highlight=False)
+        names = [name for name in found if found[name] == where]
+        console.print(Padding(Columns(names, equal=True, padding=(0, 2)), (0, 2)), highlight=False)
+    return 0
 
 
 class _CtrlC:
@@ -217,8 +240,11 @@ def _load(
     from brax import envs
 
     from brax_viser.cli import playground
+    from brax_viser.cli.names import known_environments, unknown
     from brax_viser.compat import brax_environments
 
+    if num_timesteps is not None and num_timesteps < 1:
+        _refuse(f"num_timesteps={num_timesteps}: must be at least 1")
     ppo = None
     try:
         registered = brax_environments()
@@ -226,14 +252,8 @@ def _load(
             bare = envs.get_environment(name, backend=backend or ppo_preset(name).backend)
             if randomise:
                 raise ValueError(f"{name} has no domain randomisation: only Playground's envs do")
-        elif (registry := playground.registry()) is None:
-            _refuse(
-                f"no environment {name!r}; registered: {', '.join(sorted(registered))}. For "
-                f"MuJoCo Playground's: {playground.HOW_TO_INSTALL}"
-            )
-        elif name not in registry.ALL_ENVS:
-            known = [*sorted(registered), *registry.ALL_ENVS]
-            _refuse(f"no environment {name!r}; registered: {', '.join(known)}")
+        elif name not in known_environments():
+            _refuse(unknown(name))
         else:
             ppo = playground.ppo_settings(name, backend, randomise=randomise)
             bare = playground.load(name, backend)
@@ -338,6 +358,9 @@ def _refuse(message: str) -> NoReturn:
 
 def main() -> None:
     """Runs the command line, and ends the process."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"brax-viser {version('brax_viser')}")
+        return
     try:
         code = app.cli(prog="brax-viser")
     except SystemExit:  # --help, or invalid arguments
