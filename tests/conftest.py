@@ -107,24 +107,6 @@ def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def kept_programs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Neither keeps nor takes compiled programs in the files that `tests.lanes` marks as Warp's."""
-    if not lanes.lane_of(request.path).warp:
-        yield
-        return
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
-    def keep(wanted: bool) -> None:
-        jax.config.update("jax_enable_compilation_cache", wanted)
-        compilation_cache.reset_cache()  # otherwise JAX goes on as before
-
-    keep(False)
-    yield
-    keep(True)
-
-
-@pytest.fixture(scope="module", autouse=True)
 def viewers_are_closed() -> Iterator[None]:
     """A viewer that a file leaves open would fail tests of other files."""
     before = sys.getswitchinterval()

@@ -21,37 +21,34 @@ class Lane(NamedTuple):
     quick: bool = False
     """Whether optimising the file's programs takes longer than it saves, as they take few steps.
     Not for tests that compare trained parameters bit by bit: users' programs are optimised."""
-    warp: bool = False
-    """Whether the file compiles Warp's physics. Its programs must not be kept for other processes:
-    they call functions of the process that compiled them, and JAX does not know that they do."""
 
 
 def unit(minutes: float = 0.1) -> Lane:
     return Lane("unit", minutes)
 
 
-def integration(minutes: float = 0.5, **how: bool) -> Lane:
-    return Lane("integration", minutes, **how)
+def integration(minutes: float = 0.5, *, alone: bool = False, quick: bool = False) -> Lane:
+    return Lane("integration", minutes, alone, quick)
 
 
 LANES = {
     "test_address": integration(alone=True),
-    "test_aside": integration(4),
+    "test_aside": integration(2),
     "test_backlog": integration(),
     "test_callbacks": unit(),
     "test_cameras": unit(),
     "test_cells": integration(),
-    "test_cli": integration(2, quick=True),
+    "test_cli": integration(2),
     "test_control": integration(5),
-    "test_ctrl_c": integration(3, quick=True),
+    "test_ctrl_c": integration(4),
     "test_detail": integration(3, quick=True),
-    "test_devices": integration(2),
+    "test_devices": integration(0.7),
     "test_docs": integration(3, quick=True),
     "test_e2e_browser": Lane("browser", 6, alone=True),
     "test_emit": integration(2),
     "test_env": integration(0.7),
     "test_episode": integration(1.5, quick=True),
-    "test_examples": integration(0.6, warp=True),
+    "test_examples": integration(0.6),
     "test_falls": unit(),
     "test_flexes": unit(),
     "test_grants": integration(1),
@@ -71,13 +68,13 @@ LANES = {
     "test_odd_inputs": integration(0.7),
     "test_order": integration(0.7),
     "test_overlays": integration(0.7),
-    "test_own_loops": integration(3),
+    "test_own_loops": integration(2.5),
     "test_parts": integration(),
     "test_playback": unit(0.2),
-    "test_playground": integration(4, warp=True),
-    "test_policies": integration(4),
+    "test_playground": integration(4),
+    "test_policies": integration(1.5),
     "test_randomisation": integration(2),
-    "test_reader": integration(1, quick=True),
+    "test_reader": integration(0.3, quick=True),
     "test_replaced": integration(alone=True),
     "test_rooms": unit(),
     "test_sandbox": integration(2, quick=True),
@@ -91,7 +88,7 @@ LANES = {
     "test_trainer": integration(0.5, quick=True),
     "test_trainers": integration(3),
     "test_training": integration(8),
-    "test_transplant": integration(1.5, quick=True, warp=True),
+    "test_transplant": integration(1.5, quick=True),
     "test_twin": integration(3, quick=True),
     "test_viewer": integration(1, quick=True),
     "test_words": unit(),

@@ -8,11 +8,11 @@ import textwrap
 SCRIPT = """
     import functools, threading, time
     import jax, numpy as np
+    from brax import envs
     from brax.training.agents.ppo import networks, train as ppo
     from brax_viser import Viewer, VisualizedEnv
     from tests.conftest import Page, eventually
     from tests.support import Probe, source_of
-    from tests.toy import Toy
 
     assert jax.local_device_count() == 4
     settings = dict(
@@ -28,9 +28,10 @@ SCRIPT = """
         _, params, _ = ppo.train(environment=env, **settings)
         return jax.tree.leaves(jax.device_get(params))
 
+    bare = functools.partial(envs.get_environment, "inverted_pendulum", backend="spring")
     with Viewer(port=0, mode="every_step") as viewer:
         page = Page(viewer)
-        env = VisualizedEnv(Toy(), grid=(4, 3), viewer=viewer)
+        env = VisualizedEnv(bare(), grid=(4, 3), viewer=viewer)
         viewer.select([15, 2, 9, 4, 0, 13, 7, 6, 10, 1, 12])
         hold, learned = Probe(viewer).shared.hold, []
         frames = []
@@ -63,7 +64,7 @@ SCRIPT = """
         assert sorted(drawn) == sorted(stats.drawn_envs), "an env is drawn twice, or by no device"
         assert all(len(set((f.env_index // 4).tolist())) <= 1 for f in frames), "of two devices"
         page.close()
-    for ours, stock in zip(learned, train(Toy()), strict=True):
+    for ours, stock in zip(learned, train(bare()), strict=True):
         np.testing.assert_array_equal(ours, stock)
     print("identical")
 """

@@ -81,7 +81,7 @@ class Toy:
         )
 
 
-class BraxToy(Toy, Env):
+class BraxToy(Toy, Env):  # type: ignore[reportIncompatibleMethodOverride]
     """The same as one of Brax's environments, for trainers that take nothing else."""
 
     backend = "its own"  # type: ignore[assignment]
