@@ -23,6 +23,7 @@ from mujoco_playground._src import mjx_env
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.cli.playground import load
 from brax_viser.device import launch
+from brax_viser.device.cuda import CudaError
 from brax_viser.device.episode import EpisodeLog
 from brax_viser.device.host_call import LAUNCH, VARIABLE
 from brax_viser.device.memory import MOST_RUNS, SLOTS, Arrivals, HostMemory, Take
@@ -263,6 +264,20 @@ def test_a_failure_with_one_step_does_not_stop_the_others(driver):
     assert seen == list(range(3 * SLOTS)) and len(failures) == 3 * SLOTS
 
 
+def test_nothing_waits_for_ever_for_a_driver_that_fails(driver, monkeypatch):
+    failures: list[Exception] = []
+    memory = Arrivals(driver, failures.append).on(0)
+
+    def broken(event: int) -> None:
+        raise CudaError("the device is lost")
+
+    monkeypatch.setattr(driver, "wait", broken)
+    for _ in range(3 * SLOTS):
+        memory.send([Take(array(2))], lambda *_: pytest.fail("nothing has arrived"), wait=True)
+    memory.finish()
+    assert len(failures) == 3 * SLOTS
+
+
 def test_the_memory_of_a_slot_grows_with_what_is_copied(driver):
     memory = Arrivals(driver, unfailing).on(0)
     found: list[np.ndarray] = []
@@ -467,15 +482,17 @@ def test_a_hold_is_exact_to_the_step_and_shows_other_environments_meanwhile(step
     assert not training.is_alive() and viewer.stats().env_steps == at + 59
 
 
-def test_a_fault_of_ours_leaves_the_training_alone(memory, viewer, page, monkeypatch):
+@pytest.mark.parametrize("where", ["_decision", "arrived"])
+def test_a_fault_of_ours_leaves_the_training_alone(memory, viewer, page, monkeypatch, where):
     viewer.mode = "every_step"
     steps = Steps(viewer, CartPole(n_frames=1))
 
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("not today")
 
-    monkeypatch.setattr(source_of(steps.env), "_decision", broken)
+    monkeypatch.setattr(source_of(steps.env), where, broken)
     steps.take(3)
+    steps.settled()
     assert "not today" in str(Probe(viewer).shared.fault) and not viewer.streaming
     assert np.isfinite(steps.state.obs).all()
     viewer.close()

@@ -15,6 +15,7 @@ hold the training there (a NaN, or the end of an episode).
 import functools
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -239,7 +240,7 @@ class Launch:
             host.looked_through(shipment, *arrays[0], watching=watching)
 
         columns = Take(buffers["columns"], np.arange(len(FLAGS)))
-        memory.send([columns], then, wait=watching)
+        memory.send([columns], self._guarded(then), wait=watching)
 
     def _send(
         self, memory: Memory, buffers: Mapping[str, Any], decision: Decision, shipment: Any
@@ -253,7 +254,19 @@ class Launch:
             send = self._all
         takes, then = send(buffers, decision, shipment)
         # Models are sent once, so they are never dropped.
-        memory.send(takes, then, wait=self._host.waits or decision.push == PUSH_MODEL)
+        wait = self._host.waits or decision.push == PUSH_MODEL
+        memory.send(takes, self._guarded(then), wait=wait)
+
+    def _guarded(self, then: Then) -> Then:
+        """Returns `then`, but reports its failures where they can be seen."""
+
+        def guarded(arrays: Sequence[np.ndarray], seconds: float) -> None:
+            try:
+                then(arrays, seconds)
+            except Exception as error:
+                self._host.failed("launch", error)
+
+        return guarded
 
     def _chosen(
         self, buffers: Mapping[str, Any], decision: Decision, shipment: Any
@@ -373,5 +386,10 @@ def on_cuda() -> Callable[[Any], Memory]:
 
 
 def failed(error: Exception) -> None:
-    """Reports a fault of the thread that waits for what arrives."""
-    log.error("a step that was copied from the device is not shown", exc_info=error)
+    """Reports that copies have failed: once, as each step's does then."""
+    if not _failures:
+        log.error("what was copied from the device is not shown", exc_info=error)
+    _failures.append(error)
+
+
+_failures: deque[Exception] = deque(maxlen=1)

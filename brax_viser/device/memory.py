@@ -134,6 +134,7 @@ class _Slot:
 
 
 class _Job(NamedTuple):
+    device: int
     context: int
     slot: _Slot
     parts: list[tuple[Take, list[tuple[int, int]], int]]  # with its runs and its place in the slot
@@ -199,7 +200,7 @@ class Arrivals:
                     target=self._run, name="brax_viser arrivals", daemon=True
                 )
                 self._thread.start()
-        self._jobs.put(_Job(context, slot, parts, self._then(device, slot, then)))
+        self._jobs.put(_Job(device, context, slot, parts, then))
         return True
 
     def finish(self, device: int) -> None:
@@ -221,19 +222,6 @@ class Arrivals:
         except queue.Empty:
             return None
 
-    def _then(self, device: int, slot: _Slot, then: Then) -> Then:
-        def done(arrays: Sequence[np.ndarray], seconds: float) -> None:
-            try:
-                then(arrays, seconds)
-            finally:
-                ring = self._rings[device]
-                ring.free.put(slot)
-                with self._changed:
-                    ring.pending -= 1
-                    self._changed.notify_all()
-
-        return done
-
     def _run(self) -> None:
         entered = 0
         while True:
@@ -248,9 +236,15 @@ class Arrivals:
                     _taken(job.slot.address + place, take, runs) for take, runs, place in job.parts
                 ]
                 job.then(arrays, seconds)
-            # The thread serves all trainings of this process.
+            # The thread serves all trainings of this process, which may wait for it.
             except Exception as error:
                 self._failed(error)
+            finally:
+                ring = self._rings[job.device]
+                ring.free.put(job.slot)
+                with self._changed:
+                    ring.pending -= 1
+                    self._changed.notify_all()
 
 
 class StreamMemory:
