@@ -4,8 +4,11 @@ Each function says for which versions the name is known, and what happens withou
 imported only when a function is called, so that the page can start before JAX and Brax are loaded.
 """
 
+import contextlib
 import importlib
-from collections.abc import Callable, Mapping
+import threading
+import types
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -95,6 +98,99 @@ def give_playground_model(env: Any, model: Any) -> bool:
     environments that keep their model under another name do not."""
     env._mjx_model = model
     return env.mjx_model is model
+
+
+_serving = threading.Lock()
+
+
+@contextlib.contextmanager
+def asking_before_viser(respond: Callable[[Any, Any], Any], logger: Any) -> Iterator[bool]:
+    """Has viser's servers that are made meanwhile ask `respond(connection, request)` first, whose
+    response goes out if it is not None, and write to `logger`: viser 1.1.
+
+    Yields:
+        Whether they do: not with other versions, nor where viser calls websockets differently.
+    """
+    import viser
+
+    module: Any = importlib.import_module("viser.infra._infra")
+    real: Any = getattr(module, "websockets", None)
+    known = viser.__version__.startswith(VISER_LOOPS) and hasattr(real, "asyncio")
+    if not known:
+        yield False
+        return
+    used: list[bool] = []
+
+    def serve(*args: Any, process_request: Any = None, **kwargs: Any) -> Any:
+        def process(connection: Any, request: Any) -> Any:
+            response = respond(connection, request)
+            if response is None and process_request is not None:
+                response = process_request(connection, request)
+            return response
+
+        used.append(True)
+        return real.asyncio.server.serve(*args, process_request=process, logger=logger, **kwargs)
+
+    class Server:
+        def __getattr__(self, name: str) -> Any:
+            return serve if name == "serve" else getattr(real.asyncio.server, name)
+
+    class Websockets:
+        asyncio = types.SimpleNamespace(server=Server())
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+    # Viser's thread looks the name up once, while the server's constructor waits for it.
+    with _serving:
+        module.websockets = Websockets()
+        try:
+            yield True
+        finally:
+            module.websockets = real
+    if not used:
+        raise RuntimeError(f"viser {viser.__version__} does not call websockets as expected")
+
+
+class ViserGate(NamedTuple):
+    """The parts of viser between connections and handlers, viser 1.1."""
+
+    server: Any  # the `viser.ViserServer`
+    websockets: Any
+
+    def put_between(self, guard: Callable[[Any], Any]) -> None:
+        """Replaces each handler of incoming messages, now and for later pages, by `guard` of it."""
+        websockets = self.websockets
+        websockets._handle_incoming_message = guard(websockets._handle_incoming_message)
+
+        def connected(connection: Any) -> None:
+            connection._handle_incoming_message = guard(connection._handle_incoming_message)
+
+        websockets.on_client_connect(connected)
+
+    def connection(self, client: int) -> Any | None:
+        """Returns the websocket of a page; None if it is gone."""
+        return self.websockets._live_connections.get(client)
+
+    def widget(self, owner: Any, uuid: str) -> Any | None:
+        """Returns an input of the panel, of the server or of a page."""
+        return owner.gui._gui_input_handle_from_uuid.get(uuid)
+
+    def has_container(self, uuid: str) -> bool:
+        """Whether the panel has this folder, form or the like."""
+        return uuid in self.server.gui._container_handle_from_uuid
+
+
+def viser_gate(server: Any) -> ViserGate | None:
+    """Returns these parts of a `viser.ViserServer`; None with other versions, whose pages' messages
+    are not checked."""
+    import viser
+
+    websockets = getattr(server, "_websock_server", None)
+    names = ("_handle_incoming_message", "_live_connections", "on_client_connect")
+    known = viser.__version__.startswith(VISER_LOOPS)
+    known = known and all(hasattr(websockets, name) for name in names)
+    return ViserGate(server, websockets) if known else None
 
 
 class ViserLoop(NamedTuple):

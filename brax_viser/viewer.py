@@ -6,7 +6,7 @@ import importlib.util
 import os
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from brax_viser.host.source import Source, Sources
 from brax_viser.host.state import SharedState
 from brax_viser.page import address
 from brax_viser.page.controls import Controls
+from brax_viser.page.gate import check_origins
 from brax_viser.page.named import Named, key_of
 from brax_viser.page.page import Page
 from brax_viser.page.server import PageServer
@@ -46,6 +47,13 @@ def implicit_viewer(env_name: str) -> "Viewer":
         viewer = _named.get(("name", name)) or Viewer(name=name)
         viewer._shows_newest = True
         return viewer
+
+
+def _check(mode: str, fps: float, max_overhead: float, port: int | None) -> None:
+    check_choice("mode", mode, MODES)
+    check_fps(fps)
+    check_share(max_overhead)
+    address.check_port(port)
 
 
 class Viewer(Controls):
@@ -80,6 +88,7 @@ class Viewer(Controls):
         max_overhead: float = 0.02,
         streaming: bool = True,
         name: str | None = None,
+        origins: Sequence[str] = (),
     ):
         """Starts the server.
 
@@ -100,21 +109,20 @@ class Viewer(Controls):
                 that was asked for is the name, if it is not 0. In an interactive session (Jupyter,
                 IPython, Python's own), where a cell may be run again, all viewers without a name
                 and a port share one name.
+            origins: further addresses of the page, such as a proxy's "https://hub.example.org".
 
         Raises:
             ValueError: a value is out of its limits, or `host` can't be listened on.
             ImportError: several processes run the training, and ZeroMQ is not installed.
         """
-        check_choice("mode", mode, MODES)
-        check_fps(fps)
-        check_share(max_overhead)
-        address.check_port(port)
+        _check(mode, fps, max_overhead, port)
         self._key = key_of(name, port)
         self._place = rendezvous.place()
         if self._place.num_processes > 1:
             _require_zmq()
         self._host = address.listening_address(host) if self._place.process == 0 else ""
         self._asked_port = port
+        self._origins = (host.strip("[]"),), check_origins(origins)
         self._shared = SharedState(
             Control(streaming=streaming, mode=mode, fps=fps, max_overhead=max_overhead)
         )
@@ -187,7 +195,7 @@ class Viewer(Controls):
 
     def _serve(self, number: int, port: int) -> Page:
         """Starts the page's server."""
-        self._server = server = PageServer(self._host, port)
+        self._server = server = PageServer(self._host, port, *self._origins)
         self._undo.callback(server.stop)
         self._leader = self._listen(number, server.url)
         page = Page(self._shared, self._sources, server.viser, self._leader)

@@ -52,6 +52,7 @@ LANES = {
     "test_falls": unit(),
     "test_flexes": unit(),
     "test_grants": integration(1),
+    "test_guard": integration(0.5),
     "test_growth": integration(2, quick=True),
     "test_handles": unit(),
     "test_hold": unit(),

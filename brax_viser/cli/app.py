@@ -60,17 +60,16 @@ def train(
     mode: str = "realtime",
     host: str = "127.0.0.1",
     port: int = 8000,
+    origins: tuple[str, ...] = (),
     save_dir: str | None = None,
     keep_open: bool = True,
 ) -> int:
     """Train ENV with one of Brax's own trainers, and watch it in a browser.
 
     Args:
-        env: name of a registered Brax environment, such as ant, humanoid or inverted_pendulum, or
-            of a MuJoCo Playground one, such as CartpoleBalance or Go1JoystickFlatTerrain.
+        env: an environment of Brax or Playground, such as ant or CartpoleBalance; see `envs`.
         trainer: ppo, sac, apg, es or ars.
-        backend: mjx, generalized, spring or positional; for Playground environments, warp or jax.
-            Chosen to suit the environment if not given.
+        backend: mjx, generalized, spring or positional; warp or jax for Playground's environments.
         num_envs: number of environments in the training batch.
         grid: columns and rows (and layers) of drawn environments.
         spacing: metres between them, along x and y (and z); set by the robot's reach if not given.
@@ -80,6 +79,7 @@ def train(
         mode: realtime, latest or every_step.
         host: address to serve the page on. There is no password.
         port: port of the page; the next free one if it is taken.
+        origins: further addresses of the page, such as a proxy's: https://hub.example.org
         save_dir: folder for the policy; runs/ENV-TIME if not given.
         keep_open: keep the page open after the training, until Ctrl-C.
     """
@@ -87,7 +87,7 @@ def train(
     def work(run: _Run) -> Any:
         # The page comes first, before the training's imports and compilation.
         try:
-            viewer = run.viewer = Viewer(host=host, port=port, mode=mode)
+            viewer = run.viewer = Viewer(host=host, port=port, mode=mode, origins=origins)
         except ValueError as error:
             _refuse(str(error))
         bare, settings = _load(env, trainer, backend, num_envs, num_timesteps, domain_randomization)

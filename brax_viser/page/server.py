@@ -2,15 +2,20 @@
 
 import contextlib
 import functools
+import ipaddress
 import logging
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import rich
 import viser
 
+from brax_viser.compat import asking_before_viser, viser_gate
 from brax_viser.host.state import SharedState
 from brax_viser.page import address
+from brax_viser.page.gate import Gate
+from brax_viser.page.guard import Guard
 from brax_viser.page.page import Page
 
 log = logging.getLogger("brax_viser")
@@ -23,20 +28,36 @@ back within this time."""
 class PageServer:
     """Viser's server, on one address."""
 
-    def __init__(self, host: str, port: int):
+    def __init__(
+        self, host: str, port: int, names: Sequence[str] = (), origins: Sequence[str] = ()
+    ):
         """Starts the server.
 
         Args:
             host: address to listen on.
             port: the first port to try; 0 takes any free one.
+            names: as for `gate.Gate`; likewise `origins`.
+            origins: addresses.
+
+        Raises:
+            RuntimeError: the installed viser cannot be kept from answering everybody, and `host` is
+                not this machine alone.
         """
         wanted, port = port, address.free_port(host, port) if port else 0
         self._host = host
         self.visitors: Visitors | None = None
         # Suppresses viser's banner, whose address may not be the one to open. Rich's capture is
         # limited to this thread, so output of other threads is not lost.
-        with rich.get_console().capture():
+        requests = Gate(host, names, origins)
+        with (
+            rich.get_console().capture(),
+            asking_before_viser(requests.respond, _websockets_log()) as asks,
+        ):
+            if not asks:
+                _check_alone(host)
             self.viser = viser.ViserServer(host=host, port=port, label="brax_viser", verbose=False)
+        gate = viser_gate(self.viser)
+        self._guard = None if gate is None else Guard(gate)
         if wanted not in (0, self.port):
             # A privileged port cannot be told from a taken one.
             log.warning("port %d is taken or not allowed, using %d", wanted, self.port)
@@ -68,6 +89,37 @@ class PageServer:
         self.viser.stop()
         if self.visitors is not None:  # no page can disconnect any more and start the timer
             self.visitors.close()
+
+
+def _check_alone(host: str) -> None:
+    """Checks that only this machine is listened for, where viser answers everybody.
+
+    Raises:
+        RuntimeError: it is not.
+    """
+    words = f"viser {viser.__version__} has not been tested: it answers whoever reaches the port"
+    if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        raise RuntimeError(f"{words}, so the page is only served on 127.0.0.1, not on {host}")
+    log.warning("%s, pages of other sites included", words)
+
+
+@functools.cache
+def _websockets_log() -> logging.Logger:
+    """Returns the log for connections: a line for what went wrong, as anybody can cause it."""
+    found = logging.getLogger("brax_viser.websockets")
+    found.setLevel(logging.WARNING)
+    found.addFilter(_in_one_line)
+    return found
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """Drops the traceback of a record, and records of connections that are no page's."""
+    if record.exc_info and record.exc_info[1] is not None:
+        error = record.exc_info[1]
+        record.msg, record.args = f"{record.getMessage()}: {type(error).__name__}: {error}", ()
+        record.exc_info = record.exc_text = None
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+    return not record.getMessage().startswith("opening handshake failed")
 
 
 class Visitors:

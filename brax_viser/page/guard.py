@@ -1,0 +1,215 @@
+"""Checks what pages send before viser acts on it.
+
+A page that sends what no page of viser sends is disconnected, with one line in the log. A number
+that is too large only costs the page its entry, as a person may have typed it.
+"""
+
+import dataclasses
+import functools
+import logging
+import types
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import viser
+
+from brax_viser.compat import ViserGate
+
+log = logging.getLogger("brax_viser")
+
+MOST_CHARACTERS = 20_000
+"""Most characters of a text."""
+
+LARGEST = 2.0**53
+"""Largest number that pages can send exactly."""
+
+MOST_ELEMENTS = 1000
+"""Most elements of a list, or of all lists within one another."""
+
+MOST_BYTES = 1 << 30
+"""Most bytes of an upload."""
+
+FROM_PAGES = frozenset(
+    "ViewerCameraMessage ScenePointerMessage SceneNodeClickMessage SceneNodeDragMessage "
+    "TransformControlsUpdateMessage TransformControlsDragStartMessage "
+    "TransformControlsDragEndMessage GuiUpdateMessage GuiButtonHoldMessage CommandTriggerMessage "
+    "LocalStorageGetItemResponseMessage GetRenderResponseMessage".split()
+)
+"""Messages that pages send. Not among them is `ShareUrlRequest`, for a public address."""
+
+FOR_SCRIPTS = frozenset(
+    "GuiFormSubmitMessage GuiFormDirtyMessage FileTransferStartUpload FileTransferPart".split()
+)
+"""Messages of widgets that only a script can have added: taken while there is such a widget."""
+
+Handler = Callable[[int, Any], Awaitable[None]]
+
+
+class Refused(Exception):
+    """A message that no page of viser sends; the text says why."""
+
+
+class Guard:
+    """Stands between the connections of one server and viser's handlers. On viser's loop only."""
+
+    def __init__(self, gate: ViserGate):
+        self._gate = gate
+        # Numbers of the pages that were disconnected. They are never used again.
+        self._gone: set[int] = set()
+        gate.put_between(self._guarded)
+
+    def _guarded(self, handle: Handler) -> Handler:
+        async def guarded(client: int, message: Any) -> None:
+            try:
+                if self._is_taken(client, message):
+                    await handle(client, message)
+            # Whatever a page has sent, the others' server goes on.
+            except Exception as error:
+                self._disconnect(client, type(message).__name__, error)
+
+        return guarded
+
+    def _disconnect(self, client: int, kind: str, error: Exception) -> None:
+        connection = self._gate.connection(client)
+        if connection is None or client in self._gone:
+            return
+        self._gone.add(client)
+        why = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+        log.warning("a page was disconnected, as it sent a wrong %s: %s", kind, why[:200])
+        self._gate.server.get_event_loop().create_task(connection.close(1008, "wrong message"))
+
+    def _is_taken(self, client: int, message: Any) -> bool:
+        """Whether viser may act on a message. Raises Refused if no page would send it."""
+        kind = type(message).__name__
+        if client in self._gone:
+            return False
+        if kind in FOR_SCRIPTS:
+            check(message)
+            return self._is_expected(message)
+        if kind not in FROM_PAGES:
+            raise Refused("pages do not send it")
+        if kind == "GuiUpdateMessage":
+            return self._is_update(client, message)
+        if kind != "GetRenderResponseMessage":  # a picture, which a script has asked for
+            check(message)
+        return True
+
+    def _is_expected(self, message: Any) -> bool:
+        """Whether a script has added the form or the button for uploads that a message is of."""
+        if hasattr(message, "uuid"):
+            return self._gate.has_container(message.uuid)
+        if getattr(message, "size_bytes", 0) > MOST_BYTES:
+            raise Refused(f"uploads have at most {MOST_BYTES:,} bytes")
+        handle = self._gate.widget(self._gate.server, message.source_component_uuid)
+        return isinstance(handle, viser.GuiUploadButtonHandle)
+
+    def _is_update(self, client: int, message: Any) -> bool:
+        """Whether a widget takes a new value. Raises Refused for anything but a value."""
+        handle = self._widget(client, message.uuid)
+        if handle is None:
+            return False  # it may just have been removed
+        if set(message.updates) != {"value"}:
+            raise Refused(f"a page changes the value of a widget, not its {[*message.updates]}")
+        value, widget = message.updates["value"], handle._impl
+        check_kind(value, widget.value)
+        if is_possible(value, widget.props):
+            return True
+        if widget.sync_cb is not None:  # shows the page that sent it the value that holds
+            widget.sync_cb(-1, {"value": widget.value})
+        return False
+
+    def _widget(self, client: int, uuid: object) -> Any | None:
+        server = self._gate.server
+        owners: list[Any] = [server, server.get_clients().get(client)]
+        for owner in owners:
+            if owner is not None and isinstance(uuid, str):
+                handle = self._gate.widget(owner, uuid)
+                if handle is not None:
+                    return handle
+        return None
+
+
+def check(message: Any) -> None:
+    """Checks that each field of a message is of its type, finite, and not too large.
+
+    Raises:
+        Refused: one is not.
+    """
+    for name, hint in hints_of(type(message)).items():
+        if not fits(getattr(message, name), hint):
+            raise Refused(f"{name} is not what it should be")
+
+
+@functools.cache
+def hints_of(kind: type) -> dict[str, Any]:
+    """Returns the types of the fields of a message."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type, finite, and not too large."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, arg) for arg in args)
+    if origin is Literal:
+        return value in args
+    if origin is tuple:
+        if not isinstance(value, tuple | list) or len(value) > MOST_ELEMENTS:
+            return False
+        hints = args[:1] * len(value) if args[1:] == (Ellipsis,) else args
+        return len(value) == len(hints) and all(map(fits, value, hints))
+    if hint in (int, float):
+        return is_number(value)
+    if hint is str:
+        return isinstance(value, str) and len(value) <= MOST_CHARACTERS
+    if hint in (bool, bytes, type(None)):
+        return isinstance(value, hint)
+    return is_sound(value)
+
+
+def is_number(value: Any) -> bool:
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and abs(value) <= LARGEST  # which NaN and infinities are not
+
+
+def is_sound(value: Any, left: int = MOST_ELEMENTS) -> bool:
+    """Whether a value of any type is finite and not too large."""
+    if isinstance(value, tuple | list):
+        return len(value) <= left and all(is_sound(x, left // max(len(value), 1)) for x in value)
+    if isinstance(value, str):
+        return len(value) <= MOST_CHARACTERS
+    return value is None or isinstance(value, bool) or is_number(value)
+
+
+def check_kind(value: Any, before: Any) -> None:
+    """Checks that a widget's new value is of the same kind as the one before.
+
+    Raises:
+        Refused: it is not.
+    """
+    if isinstance(before, bool):
+        same = isinstance(value, bool)
+    elif isinstance(before, int | float):
+        same = isinstance(value, int | float) and not isinstance(value, bool)
+    elif isinstance(before, str):
+        same = isinstance(value, str) and len(value) <= MOST_CHARACTERS
+    elif isinstance(before, tuple):
+        same = isinstance(value, tuple | list) and len(value) <= MOST_ELEMENTS
+        same = same and all(isinstance(x, str) or is_number(x) for x in value)
+        same = same and (not before or len({type(x) is str for x in (*value, before[0])}) <= 1)
+    else:
+        same = before is None and is_sound(value)
+    if not same:
+        raise Refused(f"a widget's value was {type(before).__name__}")
+
+
+def is_possible(value: Any, props: Any) -> bool:
+    """Whether pages can be sent a widget's value: one of its options, or a number that is exact."""
+    options = getattr(props, "options", None)
+    if isinstance(value, str) and isinstance(options, tuple | list):
+        return value in options
+    # What is below the least or above the most is left to what the widget is for: a person who
+    # types 0.5 has typed 0 before.
+    numbers = value if isinstance(value, tuple | list) else (value,)
+    return all(isinstance(x, bool | str) or x is None or is_number(x) for x in numbers)

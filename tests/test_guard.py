@@ -1,0 +1,249 @@
+"""Who may connect to the page's server, and what pages may send: against the real server."""
+
+import http.client
+import logging
+import math
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+import viser
+import websockets
+import websockets.sync.client
+from viser import _messages as messages
+from websockets.datastructures import Headers
+
+from benchmarks.client import SUBPROTOCOL, hello, is_last_of_replay
+from brax_viser import Viewer
+from brax_viser.page import server as server_module
+from brax_viser.page.gate import Gate, check_origins
+from brax_viser.page.guard import LARGEST, fits
+from tests.conftest import Page, eventually
+from tests.support import Probe
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Viewer]:
+    with Viewer(port=0, origins=["https://hub.example.org"]) as viewer:
+        yield viewer
+
+
+def port_of(viewer: Viewer) -> int:
+    return int(viewer.url.rsplit(":", 1)[1])
+
+
+def status(viewer: Viewer, **headers: str) -> int:
+    """Returns the status of a request for the page with these headers."""
+    connection = http.client.HTTPConnection("127.0.0.1", port_of(viewer), timeout=20)
+    connection.putrequest("GET", "/", skip_host=True)
+    for name, value in ({"Host": f"127.0.0.1:{port_of(viewer)}"} | headers).items():
+        connection.putheader(name, value.format(port=port_of(viewer)))
+    connection.endheaders()
+    return connection.getresponse().status
+
+
+def connects(viewer: Viewer, **headers: str) -> bool:
+    """Whether a websocket with these headers is opened, and sent the scene."""
+    given = {name: value.format(port=port_of(viewer)) for name, value in headers.items()}
+    host = given.pop("Host", None)
+    try:
+        # Only a name that resolves can be connected to; the socket is opened to our own.
+        with websockets.sync.client.connect(
+            f"ws://{host or f'127.0.0.1:{port_of(viewer)}'}",
+            sock=socket.create_connection(("127.0.0.1", port_of(viewer))),
+            subprotocols=[SUBPROTOCOL],
+            additional_headers=given,
+            max_size=None,
+            compression=None,
+        ) as page:
+            page.send(hello())
+            while not is_last_of_replay(page.recv(timeout=20)):  # type: ignore[arg-type]
+                pass
+            return True
+    except websockets.InvalidStatus as error:
+        assert error.response.status_code == 403
+        return False
+
+
+OWN = ["127.0.0.1:{port}", "localhost:{port}", "[::1]:{port}", "lab.localhost", "10.1.2.3:80"]
+FOREIGN = ["evil.example", "evil.example:{port}", "localhost.evil.example", "a@127.0.0.1", ""]
+
+
+@pytest.mark.parametrize("host", [*OWN, "hub.example.org", socket.gethostname()])
+def test_the_page_is_served_under_the_machines_own_names_and_numbers(served, host):
+    assert status(served, Host=host) == 200
+    assert connects(served, Host=host.removesuffix(":80"))
+
+
+@pytest.mark.parametrize("host", FOREIGN)
+def test_other_names_are_refused_as_a_site_may_have_them_resolved_to_this_machine(served, host):
+    assert status(served, Host=host) == 403
+
+
+@pytest.mark.parametrize(
+    ("origin", "opens"),
+    [
+        ("http://127.0.0.1:{port}", True),
+        ("https://hub.example.org", True),
+        ("https://hub.example.org:443", True),
+        ("http://evil.example", False),
+        ("http://127.0.0.1:9", False),  # another server of this machine
+        ("http://localhost:{port}", False),  # the host is 127.0.0.1
+        ("https://hub.example.org.evil.example", False),
+        ("null", False),
+    ],
+)
+def test_only_the_pages_own_origin_may_connect(served, origin, opens):
+    assert connects(served, Origin=origin) is opens
+
+
+def test_two_hosts_are_refused():
+    gate, headers = Gate("127.0.0.1", (), ()), Headers()
+    headers["Host"] = "127.0.0.1"
+    assert gate.refusal(headers) is None
+    headers["Host"] = "evil.example"
+    assert gate.refusal(headers) is not None
+
+
+@pytest.mark.parametrize("origins", ["https://a.b", ["a.b"], ["ftp://a.b"], ["http://"], [""]])
+def test_origins_are_addresses(origins):
+    with pytest.raises(ValueError, match="origins="):
+        check_origins(origins)
+
+
+def test_an_unknown_viser_serves_this_machine_alone(monkeypatch, caplog):
+    monkeypatch.setattr(viser, "__version__", "9.0.0")
+    with pytest.raises(RuntimeError, match="only served on 127\\.0\\.0\\.1, not on 0"):
+        server_module.PageServer("0.0.0.0", 0)
+    with caplog.at_level(logging.WARNING, "brax_viser"):
+        server_module.PageServer("127.0.0.1", 0).stop()
+    assert "answers whoever reaches the port" in caplog.text
+
+
+class Hostile:
+    """A page that sends what it likes."""
+
+    def __init__(self, viewer: Viewer):
+        self.socket = websockets.sync.client.connect(
+            f"ws://127.0.0.1:{port_of(viewer)}",
+            subprotocols=[SUBPROTOCOL],
+            max_size=None,
+            compression=None,
+        )
+        known = set(Probe(viewer).server.get_clients())
+        self.socket.send(hello())
+        eventually(lambda: set(Probe(viewer).server.get_clients()) - known, "it is connected")
+
+    def send(self, message: Any) -> None:
+        raw = message if isinstance(message, bytes) else encoded(message)
+        self.socket.send(raw)
+
+    def is_disconnected(self) -> bool:
+        """Waits for what the server does with the messages that were sent."""
+        deadline = time.monotonic() + 20
+        try:
+            while time.monotonic() < deadline:
+                self.socket.recv(timeout=0.5)
+        except TimeoutError:
+            return False
+        except websockets.ConnectionClosed:
+            return True
+        return False
+
+
+def encoded(message: Any) -> bytes:
+    return msgspec.msgpack.encode(message.as_serializable_dict())
+
+
+def update(widget: Any, **updates: Any) -> Any:
+    return messages.GuiUpdateMessage(widget._impl.uuid, updates)
+
+
+def camera(**changed: Any) -> bytes:
+    content = msgspec.msgpack.decode(hello())
+    return msgspec.msgpack.encode({**content, **changed})
+
+
+def panel(viewer: Viewer) -> Any:
+    return Probe(viewer).panel
+
+
+WRONG = {
+    "properties": lambda p: update(p.training._speed, props={"min": 5}),
+    "removal": lambda p: update(p.training._streaming, removed=True),
+    "a dictionary": lambda p: update(p.training._streaming, value={"a": 1}),
+    "text for a number": lambda p: update(p.pace._budget, value="2"),
+    "a number for a box": lambda p: update(p.training._streaming, value=1),
+    "two values": lambda p: update(p.training._streaming, value=True, visible=False),
+    "a camera of NaN": lambda p: camera(position=[math.nan, 0.0, 0.0]),
+    "a camera of two numbers": lambda p: camera(position=[0.0, 0.0]),
+    "a click of two numbers": lambda p: messages.ScenePointerMessage(
+        "click", (0.0, 0.0), (1.0, 0.0), ((0.5, 0.5),), None
+    ),
+    "a public address": lambda p: messages.ShareUrlRequest(),
+    "a message to pages": lambda p: messages.ReplayDoneMessage(),
+    "no message": lambda p: b"\x93\x01\x02\x03",
+    "an unknown message": lambda p: msgspec.msgpack.encode({"type": "Nonsense"}),
+    "a huge upload": lambda p: messages.FileTransferStartUpload("a", "b", "c", "d", 1, 10**17),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_page_that_sends_garbage_is_disconnected_and_others_go_on(served, caplog, kind):
+    honest = Page(served)
+    pages, hostile = set(Probe(served).server.get_clients()), Hostile(served)
+    before = Probe(served).shared.control
+    with caplog.at_level(logging.WARNING, "brax_viser"):
+        hostile.send(WRONG[kind](panel(served)))
+        assert hostile.is_disconnected()
+        eventually(lambda: caplog.records, "a line says so")
+    assert len(caplog.records) == 1 and "Traceback" not in caplog.text
+    assert Probe(served).shared.control == before and Probe(served).shared.fault is None
+    eventually(lambda: set(Probe(served).server.get_clients()) == pages, "only it is gone")
+    honest.close()
+    eventually(lambda: not Probe(served).server.get_clients(), "all are gone")
+
+
+def test_a_number_that_is_too_large_is_not_taken_and_costs_nobody_the_page(served):
+    page, budget = Hostile(served), panel(served).pace._budget
+    before = budget.value
+    for value in (10**18, 1e22, -1e300):
+        page.send(update(budget, value=value))
+    assert not page.is_disconnected() and budget.value == before
+    page.send(update(panel(served).training._streaming, value=False))
+    eventually(lambda: not served.streaming, "an honest change is taken")
+    page.send(update(panel(served).training._streaming, value=True))
+    eventually(lambda: served.streaming, "and back")
+    page.socket.close()
+
+
+def test_a_connection_that_says_nothing_prints_nothing(served, capfd, caplog):
+    with socket.create_connection(("127.0.0.1", port_of(served))) as bare:
+        bare.sendall(b"\x16\x03\x01hello")
+    time.sleep(0.5)
+    assert "Traceback" not in capfd.readouterr().err and "Traceback" not in caplog.text
+    assert status(served) == 200
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "does"),
+    [
+        (1, float, True),
+        (True, float, False),
+        (math.inf, float, False),
+        (2 * LARGEST, float, False),
+        (10**400, int, False),
+        ([1.0, 2.0], tuple[float, float], True),
+        ([1.0], tuple[float, float], False),
+        ([[1, 2]] * 3, tuple[tuple[float, float], ...], True),
+        ([[1, 2]] * 2000, tuple[tuple[float, float], ...], False),
+        (None, str | None, True),
+        ("x" * 30_000, str, False),
+        ({}, Any, False),
+    ],
+)
+def test_values_fit_their_types(value, hint, does):
+    assert fits(value, hint) is does
