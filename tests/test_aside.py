@@ -19,6 +19,7 @@ from brax_viser.records.frame import Detail
 from brax_viser.records.view import ASIDE
 from brax_viser.sandbox.history import MOST_DETAILS, RecentDetails
 from brax_viser.sandbox.session import ForkView, SandboxSession, Trained
+from brax_viser.sandbox.transplant import Transplant
 from brax_viser.scene.robots import PARKED
 from tests.conftest import Page, eventually
 from tests.support import Probe
@@ -334,6 +335,28 @@ class Overtaken(SandboxSession):
 
     _thread: Any = property(lambda s: s.__dict__["_thread"], lambda s, v: s._set("_thread", v))
     _view: Any = property(lambda s: s.__dict__["_view"], lambda s, v: s._set("_view", v))
+
+
+def test_of_many_forks_only_the_newest_is_made_while_another_is(rollout, viewer, monkeypatch):
+    open_, made, of = threading.Event(), [], Transplant.__init__
+
+    def slow(self: Transplant, adapter: Any) -> None:
+        made.append(adapter)
+        assert open_.wait(60)
+        of(self, adapter)
+
+    monkeypatch.setattr(Transplant, "__init__", slow)
+    frame, forks = Probe(viewer).scene.blocks["train"].frame, SandboxSession(lambda: None)
+    try:
+        for number in range(20):
+            forks.fork(rollout.env._adapter, [frame.detail], {}, number)
+        eventually(lambda: made, "the first is being made")
+        open_.set()
+        eventually(lambda: forks.panel().drivers, "the last one runs")
+        assert len(made) <= 2 and forks.panel().num_steps == 19
+    finally:
+        open_.set()
+        forks.close()
 
 
 @pytest.mark.parametrize("closes_at", ["_thread", "_view"])

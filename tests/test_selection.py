@@ -188,3 +188,10 @@ def test_indices_are_parsed_and_written_as_people_type_them():
     for text in ("", "three", "1-", "-4", "5-2", "0-99999999"):
         with pytest.raises(ValueError):
             parse_indices(text)
+
+
+def test_all_ranges_together_have_a_limit():
+    many = " ".join(f"{i}-{i + 9999}" for i in range(0, 100_000, 10_000))
+    assert len(parse_indices(many).indices) == 100_000
+    with pytest.raises(ValueError, match="at most 100,000 indices in all"):
+        parse_indices(f"{many} 100001")

@@ -158,11 +158,14 @@ def written(indices: tuple[int, ...]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
+MOST_INDICES = 100_000
+
+
 def parse_indices(text: str) -> Selection:
     """Parses indices and ranges such as "3, 141, 7" or "100-131".
 
     Raises:
-        ValueError: `text` is something else, or has a range of more than 100,000 indices.
+        ValueError: `text` is something else, or has more than `MOST_INDICES`.
     """
     indices: list[int] = []
     for part in re.split(r"[,\s]+", text.strip()):
@@ -170,7 +173,7 @@ def parse_indices(text: str) -> Selection:
         if found is None:
             raise ValueError(f"{part!r} is neither an index nor a range such as 100-131")
         first, last = int(found[1]), int(found[2] or found[1])
-        if last - first >= 100_000:
-            raise ValueError(f"{part!r}: at most 100,000 indices")
+        if len(indices) + last - first >= MOST_INDICES:
+            raise ValueError(f"{part!r}: at most {MOST_INDICES:,} indices in all")
         indices.extend(range(first, last + 1))
     return Selection.of(list(dict.fromkeys(indices)))

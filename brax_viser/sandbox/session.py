@@ -97,6 +97,7 @@ class SandboxSession:
         self.trained: Trained | None = None
         self.version = 0  # changes with each fork: another robot is drawn
         self._wake = wake
+        self._preparing = threading.Lock()  # held while a sandbox is made
         self._lock = threading.Lock()  # guards the next three
         self._view = ForkView()
         self._fork: _Fork | None = None
@@ -143,7 +144,7 @@ class SandboxSession:
         with self._lock:
             self._fork, self._view = fork, view
         threading.Thread(
-            target=self._prepare, args=(fork, self.trained), name="brax_viser fork", daemon=True
+            target=self._prepare_in_turn, args=(fork,), name="brax_viser fork", daemon=True
         ).start()
 
     def close(self) -> None:
@@ -278,6 +279,13 @@ class SandboxSession:
         if not future.cancelled() and (error := future.exception()) is not None:
             log.warning("sandbox: %s", error)
         self._wake()
+
+    def _prepare_in_turn(self, fork: _Fork) -> None:
+        """Makes the sandbox, unless another fork has replaced it while the one before was made:
+        many at once would slow the training down."""
+        with self._preparing:
+            if self._fork is fork:
+                self._prepare(fork, self.trained)
 
     def _prepare(self, fork: _Fork, trained: Trained | None) -> None:
         """Makes the sandbox. Runs on a thread of its own."""
