@@ -123,6 +123,10 @@ def test_python_snippets_of_a_page_run_one_after_the_other(page, monkeypatch):
     def small(**settings: Any) -> Any:
         inspect.signature(train).bind(**settings)
         calls.append(settings)
+        known = inspect.signature(train).parameters
+        own = {name: settings.get(name, known[name].default) for name in known}
+        assert own["episode_length"], "Brax has no length of its own"
+        assert own["batch_size"] * own["num_minibatches"] % own["num_envs"] == 0
         return train(**{**settings, **SMALL})
 
     opened: list[Viewer] = []
