@@ -177,7 +177,7 @@ WRONG = {
     "a dictionary": lambda p: update(p.training._streaming, value={"a": 1}),
     "text for a number": lambda p: update(p.pace._budget, value="2"),
     "a number for a box": lambda p: update(p.training._streaming, value=1),
-    "two values": lambda p: update(p.training._streaming, value=True, visible=False),
+    "two values": lambda p: update(p.training._streaming, value=True, removed=True),
     "a camera of NaN": lambda p: camera(position=[math.nan, 0.0, 0.0]),
     "a camera of two numbers": lambda p: camera(position=[0.0, 0.0]),
     "a click of two numbers": lambda p: messages.ScenePointerMessage(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from brax_viser.host.budget import SENDING_SHARE, Budget, CostMeter, Rate
 from brax_viser.host.control import Control
+from brax_viser.host.modes import FAST, SLOW, Moment, Realtime
 from brax_viser.host.pacing import Pacer
 from brax_viser.page.playback import Player
 from brax_viser.records.frame import Frame
@@ -560,3 +561,15 @@ def test_cost_is_a_share_of_the_last_seconds():
     assert meter.crossing == crossing
     meter.asked(2001.0, 2001.1, pushes=False)
     assert meter.polling == pytest.approx(0.1 + crossing)
+
+
+def test_realtime_goes_over_to_single_steps_and_back_at_different_paces():
+    mode = Realtime()
+
+    def is_slow_at(pace: float) -> bool:
+        mode.plan(Moment(0.0, Control(), Budget(), 1e-4, pace, dt=0.02, restarts=False))
+        return mode.slow
+
+    between = (SLOW + FAST) / 2
+    paces = (FAST + 0.1, between, SLOW - 0.1, between, FAST + 0.1)
+    assert [is_slow_at(pace) for pace in paces] == [False, False, True, True, False]
