@@ -64,6 +64,7 @@ LANES = {
     "test_launch": integration(4),
     "test_likeness": Lane("browser", 2, alone=True),
     "test_looks": integration(),
+    "test_memory": integration(0.2),
     "test_niceness": integration(),
     "test_nonfinite": integration(4, quick=True),
     "test_odd_inputs": integration(0.7),

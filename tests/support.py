@@ -158,6 +158,18 @@ class Probe:
 
         channels.receive = watching
 
+    def record_packets(self) -> list[Packet]:
+        """Returns a list to which each packet is added, in the order in which they are pushed."""
+        packets: list[Packet] = []
+        put = self.shared.mailbox.put
+
+        def put_down(packet: Packet, *, wait: bool) -> None:
+            packets.append(packet)
+            put(packet, wait=wait)
+
+        self.shared.mailbox.put = put_down
+        return packets
+
     def use(self, control: Any, value: Any) -> None:
         """Uses a control of the panel as a person does: sets it, or clicks on it.
 

@@ -30,14 +30,7 @@ class Rollout:
     def __init__(self, viewer: Viewer):
         self.viewer = viewer
         self.calls: list[tuple[str, int]] = []  # ("ask", countdown), ("push", rule)
-        self.packets: list[Packet] = []
-        put = Probe(viewer).shared.mailbox.put
-
-        def put_down(packet: Packet, *, wait: bool) -> None:
-            self.packets.append(packet)
-            put(packet, wait=wait)
-
-        Probe(viewer).shared.mailbox.put = put_down
+        self.packets = Probe(viewer).record_packets()
         env = VisualizedEnv(CartPole("positional"), grid=(2, 2), viewer=viewer)
         ask, push = source_of(env).ask, source_of(env).push
 

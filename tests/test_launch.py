@@ -1,6 +1,5 @@
 """The way of CUDA: the host is called as XLA enqueues a step, and copies arrive later."""
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -23,10 +22,9 @@ from mujoco_playground._src import mjx_env
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.cli.playground import load
 from brax_viser.device import launch
-from brax_viser.device.cuda import CudaError
 from brax_viser.device.episode import EpisodeLog
 from brax_viser.device.host_call import LAUNCH, VARIABLE
-from brax_viser.device.memory import MOST_RUNS, SLOTS, Arrivals, HostMemory, Take
+from brax_viser.device.memory import Arrivals
 from brax_viser.device.ranking import top
 from brax_viser.env import INFO_KEY
 from brax_viser.records.packet import ModelPacket, Packet
@@ -34,60 +32,12 @@ from brax_viser.records.protocol import BEST, BY_MEASURE, NEVER, NONFINITE, TERM
 from brax_viser.records.ranking import keys
 from envs.cartpole import CartPole
 from tests.conftest import Page, eventually
+from tests.late import LateDriver, unfailing
 from tests.sample import FallingCartPole, Turning
 from tests.support import Probe, source_of
 from tests.test_playground import MENAGERIE
 
 NUM_ENVS = 6
-
-
-class LateDriver:
-    """Stands in for CUDA's driver: copies memory of this process, which arrives when it is let."""
-
-    def __init__(self) -> None:
-        self.arrives = threading.Event()
-        self.arrives.set()
-        self.copies: list[int] = []  # bytes of each
-        self.waiting = 0
-        self._memory: dict[int, np.ndarray] = {}
-
-    def address(self, buffer: Any) -> int:
-        return np.asarray(getattr(buffer, "buffer", buffer)).ctypes.data
-
-    def context(self) -> tuple[int, int]:
-        return 1, 0
-
-    def enter(self, context: int) -> None:
-        assert context == 1
-
-    def allocate(self, nbytes: int) -> int:
-        memory = np.zeros(nbytes, np.uint8)
-        self._memory[memory.ctypes.data] = memory
-        return memory.ctypes.data
-
-    def release(self, address: int) -> None:
-        del self._memory[address]
-
-    def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
-        self.copies.append(nbytes)
-        ctypes.memmove(target, source, nbytes)
-
-    def event(self) -> int:
-        return 0
-
-    def record(self, event: int, stream: int) -> None:
-        pass
-
-    def wait(self, event: int) -> None:
-        self.waiting += 1
-        assert self.arrives.wait(60)
-
-    def seconds_between(self, start: int, stop: int) -> float:
-        return 1e-5
-
-
-def unfailing(error: Exception) -> None:
-    raise error
 
 
 @pytest.fixture
@@ -160,50 +110,7 @@ def test_a_program_for_the_cpu_asks_by_countdown_where_nothing_is_forced(viewer,
     assert launches == {"cpu": False, "cuda": True}
 
 
-# The copies.
-
-
-def array(count: int) -> np.ndarray:
-    return np.arange(3.0 * count, dtype=np.float32).reshape(count, 3)
-
-
-@pytest.mark.parametrize(
-    ("rows", "copies"),
-    [
-        ([0, 1, 2], 1),
-        ([7, 3, 4, 8, 2], 2),
-        (list(range(0, 4 * MOST_RUNS, 2)), 1),  # too many runs: all is copied
-        ([], 0),
-        (None, 1),
-    ],
-)
-@pytest.mark.parametrize("late", [False, True])
-def test_rows_arrive_in_the_order_asked_for(driver, late, rows, copies):
-    memory = Arrivals(driver, unfailing).on(0) if late else HostMemory()
-    whole, other = array(100), np.arange(5)
-    found: list[np.ndarray] = []
-    chosen = None if rows is None else np.array(rows, int)
-    sent = memory.send(
-        [Take(whole, chosen), Take(other)],
-        lambda arrays, _: found.extend(x.copy() for x in arrays),
-        wait=True,
-    )
-    memory.finish()
-    assert (sent and not late) or len(driver.copies) == copies + 1
-    np.testing.assert_array_equal(found[0], whole if chosen is None else whole[chosen])
-    np.testing.assert_array_equal(found[1], other)
-
-
-@given(st.integers(1, 80), st.data())
-def test_any_rows_arrive_in_the_order_asked_for(count, data):
-    rows = data.draw(st.lists(st.integers(0, count - 1), unique=True))
-    memory, found = Arrivals(LateDriver(), unfailing).on(0), []
-    whole = array(count)
-    memory.send(
-        [Take(whole, np.array(rows, int))], lambda x, _: found.append(x[0].copy()), wait=True
-    )
-    memory.finish()
-    np.testing.assert_array_equal(found[0], whole[rows])
+# The ranking.
 
 
 numbers_of_envs = st.lists(
@@ -233,64 +140,6 @@ def test_host_and_device_rank_alike(envs_numbers, rule):
     np.testing.assert_array_equal(order, top(jnp.int32(rule), on_device, len(order)))
 
 
-def test_steps_are_dropped_while_too_many_copies_are_under_way_and_arrive_in_order(driver):
-    arrivals, order = Arrivals(driver, unfailing), []
-    memory = arrivals.on(0)
-
-    def send(number: int, wait: bool = False) -> bool:
-        return memory.send([Take(array(2))], lambda *_: order.append(number), wait=wait)
-
-    driver.arrives.clear()
-    assert all(send(i) for i in range(SLOTS))
-    assert not send(100)
-    waiting = threading.Thread(target=send, args=(SLOTS, True))
-    waiting.start()
-    waiting.join(0.2)
-    assert waiting.is_alive() and order == []
-    driver.arrives.set()
-    waiting.join(60)
-    memory.finish()
-    assert order == list(range(SLOTS + 1))
-
-
-def test_a_failure_with_one_step_does_not_stop_the_others(driver):
-    failures: list[Exception] = []
-    memory = Arrivals(driver, failures.append).on(0)
-    seen: list[int] = []
-    for i in range(3 * SLOTS):
-        memory.send([Take(array(2))], lambda *_: seen.append(1 // 0), wait=True)
-        memory.send([Take(array(2))], lambda *_, i=i: seen.append(i), wait=True)
-    memory.finish()
-    assert seen == list(range(3 * SLOTS)) and len(failures) == 3 * SLOTS
-
-
-def test_nothing_waits_for_ever_for_a_driver_that_fails(driver, monkeypatch):
-    failures: list[Exception] = []
-    memory = Arrivals(driver, failures.append).on(0)
-
-    def broken(event: int) -> None:
-        raise CudaError("the device is lost")
-
-    monkeypatch.setattr(driver, "wait", broken)
-    for _ in range(3 * SLOTS):
-        memory.send([Take(array(2))], lambda *_: pytest.fail("nothing has arrived"), wait=True)
-    memory.finish()
-    assert len(failures) == 3 * SLOTS
-
-
-def test_the_memory_of_a_slot_grows_with_what_is_copied(driver):
-    memory = Arrivals(driver, unfailing).on(0)
-    found: list[np.ndarray] = []
-    for count in [1, 1000, 10] * SLOTS:
-        memory.send(
-            [Take(array(count))], lambda arrays, _: found.append(arrays[0].copy()), wait=True
-        )
-    memory.finish()
-    for count, rows in zip([1, 1000, 10] * SLOTS, found, strict=True):
-        np.testing.assert_array_equal(rows, array(count))
-    assert len(driver._memory) <= SLOTS
-
-
 # The steps, in a viewer.
 
 
@@ -300,14 +149,7 @@ class Steps:
     def __init__(self, viewer: Viewer, bare: Any = None, episode_length: int = 40):
         self.viewer = viewer
         self.driver, self.late = LateDriver(), False
-        self.packets: list[Packet] = []
-        put = Probe(viewer).shared.mailbox.put
-
-        def put_down(packet: Packet, *, wait: bool) -> None:
-            self.packets.append(packet)
-            put(packet, wait=wait)
-
-        Probe(viewer).shared.mailbox.put = put_down
+        self.packets = Probe(viewer).record_packets()
         bare = FallingCartPole(n_frames=1) if bare is None else bare
         self.env = VisualizedEnv(bare, grid=(2, 1), viewer=viewer)
         self._wrapped = envs.training.wrap(self.env, episode_length)

@@ -7,7 +7,6 @@ import numpy as np
 
 from brax_viser.records.protocol import (
     ANSWER_HEAD,
-    FOREVER,
     GIVEN,
     GRANTED,
     GRANTED_COORDINATES,
@@ -75,11 +74,6 @@ class Decision(NamedTuple):
         if self.rule != GIVEN or self.detail_env is not None:
             return None
         return {PUSH: GRANTED, PUSH_COORDINATES: GRANTED_COORDINATES}.get(self.push)
-
-    @property
-    def is_final(self) -> bool:
-        """Whether the device need never call again."""
-        return self.skip == FOREVER
 
 
 def granted_by(origin: Origin, layout: Layout) -> int:
