@@ -6,7 +6,7 @@ import importlib.util
 import os
 import uuid
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -214,8 +214,34 @@ class Viewer(Controls):
     def progress_fn(self, num_steps: int, metrics: Mapping[str, object]) -> None:
         """Hand it to the trainer as `progress_fn`: steps become exact, evaluations are shown."""
         self._tell_progress()
-        self._shared.progress.reported(num_steps, metrics, self._shared.clock())
+        now = self._shared.clock()
+        self._shared.metrics.add(
+            self._shared.progress.reported(num_steps, metrics, now), metrics, now
+        )
         self._shared.mailbox.wake()
+
+    def log(self, num_steps: int, metrics: Mapping[str, object]) -> None:
+        """Adds numbers to the page's curves, from a training loop of your own.
+
+        Args:
+            num_steps: env steps so far, over all environments.
+            metrics: numbers, or arrays of one number, by name. Anything else is left out. Names
+                that Brax's trainers use, such as "eval/episode_reward", are shown as theirs are.
+        """
+        self._shared.metrics.add(num_steps, metrics, self._shared.clock())
+
+    def hook(
+        self,
+        progress_fn: Callable[[int, Any], object] | None = None,
+        policy_params_fn: Callable[[int, Any, Any], object] | None = None,
+    ) -> dict[str, Callable[..., None]]:
+        """Returns both functions for the trainer, each of which calls yours after the viewer's:
+        `ppo.train(..., **viewer.hook(progress_fn=mine))`. An exception of yours reaches the
+        trainer, as if it had called your function itself."""
+        return {
+            "progress_fn": _both(self.progress_fn, progress_fn),
+            "policy_params_fn": _both(self.policy_params_fn, policy_params_fn),
+        }
 
     def training_ended(self, error: str | None = None) -> None:
         """Tells the page that the training is over, or why it failed. The page stays usable."""
@@ -298,6 +324,17 @@ class Viewer(Controls):
         """Called on the trainer's thread when it begins to trace `source`'s environment."""
         if source.role != "eval":
             self._end.show_model(source, "train", call.num_envs)
+
+
+def _both(first: Callable[..., None], then: Callable[..., object] | None) -> Callable[..., None]:
+    if then is None:
+        return first
+
+    def both(*args: Any) -> None:
+        first(*args)
+        then(*args)
+
+    return both
 
 
 _viewers: "weakref.WeakValueDictionary[str, Viewer]" = weakref.WeakValueDictionary()

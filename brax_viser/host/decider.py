@@ -46,6 +46,7 @@ class Decider(Source):
         if self._shared.progress.traced(call, self._shared.clock()):
             assert call is not None
             self._shared.hold.forget()
+            self._shared.metrics.clear()
             with self._shared.lock:
                 self.rollouts.clear()
                 self._shared.findings.forget()

@@ -101,8 +101,9 @@ class Progress:
                 self._rate.add(now - last, num_steps)
             self._ended = None
 
-    def reported(self, num_steps: int, metrics: Mapping[str, object], now: float) -> None:
-        """Notes that the trainer has called `progress_fn` with these arguments."""
+    def reported(self, num_steps: int, metrics: Mapping[str, object], now: float) -> int:
+        """Notes that the trainer has called `progress_fn` with these arguments. Returns the env
+        steps over all envs at that time."""
         with self._lock:
             num_steps, call = int(num_steps), self._call
             if call is not None and call.num_reports is not None:
@@ -123,6 +124,7 @@ class Progress:
                     self._reward = f"{words} {reward:,.1f} at {count(num_steps)}"
             if last:
                 self._ended = now
+            return num_steps
 
     def ended(self, now: float, error: str | None = None) -> None:
         """Notes that the training is over or has failed with `error`."""

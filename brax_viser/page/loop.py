@@ -15,6 +15,7 @@ from brax_viser.page.event_loop import EventLoop
 from brax_viser.page.inbox import Inbox
 from brax_viser.page.panel_state import PanelState
 from brax_viser.page.robots import Robots
+from brax_viser.page.seen import Sampler
 from brax_viser.page.shown import FrameFunctions, ShownFrame
 from brax_viser.page.state import PageState
 from brax_viser.panel.panel import Panel
@@ -65,6 +66,7 @@ class Loop:
         self._functions = functions
         self._panel, self._panel_state = panel, panel_state
         self._scene, self._sandbox = robots.scene, robots.sandbox
+        self._sampler = Sampler(shared.metrics)
         self._rung = asyncio.Event()
         self._task: concurrent.futures.Future[None] | None = None
         shared.mailbox.ring = self._ring
@@ -214,7 +216,10 @@ class Loop:
             with self._server.atomic():
                 block.decorate(self._look_of(role))
                 block.title(self._title_of(role) if len(self._scene.blocks) > 1 else "")
-        self._panel.show(self._panel_state.view(now))
+        view, channel = self._panel_state.view(now), self._robots.channels.get("train")
+        frame = channel.view.frame if channel is not None and channel.view is not None else None
+        self._sampler.sample(view.progress, frame, self._shared.clock())
+        self._panel.show(view)
 
     def _title_of(self, role: str) -> str:
         if role == ASIDE:

@@ -98,6 +98,7 @@ class PanelState:
             fork=self._robots.sandbox.session.panel(),
             stepped=shared.stepped(role),
             nonfinite=at.findings,
+            metrics=shared.metrics,
             cells=tuple(dict.fromkeys(n for b in scene.blocks.values() for n in b.notes())),
         )
         return self._with_twins(self._with_robot(view, shown, block), channel)

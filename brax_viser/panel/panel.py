@@ -8,6 +8,7 @@ import viser
 
 from brax_viser.panel.actions import PageActions, SteeringActions
 from brax_viser.panel.choice import ChoiceFolder
+from brax_viser.panel.curves import CurvesWindow
 from brax_viser.panel.limits import STRETCH_SECONDS
 from brax_viser.panel.looks import LookFolder, PartsFolder
 from brax_viser.panel.robot import InsideFolder, SelectedFolder
@@ -85,6 +86,7 @@ class Panel:
         self.twins = TwinFolder(tools)
         self.sandbox = SandboxFolder(tools)
         self.pace = PaceFolder(tools)
+        self.curves = CurvesWindow(tools)
         self._add_keys(tools)
 
     @property
@@ -141,6 +143,7 @@ class Panel:
             self.twins,
             self.sandbox,
             self.pace,
+            self.curves,
         ):
             controls.show(view)
 

@@ -7,6 +7,7 @@ import mujoco
 
 from brax_viser.host.control import Control
 from brax_viser.host.findings import Finding
+from brax_viser.host.metrics import Metrics
 from brax_viser.host.progress import ProgressView
 from brax_viser.host.selection import Selection
 from brax_viser.model.shapes import USUAL, Parts
@@ -77,4 +78,5 @@ class PanelView:
     shown: str = ""  # label of the environment that is shown
     stepped: tuple[str, ...] = ()  # labels of all environments that are stepped
     nonfinite: tuple[Finding, ...] = ()  # values that have turned NaN or Inf
+    metrics: Metrics | None = None  # numbers that the training has reported
     cells: tuple[str, ...] = ()  # notes about where robots are drawn

@@ -1,0 +1,147 @@
+"""Chooses and computes the lines of the plot of curves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from brax_viser.host.metrics import (
+    SEEN_LENGTH,
+    SEEN_REWARD,
+    STEPS_PER_SECOND,
+    CurveView,
+    Metrics,
+    smoothed,
+)
+
+REWARD, LENGTH, SPEED, TERMS = "Reward", "Episode length", "Steps per second", "Reward terms"
+GROUPS: tuple[str, ...] = (REWARD, LENGTH, SPEED, TERMS)
+"""Choices that stand above the metrics' own names."""
+
+MOST_LINES = 8
+"""Maximum number of lines in the plot."""
+
+TRAINING, EVALUATION = "training", "evaluation"
+
+# What Brax's trainers call them: the training's, the evaluation's, and the latter's deviation.
+_NAMES = {
+    REWARD: ("episode/sum_reward", "eval/episode_reward", "eval/episode_reward_std", SEEN_REWARD),
+    LENGTH: ("episode/length", "eval/avg_episode_length", "eval/std_episode_length", SEEN_LENGTH),
+}
+_TERMS = (("episode/", ("sum_reward", "length")), ("eval/episode_", ("reward", "length")))
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """A curve in words, with its standard deviation if that was reported."""
+
+    label: str
+    curve: CurveView
+    deviation: CurveView | None = None
+    colour: int | None = None  # index; None: its place among the lines
+
+
+@dataclass(eq=False)
+class Plot:
+    """Arrays that share their places on the x-axis, [P] each."""
+
+    x: np.ndarray
+    lines: list[np.ndarray] = field(default_factory=list)  # NaN where a curve has not begun
+    band: tuple[np.ndarray, np.ndarray] | None = None  # lower and upper limits of one of them
+    labels: list[str] = field(default_factory=list)
+    colours: list[int] = field(default_factory=list)
+    newest: list[float] = field(default_factory=list)  # value of each line, not smoothed
+
+
+def choices(metrics: Metrics) -> tuple[str, ...]:
+    """Returns what can be shown: the groups that have a curve, then the metrics' names."""
+    return (*(group for group in GROUPS if lines_of(metrics, group)), *metrics.names())
+
+
+def lines_of(metrics: Metrics, what: str) -> list[Line]:
+    """Returns the curves of a group, or of the metric of that name."""
+    if what in _NAMES:
+        return _two(metrics, *_NAMES[what])
+    if what == SPEED:
+        what = STEPS_PER_SECOND
+    if what == TERMS:
+        return _terms(metrics)
+    curve = metrics.curve(what)
+    return [] if curve is None else [Line(what, curve)]
+
+
+def _two(metrics: Metrics, train: str, evaluation: str, deviation: str, seen: str) -> list[Line]:
+    """Returns the training's curve, from the environments on screen if the trainer reports none,
+    and the evaluation's."""
+    found = []
+    for name, label in ((train, TRAINING), (seen, f"{TRAINING}, robots on screen")):
+        curve = metrics.curve(name)
+        if curve is not None and not found:
+            found.append(Line(label, curve))
+    if (curve := metrics.curve(evaluation)) is not None:
+        found.append(Line(EVALUATION, curve, metrics.curve(deviation), colour=1))
+    return found
+
+
+def _terms(metrics: Metrics) -> list[Line]:
+    """Returns the means per episode of the terms that the environment keeps in `state.metrics`: of
+    training episodes if the trainer reports them, else of evaluations."""
+    for prefix, others in _TERMS:
+        names = {name.removeprefix(prefix): name for name in metrics.names() if prefix in name[:13]}
+        terms = [t for t in names if t not in others and not t.endswith("_std") and "reward" in t]
+        found = [
+            Line(term.removeprefix("reward/").removeprefix("reward_"), curve)
+            for term in terms
+            if (curve := metrics.curve(names[term])) is not None
+        ]
+        if found:  # the largest, of many
+            found.sort(key=lambda line: -np.nanmax(np.abs(line.curve.values), initial=0))
+            return found[:MOST_LINES]
+    return []
+
+
+def plot_of(lines: Sequence[Line], *, by_time: bool = False, weight: float = 0.0) -> Plot | None:
+    """Brings curves to a common x-axis.
+
+    Args:
+        lines: the curves.
+        by_time: whether the axis is time, s, instead of env steps.
+        weight: of the past when smoothing, see `metrics.smoothed`.
+
+    Returns:
+        None if there is no point.
+    """
+    axes = [line.curve.seconds if by_time else line.curve.steps for line in lines]
+    x = np.unique(np.concatenate(axes)) if axes else np.zeros(0)
+    if not len(x):
+        return None
+    plot = Plot(x)
+    for i, (line, axis) in enumerate(zip(lines, axes, strict=True)):
+        values = smoothed(line.curve.values, weight)
+        plot.lines.append(_at(x, axis, values))
+        plot.labels.append(line.label)
+        plot.colours.append(i if line.colour is None else line.colour)
+        plot.newest.append(float(line.curve.values[-1]))
+        if line.deviation is not None and len(line.deviation.values) == len(values):
+            plot.band = _band(x, axis, values, line.deviation.values)
+    return plot
+
+
+def _band(
+    x: np.ndarray, axis: np.ndarray, values: np.ndarray, spread: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns limits without NaN, at which uPlot fills areas that are none: beyond its curve the
+    band has no width."""
+    middle, width = _at(x, axis, values), np.nan_to_num(_at(x, axis, spread))
+    known = np.isfinite(middle)
+    middle = np.interp(x, x[known], middle[known]) if known.any() else np.zeros(len(x))
+    return middle - width, middle + width
+
+
+def _at(x: np.ndarray, axis: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Interpolates a curve at `x`: NaN before its first and after its last number."""
+    known = np.isfinite(values)
+    if not known.any():
+        return np.full(len(x), np.nan)
+    order = np.argsort(axis[known], kind="stable")  # a count that was corrected may step back
+    return np.interp(x, axis[known][order], values[known][order], left=np.nan, right=np.nan)

@@ -1,0 +1,189 @@
+"""The window of curves: what the training reports, over the whole training."""
+
+import html
+
+import numpy as np
+import viser
+from viser import uplot
+
+from brax_viser.host.metrics import Metrics
+from brax_viser.host.progress import count
+from brax_viser.panel.curve_lines import GROUPS, MOST_LINES, Plot, choices, lines_of, plot_of
+from brax_viser.panel.view import PanelView
+from brax_viser.panel.widgets import PanelTools, Widgets
+
+COLOURS = (
+    "#1c7ed6",
+    "#f76707",
+    "#2f9e44",
+    "#ae3ec9",
+    "#e03131",
+    "#0c8599",
+    "#f08c00",
+    "#868e96",
+)
+"""Of the lines, in order."""
+
+EACH = 4
+"""The plot is sent with every so many updates of the panel, about once a second."""
+
+BY_STEPS, BY_TIME = "Env steps", "Time"
+_BAND = 2  # series in front of the lines: the limits of a spread
+_ROOM = 0.05  # share of the height left free above and below
+
+
+class CurvesWindow(Widgets):
+    """A window beside the scene with one plot, hidden until there is a number to show."""
+
+    def __init__(self, tools: PanelTools):
+        super().__init__(tools)
+        self._updates, self._sent = 0, ()
+        self._window = self._server.gui.add_panel(visible=False)
+        self._window.float(x=12, y=-12, width=340, height=352)
+        with self._window.add_tab("Curves", viser.Icon.CHART_LINE):
+            self._add_controls()
+
+    def _add_controls(self) -> None:
+        gui = self._server.gui
+        self._what = gui.add_dropdown(
+            "Show",
+            GROUPS,
+            hint="What is plotted: rewards and episode lengths of training and evaluation, or any "
+            "number that the trainer or the script has reported. Type to search.",
+        )
+        self._legend = gui.add_html("")
+        none = np.zeros(1)
+        self._plot = gui.add_uplot(
+            (none,) * (1 + _BAND + MOST_LINES),
+            self._series(()),
+            bands=({"series": (2, 1), "fill": "rgba(247, 103, 7, 0.15)"},),
+            scales={"x": {"time": False}},
+            legend={"show": False},
+            height=165,
+            padding=(10, 24, 0, 0),
+        )
+        with gui.add_folder("Axes", expand_by_default=False):
+            self._along = gui.add_dropdown(
+                "Along",
+                (BY_STEPS, BY_TIME),
+                hint="The horizontal axis: env steps over all environments, or seconds of training "
+                "since its first number; time during which it was held does not count.",
+            )
+            self._smooth = gui.add_slider(
+                "Smoothing",
+                0.0,
+                0.99,
+                0.01,
+                0.0,
+                hint="Weight of the past in a moving average. 0: as reported.",
+            )
+            self._log = gui.add_checkbox(
+                "Logarithmic",
+                False,
+                hint="A logarithmic vertical axis, if all values are above 0.",
+            )
+        for control in (self._what, self._along, self._smooth, self._log):
+            self._on_change(control, self._again, lambda value: value)
+
+    def _again(self, _: object) -> None:
+        """Draws the plot at the next update: a person has changed what it shows."""
+        self._sent, self._updates = (), 0
+
+    @staticmethod
+    def _series(shown: tuple[int, ...], band: bool = False) -> tuple[uplot.Series, ...]:
+        limits: list[uplot.Series] = [{"show": band, "width": 0} for _ in range(_BAND)]
+        lines: list[uplot.Series] = [
+            {"show": i in shown, "stroke": COLOURS[i], "width": 1.5, "points": {"size": 4}}
+            for i in range(MOST_LINES)
+        ]
+        return ({}, *limits, *lines)
+
+    def show(self, view: PanelView) -> None:
+        """Updates the window."""
+        metrics = view.metrics
+        self._updates += 1
+        if (self._updates - 1) % EACH or metrics is None or self._sent == (metrics.version,):
+            return
+        self._sent = (metrics.version,)
+        options = choices(metrics)
+        self._set(self._window, visible=bool(options))
+        if not options:
+            return
+        if self._what.options != options:
+            kept = self._what.value
+            self._what.options = options
+            self._set(self._what, value=kept if kept in options else options[0])
+        self._draw(metrics)
+
+    def _draw(self, metrics: Metrics) -> None:
+        by_time = self._along.value == BY_TIME
+        lines = lines_of(metrics, self._what.value)[:MOST_LINES]
+        plot = plot_of(lines, by_time=by_time, weight=self._smooth.value)
+        if plot is None:
+            return
+        self._set(self._legend, content=_legend(plot))
+        unit, name = _unit(float(plot.x.max()), by_time=by_time)
+        none = np.full(len(plot.x), np.nan)
+        band = plot.band or (none, none)
+        drawn = [none] * MOST_LINES
+        for colour, line in zip(plot.colours, plot.lines, strict=True):
+            drawn[colour] = line
+        values = np.concatenate([*plot.lines, *band])
+        low, high, is_log = _limits(values[np.isfinite(values)], log=self._log.value)
+        scale: uplot.Scale = {"range": (low, high), "distr": 3 if is_log else 1}
+        shown = tuple(i for i, x in enumerate(drawn) if np.isfinite(x).any())
+        with self._server.atomic():
+            self._plot.data = (plot.x / unit, *band, *drawn)
+            self._set(
+                self._plot,
+                series=self._series(shown, band=plot.band is not None),
+                axes=({"label": name, "labelSize": 18, "size": 34}, {"size": 58}),
+                scales={"x": {"time": False}, "y": scale},
+            )
+
+
+def _legend(plot: Plot) -> str:
+    """Names the lines, each with its newest value."""
+    rows = "".join(
+        f'<div style="display:flex;gap:.4em;align-items:center"><span style="flex:none;width:.9em;'
+        f'height:.25em;background:{COLOURS[colour]}"></span>'
+        f'<span style="flex:1">{html.escape(label)}</span>'
+        f"<b>{'none' if np.isnan(value) else number(value)}</b></div>"
+        for colour, label, value in zip(plot.colours, plot.labels, plot.newest, strict=True)
+    )
+    return f'<div style="font-size:.8em;line-height:1.35;padding:0 .75em">{rows}</div>'
+
+
+def number(value: float) -> str:
+    """Formats a value with three to four digits: 0.0123, 12.3, 1,234, 1.23 M."""
+    if abs(value) >= 1e5:
+        return count(value)
+    return f"{value:,.0f}" if abs(value) >= 1e3 else f"{value:.3g}"
+
+
+def _unit(most: float, *, by_time: bool) -> tuple[float, str]:
+    """Returns what to divide the x-axis by, and its name."""
+    if by_time:
+        if most >= 2 * 3600:
+            return 3600.0, "hours"
+        return (60.0, "minutes") if most >= 120 else (1.0, "seconds")
+    for unit, name in ((1e9, "billion "), (1e6, "million "), (1e3, "thousand ")):
+        if most >= unit:
+            return unit, f"{name}env steps"
+    return 1.0, "env steps"
+
+
+def _limits(values: np.ndarray, *, log: bool) -> tuple[float, float, bool]:
+    """Returns the limits of the y-axis, and whether it is logarithmic."""
+    if not len(values):
+        return 0.0, 1.0, False
+    low, high = float(values.min()), float(values.max())
+    if log and low > 0:
+        return 10.0 ** np.floor(np.log10(low)), 10.0 ** np.ceil(np.log10(high * 1.0001)), True
+    room = _ROOM * (high - low) or max(abs(high), 1.0) * _ROOM
+    step = 10.0 ** np.floor(np.log10(high - low + 2 * room)) / 5
+    low, high = (
+        step * np.floor((low - room) / step),
+        step * np.ceil((high + room) / step),
+    )
+    return float(low), float(high), False

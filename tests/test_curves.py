@@ -1,0 +1,149 @@
+"""The window of curves chooses true lines from what is reported, and shows them in the page."""
+
+import numpy as np
+import pytest
+
+from brax_viser import Viewer
+from brax_viser.host.metrics import SEEN_LENGTH, SEEN_REWARD, STEPS_PER_SECOND, Metrics
+from brax_viser.panel.curve_lines import (
+    LENGTH,
+    MOST_LINES,
+    REWARD,
+    SPEED,
+    TERMS,
+    choices,
+    lines_of,
+    plot_of,
+)
+from brax_viser.panel.curves import _limits
+from tests.conftest import Page, eventually
+from tests.support import Probe
+
+
+def reported(*points: tuple[int, dict[str, float]]) -> Metrics:
+    metrics = Metrics()
+    for steps, values in points:
+        metrics.add(steps, values, now=float(steps))
+    return metrics
+
+
+def labels(metrics: Metrics, what: str) -> list[str]:
+    return [line.label for line in lines_of(metrics, what)]
+
+
+def test_training_and_evaluation_share_a_plot_with_the_evaluations_spread():
+    metrics = reported(
+        (0, {"eval/episode_reward": 1, "eval/episode_reward_std": 0.5}),
+        (10, {"episode/sum_reward": 3}),
+        (20, {"eval/episode_reward": 5, "eval/episode_reward_std": 1}),
+        (30, {"episode/sum_reward": 7}),
+    )
+    plot = plot_of(lines_of(metrics, REWARD))
+    assert plot is not None
+    assert plot.labels == ["training", "evaluation"]
+    assert plot.newest == [7, 5]
+    np.testing.assert_array_equal(plot.x, [0, 10, 20, 30])
+    np.testing.assert_array_equal(plot.lines, [[np.nan, 3, 5, 7], [1, 3, 5, np.nan]])
+    assert plot.band is not None
+    np.testing.assert_array_equal(plot.band, [[0.5, 2.25, 4, 5], [1.5, 3.75, 6, 5]])
+
+
+def test_robots_on_screen_stand_in_until_the_trainer_reports_its_own():
+    metrics = reported((1, {SEEN_REWARD: 2, SEEN_LENGTH: 9, STEPS_PER_SECOND: 100}))
+    assert labels(metrics, REWARD) == ["training, robots on screen"]
+    assert choices(metrics)[:3] == (REWARD, LENGTH, SPEED)
+    metrics.add(2, {"episode/sum_reward": 3}, 2.0)
+    assert labels(metrics, REWARD) == ["training"]
+
+
+@pytest.mark.parametrize(
+    ("names", "terms"),
+    [
+        (["episode/reward_ctrl", "episode/reward_forward"], ["forward", "ctrl"]),  # Brax's ant
+        (
+            ["eval/episode_reward/orientation", "eval/episode_reward/alive"],
+            ["alive", "orientation"],
+        ),
+        (["episode/x_position", "episode/sum_reward", "episode/length"], []),
+    ],
+)
+def test_reward_terms_are_found_by_brax_and_playground_names_largest_first(names, terms):
+    values = {name: i + 1 for i, name in enumerate(names)}
+    deviations = {f"{name}_std": 9 for name in names if name.startswith("eval")}
+    metrics = reported((1, {**values, **deviations, "eval/episode_reward": 7, "episode/length": 5}))
+    assert labels(metrics, TERMS) == terms
+
+
+def test_many_terms_are_limited_to_the_lines_of_the_plot():
+    metrics = reported((1, {f"episode/reward/{i}": i for i in range(30)}))
+    assert labels(metrics, TERMS) == [str(i) for i in range(29, 29 - MOST_LINES, -1)]
+
+
+def test_any_metric_is_chosen_by_its_name_against_steps_or_time():
+    metrics = Metrics()
+    metrics.add(100, {"my/number": 1.0}, now=50.0)
+    metrics.add(300, {"my/number": 2.0}, now=60.0)
+    lines = lines_of(metrics, "my/number")
+    steps, seconds = plot_of(lines), plot_of(lines, by_time=True)
+    assert steps is not None
+    assert seconds is not None
+    assert (steps.x.tolist(), seconds.x.tolist()) == ([100, 300], [0, 10])
+    assert lines_of(metrics, "no/such") == []
+    assert plot_of([]) is None
+
+
+def test_a_curve_of_gaps_alone_and_a_count_that_steps_back_are_drawn():
+    metrics = reported((5, {"a": np.nan}), (9, {"b": 1}), (7, {"b": 3}))
+    gaps, back = plot_of(lines_of(metrics, "a")), plot_of(lines_of(metrics, "b"))
+    assert gaps is not None
+    assert np.isnan(gaps.lines[0]).all()
+    assert back is not None
+    assert (back.x.tolist(), back.lines[0].tolist()) == ([7, 9], [3, 1])
+
+
+@pytest.mark.parametrize("values", [[3.0], [0.0], [-5.0, 7.0], [1e-9, 1e9], [1234.5, 1234.6]])
+@pytest.mark.parametrize("log", [False, True])
+def test_limits_enclose_all_values(values, log):
+    low, high, is_log = _limits(np.array(values), log=log)
+    assert low < high
+    assert low <= min(values) <= max(values) <= high
+    assert is_log == (log and min(values) > 0)
+
+
+def test_the_window_opens_with_the_first_number_and_sends_what_was_reported(
+    viewer: Viewer, page: Page
+):
+    window = Probe(viewer).panel.curves
+    assert not window._window.visible
+    viewer.log(1000, {"eval/episode_reward": 5.0, "loss": 0.25})
+    eventually(lambda: window._window.visible, "the window opens")
+    viewer.log(2000, {"eval/episode_reward": 7.0, "note": "no number"})
+    eventually(lambda: len(window._plot.data[0]) == 2, "the plot has both points")
+    assert window._plot.data[0].tolist() == [1, 2]  # thousand env steps
+    assert window._what.options == (REWARD, "eval/episode_reward", "loss")
+    assert "evaluation" in window._legend.content
+    assert "<b>7</b>" in window._legend.content
+    window._what.value = "loss"
+    window._again(None)
+    eventually(lambda: window._plot.data[0].tolist() == [1], "the other metric is drawn")
+    assert viewer.stats().frames == 0
+
+
+def test_a_hook_calls_the_viewers_functions_and_then_ones_own(viewer: Viewer):
+    called = []
+    hooks = viewer.hook(
+        progress_fn=lambda *given: called.append(given),
+        policy_params_fn=lambda *given: called.append(given),
+    )
+    hooks["progress_fn"](10, {"eval/episode_reward": 1.0})
+    hooks["policy_params_fn"](10, lambda params, deterministic=True: None, {})
+    assert [given[0] for given in called] == [10, 10]
+    curve = Probe(viewer).shared.metrics.curve("eval/episode_reward")
+    assert curve is not None
+    assert curve.steps.tolist() == [10]
+    assert viewer.hook() == {
+        "progress_fn": viewer.progress_fn,
+        "policy_params_fn": viewer.policy_params_fn,
+    }
+    with pytest.raises(ZeroDivisionError):  # the trainer sees it, as it does without a viewer
+        viewer.hook(progress_fn=lambda *given: 1 / 0)["progress_fn"](1, {})
