@@ -5,6 +5,7 @@ import pytest
 
 from brax_viser import Viewer
 from brax_viser.host.metrics import SEEN_LENGTH, SEEN_REWARD, STEPS_PER_SECOND, Metrics
+from brax_viser.host.terms import TermLog
 from brax_viser.panel.curve_lines import (
     LENGTH,
     MOST_LINES,
@@ -14,8 +15,10 @@ from brax_viser.panel.curve_lines import (
     choices,
     lines_of,
     plot_of,
+    terms_of,
 )
 from brax_viser.panel.curves import _limits
+from brax_viser.records.frame import Detail, Frame
 from tests.conftest import Page, eventually
 from tests.support import Probe
 
@@ -147,3 +150,40 @@ def test_a_hook_calls_the_viewers_functions_and_then_ones_own(viewer: Viewer):
     }
     with pytest.raises(ZeroDivisionError):  # the trainer sees it, as it does without a viewer
         viewer.hook(progress_fn=lambda *given: 1 / 0)["progress_fn"](1, {})
+
+
+def frame_at(step: int, env: int, reward: float, **metrics: float) -> Frame:
+    """Returns a frame of environments 3 and 5, with the details of one of them."""
+    numbers = {name: np.array(x) for name, x in metrics.items()}
+    zeros = np.zeros((2, 1, 3), np.float32)
+    return Frame(
+        role="train",
+        env_steps=step,
+        env_index=np.array([3, 5]),
+        num_envs=8,
+        link_pos=zeros,
+        link_rot=zeros,
+        reward=np.where(np.array([3, 5]) == env, reward, -99.0),
+        episode_return=zeros[:, 0, 0],
+        episode_length=np.ones(2, np.int32),
+        since_termination=np.ones(2, np.int32),
+        finite=np.ones(2, bool),
+        detail=Detail(env, *[np.zeros(1)] * 2, *[None] * 5, {}, {}, numbers),
+    )
+
+
+def test_the_selected_robots_terms_are_kept_in_order_with_gaps_between_stretches():
+    log = TermLog()
+    for step, reward in ((1, 1.0), (2, 2.0), (2, 2.0), (900, 5.0)):
+        log.add(frame_at(step, 5, reward, reward_alive=1.0, x=7.0), dt=0.1)
+    terms = log.terms()
+    assert terms is not None and terms.env == 5
+    np.testing.assert_allclose(terms.seconds, [-0.3, -0.2, -0.1, 0], atol=1e-9)
+    np.testing.assert_array_equal(terms.values["reward"], [1, 2, np.nan, 5])
+    plot = terms_of(terms)
+    assert plot.labels == ["whole reward", "alive"]
+    assert plot.newest == [5, 1]
+    log.add(frame_at(901, 3, 4.0, x=7.0), dt=0.1)  # another robot has been selected
+    terms = log.terms()
+    assert terms is not None and terms.env == 3
+    assert terms_of(terms).labels == ["whole reward", "x"]

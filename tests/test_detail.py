@@ -95,6 +95,8 @@ def test_only_the_selected_envs_details_are_sent_and_none_without_a_selection(
     np.testing.assert_array_equal(detail.qvel, state.pipeline_state.qd[CHOSEN])
     np.testing.assert_array_equal(detail.action, rollout.action[CHOSEN])
     np.testing.assert_array_equal(detail.observation[""], state.obs[CHOSEN])
+    terms = {name: x[CHOSEN] for name, x in state.metrics.items()}
+    assert dict(detail.metrics) == terms
     # The spring backend keeps no controls: they are taken from the action of the step.
     np.testing.assert_array_equal(detail.ctrl, rollout.action[CHOSEN])
     # An env that was not drawn before has details too, because selecting it draws it.
@@ -107,6 +109,7 @@ def test_only_the_selected_envs_details_are_sent_and_none_without_a_selection(
     without, one, other, after = rollout.frame_bytes
     physics, (_, actions) = state.pipeline_state, rollout.action.shape
     numbers = physics.q.shape[1] + physics.qd.shape[1] + 2 * actions + state.obs.shape[1]
+    numbers += len(state.metrics)
     assert without == after and other == without + 4 * numbers
     assert one == other + without  # a push without details had already been granted
 
@@ -251,18 +254,20 @@ def test_observations_are_sent_by_name_up_to_a_total_size(viewer):
 
 
 class Keeping(CartPole):
-    """A cart-pole that keeps a counter in `info`."""
+    """A cart-pole that keeps a counter in `info`, and the terms of its reward in `metrics`."""
 
     def reset(self, rng: jax.Array) -> Any:
-        return super().reset(rng).replace(info={"mine": {"count": jnp.zeros(())}})
+        state = super().reset(rng).replace(info={"mine": {"count": jnp.zeros(())}})
+        return state.replace(metrics={"reward/twice": jnp.zeros(())})
 
     def step(self, state: Any, action: jax.Array) -> Any:
         info = {**state.info, "mine": {"count": state.info["mine"]["count"] + 1}}
-        return super().step(state, action).replace(info=info)
+        state = super().step(state, action).replace(info=info)
+        return state.replace(metrics={"reward/twice": 2.0 * info["mine"]["count"]})
 
 
 @pytest.mark.usefixtures("page")
-def test_the_envs_own_entries_in_info_are_sent_and_not_those_of_wrappers(viewer):
+def test_the_envs_own_info_and_metrics_are_sent_and_not_those_of_wrappers(viewer):
     viewer.mode, viewer.selected_env = "every_step", CHOSEN
     wrapped = VisualizedEnv(Keeping(), grid=(4, 1), viewer=viewer)
     env = envs.training.wrap(wrapped, episode_length=20)
@@ -277,6 +282,9 @@ def test_the_envs_own_entries_in_info_are_sent_and_not_those_of_wrappers(viewer)
     frame = blocks["train"].frame
     assert frame is not None and frame.detail is not None
     assert {name: x.tolist() for name, x in frame.detail.info.items()} == {"mine/count": 3.0}
+    assert {name: x.tolist() for name, x in frame.detail.metrics.items()} == {"reward/twice": 6.0}
+    terms = Probe(viewer).panel_view(0.0).terms
+    assert terms is not None and terms.env == CHOSEN
 
 
 def packet_of(shard: int, env_index: list[int], detail_env: int | None) -> Packet:

@@ -124,7 +124,7 @@ LONGER: dict[str, int] = {
     "brax_viser.cli.app:train": 71,
     "brax_viser.cli.presets": 444,
     "brax_viser.cli.presets:trainer_settings": 61,
-    "brax_viser.device.adapters": 488,
+    "brax_viser.device.adapters": 474,
     "brax_viser.device.emit:emit": 64,
     "brax_viser.device.episode:advance": 82,
     "brax_viser.env:VisualizedEnv": 304,

@@ -3,7 +3,6 @@
 import copy
 import functools
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -22,10 +21,11 @@ from brax_viser.device.models import Path, at, misfit, mujoco_model, stepped_mod
 from brax_viser.device.states import (
     batch_of,
     coordinates_of,
+    info_to_send,
     is_key,
     is_mujocos,
+    metrics_of,
     named_leaves,
-    own_info,
     physics_of,
     poses_of,
     reward_of,
@@ -65,9 +65,9 @@ MODEL_FIELDS = (
 are drawn, those that labels show, and those that a twin's motion depends on. Brax's own backends
 have `link.inertia.mass` instead of `body_mass`."""
 
-MAX_OBSERVATION = MAX_INFO = 1024
-"""The most values of an observation, and of `state.info`, that are sent with a detail. More could
-not be read on the page, but would cost time."""
+MAX_OBSERVATION = 1024
+"""The most values of an observation that are sent with a detail. More could not be read on the
+page, but would cost time."""
 
 
 @dataclass(frozen=True)
@@ -194,9 +194,10 @@ class Adapter:
         [nu], "act" [na], "mocap_pos" [nmocap, 3] and "mocap_quat" [nmocap, 4] if the model has any
         and the backend's state keeps them, or `step` has found `ctrl`; "action" [A]; "observation"
         [O], or "observation/PATH" for each array of a pytree, if they have one axis each and up to
-        `MAX_OBSERVATION` values in all; and "info/NAME" for arrays that the environment keeps in
-        `info`, up to `MAX_INFO` values in all. Arrays that would exceed these limits, pixels and
-        random keys are never sent.
+        `MAX_OBSERVATION` values in all; "metrics/NAME" for the numbers in `state.metrics`, such as
+        the terms of the reward; and "info/NAME" for arrays that the environment keeps in `info`, up
+        to `MAX_INFO` values in all. Arrays beyond these limits, pixels and random keys are never
+        sent.
         """
         batch, data = batch_of(state), physics_of(state)
         qpos, qvel = coordinates_of(data)
@@ -215,7 +216,7 @@ class Adapter:
             if one_axis and not is_key(x) and shape[-1] <= left and not name.startswith("pixels/"):
                 fields[f"observation/{name}" if name else "observation"] = jnp.asarray(x)
                 left -= shape[-1]
-        return {**fields, **_info(info or {}, batch)}
+        return {**fields, **metrics_of(state, batch), **info_to_send(info or {}, batch)}
 
     def randomised(self) -> Payload:
         """Returns those of `MODEL_FIELDS` in which environments differ in the step being traced.
@@ -252,21 +253,6 @@ def _observation(state: Any) -> Iterable[tuple[str, Any]]:
     if isinstance(obs, Mapping) and all(name in found for name in obs):
         return [(name, found[name]) for name in obs]
     return found.items()
-
-
-def _info(info: Mapping[str, Any], batch: tuple[int, ...]) -> Payload:
-    """Returns the arrays of `info` to send, without the large states of auto-resets."""
-    found, left = {}, MAX_INFO
-    for name, x in named_leaves(own_info(info)).items():
-        if not isinstance(x, jax.Array | np.ndarray) or x.shape[: len(batch)] != batch:
-            continue
-        # Raw random keys are unsigned integers, so arrays of that kind are left out.
-        number = any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.signedinteger))
-        size = math.prod(x.shape[len(batch) :])
-        if (number or x.dtype == bool) and size <= left:
-            found[f"info/{name}"] = x
-            left -= size
-    return found
 
 
 _KEPT = {"ctrl": "nu", "act": "na", "mocap_pos": "nmocap", "mocap_quat": "nmocap"}

@@ -7,6 +7,7 @@ or Brax's under either name. All is found by its attributes, while a step is bei
 
 import copy
 import dataclasses
+import math
 from collections.abc import Container, Iterator, Mapping, MutableMapping
 from typing import Any
 
@@ -15,6 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 _PHYSICS_NAMES = ("pipeline_state", "data")
+MAX_INFO, MAX_METRICS = 1024, 64
+"""The most values of `state.info`, and the most numbers in `state.metrics`, that are sent with a
+detail: more could not be read on the page, but would cost time."""
+
 _NO_PHYSICS = ("obs", "reward", "done", "metrics", "info")
 
 
@@ -65,6 +70,39 @@ def own_info(info: Mapping[str, Any]) -> dict[str, Any]:
         for key, x in info.items()
         if not (isinstance(key, str) and key.startswith(("first_", "AutoReset")))
     }
+
+
+def info_to_send(info: Mapping[str, Any], batch: tuple[int, ...]) -> dict[str, Any]:
+    """Returns the arrays of `info` to send, without the large states of auto-resets: "info/NAME",
+    [*batch, ...], up to `MAX_INFO` values per environment in all."""
+    return _to_send("info", own_info(info), batch, MAX_INFO)
+
+
+def metrics_of(state: Any, batch: tuple[int, ...]) -> dict[str, Any]:
+    """Returns the numbers in `state.metrics`: "metrics/NAME", [*batch], up to `MAX_METRICS`."""
+    metrics = getattr(state, "metrics", None)
+    numbers = {
+        name: _per_env(x, batch)  # a term that is always the same may be a Python number
+        for name, x in named_leaves(metrics).items()
+        if isinstance(x, jax.Array | np.ndarray | np.generic | float | int)
+        and np.ndim(x) <= len(batch)
+    }
+    found = _to_send("metrics", numbers, batch, MAX_METRICS)
+    return {name: x for name, x in found.items() if x.shape == batch}
+
+
+def _to_send(prefix: str, tree: Any, batch: tuple[int, ...], most: int) -> dict[str, Any]:
+    found, left = {}, most
+    for name, x in named_leaves(tree).items():
+        if not isinstance(x, jax.Array | np.ndarray) or x.shape[: len(batch)] != batch:
+            continue
+        # Raw random keys are unsigned integers, so arrays of that kind are left out.
+        number = any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.signedinteger))
+        size = math.prod(x.shape[len(batch) :])
+        if (number or x.dtype == bool) and size <= left:
+            found[f"{prefix}/{name}"] = x
+            left -= size
+    return found
 
 
 def coordinates_of(physics: Any) -> tuple[jax.Array, jax.Array]:

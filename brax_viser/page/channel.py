@@ -8,6 +8,7 @@ import numpy as np
 from brax_viser.host.mailbox import CAPACITY
 from brax_viser.host.rollout import Rollout
 from brax_viser.host.source import Source
+from brax_viser.host.terms import TermLog
 from brax_viser.model.robot import Model
 from brax_viser.model.variants import Variants
 from brax_viser.page.falls import Falls
@@ -67,6 +68,7 @@ class Channel:
     look: Look | None = None
     empty: bool = False  # whether the rule has found no environment
     drift: DriftLog = field(default_factory=DriftLog)  # of the frames that were on screen
+    terms: TermLog = field(default_factory=TermLog)  # of the selected environment
     recent: RecentDetails = field(default_factory=RecentDetails)  # of the selected environment
     now: View | None = None  # played last; `view` is this with falls put in, if these are shown
     rollout: Rollout | None = None  # the rollout of `falls`

@@ -186,6 +186,7 @@ class Loop:
         if view is not None and not (same and shown):
             channel.view = view
             channel.drift.add(view.frame, channel.source.adapter.dt)
+            channel.terms.add(view.frame, channel.source.adapter.dt)
             if block is not None:
                 views[role] = view
         channel.look = look

@@ -13,8 +13,11 @@ from brax_viser.host.metrics import (
     Metrics,
     smoothed,
 )
+from brax_viser.host.terms import REWARD as WHOLE
+from brax_viser.host.terms import Terms
 
 REWARD, LENGTH, SPEED, TERMS = "Reward", "Episode length", "Steps per second", "Reward terms"
+SELECTED = "Selected robot's reward"
 GROUPS: tuple[str, ...] = (REWARD, LENGTH, SPEED, TERMS)
 """Choices that stand above the metrics' own names."""
 
@@ -53,9 +56,33 @@ class Plot:
     newest: list[float] = field(default_factory=list)  # value of each line, not smoothed
 
 
-def choices(metrics: Metrics) -> tuple[str, ...]:
-    """Returns what can be shown: the groups that have a curve, then the metrics' names."""
-    return (*(group for group in GROUPS if lines_of(metrics, group)), *metrics.names())
+def choices(metrics: Metrics, *, selected: bool = False) -> tuple[str, ...]:
+    """Returns what can be shown: the groups that have a curve, the selected robot if its reward is
+    known, then the metrics' names."""
+    groups = (group for group in GROUPS if lines_of(metrics, group))
+    return (*groups, *((SELECTED,) if selected else ()), *metrics.names())
+
+
+def terms_of(terms: Terms) -> Plot:
+    """Returns the plot of a robot's reward over its last seconds, with its terms; if the
+    environment names none, with its other metrics."""
+    values = dict(terms.values)
+    reward = values.pop(WHOLE, np.full(len(terms.seconds), np.nan))
+    named = {name: x for name, x in values.items() if "reward" in name} or values
+    order = sorted(named, key=lambda name: -np.nanmax(np.abs(named[name]), initial=0))
+    plot = Plot(terms.seconds)
+    for name, line in [("whole reward", reward), *((_short(k), named[k]) for k in order)]:
+        if len(plot.lines) == MOST_LINES:
+            break
+        plot.colours.append(len(plot.lines))
+        plot.lines.append(line)
+        plot.labels.append(name)
+        plot.newest.append(float(line[-1]))
+    return plot
+
+
+def _short(term: str) -> str:
+    return term.removeprefix("reward/").removeprefix("reward_")
 
 
 def lines_of(metrics: Metrics, what: str) -> list[Line]:
@@ -90,7 +117,7 @@ def _terms(metrics: Metrics) -> list[Line]:
         names = {name.removeprefix(prefix): name for name in metrics.names() if prefix in name[:13]}
         terms = [t for t in names if t not in others and not t.endswith("_std") and "reward" in t]
         found = [
-            Line(term.removeprefix("reward/").removeprefix("reward_"), curve)
+            Line(_short(term), curve)
             for term in terms
             if (curve := metrics.curve(names[term])) is not None
         ]

@@ -6,9 +6,17 @@ import numpy as np
 import viser
 from viser import uplot
 
-from brax_viser.host.metrics import Metrics
 from brax_viser.host.progress import count
-from brax_viser.panel.curve_lines import GROUPS, MOST_LINES, Plot, choices, lines_of, plot_of
+from brax_viser.panel.curve_lines import (
+    GROUPS,
+    MOST_LINES,
+    SELECTED,
+    Plot,
+    choices,
+    lines_of,
+    plot_of,
+    terms_of,
+)
 from brax_viser.panel.view import PanelView
 from brax_viser.panel.widgets import PanelTools, Widgets
 
@@ -37,7 +45,7 @@ class CurvesWindow(Widgets):
 
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
-        self._updates, self._sent = 0, ()
+        self._updates, self._sent = 0, -1
         self._window = self._server.gui.add_panel(visible=False)
         self._window.float(x=12, y=-12, width=340, height=352)
         with self._window.add_tab("Curves", viser.Icon.CHART_LINE):
@@ -87,7 +95,7 @@ class CurvesWindow(Widgets):
 
     def _again(self, _: object) -> None:
         """Draws the plot at the next update: a person has changed what it shows."""
-        self._sent, self._updates = (), 0
+        self._sent, self._updates = -1, 0
 
     @staticmethod
     def _series(shown: tuple[int, ...], band: bool = False) -> tuple[uplot.Series, ...]:
@@ -100,12 +108,10 @@ class CurvesWindow(Widgets):
 
     def show(self, view: PanelView) -> None:
         """Updates the window."""
-        metrics = view.metrics
         self._updates += 1
-        if (self._updates - 1) % EACH or metrics is None or self._sent == (metrics.version,):
+        if (self._updates - 1) % EACH or view.metrics is None:
             return
-        self._sent = (metrics.version,)
-        options = choices(metrics)
+        options = choices(view.metrics, selected=view.terms is not None)
         self._set(self._window, visible=bool(options))
         if not options:
             return
@@ -113,16 +119,22 @@ class CurvesWindow(Widgets):
             kept = self._what.value
             self._what.options = options
             self._set(self._what, value=kept if kept in options else options[0])
-        self._draw(metrics)
+        if self._what.value == SELECTED:
+            terms = view.terms.terms() if view.terms is not None else None
+            if terms is not None:
+                self._draw(terms_of(terms), f"seconds of env {terms.env}, 0 is on screen")
+        elif self._sent != view.metrics.version:
+            self._sent = view.metrics.version
+            by_time = self._along.value == BY_TIME
+            lines = lines_of(view.metrics, self._what.value)[:MOST_LINES]
+            plot = plot_of(lines, by_time=by_time, weight=self._smooth.value)
+            if plot is not None:
+                unit, name = _unit(float(plot.x.max()), by_time=by_time)
+                plot.x /= unit
+                self._draw(plot, name)
 
-    def _draw(self, metrics: Metrics) -> None:
-        by_time = self._along.value == BY_TIME
-        lines = lines_of(metrics, self._what.value)[:MOST_LINES]
-        plot = plot_of(lines, by_time=by_time, weight=self._smooth.value)
-        if plot is None:
-            return
+    def _draw(self, plot: Plot, x_name: str) -> None:
         self._set(self._legend, content=_legend(plot))
-        unit, name = _unit(float(plot.x.max()), by_time=by_time)
         none = np.full(len(plot.x), np.nan)
         band = plot.band or (none, none)
         drawn = [none] * MOST_LINES
@@ -133,11 +145,11 @@ class CurvesWindow(Widgets):
         scale: uplot.Scale = {"range": (low, high), "distr": 3 if is_log else 1}
         shown = tuple(i for i, x in enumerate(drawn) if np.isfinite(x).any())
         with self._server.atomic():
-            self._plot.data = (plot.x / unit, *band, *drawn)
+            self._plot.data = (plot.x, *band, *drawn)
             self._set(
                 self._plot,
                 series=self._series(shown, band=plot.band is not None),
-                axes=({"label": name, "labelSize": 18, "size": 34}, {"size": 58}),
+                axes=({"label": x_name, "labelSize": 18, "size": 34}, {"size": 58}),
                 scales={"x": {"time": False}, "y": scale},
             )
 

@@ -10,6 +10,7 @@ from brax_viser.host.findings import Finding
 from brax_viser.host.metrics import Metrics
 from brax_viser.host.progress import ProgressView
 from brax_viser.host.selection import Selection
+from brax_viser.host.terms import TermLog
 from brax_viser.model.shapes import USUAL, Parts
 from brax_viser.panel.details import Inside
 from brax_viser.records.frame import Frame
@@ -79,4 +80,5 @@ class PanelView:
     stepped: tuple[str, ...] = ()  # labels of all environments that are stepped
     nonfinite: tuple[Finding, ...] = ()  # values that have turned NaN or Inf
     metrics: Metrics | None = None  # numbers that the training has reported
+    terms: TermLog | None = None  # the selected robot's reward, if its details have come
     cells: tuple[str, ...] = ()  # notes about where robots are drawn

@@ -21,6 +21,8 @@ class Detail:
     action: np.ndarray | None  # float32 [A], the policy's
     observation: Mapping[str, np.ndarray]  # by name, float32 [O]; "" if it is one array
     info: Mapping[str, np.ndarray] = field(default_factory=dict)  # from `state.info`, float32
+    # From `state.metrics`, float32 []: the terms of the reward, and whatever else is kept there.
+    metrics: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of(cls, env: int, fields: Mapping[str, np.ndarray]) -> "Detail":
@@ -32,7 +34,7 @@ class Detail:
 
         kept = ("qpos", "qvel", "ctrl", "act", "mocap_pos", "mocap_quat", "action")
         values = (fields.get(name) for name in kept)
-        return cls(env, *values, named("observation"), named("info"))  # type: ignore[arg-type]
+        return cls(env, *values, *map(named, ("observation", "info", "metrics")))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
