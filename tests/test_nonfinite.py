@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from brax.training.agents.ppo import train as ppo
 
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.cli import app as cli
+from brax_viser.host.control import REACTION_SECONDS
 from brax_viser.host.findings import Finding, Findings, explained
 from brax_viser.panel.training import ALL_NONFINITE, DISMISS, SHOW_NONFINITE
 from brax_viser.panel.words import head
@@ -233,11 +235,14 @@ def test_the_training_is_held_once_and_again_after_the_box_is_ticked_again(loop)
 def test_observations_that_are_inf_by_design_are_reported_once_and_hide_nothing(loop):
     loop.begin()
     loop.turn("observation", slice(None), value=np.inf)
-    calls = Probe(loop.viewer).shared.meter.calls
+    calls, start = Probe(loop.viewer).shared.meter.calls, time.monotonic()
     loop.steps(300)
+    per_step = (time.monotonic() - start) / 300
     (found,) = loop.viewer.nonfinite
     assert (found.env, found.others, found.is_inf_observed) == (0, LAST, True)
-    assert Probe(loop.viewer).shared.meter.calls - calls < 150, "it is asked at each step"
+    # Where a step takes as long as the viewer may take to react, it is asked at each step.
+    asked = Probe(loop.viewer).shared.meter.calls - calls
+    assert asked < 150 or per_step > REACTION_SECONDS / 3, "it is asked at each step"
     loop.viewer.hold_on_nan = True
     loop.turn("observation", 77, value=np.nan, at=viewer_steps(loop) + 50)
     loop.run(100)
