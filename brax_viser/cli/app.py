@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from datetime import datetime
 from importlib.metadata import version
@@ -17,26 +18,21 @@ from etils import epath
 from rich.columns import Columns
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from brax_viser.cli.presets import DEFAULT_ENV, ppo_preset, steps_per_policy, trainer_settings
+from brax_viser.cli.bar import TrainingBar
+from brax_viser.cli.folding import FoldedOutput
+from brax_viser.cli.presets import (
+    DEFAULT_ENV,
+    TRAINERS,
+    ppo_preset,
+    steps_per_policy,
+    trainer_settings,
+)
 from brax_viser.host.findings import explained
-from brax_viser.host.progress import ProgressView, count, duration
 from brax_viser.viewer import Viewer
 
 app = tyro.extras.SubcommandApp()
 console = Console()
-
-PHASES = {
-    "waiting": "starting",
-    "compiling": "compiling",
-    "training": "training",
-    "evaluating": "evaluating",
-    "quiet": "updating",
-    "done": "finished",
-    "failed": "failed",
-}
-
 
 STOPPED: int = 130
 """Exit code after Ctrl-C, as shells define it: 128 + SIGINT."""
@@ -85,7 +81,14 @@ def train(
     """
 
     def work(run: _Run) -> Any:
-        # The page comes first, before the training's imports and compilation.
+        # The page comes first, before the training's imports and compilation, and with them before
+        # the names of environments are known.
+        if num_timesteps is not None and num_timesteps < 1:
+            _refuse(f"num_timesteps={num_timesteps}: must be at least 1")
+        if trainer not in TRAINERS:
+            _refuse(f"trainer={trainer!r}: must be one of {', '.join(TRAINERS)}")
+        # Brax warns of itself whenever it reads a model, which its users have read before.
+        warnings.filterwarnings("ignore", module="brax.io.mjcf", category=UserWarning)
         try:
             viewer = run.viewer = Viewer(host=host, port=port, mode=mode, origins=origins)
         except ValueError as error:
@@ -243,8 +246,6 @@ def _load(
     from brax_viser.cli.names import known_environments, unknown
     from brax_viser.compat import brax_environments
 
-    if num_timesteps is not None and num_timesteps < 1:
-        _refuse(f"num_timesteps={num_timesteps}: must be at least 1")
     ppo = None
     try:
         registered = brax_environments()
@@ -307,28 +308,15 @@ def _show_progress(run: _Run, ctrl_c: _CtrlC) -> None:
     if not run.training.is_set():
         return
     assert run.viewer is not None
-    columns = (
-        TextColumn("{task.description:<10}"),
-        BarColumn(bar_width=30),
-        TextColumn("{task.fields[words]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("starting", total=1.0, words="")
+    with FoldedOutput(_native_line), TrainingBar(console) as bar:
         while not (run.over.is_set() or ctrl_c.heard):
-            _update(bar, task, run.viewer.progress())
+            bar.update(run.viewer.progress(), held=run.viewer.stats().held)
             run.over.wait(timeout=0.2)
-        _update(bar, task, run.viewer.progress())
+        bar.update(run.viewer.progress(), held=False)
 
 
-def _update(bar: Progress, task: Any, view: ProgressView) -> None:
-    words = [f"{count(view.num_steps)} steps", f"{count(view.steps_per_second)} steps/s"]
-    if view.remaining is not None and view.phase != "done":
-        words.append(f"{duration(view.remaining)} left")
-    if view.reward:
-        words.append(view.reward)
-    fraction = 1.0 if view.phase == "done" else view.fraction or 0.0
-    bar.update(task, description=PHASES[view.phase], completed=fraction, words=" · ".join(words))
+def _native_line(line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _save(where: str, run: _Run) -> None:

@@ -1,0 +1,89 @@
+"""The training's progress in one line of the terminal."""
+
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from brax_viser.host.progress import ProgressView, count, duration
+
+PHASES = {
+    "waiting": "starting",
+    "compiling": "compiling",
+    "training": "training",
+    "evaluating": "evaluating",
+    "quiet": "updating",
+    "done": "finished",
+    "failed": "failed",
+}
+"""What the terminal calls the training's phases."""
+
+_STYLES = {"held": "yellow", "failed": "red", "finished": "green"}
+_LEAST_BAR = 10  # columns
+
+
+class TrainingBar:
+    """A context that keeps a line at the lower end of the terminal. What is printed meanwhile,
+    warnings and tracebacks included, comes above it."""
+
+    def __init__(self, console: Console):
+        self._line = _Line()
+        self._live = Live(self._line, console=console, refresh_per_second=4)
+
+    def __enter__(self) -> "TrainingBar":
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *args: Any) -> None:
+        self._live.__exit__(*args)
+
+    def update(self, view: ProgressView, *, held: bool) -> None:
+        """Shows the training's progress; `held`: whether it stands still."""
+        self._line.view, self._line.held = view, held
+        if not self._live.console.is_terminal:
+            return
+        self._live.refresh()
+
+
+class _Line:
+    """Renders the progress in one line of any width: what matters least is left out first."""
+
+    view: ProgressView | None = None
+    held = False
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self.view is None:
+            return
+        view, state = self.view, PHASES[self.view.phase]
+        if self.held and view.phase not in ("done", "failed"):
+            state = "held"
+        fraction = 1.0 if view.phase == "done" else view.fraction
+        words = in_words(view, options.max_width - len(state) - _LEAST_BAR - 2)
+        line = Table.grid(padding=(0, 1))
+        line.add_column(no_wrap=True)
+        line.add_column(ratio=1)
+        line.add_column(no_wrap=True)
+        line.expand = True
+        bar = ProgressBar(total=1.0, completed=fraction or 0.0)
+        line.add_row(Text(state, style=_STYLES.get(state, "")), bar, Text(words))
+        yield line
+
+
+def in_words(view: ProgressView, width: int) -> str:
+    """Describes the progress in at most `width` characters, if the first part fits at all."""
+    goal = f" of {count(view.num_timesteps)}" if view.num_timesteps else ""
+    parts = [f"{count(view.num_steps)}{goal} steps"]
+    if view.remaining is not None and view.phase != "done":
+        parts.append(f"{duration(view.remaining)} left")
+    elif view.elapsed:
+        parts.append(duration(view.elapsed))
+    if view.reward:
+        parts.append(view.reward.partition(" at ")[0])
+    if view.steps_per_second and view.phase != "done":
+        parts.append(f"{count(view.steps_per_second)} steps/s")
+    while len(parts) > 1 and len(" · ".join(parts)) > width:
+        parts.pop()
+    return " · ".join(parts)

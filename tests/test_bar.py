@@ -1,0 +1,56 @@
+"""The terminal's line says how the training goes, at any width."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from brax_viser.cli.bar import TrainingBar, in_words
+from brax_viser.host.progress import ProgressView
+
+VIEW = ProgressView(
+    algorithm="PPO",
+    phase="training",
+    phase_seconds=1.0,
+    num_steps=1_234_567,
+    num_timesteps=3_000_000,
+    steps_per_second=14_000.0,
+    elapsed=100.0,
+    reward="training reward 1,234.5 at 1.2 M",
+    error=None,
+)
+
+
+def drawn(view: ProgressView, width: int, *, held: bool = False) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    with TrainingBar(console) as bar:
+        bar.update(view, held=held)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
+def test_the_line_fits_and_begins_with_state_and_steps(width):
+    lines = [line for line in drawn(VIEW, width).splitlines() if "training" in line]
+    assert lines
+    for line in lines:
+        assert len(line.split("\r")[-1].replace("\x1b[2K", "")) <= width
+        assert "1.23 M of 3 M steps" in line
+
+
+@pytest.mark.parametrize(
+    ("width", "words"),
+    [
+        (10, "1.23 M of 3 M steps"),
+        (40, "1.23 M of 3 M steps · 2:23 left"),
+        (60, "1.23 M of 3 M steps · 2:23 left · training reward 1,234.5"),
+        (90, "1.23 M of 3 M steps · 2:23 left · training reward 1,234.5 · 14 k steps/s"),
+    ],
+)
+def test_what_matters_least_is_left_out_first(width, words):
+    assert in_words(VIEW, width) == words
+
+
+def test_the_line_says_that_the_training_is_held():
+    assert "held" in drawn(VIEW, 80, held=True)
+    assert "held" not in drawn(VIEW, 80)
