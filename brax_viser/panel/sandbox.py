@@ -23,7 +23,7 @@ class SandboxFolder(Widgets):
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
         self._drivers: tuple[str, ...] = ()
-        with self._server.gui.add_folder("MuJoCo sandbox", expand_by_default=False):
+        with self._server.gui.add_folder("MuJoCo sandbox"):
             self._add_fork()
             self._add_pushes()
             self._add_physics()

@@ -33,7 +33,7 @@ class TwinFolder(Widgets):
         self._shown = 0
         self._curves: Curves | None = None
         self._inside: list[Any] = []
-        with gui.add_folder("MuJoCo twins", expand_by_default=False):
+        with gui.add_folder("MuJoCo twins"):
             self._on = gui.add_checkbox(
                 "Twins",
                 False,
