@@ -118,3 +118,13 @@ def test_the_reason_of_an_episodes_end_is_told_only_where_it_is_known(shown, wor
     told = words.last_end(shown, 5)
     assert words_ in told and bool(told) == bool(words_)
     assert words.last_end(shown, 6) == ""
+
+
+def test_each_control_says_what_it_is_for_and_no_label_is_there_twice(viewer):
+    gui = Probe(viewer).server.gui
+    handles = [handle for handle in gui._gui_input_handle_from_uuid.values()]
+    inputs = [handle for handle in handles if getattr(handle, "label", None)]
+    assert len(inputs) > 30
+    assert not [handle.label for handle in inputs if len(handle.hint or "") < 20]
+    labels = [handle.label for handle in inputs]
+    assert not {label for label in labels if labels.count(label) > 1}

@@ -59,7 +59,7 @@ class ChoiceFolder(Widgets):
     def _add_rule(self) -> None:
         gui = self._server.gui
         self._rule = gui.add_dropdown(
-            "Envs",
+            "Draw",
             tuple(RULE_LABELS),
             initial_value="First ones",
             hint="Which of the trainer's environments are drawn. Best, worst, terminated and NaN "
@@ -102,7 +102,7 @@ class ChoiceFolder(Widgets):
         self._sticky = gui.add_checkbox(
             "Keep these",
             False,
-            hint="On: keep the environments that were chosen. Off: choose again at each stretch.",
+            hint="On: keep the environments that were chosen. Off: choose again for each clip.",
             visible=False,
         )
         self._on_change(self._sticky, self._actions.keep_these, bool)

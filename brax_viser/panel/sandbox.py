@@ -71,7 +71,11 @@ class SandboxFolder(Widgets):
         )
         self._on_change(self._driver, self._change("driver"), DRIVER_LABELS.__getitem__)
         self._speed = self._slider(
-            "Sandbox speed", 0.0, 2.0, 0.1, "How fast it is played: 0 holds it still."
+            "Sandbox speed",
+            0.0,
+            2.0,
+            0.1,
+            "As a multiple of the robot's own speed: 0 holds it still.",
         )
         self._on_number(self._speed, self._change("speed"))
 
@@ -101,12 +105,17 @@ class SandboxFolder(Widgets):
         self._on_change(self._handle, self._actions.drag_sandbox, bool)
 
     def _add_physics(self) -> None:
-        self._gravity = self._slider("Gravity", *GRAVITY, 0.05, "As a multiple of the usual.")
+        self._gravity = self._slider("Gravity", *GRAVITY, 0.05, "As a multiple of the model's own.")
         self._on_number(self._gravity, self._change("gravity"))
-        self._friction = self._slider("Friction", *FRICTION, 0.05, "As a multiple of the usual.")
+        self._friction = self._slider(
+            "Friction", *FRICTION, 0.05, "As a multiple of the model's own."
+        )
         self._on_number(self._friction, self._change("friction"))
         self._mass = self._slider(
-            "Mass", *MASS, 0.1, "Of the part that you clicked on, or of all; as a multiple."
+            "Mass",
+            *MASS,
+            0.1,
+            "Of the part that you clicked on, or of all parts; as a multiple of the model's.",
         )
         self._on_number(self._mass, self._change("mass"))
         self._body = self._server.gui.add_html("")

@@ -10,7 +10,7 @@ from brax_viser.panel.widgets import PanelTools, Widgets
 
 STEPS = ("1 step", "10 steps", "Next fall")
 HOLD, RESUME = "Hold training", "Resume training"
-SHOW_NONFINITE, ALL_NONFINITE, DISMISS = "Select it", "Draw all such", "Dismiss"
+SHOW_NONFINITE, ALL_NONFINITE, DISMISS = "Select it", "Draw them all", "Dismiss"
 
 
 class TrainingControls(Widgets):
@@ -34,10 +34,11 @@ class TrainingControls(Widgets):
         )
         self._on_click(self._hold, self._actions.toggle_hold)
         self._step = gui.add_button_group(
-            "Go on",
+            "Step each env",
             STEPS,
-            hint="Holds the training if it runs. Then: one env step (key N), ten of them (key M), "
-            "or on until the selected robot's episode ends in a termination (key T).",
+            hint="Holds the training if it runs. Then has each environment take one step (key N), "
+            "ten steps (key M), or as many as it takes until the selected robot's episode ends in "
+            "a termination (key T). One step of 64 environments counts as 64 steps above.",
         )
         self._on_pick(
             self._step,

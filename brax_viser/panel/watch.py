@@ -29,7 +29,7 @@ class WatchControls(Widgets):
             "Motion",
             tuple(MODE_LABELS),
             initial_value="Real time",
-            hint="Real time: stretches of consecutive steps at the robot's own speed, while the "
+            hint="Real time: clips of consecutive steps at the robot's own speed, while the "
             "training runs on. Latest: the newest state, many times a second, a fast-forward. "
             "Every step: none is skipped; the training waits for the viewer when it must.",
         )
@@ -40,7 +40,8 @@ class WatchControls(Widgets):
             SPEED.high,
             0.1,
             1.0,
-            hint="How fast real time is played: 1 is the robot's own speed.",
+            hint="How fast Real time is played, as a multiple of the robot's own speed: 0.5 is "
+            "slow motion.",
         )
         self._on_number(self._speed, self._steering.set_speed)
         self._hold_on_nan = gui.add_checkbox(
@@ -68,7 +69,7 @@ class PaceFolder(Widgets):
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
         gui = self._server.gui
-        with gui.add_folder("Pace and budget"):
+        with gui.add_folder("Pace and cost"):
             self._budget = gui.add_number(
                 "Budget, %",
                 2.0,
@@ -76,18 +77,19 @@ class PaceFolder(Widgets):
                 max=100.0,
                 step=0.5,
                 hint="Share of the training's time that watching may cost, in Real time and "
-                "Latest: stretches and frames are spaced further apart to keep it.",
+                "Latest: clips and frames are spaced further apart to keep it.",
             )
             self._on_number(
                 self._budget, self._steering.set_max_overhead, lambda percent: 0.01 * percent
             )
             self._stretch = gui.add_number(
-                "Stretch, s",
+                "Clip length, s",
                 3.0,
                 min=STRETCH_SECONDS.low,
                 max=STRETCH_SECONDS.high,
                 step=0.5,
-                hint="How much of the robot's time one stretch of Real time shows.",
+                hint="How many seconds of the robot's time one clip of Real time shows. After "
+                "it comes the newest clip of the training.",
             )
             self._on_number(self._stretch, self._steering.set_stretch_seconds)
             self._cost = gui.add_html("")

@@ -149,9 +149,9 @@ def cost(view: PanelView) -> str:
     budget = "no budget" if control.mode == "every_step" else f"budget {_percent(control)}"
     lines = [
         f"Costs {100 * view.overhead:.1f} % of the time ({budget})",
-        f"{_megabytes(view.bytes_per_second)} from the device "
-        f"({view.frames_per_second:.0f} steps/s), "
-        f"{_megabytes(view.page_bytes_per_second)} to each page",
+        f"From the device: {_megabytes(view.bytes_per_second)}, "
+        f"{view.frames_per_second:.0f} batched steps a second",
+        f"To each page: {_megabytes(view.page_bytes_per_second)}",
     ]
     if view.waits >= WAITS:
         lines.append(
@@ -311,12 +311,16 @@ def legend(view: PanelView) -> str:
 
 
 def hold_note(view: PanelView) -> str:
-    """Lists the keys that hold and step the training, in a box of a fixed height."""
-    if view.selected_env is None:
-        text = "Keys: space, N. For the next fall click on a robot first."
-    else:
-        text = "Keys: space holds and resumes, N steps, T runs to its next fall."
-    return f'<div style="height:{2 * LINE}em;overflow:hidden">{note(text)}</div>'
+    """Says what a step counts, and which keys there are, in two lines."""
+    num_envs, env = view.stream.num_envs, view.selected_env
+    counted = f"One step of all {num_envs:,} envs counts {num_envs:,} steps." if num_envs else ""
+    fall = "T: click on a robot first" if env is None else f"T (next fall of env {env})"
+    lines = (counted, f"Keys: space, N, M, {fall}")
+    return (
+        f'<div style="margin:-0.3em 0.75em 0.5em 0.75em;font-size:0.8em;color:{GREY}">'
+        + "".join(f'<div style="height:{LINE}em;{ONE_LINE}">{line}</div>' for line in lines)
+        + "</div>"
+    )
 
 
 def note(text: str, *, warning: bool = False) -> str:
