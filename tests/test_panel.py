@@ -3,16 +3,20 @@
 import re
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
+from brax_viser import VisualizedEnv
 from brax_viser.host.progress import Progress
 from brax_viser.host.rewards import MOST_POINTS, Curve
 from brax_viser.panel import figures, words
 from brax_viser.panel.view import PanelView
 from brax_viser.records.frame import Frame
 from brax_viser.records.protocol import NEVER
+from tests.conftest import eventually
 from tests.support import Probe
+from tests.toy import Toy
 
 
 @pytest.fixture
@@ -128,3 +132,24 @@ def test_each_control_says_what_it_is_for_and_no_label_is_there_twice(viewer):
     assert not [handle.label for handle in inputs if len(handle.hint or "") < 20]
     labels = [handle.label for handle in inputs]
     assert not {label for label in labels if labels.count(label) > 1}
+
+
+@pytest.mark.usefixtures("page")
+def test_indices_that_no_env_has_are_refused_beside_the_field_and_the_robots_stay(viewer):
+    env, probe = VisualizedEnv(Toy(), grid=(2, 2), viewer=viewer), Probe(viewer)
+    state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 8))
+    jax.block_until_ready(jax.jit(jax.vmap(env.step))(state, np.zeros((8, 1))))
+    eventually(lambda: viewer.stats().env_steps > 0, "the number of envs is known")
+    probe.use(probe.panel.choice._rule, "Chosen by index")
+    eventually(lambda: probe.shared.selection.rule == "indices", "the first ones are listed")
+    shown = probe.shared.selection
+    probe.use(probe.panel.choice._indices, "1, 900")
+    refused = "There is no env 900: there are 8, 0 to 7"
+    eventually(lambda: refused in words.drawn(probe.panel_view()), "the panel says so")
+    assert probe.shared.selection == shown
+    for typed in ("1", "1, ", "1, 3"):
+        probe.use(probe.panel.choice._indices, typed)
+    eventually(lambda: probe.shared.selection.indices == (1, 3), "others are chosen")
+    assert refused not in words.drawn(probe.panel_view())
+    viewer.select([2, 900])  # a script is not refused, as it may choose before the first step
+    eventually(lambda: "There is no env 900" in words.drawn(probe.panel_view()), "but told")

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from brax_viser.host.control import SHOWS
@@ -98,7 +99,7 @@ class ChoiceFolder(Widgets):
             hint="For example 3, 141, 7 or 100-131. The first index is 0.",
             visible=False,
         )
-        self._on_change(self._indices, self._actions.type_indices, str)
+        self._on_text(self._indices, self._actions.type_indices)
         self._sticky = gui.add_checkbox(
             "Keep these",
             False,
@@ -177,3 +178,16 @@ def parse_indices(text: str) -> Selection:
             raise ValueError(f"{part!r}: at most {MOST_INDICES:,} indices in all")
         indices.extend(range(first, last + 1))
     return Selection.of(list(dict.fromkeys(indices)))
+
+
+def check_indices(indices: Sequence[int], num_envs: int | None) -> None:
+    """Checks that there are environments of these indices.
+
+    Raises:
+        ValueError: there are not; never if `num_envs` is None, as their number is not known yet.
+    """
+    beyond = [] if num_envs is None else [index for index in indices if index >= num_envs]
+    if beyond:
+        raise ValueError(
+            f"There is no env {beyond[0]:,}: there are {num_envs:,}, 0 to {num_envs - 1:,}"
+        )

@@ -90,12 +90,10 @@ class SandboxFolder(Widgets):
         self._impulse = gui.add_number(
             "Impulse, N s",
             1.0,
-            min=0.0,
-            max=1e5,
             step=0.1,
             hint="How hard: the change of the robot's momentum.",
         )
-        self._on_number(self._impulse, self._change("impulse"))
+        self._on_number(self._impulse, self._change("impulse"), limits=(0.0, 1e5))
         self._handle = gui.add_checkbox(
             "Drag",
             False,

@@ -72,12 +72,10 @@ class TwinFolder(Widgets):
         self._count = gui.add_number(
             "Number of twins",
             16,
-            min=1,
-            max=MOST_TWINS,
             step=1,
             hint="How many of the drawn robots have one at most; the selected robot comes first.",
         )
-        self._on_number(self._count, self._steering.set_twins, int)
+        self._on_number(self._count, self._steering.set_twins, int, (1, MOST_TWINS))
         self._physics = gui.add_dropdown(
             "Physics",
             tuple(PHYSICS),
@@ -91,23 +89,19 @@ class TwinFolder(Widgets):
         self._every = gui.add_number(
             "Restart after, steps",
             0,
-            min=0,
-            max=100_000,
             step=1,
             hint="Steps of its robot after which each twin is brought back onto it; 0: only "
             "where an episode or a clip begins.",
         )
-        self._on_number(self._every, self._change("every"), lambda n: int(n) or None)
+        self._on_number(self._every, self._change("every"), lambda n: int(n) or None, (0, 100_000))
         self._limit = gui.add_number(
             "Threshold, m",
             0.1,
-            min=0.001,
-            max=10.0,
             step=0.001,
             hint="Mean distance between the links of a robot and of its twin from which on "
             "the two count as parted.",
         )
-        self._on_number(self._limit, self._change("limit"))
+        self._on_number(self._limit, self._change("limit"), limits=(0.001, 10.0))
 
     def _change(self, name: str) -> Callable[[Any], None]:
         """Returns a function that changes one of the twins' settings."""

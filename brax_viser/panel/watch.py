@@ -73,25 +73,20 @@ class PaceFolder(Widgets):
             self._budget = gui.add_number(
                 "Budget, %",
                 2.0,
-                min=0.1,
-                max=100.0,
                 step=0.5,
                 hint="Share of the training's time that watching may cost, in Real time and "
                 "Latest: clips and frames are spaced further apart to keep it.",
             )
-            self._on_number(
-                self._budget, self._steering.set_max_overhead, lambda percent: 0.01 * percent
-            )
+            self._on_number(self._budget, self._steering.set_max_overhead, _share_of, (0.1, 100.0))
             self._stretch = gui.add_number(
                 "Clip length, s",
                 3.0,
-                min=STRETCH_SECONDS.low,
-                max=STRETCH_SECONDS.high,
                 step=0.5,
                 hint="How many seconds of the robot's time one clip of Real time shows. After "
                 "it comes the newest clip of the training.",
             )
-            self._on_number(self._stretch, self._steering.set_stretch_seconds)
+            limits = STRETCH_SECONDS.low, STRETCH_SECONDS.high
+            self._on_number(self._stretch, self._steering.set_stretch_seconds, limits=limits)
             self._cost = gui.add_html("")
 
     def show(self, view: PanelView) -> None:
@@ -99,3 +94,7 @@ class PaceFolder(Widgets):
         self._show_number(self._budget, round(100 * view.control.max_overhead, 3))
         self._show_number(self._stretch, view.control.stretch_seconds)
         self._set(self._cost, content=words.cost(view))
+
+
+def _share_of(percent: float) -> float:
+    return 0.01 * percent

@@ -179,6 +179,9 @@ def drawn(view: PanelView) -> str:
     num_envs = view.stream.num_envs
     if view.complaint is not None and view.selection.rule == "indices":
         return note(view.complaint, warning=True)
+    beyond = [i for i in view.selection.indices if num_envs is not None and i >= num_envs]
+    if beyond and view.selection.rule == "indices":  # of a script, before their number was known
+        return note(f"There is no env {beyond[0]:,}: there are {num_envs:,}", warning=True)
     if num_envs is None:
         return note(f"{view.drawn:,} robots, waiting for the first step")
     if view.drawn or view.selection.rule not in RANKED:
