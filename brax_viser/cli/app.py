@@ -350,6 +350,8 @@ def _save(where: str, run: _Run) -> None:
     model.save_params(str(path / "policy.part"), run.params)
     (path / "policy.part").replace(path / "policy")
     console.print(f"Policy saved to {path / 'policy'}", soft_wrap=True)
+    if run.viewer is not None:
+        run.viewer.policy_saved(str(path / "policy"))
 
 
 def _refuse(message: str) -> NoReturn:

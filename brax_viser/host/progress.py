@@ -32,6 +32,12 @@ class ProgressView:
     elapsed: float  # s since the first step
     rewards: RewardView | None  # None before the first
     error: str | None
+    saved: str | None  # where the trained policy is, once it has been saved
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to hold or to step."""
+        return self.phase in ("done", "failed")
 
     @property
     def reward(self) -> str | None:
@@ -76,6 +82,7 @@ class Progress:
     _rewards: Rewards = field(default_factory=Rewards)
     _ended: float | None = None
     _error: str | None = None
+    _saved: str | None = None
 
     def traced(self, call: TrainerCall | None, now: float) -> bool:
         """Notes that `reset` or `step` is being traced. Returns whether another training begins."""
@@ -96,7 +103,7 @@ class Progress:
         self._counted = self._reported = 0
         self._rate = Rate(seconds=5.0)
         self._rewards = Rewards()
-        self._ended = self._error = None
+        self._ended = self._error = self._saved = None
 
     def stepped(self, role: str, num_steps: int, now: float) -> None:
         """Counts `num_steps` more env steps of a rollout, over all its envs."""
@@ -148,6 +155,11 @@ class Progress:
         with self._lock:
             self._ended, self._error = now, error
 
+    def saved(self, path: str) -> None:
+        """Notes where the trained policy has been saved."""
+        with self._lock:
+            self._saved = path
+
     def view(self, now: float) -> ProgressView:
         with self._lock:
             phase, since = self._phase(now)
@@ -164,6 +176,7 @@ class Progress:
                 elapsed=end - self._first_step if self._first_step is not None else 0.0,
                 rewards=self._rewards.view(),
                 error=self._error,
+                saved=self._saved,
             )
 
     def _phase(self, now: float) -> tuple[str, float]:

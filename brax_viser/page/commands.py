@@ -52,10 +52,25 @@ class Commands:
 
     def toggle_hold(self) -> None:
         """Holds the training, or lets it go on."""
-        self._steering.resume() if self._shared.hold.paused else self._steering.pause()
+        if self._shared.hold.paused:
+            self._steering.resume()
+        else:
+            self._check_going_on()
+            self._steering.pause()
+
+    def step(self, n: int = 1) -> None:
+        """Lets a held training go on by `n` env steps; holds a running training."""
+        self._check_going_on()
+        self._steering.step(n)
+
+    def _check_going_on(self) -> None:
+        """Raises ValueError if the training is over."""
+        if self._shared.progress.view(self._shared.clock()).over:
+            raise ValueError("The training is over: there is nothing to hold or to step")
 
     def run_to_next_fall(self) -> None:
         """Lets the training go on to the selected robot's next fall."""
+        self._check_going_on()
         if self._shared.selected_env is None:
             raise ValueError(
                 "Next fall: click on a robot first; the training then runs until that one falls"

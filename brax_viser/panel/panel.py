@@ -73,12 +73,12 @@ class Panel:
         )
 
     def _add_keys(self, tools: PanelTools) -> None:
-        steering, actions = tools.steering, tools.actions
+        actions = tools.actions
         back, on = (functools.partial(actions.turn_page, by) for by in (-1, 1))
         keys: tuple[tuple[str, Any, Callable[[int], object]], ...] = (
             ("Hold or resume the training", "space", _by_any(actions.toggle_hold)),
-            ("One env step further", "N", _by_any(steering.step)),
-            ("Ten env steps further", "M", _by_any(functools.partial(steering.step, 10))),
+            ("One env step further", "N", _by_any(actions.step)),
+            ("Ten env steps further", "M", _by_any(functools.partial(actions.step, 10))),
             (
                 "On to the selected robot's next termination",
                 "T",

@@ -43,8 +43,8 @@ class TrainingControls(Widgets):
         self._on_pick(
             self._step,
             {
-                STEPS[0]: self._steering.step,
-                STEPS[1]: functools.partial(self._steering.step, 10),
+                STEPS[0]: self._actions.step,
+                STEPS[1]: functools.partial(self._actions.step, 10),
                 STEPS[2]: self._actions.run_to_next_fall,
             },
         )
@@ -84,8 +84,11 @@ class TrainingControls(Widgets):
         self._set(self._nonfinite, visible=bool(view.nonfinite))
 
     def _show_hold(self, view: PanelView) -> None:
+        over = view.progress.over and not view.paused
+        self._set(self._step, visible=not over)
         self._set(
             self._hold,
+            disabled=over,
             label=RESUME if view.paused else HOLD,
             color="orange" if view.paused else None,
         )

@@ -55,6 +55,8 @@ def fork(view: PanelView) -> str:
             return note("Click a robot, and take it as it is now into a MuJoCo of its own.")
         return note(f"Takes env {view.selected_env} as it is now into a MuJoCo of its own.")
     where = f"Env {sandbox.env}, forked at step {count(sandbox.num_steps)}"
+    if sandbox.begins:
+        where = f"Env {sandbox.env}, from the start of an episode"
     if sandbox.preparing:
         return note(f"{where}: compiling what drives it, which takes some seconds")
     if sandbox.trouble is not None:

@@ -52,7 +52,8 @@ def state(view: PanelView) -> tuple[str, str]:
     if view.fault is not None:
         return "Streaming stopped by a fault", f"the training goes on: {view.fault}"
     if progress.phase == "done":
-        return "Finished", "the training is over"
+        saved = f"policy saved to {progress.saved}" if progress.saved else "the training is over"
+        return "Finished", saved
     if progress.phase == "failed":
         return "The training has failed", progress.error or ""
     if view.held:
@@ -319,6 +320,12 @@ def hold_note(view: PanelView) -> str:
     counted = f"One step of all {num_envs:,} envs counts {num_envs:,} steps." if num_envs else ""
     fall = "T: click on a robot first" if env is None else f"T (next fall of env {env})"
     lines = (counted, f"Keys: space, N, M, {fall}")
+    if view.progress.over and not view.paused:
+        plays = view.fork.env is not None and view.fork.driver == "policy"
+        lines = (
+            "The training is over: there is nothing to hold.",
+            "The trained policy goes on, in MuJoCo: see Twins." if plays else "",
+        )
     return (
         f'<div style="margin:-0.3em 0.75em 0.5em 0.75em;font-size:0.8em;color:{GREY}">'
         + "".join(f'<div style="height:{LINE}em;{ONE_LINE}">{line}</div>' for line in lines)
