@@ -104,9 +104,12 @@ _serving = threading.Lock()
 
 
 @contextlib.contextmanager
-def asking_before_viser(respond: Callable[[Any, Any], Any], logger: Any) -> Iterator[bool]:
+def asking_before_viser(
+    respond: Callable[[Any, Any], Any], logger: Any, add_to: Callable[[Any], Any]
+) -> Iterator[bool]:
     """Has viser's servers that are made meanwhile ask `respond(connection, request)` first, whose
-    response goes out if it is not None, and write to `logger`: viser 1.1.
+    response goes out if it is not None, pass viser's own responses through `add_to`, and write to
+    `logger`: viser 1.1.
 
     Yields:
         Whether they do: not with other versions, nor where viser calls websockets differently.
@@ -125,7 +128,7 @@ def asking_before_viser(respond: Callable[[Any, Any], Any], logger: Any) -> Iter
         def process(connection: Any, request: Any) -> Any:
             response = respond(connection, request)
             if response is None and process_request is not None:
-                response = process_request(connection, request)
+                response = add_to(process_request(connection, request))
             return response
 
         used.append(True)

@@ -250,6 +250,11 @@ class Viewer(Controls):
         self._shared.hold.resume()  # there is nothing left to hold
         self._shared.mailbox.wake()
 
+    def policy_saved(self, path: str) -> None:
+        """Tells the page where the trained policy has been saved."""
+        self._shared.progress.saved(path)
+        self._shared.mailbox.wake()
+
     def _tell_progress(self) -> None:
         with self._shared.lock:
             for source in self._sources:

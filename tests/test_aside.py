@@ -15,10 +15,12 @@ from brax_viser import Viewer
 from brax_viser.host.progress import count
 from brax_viser.model.robot import Model
 from brax_viser.page.commands import Commands
+from brax_viser.panel import words
 from brax_viser.records.frame import Detail
 from brax_viser.records.view import ASIDE
 from brax_viser.sandbox.history import MOST_DETAILS, RecentDetails
 from brax_viser.sandbox.session import ForkView, SandboxSession, Trained
+from brax_viser.sandbox.simulation import Sandbox
 from brax_viser.sandbox.transplant import Transplant
 from brax_viser.scene.robots import PARKED
 from tests.conftest import Page, eventually
@@ -412,3 +414,51 @@ def test_the_page_keeps_running_while_the_sandboxs_robot_is_read(viewer, rollout
     assert abs(camera.look_at[1] - middle[1]) < abs(middle[1]) / 2, (
         "the camera of its page is there"
     )
+
+
+def test_after_the_training_its_policy_plays_on_until_another_training_begins(viewer, rollout):
+    probe = Probe(viewer)
+    viewer.policy_params_fn(1000, leaning, {"push": np.float32(0.0)})
+    viewer.training_ended()
+    eventually(lambda: viewer.sandbox and panel(viewer).driver == "policy", "it plays on")
+    assert panel(viewer).env == CHOSEN and not panel(viewer).begins, "from where it was last shown"
+    viewer.policy_saved("runs/pendulum/policy")
+    said = words.head(probe.panel_view())
+    assert "Finished" in said and "runs/pendulum/policy" in said and "Live" not in said
+    controls = probe.panel.training
+    eventually(lambda: controls._hold.disabled and not controls._step.visible, "no hold is left")
+    eventually(lambda: "The trained policy goes on" in controls._hold_note.content, "it is said")
+    for command in (Commands.toggle_hold, Commands.step, Commands.run_to_next_fall):
+        told(viewer, command)
+        assert "The training is over" in str(probe.state.notice)
+        assert not probe.shared.hold.paused
+
+    def topple(sandbox: Sandbox) -> None:
+        sandbox.data.qpos[1] = 1.5
+
+    viewer.sandbox.do(topple).result(timeout=60)
+    eventually(lambda: viewer.sandbox.pose.done, "it has fallen")
+    eventually(lambda: not viewer.sandbox.pose.done, "and begins again")
+
+    rollout.step()
+    eventually(lambda: viewer.sandbox is None, "it makes room for the next training")
+    eventually(lambda: not controls._hold.disabled, "which can be held")
+
+
+def test_after_the_training_any_robot_can_be_forked_at_the_start_of_an_episode(
+    pendulums, viewer, page
+):
+    pendulums.reset()
+    frame = pendulums.step()
+    viewer.policy_params_fn(1000, leaning, {"push": np.float32(0.0)})
+    viewer.training_ended()
+    eventually(lambda: viewer.sandbox and panel(viewer).drivers, "it plays on, unselected")
+    assert panel(viewer).env == frame.env_index[0] and panel(viewer).begins
+    viewer.selected_env = CHOSEN  # its details can't come any more
+    forked(viewer)
+    assert panel(viewer).env == CHOSEN and panel(viewer).begins
+    pose = viewer.sandbox.do(lambda sandbox: sandbox.reset() or sandbox.pose).result(timeout=60)
+    np.testing.assert_array_equal(pose.detail.qpos, pendulums.env._adapter.init_qpos)
+    pendulums.step()
+    threading.Event().wait(1.5)
+    assert viewer.sandbox is not None, "a person's own sandbox is left as it is"

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from brax_viser.cli.bar import TrainingBar, in_words
 from brax_viser.host.progress import ProgressView
+from brax_viser.host.rewards import RewardView
 
 VIEW = ProgressView(
     algorithm="PPO",
@@ -16,8 +17,9 @@ VIEW = ProgressView(
     num_timesteps=3_000_000,
     steps_per_second=14_000.0,
     elapsed=100.0,
-    reward="training reward 1,234.5 at 1.2 M",
+    rewards=RewardView("training", 1234.5, 1_200_000, ((1_200_000, 1234.5),), 900.0),
     error=None,
+    saved=None,
 )
 
 

@@ -1,6 +1,5 @@
 """Steering while thousands of environments are stepped: selection, hold, streams."""
 
-import asyncio
 import logging
 import signal
 import subprocess
@@ -463,9 +462,9 @@ def test_evaluation_and_training_are_distinguished_and_shown_side_by_side(traini
 @pytest.mark.parametrize(
     ("control", "value", "outcome"),
     [
-        ("training._streaming", False, lambda v: not v.streaming),
-        ("training._mode", "Latest", lambda v: v.mode == "latest"),
-        ("training._speed", 2.5, lambda v: v.speed == 2.5),
+        ("watch._streaming", False, lambda v: not v.streaming),
+        ("watch._mode", "Latest", lambda v: v.mode == "latest"),
+        ("watch._speed", 2.5, lambda v: v.speed == 2.5),
         ("pace._budget", 10, lambda v: v.max_overhead == pytest.approx(0.1)),
         ("pace._stretch", 7.0, lambda v: v.stretch_seconds == 7.0),
         ("choice._show", "Both, side by side", lambda v: v.show == "both"),
@@ -484,7 +483,7 @@ def test_evaluation_and_training_are_distinguished_and_shown_side_by_side(traini
         ("parts._sites", False, lambda v: not Probe(v).state.parts.sites),
         ("training._hold", True, lambda v: Probe(v).shared.hold.paused),
         ("training._step", "1 step", lambda v: Probe(v).shared.hold.paused),
-        ("training._hold_on_nan", True, lambda v: v.hold_on_nan),
+        ("watch._hold_on_nan", True, lambda v: v.hold_on_nan),
         ("twins._on", True, lambda v: v.twins == 16),
         ("twins._count", 4, lambda v: v.twins == 4),
         ("twins._place", "Beside them", lambda v: v.twin_settings.beside),
@@ -559,25 +558,40 @@ def test_a_bad_number_of_steps_is_refused(one_viewer, n):
         one_viewer.step(n)
 
 
-class Typed:
-    """The event that viser passes on when a key is pressed in a field."""
-
-    client = object()
-
-
-@pytest.mark.parametrize(("typed", "expected"), [("0", 0.02), ("0.5", 0.005), ("500", 0.02)])
-def test_a_half_typed_budget_causes_no_fault(one_viewer, typed, expected):
-    pace = Probe(one_viewer).panel.pace
+@pytest.mark.parametrize(
+    ("typed", "expected", "wrong"),
+    [
+        ((0.0, 0.5), 0.005, None),
+        ((5.0, 50.0, 500.0), 0.02, "500 is not used: it must be 0.1 to 100."),
+        ((5.0, 0.0), 0.02, "0 is not used: it must be 0.1 to 100."),
+    ],
+)
+def test_a_budget_is_used_when_it_is_complete_and_a_wrong_one_is_named(
+    one_viewer, typed, expected, wrong
+):
+    probe = Probe(one_viewer)
+    budget = probe.panel.pace._budget
     # The page must first show the value set from code, which would overwrite the typed one later.
-    Probe(one_viewer).now(lambda: None)
-    eventually(lambda: pace._numbers.get(pace._budget.label) == 2.0, "the budget is shown")
-    pace._budget._impl.value = float(typed)
-    for callback in pace._budget._impl.update_cb:
-        asyncio.run(callback(Typed()))
+    eventually(lambda: probe.panel.pace._numbers.get(budget.label) == 2.0, "the budget is shown")
+    for value in typed:
+        probe.use(budget, value)
+    note = probe.panel.pace._notes[budget.label]
+    if wrong is not None:
+        eventually(lambda: note.visible and wrong in note.content, "the note says what is wrong")
     eventually(lambda: one_viewer.max_overhead == expected, "it is obeyed")
-    threading.Event().wait(0.2)
-    assert one_viewer.max_overhead == expected and Probe(one_viewer).shared.fault is None
-    assert pace._budget.value == float(typed)  # the typed number is not replaced
+    assert one_viewer.max_overhead == expected and probe.shared.fault is None
+    assert budget.value == typed[-1]  # the typed number is not replaced
+    probe.use(budget, 2.0)
+    eventually(lambda: not note.visible and one_viewer.max_overhead == 0.02, "the note goes")
+
+
+def test_the_next_fall_of_no_robot_is_refused_in_words_until_another_action(one_viewer):
+    probe = Probe(one_viewer)
+    probe.enqueue(probe.commands.run_to_next_fall)
+    eventually(lambda: "click on a robot first" in str(probe.state.notice), "the page says why")
+    assert not probe.shared.hold.paused
+    probe.enqueue(lambda: probe.commands.look(labels=True))
+    eventually(lambda: probe.state.notice is None, "it is no longer said")
 
 
 def test_packets_of_one_step_are_joined_over_devices_when_the_selection_changes():

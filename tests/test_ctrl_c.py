@@ -171,7 +171,7 @@ def test_sigterm_ends_a_training_like_ctrl_c(start, number, code):
 
 def test_ctrl_c_ends_a_held_training_and_the_newest_policy_is_saved(start):
     training = start(f"inverted_pendulum {LONG.replace('500000000', '2000000')}")
-    training.watch("evaluation reward", "Held at step")
+    training.watch("Evaluation reward", "Held at step")
     assert training.end() == 130
     assert "Stopped in mid-training." in training.output
     assert training.saved() and "Policy saved to saved/policy" in training.output

@@ -90,7 +90,7 @@ FIRST = """
     import brax_viser.page.channels
     brax_viser.page.channels.TWIN_PATIENCE = float("inf")
     page = Page(viewer)
-    says = lambda: words.head(Probe(viewer).panel_view(time.monotonic()))
+    says = lambda: words.notices(Probe(viewer).panel_view(time.monotonic()))
     shown = lambda: Probe(viewer).channels["train"].view
     leader = Probe(viewer).leader
     reference = {}
@@ -262,7 +262,7 @@ def test_two_processes_share_one_page_and_are_held_together():
 
 SURVIVES = """
     page = Page(viewer)
-    says = lambda: words.head(Probe(viewer).panel_view(time.monotonic()))
+    says = lambda: words.notices(Probe(viewer).panel_view(time.monotonic()))
     viewer.resume()
 
     def look():

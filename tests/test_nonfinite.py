@@ -24,7 +24,7 @@ from brax_viser.cli import app as cli
 from brax_viser.host.control import REACTION_SECONDS
 from brax_viser.host.findings import Finding, Findings, explained
 from brax_viser.panel.training import ALL_NONFINITE, DISMISS, SHOW_NONFINITE
-from brax_viser.panel.words import head
+from brax_viser.panel.words import head, notices
 from brax_viser.processes import messages
 from tests.conftest import Page, eventually
 from tests.sample import Turning, TurningReward
@@ -110,7 +110,8 @@ def even_pace(loop: Loop, monkeypatch) -> None:
 
 
 def page_says(viewer: Viewer) -> str:
-    return head(Probe(viewer).panel_view(0.0))
+    view = Probe(viewer).panel_view(0.0)
+    return head(view) + notices(view)
 
 
 @pytest.mark.usefixtures("even_pace")
@@ -219,7 +220,7 @@ def test_the_training_is_held_once_and_again_after_the_box_is_ticked_again(loop)
     eventually(lambda: loop.viewer.stats().held, "held")
     loop.viewer.resume()
     loop.ends()
-    box = Probe(loop.viewer).panel.training._hold_on_nan
+    box = Probe(loop.viewer).panel.watch._hold_on_nan
     Probe(loop.viewer).use(box, True)
     Probe(loop.viewer).now(lambda: None)
     eventually(lambda: not len(Probe(loop.viewer).inbox), "done")

@@ -77,7 +77,7 @@ def test_of_environments_stepped_in_turn_one_is_shown_and_the_page_names_the_oth
     assert shown(viewer) == third.label  # a reset of another env does not take its place
     view = Probe(viewer).panel_view(0.0)
     assert view.stepped == (one.label, other.label, third.label)
-    assert f"Stepped too, and not shown: {one.label}, {other.label}" in words.head(view)
+    assert f"Stepped too, and not shown: {one.label}, {other.label}" in words.notices(view)
 
     Probe(viewer).use(Probe(viewer).panel.choice._stepped, other.label)
     eventually(lambda: shown(viewer) == other.label, "the page shows the one that was chosen")

@@ -171,7 +171,7 @@ def test_the_page_shows_robots_and_its_waiting_state_before_anything_has_run(vie
 
 
 def test_the_pages_switch_and_the_property_share_one_state(viewer, page):
-    box = Probe(viewer).panel.training._streaming
+    box = Probe(viewer).panel.watch._streaming
     assert box.value is viewer.streaming is True
     viewer.streaming = False
     eventually(lambda: box.value is False, "the page's switch follows the property")
@@ -179,7 +179,7 @@ def test_the_pages_switch_and_the_property_share_one_state(viewer, page):
     eventually(lambda: box.value is True, "and back")
     Probe(viewer).use(box, False)
     eventually(lambda: viewer.streaming is False, "the property follows the page's switch")
-    Probe(viewer).use(Probe(viewer).panel.training._mode, "Every step")
+    Probe(viewer).use(Probe(viewer).panel.watch._mode, "Every step")
     eventually(lambda: viewer.mode == "every_step", "and so does the mode")
 
 

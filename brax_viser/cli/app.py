@@ -81,14 +81,8 @@ def train(
     """
 
     def work(run: _Run) -> Any:
-        # The page comes first, before the training's imports and compilation, and with them before
-        # the names of environments are known.
-        if num_timesteps is not None and num_timesteps < 1:
-            _refuse(f"num_timesteps={num_timesteps}: must be at least 1")
-        if trainer not in TRAINERS:
-            _refuse(f"trainer={trainer!r}: must be one of {', '.join(TRAINERS)}")
-        # Brax warns of itself whenever it reads a model, which its users have read before.
-        warnings.filterwarnings("ignore", module="brax.io.mjcf", category=UserWarning)
+        _check(trainer, num_timesteps)
+        # The page comes first, before the training's imports and compilation.
         try:
             viewer = run.viewer = Viewer(host=host, port=port, mode=mode, origins=origins)
         except ValueError as error:
@@ -231,6 +225,14 @@ class _Run:
             self.over.set()
 
 
+def _check(trainer: str, num_timesteps: int | None) -> None:
+    """Refuses what can be told without the imports that names of environments need."""
+    if num_timesteps is not None and num_timesteps < 1:
+        _refuse(f"num_timesteps={num_timesteps}: must be at least 1")
+    if trainer not in TRAINERS:
+        _refuse(f"trainer={trainer!r}: must be one of {', '.join(TRAINERS)}")
+
+
 def _load(
     name: str,
     trainer: str,
@@ -246,6 +248,8 @@ def _load(
     from brax_viser.cli.names import known_environments, unknown
     from brax_viser.compat import brax_environments
 
+    # Brax warns of itself whenever it reads a model: its users have read that before.
+    warnings.filterwarnings("ignore", module="brax.io.mjcf", category=UserWarning)
     ppo = None
     try:
         registered = brax_environments()
@@ -338,6 +342,8 @@ def _save(where: str, run: _Run) -> None:
     model.save_params(str(path / "policy.part"), run.params)
     (path / "policy.part").replace(path / "policy")
     console.print(f"Policy saved to {path / 'policy'}", soft_wrap=True)
+    if run.viewer is not None:
+        run.viewer.policy_saved(str(path / "policy"))
 
 
 def _refuse(message: str) -> NoReturn:

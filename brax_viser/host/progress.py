@@ -5,16 +5,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from brax_viser.host.budget import Rate
+from brax_viser.host.rewards import SEEN, Rewards, RewardView
 from brax_viser.records.trainer_call import TrainerCall
 
 QUIET_SECONDS = 1.0
 """Without a step for this long, the page says so instead of "live"."""
 
-_REWARDS = {
-    "episode/sum_reward": "training reward",
-    "eval/episode_reward": "evaluation reward",
+REWARDS = {
+    "training": "training reward",
+    "evaluation": "evaluation reward",
+    SEEN: "return of the robots shown",
 }
-"""Rewards that Brax's trainers report: the mean over recent training episodes or an evaluation."""
+"""Kind of reward -> its name."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,22 @@ class ProgressView:
     num_timesteps: int | None  # the goal, as passed to the trainer
     steps_per_second: float
     elapsed: float  # s since the first step
-    reward: str | None  # the newest reported reward, in words
+    rewards: RewardView | None  # None before the first
     error: str | None
+    saved: str | None  # where the trained policy is, once it has been saved
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to hold or to step."""
+        return self.phase in ("done", "failed")
+
+    @property
+    def reward(self) -> str | None:
+        """The newest reward, in words."""
+        if self.rewards is None:
+            return None
+        told = self.rewards
+        return f"{REWARDS[told.kind]} {told.newest:,.1f} at {count(told.num_steps)}"
 
     @property
     def fraction(self) -> float | None:
@@ -63,9 +79,10 @@ class Progress:
     _counted: int = 0
     _reported: int = 0
     _rate: Rate = field(default_factory=lambda: Rate(seconds=5.0))
-    _reward: str | None = None
+    _rewards: Rewards = field(default_factory=Rewards)
     _ended: float | None = None
     _error: str | None = None
+    _saved: str | None = None
 
     def traced(self, call: TrainerCall | None, now: float) -> bool:
         """Notes that `reset` or `step` is being traced. Returns whether another training begins."""
@@ -85,7 +102,8 @@ class Progress:
         self._traced, self._first_step, self._last_step = now, None, {}
         self._counted = self._reported = 0
         self._rate = Rate(seconds=5.0)
-        self._reward = self._ended = self._error = None
+        self._rewards = Rewards()
+        self._ended = self._error = self._saved = None
 
     def stepped(self, role: str, num_steps: int, now: float) -> None:
         """Counts `num_steps` more env steps of a rollout, over all its envs."""
@@ -118,18 +136,31 @@ class Progress:
                     self._counted = max(self._counted, num_steps)
                 else:
                     self._counted = num_steps
-            for key, words in _REWARDS.items():
-                if key in metrics:
-                    reward = float(metrics[key])  # type: ignore[arg-type]
-                    self._reward = f"{words} {reward:,.1f} at {count(num_steps)}"
+            self._rewards.reported(num_steps, metrics)
             if last:
                 self._ended = now
             return num_steps
+
+    def saw(self, num_steps: int, reward: float, length: float) -> None:
+        """Notes how the robots that are drawn did in their last episodes.
+
+        Args:
+            num_steps: env steps over all envs.
+            reward: mean return of these episodes.
+            length: their mean length, in env steps of one environment.
+        """
+        with self._lock:
+            self._rewards.add(SEEN, num_steps, reward, length)
 
     def ended(self, now: float, error: str | None = None) -> None:
         """Notes that the training is over or has failed with `error`."""
         with self._lock:
             self._ended, self._error = now, error
+
+    def saved(self, path: str) -> None:
+        """Notes where the trained policy has been saved."""
+        with self._lock:
+            self._saved = path
 
     def view(self, now: float) -> ProgressView:
         with self._lock:
@@ -145,8 +176,9 @@ class Progress:
                 num_timesteps=self._num_timesteps,
                 steps_per_second=self._rate.value,
                 elapsed=end - self._first_step if self._first_step is not None else 0.0,
-                reward=self._reward,
+                rewards=self._rewards.view(),
                 error=self._error,
+                saved=self._saved,
             )
 
     def _phase(self, now: float) -> tuple[str, float]:

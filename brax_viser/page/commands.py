@@ -13,7 +13,7 @@ from brax_viser.page.channels import Channels
 from brax_viser.page.robots import Robots
 from brax_viser.page.state import PageState
 from brax_viser.page.steering import Steering
-from brax_viser.panel.choice import parse_indices
+from brax_viser.panel.choice import check_indices, parse_indices
 from brax_viser.records.view import ASIDE
 
 USUAL_TWINS = 16
@@ -52,12 +52,30 @@ class Commands:
 
     def toggle_hold(self) -> None:
         """Holds the training, or lets it go on."""
-        self._steering.resume() if self._shared.hold.paused else self._steering.pause()
+        if self._shared.hold.paused:
+            self._steering.resume()
+        else:
+            self._check_going_on()
+            self._steering.pause()
+
+    def step(self, n: int = 1) -> None:
+        """Lets a held training go on by `n` env steps; holds a running training."""
+        self._check_going_on()
+        self._steering.step(n)
+
+    def _check_going_on(self) -> None:
+        """Raises ValueError if the training is over."""
+        if self._shared.progress.view(self._shared.clock()).over:
+            raise ValueError("The training is over: there is nothing to hold or to step")
 
     def run_to_next_fall(self) -> None:
-        """Lets the training go on to the selected robot's next fall, if one is selected."""
-        if self._shared.selected_env is not None:
-            self._steering.run_to_termination()
+        """Lets the training go on to the selected robot's next fall."""
+        self._check_going_on()
+        if self._shared.selected_env is None:
+            raise ValueError(
+                "Next fall: click on a robot first; the training then runs until that one falls"
+            )
+        self._steering.run_to_termination()
 
     def show_stepped(self, label: str) -> None:
         """Shows another one of the environments that the trainer steps, given its label."""
@@ -86,22 +104,29 @@ class Commands:
     def turn_page(self, by: int) -> None:
         """Draws the page `by` pages further, wrapping around, if the rule is "page"."""
         selection, source = self._shared.selection, self._shared.shown.get(self._shared.looked_into)
-        if selection.rule != "page" or source is None:
+        num_envs = self._num_envs()
+        if selection.rule != "page" or source is None or num_envs is None:
             return
-        rollout = source.rollouts.get(self._shared.looked_into)
-        if rollout is None:
-            return
-        pages = selection.num_pages(rollout.num_envs, source.capacity)
+        pages = selection.num_pages(num_envs, source.capacity)
         page = min(selection.page, pages) + by
         self._steering.choose(replace(selection, page=(page - 1) % pages + 1))
 
     def type_indices(self, text: str) -> None:
         """Draws the environments whose indices were typed. An error is shown beside the field."""
         try:
-            self._steering.choose(parse_indices(text))
+            selection = parse_indices(text)
+            check_indices(selection.indices, self._num_envs())
+            self._steering.choose(selection)
             self._state.complaint = None
         except ValueError as error:
             self._state.complaint = str(error)
+
+    def _num_envs(self) -> int | None:
+        """Number of environments of the rollout shown; None before its first step."""
+        role = self._shared.looked_into
+        source = self._shared.shown.get(role)
+        rollout = source.rollouts.get(role) if source is not None else None
+        return rollout.num_envs if rollout is not None else None
 
     def keep_these(self, on: bool) -> None:
         """Lets the rule choose only once (on) or again at each stretch (off)."""

@@ -17,6 +17,7 @@ class Inbox:
             wake: called on any thread when an action has been added.
         """
         self._state, self._wake = state, wake
+        self._refusal: str | None = None  # the notice of the last action, if it was refused
         self._actions: deque[Callable[[], object]] = deque()  # appended by any thread
 
     def __len__(self) -> int:
@@ -29,9 +30,13 @@ class Inbox:
 
     def carry_out(self) -> None:
         """Calls all waiting actions, on viser's loop. A `ValueError` means that an action cannot be
-        done: its message becomes the page's notice."""
+        done: its message becomes the page's notice, until another one can."""
         while self._actions:
             try:
                 self._actions.popleft()()
             except ValueError as error:
-                self._state.notice = str(error)
+                self._state.notice = self._refusal = str(error)
+            else:
+                if self._refusal is not None and self._state.notice == self._refusal:
+                    self._state.notice = None
+                self._refusal = None

@@ -12,6 +12,7 @@ from brax_viser.host.state import SharedState
 from brax_viser.page.channel import Channel
 from brax_viser.page.channels import Channels
 from brax_viser.page.event_loop import EventLoop
+from brax_viser.page.finale import Finale
 from brax_viser.page.inbox import Inbox
 from brax_viser.page.panel_state import PanelState
 from brax_viser.page.robots import Robots
@@ -46,6 +47,7 @@ class Loop:
         panel_state: PanelState,
         inbox: Inbox,
         functions: FrameFunctions,
+        finale: Finale,
     ):
         """Does nothing yet; `start` starts the task.
 
@@ -60,10 +62,11 @@ class Loop:
             panel_state: makes the panel's view.
             inbox: the commands from the page.
             functions: the script's own functions, called with each picture.
+            finale: what comes after the training.
         """
         self._shared, self._state, self._server, self._events = shared, state, server, events
         self._robots, self._channels, self._inbox = robots, channels, inbox
-        self._functions = functions
+        self._functions, self._finale = functions, finale
         self._panel, self._panel_state = panel, panel_state
         self._scene, self._sandbox = robots.scene, robots.sandbox
         self._sampler = Sampler(shared.metrics)
@@ -217,6 +220,7 @@ class Loop:
             with self._server.atomic():
                 block.decorate(self._look_of(role))
                 block.title(self._title_of(role) if len(self._scene.blocks) > 1 else "")
+        self._finale.update()
         view, channel = self._panel_state.view(now), self._robots.channels.get("train")
         frame = channel.view.frame if channel is not None and channel.view is not None else None
         self._sampler.sample(view.progress, frame, self._shared.clock())

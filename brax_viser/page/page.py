@@ -11,6 +11,7 @@ from brax_viser.page.channels import Channels
 from brax_viser.page.clients import keep_openings_short
 from brax_viser.page.commands import Commands
 from brax_viser.page.event_loop import EventLoop
+from brax_viser.page.finale import Finale
 from brax_viser.page.inbox import Inbox
 from brax_viser.page.loop import Loop
 from brax_viser.page.panel_state import PanelState
@@ -72,6 +73,7 @@ class Page:
             shared, state, self.robots, self.channels, self.twin_worker, leader, self.clients
         )
         self.functions = FrameFunctions(state)
+        self.finale = Finale(shared, server, self.robots, self.steering)
         self.loop = Loop(
             shared,
             state,
@@ -83,6 +85,7 @@ class Page:
             self.panel_state,
             self.inbox,
             self.functions,
+            self.finale,
         )
 
     def start(self) -> None:

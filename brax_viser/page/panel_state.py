@@ -6,6 +6,9 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from brax_viser.host.selection import RANKED
 from brax_viser.host.source import Source
 from brax_viser.host.state import SharedState
 from brax_viser.page.channel import Channel, ProcessPlayback
@@ -15,6 +18,7 @@ from brax_viser.page.robots import Robots
 from brax_viser.page.state import PageState
 from brax_viser.panel.details import Inside
 from brax_viser.panel.view import PanelView, StreamView
+from brax_viser.records.frame import Frame
 from brax_viser.scene.block import Block
 from brax_viser.twins.worker import TwinWorker
 
@@ -53,6 +57,7 @@ class PanelState:
         self._twin_worker, self._leader, self._pages = twin_worker, leader, pages
         # Per recent update: (s, `scene.sent`, s that devices had waited for room).
         self._sent: deque[tuple[float, int, float]] = deque()
+        self._told: Frame | None = None  # whose finished episodes the progress knows
 
     def view(self, now: float) -> PanelView:
         """Returns what the panel shows at a time, s."""
@@ -65,6 +70,7 @@ class PanelState:
         at = shared.reading()
         selected = at.selected_env
         page_bytes_per_second, waits = self._lately(now)
+        self._tell_episodes(channel, at.selection.rule)
         view = PanelView(
             env=f"{shown.adapter.name} · {shown.adapter.backend}" if shown else "",
             progress=shared.progress.view(training),
@@ -103,6 +109,19 @@ class PanelState:
             cells=tuple(dict.fromkeys(n for b in scene.blocks.values() for n in b.notes())),
         )
         return self._with_twins(self._with_robot(view, shown, block), channel)
+
+    def _tell_episodes(self, channel: Channel | None, rule: str) -> None:
+        """Tells the progress how the robots that are drawn did in their last episodes. Those that
+        are chosen because they do well or badly stand for no others."""
+        frame = channel.view.frame if channel is not None and channel.view is not None else None
+        if frame is None or frame is self._told or frame.role != "train" or rule in RANKED:
+            return
+        if frame.finished_return is None or frame.finished_length is None:
+            return
+        self._told, known = frame, (frame.finished_length > 0) & np.isfinite(frame.finished_return)
+        if known.any():
+            means = frame.finished_return[known].mean(), frame.finished_length[known].mean()
+            self._shared.progress.saw(frame.env_steps * frame.num_envs, *map(float, means))
 
     def _stream(
         self,

@@ -1,7 +1,7 @@
 """Draws the sandbox: its block beside the rollouts' blocks, and the handle to drag its robot by."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import viser
@@ -12,10 +12,9 @@ from brax_viser.model.shapes import Parts
 from brax_viser.model.variants import Variants
 from brax_viser.page.reader import Reading
 from brax_viser.records.environment import Environment
-from brax_viser.records.frame import Detail, Frame
+from brax_viser.records.frame import Detail
 from brax_viser.records.grid import Grid
 from brax_viser.records.view import ASIDE, View
-from brax_viser.sandbox.history import RecentDetails
 from brax_viser.sandbox.session import DIRECTIONS, SandboxSession
 from brax_viser.scene.drag_handle import DragHandle
 from brax_viser.scene.look import Look
@@ -44,7 +43,7 @@ class SandboxView:
         self._server, self._scene, self._read = server, scene, read
         # Versions of the fork: the one whose robot was requested, and the one in the scene.
         self._asked, self._there = 0, 0
-        self._looking: viser.CameraHandle | None = None  # moves there once the block exists
+        self._looking: list[viser.CameraHandle] = []  # they move there once the block exists
         self._handle: DragHandle | None = None
 
     @property
@@ -56,19 +55,20 @@ class SandboxView:
     def fork(
         self,
         adapter: Environment,
-        recent: RecentDetails,
+        details: Sequence[Detail],
         own: Mapping[str, np.ndarray],
-        frame: Frame,
+        num_steps: int,
+        *,
+        begins: bool = False,
     ) -> None:
-        """Forks the environment of a frame's detail into a sandbox."""
+        """Forks an environment into a sandbox; see `SandboxSession.fork`."""
         self._let_go()
-        steps = frame.env_steps * frame.num_envs
-        self.session.fork(adapter, recent.until(frame), own, steps)
+        self.session.fork(adapter, details, own, num_steps, begins=begins)
 
     def end(self) -> None:
         """Closes the sandbox."""
         self._let_go()
-        self._looking = None
+        self._looking.clear()
         self.session.close()
 
     def arrange(self, roles: Iterable[str], parts: Parts) -> None:
@@ -95,9 +95,8 @@ class SandboxView:
         block = self._scene.blocks.get(ASIDE) if self.roles else None
         if block is None:
             return None
-        if self._looking is not None:
-            self._scene.look_at_block(self._looking, ASIDE)
-            self._looking = None
+        while self._looking:
+            self._scene.look_at_block(self._looking.pop(), ASIDE)
         if block.frame is None:  # the block was built again
             self.session.look_again()
         return self.session.view(now)
@@ -119,7 +118,7 @@ class SandboxView:
 
     def look_at(self, camera: viser.CameraHandle) -> None:
         """Moves a page's camera to the sandbox as soon as its robot is there."""
-        self._looking = camera
+        self._looking.append(camera)
 
     def push(self, where: str, camera: viser.CameraHandle | None) -> None:
         """Pushes its robot.

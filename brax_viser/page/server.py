@@ -13,7 +13,7 @@ import viser
 
 from brax_viser.compat import asking_before_viser, viser_gate
 from brax_viser.host.state import SharedState
-from brax_viser.page import address
+from brax_viser.page import address, browser
 from brax_viser.page.gate import Gate
 from brax_viser.page.guard import Guard
 from brax_viser.page.page import Page
@@ -51,7 +51,7 @@ class PageServer:
         requests = Gate(host, names, origins)
         with (
             rich.get_console().capture(),
-            asking_before_viser(requests.respond, _websockets_log()) as asks,
+            asking_before_viser(requests.respond, _websockets_log(), browser.add_to) as asks,
         ):
             if not asks:
                 _check_alone(host)

@@ -22,6 +22,7 @@ from brax_viser.panel.limits import (
     check_choice,
     check_share,
 )
+from brax_viser.records.frame import Detail
 from brax_viser.records.protocol import MEASURES
 from brax_viser.sandbox.session import Trained
 from brax_viser.twins.worker import TwinSettings, TwinWorker
@@ -175,7 +176,8 @@ class Steering:
         self._inbox.enqueue(functools.partial(hand_out, trained))
 
     def fork(self) -> None:
-        """Forks the selected environment into a sandbox, as it is on screen.
+        """Forks the selected environment into a sandbox, as it is on screen. Once the training is
+        over, an environment whose details have not come begins an episode there.
 
         Raises:
             ValueError: no environment is selected, or its details are not known yet.
@@ -183,16 +185,32 @@ class Steering:
         self._events.now(self._fork)
 
     def _fork(self) -> None:
-        env, channel = self._shared.selected_env, self._robots.first
-        frame = channel.view.frame if channel is not None and channel.view is not None else None
+        env = self._shared.selected_env
         if env is None:
             raise ValueError("To fork a robot, select it first: click on it")
-        if channel is None or frame is None or frame.detail is None or frame.detail.env != env:
+        self._fork_env(env)
+
+    def play_on(self) -> None:
+        """Has a robot go on in a sandbox after the training: the selected one, or else the first
+        that is drawn. Called on viser's loop."""
+        env, drawn = self._shared.selected_env, self._channels.drawn_envs()
+        self._fork_env(next(iter(drawn), 0) if env is None else env)
+
+    def _fork_env(self, env: int) -> None:
+        channel, progress = self._robots.first, self._shared.progress.view(self._shared.clock())
+        frame = channel.view.frame if channel is not None and channel.view is not None else None
+        known = frame is not None and frame.detail is not None and frame.detail.env == env
+        if channel is None or not (known or progress.over):
             raise ValueError(
                 f"The details of env {env} are not known yet: they come with its next steps"
             )
-        own = channel.variants.of_env.get(env, {})
-        self._robots.sandbox.fork(channel.source.adapter, channel.recent, own, frame)
+        adapter, own = channel.source.adapter, channel.variants.of_env.get(env, {})
+        if known and frame is not None:
+            steps = frame.env_steps * frame.num_envs
+            self._robots.sandbox.fork(adapter, channel.recent.until(frame), own, steps)
+        else:
+            start = (Detail.at_rest(env, adapter.init_qpos, adapter.mj_model.nv),)
+            self._robots.sandbox.fork(adapter, start, own, progress.num_steps, begins=True)
         self._robots.arrange()
 
     def close_sandbox(self) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from brax_viser.host.control import SHOWS
@@ -59,7 +60,7 @@ class ChoiceFolder(Widgets):
     def _add_rule(self) -> None:
         gui = self._server.gui
         self._rule = gui.add_dropdown(
-            "Envs",
+            "Draw",
             tuple(RULE_LABELS),
             initial_value="First ones",
             hint="Which of the trainer's environments are drawn. Best, worst, terminated and NaN "
@@ -98,11 +99,11 @@ class ChoiceFolder(Widgets):
             hint="For example 3, 141, 7 or 100-131. The first index is 0.",
             visible=False,
         )
-        self._on_change(self._indices, self._actions.type_indices, str)
+        self._on_text(self._indices, self._actions.type_indices)
         self._sticky = gui.add_checkbox(
             "Keep these",
             False,
-            hint="On: keep the environments that were chosen. Off: choose again at each stretch.",
+            hint="On: keep the environments that were chosen. Off: choose again for each clip.",
             visible=False,
         )
         self._on_change(self._sticky, self._actions.keep_these, bool)
@@ -177,3 +178,16 @@ def parse_indices(text: str) -> Selection:
             raise ValueError(f"{part!r}: at most {MOST_INDICES:,} indices in all")
         indices.extend(range(first, last + 1))
     return Selection.of(list(dict.fromkeys(indices)))
+
+
+def check_indices(indices: Sequence[int], num_envs: int | None) -> None:
+    """Checks that there are environments of these indices.
+
+    Raises:
+        ValueError: there are not; never if `num_envs` is None, as their number is not known yet.
+    """
+    beyond = [] if num_envs is None else [index for index in indices if index >= num_envs]
+    if beyond:
+        raise ValueError(
+            f"There is no env {beyond[0]:,}: there are {num_envs:,}, 0 to {num_envs - 1:,}"
+        )

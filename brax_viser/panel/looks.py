@@ -1,4 +1,4 @@
-"""The panel's folders for how robots look, and for the parts of them that are drawn."""
+"""The panel's controls for how robots look, and for the parts of them that are drawn."""
 
 import functools
 from typing import Any
@@ -16,15 +16,14 @@ COLOUR_LABELS = labels(COLOUR_RULES, "As the model", "Return", "Reward of this s
 YOUR_CAMERA = "Your own camera"
 
 
-class LookFolder(Widgets):
+class LookControls(Widgets):
     """Controls for colours, labels, surroundings and cameras."""
 
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
         self._model: Any = None  # the mujoco.MjModel whose cameras are listed
-        with self._server.gui.add_folder("Look"):
-            self._add_look()
-            self._add_cameras()
+        self._add_look()
+        self._add_cameras()
 
     def _add_look(self) -> None:
         gui = self._server.gui
@@ -32,16 +31,16 @@ class LookFolder(Widgets):
             "Colour by",
             tuple(COLOUR_LABELS),
             initial_value="As the model",
-            hint="Return: the one chosen under Which robots. Reward: of this step. Termination: "
-            "red where an episode has just ended in one.",
+            hint="Return: the one chosen under Watch. Reward: of this step. Termination: red where "
+            "an episode has just ended in one.",
         )
         self._on_change(self._colour, self._look("colour_by"), COLOUR_LABELS.__getitem__)
         self._legend = gui.add_html("")
         self._labels = gui.add_checkbox(
             "Labels",
             False,
-            hint="Above each robot: env index, the return chosen under Which robots, and the time "
-            "of its episode.",
+            hint="Above each robot: env index, the return chosen under Watch, and the time of its "
+            "episode.",
         )
         self._on_change(self._labels, self._look("labels"), bool)
         self._in_cells = gui.add_checkbox(

@@ -9,49 +9,14 @@ import viser
 from brax_viser.panel.actions import PageActions, SteeringActions
 from brax_viser.panel.choice import ChoiceFolder
 from brax_viser.panel.curves import CurvesWindow
-from brax_viser.panel.limits import STRETCH_SECONDS
-from brax_viser.panel.looks import LookFolder, PartsFolder
+from brax_viser.panel.looks import LookControls, PartsFolder
 from brax_viser.panel.robot import InsideFolder, SelectedFolder
 from brax_viser.panel.sandbox import SandboxFolder
 from brax_viser.panel.training import TrainingControls
 from brax_viser.panel.twins import TwinFolder
 from brax_viser.panel.view import PanelView
-from brax_viser.panel.widgets import PanelTools, Widgets
-
-
-class PaceFolder(Widgets):
-    """Controls for the budget, and for the length of a stretch."""
-
-    def __init__(self, tools: PanelTools):
-        super().__init__(tools)
-        gui = self._server.gui
-        with gui.add_folder("Pace and budget", expand_by_default=False):
-            self._budget = gui.add_number(
-                "Budget, %",
-                2.0,
-                min=0.1,
-                max=100.0,
-                step=0.5,
-                hint="Share of the training's time that watching may cost, in Real time and "
-                "Latest: stretches and frames are spaced further apart to keep it.",
-            )
-            self._on_number(
-                self._budget, self._steering.set_max_overhead, lambda percent: 0.01 * percent
-            )
-            self._stretch = gui.add_number(
-                "Stretch, s",
-                3.0,
-                min=STRETCH_SECONDS.low,
-                max=STRETCH_SECONDS.high,
-                step=0.5,
-                hint="How much of the robot's time one stretch of Real time shows.",
-            )
-            self._on_number(self._stretch, self._steering.set_stretch_seconds)
-
-    def show(self, view: PanelView) -> None:
-        """Updates the controls."""
-        self._show_number(self._budget, round(100 * view.control.max_overhead, 3))
-        self._show_number(self._stretch, view.control.stretch_seconds)
+from brax_viser.panel.watch import PaceFolder, WatchControls
+from brax_viser.panel.widgets import PanelTools
 
 
 class Panel:
@@ -78,14 +43,20 @@ class Panel:
         server.gui.main_panel.dock_right()
         tools = PanelTools(server, enqueue, steering, actions)
         self.training = TrainingControls(tools)
-        self.choice = ChoiceFolder(tools)
-        self.selected = SelectedFolder(tools)
-        self.inside = InsideFolder(tools)
-        self.look = LookFolder(tools)
-        self.parts = PartsFolder(tools)
-        self.twins = TwinFolder(tools)
-        self.sandbox = SandboxFolder(tools)
-        self.pace = PaceFolder(tools)
+        tabs = server.gui.add_tab_group()
+        with tabs.add_tab("Watch"):
+            self.watch = WatchControls(tools)
+            self.choice = ChoiceFolder(tools)
+            self.pace = PaceFolder(tools)
+        with tabs.add_tab("Robot"):
+            self.selected = SelectedFolder(tools)
+            self.inside = InsideFolder(tools)
+        with tabs.add_tab("Twins"):
+            self.twins = TwinFolder(tools)
+            self.sandbox = SandboxFolder(tools)
+        with tabs.add_tab("Look"):
+            self.look = LookControls(tools)
+            self.parts = PartsFolder(tools)
         self.curves = CurvesWindow(tools)
         self._add_keys(tools)
 
@@ -104,12 +75,12 @@ class Panel:
         )
 
     def _add_keys(self, tools: PanelTools) -> None:
-        steering, actions = tools.steering, tools.actions
+        actions = tools.actions
         back, on = (functools.partial(actions.turn_page, by) for by in (-1, 1))
         keys: tuple[tuple[str, Any, Callable[[int], object]], ...] = (
             ("Hold or resume the training", "space", _by_any(actions.toggle_hold)),
-            ("One env step further", "N", _by_any(steering.step)),
-            ("Ten env steps further", "M", _by_any(functools.partial(steering.step, 10))),
+            ("One env step further", "N", _by_any(actions.step)),
+            ("Ten env steps further", "M", _by_any(functools.partial(actions.step, 10))),
             (
                 "On to the selected robot's next termination",
                 "T",
@@ -135,14 +106,15 @@ class Panel:
             self._theme(dark=dark)
         for controls in (
             self.training,
+            self.watch,
             self.choice,
+            self.pace,
             self.selected,
             self.inside,
-            self.look,
-            self.parts,
             self.twins,
             self.sandbox,
-            self.pace,
+            self.look,
+            self.parts,
             self.curves,
         ):
             controls.show(view)

@@ -69,7 +69,7 @@ class InsideFolder(Widgets):
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
         gui = self._server.gui
-        with gui.add_folder("Look inside", expand_by_default=False):
+        with gui.add_folder("Look inside"):
             self._looked_into = gui.add_html("")
             self._overlays = {}
             for name, label in words.OVERLAY_LABELS.items():

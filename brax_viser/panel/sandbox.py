@@ -23,7 +23,7 @@ class SandboxFolder(Widgets):
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
         self._drivers: tuple[str, ...] = ()
-        with self._server.gui.add_folder("MuJoCo sandbox", expand_by_default=False):
+        with self._server.gui.add_folder("MuJoCo sandbox"):
             self._add_fork()
             self._add_pushes()
             self._add_physics()
@@ -71,7 +71,11 @@ class SandboxFolder(Widgets):
         )
         self._on_change(self._driver, self._change("driver"), DRIVER_LABELS.__getitem__)
         self._speed = self._slider(
-            "Sandbox speed", 0.0, 2.0, 0.1, "How fast it is played: 0 holds it still."
+            "Sandbox speed",
+            0.0,
+            2.0,
+            0.1,
+            "As a multiple of the robot's own speed: 0 holds it still.",
         )
         self._on_number(self._speed, self._change("speed"))
 
@@ -86,12 +90,10 @@ class SandboxFolder(Widgets):
         self._impulse = gui.add_number(
             "Impulse, N s",
             1.0,
-            min=0.0,
-            max=1e5,
             step=0.1,
             hint="How hard: the change of the robot's momentum.",
         )
-        self._on_number(self._impulse, self._change("impulse"))
+        self._on_number(self._impulse, self._change("impulse"), limits=(0.0, 1e5))
         self._handle = gui.add_checkbox(
             "Drag",
             False,
@@ -101,12 +103,17 @@ class SandboxFolder(Widgets):
         self._on_change(self._handle, self._actions.drag_sandbox, bool)
 
     def _add_physics(self) -> None:
-        self._gravity = self._slider("Gravity", *GRAVITY, 0.05, "As a multiple of the usual.")
+        self._gravity = self._slider("Gravity", *GRAVITY, 0.05, "As a multiple of the model's own.")
         self._on_number(self._gravity, self._change("gravity"))
-        self._friction = self._slider("Friction", *FRICTION, 0.05, "As a multiple of the usual.")
+        self._friction = self._slider(
+            "Friction", *FRICTION, 0.05, "As a multiple of the model's own."
+        )
         self._on_number(self._friction, self._change("friction"))
         self._mass = self._slider(
-            "Mass", *MASS, 0.1, "Of the part that you clicked on, or of all; as a multiple."
+            "Mass",
+            *MASS,
+            0.1,
+            "Of the part that you clicked on, or of all parts; as a multiple of the model's.",
         )
         self._on_number(self._mass, self._change("mass"))
         self._body = self._server.gui.add_html("")

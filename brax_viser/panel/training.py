@@ -1,28 +1,58 @@
-"""The top of the panel: the training's progress, its hold, and the streaming."""
+"""The top of the panel, above its tabs: the training's progress, and its hold."""
 
 import functools
 
 import viser
 
-from brax_viser.host.control import MODES
-from brax_viser.panel import words
-from brax_viser.panel.limits import SPEED
+from brax_viser.panel import figures, words
 from brax_viser.panel.view import PanelView
-from brax_viser.panel.widgets import PanelTools, Widgets, label_of, labels
+from brax_viser.panel.widgets import PanelTools, Widgets
 
-MODE_LABELS = labels(MODES, "Real time", "Latest", "Every step")
 STEPS = ("1 step", "10 steps", "Next fall")
 HOLD, RESUME = "Hold training", "Resume training"
-SHOW_NONFINITE, ALL_NONFINITE, DISMISS = "Select it", "Draw all such", "Dismiss"
+SHOW_NONFINITE, ALL_NONFINITE, DISMISS = "Select it", "Draw them all", "Dismiss"
 
 
 class TrainingControls(Widgets):
-    """Controls above the folders."""
+    """Controls above the tabs. What may come and go is below the buttons, so that these stay."""
 
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
         gui = self._server.gui
         self._head = gui.add_html("")
+        self._bar = gui.add_progress_bar(0.0)
+        self._figures = gui.add_html("")
+        self._add_hold()
+        self._add_notices()
+
+    def _add_hold(self) -> None:
+        gui = self._server.gui
+        self._hold = gui.add_button(
+            HOLD,
+            icon=viser.Icon.PLAYER_PAUSE,
+            hint="Holds the training itself at its next step, or lets it go on. Key: space.",
+        )
+        self._on_click(self._hold, self._actions.toggle_hold)
+        self._step = gui.add_button_group(
+            "Step each env",
+            STEPS,
+            hint="Holds the training if it runs. Then has each environment take one step (key N), "
+            "ten steps (key M), or as many as it takes until the selected robot's episode ends in "
+            "a termination (key T). One step of 64 environments counts as 64 steps above.",
+        )
+        self._on_pick(
+            self._step,
+            {
+                STEPS[0]: self._actions.step,
+                STEPS[1]: functools.partial(self._actions.step, 10),
+                STEPS[2]: self._actions.run_to_next_fall,
+            },
+        )
+        self._hold_note = gui.add_html("")
+
+    def _add_notices(self) -> None:
+        gui = self._server.gui
+        self._notices = gui.add_html("")
         self._nonfinite = gui.add_button_group(
             "NaN or Inf",
             (SHOW_NONFINITE, ALL_NONFINITE, DISMISS),
@@ -38,97 +68,30 @@ class TrainingControls(Widgets):
                 DISMISS: self._steering.dismiss_nonfinite,
             },
         )
-        self._bar = gui.add_progress_bar(0.0)
-        self._steps = gui.add_html("")
-        self._add_hold()
-        self._add_streaming()
-
-    def _add_hold(self) -> None:
-        gui = self._server.gui
-        self._hold = gui.add_button(
-            HOLD,
-            icon=viser.Icon.PLAYER_PAUSE,
-            hint="Holds the training itself at its next step, or lets it go on. Key: space.",
-        )
-        self._on_click(self._hold, self._actions.toggle_hold)
-        self._step = gui.add_button_group(
-            "Go on",
-            STEPS,
-            hint="Holds the training if it runs. Then: one env step (key N), ten of them (key M), "
-            "or on until the selected robot's episode ends in a termination (key T).",
-        )
-        self._on_pick(
-            self._step,
-            {
-                STEPS[0]: self._steering.step,
-                STEPS[1]: functools.partial(self._steering.step, 10),
-                STEPS[2]: self._actions.run_to_next_fall,
-            },
-        )
-        self._hold_note = gui.add_html("")
-        self._hold_on_nan = gui.add_checkbox(
-            "Hold at the first NaN",
-            False,
-            hint="Holds the training once, at the very step at which anything of any environment "
-            "turns NaN or Inf (reward, link poses, velocities, observations), and selects that "
-            "environment. Tick it again for the next one.",
-        )
-        self._on_change(self._hold_on_nan, self._steering.set_hold_on_nan, bool)
-
-    def _add_streaming(self) -> None:
-        gui = self._server.gui
-        self._streaming = gui.add_checkbox(
-            "Streaming",
-            initial_value=True,
-            hint="On: robot states travel from the training to this page. Off: none does, and the "
-            "training runs at full speed. The training itself goes on either way. Key: O.",
-        )
-        self._on_change(self._streaming, self._steering.set_streaming, bool)
-        self._mode = gui.add_dropdown(
-            "Motion",
-            tuple(MODE_LABELS),
-            initial_value="Real time",
-            hint="Real time: stretches of consecutive steps at the robot's own speed, while the "
-            "training runs on. Latest: the newest state, many times a second, a fast-forward. "
-            "Every step: none is skipped; the training waits for the viewer when it must.",
-        )
-        self._on_change(self._mode, self._steering.set_mode, MODE_LABELS.__getitem__)
-        self._speed = gui.add_slider(
-            "Speed",
-            SPEED.low,
-            SPEED.high,
-            0.1,
-            1.0,
-            hint="How fast real time is played: 1 is the robot's own speed.",
-        )
-        self._on_number(self._speed, self._steering.set_speed)
-        self._cost = gui.add_html("")
 
     def show(self, view: PanelView) -> None:
         """Updates the controls."""
-        progress, control = view.progress, view.control
+        progress = view.progress
         self._set(self._head, content=words.head(view))
         fraction = progress.fraction
         busy = progress.phase in ("waiting", "compiling", "quiet") and not view.paused
         self._set(
             self._bar, value=round(100 * (fraction or 0.0), 1), animated=busy or fraction is None
         )
-        self._set(self._steps, content=words.steps(progress))
+        self._set(self._figures, content=figures.figures(view))
         self._show_hold(view)
-        self._set(self._streaming, value=control.streaming)
-        self._set(self._mode, value=label_of(MODE_LABELS, control.mode))
-        self._set(self._speed, visible=control.mode == "realtime")
-        self._show_number(self._speed, control.speed)
-        self._set(self._cost, content=words.cost(view))
+        self._set(self._notices, content=words.notices(view))
+        self._set(self._nonfinite, visible=bool(view.nonfinite))
 
     def _show_hold(self, view: PanelView) -> None:
+        over = view.progress.over and not view.paused
+        self._set(self._step, visible=not over)
         self._set(
             self._hold,
+            disabled=over,
             label=RESUME if view.paused else HOLD,
             color="orange" if view.paused else None,
         )
         icon = viser.Icon.PLAYER_PLAY if view.paused else viser.Icon.PLAYER_PAUSE
         self._set(self._hold, icon=icon)
         self._set(self._hold_note, content=words.hold_note(view))
-        self._set(self._hold_on_nan, value=view.control.hold_on_nan)
-        self._set(self._nonfinite, visible=bool(view.nonfinite))

@@ -54,14 +54,16 @@ def fork(view: PanelView) -> str:
         if view.selected_env is None:
             return note("Click a robot, and take it as it is now into a MuJoCo of its own.")
         return note(f"Takes env {view.selected_env} as it is now into a MuJoCo of its own.")
-    where = f"Env {sandbox.env}, from step {count(sandbox.num_steps)}"
+    where = f"Env {sandbox.env}, forked at step {count(sandbox.num_steps)}"
+    if sandbox.begins:
+        where = f"Env {sandbox.env}, from the start of an episode"
     if sandbox.preparing:
         return note(f"{where}: compiling what drives it, which takes some seconds")
     if sandbox.trouble is not None:
         return note(f"{where}: {sandbox.trouble}", warning=True)
-    lines = [f"{where}: {sandbox.time:+.1f} s"]
+    lines = [f"{where}: {sandbox.time:.1f} s since"]
     if sandbox.reward is not None:
-        lines[0] += f" · reward {sandbox.reward:.2f}"
+        lines[0] += f" · reward {sandbox.reward:.2f} in this step"
     if sandbox.done:
         lines.append("Its episode would have ended here")
     if sandbox.driver == "policy" and sandbox.policy_steps is not None:

@@ -33,7 +33,7 @@ class TwinFolder(Widgets):
         self._shown = 0
         self._curves: Curves | None = None
         self._inside: list[Any] = []
-        with gui.add_folder("MuJoCo twins", expand_by_default=False):
+        with gui.add_folder("MuJoCo twins"):
             self._on = gui.add_checkbox(
                 "Twins",
                 False,
@@ -44,40 +44,38 @@ class TwinFolder(Widgets):
             self._on_change(self._on, self._actions.switch_twins, bool)
             self._note = gui.add_html("")
             self._place = gui.add_dropdown(
-                "Where",
+                "Draw them",
                 tuple(PLACES),
                 initial_value="On their robots",
-                hint="Where twins are drawn.",
+                hint="Over their robots, to see where the two part, or beside them.",
             )
             self._on_change(self._place, self._change("beside"), PLACES.__getitem__)
-            self._anew = gui.add_button_group(
-                "Start",
-                ("Anew, now",),
+            self._restart = gui.add_button_group(
+                "Restart",
+                ("All twins now",),
                 hint="Brings all twins back onto their robots. They restart by themselves when "
-                "an episode begins, and with each stretch of Real time.",
+                "an episode begins, and with each clip of Real time.",
             )
-            self._on_click(self._anew, self._steering.restart_twins)
+            self._on_click(self._restart, self._steering.restart_twins)
             self._metres = self._plot(("Root", "All links"), "m")
             self._radians = self._plot(("Joints",), "rad")
             self._table = gui.add_html("")
             self._more = gui.add_folder("More of twins", expand_by_default=False, visible=False)
             with self._more:
                 self._add_more()
-        self._inside = [self._place, self._anew, self._table, self._more]
+        self._inside = [self._place, self._restart, self._table, self._more]
         for handle in self._inside:
             handle.visible = False
 
     def _add_more(self) -> None:
         gui = self._server.gui
         self._count = gui.add_number(
-            "How many",
+            "Number of twins",
             16,
-            min=1,
-            max=MOST_TWINS,
             step=1,
             hint="How many of the drawn robots have one at most; the selected robot comes first.",
         )
-        self._on_number(self._count, self._steering.set_twins, int)
+        self._on_number(self._count, self._steering.set_twins, int, (1, MOST_TWINS))
         self._physics = gui.add_dropdown(
             "Physics",
             tuple(PHYSICS),
@@ -89,25 +87,21 @@ class TwinFolder(Widgets):
         )
         self._on_change(self._physics, self._change("as_made"), PHYSICS.__getitem__)
         self._every = gui.add_number(
-            "Anew every",
+            "Restart after, steps",
             0,
-            min=0,
-            max=100_000,
             step=1,
-            hint="Steps after which each twin is brought back onto its robot; 0: only "
-            "where an episode or a stretch begins.",
+            hint="Steps of its robot after which each twin is brought back onto it; 0: only "
+            "where an episode or a clip begins.",
         )
-        self._on_number(self._every, self._change("every"), lambda n: int(n) or None)
+        self._on_number(self._every, self._change("every"), lambda n: int(n) or None, (0, 100_000))
         self._limit = gui.add_number(
             "Threshold, m",
             0.1,
-            min=0.001,
-            max=10.0,
             step=0.001,
             hint="Mean distance between the links of a robot and of its twin from which on "
             "the two count as parted.",
         )
-        self._on_number(self._limit, self._change("limit"))
+        self._on_number(self._limit, self._change("limit"), limits=(0.001, 10.0))
 
     def _change(self, name: str) -> Callable[[Any], None]:
         """Returns a function that changes one of the twins' settings."""

@@ -1,5 +1,6 @@
 """Base of the panel's controls: enqueues what a person sets, and shows the current values."""
 
+import asyncio
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,11 @@ from typing import Any
 
 import viser
 
+from brax_viser.panel import words
 from brax_viser.panel.actions import PageActions, SteeringActions
+
+TYPING_SECONDS = 0.6
+"""s without a key after which what was typed is complete."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Widgets:
     def __init__(self, tools: PanelTools):
         self._server, self._enqueue = tools.server, tools.enqueue
         self._steering, self._actions = tools.steering, tools.actions
+        self._notes: dict[str, viser.GuiHtmlHandle] = {}  # on numbers that were typed, by label
         self._numbers: dict[str, float] = {}  # as last shown, by label
 
     def _on_click(self, handle: Any, action: Callable[[], object]) -> None:
@@ -79,16 +85,60 @@ class Widgets:
                 self._enqueue(functools.partial(action, of(handle.value), event.client_id))
 
     def _on_number(
-        self, handle: Any, action: Callable[[Any], object], of: Callable[[float], Any] = float
+        self,
+        handle: Any,
+        action: Callable[[Any], object],
+        of: Callable[[float], Any] = float,
+        limits: tuple[float, float] | None = None,
     ) -> None:
-        """Connects a number that can be typed. Each key is an update, so values between "2" and
-        "0.5" come as well: a value out of the limits is ignored as unfinished."""
+        """Connects a slider, or a number that is typed, and adds a note below it, which says what
+        is wrong with a number.
+
+        Args:
+            handle: the control, which was added last.
+            action: called with the converted value.
+            of: converts the control's value.
+            limits: the least and the most; None: those of the handle. A field that viser knows the
+                limits of changes 500 to 100 when it is left, without a word.
+        """
+        low, high = limits or (handle.min, handle.max)
+        note = self._notes[handle.label] = self._server.gui.add_html("", visible=False)
+
+        def use(value: float) -> None:
+            used = low <= value <= high
+            if used:
+                self._enqueue(functools.partial(action, of(value)))
+            else:
+                said = f"{value:g} is not used: it must be {low:g} to {high:,g}."
+                note.content = words.note(said, warning=True)
+            note.visible = not used
+
+        dragged = isinstance(handle, viser.GuiSliderHandle)
+        self._when_complete(handle, use, lambda value: dragged and low <= value <= high)
+
+    def _on_text(self, handle: Any, action: Callable[[str], object]) -> None:
+        """Connects a text that is typed."""
+        use = lambda value: self._enqueue(functools.partial(action, value))  # noqa: E731
+        self._when_complete(handle, use)
+
+    def _when_complete(
+        self,
+        handle: Any,
+        use: Callable[[Any], object],
+        at_once: Callable[[Any], bool] = lambda value: False,
+    ) -> None:
+        """Calls `use` with a control's value when no key has been pressed for a moment, as each key
+        is an update. Where `at_once` says so, it is called without waiting."""
+        waiting: list[asyncio.TimerHandle] = []
 
         @handle.on_update
         async def _(event: viser.GuiEvent) -> None:
-            value = float(handle.value)
-            if event.client is not None and handle.min <= value <= handle.max:
-                self._enqueue(functools.partial(action, of(value)))
+            if event.client is None:  # set by our own `show`
+                return
+            while waiting:
+                waiting.pop().cancel()
+            seconds = 0.0 if at_once(handle.value) else TYPING_SECONDS
+            waiting.append(asyncio.get_running_loop().call_later(seconds, use, handle.value))
 
     def _look(self, field: str) -> Callable[[Any], None]:
         """Returns a function that changes one field of `Look`."""

@@ -2,12 +2,15 @@
 
 from html import escape
 
+import numpy as np
+
 from brax_viser.host.control import Control
 from brax_viser.host.findings import Finding
-from brax_viser.host.progress import ProgressView, count, duration
+from brax_viser.host.progress import count
 from brax_viser.host.selection import RANKED
 from brax_viser.panel import details
 from brax_viser.panel.view import PanelView
+from brax_viser.records.frame import Frame
 from brax_viser.scene.look import css_gradient, range_of
 
 _DOT = {
@@ -19,6 +22,12 @@ _DOT = {
 }
 _WAITING_DOT = "#f08c00"
 GREY = "#868e96"
+
+LINE = 1.45
+"""Height of a line of the head, em. Its boxes are multiples of it: no control below moves."""
+
+ONE_LINE = "white-space:nowrap;overflow:hidden;text-overflow:ellipsis"
+"""CSS of a line that is cut off at the panel's edge."""
 
 
 WAITS = 0.01
@@ -33,66 +42,99 @@ FAST_ENOUGH = 0.8
 
 def status(view: PanelView) -> str:
     """Describes the training's state in one sentence."""
+    word, detail = state(view)
+    return f"{word}: {detail}" if detail else word
+
+
+def state(view: PanelView) -> tuple[str, str]:
+    """Returns the training's state in a few words, and what there is to add, which may be empty."""
     progress, seconds = view.progress, f"{view.progress.phase_seconds:.0f} s"
     if view.fault is not None:
-        return f"Streaming stopped by a fault, the training goes on: {view.fault}"
+        return "Streaming stopped by a fault", f"the training goes on: {view.fault}"
     if progress.phase == "done":
-        return "Training has finished"
+        saved = f"policy saved to {progress.saved}" if progress.saved else "the training is over"
+        return "Finished", saved
     if progress.phase == "failed":
-        return f"Training has failed: {progress.error}"
+        return "The training has failed", progress.error or ""
     if view.held:
         # To the last digit, so that a single step shows.
-        return f"Held at step {progress.num_steps:,}: the training waits for you"
+        return f"Held at step {progress.num_steps:,}", "the training waits for you"
     if view.until_env is not None:
-        return f"Running on until env {view.until_env} terminates"
+        return "Running on", f"until env {view.until_env} terminates"
     if view.paused:
-        return "Holding at the next step"
+        return "Holding", "at the next step"
     # Shown between two rollouts too, so that it is always clear that streaming is off.
     if not view.control.streaming and progress.phase in ("training", "evaluating", "quiet"):
-        return "Streaming is off: the training goes on unseen"
+        return "Streaming is off", "the training goes on unseen"
     if view.waits >= WAITS_MOSTLY and progress.phase in ("training", "evaluating", "quiet"):
-        return "Live: the training waits for the viewer, as no step may be skipped"
+        return "Live", "the training waits for the viewer, as no step may be skipped"
     match progress.phase:
         case "waiting":
-            return "Waiting for a trainer: hand it this environment"
+            return "Waiting for a trainer", "hand it this environment"
         case "compiling":
-            return f"Compiling the training step, {seconds}"
+            return "Compiling the training step", f"for {seconds}"
         case "training":
             if view.control.show == "eval":
-                return "Training; the next evaluation is shown when it comes"
-            return "Live, but not all of it is finite" if view.nonfinite else "Live"
+                return "Training", "the next evaluation is shown when it comes"
+            return "Live", "but not all of it is finite" if view.nonfinite else on_screen(view)
         case "evaluating":
             if view.control.show == "train":
-                return "Evaluating the policy; the robots go on after it"
-            return "Live: evaluating the policy"
+                return "Evaluating the policy", "the robots go on after it"
+            return "Live", "evaluating the policy"
         case _:
-            return f"No step for {seconds}: updating, compiling, or finished"
+            return f"No step for {seconds}", "updating, compiling, or finished"
+
+
+def on_screen(view: PanelView) -> str:
+    """Says which step is on screen, and how old it is; empty before the first."""
+    stream = view.stream
+    if stream.step is None:
+        return ""
+    shown = f"on screen: step {count(stream.step)}"
+    if view.control.mode == "realtime" and not (view.paused or stream.following):
+        shown += f", {stream.age:.0f} s ago"
+    return shown
 
 
 def head(view: PanelView) -> str:
-    """Returns the environment's name, the status and all notices."""
+    """Returns the environment's name and the training's state, in lines of a fixed height."""
     ended = view.progress.phase in ("done", "failed")
     dot = _DOT.get("held" if view.paused and not ended else view.progress.phase, _WAITING_DOT)
     if view.fault is not None or view.nonfinite:
         dot = _DOT["failed"]
     name = " · ".join(part for part in (view.env, view.progress.algorithm) if part)
-    notices = [*([view.notice] if view.notice else []), *view.cells]
+    word, detail = map(escape, state(view))
+    line = f"height:{LINE}em;{ONE_LINE}"
+    return (
+        f'<div style="padding:0.5em 0.75em 0.4em 0.75em;line-height:{LINE}">'
+        f'<div style="font-size:1.15em;font-weight:600;{line}" title="{escape(name)}">'
+        f"{escape(name)}</div>"
+        f'<div class="brax-viser-state" style="{line}"><span><span style="color:{dot}">&#9679;'
+        f"</span> {word}</span></div>"
+        f'<div style="font-size:0.85em;color:{GREY};{line}" title="{detail}">{detail}</div></div>'
+    )
+
+
+def notices(view: PanelView) -> str:
+    """Returns all notices; empty if there are none."""
+    told = [*([view.notice] if view.notice else []), *view.cells]
+    if view.fault is not None or view.progress.phase == "failed":
+        told.insert(0, status(view))  # in full: the head has one line for it
     if view.lost:
         which = ", ".join(map(str, view.lost))
         many = "es" if len(view.lost) > 1 else ""
-        notices.append(f"Process{many} {which} not heard of: the robots there are not drawn")
+        told.append(f"Process{many} {which} not heard of: the robots there are not drawn")
     if len(view.stepped) > 1:
         others = ", ".join(name for name in view.stepped if name != view.shown)
-        notices.append(f"{view.shown} is shown. Stepped too, and not shown: {others}")
-    notices.extend(view.refused)
-    notice = "".join(f'<div style="color:#e8590c">{escape(text)}</div>' for text in notices)
+        told.append(f"{view.shown} is shown. Stepped too, and not shown: {others}")
+    told.extend(view.refused)
+    lines = [f'<div style="color:#e8590c">{escape(text)}</div>' for text in told]
     red = "color:#e03131;font-weight:600"
-    notice += "".join(f'<div style="{red}">{_sentence(found)}</div>' for found in view.nonfinite)
-    return (
-        '<div style="padding:0.5em 0.75em 0.4em 0.75em;line-height:1.45">'
-        f'<div style="font-size:1.15em;font-weight:600">{escape(name)}</div>'
-        f'<div><span style="color:{dot}">&#9679;</span> {escape(status(view))}</div>{notice}</div>'
-    )
+    lines += [f'<div style="{red}">{_sentence(found)}</div>' for found in view.nonfinite]
+    if not lines:
+        return ""
+    margin = "margin:0 0.75em 0.5em 0.75em;font-size:0.9em;line-height:1.4"
+    return f'<div style="{margin}">{"".join(lines)}</div>'
 
 
 def _sentence(found: Finding) -> str:
@@ -100,30 +142,17 @@ def _sentence(found: Finding) -> str:
     return escape(text[:1].upper() + text[1:])
 
 
-def steps(progress: ProgressView) -> str:
-    """Returns the training's steps, speed, time and reward."""
-    goal = f" of {count(progress.num_timesteps)}" if progress.num_timesteps else ""
-    lines = [f"{count(progress.num_steps)}{goal} steps · {count(progress.steps_per_second)}/s"]
-    if progress.elapsed:
-        lines.append(f"{duration(progress.elapsed)} gone")
-    if progress.remaining is not None:
-        lines[-1] += f", {duration(progress.remaining)} left"
-    if progress.reward:
-        lines.append(progress.reward)
-    return lines_of(lines)
-
-
 def cost(view: PanelView) -> str:
-    """Says what watching costs the training, and which step is on screen."""
-    control, stream = view.control, view.stream
+    """Says what watching costs the training, and what it sends."""
+    control = view.control
     if not control.streaming:
         return lines_of(["Costs nothing: no state leaves the device"])
     budget = "no budget" if control.mode == "every_step" else f"budget {_percent(control)}"
     lines = [
         f"Costs {100 * view.overhead:.1f} % of the time ({budget})",
-        f"{_megabytes(view.bytes_per_second)} from the device "
-        f"({view.frames_per_second:.0f} steps/s), "
-        f"{_megabytes(view.page_bytes_per_second)} to each page",
+        f"From the device: {_megabytes(view.bytes_per_second)}, "
+        f"{view.frames_per_second:.0f} batched steps a second",
+        f"To each page: {_megabytes(view.page_bytes_per_second)}",
     ]
     if view.waits >= WAITS:
         lines.append(
@@ -132,10 +161,6 @@ def cost(view: PanelView) -> str:
         )
     if view.slowest_page is not None and view.slowest_page < FAST_ENOUGH:
         lines.append(f"A page is slow and skips frames: it takes {100 * view.slowest_page:.0f} %")
-    if stream.step is not None:
-        lines.append(f"On screen: step {count(stream.step)}")
-        if control.mode == "realtime" and not (view.paused or stream.following):
-            lines[-1] += f", {stream.age:.0f} s ago"
     return lines_of(lines)
 
 
@@ -155,6 +180,9 @@ def drawn(view: PanelView) -> str:
     num_envs = view.stream.num_envs
     if view.complaint is not None and view.selection.rule == "indices":
         return note(view.complaint, warning=True)
+    beyond = [i for i in view.selection.indices if num_envs is not None and i >= num_envs]
+    if beyond and view.selection.rule == "indices":  # of a script, before their number was known
+        return note(f"There is no env {beyond[0]:,}: there are {num_envs:,}", warning=True)
     if num_envs is None:
         return note(f"{view.drawn:,} robots, waiting for the first step")
     if view.drawn or view.selection.rule not in RANKED:
@@ -191,7 +219,25 @@ def selected(view: PanelView) -> str:
     return (
         '<div style="margin:0 0.75em 0.4em 0.75em;font-size:0.9em">'
         f"<b>Env {view.selected_env}</b>{escape(facts)}</div>"
+        + (note(last_end(view.frame, view.selected_env)) if view.frame is not None else "")
     )
+
+
+def last_end(frame: Frame, env: int) -> str:
+    """Says how an environment's last episode ended, where the frame tells; else empty."""
+    rows = np.flatnonzero(frame.env_index == env)
+    if not len(rows) or frame.finished_length is None or frame.fell is not None:
+        return ""
+    row = int(rows[0])
+    length, since = int(frame.episode_length[row]), int(frame.since_termination[row])
+    steps = int(frame.finished_length[row])
+    if since == 0:
+        return "Its episode has ended in a termination with this step."
+    if steps == 0 or length < 1 or since == length + 1:  # not known, or not for certain
+        return ""
+    if since == length:
+        return f"Its last episode ended in a termination, after {steps:,} steps."
+    return f"Its last episode ended without a termination, after {steps:,} steps: its time was up."
 
 
 def looked_into(view: PanelView) -> str:
@@ -269,10 +315,22 @@ def legend(view: PanelView) -> str:
 
 
 def hold_note(view: PanelView) -> str:
-    """Lists the keys that hold and step the training."""
-    if view.selected_env is None:
-        return note("Keys: space, N. For the next fall click on a robot first.")
-    return note("Keys: space holds and resumes, N steps, T runs to its next fall.")
+    """Says what a step counts, and which keys there are, in two lines."""
+    num_envs, env = view.stream.num_envs, view.selected_env
+    counted = f"One step of all {num_envs:,} envs counts {num_envs:,} steps." if num_envs else ""
+    fall = "T: click on a robot first" if env is None else f"T (next fall of env {env})"
+    lines = (counted, f"Keys: space, N, M, {fall}")
+    if view.progress.over and not view.paused:
+        plays = view.fork.env is not None and view.fork.driver == "policy"
+        lines = (
+            "The training is over: there is nothing to hold.",
+            "The trained policy goes on, in MuJoCo: see Twins." if plays else "",
+        )
+    return (
+        f'<div style="margin:-0.3em 0.75em 0.5em 0.75em;font-size:0.8em;color:{GREY}">'
+        + "".join(f'<div style="height:{LINE}em;{ONE_LINE}">{line}</div>' for line in lines)
+        + "</div>"
+    )
 
 
 def note(text: str, *, warning: bool = False) -> str:

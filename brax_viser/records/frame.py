@@ -36,6 +36,18 @@ class Detail:
         values = (fields.get(name) for name in kept)
         return cls(env, *values, *map(named, ("observation", "info", "metrics")))  # type: ignore[arg-type]
 
+    @classmethod
+    def at_rest(cls, env: int, qpos: np.ndarray, num_velocities: int) -> "Detail":
+        """Builds the detail of an environment of which nothing is known but where it stands.
+
+        Args:
+            env: index over all devices.
+            qpos: float [nq].
+            num_velocities: nv.
+        """
+        place, rest = np.asarray(qpos, np.float32), np.zeros(num_velocities, np.float32)
+        return cls(env, place, rest, None, None, None, None, None, {})
+
 
 @dataclass(frozen=True, eq=False)
 class Coordinates:

@@ -52,6 +52,7 @@ class ForkView:
     env: int | None = None  # the forked environment of the training; None: there is no sandbox
     num_steps: int = 0  # over all environments, at the fork
     preparing: bool = False
+    begins: bool = False  # whether it began with an episode, not with a moment of the training
     fault: str | None = None  # why the sandbox failed
     driver: str = "still"
     drivers: tuple[str, ...] = ()  # available drivers
@@ -122,6 +123,8 @@ class SandboxSession:
         details: Sequence[Detail],
         own: Mapping[str, np.ndarray],
         num_steps: int,
+        *,
+        begins: bool = False,
     ) -> None:
         """Makes a sandbox of an environment, replacing the last one.
 
@@ -130,6 +133,7 @@ class SandboxSession:
             details: consecutive details of one episode, up to the moment to continue from.
             own: the fields in which the environment's model differs from the shared one.
             num_steps: over all environments, at that moment.
+            begins: whether the moment is the start of an episode, not one of the training.
         """
         self.close()
         self.version += 1
@@ -139,6 +143,7 @@ class SandboxSession:
             env=details[-1].env,
             num_steps=num_steps,
             preparing=True,
+            begins=begins,
             impulse=float(f"{IMPULSE_SPEED * mass:.2g}"),
         )
         with self._lock:

@@ -239,7 +239,7 @@ class Block:
         facts = in_words(self.frame, cell, self.model.dt, "so_far")
         last = measured(self.frame, self.model.dt, "last_episode")[cell]
         shown = self.frame.fell is not None and self.frame.fell[cell]
-        return facts if shown or np.isnan(last) else f"{facts} · last episode {last:,.1f}"
+        return facts if shown or np.isnan(last) else f"{facts} · last episode's return {last:,.1f}"
 
     def inside(self, env: int) -> Physics | None:
         """MuJoCo's model and data in the state of an environment, until the next call or frame;
@@ -472,7 +472,7 @@ class Block:
             assert frame is not None
             env = int(frame.env_index[cell])
             own = self.model.variants.in_words(env)
-            text = f"{env} · {in_words(frame, cell, self.model.dt, self._look.rank_by)}"
+            text = f"env {env} · {in_words(frame, cell, self.model.dt, self._look.rank_by)}"
             text += f" · {own}" if own else ""
             if label.text != text:
                 label.text = text

@@ -104,14 +104,18 @@ def in_words(frame: Frame, row: int, dt: float, rank_by: str) -> str:
     if not np.isnan(value):
         said = RETURN_WORDS[rank_by].format(f"{value:,.1f}")
     elif rank_by == "last_episode":
-        said = "no episode yet"
+        said = "no episode has ended yet"
     else:
         said = "return unknown"
     length = int(frame.episode_length[row])
-    return f"{said} · {length * dt:.1f} s" if length >= 0 else said
+    return f"{said} · for {length * dt:.1f} s" if length >= 0 else said
 
 
-RETURN_WORDS = {"last_episode": "last {}", "so_far": "{} so far", "per_second": "{}/s"}
+RETURN_WORDS = {
+    "last_episode": "last return {}",
+    "so_far": "return {} so far",
+    "per_second": "{} reward/s",
+}
 """Text for a return, by measure."""
 
 

@@ -1,0 +1,53 @@
+"""Has the trained policy play on in a sandbox when a training has ended."""
+
+import viser
+
+from brax_viser.host.state import SharedState
+from brax_viser.page.robots import Robots
+from brax_viser.page.steering import Steering
+
+
+class Finale:
+    """The end of a training on the page. Used on viser's loop only."""
+
+    def __init__(
+        self,
+        shared: SharedState,
+        server: viser.ViserServer,
+        robots: Robots,
+        steering: Steering,
+    ):
+        """Changes nothing yet.
+
+        Args:
+            shared: the shared state, which knows whether the training has ended.
+            server: viser's server, with the pages' cameras.
+            robots: the robots that are drawn, and the sandbox.
+            steering: makes the sandbox.
+        """
+        self._shared, self._server = shared, server
+        self._robots, self._steering = robots, steering
+        self._begun = False  # for the training that has ended
+        self._version = 0  # of the fork that it began
+
+    def update(self) -> None:
+        """Begins where a training has ended, a page is open and a policy is known; and ends with
+        the next training. A sandbox that a person has made is left as it is."""
+        session = self._robots.sandbox.session
+        own = self._begun and session.version == self._version and session.forked is not None
+        if self._shared.progress.view(self._shared.clock()).phase != "done":
+            if own:
+                self._steering.close_sandbox()
+            self._begun = False
+        elif own and session.panel().done:
+            session.reset()  # another episode
+        elif not self._begun and session.trained is not None and self._is_shown():
+            self._begun = True
+            if session.forked is None:
+                self._steering.play_on()
+                self._version = session.version
+                for client in self._server.get_clients().values():
+                    self._robots.sandbox.look_at(client.camera)
+
+    def _is_shown(self) -> bool:
+        return self._shared.control.watched and self._robots.first is not None

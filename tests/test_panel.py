@@ -1,0 +1,155 @@
+"""Tests the panel's head and its notes: what they say, and that nothing below them moves."""
+
+import re
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from brax_viser import VisualizedEnv
+from brax_viser.host.progress import Progress
+from brax_viser.host.rewards import MOST_POINTS, Curve
+from brax_viser.panel import figures, words
+from brax_viser.panel.view import PanelView
+from brax_viser.records.frame import Frame
+from brax_viser.records.protocol import NEVER
+from tests.conftest import eventually
+from tests.support import Probe
+from tests.toy import Toy
+
+
+@pytest.fixture
+def view(viewer) -> PanelView:
+    return Probe(viewer).panel_view()
+
+
+def test_a_curve_has_few_points_that_are_spread_over_the_whole_training():
+    curve = Curve()
+    for step in range(100_000):
+        curve.add(64 * step, float(step))
+    steps = np.array([step for step, _ in curve.points])
+    assert MOST_POINTS / 2 <= len(steps) <= MOST_POINTS
+    assert steps[0] == 0 and steps[-1] == 64 * 99_999
+    gaps = np.diff(steps)[:-1]  # the newest point may be close to the one before
+    assert gaps.max() < 3 * gaps.min()
+    assert all(value == step / 64 for step, value in curve.points)
+
+
+def test_a_corrected_count_leaves_no_points_behind_it():
+    curve = Curve()
+    for step, value in ((10, 1.0), (20, 2.0), (30, 3.0), (20, 5.0)):
+        curve.add(step, value)
+    assert curve.points == [(10, 1.0), (20, 5.0)]
+
+
+def test_the_training_reward_comes_before_the_evaluations_and_before_what_is_on_screen():
+    progress, told = Progress(), []
+    progress.saw(100, 1.0, 7.0)
+    told.append(progress.view(0.0).rewards)
+    progress.reported(200, {"eval/episode_reward": 2.0}, 0.0)
+    told.append(progress.view(0.0).rewards)
+    progress.reported(300, {"episode/sum_reward": 3.0, "episode/length": 8.0}, 0.0)
+    told.append(progress.view(0.0).rewards)
+    assert [(r.kind, r.newest, r.episode_length) for r in told if r is not None] == [
+        ("seen", 1.0, 7.0),
+        ("evaluation", 2.0, 7.0),
+        ("training", 3.0, 8.0),
+    ]
+
+
+def boxes(view: PanelView) -> list[str]:
+    """Returns the heights of the head's lines, in order."""
+    html = words.head(view) + figures.figures(view) + words.hold_note(view)
+    return re.findall(r"[;\"]height:([\d.]+(?:em|px|%))", html.replace("height:100%", ""))
+
+
+def test_the_head_is_as_high_with_figures_as_without_and_however_long_its_words_are(view):
+    progress = Progress()
+    for step in range(20):
+        progress.reported(step, {"episode/sum_reward": 1e6 * step, "episode/length": 1e3}, 0.0)
+    known = replace(progress.view(9.0), num_timesteps=10**9, elapsed=8.0, algorithm="PPO")
+    full = replace(view, progress=known, env="A very long name" * 9, selected_env=3)
+    views = [view, full, replace(full, held=True), replace(full, fault="something " * 40)]
+    assert len({tuple(boxes(each)) for each in views}) == 1 and len(boxes(view)) > 7
+    assert "something " * 40 in words.notices(views[-1]), "the fault can be read in full"
+    assert "<polyline" in figures.figures(full) and "Training reward" in figures.figures(full)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-9, -12.345, 1234.5, np.nan, -np.inf, 1e12])
+def test_any_reward_can_be_written_and_drawn(view, value):
+    progress = Progress()
+    for step in range(3):
+        progress.reported(step, {"episode/sum_reward": value}, 0.0)
+    html = figures.figures(replace(view, progress=progress.view(0.0)))
+    assert "nan," not in html and ",inf" not in html
+
+
+def frame(length: int, since: int, finished: int, fell: bool | None = None) -> Frame:
+    one = np.ones(1, np.float32)
+    return Frame(
+        "train",
+        env_steps=9,
+        env_index=np.array([5], np.int32),
+        num_envs=8,
+        link_pos=np.zeros((1, 1, 3), np.float32),
+        link_rot=np.zeros((1, 1, 4), np.float32),
+        reward=one,
+        episode_return=one,
+        episode_length=np.array([length], np.int32),
+        since_termination=np.array([since], np.int32),
+        finite=one > 0,
+        finished_return=one,
+        finished_length=np.array([finished], np.int32),
+        fell=None if fell is None else np.array([fell]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("shown", "words_"),
+    [
+        (frame(12, 12, 40), "ended in a termination, after 40 steps"),
+        (frame(40, 0, 7), "ended in a termination with this step"),
+        (frame(12, 300, 1000), "without a termination, after 1,000 steps"),
+        (frame(12, NEVER, 1000), "without a termination, after 1,000 steps"),
+        (frame(12, 13, 40), ""),  # cannot be told for certain
+        (frame(12, NEVER, 0), ""),  # none has been seen
+        (frame(-5, NEVER, 40), ""),
+        (frame(12, 12, 40, fell=True), ""),
+    ],
+)
+def test_the_reason_of_an_episodes_end_is_told_only_where_it_is_known(shown, words_):
+    told = words.last_end(shown, 5)
+    assert words_ in told and bool(told) == bool(words_)
+    assert words.last_end(shown, 6) == ""
+
+
+def test_each_control_says_what_it_is_for_and_no_label_is_there_twice(viewer):
+    gui = Probe(viewer).server.gui
+    handles = [handle for handle in gui._gui_input_handle_from_uuid.values()]
+    inputs = [handle for handle in handles if getattr(handle, "label", None)]
+    assert len(inputs) > 30
+    assert not [handle.label for handle in inputs if len(handle.hint or "") < 20]
+    labels = [handle.label for handle in inputs]
+    assert not {label for label in labels if labels.count(label) > 1}
+
+
+@pytest.mark.usefixtures("page")
+def test_indices_that_no_env_has_are_refused_beside_the_field_and_the_robots_stay(viewer):
+    env, probe = VisualizedEnv(Toy(), grid=(2, 2), viewer=viewer), Probe(viewer)
+    state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 8))
+    jax.block_until_ready(jax.jit(jax.vmap(env.step))(state, np.zeros((8, 1))))
+    eventually(lambda: viewer.stats().env_steps > 0, "the number of envs is known")
+    probe.use(probe.panel.choice._rule, "Chosen by index")
+    eventually(lambda: probe.shared.selection.rule == "indices", "the first ones are listed")
+    shown = probe.shared.selection
+    probe.use(probe.panel.choice._indices, "1, 900")
+    refused = "There is no env 900: there are 8, 0 to 7"
+    eventually(lambda: refused in words.drawn(probe.panel_view()), "the panel says so")
+    assert probe.shared.selection == shown
+    for typed in ("1", "1, ", "1, 3"):
+        probe.use(probe.panel.choice._indices, typed)
+    eventually(lambda: probe.shared.selection.indices == (1, 3), "others are chosen")
+    assert refused not in words.drawn(probe.panel_view())
+    viewer.select([2, 900])  # a script is not refused, as it may choose before the first step
+    eventually(lambda: "There is no env 900" in words.drawn(probe.panel_view()), "but told")
