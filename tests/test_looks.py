@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import viser
 from brax import envs
+from websockets.sync.client import connect
 
+from benchmarks.client import SUBPROTOCOL, hello
 from brax_viser.device.adapters import adapter_for
-from brax_viser.model.grid import framing_camera, grid_of
+from brax_viser.model.framing import COVERED, UPRIGHT, VIEWS, CameraPose, framing_camera
+from brax_viser.model.grid import grid_of
 from brax_viser.model.robot import Model
 from brax_viser.model.surfaces import linear
 from brax_viser.records.frame import Frame
@@ -18,6 +21,7 @@ from brax_viser.scene.block import MAX_LABELS, Block
 from brax_viser.scene.look import ALIVE, BROKEN, FALLEN, UNKNOWN_RETURN, Look, colours_of, range_of
 from brax_viser.scene.robots import FADED, PARKED
 from brax_viser.scene.scene import Scene
+from tests.conftest import eventually
 
 COUNT = 6
 
@@ -101,6 +105,58 @@ def test_a_click_selects_the_robot_under_it_from_any_viewpoint(ants):
     eye = np.array([0.0, 0.0, 30.0])
     target = scale * ants.block.place_of(14)
     assert scene.pick(eye, (target - eye) / np.linalg.norm(target - eye)) != ("train", 14)
+
+
+def corners_in(camera: CameraPose, bounds: np.ndarray, aspect: float) -> np.ndarray:
+    """Returns float [8, 2]: where a box's corners are in the picture, from -1 to 1."""
+    forward = (camera.look_at - camera.position) / np.linalg.norm(camera.look_at - camera.position)
+    right = np.cross(forward, [0, 0, 1])
+    right /= np.linalg.norm(right)
+    corners = np.array([[bounds[i][a] for a, i in enumerate(c)] for c in np.ndindex(2, 2, 2)])
+    away = corners - camera.position
+    depth = (away @ forward) * np.tan(camera.fov / 2)
+    assert (depth > 0).all()
+    return (
+        np.stack([away @ right / aspect, away @ np.cross(right, forward)], axis=1) / depth[:, None]
+    )
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("aspect", [0.5, 0.8, 1.33, 2.4])
+def test_each_view_fills_the_free_part_of_a_window_of_any_shape(ants, view, aspect):
+    bounds = ants.scene._bounds
+    seen = corners_in(framing_camera(bounds, view, aspect=aspect), bounds, aspect)
+    lowest = 1 - 2 * (1 - COVERED) if aspect < UPRIGHT else -1  # the panel is below it
+    assert (seen[:, 1] >= lowest).all() and (np.abs(seen) <= 1).all()
+    filled = np.ptp(seen, axis=0) / [2, 1 - lowest]
+    assert 0.9 < filled.max() <= 1
+
+
+def test_a_pages_camera_fits_its_window_until_its_user_moves_it(server):
+    stage = Stage(server, "ant")
+    bounds = stage.scene._scale * stage.scene._bounds
+    wide, tall = (framing_camera(bounds, aspect=aspect) for aspect in (2.0, 0.5))
+    start = server.initial_camera
+    start = tuple(start.position), tuple(start.look_at)
+    with connect(
+        f"ws://127.0.0.1:{server.get_port()}", subprotocols=[SUBPROTOCOL], max_size=None
+    ) as page:
+        page.send(hello(*start, (1000, 500)))
+        eventually(server.get_clients, "the page is there")
+        camera = next(iter(server.get_clients().values())).camera
+
+        def is_at(pose) -> bool:
+            return np.allclose(camera.position, pose.position) and np.allclose(
+                camera.look_at, pose.look_at
+            )
+
+        eventually(lambda: is_at(wide), "the camera fits a wide window")
+        page.send(hello(tuple(wide.position), tuple(wide.look_at), (400, 800)))
+        eventually(lambda: is_at(tall), "the camera fits a tall window")
+        moved = tuple(tall.position + np.array([3.0, 0.0, 0.0]))
+        page.send(hello(moved, tuple(tall.look_at), (1000, 500)))
+        eventually(lambda: camera.image_width == 1000, "the window is wide again")
+        np.testing.assert_allclose(camera.position, moved)
 
 
 def test_a_followed_robot_stays_in_place_and_the_world_moves(ants):

@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 from brax_viser.model.cameras import cameras_of
+from brax_viser.model.framing import VIEWS
 from brax_viser.model.shapes import GROUPS, USUAL, groups_of
 from brax_viser.panel import words
 from brax_viser.panel.view import PanelView
@@ -13,6 +14,7 @@ from brax_viser.scene.scene import SURROUNDINGS
 
 SURROUNDING_LABELS = labels(SURROUNDINGS, "Light", "Dark", "As the model")
 COLOUR_LABELS = labels(COLOUR_RULES, "As the model", "Return", "Reward of this step", "Termination")
+VIEW_LABELS = labels(tuple(VIEWS), "Orbit", "Front", "Side", "Top")
 YOUR_CAMERA = "Your own camera"
 
 
@@ -64,9 +66,16 @@ class LookFolder(Widgets):
     def _add_cameras(self) -> None:
         gui = self._server.gui
         self._all = gui.add_button_group(
-            "Camera", ("See all robots",), hint="Brings your camera back to where it was first."
+            "Camera", ("See all robots",), hint="Brings all robots back into the picture."
         )
         self._on_click_by(self._all, self._actions.see_all)
+        self._view = gui.add_button_group(
+            "View from",
+            tuple(VIEW_LABELS),
+            hint="All robots, seen from there. They stay in the picture when the window's shape "
+            "changes, until you move the camera.",
+        )
+        self._on_pick_by(self._view, self._actions.view_from, VIEW_LABELS.__getitem__)
         self._eye: Any = gui.add_dropdown(
             "Look through",
             (YOUR_CAMERA,),

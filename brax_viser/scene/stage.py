@@ -3,7 +3,7 @@
 import numpy as np
 import viser
 
-from brax_viser.model.grid import framing_camera
+from brax_viser.model.framing import framing_camera
 from brax_viser.model.palettes import LIGHT, MAX_SUNS, Palette
 from brax_viser.records.grid import Grid
 
