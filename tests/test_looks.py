@@ -14,10 +14,12 @@ from brax_viser.model.framing import COVERED, UPRIGHT, VIEWS, CameraPose, framin
 from brax_viser.model.grid import grid_of
 from brax_viser.model.robot import Model
 from brax_viser.model.surfaces import linear
+from brax_viser.model.tints import tints_of
 from brax_viser.records.frame import Frame
 from brax_viser.records.protocol import NEVER, UNKNOWN
 from brax_viser.records.view import View
 from brax_viser.scene.block import MAX_LABELS, Block
+from brax_viser.scene.cells import FREE
 from brax_viser.scene.look import ALIVE, BROKEN, FALLEN, UNKNOWN_RETURN, Look, colours_of, range_of
 from brax_viser.scene.robots import FADED, PARKED
 from brax_viser.scene.scene import Scene
@@ -173,19 +175,59 @@ def test_a_followed_robot_stays_in_place_and_the_world_moves(ants):
     assert scene.followed is None
 
 
-def test_running_robots_are_moved_back_into_their_cells_by_whole_cells(ants):
-    cell = np.array(ants.grid.spacing[:2])
-    home = ants.block.place_of(12)
-    ants.move(12, (3.2 * cell[0], -1.4 * cell[1], 0.0), Look())
+def test_the_floor_moves_under_a_running_robot_that_stays_in_its_cell(ants):
+    cell, cells = np.array(ants.grid.spacing[:2]), ants.block.cells
+    home, marks = ants.block.place_of(12), np.array(cells._marks.batched_positions)
+    ants.move(12, (0.1 * cell[0], 0.0, 0.0), Look())  # near its start it is where it is
     np.testing.assert_allclose(
-        ants.block.place_of(12)[:2] - home[:2], [0.2 * cell[0], -0.4 * cell[1]], atol=1e-4
+        ants.block.place_of(12)[:2] - home[:2], [0.1 * cell[0], 0.0], atol=1e-5
     )
-    # The whole robot is shifted, and no other one.
+    np.testing.assert_array_equal(cells._marks.batched_positions, marks)
+    ants.move(12, (3.2 * cell[0] + 0.21, -1.4 * cell[1], 0.0), Look())
+    gone = np.array([3.3 * cell[0] + 0.21, -1.4 * cell[1]])
+    seen = ants.block.place_of(12)[:2] - home[:2]
+    np.testing.assert_allclose(seen, FREE * cell * [1, -1], atol=1e-4)
+    # The marks under it are those of the place where it is.
+    passed = (np.array(cells._marks.batched_positions)[2] - marks[2])[:2] + gone - seen
+    np.testing.assert_allclose(passed / cells._pitch, np.round(passed / cells._pitch), atol=1e-3)
+    assert (np.abs(passed - gone + seen) <= cells._pitch / 2 + 1e-4).all()
+    # The whole robot is moved, and no other one, nor another one's floor.
     shift = ants.block.pos[2] - ants.model.init_pos
     np.testing.assert_allclose(shift, shift[:1].repeat(len(shift), 0), atol=1e-4)
     np.testing.assert_array_equal(ants.block.pos[3], ants.model.init_pos)
+    np.testing.assert_array_equal(cells._marks.batched_positions[3], marks[3])
     ants.draw(Look(in_cells=False))
     np.testing.assert_array_equal(ants.block.pos[2], ants.frame.link_pos[2])
+    np.testing.assert_array_equal(cells._marks.batched_positions, marks)
+
+
+@pytest.mark.parametrize("cells", [(4, 4), (3, 2, 2), (8, 8)])
+def test_neighbours_have_different_tints_and_tiles_do_not_meet(ants, server, cells):
+    grid = replace(ants.grid, shape=(*cells, 1)[:3])
+    tints, places = tints_of(grid, grid.capacity), grid.origins(grid.capacity)
+    apart = np.abs(places[:, None] - places) / grid.spacing
+    above, level = apart[..., 2], apart[..., :2].max(axis=-1)
+    beside = (apart.max(axis=-1) < 1.5) & ((above < 0.5) != (level < 0.5))
+    assert not (beside & (tints[:, None] == tints).all(axis=-1)).any()
+    size = np.ptp(np.asarray(ants.block.cells._tiles.vertices), axis=0)
+    assert (size[:2] < grid.spacing[:2]).all() and (
+        size[:2] > 0.9 * np.array(grid.spacing[:2])
+    ).all()
+
+
+def test_tints_can_be_switched_off_and_give_way_to_colours_that_say_something(ants):
+    part, tiles = ants.block.robots._parts[0], ants.block.cells._tiles
+    own = np.array(part.handle.batched_colors)
+    ants.draw(Look(tints=True))
+    seen = np.reshape(part.handle.batched_colors, (COUNT, -1, 3))
+    assert len(np.unique(seen, axis=0)) == COUNT == len(np.unique(tiles.batched_colors, axis=0))
+    ants.draw(Look(tints=True, colour_by="return"))
+    colours = colours_of("return", ants.frame, 0.05, "last_episode")
+    seen = np.reshape(part.handle.batched_colors, (COUNT, -1, 3))
+    np.testing.assert_array_equal(seen[:, 0], linear(colours))
+    ants.draw(Look())
+    np.testing.assert_array_equal(part.handle.batched_colors, own)
+    assert len(np.unique(tiles.batched_colors, axis=0)) == 1
 
 
 @pytest.mark.parametrize(
@@ -211,7 +253,7 @@ def test_other_robots_are_faded_or_hidden(ants):
     height = np.reshape(part.handle.batched_positions, (COUNT, per_robot, 3))[..., 2]
     assert (height[4] > PARKED[2]).all() and (np.delete(height, 4, axis=0) == PARKED[2]).all()
     assert part.handle.batched_opacities is None
-    ring = ants.block._ring
+    ring = ants.block.ring.handle
     assert ring is not None and ring.visible
     np.testing.assert_allclose(ring.batched_positions[0, :2], ants.block.place_of(14)[:2])
     ants.draw(Look(others="hide"))  # without a selection no robot counts as another

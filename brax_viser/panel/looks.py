@@ -46,12 +46,19 @@ class LookFolder(Widgets):
             "of its episode.",
         )
         self._on_change(self._labels, self._look("labels"), bool)
+        self._tints = gui.add_checkbox(
+            "Tints",
+            True,
+            hint="Each cell and its robot have a quiet tint of their own. Off: the model's own "
+            "colours.",
+        )
+        self._on_change(self._tints, self._look("tints"), bool)
         self._in_cells = gui.add_checkbox(
             "Stay in cells",
             True,
-            hint="On: a robot that runs out of its cell comes back in on the other side, if there "
-            "is nothing in its world but the floor. Off: robots are shown where they are, however "
-            "far they run.",
+            hint="On: a robot that travels stays in its cell, and the marks on the floor pass "
+            "under it, if there is nothing in its world but the floor. Off: robots are shown where "
+            "they are, however far they run.",
         )
         self._on_change(self._in_cells, self._look("in_cells"), bool)
         self._surroundings = gui.add_dropdown(
@@ -90,6 +97,7 @@ class LookFolder(Widgets):
         self._set(self._colour, value=label_of(COLOUR_LABELS, view.look.colour_by))
         self._set(self._legend, content=words.legend(view))
         self._set(self._labels, value=view.look.labels)
+        self._set(self._tints, value=view.look.tints)
         self._set(self._in_cells, value=view.look.in_cells)
         self._set(self._surroundings, value=label_of(SURROUNDING_LABELS, view.surroundings))
         if view.model is not self._model:

@@ -137,7 +137,19 @@ class Scene:
             case _:
                 palette = palette_of(block.model.variants.model)
         bounds, scale = self._bounds, self._scale
-        set_stage(self._server, f"{ROOT}/floor", bounds, scale, block.grid, floor, palette)
+        set_stage(
+            self._server,
+            f"{ROOT}/floor",
+            bounds,
+            scale,
+            block.grid,
+            floor,
+            palette,
+            lines=not block.cells.marked,
+        )
+        for block in self.blocks.values():
+            block.palette = palette
+            block.cells.paint(palette, tints=False)
 
     def draw(self, views: dict[str, View | None], looks: dict[str, Look]) -> None:
         """Draws the views of all blocks, by role; None: no robot of the block is drawn."""
