@@ -54,17 +54,27 @@ def is_last_of_replay(window: bytes) -> bool:
     return any(message["type"] == "ReplayDoneMessage" for message in messages_of(window))
 
 
-def hello() -> bytes:
-    """Returns a page's first message: viser counts it as connected once it knows its camera."""
+def hello(
+    position: tuple[float, float, float] = (3.0, 3.0, 3.0),
+    look_at: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    window: tuple[int, int] = (1200, 800),
+) -> bytes:
+    """Returns a page's first message: viser counts it as connected once it knows its camera.
+
+    Args:
+        position: of the camera, scene units.
+        look_at: the point that it turns around, scene units.
+        window: width and height, pixels.
+    """
     camera = messages.ViewerCameraMessage(
         wxyz=(1.0, 0.0, 0.0, 0.0),
-        position=(3.0, 3.0, 3.0),
+        position=position,
         fov=1.0,
         near=0.1,
         far=100.0,
-        image_height=800,
-        image_width=1200,
-        look_at=(0.0, 0.0, 0.0),
+        image_height=window[1],
+        image_width=window[0],
+        look_at=look_at,
         up_direction=(0.0, 0.0, 1.0),
     )
     return msgspec.msgpack.encode(camera.as_serializable_dict())

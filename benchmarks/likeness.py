@@ -37,7 +37,8 @@ from rich.table import Table
 from scipy import ndimage
 
 from benchmarks.screenshot import FLAGS
-from brax_viser.model.grid import bounds_of, framing_camera, grid_of
+from brax_viser.model.framing import framing_camera
+from brax_viser.model.grid import bounds_of, grid_of
 from brax_viser.model.robot import Model
 from brax_viser.model.shapes import floor_of, visible_geoms
 from brax_viser.scene.block import Block

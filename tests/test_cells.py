@@ -17,6 +17,7 @@ from brax_viser.records.frame import Frame
 from brax_viser.records.protocol import NEVER
 from brax_viser.records.view import View
 from brax_viser.scene.block import NO_BLOCKS, Block
+from brax_viser.scene.cells import FREE
 from brax_viser.scene.look import Look
 from brax_viser.scene.scene import Scene
 
@@ -238,7 +239,7 @@ def test_a_robot_alone_on_the_floor_is_brought_back_to_its_cell(server, world):
     stage = Stage(server, of(world))
     links = stage.draw(body="dog", to=(3.2 * stage.grid.spacing[0], 0.0))
     away = stage.block.pos - links
-    np.testing.assert_allclose(away[..., 0], -3 * stage.grid.spacing[0], atol=1e-4)
+    np.testing.assert_allclose(away[..., 0], (FREE - 3.2) * stage.grid.spacing[0], atol=1e-4)
     assert not away[..., 1:].any() and stage.block.notes() == []
 
 

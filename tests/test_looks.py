@@ -6,18 +6,24 @@ import numpy as np
 import pytest
 import viser
 from brax import envs
+from websockets.sync.client import connect
 
+from benchmarks.client import SUBPROTOCOL, hello
 from brax_viser.device.adapters import adapter_for
-from brax_viser.model.grid import framing_camera, grid_of
+from brax_viser.model.framing import COVERED, UPRIGHT, VIEWS, CameraPose, framing_camera
+from brax_viser.model.grid import grid_of
 from brax_viser.model.robot import Model
 from brax_viser.model.surfaces import linear
+from brax_viser.model.tints import tints_of
 from brax_viser.records.frame import Frame
 from brax_viser.records.protocol import NEVER, UNKNOWN
 from brax_viser.records.view import View
 from brax_viser.scene.block import MAX_LABELS, Block
+from brax_viser.scene.cells import FREE
 from brax_viser.scene.look import ALIVE, BROKEN, FALLEN, UNKNOWN_RETURN, Look, colours_of, range_of
 from brax_viser.scene.robots import FADED, PARKED
 from brax_viser.scene.scene import Scene
+from tests.conftest import eventually
 
 COUNT = 6
 
@@ -103,6 +109,58 @@ def test_a_click_selects_the_robot_under_it_from_any_viewpoint(ants):
     assert scene.pick(eye, (target - eye) / np.linalg.norm(target - eye)) != ("train", 14)
 
 
+def corners_in(camera: CameraPose, bounds: np.ndarray, aspect: float) -> np.ndarray:
+    """Returns float [8, 2]: where a box's corners are in the picture, from -1 to 1."""
+    forward = (camera.look_at - camera.position) / np.linalg.norm(camera.look_at - camera.position)
+    right = np.cross(forward, [0, 0, 1])
+    right /= np.linalg.norm(right)
+    corners = np.array([[bounds[i][a] for a, i in enumerate(c)] for c in np.ndindex(2, 2, 2)])
+    away = corners - camera.position
+    depth = (away @ forward) * np.tan(camera.fov / 2)
+    assert (depth > 0).all()
+    return (
+        np.stack([away @ right / aspect, away @ np.cross(right, forward)], axis=1) / depth[:, None]
+    )
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("aspect", [0.5, 0.8, 1.33, 2.4])
+def test_each_view_fills_the_free_part_of_a_window_of_any_shape(ants, view, aspect):
+    bounds = ants.scene._bounds
+    seen = corners_in(framing_camera(bounds, view, aspect=aspect), bounds, aspect)
+    lowest = 1 - 2 * (1 - COVERED) if aspect < UPRIGHT else -1  # the panel is below it
+    assert (seen[:, 1] >= lowest).all() and (np.abs(seen) <= 1).all()
+    filled = np.ptp(seen, axis=0) / [2, 1 - lowest]
+    assert 0.9 < filled.max() <= 1
+
+
+def test_a_pages_camera_fits_its_window_until_its_user_moves_it(server):
+    stage = Stage(server, "ant")
+    bounds = stage.scene._scale * stage.scene._bounds
+    wide, tall = (framing_camera(bounds, aspect=aspect) for aspect in (2.0, 0.5))
+    start = server.initial_camera
+    start = tuple(start.position), tuple(start.look_at)
+    with connect(
+        f"ws://127.0.0.1:{server.get_port()}", subprotocols=[SUBPROTOCOL], max_size=None
+    ) as page:
+        page.send(hello(*start, (1000, 500)))
+        eventually(server.get_clients, "the page is there")
+        camera = next(iter(server.get_clients().values())).camera
+
+        def is_at(pose) -> bool:
+            return np.allclose(camera.position, pose.position) and np.allclose(
+                camera.look_at, pose.look_at
+            )
+
+        eventually(lambda: is_at(wide), "the camera fits a wide window")
+        page.send(hello(tuple(wide.position), tuple(wide.look_at), (400, 800)))
+        eventually(lambda: is_at(tall), "the camera fits a tall window")
+        moved = tuple(tall.position + np.array([3.0, 0.0, 0.0]))
+        page.send(hello(moved, tuple(tall.look_at), (1000, 500)))
+        eventually(lambda: camera.image_width == 1000, "the window is wide again")
+        np.testing.assert_allclose(camera.position, moved)
+
+
 def test_a_followed_robot_stays_in_place_and_the_world_moves(ants):
     scene, look = ants.scene, Look(selected_env=13)
     scene.follow(("train", 13))
@@ -117,19 +175,59 @@ def test_a_followed_robot_stays_in_place_and_the_world_moves(ants):
     assert scene.followed is None
 
 
-def test_running_robots_are_moved_back_into_their_cells_by_whole_cells(ants):
-    cell = np.array(ants.grid.spacing[:2])
-    home = ants.block.place_of(12)
-    ants.move(12, (3.2 * cell[0], -1.4 * cell[1], 0.0), Look())
+def test_the_floor_moves_under_a_running_robot_that_stays_in_its_cell(ants):
+    cell, cells = np.array(ants.grid.spacing[:2]), ants.block.cells
+    home, marks = ants.block.place_of(12), np.array(cells._marks.batched_positions)
+    ants.move(12, (0.1 * cell[0], 0.0, 0.0), Look())  # near its start it is where it is
     np.testing.assert_allclose(
-        ants.block.place_of(12)[:2] - home[:2], [0.2 * cell[0], -0.4 * cell[1]], atol=1e-4
+        ants.block.place_of(12)[:2] - home[:2], [0.1 * cell[0], 0.0], atol=1e-5
     )
-    # The whole robot is shifted, and no other one.
+    np.testing.assert_array_equal(cells._marks.batched_positions, marks)
+    ants.move(12, (3.2 * cell[0] + 0.21, -1.4 * cell[1], 0.0), Look())
+    gone = np.array([3.3 * cell[0] + 0.21, -1.4 * cell[1]])
+    seen = ants.block.place_of(12)[:2] - home[:2]
+    np.testing.assert_allclose(seen, FREE * cell * [1, -1], atol=1e-4)
+    # The marks under it are those of the place where it is.
+    passed = (np.array(cells._marks.batched_positions)[2] - marks[2])[:2] + gone - seen
+    np.testing.assert_allclose(passed / cells._pitch, np.round(passed / cells._pitch), atol=1e-3)
+    assert (np.abs(passed - gone + seen) <= cells._pitch / 2 + 1e-4).all()
+    # The whole robot is moved, and no other one, nor another one's floor.
     shift = ants.block.pos[2] - ants.model.init_pos
     np.testing.assert_allclose(shift, shift[:1].repeat(len(shift), 0), atol=1e-4)
     np.testing.assert_array_equal(ants.block.pos[3], ants.model.init_pos)
+    np.testing.assert_array_equal(cells._marks.batched_positions[3], marks[3])
     ants.draw(Look(in_cells=False))
     np.testing.assert_array_equal(ants.block.pos[2], ants.frame.link_pos[2])
+    np.testing.assert_array_equal(cells._marks.batched_positions, marks)
+
+
+@pytest.mark.parametrize("cells", [(4, 4), (3, 2, 2), (8, 8)])
+def test_neighbours_have_different_tints_and_tiles_do_not_meet(ants, server, cells):
+    grid = replace(ants.grid, shape=(*cells, 1)[:3])
+    tints, places = tints_of(grid, grid.capacity), grid.origins(grid.capacity)
+    apart = np.abs(places[:, None] - places) / grid.spacing
+    above, level = apart[..., 2], apart[..., :2].max(axis=-1)
+    beside = (apart.max(axis=-1) < 1.5) & ((above < 0.5) != (level < 0.5))
+    assert not (beside & (tints[:, None] == tints).all(axis=-1)).any()
+    size = np.ptp(np.asarray(ants.block.cells._tiles.vertices), axis=0)
+    assert (size[:2] < grid.spacing[:2]).all() and (
+        size[:2] > 0.9 * np.array(grid.spacing[:2])
+    ).all()
+
+
+def test_tints_can_be_switched_off_and_give_way_to_colours_that_say_something(ants):
+    part, tiles = ants.block.robots._parts[0], ants.block.cells._tiles
+    own = np.array(part.handle.batched_colors)
+    ants.draw(Look(tints=True))
+    seen = np.reshape(part.handle.batched_colors, (COUNT, -1, 3))
+    assert len(np.unique(seen, axis=0)) == COUNT == len(np.unique(tiles.batched_colors, axis=0))
+    ants.draw(Look(tints=True, colour_by="return"))
+    colours = colours_of("return", ants.frame, 0.05, "last_episode")
+    seen = np.reshape(part.handle.batched_colors, (COUNT, -1, 3))
+    np.testing.assert_array_equal(seen[:, 0], linear(colours))
+    ants.draw(Look())
+    np.testing.assert_array_equal(part.handle.batched_colors, own)
+    assert len(np.unique(tiles.batched_colors, axis=0)) == 1
 
 
 @pytest.mark.parametrize(
@@ -155,7 +253,7 @@ def test_other_robots_are_faded_or_hidden(ants):
     height = np.reshape(part.handle.batched_positions, (COUNT, per_robot, 3))[..., 2]
     assert (height[4] > PARKED[2]).all() and (np.delete(height, 4, axis=0) == PARKED[2]).all()
     assert part.handle.batched_opacities is None
-    ring = ants.block._ring
+    ring = ants.block.ring.handle
     assert ring is not None and ring.visible
     np.testing.assert_allclose(ring.batched_positions[0, :2], ants.block.place_of(14)[:2])
     ants.draw(Look(others="hide"))  # without a selection no robot counts as another

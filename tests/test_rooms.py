@@ -131,10 +131,10 @@ LONGER: dict[str, int] = {
     "brax_viser.model.shapes": 459,
     "brax_viser.sandbox.simulation": 427,
     "brax_viser.sandbox.simulation:Sandbox": 359,
-    "brax_viser.scene.block": 482,
-    "brax_viser.scene.block:Block": 448,
-    "brax_viser.scene.block:__init__": 71,
-    "brax_viser.scene.stage:set_stage": 80,
+    "brax_viser.scene.block": 475,
+    "brax_viser.scene.block:Block": 437,
+    "brax_viser.scene.block:__init__": 67,
+    "brax_viser.scene.stage:set_stage": 62,
 }
 """The files, classes and functions above MOST_LINES, and their own limits. Entries and limits may
 only go down."""

@@ -10,7 +10,8 @@ from brax import envs
 
 from brax_viser import VisualizedEnv
 from brax_viser.device.adapters import adapter_for
-from brax_viser.model.grid import framing_camera, grid_of
+from brax_viser.model.framing import framing_camera
+from brax_viser.model.grid import grid_of
 from brax_viser.model.rotations import multiply, rotate
 from brax_viser.model.shapes import floor_height, floor_of, shapes_of, visible_geoms
 from brax_viser.scene.robots import PARKED

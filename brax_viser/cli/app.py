@@ -48,7 +48,7 @@ def train(
     trainer: str = "ppo",
     backend: str | None = None,
     num_envs: int | None = None,
-    grid: tuple[int, ...] = (8, 8),
+    grid: tuple[int, ...] = (4, 4),
     spacing: tuple[float, ...] | None = None,
     num_timesteps: int | None = None,
     seed: int | None = None,

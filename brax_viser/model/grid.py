@@ -1,7 +1,6 @@
-"""Checks and derives the grid's shape and spacing, and places a camera that sees all of it."""
+"""Checks and derives the grid's shape and spacing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import mujoco
 import numpy as np
@@ -88,52 +87,3 @@ def reach_of(model: mujoco.MjModel, init_qpos: np.ndarray) -> np.ndarray:
     """float [2, 3], m: box around all that one env can touch while its root stays in place; see
     `scope.scope_of`."""
     return scope_of(model, init_qpos).reach
-
-
-@dataclass(frozen=True, eq=False)
-class CameraPose:
-    """A camera, in the scene's world frame."""
-
-    position: np.ndarray  # float [3], m
-    look_at: np.ndarray  # float [3], m
-    fov: float  # rad, vertical
-
-
-def framing_camera(
-    bounds: np.ndarray,
-    *,
-    azimuth: float = np.radians(-145.0),
-    elevation: float = np.radians(24.0),
-    fov: float = np.radians(35.0),
-    aspect: float = 1.25,
-) -> CameraPose:
-    """The nearest camera in a given direction that sees all of a box.
-
-    Args:
-        bounds: float [2, 3], m, the box.
-        azimuth: rad, direction from the box to the camera: 0 is +x, -pi/2 is -y. From behind and
-            from the right, robots that learn to run along +x, as Brax rewards, stay in view.
-        elevation: rad above the horizon.
-        fov: rad, vertical.
-        aspect: width / height of the part of the window that shows the scene.
-    """
-    outward = np.array(
-        [
-            np.cos(elevation) * np.cos(azimuth),
-            np.cos(elevation) * np.sin(azimuth),
-            np.sin(elevation),
-        ]
-    )
-    right = np.cross([0.0, 0.0, 1.0], outward)
-    right /= np.linalg.norm(right)
-    up = np.cross(outward, right)
-    centre = bounds.mean(axis=0)
-    corners = np.array([[bounds[i][axis] for axis, i in enumerate(c)] for c in np.ndindex(2, 2, 2)])
-    offset = corners - centre
-    # A corner is in view if its distance off the axis is at most tan(angle) x its depth.
-    tan_up = np.tan(fov / 2)
-    distance = max(
-        np.max(offset @ outward + np.abs(offset @ right) / (tan_up * aspect)),
-        np.max(offset @ outward + np.abs(offset @ up) / tan_up),
-    )
-    return CameraPose(centre + 1.05 * distance * outward, centre, float(fov))

@@ -37,6 +37,8 @@ class Palette:
     sky_top: RGB
     horizon: RGB
     floor: RGB
+    tile: RGB  # of each cell
+    mark: RGB  # on the tiles
     line: RGB
     section: RGB
     sky_light: float  # intensity, in three.js's unit
@@ -54,17 +56,21 @@ def _day(intensity: float) -> tuple[Sun]:
 LIGHT = Palette(
     sky_top=(152, 186, 222),
     horizon=(226, 235, 243),
-    floor=(208, 214, 220),
+    floor=(196, 203, 211),
+    tile=(206, 208, 210),
+    mark=(104, 112, 122),
     line=(184, 192, 200),
     section=(150, 160, 171),
-    sky_light=0.5,
-    reflected=0.7,
-    suns=_day(1.9),
+    sky_light=0.45,
+    reflected=0.5,
+    suns=_day(2.3),
 )
 DARK = Palette(
     sky_top=(16, 20, 27),
     horizon=(44, 52, 63),
     floor=(53, 60, 70),
+    tile=(66, 73, 84),
+    mark=(112, 122, 135),
     line=(66, 74, 85),
     section=(92, 102, 115),
     sky_light=0.4,
@@ -118,6 +124,8 @@ def palette_of(model: mujoco.MjModel) -> Palette:
         sky_top=top,
         horizon=horizon,
         floor=ground,
+        tile=_rgb(0.8 * np.array(ground) / 255),
+        mark=_rgb(shade**2 * np.array(ground) / 255),
         line=_rgb(shade * np.array(ground) / 255),
         section=_rgb(shade**2 * np.array(ground) / 255),
         sky_light=float(strength * around.mean()),

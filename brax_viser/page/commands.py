@@ -191,6 +191,12 @@ class Commands:
             self._scene.look_through(camera, None)
             self._scene.look_at_all(camera)
 
+    def view_from(self, view: str, client_id: int) -> None:
+        """Moves a page's camera to one of `framing.VIEWS`."""
+        self.see_all(client_id)
+        if (camera := self._camera(client_id)) is not None:
+            self._scene.look_at_all(camera, view)
+
     def look_through(self, name: str, client_id: int) -> None:
         """Makes a page look through a camera of the model; any other name: the page's own."""
         camera, source = self._camera(client_id), self._channels.shown_source()

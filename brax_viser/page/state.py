@@ -12,7 +12,7 @@ from brax_viser.twins.worker import TwinSettings
 class PageState:
     """Settings of the picture that device callbacks do not need, and messages to the person."""
 
-    look: Look = Look()  # noqa: RUF009 (it is frozen)
+    look: Look = Look(tints=True)  # noqa: RUF009 (it is frozen)
     parts: Parts = USUAL  # of the models: those that are drawn
     twins: TwinSettings = TwinSettings()  # noqa: RUF009
     notice: str | None = None  # an event to show in the panel

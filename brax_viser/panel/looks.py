@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 from brax_viser.model.cameras import cameras_of
+from brax_viser.model.framing import VIEWS
 from brax_viser.model.shapes import GROUPS, USUAL, groups_of
 from brax_viser.panel import words
 from brax_viser.panel.view import PanelView
@@ -13,6 +14,7 @@ from brax_viser.scene.scene import SURROUNDINGS
 
 SURROUNDING_LABELS = labels(SURROUNDINGS, "Light", "Dark", "As the model")
 COLOUR_LABELS = labels(COLOUR_RULES, "As the model", "Return", "Reward of this step", "Termination")
+VIEW_LABELS = labels(tuple(VIEWS), "Orbit", "Front", "Side", "Top")
 YOUR_CAMERA = "Your own camera"
 
 
@@ -43,12 +45,19 @@ class LookControls(Widgets):
             "episode.",
         )
         self._on_change(self._labels, self._look("labels"), bool)
+        self._tints = gui.add_checkbox(
+            "Tints",
+            True,
+            hint="Each cell and its robot have a quiet tint of their own. Off: the model's own "
+            "colours.",
+        )
+        self._on_change(self._tints, self._look("tints"), bool)
         self._in_cells = gui.add_checkbox(
             "Stay in cells",
             True,
-            hint="On: a robot that runs out of its cell comes back in on the other side, if there "
-            "is nothing in its world but the floor. Off: robots are shown where they are, however "
-            "far they run.",
+            hint="On: a robot that travels stays in its cell, and the marks on the floor pass "
+            "under it, if there is nothing in its world but the floor. Off: robots are shown where "
+            "they are, however far they run.",
         )
         self._on_change(self._in_cells, self._look("in_cells"), bool)
         self._surroundings = gui.add_dropdown(
@@ -63,9 +72,16 @@ class LookControls(Widgets):
     def _add_cameras(self) -> None:
         gui = self._server.gui
         self._all = gui.add_button_group(
-            "Camera", ("See all robots",), hint="Brings your camera back to where it was first."
+            "Camera", ("See all robots",), hint="Brings all robots back into the picture."
         )
         self._on_click_by(self._all, self._actions.see_all)
+        self._view = gui.add_button_group(
+            "View from",
+            tuple(VIEW_LABELS),
+            hint="All robots, seen from there. They stay in the picture when the window's shape "
+            "changes, until you move the camera.",
+        )
+        self._on_pick_by(self._view, self._actions.view_from, VIEW_LABELS.__getitem__)
         self._eye: Any = gui.add_dropdown(
             "Look through",
             (YOUR_CAMERA,),
@@ -80,6 +96,7 @@ class LookControls(Widgets):
         self._set(self._colour, value=label_of(COLOUR_LABELS, view.look.colour_by))
         self._set(self._legend, content=words.legend(view))
         self._set(self._labels, value=view.look.labels)
+        self._set(self._tints, value=view.look.tints)
         self._set(self._in_cells, value=view.look.in_cells)
         self._set(self._surroundings, value=label_of(SURROUNDING_LABELS, view.surroundings))
         if view.model is not self._model:

@@ -57,6 +57,17 @@ class Widgets:
         async def _(event: viser.GuiEvent) -> None:
             self._enqueue(actions[event.target.value])
 
+    def _on_pick_by(
+        self, handle: Any, action: Callable[[Any, int], object], of: Callable[[Any], Any]
+    ) -> None:
+        """Connects a group of buttons to one action, which gets the meaning of the button's label
+        and the page's client id."""
+
+        @handle.on_click
+        async def _(event: viser.GuiEvent) -> None:
+            if event.client_id is not None:
+                self._enqueue(functools.partial(action, of(event.target.value), event.client_id))
+
     def _on_change(
         self, handle: Any, action: Callable[[Any], object], of: Callable[[Any], Any]
     ) -> None:

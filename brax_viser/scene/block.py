@@ -3,28 +3,27 @@
 from dataclasses import replace
 
 import numpy as np
-import trimesh
 import viser
 
 from brax_viser.model.cameras import ModelCamera, Sight, sight_of
+from brax_viser.model.palettes import Palette
 from brax_viser.model.physics import Physics, body_hit
 from brax_viser.model.robot import GHOST_RGB, Model, ghostly
 from brax_viser.model.scenery import cell_of, place
-from brax_viser.model.surfaces import linear
+from brax_viser.model.tints import tints_of
 from brax_viser.records.frame import Frame
 from brax_viser.records.grid import Grid
 from brax_viser.records.view import View
+from brax_viser.scene.cells import Cells, moved_back
 from brax_viser.scene.deformables import Rods, Sheets
 from brax_viser.scene.look import Look, colours_of, in_words, measured
 from brax_viser.scene.overlays import INSIDE, OVERLAYS, Overlays, Recent
+from brax_viser.scene.ring import Ring
 from brax_viser.scene.robots import CLEAR, FADED, Paint, Robots
 
 MAX_LABELS = 256
 """Each label is a message, several times a second: more labels would crowd out the robots, on the
 wire as on the screen."""
-
-RING_COLOUR = (28, 126, 214)
-
 
 NO_BLOCKS = np.zeros((0, 2, 3))
 
@@ -65,6 +64,8 @@ class Block:
         self._server, self._path = server, path
         self._origins = (grid.origins(count) + offset).astype(np.float32)
         self.robots = Robots(server, f"{path}/robots", model.shapes, self._origins, scale)
+        self.cells = self._tiled()
+        self.ring = Ring(server, f"{path}/selected", 0.45 * _width(grid), scale)
         placed = place(model.scenery, grid, count, others)
         middle = self._origins.mean(axis=0, keepdims=True)
         middle[:, 2] = self._origins[:, 2].min()
@@ -76,13 +77,7 @@ class Block:
         self._ghosts: Robots | None = None  # made for the first twins
         self._ghosts_shown = False
         self._ghostly = ghostly(model.shapes)
-        self._bent: list[Rods | Sheets] = []  # parts that change their shape
-        if model.rods is not None:
-            self._bent.append(Rods(server, f"{path}/rods", model.rods, self._origins, scale))
-        if model.surfaces is not None:
-            self._bent.append(
-                Sheets(server, f"{path}/flexes", model.surfaces, self._origins, scale)
-            )
+        self._bent = self._bendable()
         self.pos = np.repeat(model.init_pos[None], count, axis=0)
         self.rot = np.repeat(model.init_rot[None], count, axis=0)
         self._cell_of_env: dict[int, int] = {}
@@ -91,8 +86,8 @@ class Block:
         self._hidden = np.zeros(count, bool)
         self._varied = 0  # the version of the model's variants that is drawn
         self._look = Look()
+        self.palette: Palette | None = None  # of the surroundings
         self._labels: list[viser.LabelHandle] = []
-        self._ring: viser.BatchedMeshHandle | None = None
         self._moved = np.zeros((count, 3), np.float32)  # m, shift of each robot back into its cell
         self._physics: Physics | None = None  # of the selected robot, made when first needed
         self._overlays: Overlays | None = None
@@ -106,6 +101,25 @@ class Block:
         )
         with server.atomic():
             self._draw_robots()
+
+    def _tiled(self) -> Cells:
+        """Lays a tile under each robot: under its middle if it may travel, else under its reach."""
+        model, travels = self.model, self.model.roaming_link
+        middle = self.grid.reach.mean(axis=0) if travels is None else model.init_pos[travels]
+        at = np.array([*middle[:2], model.floor])
+        marked = travels is not None and model.terrain is None
+        path = f"{self._path}/cells"
+        return Cells(self._server, path, self.grid, self._origins, at, self.scale, marked=marked)
+
+    def _bendable(self) -> list[Rods | Sheets]:
+        """Adds the parts that change their shape."""
+        model, at = self.model, (self._origins, self.scale)
+        bent: list[Rods | Sheets] = []
+        if model.rods is not None:
+            bent.append(Rods(self._server, f"{self._path}/rods", model.rods, *at))
+        if model.surfaces is not None:
+            bent.append(Sheets(self._server, f"{self._path}/flexes", model.surfaces, *at))
+        return bent
 
     def draw(self, view: View, look: Look) -> int:
         """Draws a view, within `server.atomic()`.
@@ -143,7 +157,7 @@ class Block:
         others = self._others()
         if look.others == "hide":
             self._hidden |= others
-        sent = self._draw_robots()
+        sent = self._draw_robots() + self.cells.draw(self._moved[:, :2])
         sent += self._draw_ghosts(view)
         self._draw_ring()
         self._draw_overlays()
@@ -180,7 +194,10 @@ class Block:
             cell = self._selected_cell()
             if cell is not None and look.overlays & INSIDE - self.model.unavailable.keys():
                 opacities[cell] = CLEAR
-        self.robots.paint(Paint(colours, opacities if (opacities < 1.0).any() else None))
+        tints = tints_of(self.grid, self.count) if look.tints else None
+        self.robots.paint(Paint(colours, opacities if (opacities < 1.0).any() else None, tints))
+        if self.palette is not None:
+            self.cells.paint(self.palette, tints=look.tints)
         self._draw_labels(look.labels)
 
     def title(self, text: str) -> None:
@@ -277,8 +294,8 @@ class Block:
         for bent in self._bent:
             bent.remove()
         self._draw_labels(False)
-        if self._ring is not None:
-            self._ring.remove()
+        self.ring.remove()
+        self.cells.remove()
         self._title.remove()
 
     def _draw_robots(self) -> int:
@@ -337,23 +354,13 @@ class Block:
             self._ghosts.vary(variants.places(self._ghostly, envs))
 
     def _bring_back(self, count: int) -> None:
-        """Moves robots that have left their cells back by whole cells: they come in on the other
-        side, their motion is unchanged, and a grid of runners does not become an empty floor. On
-        rough ground a robot keeps its height above the ground."""
-        place = self.pos[:count, self.model.roaming_link, :2].copy()
-        away = place - self.model.init_pos[self.model.roaming_link, :2]
-        spacing = np.array(self.grid.spacing[:2], np.float32)
-        cells = spacing * np.round(away / spacing)
-        if not cells.any():
-            return
-        self._moved[:count, :2] = -cells
-        for axis in range(2):  # by axis: numpy is slow with two numbers per row
-            self.pos[:count, :, axis] -= cells[:, None, axis]
-        if self.model.terrain is not None:
-            height = self.model.terrain.height
-            raised = np.nan_to_num(height(place - cells) - height(place)).astype(np.float32)
-            self._moved[:count, 2] = raised
-            self.pos[:count, :, 2] += raised[:, None]
+        """Moves robots that have left their cells back. Their motion is unchanged."""
+        link = self.model.roaming_link
+        moved = moved_back(self.model, self.grid, self.pos[:count, link, :2])
+        if moved.any():
+            self._moved[:count] = moved
+            for axis in range(3):  # by axis: numpy is slow with three numbers per row
+                self.pos[:count, :, axis] += moved[:, None, axis]
 
     def _selected_cell(self) -> int | None:
         """The cell of the selected environment; None if it is not drawn."""
@@ -391,32 +398,13 @@ class Block:
         )
 
     def _draw_ring(self) -> None:
-        """Marks the selected robot on the floor."""
+        """Marks the selected robot on the floor of its own layer."""
         env = self._look.selected_env
         place = None if env is None else self.place_of(env)
-        if place is None:
-            if self._ring is not None and self._ring.visible:
-                self._ring.visible = False
-            return
-        if self._ring is None:
-            size = 0.45 * float(np.ptp(self.grid.reach[:, :2], axis=0).max())
-            mesh = trimesh.creation.annulus(r_min=0.86 * size, r_max=size, height=0.02 * size)
-            self._ring = self._server.scene.add_batched_meshes_simple(
-                f"{self._path}/selected",
-                mesh.vertices,
-                mesh.faces,
-                batched_wxyzs=np.array([[1.0, 0.0, 0.0, 0.0]], np.float32),
-                batched_positions=np.zeros((1, 3), np.float32),
-                batched_colors=linear(np.array(RING_COLOUR)),
-                lod="off",
-                cast_shadow=False,
-                scale=self.scale,
-            )
-        if not self._ring.visible:
-            self._ring.visible = True
-        # The ring lies on the floor of the robot's own layer.
-        ground = self._origins[self._cell_of_env[env], 2] + self.model.floor  # type: ignore[index]
-        self._ring.batched_positions = np.array([[place[0], place[1], ground]], np.float32)
+        if place is not None and env is not None:
+            ground = self._origins[self._cell_of_env[env], 2] + self.model.floor
+            place = np.array([*place[:2], ground])
+        self.ring.draw(place)
 
     def _draw_overlays(self) -> None:
         env, frame = self._look.selected_env, self.frame
@@ -480,3 +468,8 @@ class Block:
             place = self._origins[cell] + self.pos[cell, self.model.main_link]
             place[2] = self._origins[cell, 2] + above
             label.position = tuple(self.scale * place)
+
+
+def _width(grid: Grid) -> float:
+    """The larger side of a robot's reach on the floor, m."""
+    return float(np.ptp(grid.reach[:, :2], axis=0).max())

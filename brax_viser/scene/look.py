@@ -140,7 +140,8 @@ class Look:
     labels: bool = False
     others: str = "show"  # one of OTHERS
     selected_env: int | None = None
-    in_cells: bool = True  # a robot that leaves its cell comes back in on the other side
+    tints: bool = False  # each cell and its robot have a tint of their own
+    in_cells: bool = True  # a robot that travels stays in its cell, and the floor moves
     overlays: frozenset[str] = frozenset()  # some of overlays.OVERLAYS, of the selected robot
     numbers: bool = False  # whether the panel shows the numbers of the selected robot
     body: int | None = None  # the body of the selected robot that a person has pointed at

@@ -12,6 +12,7 @@ from trimesh.visual import ColorVisuals, TextureVisuals
 from brax_viser.model.rotations import multiply, planes, rotate
 from brax_viser.model.shapes import Shape
 from brax_viser.model.surfaces import linear
+from brax_viser.model.tints import tinted
 from brax_viser.model.variants import Places
 from brax_viser.scene.handles import BatchedHandle, send
 
@@ -29,6 +30,9 @@ LEAST_TRIANGLES = 100
 
 FADED = 0.12
 """Opacity of robots that are faded."""
+
+TINTED = 0.5
+"""How much of its cell's tint a robot has."""
 
 CLEAR = 0.35
 """Opacity of robots that show what is inside of them."""
@@ -56,6 +60,7 @@ class Paint:
 
     colours: np.ndarray | None = None  # uint8 [K, 3]
     opacities: np.ndarray | None = None  # float [K], as a fraction of the model's own
+    tints: np.ndarray | None = None  # float [K, 3], 0 to 255: mixed into plain colours of the model
 
 
 class Robots:
@@ -189,10 +194,7 @@ class Robots:
             assert isinstance(handle, viser.BatchedMeshHandle)
             rgba = _base_colour(part.shape)
             count = len(part.shape.body)
-            usual = rgba[:3] if part.rgba is None else part.rgba
-            handle.batched_colors = linear(
-                usual if paint.colours is None else np.repeat(paint.colours, count, axis=0)
-            )
+            handle.batched_colors = linear(_colours(part, paint, rgba[:3]))
             handle.batched_opacities = (
                 None
                 if paint.opacities is None
@@ -264,6 +266,24 @@ class Robots:
         )
         copy.batched_scales = handle.batched_scales
         return copy
+
+
+def _colours(part: _Part, paint: Paint, own: np.ndarray) -> np.ndarray:
+    """uint8 [K * M, 3], or [3] if all instances have one colour.
+
+    Args:
+        part: of the robot.
+        paint: replaces its look.
+        own: uint8 [3], its colour in the model.
+    """
+    count = len(part.shape.body)
+    if paint.colours is not None:
+        return np.repeat(paint.colours, count, axis=0)
+    if part.rgba is not None:
+        return part.rgba
+    if paint.tints is not None and (part.shape.body > 0).all():
+        return np.repeat(tinted(own, paint.tints, TINTED), count, axis=0)
+    return own
 
 
 def _static_poses(shape: Shape, origins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ import numpy as np
 import viser
 
 from brax_viser.model.cameras import ModelCamera
-from brax_viser.model.grid import framing_camera
+from brax_viser.model.framing import FOV
 from brax_viser.model.palettes import DARK, LIGHT, palette_of
 from brax_viser.model.robot import Model
 from brax_viser.records.grid import Grid
@@ -12,6 +12,7 @@ from brax_viser.records.view import ASIDE, View
 from brax_viser.scene.block import Block
 from brax_viser.scene.look import Look
 from brax_viser.scene.stage import scene_scale, set_stage
+from brax_viser.scene.views import Views
 
 ROOT = "/scene"
 """The node above all others. It is moved to keep a followed robot in place: moving the cameras
@@ -44,6 +45,8 @@ class Scene:
         self._anchor = np.zeros(3)  # m, where a followed robot stays
         # By client id: the page's camera, and the model's camera that it looks through.
         self._eyes: dict[int, tuple[viser.CameraHandle, ModelCamera]] = {}
+        self.views = Views(server)
+        self._visitors: set[int] = set()  # pages, by client id, that look at the sandbox
 
     def show(self, role: str, model: Model, grid: Grid, num_envs: int | None = None) -> None:
         """Gives a rollout a new block, which `arrange` makes in place of the former one.
@@ -73,7 +76,7 @@ class Scene:
         self._scale = scene_scale(self._bounds)
         places = dict(zip(roles, offsets, strict=True))
         others = {role: self._others(role, places) for role in places}
-        stay = {
+        kept = {
             role: block
             for role, block in self.blocks.items()
             if role in places
@@ -81,28 +84,30 @@ class Scene:
             and self._can_stay(role, block, places[role])
         }
         for role, block in self.blocks.items():
-            if role not in stay:
+            if role not in kept:
                 block.remove()
         blocks = {}
         for role, offset in places.items():
             model, grid, count = self._wanted[role]
             path = f"{ROOT}/{role}"
-            blocks[role] = stay.get(role) or Block(
+            blocks[role] = kept.get(role) or Block(
                 self._server, path, model, grid, count, offset, self._scale, others=others[role]
             )
         self.blocks = blocks
         self._set_stage()
-        if some_stay and self._scale != before:
-            self._rescale_views(self._scale / before)
+        # Robots that stay do not move on the screen. New ones are all in view from there, because
+        # every scene has the same size.
+        stay = self._scale / before if some_stay else None
+        self.views.frame(self._scale * self._bounds, stay=stay)
+        if ASIDE not in blocks:
+            self._bring_back_visitors()
 
-    def _rescale_views(self, factor: float) -> None:
-        """Keeps the pages' cameras in place, in metres, so that robots that stay do not move on the
-        screen. New robots are all in view from there, because every scene has the same size."""
-        for client in self._server.get_clients().values():
-            camera = client.camera
-            position, look_at = factor * camera.position, factor * camera.look_at
-            with client.atomic():
-                camera.position, camera.look_at = position, look_at
+    def _bring_back_visitors(self) -> None:
+        """Shows all robots again to the pages that were looking at a block that is gone."""
+        clients = self._server.get_clients()
+        for page in self._visitors & clients.keys():
+            self.views.show(clients[page].camera)
+        self._visitors.clear()
 
     @property
     def shift(self) -> np.ndarray:
@@ -132,7 +137,19 @@ class Scene:
             case _:
                 palette = palette_of(block.model.variants.model)
         bounds, scale = self._bounds, self._scale
-        set_stage(self._server, f"{ROOT}/floor", bounds, scale, block.grid, floor, palette)
+        set_stage(
+            self._server,
+            f"{ROOT}/floor",
+            bounds,
+            scale,
+            block.grid,
+            floor,
+            palette,
+            lines=not block.cells.marked,
+        )
+        for block in self.blocks.values():
+            block.palette = palette
+            block.cells.paint(palette, tints=False)
 
     def draw(self, views: dict[str, View | None], looks: dict[str, Look]) -> None:
         """Draws the views of all blocks, by role; None: no robot of the block is drawn."""
@@ -149,7 +166,7 @@ class Scene:
         None gives the page's camera back to its user."""
         if eye is None:
             if self._eyes.pop(camera.client.client_id, None) is not None:
-                camera.up_direction, camera.fov = (0.0, 0.0, 1.0), framing_camera(self._bounds).fov
+                camera.up_direction, camera.fov = (0.0, 0.0, 1.0), FOV
                 self.look_at_all(camera)
             return
         self._eyes[camera.client.client_id] = (camera, eye)
@@ -197,6 +214,8 @@ class Scene:
         block = self.blocks.get(role)
         if block is None:
             return
+        if role == ASIDE:
+            self._visitors.add(camera.client.client_id)
         low, high = block.grid.bounds(block.count)
         size = float((high - low).max())
         target = self._scale * ((low + high) / 2 + block.offset)
@@ -205,11 +224,14 @@ class Scene:
         camera.position = target + 2.0 * size * self._scale * away
         camera.look_at = target
 
-    def look_at_all(self, camera: viser.CameraHandle) -> None:
-        """Moves a page's camera to its initial place, with all cells in view."""
-        pose = framing_camera(self._bounds * self._scale)
-        camera.position = pose.position
-        camera.look_at = pose.look_at
+    def look_at_all(self, camera: viser.CameraHandle, view: str | None = None) -> None:
+        """Moves a page's camera so that all robots are in the picture.
+
+        Args:
+            camera: the page's.
+            view: one of `framing.VIEWS`; None: the one that the page had last.
+        """
+        self.views.show(camera, view)
 
     def pick(self, origin: np.ndarray, direction: np.ndarray) -> tuple[str, int] | None:
         """The robot, (role, env), that a ray hits, or nearly; None if there is none.

@@ -3,7 +3,7 @@
 import numpy as np
 import viser
 
-from brax_viser.model.grid import framing_camera
+from brax_viser.model.framing import framing_camera
 from brax_viser.model.palettes import LIGHT, MAX_SUNS, Palette
 from brax_viser.records.grid import Grid
 
@@ -12,6 +12,9 @@ SHADOW_DEPTH = 18.0
 units away, in three maps of 1,024 pixels that share this distance, and treats a surface less than
 0.02 units behind another one as lit. So shadows are useless for robots that are too small for
 these maps, or too far away."""
+
+FLOOR_OPACITY = 0.65
+"""The cells' tiles are seen through the floor, see `cells.THIN`."""
 
 SURROUNDINGS = "city"
 """viser's environment map that surfaces mirror: grey, bright above and dark below."""
@@ -44,6 +47,8 @@ def set_stage(
     grid: Grid,
     floor: float,
     palette: Palette = LIGHT,
+    *,
+    lines: bool = True,
 ) -> None:
     """Lays the floor, lights it, and points the first camera at all cells.
 
@@ -58,6 +63,7 @@ def set_stage(
         grid: its robots' reach sets the spacing of the floor's lines.
         floor: z of the shared floor, m.
         palette: colours and lights.
+        lines: whether the floor has lines.
     """
     bounds = bounds * scale
     camera = framing_camera(bounds)
@@ -76,6 +82,29 @@ def set_stage(
     # Fading into the horizon's colour hides where the floor ends.
     clear, blurred = max(1.2 * far, beyond), max(5 * far, 2.5 * beyond)
     scene.configure_fog(clear, blurred, color=palette.horizon)
+    _light(scene, palette)
+    # In scene units from here on: the lines of viser's grid do not follow a node's scale.
+    line = round_length(float(np.ptp(grid.reach[:, :2], axis=0).max()) / 4) * scale
+    scene.add_grid(
+        floor_path,
+        width=2.4 * blurred,
+        height=2.4 * blurred,
+        cell_size=line,
+        cell_color=palette.line,
+        section_size=5 * line,
+        section_color=palette.section,
+        fade_distance=max(4 * far, 2 * beyond),  # far enough that walls don't hang in the air
+        plane_color=palette.floor,
+        cell_thickness=0.5 * lines,
+        section_thickness=1.0 * lines,
+        plane_opacity=FLOOR_OPACITY,
+        shadow_opacity=0.45,
+        position=(0.0, 0.0, floor * scale),
+    )
+
+
+def _light(scene: viser.SceneApi, palette: Palette) -> None:
+    """Replaces all lights."""
     # viser's default lights, with its environment map at full strength, bleach pale robots.
     scene.configure_default_lights(enabled=False)
     scene.configure_environment_map(
@@ -100,22 +129,6 @@ def set_stage(
             cast_shadow=sun.casts_shadow,
             position=sun.towards,
         )
-    # In scene units from here on: the lines of viser's grid do not follow a node's scale.
-    line = _round_length(float(np.ptp(grid.reach[:, :2], axis=0).max()) / 4) * scale
-    scene.add_grid(
-        floor_path,
-        width=2.4 * blurred,
-        height=2.4 * blurred,
-        cell_size=line,
-        cell_color=palette.line,
-        section_size=5 * line,
-        section_color=palette.section,
-        fade_distance=max(4 * far, 2 * beyond),  # far enough that walls don't hang in the air
-        plane_color=palette.floor,
-        plane_opacity=1.0,
-        shadow_opacity=0.35,
-        position=(0.0, 0.0, floor * scale),
-    )
 
 
 def _sky(palette: Palette) -> np.ndarray:
@@ -125,7 +138,7 @@ def _sky(palette: Palette) -> np.ndarray:
     return np.broadcast_to(horizon + (top - horizon) * height, (64, 2, 3)).astype(np.uint8)
 
 
-def _round_length(metres: float) -> float:
+def round_length(metres: float) -> float:
     """The nearest of 1, 2 or 5 times a power of ten, so that floor lines can be counted."""
     power = 10.0 ** np.floor(np.log10(metres))
     return float(min((1.0, 2.0, 5.0, 10.0), key=lambda digit: abs(digit * power - metres)) * power)

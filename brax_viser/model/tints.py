@@ -1,0 +1,41 @@
+"""Chooses the quiet tints by which neighbouring robots are told apart."""
+
+import numpy as np
+
+from brax_viser.records.grid import Grid
+
+TINTS = np.array(
+    [
+        (66, 133, 214),  # blue
+        (226, 142, 58),  # orange
+        (86, 168, 104),  # green
+        (158, 112, 202),  # violet
+        (214, 98, 112),  # red
+        (62, 168, 178),  # teal
+        (186, 166, 62),  # yellow
+        (206, 112, 176),  # pink
+    ],
+    float,
+)
+
+_LIGHT = np.array([0.2126, 0.7152, 0.0722])
+
+
+def tints_of(grid: Grid, count: int) -> np.ndarray:
+    """float [count, 3], 0 to 255: each cell's tint, another one than its neighbours'."""
+    columns, rows, _ = grid.shape
+    index = np.arange(count)
+    column, row, layer = index % columns, index // columns % rows, index // (columns * rows)
+    return TINTS[(column + 3 * row + 5 * layer) % len(TINTS)]
+
+
+def tinted(colour: np.ndarray, tints: np.ndarray, strength: float) -> np.ndarray:
+    """uint8 [K, 3]: a colour with K tints. Black stays black, and white pale.
+
+    Args:
+        colour: uint8 [3].
+        tints: float [K, 3], 0 to 255.
+        strength: 0 to 1.
+    """
+    alike = tints * ((colour @ _LIGHT) / (tints @ _LIGHT))[:, None]
+    return np.round(np.clip((1 - strength) * colour + strength * alike, 0, 255)).astype(np.uint8)
