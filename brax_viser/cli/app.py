@@ -96,24 +96,9 @@ def train(
     with ctrl_c:
         run.start(work)
         _show_progress(run, ctrl_c)
-        if run.refusal is not None:
-            console.print(f"brax-viser: {run.refusal}", style="red", markup=False)
-            return 2
-        stopped = not run.over.is_set()
-        if stopped:
-            begun = run.training.is_set()
-            console.print(f"Stopped {'in mid-training' if begun else 'before the training began'}.")
-        if run.training.is_set():
-            _save(save_dir or f"runs/{env}-{datetime.now():%Y%m%d-%H%M%S}", run)
-        if stopped:
-            return ctrl_c.code
-        if run.viewer is not None:
-            if keep_open and not ctrl_c.heard:
-                console.print(f"The page stays open at {run.viewer.url}  (Ctrl-C ends it)")
-                while not ctrl_c.heard:
-                    time.sleep(0.1)
-            run.viewer.close()
-    return 1 if run.error is not None else 0
+        return _end(
+            run, ctrl_c, save_dir or f"runs/{env}-{datetime.now():%Y%m%d-%H%M%S}", keep_open
+        )
 
 
 @app.command(name="envs")
@@ -321,6 +306,29 @@ def _show_progress(run: _Run, ctrl_c: _CtrlC) -> None:
 
 def _native_line(line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _end(run: _Run, ctrl_c: _CtrlC, where: str, keep_open: bool) -> int:
+    """Saves the policy and keeps the page open, as far as that makes sense; returns the exit
+    code."""
+    if run.refusal is not None:
+        console.print(f"brax-viser: {run.refusal}", style="red", markup=False)
+        return 2
+    stopped = not run.over.is_set()
+    if stopped:
+        begun = run.training.is_set()
+        console.print(f"Stopped {'in mid-training' if begun else 'before the training began'}.")
+    if run.training.is_set():
+        _save(where, run)
+    if stopped:
+        return ctrl_c.code
+    if run.viewer is not None:
+        if keep_open and not ctrl_c.heard:
+            console.print(f"The page stays open at {run.viewer.url}  (Ctrl-C ends it)")
+            while not ctrl_c.heard:
+                time.sleep(0.1)
+        run.viewer.close()
+    return 1 if run.error is not None else 0
 
 
 def _save(where: str, run: _Run) -> None:
