@@ -117,6 +117,7 @@ def test_the_window_opens_with_the_first_number_and_sends_what_was_reported(
     viewer: Viewer, page: Page
 ):
     window = Probe(viewer).panel.curves
+    eventually(lambda: window._updates > 0, "the panel is updated")
     assert not window._window.visible
     viewer.log(1000, {"eval/episode_reward": 5.0, "loss": 0.25})
     eventually(lambda: window._window.visible, "the window opens")
@@ -174,6 +175,7 @@ def frame_at(step: int, env: int, reward: float, **metrics: float) -> Frame:
 
 def test_the_selected_robots_terms_are_kept_in_order_with_gaps_between_stretches():
     log = TermLog()
+    assert not log.is_of(None)
     for step, reward in ((1, 1.0), (2, 2.0), (2, 2.0), (900, 5.0)):
         log.add(frame_at(step, 5, reward, reward_alive=1.0, x=7.0), dt=0.1)
     terms = log.terms()

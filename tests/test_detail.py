@@ -284,7 +284,7 @@ def test_the_envs_own_info_and_metrics_are_sent_and_not_those_of_wrappers(viewer
     assert {name: x.tolist() for name, x in frame.detail.info.items()} == {"mine/count": 3.0}
     assert {name: x.tolist() for name, x in frame.detail.metrics.items()} == {"reward/twice": 6.0}
     terms = Probe(viewer).panel_view(0.0).terms
-    assert terms is not None and terms.env == CHOSEN
+    assert terms is not None and terms.is_of(CHOSEN)
 
 
 def packet_of(shard: int, env_index: list[int], detail_env: int | None) -> Packet:

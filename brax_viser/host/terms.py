@@ -52,10 +52,9 @@ class TermLog:
             self._points.append((before, {}))
         self._points.append((before + passed, _values(frame, detail)))
 
-    @property
-    def env(self) -> int | None:
-        """The environment whose terms are known."""
-        return self._env
+    def is_of(self, env: int | None) -> bool:
+        """Whether the terms are known, and are those of an environment."""
+        return self._env is not None and self._env == env
 
     def terms(self) -> Terms | None:
         """Returns the terms; None if there are none."""

@@ -105,7 +105,7 @@ class PanelState:
             stepped=shared.stepped(role),
             nonfinite=at.findings,
             metrics=shared.metrics,
-            terms=channel.terms if channel and channel.terms.env == selected else None,
+            terms=channel.terms if channel and channel.terms.is_of(selected) else None,
             cells=tuple(dict.fromkeys(n for b in scene.blocks.values() for n in b.notes())),
         )
         return self._with_twins(self._with_robot(view, shown, block), channel)

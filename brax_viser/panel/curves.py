@@ -47,7 +47,7 @@ class CurvesWindow(Widgets):
         super().__init__(tools)
         self._updates, self._sent = 0, -1
         self._window = self._server.gui.add_panel(visible=False)
-        self._window.float(x=12, y=-12, width=340, height=352)
+        self._window.float(x=12, y=-12, width=310, height=318)
         with self._window.add_tab("Curves", viser.Icon.CHART_LINE):
             self._add_controls()
 
@@ -67,7 +67,7 @@ class CurvesWindow(Widgets):
             bands=({"series": (2, 1), "fill": "rgba(247, 103, 7, 0.15)"},),
             scales={"x": {"time": False}},
             legend={"show": False},
-            height=165,
+            height=132,
             padding=(10, 24, 0, 0),
         )
         with gui.add_folder("Axes", expand_by_default=False):
