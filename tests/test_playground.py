@@ -164,7 +164,14 @@ def test_missing_robot_models_get_a_clear_error(monkeypatch, tmp_path):
         load("Go1JoystickFlatTerrain")
 
 
-def test_settings_are_playgrounds_own(menagerie):
+def test_settings_are_playgrounds_own_sized_for_a_cpu(menagerie, monkeypatch):
+    for name in ("CartpoleBalance", "Go1JoystickFlatTerrain", "LeapCubeReorient"):
+        small = ppo_settings(name)
+        steps = small["batch_size"] * small["num_minibatches"] * small["unroll_length"]
+        assert steps <= 100_000, "the policy first changes after minutes"
+        assert small["batch_size"] * small["num_minibatches"] % small["num_envs"] == 0
+        assert small["num_timesteps"] >= 60_000_000
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     for name in ("CartpoleBalance", "Go1JoystickFlatTerrain", "LeapCubeReorient"):
         settings = ppo_settings(name)
         assert settings["num_envs"] >= 2048 and settings["num_timesteps"] >= 60_000_000

@@ -59,9 +59,10 @@ def test_a_longer_run_of_another_trainer_hands_out_more_policies(trainer):
         assert steps_per_policy(trainer, longer) <= 1.1 * steps_per_policy(trainer, usual)
 
 
-def test_playgrounds_epochs_and_resets_stay_and_each_epoch_yields_a_policy():
+def test_playgrounds_epochs_and_resets_stay_and_each_epoch_yields_a_policy(monkeypatch):
     if playground.registry() is None:
         pytest.skip("MuJoCo Playground is not installed")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     config = importlib.import_module("mujoco_playground.config.dm_control_suite_params")
     before = config.brax_ppo_config("CartpoleBalance", None)
     settings = trainer_settings(
