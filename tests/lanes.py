@@ -98,6 +98,7 @@ LANES = {
     "test_transplant": integration(1.5, quick=True),
     "test_twin": integration(3, quick=True),
     "test_viewer": integration(1, quick=True),
+    "test_watchdog": integration(0.1),
     "test_words": unit(),
     "test_wrapping": integration(0.2),
 }

@@ -3,12 +3,15 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import logging
 
 import viser
 
+from brax_viser.host import watchdog
 from brax_viser.host.progress import count as in_words
 from brax_viser.host.rollout import Rollout
 from brax_viser.host.state import SharedState
+from brax_viser.host.watchdog import HoldLimit
 from brax_viser.page.channel import Channel
 from brax_viser.page.channels import Channels
 from brax_viser.page.event_loop import EventLoop
@@ -23,6 +26,8 @@ from brax_viser.panel.panel import Panel
 from brax_viser.process import lower_priority
 from brax_viser.records.view import ASIDE, View
 from brax_viser.scene.look import Look
+
+log = logging.getLogger("brax_viser")
 
 PANEL_SECONDS = 0.25
 IDLE_SECONDS = 1.0
@@ -70,6 +75,7 @@ class Loop:
         self._panel, self._panel_state = panel, panel_state
         self._scene, self._sandbox = robots.scene, robots.sandbox
         self._sampler = Sampler(shared.metrics)
+        self._limit = HoldLimit(shared.hold, watchdog.usual(), self._let_go)
         self._rung = asyncio.Event()
         self._task: concurrent.futures.Future[None] | None = None
         shared.mailbox.ring = self._ring
@@ -222,10 +228,15 @@ class Loop:
                 block.decorate(self._look_of(role))
                 block.title(self._title_of(role) if len(self._scene.blocks) > 1 else "")
         self._finale.update()
+        self._state.hold_limit = self._limit.update(now)
         view, channel = self._panel_state.view(now), self._robots.channels.get("train")
         frame = channel.view.frame if channel is not None and channel.view is not None else None
         self._sampler.sample(view.progress, frame, self._shared.clock())
         self._panel.show(view)
+
+    def _let_go(self, why: str) -> None:
+        self._state.notice = why
+        log.warning(why)
 
     def _title_of(self, role: str) -> str:
         if role == ASIDE:

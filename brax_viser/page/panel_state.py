@@ -94,6 +94,7 @@ class PanelState:
             stream=self._stream(role, channel, shown, now, known=set(at.shown)),
             complaint=state.complaint,
             notice=state.notice,
+            hold_limit=state.hold_limit,
             fault=at.fault,
             waits=waits,
             parts=state.parts,
