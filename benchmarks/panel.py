@@ -1,4 +1,4 @@
-"""Takes the documentation's pictures of the panel: its head, and each of its folders.
+"""Takes the documentation's pictures of the panel: its head, and each of its tabs.
 
 python -m benchmarks.panel docs/panel
 
@@ -20,23 +20,11 @@ from scipy import ndimage
 
 from benchmarks.screenshot import FLAGS, close_notice, save, training
 
-FOLDERS = {
-    "Which robots": "which-robots",
-    "Selected robot": "selected-robot",
-    "Look inside": "look-inside",
-    "Look": "look",
-    "Parts of the model": "parts",
-    "MuJoCo twins": "twins",
-    "MuJoCo sandbox": "sandbox",
-    "Pace and budget": "pace",
-}
-"""The panel's folders, in its order, and the names of their pictures."""
-
-FOLDED = ("Look inside", "Parts of the model", "MuJoCo twins", "MuJoCo sandbox", "Pace and budget")
-"""Folders that are closed at first."""
+TABS = ("Watch", "Robot", "Twins", "Look")
+"""The panel's tabs, below its head."""
 
 MARGIN = 9
-"""Pixels around a folder, whose title is on its border."""
+"""Pixels around a picture."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +35,12 @@ class Settings:
     env: str = "ant"
     width: int = 760
     height: int = 1000
-    tall: int = 3600
-    """Height of a window that holds the whole panel, in pixels."""
+    tall: int = 2400
+    """Height of a window that holds the longest tab, in pixels."""
     seconds: float = 20.0
     """Time for twins and sandbox to run before their pictures are taken, in seconds."""
-    tallest: int = 560
-    """Limit on the height of a picture, in pixels; a taller folder is cut off at the bottom."""
+    tallest: int = 760
+    """Limit on the height of a picture, in pixels; a taller tab is cut off at the bottom."""
 
 
 def take(settings: Settings, page: Page, address: str) -> None:
@@ -62,21 +50,22 @@ def take(settings: Settings, page: Page, address: str) -> None:
     time.sleep(5.0)
     close_notice(page)
     _select(settings, page)
-    for name in FOLDED:
-        _click(page.get_by_text(name, exact=True))
-    for name in ("Joint axes", "Numbers", "Twins"):
-        _click(page.get_by_label(name, exact=True))
+    for tab, names in (("Robot", ("Joint axes", "Numbers")), ("Twins", ("Twins",))):
+        _open(page, tab)
+        for name in names:
+            _click(page.get_by_label(name, exact=True))
     _click(page.get_by_role("button", name="Fork the selected robot"))
     page.get_by_text("Driven by", exact=True).wait_for(timeout=300_000)
     time.sleep(settings.seconds)
     page.set_viewport_size({"width": settings.width, "height": settings.tall})
-    time.sleep(5.0)
-    _save(settings, *_head(page))
-    # While the training is held, nothing moves between locating a folder and the picture.
-    _click(page.get_by_role("button", name="Hold training"))
-    time.sleep(8.0)
-    boxes = {picture: _box(page, name) for name, picture in FOLDERS.items()}
-    _save(settings, page.screenshot(), boxes)
+    for tab in TABS:
+        _open(page, tab)
+        time.sleep(5.0)
+        _save(settings, page, tab)
+
+
+def _open(page: Page, tab: str) -> None:
+    _click(page.get_by_text(tab, exact=True).first)
 
 
 def _select(settings: Settings, page: Page) -> None:
@@ -84,8 +73,8 @@ def _select(settings: Settings, page: Page) -> None:
     _click(page.get_by_role("button", name="Hold training"))
     page.get_by_text("Held at step").wait_for(timeout=60_000)
     time.sleep(5.0)
-    panel = _box(page, "Which robots")
-    scene = {"x": 0, "y": 0, "width": panel["x"] - 10, "height": settings.height}
+    _open(page, "Robot")  # which says whether a robot is selected
+    scene = {"x": 0, "y": 0, "width": _left(page) - 10, "height": settings.height}
     page.mouse.click(*_robot_in(page.screenshot(clip=scene)))  # pyright: ignore
     none = page.get_by_text("Click a robot to select it.")
     none.wait_for(state="detached", timeout=30_000)
@@ -109,33 +98,38 @@ def _click(control: Locator) -> None:
     time.sleep(2.0)
 
 
-def _folder(page: Page, name: str) -> Locator:
-    return page.get_by_text(name, exact=True).first.locator("..")
-
-
-def _box(page: Page, name: str) -> dict[str, float]:
-    """Returns the x, y, width and height of a folder, in pixels."""
-    box = _folder(page, name).bounding_box()
+def _left(page: Page) -> float:
+    """Returns the panel's left edge, in pixels."""
+    box = page.get_by_text("Watch", exact=True).first.bounding_box()
     assert box is not None
-    return {"x": box["x"], "y": box["y"], "width": box["width"], "height": box["height"]}
+    return box["x"]
 
 
-def _head(page: Page) -> tuple[bytes, dict[str, dict[str, float]]]:
-    """Returns a picture taken while the panel's head did not move, and the head's box."""
-    while True:
-        before, png = _box(page, "Which robots"), page.screenshot()
-        if before == _box(page, "Which robots"):
-            return png, {"head": {**before, "y": 0.0, "height": before["y"] - MARGIN}}
-
-
-def _save(settings: Settings, png: bytes, boxes: dict[str, dict[str, float]]) -> None:
-    whole = Image.open(io.BytesIO(png))
+def _save(settings: Settings, page: Page, tab: str) -> None:
+    """Saves a picture of a tab, and with the first of one of the head."""
+    strip = page.get_by_text(tab, exact=True).first.bounding_box()
+    viewport = page.viewport_size
+    assert strip is not None and viewport is not None
+    left, top = _left(page) - MARGIN, strip["y"] - MARGIN
+    right, bottom = viewport["width"], _end(page)
+    whole = Image.open(io.BytesIO(page.screenshot()))
+    boxes = {tab.lower(): (left, top, right, min(bottom, top + settings.tallest))}
+    if tab == TABS[0]:
+        boxes["head"] = (left, 0.0, right, top)
     for name, box in boxes.items():
-        left, top = box["x"] - MARGIN, max(box["y"] - MARGIN, 0.0)
-        bottom = min(box["y"] + box["height"] + MARGIN / 3, top + settings.tallest)
         part = io.BytesIO()
-        whole.crop((left, top, left + box["width"] + 2 * MARGIN, bottom)).save(part, "png")
+        whole.crop(box).save(part, "png")
         save(part.getvalue(), settings.folder / f"{name}.webp")
+
+
+def _end(page: Page) -> float:
+    """Returns the lower edge of what the panel shows, in pixels."""
+    return float(
+        page.evaluate(
+            """() => document.querySelector(".brax-viser-state")
+                .closest(".mantine-ScrollArea-content").getBoundingClientRect().bottom"""
+        )
+    )
 
 
 def main() -> None:

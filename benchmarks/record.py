@@ -101,7 +101,7 @@ def record(address: str, until: float) -> list[Window]:
 
 def _says_live(window: bytes) -> bool:
     return any(
-        "</span> Live</div>" in str(message.get("updates", ""))
+        "</span> Live</span></div>" in str(message.get("updates", ""))
         for message in messages_of(window)
         if message["type"] == "GuiUpdateMessage"
     )

@@ -48,9 +48,7 @@ def take(settings: Settings, page: Page, address: str) -> None:
     page.goto(address)
     page.get_by_text("Live").wait_for(timeout=300_000)
     if settings.twins:
-        # Closes the folders above the twins' folder, which is opened.
-        for folder in ("Which robots", "Selected robot", "Look", "MuJoCo twins"):
-            page.get_by_text(folder, exact=True).first.click()
+        page.get_by_text("Twins", exact=True).first.click()
         page.get_by_label("Twins", exact=True).check()
         page.get_by_label("Twins", exact=True).scroll_into_view_if_needed()
     time.sleep(settings.after)

@@ -76,6 +76,7 @@ LANES = {
     "test_overlays": integration(0.7),
     "test_own_loops": integration(2.5),
     "test_panel": integration(0.3),
+    "test_panel_browser": Lane("browser", 1.5, alone=True),
     "test_parts": integration(),
     "test_playback": unit(0.2),
     "test_playground": integration(4),

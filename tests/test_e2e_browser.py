@@ -111,11 +111,16 @@ def held_at(page) -> str:
     found = []
 
     def held() -> bool:  # it is not held for a moment between two steps
-        found[:] = re.findall(r"Held at step ([^:]+):", text(page))
+        found[:] = re.findall(r"Held at step ([\d,]+)", text(page))
         return bool(found)
 
     eventually(held, "it is held", timeout=60)
     return found[0]
+
+
+def tab(page, name: str) -> None:
+    """Shows one of the panel's tabs."""
+    page.get_by_text(name, exact=True).first.click()
 
 
 def choose(page, label: str, option: str) -> None:
@@ -144,7 +149,8 @@ def robots(page) -> list[tuple[float, float]]:
 
 
 def select_a_robot(page) -> int:
-    """Clicks on the robot that is most visible, and returns its env."""
+    """Clicks on the robot that is most visible, and returns its env. Leaves the tab Robot open."""
+    tab(page, "Robot")
     # First clicks far from all robots: an earlier selection must not be mistaken for the new one.
     away = ndimage.distance_transform_edt(~ants(page))
     assert isinstance(away, np.ndarray)
@@ -158,7 +164,7 @@ def select_a_robot(page) -> int:
             page.mouse.click(x, y)
             for _ in range(20):  # a slow page shows the selection late
                 page.wait_for_timeout(500)
-                found[:] = re.findall(r"Env (\d+) · -?[\d,.]+ so far", text(page))
+                found[:] = re.findall(r"Env (\d+) · return -?[\d,.]+ so far", text(page))
                 if found:
                     return True
         return False
@@ -168,7 +174,7 @@ def select_a_robot(page) -> int:
 
 
 def return_of_the_selected(page) -> float:
-    found = re.search(r"Env \d+ · (-?[\d,.]+) so far", text(page))
+    found = re.search(r"Env \d+ · return (-?[\d,.]+) so far", text(page))
     assert found is not None
     return float(found[1].replace(",", ""))
 
@@ -184,7 +190,7 @@ def test_the_switch_stops_the_robots_on_all_pages_and_starts_them_again(chromium
     eventually(lambda: moved(page, 1.0), "robots move", timeout=60)
 
     switch.uncheck()
-    page.get_by_text("streaming is off").wait_for(timeout=30_000)
+    page.get_by_text("Streaming is off").wait_for(timeout=30_000)
     known = steps(page)
     stands_still(page)
     eventually(lambda: steps(page) > known, "the training goes on", timeout=60)
@@ -249,14 +255,16 @@ def test_robots_are_selected_by_a_click_ranked_and_followed(page):
     page.get_by_role("button", name="Hold training").click()
     held_at(page)
     stands_still(page)
+    tab(page, "Watch")
     choose(page, "Return", "Episode so far")  # known for every robot
-    choose(page, "Envs", "Best return")
+    choose(page, "Draw", "Best return")
     page.wait_for_timeout(2000)
     select_a_robot(page)
     best = return_of_the_selected(page)
+    tab(page, "Watch")
     page.get_by_text("9 of 64 envs are drawn").wait_for(timeout=60_000)
     first = scene(page)
-    choose(page, "Envs", "Worst return")
+    choose(page, "Draw", "Worst return")
     # The training stays held at this step.
     eventually(lambda: np.abs(scene(page) - first).max() > 40, "others are drawn", timeout=60)
     page.wait_for_timeout(1000)
@@ -286,9 +294,13 @@ def test_robots_are_selected_by_a_click_ranked_and_followed(page):
     print("followed, pixels off the middle:", middles)
     assert f"Env {env} " in text(page)
     choose(page, "The others", "Show")
+    tab(page, "Look")
     page.get_by_role("button", name="See all robots").click()
-    choose(page, "Envs", "First ones")
+    tab(page, "Watch")
+    choose(page, "Draw", "First ones")
+    tab(page, "Robot")
     eventually(lambda: not page.get_by_label("Follow").is_checked(), "followed no more")
+    tab(page, "Watch")
 
 
 def violet(page) -> int:
@@ -300,7 +312,7 @@ def violet(page) -> int:
 @pytest.mark.usefixtures("live")
 def test_twins_are_drawn_and_a_robot_is_forked_into_a_sandbox_and_pushed(page):
     assert violet(page) < 20
-    page.get_by_text("MuJoCo twins", exact=True).click()
+    tab(page, "Twins")
     page.get_by_label("Twins", exact=True).check()
     page.get_by_text(re.compile(r"\d+ twins · .* ms a step")).wait_for(timeout=60_000)
     eventually(lambda: violet(page) > 200, "twins are drawn", timeout=60)
@@ -308,19 +320,16 @@ def test_twins_are_drawn_and_a_robot_is_forked_into_a_sandbox_and_pushed(page):
     eventually(lambda: page.locator(".uplot").count() == 2, "two curves are drawn", timeout=60)
     page.get_by_label("Twins", exact=True).uncheck()
     eventually(lambda: violet(page) < 20, "they are gone", timeout=60)
-    page.get_by_text("MuJoCo twins", exact=True).click()
 
     # Held: a click misses a moving robot, and details would only come with the next step.
     page.get_by_role("button", name="Hold training").click()
     held_at(page)
     stands_still(page)
     env = select_a_robot(page)
-    page.get_by_text("Look inside", exact=True).click()
     page.get_by_text(f"Env {env}, as MuJoCo sees it").wait_for(timeout=60_000)
-    page.get_by_text("Look inside", exact=True).click()
-    page.get_by_text("MuJoCo sandbox", exact=True).click()
+    tab(page, "Twins")
     page.get_by_role("button", name="Fork the selected robot").click()
-    page.get_by_text(re.compile(rf"Env {env}, from step .*: \+\d")).wait_for(timeout=120_000)
+    page.get_by_text(re.compile(rf"Env {env}, forked at step .*: \d")).wait_for(timeout=120_000)
     page.get_by_role("button", name="Resume training").click()
     page.get_by_text("Driven by the policy of step").wait_for(timeout=60_000)
     # The camera has moved to the sandbox.
@@ -330,5 +339,6 @@ def test_twins_are_drawn_and_a_robot_is_forked_into_a_sandbox_and_pushed(page):
     eventually(lambda: moved(page, 0.5), "it moves", timeout=60)
     page.get_by_role("button", name="End", exact=True).click()
     page.get_by_text(f"Takes env {env} as it is now").wait_for(timeout=60_000)
-    page.get_by_text("MuJoCo sandbox", exact=True).click()
+    tab(page, "Look")
     page.get_by_role("button", name="See all robots").click()
+    tab(page, "Watch")

@@ -1,15 +1,20 @@
 """Tests the panel's head and its notes: what they say, and that nothing below them moves."""
 
+import gzip
 import re
+import urllib.request
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import viser
 
 from brax_viser import VisualizedEnv
 from brax_viser.host.progress import Progress
 from brax_viser.host.rewards import MOST_POINTS, Curve
+from brax_viser.page import browser
 from brax_viser.panel import figures, words
 from brax_viser.panel.view import PanelView
 from brax_viser.records.frame import Frame
@@ -153,3 +158,20 @@ def test_indices_that_no_env_has_are_refused_beside_the_field_and_the_robots_sta
     assert refused not in words.drawn(probe.panel_view())
     viewer.select([2, 900])  # a script is not refused, as it may choose before the first step
     eventually(lambda: "There is no env 900" in words.drawn(probe.panel_view()), "but told")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "identity"])
+def test_the_page_is_served_with_our_script_and_style_and_all_else_as_viser_serves_it(
+    viewer, encoding
+):
+    asked = urllib.request.Request(viewer.url, headers={"Accept-Encoding": encoding})
+    with urllib.request.urlopen(asked, timeout=20) as answer:
+        body = answer.read()
+        assert int(answer.headers["Content-Length"]) == len(body)
+        assert answer.headers["Content-Encoding"] == encoding
+    page = gzip.decompress(body) if encoding == "gzip" else body
+    before, added, after = page.partition(browser.additions())
+    assert added and b'<div id="root">' in before and after.startswith(b"</body>")
+    real = Path(viser.__file__).parent / "client" / "build" / "index.html"
+    assert before + after == real.read_bytes()
+    assert browser.add_to(None) is None

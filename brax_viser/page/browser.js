@@ -17,20 +17,26 @@
   // What was clicked on with the mouse gives the focus back, unless text can be typed into it.
   const giveBack = () => {
     const at = document.activeElement;
-    if (at && at !== document.body && (!takesText(at) || (isList(at) && !isOpen(at)))) at.blur();
+    if (!at || at === document.body) return;
+    const byKey = at.matches(":focus-visible");
+    if (takesText(at) ? isList(at) && !isOpen(at) : !byKey) at.blur();
   };
-  window.addEventListener("click", (event) => event.detail && setTimeout(giveBack), true);
+  window.addEventListener("click", (event) => {
+    if (!event.detail) return; // a click by key
+    giveBack();
+    setTimeout(giveBack); // lists close, and labels pass the focus on, after the click
+  });
 
   window.addEventListener("keydown", (event) => {
     const at = event.target;
-    if (!event.isTrusted || !isInput(at)) return;
-    if (takesText(at)) {
-      // Enter completes what was typed.
-      if (event.key === "Enter" && !isList(at)) setTimeout(() => at.blur());
-    } else if (!OF_INPUTS.includes(event.key)) {
+    if (event.isTrusted && isInput(at) && !takesText(at) && !OF_INPUTS.includes(event.key)) {
       document.body.dispatchEvent(new KeyboardEvent("keydown", event));
     }
   }, true);
+  // Enter completes what was typed.
+  window.addEventListener("keydown", ({ key, target }) => {
+    if (key === "Enter" && isInput(target) && takesText(target) && !isList(target)) target.blur();
+  });
 
   // The connection, which viser's client keeps in a worker.
   const root = document.documentElement;
@@ -49,7 +55,8 @@
     }
   };
 
-  // Viser reconnects by itself where the window has the focus and the client fits the server.
+  // Viser reconnects by itself where the window has the focus and the client fits the server. A
+  // server that is just ending may answer once more: after a reload nothing here would look again.
   const lookForServer = async () => {
     if (!closed) return;
     try {
@@ -58,7 +65,7 @@
     } catch {
       answers = 0;
     }
-    if (closed && answers > (document.hasFocus() ? 2 : 0)) location.reload();
+    if (closed && answers > (document.hasFocus() ? 3 : 1)) location.reload();
   };
   setInterval(lookForServer, 2000);
 })();

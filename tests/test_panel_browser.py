@@ -1,0 +1,222 @@
+"""Uses the panel in a real browser, beside a small training in this process."""
+
+import re
+import threading
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+
+from brax_viser import Viewer, VisualizedEnv
+from brax_viser.page import address
+from tests.conftest import eventually
+from tests.support import Probe
+from tests.toy import Toy
+
+NUM_ENVS = 16
+WINDOW = {"width": 900, "height": 700}
+
+
+class Training:
+    """Steps a small environment until it is stopped."""
+
+    def __init__(self, port: int = 0):
+        self.viewer = Viewer(port=port)
+        env = VisualizedEnv(Toy(), grid=(4, 4), viewer=self.viewer)
+        self._reset, self._step = jax.jit(jax.vmap(env.reset)), jax.jit(jax.vmap(env.step))
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        state = self._reset(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
+        while not self._stop.wait(0.02):
+            state = jax.block_until_ready(self._step(state, np.zeros((NUM_ENVS, 1))))
+
+    def end(self) -> None:
+        self.viewer.resume()
+        self._stop.set()
+        self._thread.join()
+
+    def close(self) -> None:
+        self.end()
+        self.viewer.close()
+
+
+@pytest.fixture(scope="module")
+def training() -> Iterator[Training]:
+    training = Training()
+    yield training
+    training.close()
+
+
+@pytest.fixture(scope="module")
+def page(chromium, training):
+    page = chromium.new_page(viewport=WINDOW)
+    page.set_default_timeout(60_000)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(training.viewer.url)
+    page.get_by_text("Live").wait_for()
+    yield page
+    assert not errors
+    page.close()
+
+
+def choose(page, label: str, option: str) -> None:
+    page.get_by_label(label, exact=True).click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def top_of(page, name: str) -> float:
+    box = page.get_by_role("button", name=name, exact=True).bounding_box()
+    assert box is not None
+    return box["y"]
+
+
+def test_keys_work_after_clicks_on_controls_and_not_while_text_is_typed(page, training):
+    viewer = training.viewer
+    page.get_by_label("Streaming").uncheck()
+    eventually(lambda: not viewer.streaming, "a click switches it off")
+    page.keyboard.press("o")
+    eventually(lambda: viewer.streaming, "the key works although the box was clicked on")
+    page.get_by_label("Hold at the first NaN").check()
+    eventually(lambda: viewer.hold_on_nan, "another box is ticked")
+    page.keyboard.press("Space")
+    eventually(lambda: viewer.stats().held, "space holds, and does not tick the box")
+    assert viewer.hold_on_nan
+    choose(page, "Motion", "Latest")
+    eventually(lambda: viewer.mode == "latest", "an option is picked from a list")
+    before = viewer.stats().env_steps
+    page.keyboard.press("n")
+    eventually(lambda: viewer.stats().env_steps == before + 1, "N steps after that")
+    page.get_by_role("button", name="Resume training").click()
+    eventually(lambda: not viewer.stats().held, "a click on the button resumes")
+    page.keyboard.press("Space")
+    eventually(lambda: viewer.stats().held, "space holds once, after a click on that very button")
+
+    page.get_by_label("Hold at the first NaN").focus()  # as by the key Tab
+    before = viewer.stats().env_steps
+    page.keyboard.press("m")
+    eventually(lambda: viewer.stats().env_steps == before + 10, "M works on a box with the focus")
+    page.keyboard.press("Space")
+    eventually(lambda: not viewer.hold_on_nan, "which space still ticks, without a mouse")
+    assert viewer.stats().held
+
+    choose(page, "Draw", "Chosen by index")
+    row = page.get_by_text("Indices", exact=True).locator("xpath=ancestor::*[.//input][1]")
+    field = row.locator("input")
+    eventually(lambda: field.input_value() == "0-15", "the field is there")
+    before = viewer.stats().env_steps
+    field.fill("")
+    field.press_sequentially("n 1o m")
+    eventually(lambda: "neither an index" in page.inner_text("body"), "what was typed is read")
+    assert viewer.stats().env_steps == before and viewer.streaming
+    field.fill("1, 3")
+    field.press("Enter")  # it is complete, and leaves the field
+    page.keyboard.press("n")
+    eventually(lambda: viewer.stats().env_steps == before + 1, "N steps again")
+    choose(page, "Draw", "First ones")
+    viewer.mode = "realtime"
+    viewer.resume()
+
+
+def test_no_button_moves_when_the_state_or_a_figure_changes(page, training):
+    viewer = training.viewer
+    page.get_by_text("Live").wait_for()
+    tops = {top_of(page, "Hold training"), top_of(page, "1 step") - 0.0}
+    for step in range(5):
+        viewer.progress_fn(step * 1000, {"episode/sum_reward": 1e5 * step, "episode/length": 9e3})
+    page.locator("svg.reward polyline").wait_for()
+    page.get_by_text("Training reward 400,000").wait_for()
+    page.get_by_role("button", name="Hold training").click()
+    page.get_by_text(re.compile("Held at step")).wait_for()
+    viewer.selected_env = 3
+    page.get_by_text("T (next fall of env 3)").wait_for()
+    Probe(viewer).state.notice = "A notice that is long enough for two lines. " * 3
+    page.get_by_text("A notice that is long").wait_for()
+    assert {top_of(page, "Resume training"), top_of(page, "1 step")} == tops
+    Probe(viewer).state.notice = None
+    viewer.selected_env = None
+    viewer.resume()
+
+
+def test_tabs_hold_the_controls_and_no_scrollbar_covers_them(page):
+    for tab, control in (("Robot", "Trail"), ("Twins", "Twins"), ("Look", "Labels")):
+        page.get_by_text(tab, exact=True).first.click()
+        page.get_by_label(control, exact=True).wait_for()
+    page.get_by_text("Watch", exact=True).click()
+    page.set_viewport_size({"width": 900, "height": 420})  # so that there is a scrollbar
+    bar = page.locator(".mantine-ScrollArea-scrollbar[data-orientation=vertical]").first
+    bar.wait_for()
+    left = bar.bounding_box()["x"]
+    for name in ("Motion", "Draw"):
+        box = page.get_by_label(name, exact=True).bounding_box()
+        assert box["x"] + box["width"] <= left
+    page.set_viewport_size(WINDOW)
+
+
+def test_a_wrong_number_is_named_beside_its_field_and_what_is_used_stays(page, training):
+    viewer = training.viewer
+    field = page.get_by_label("Budget, %", exact=True)
+    field.press("Control+a")
+    field.press_sequentially("500", delay=80)
+    page.get_by_text("500 is not used: it must be 0.1 to 100.").wait_for()
+    assert viewer.max_overhead == 0.02
+    page.get_by_text("Watch", exact=True).click()  # the field is left
+    page.wait_for_timeout(1500)
+    assert viewer.max_overhead == 0.02 and field.input_value() == "500"
+    field.press("Control+a")
+    field.press_sequentially("7", delay=80)
+    eventually(lambda: viewer.max_overhead == pytest.approx(0.07), "a possible one is used")
+    page.get_by_text("is not used").wait_for(state="hidden")
+    viewer.max_overhead = 0.02
+
+
+def test_the_next_fall_of_no_robot_is_refused_in_words(page):
+    page.get_by_role("button", name="Next fall").click()
+    page.get_by_text("Next fall: click on a robot first").wait_for()
+
+
+def is_disconnected(page) -> bool:
+    """Whether the page says so, in the head and above the scene, instead of its last state."""
+    told = page.evaluate(
+        """() => [
+            getComputedStyle(document.body, "::after").content,
+            getComputedStyle(document.querySelector(".brax-viser-state"), "::before").content,
+        ]"""
+    )
+    hidden = page.get_by_text("Waiting for a trainer").first.is_hidden()
+    return hidden and all("Disconnected" in words for words in told)
+
+
+def test_a_page_says_that_its_server_is_gone_and_comes_back_by_itself(chromium):
+    page = chromium.new_page(viewport=WINDOW)
+    with Viewer(port=0) as viewer:
+        VisualizedEnv(Toy(), grid=(1, 1), viewer=viewer)
+        port = int(re.findall(r":(\d+)", viewer.url)[0])
+        page.goto(viewer.url)
+        page.get_by_text("Waiting for a trainer").wait_for(timeout=60_000)
+        assert not is_disconnected(page)
+    eventually(lambda: is_disconnected(page), "it says that it has no server")
+    assert address.wait_until_free("127.0.0.1", port)
+    with Viewer(port=port) as viewer:
+        assert str(port) in viewer.url
+        VisualizedEnv(Toy(), grid=(1, 1), viewer=viewer)
+        page.get_by_text("Waiting for a trainer").wait_for(timeout=60_000)
+        assert not is_disconnected(page)
+        page.close()
+
+
+def test_the_end_of_a_training_is_said_and_holds_are_gone(page, training):
+    training.end()
+    training.viewer.training_ended()
+    training.viewer.policy_saved("runs/toy/policy")
+    page.get_by_text("Finished").wait_for()
+    page.get_by_text("policy saved to runs/toy/policy").wait_for()
+    assert page.get_by_role("button", name="Hold training").is_disabled()
+    page.get_by_role("button", name="1 step", exact=True).wait_for(state="hidden")
+    page.keyboard.press("Space")
+    page.get_by_text("The training is over: there is nothing to hold or to step").wait_for()
+    assert page.get_by_text("Live").count() == 0
