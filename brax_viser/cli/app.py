@@ -85,12 +85,12 @@ def train(
     """
 
     def work(run: _Run) -> Any:
-        # The page comes first, before the training's imports and compilation.
+        console.print(f"Loading {env}", markup=False)  # its page opens with robots to see
+        bare, settings = _load(env, trainer, backend, num_envs, num_timesteps, domain_randomization)
         try:
             viewer = run.viewer = Viewer(host=host, port=port, mode=mode, origins=origins)
         except ValueError as error:
             _refuse(str(error))
-        bare, settings = _load(env, trainer, backend, num_envs, num_timesteps, domain_randomization)
         if seed is not None:
             settings["seed"] = seed
         return _train(run, viewer, bare, trainer, settings, grid, spacing)

@@ -30,6 +30,8 @@ class ProgressView:
     elapsed: float  # s since the first step
     reward: str | None  # the newest reported reward, in words
     error: str | None
+    start_seconds: float | None = None  # from the first tracing to the first step, once it is made
+    usual_seconds: float | None = None  # the same at the last such start on this machine, if known
 
     @property
     def fraction(self) -> float | None:
@@ -145,7 +147,13 @@ class Progress:
                 elapsed=end - self._first_step if self._first_step is not None else 0.0,
                 reward=self._reward,
                 error=self._error,
+                start_seconds=self._start_seconds(),
             )
+
+    def _start_seconds(self) -> float | None:
+        if self._traced is None or self._first_step is None:
+            return None
+        return self._first_step - self._traced
 
     def _phase(self, now: float) -> tuple[str, float]:
         if self._error is not None and self._ended is not None:

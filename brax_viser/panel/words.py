@@ -56,7 +56,7 @@ def status(view: PanelView) -> str:
         case "waiting":
             return "Waiting for a trainer: hand it this environment"
         case "compiling":
-            return f"Compiling the training step, {seconds}"
+            return compiling(progress)
         case "training":
             if view.control.show == "eval":
                 return "Training; the next evaluation is shown when it comes"
@@ -67,6 +67,16 @@ def status(view: PanelView) -> str:
             return "Live: evaluating the policy"
         case _:
             return f"No step for {seconds}: updating, compiling, or finished"
+
+
+def compiling(progress: ProgressView) -> str:
+    """Says what is waited for before a step, and how long that takes here."""
+    said = f"Compiling the training step, {progress.phase_seconds:.0f} s"
+    if progress.start_seconds is not None:
+        return said
+    if progress.usual_seconds is not None:
+        return f"{said} of usually {progress.usual_seconds:.0f} s here"
+    return f"{said}: the first step is always slow"
 
 
 def head(view: PanelView) -> str:
