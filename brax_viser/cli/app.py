@@ -85,8 +85,9 @@ def train(
     """
 
     def work(run: _Run) -> Any:
-        console.print(f"Loading {env}", markup=False)  # its page opens with robots to see
-        bare, settings = _load(env, trainer, backend, num_envs, num_timesteps, domain_randomization)
+        with console.status(f"Loading {env}"):  # the page opens when there are robots to see
+            limits = num_envs, num_timesteps
+            bare, settings = _load(env, trainer, backend, *limits, domain_randomization)
         try:
             viewer = run.viewer = Viewer(host=host, port=port, mode=mode, origins=origins)
         except ValueError as error:
