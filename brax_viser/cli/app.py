@@ -92,8 +92,7 @@ def train(
             viewer = run.viewer = Viewer(host=host, port=port, mode=mode, origins=origins)
         except ValueError as error:
             _refuse(str(error))
-        if seed is not None:
-            settings["seed"] = seed
+        settings |= {"seed": seed} if seed is not None else {}
         return _train(run, viewer, bare, trainer, settings, grid, spacing)
 
     ctrl_c, run = _CtrlC(), _Run()
