@@ -237,6 +237,7 @@ class Easel:
             self._block = Block(self._server, "/robot", scene, grid, 1, np.zeros(3), scale)
             set_stage(self._server, "/floor", bounds, scale, grid, scene.floor)
             if plain:
+                self._block.cells.hide()
                 self._server.scene.remove_by_name("/floor")
                 self._lay(BACKGROUNDS[0])
                 self._server.scene.configure_fog(1.0, 2.0, enabled=False)
