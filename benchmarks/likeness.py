@@ -47,6 +47,9 @@ from brax_viser.scene.stage import scene_scale, set_stage
 SIZE = 480
 """Side of the pictures, in pixels."""
 
+DIRECTION = -145.0, 24.0
+"""From the robot to the camera, degrees from +x and above the horizon: a view with many edges."""
+
 BACKGROUNDS = (255, 0, 255), (0, 255, 0)
 """Each robot is drawn on both: the less a pixel changes, the more of it the robot covers, whatever
 the robot's colour."""
@@ -237,6 +240,7 @@ class Easel:
             self._block = Block(self._server, "/robot", scene, grid, 1, np.zeros(3), scale)
             set_stage(self._server, "/floor", bounds, scale, grid, scene.floor)
             if plain:
+                self._block.cells.hide()
                 self._server.scene.remove_by_name("/floor")
                 self._lay(BACKGROUNDS[0])
                 self._server.scene.configure_fog(1.0, 2.0, enabled=False)
@@ -312,7 +316,7 @@ class Camera:
 
     @classmethod
     def of(cls, bounds: np.ndarray) -> "Camera":
-        pose = framing_camera(bounds, aspect=1.0)
+        pose = framing_camera(bounds, DIRECTION, aspect=1.0)
         return cls(pose.position, pose.look_at, pose.fov)
 
     @property

@@ -91,6 +91,7 @@ LANES = {
     "test_selection": unit(),
     "test_several": integration(quick=True),
     "test_shown": integration(0.5, quick=True),
+    "test_starts": integration(0.2, quick=True),
     "test_stream": unit(0.6),
     "test_terrain": integration(0.1),
     "test_trainer": integration(0.5, quick=True),

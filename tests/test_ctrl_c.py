@@ -113,13 +113,6 @@ def start(tmp_path) -> Iterator:
         training.process.wait()
 
 
-def test_ctrl_c_ends_the_command_before_the_training_begins(start):
-    training = start("ant")
-    training.interrupt()
-    assert training.end() == 130
-    assert "Stopped before the training began." in training.output
-
-
 @pytest.mark.parametrize("seconds", [0.3, 0.8, 1.5])
 def test_ctrl_c_ends_the_command_during_imports(tmp_path, seconds):
     process = subprocess.Popen(

@@ -82,14 +82,14 @@ def train(
 
     def work(run: _Run) -> Any:
         _check(trainer, num_timesteps)
-        # The page comes first, before the training's imports and compilation.
+        with console.status(f"Loading {env}"):  # the page opens when there are robots to see
+            limits = num_envs, num_timesteps
+            bare, settings = _load(env, trainer, backend, *limits, domain_randomization)
         try:
             viewer = run.viewer = Viewer(host=host, port=port, mode=mode, origins=origins)
         except ValueError as error:
             _refuse(str(error))
-        bare, settings = _load(env, trainer, backend, num_envs, num_timesteps, domain_randomization)
-        if seed is not None:
-            settings["seed"] = seed
+        settings |= {"seed": seed} if seed is not None else {}
         return _train(run, viewer, bare, trainer, settings, grid, spacing)
 
     ctrl_c, run = _CtrlC(), _Run()

@@ -33,6 +33,8 @@ class ProgressView:
     rewards: RewardView | None  # None before the first
     error: str | None
     saved: str | None  # where the trained policy is, once it has been saved
+    start_seconds: float | None = None  # from the first tracing to the first step, once it is made
+    usual_seconds: float | None = None  # the same at the last such start on this machine, if known
 
     @property
     def over(self) -> bool:
@@ -179,7 +181,13 @@ class Progress:
                 rewards=self._rewards.view(),
                 error=self._error,
                 saved=self._saved,
+                start_seconds=self._start_seconds(),
             )
+
+    def _start_seconds(self) -> float | None:
+        if self._traced is None or self._first_step is None:
+            return None
+        return self._first_step - self._traced
 
     def _phase(self, now: float) -> tuple[str, float]:
         if self._error is not None and self._ended is not None:

@@ -45,17 +45,21 @@ class CameraPose:
 
 
 def framing_camera(
-    bounds: np.ndarray, view: str = OTHERWISE, *, fov: float = FOV, aspect: float = ASPECT
+    bounds: np.ndarray,
+    view: str | tuple[float, float] = OTHERWISE,
+    *,
+    fov: float = FOV,
+    aspect: float = ASPECT,
 ) -> CameraPose:
     """The nearest camera in a given direction that sees all of a box, in the window's free part.
 
     Args:
         bounds: float [2, 3], m, the box.
-        view: one of `VIEWS`.
+        view: one of `VIEWS`, or a direction as there.
         fov: rad, vertical.
         aspect: width / height of the window without a panel beside it.
     """
-    azimuth, elevation = np.radians(VIEWS[view])
+    azimuth, elevation = np.radians(VIEWS[view] if isinstance(view, str) else view)
     outward = np.array(
         [
             np.cos(elevation) * np.cos(azimuth),

@@ -57,13 +57,13 @@ LIGHT = Palette(
     sky_top=(152, 186, 222),
     horizon=(226, 235, 243),
     floor=(196, 203, 211),
-    tile=(206, 208, 210),
+    tile=(190, 192, 194),
     mark=(104, 112, 122),
     line=(184, 192, 200),
     section=(150, 160, 171),
-    sky_light=0.45,
-    reflected=0.5,
-    suns=_day(2.3),
+    sky_light=0.5,
+    reflected=0.7,
+    suns=_day(1.9),
 )
 DARK = Palette(
     sky_top=(16, 20, 27),

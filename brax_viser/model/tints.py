@@ -9,7 +9,7 @@ TINTS = np.array(
         (66, 133, 214),  # blue
         (226, 142, 58),  # orange
         (86, 168, 104),  # green
-        (158, 112, 202),  # violet
+        (140, 146, 152),  # grey; violet is the twins'
         (214, 98, 112),  # red
         (62, 168, 178),  # teal
         (186, 166, 62),  # yellow

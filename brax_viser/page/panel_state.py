@@ -10,6 +10,7 @@ import numpy as np
 
 from brax_viser.host.selection import RANKED
 from brax_viser.host.source import Source
+from brax_viser.host.starts import Starts
 from brax_viser.host.state import SharedState
 from brax_viser.page.channel import Channel, ProcessPlayback
 from brax_viser.page.channels import Channels
@@ -55,6 +56,7 @@ class PanelState:
         """
         self._shared, self._state, self._robots, self._channels = shared, state, robots, channels
         self._twin_worker, self._leader, self._pages = twin_worker, leader, pages
+        self._starts = Starts()
         # Per recent update: (s, `scene.sent`, s that devices had waited for room).
         self._sent: deque[tuple[float, int, float]] = deque()
         self._told: Frame | None = None  # whose finished episodes the progress knows
@@ -73,7 +75,7 @@ class PanelState:
         self._tell_episodes(channel, at.selection.rule)
         view = PanelView(
             env=f"{shown.adapter.name} · {shown.adapter.backend}" if shown else "",
-            progress=shared.progress.view(training),
+            progress=self._starts.told(shared.progress.view(training), _start_of(channel)),
             control=at.control,
             overhead=at.cost.share(training) + (leader.share() if leader else 0.0),
             bytes_per_second=at.cost.bytes_per_second(training),
@@ -201,3 +203,12 @@ class PanelState:
             block.model.backend,
             self._state.look.body,
         )
+
+
+def _start_of(channel: Channel | None) -> str | None:
+    """Returns the name under which the start of a training is remembered; None until its batch
+    size is known."""
+    if channel is None or channel.num_envs is None:
+        return None
+    adapter = channel.source.adapter
+    return f"{adapter.name} {adapter.backend} {channel.num_envs}"

@@ -6,7 +6,7 @@ import numpy as np
 
 from brax_viser.host.control import Control
 from brax_viser.host.findings import Finding
-from brax_viser.host.progress import count
+from brax_viser.host.progress import ProgressView, count
 from brax_viser.host.selection import RANKED
 from brax_viser.panel import details
 from brax_viser.panel.view import PanelView
@@ -72,7 +72,7 @@ def state(view: PanelView) -> tuple[str, str]:
         case "waiting":
             return "Waiting for a trainer", "hand it this environment"
         case "compiling":
-            return "Compiling the training step", f"for {seconds}"
+            return compiling(progress)
         case "training":
             if view.control.show == "eval":
                 return "Training", "the next evaluation is shown when it comes"
@@ -94,6 +94,16 @@ def on_screen(view: PanelView) -> str:
     if view.control.mode == "realtime" and not (view.paused or stream.following):
         shown += f", {stream.age:.0f} s ago"
     return shown
+
+
+def compiling(progress: ProgressView) -> tuple[str, str]:
+    """Says what is waited for before a step, and how long that takes here."""
+    word, seconds = "Compiling the training step", f"{progress.phase_seconds:.0f} s"
+    if progress.start_seconds is not None:
+        return word, f"for {seconds}"
+    if progress.usual_seconds is not None:
+        return word, f"{seconds} of usually {progress.usual_seconds:.0f} s here"
+    return word, f"for {seconds}: the first step is always slow"
 
 
 def head(view: PanelView) -> str:

@@ -128,11 +128,15 @@ class Cells:
         if self._marks is not None:
             self._marks.batched_colors = linear(np.array(palette.mark))
 
+    def hide(self) -> None:
+        """Hides tiles and marks."""
+        for handle in filter(None, (self._tiles, self._marks)):
+            handle.visible = False
+
     def remove(self) -> None:
         """Removes all handles."""
-        self._tiles.remove()
-        if self._marks is not None:
-            self._marks.remove()
+        for handle in filter(None, (self._tiles, self._marks)):
+            handle.remove()
 
     def _add(
         self,
