@@ -32,6 +32,7 @@ def integration(minutes: float = 0.5, *, alone: bool = False, quick: bool = Fals
 
 
 LANES = {
+    "test_access": integration(0.5),
     "test_address": integration(alone=True),
     "test_aside": integration(2),
     "test_backlog": integration(),
