@@ -123,7 +123,7 @@ class Viewer(Controls):
             ImportError: several processes run the training, and ZeroMQ is not installed.
         """
         _check(mode, fps, max_overhead, port)
-        self._key = key_of(name, port)
+        self._key, self._process = key_of(name, port), os.getpid()
         self._place = _place()
         self._host, self._access, self._asked_port = "", Access(), port
         if self._place.process == 0:
@@ -253,7 +253,10 @@ class Viewer(Controls):
         return stats_of(self._shared, self._sources, self._leader, self._end.drawn_envs())
 
     def close(self) -> None:
-        """Stops the server. The training goes on, even if it was held. Idempotent."""
+        """Stops the server. The training goes on, even if it was held. Idempotent. Does nothing in
+        a process that was forked from this one, such as a data loader's."""
+        if os.getpid() != self._process:
+            return
         with self._shared.lock:
             if self._shared.control.closed:
                 return
@@ -323,11 +326,14 @@ def _viewer_here(process: int, name: str) -> Viewer | None:
 
 
 def _place() -> rendezvous.ProcessInfo:
-    """Returns this process's place. Raises ImportError if there are others, and no ZeroMQ."""
+    """Returns this process's place. If there are others, raises ImportError without ZeroMQ, and
+    ValueError if the secret that is given is too short."""
     place = rendezvous.place()
     if place.num_processes > 1 and importlib.util.find_spec("zmq") is None:
         raise ImportError(
             "a training of several processes needs ZeroMQ to show all of them in one page: "
             "pip install 'brax-viser[hosts]' in each"
         )
+    if place.num_processes > 1:
+        rendezvous.check_secret()
     return place

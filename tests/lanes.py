@@ -52,6 +52,8 @@ LANES = {
     "test_examples": integration(0.6),
     "test_falls": unit(),
     "test_flexes": unit(),
+    "test_fork": integration(0.3),
+    "test_fuzz": integration(1, quick=True),
     "test_grants": integration(1),
     "test_guard": integration(0.5),
     "test_growth": integration(2, quick=True),

@@ -103,7 +103,7 @@ class Guard:
         if connection is None or client in self._gone:
             return
         self._gone.add(client)
-        why = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+        why = str(error) if isinstance(error, Refused) else repr(error)
         log.warning("a page was disconnected, as it sent a wrong %s: %s", kind, why[:200])
         self._gate.server.get_event_loop().create_task(connection.close(1008, "wrong message"))
 
@@ -148,6 +148,8 @@ class Guard:
 
     def _is_update(self, client: int, message: Any) -> bool:
         """Whether a widget takes a new value. Raises Refused for anything but a value."""
+        if not isinstance(message.uuid, str):
+            raise Refused("uuid is not what it should be")
         handle = self._widget(client, message.uuid)
         if handle is None:
             return False  # it may just have been removed
@@ -160,7 +162,7 @@ class Guard:
         self._gate.show_value(client, handle)
         return False
 
-    def _widget(self, client: int, uuid: object) -> Any | None:
+    def _widget(self, client: int, uuid: Any) -> Any | None:
         server = self._gate.server
         owners: list[Any] = [server, server.get_clients().get(client)]
         for owner in owners:

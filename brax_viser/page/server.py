@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -28,6 +29,9 @@ back within this time."""
 
 
 LOOKING_ON = "**You are looking on**: this page changes nothing but its own camera."
+
+MOST_CHARACTERS = 200
+"""Of a line about a connection: what a page has sent may be part of it."""
 
 FIRST = -1e9
 """Order of what stands above all else in the panel."""
@@ -178,10 +182,12 @@ def _check_alone(host: str, access: Access) -> None:
 
 @functools.cache
 def _websockets_log() -> logging.Logger:
-    """Returns the log for connections: a line for what went wrong, as anybody can cause it."""
+    """Returns the log for connections: a short line for each failure, as anybody can cause one."""
     found = logging.getLogger("brax_viser.websockets")
     found.setLevel(logging.WARNING)
     found.addFilter(_in_one_line)
+    # viser prints a value that it cannot take in full, and Python keeps the text of each warning.
+    warnings.filterwarnings("ignore", r"\[viser\] .* does not match annotation")
     return found
 
 
@@ -189,7 +195,8 @@ def _in_one_line(record: logging.LogRecord) -> bool:
     """Drops the traceback of a record, and records of connections that are no page's."""
     if record.exc_info and record.exc_info[1] is not None:
         error = record.exc_info[1]
-        record.msg, record.args = f"{record.getMessage()}: {type(error).__name__}: {error}", ()
+        words = f"{record.getMessage()}: {type(error).__name__}: {error}"
+        record.msg, record.args = words[:MOST_CHARACTERS], ()
         record.exc_info = record.exc_text = None
         record.levelno, record.levelname = logging.WARNING, "WARNING"
     return not record.getMessage().startswith("opening handshake failed")
