@@ -100,6 +100,10 @@ def give_playground_model(env: Any, model: Any) -> bool:
     return env.mjx_model is model
 
 
+CLOSE_SECONDS = 1.0
+"""Timeout for a page to part in good order. websockets' own, 10 s, is how long a client that has
+stalled would keep a viewer from closing."""
+
 _serving = threading.Lock()
 
 
@@ -130,6 +134,7 @@ def asking_before_viser(
 
         used.append(True)
         changed = {"process_request": process, "logger": logger, "ssl": tls}
+        changed["close_timeout"] = CLOSE_SECONDS
         return real.asyncio.server.serve(*args, **kwargs, **changed)
 
     class Server:
