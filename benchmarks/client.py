@@ -84,7 +84,12 @@ SUBPROTOCOL = websockets.Subprotocol(f"viser-v{viser.__version__}")
 """viser's server rejects clients of another version."""
 
 
-async def watch(port: int) -> None:
+def websocket_of(url: str) -> str:
+    """Returns the address of the websocket of a page, with its token."""
+    return url.replace("http", "ws", 1)
+
+
+async def watch(url: str) -> None:
     """Receives until the server closes; prints a line of JSON every tenth of a second or later.
 
     "first" is the number of bytes received by the end of the existing scene; 0 until then.
@@ -92,7 +97,7 @@ async def watch(port: int) -> None:
     frames = received = first = 0
     reported = 0.0
     async with websockets.connect(
-        f"ws://127.0.0.1:{port}", subprotocols=[SUBPROTOCOL], max_size=None, compression=None
+        websocket_of(url), subprotocols=[SUBPROTOCOL], max_size=None, compression=None
     ) as socket:
         await socket.send(hello())
         async for window in socket:
@@ -111,9 +116,10 @@ async def watch(port: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("port", type=int)
+    parser.add_argument("page", help="its address, as it is printed; or, without a token, a port")
+    page = parser.parse_args().page
     try:
-        asyncio.run(watch(parser.parse_args().port))
+        asyncio.run(watch(f"http://127.0.0.1:{page}" if page.isdigit() else page))
     except websockets.ConnectionClosed:
         return
 

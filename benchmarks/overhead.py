@@ -144,9 +144,8 @@ class Page:
         """Connects, unless already connected."""
         if self._process is not None:
             return
-        port = self._viewer.url.rsplit(":", 1)[1]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.client", port],
+            [sys.executable, "-m", "benchmarks.client", self._viewer.url],
             stdout=subprocess.PIPE,
             text=True,
         )

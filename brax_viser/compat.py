@@ -100,16 +100,20 @@ def give_playground_model(env: Any, model: Any) -> bool:
     return env.mjx_model is model
 
 
+CLOSE_SECONDS = 1.0
+"""Timeout for a page to part in good order. websockets' own, 10 s, is how long a client that has
+stalled would keep a viewer from closing."""
+
 _serving = threading.Lock()
 
 
 @contextlib.contextmanager
 def asking_before_viser(
-    respond: Callable[[Any, Any], Any], logger: Any, add_to: Callable[[Any], Any]
+    respond: Callable[[Any, Any, Callable[[], Any]], Any], logger: Any, tls: Any = None
 ) -> Iterator[bool]:
-    """Has viser's servers that are made meanwhile ask `respond(connection, request)` first, whose
-    response goes out if it is not None, pass viser's own responses through `add_to`, and write to
-    `logger`: viser 1.1.
+    """Has viser's servers that are made meanwhile send what `respond(connection, request, answer)`
+    returns, where `answer()` is viser's own response and None opens a websocket: viser 1.1. They
+    write to `logger`, and encrypt if `tls` is an `ssl.SSLContext`.
 
     Yields:
         Whether they do: not with other versions, nor where viser calls websockets differently.
@@ -124,15 +128,14 @@ def asking_before_viser(
         return
     used: list[bool] = []
 
-    def serve(*args: Any, process_request: Any = None, **kwargs: Any) -> Any:
+    def serve(*args: Any, process_request: Any, **kwargs: Any) -> Any:
         def process(connection: Any, request: Any) -> Any:
-            response = respond(connection, request)
-            if response is None and process_request is not None:
-                response = add_to(process_request(connection, request))
-            return response
+            return respond(connection, request, lambda: process_request(connection, request))
 
         used.append(True)
-        return real.asyncio.server.serve(*args, process_request=process, logger=logger, **kwargs)
+        changed = {"process_request": process, "logger": logger, "ssl": tls}
+        changed["close_timeout"] = CLOSE_SECONDS
+        return real.asyncio.server.serve(*args, **kwargs, **changed)
 
     class Server:
         def __getattr__(self, name: str) -> Any:
@@ -170,6 +173,24 @@ class ViserGate(NamedTuple):
             connection._handle_incoming_message = guard(connection._handle_incoming_message)
 
         websockets.on_client_connect(connected)
+
+    def on_connect(self, function: Callable[[int, Any], object]) -> None:
+        """Calls a function with the number and the websocket of each page that connects, before it
+        is heard."""
+
+        def connected(connection: Any) -> None:
+            function(connection.client_id, self.connection(connection.client_id))
+
+        self.websockets.on_client_connect(connected)
+
+    def show_value(self, client: int, widget: Any) -> None:
+        """Sends a page the value of an input that holds, as it may show another."""
+        from viser._messages import GuiUpdateMessage
+
+        page = self.server.get_clients().get(client)
+        if page is not None:
+            message = GuiUpdateMessage(widget._impl.uuid, {"value": widget._impl.value})
+            page._websock_connection.queue_message(message)
 
     def connection(self, client: int) -> Any | None:
         """Returns the websocket of a page; None if it is gone."""

@@ -118,8 +118,22 @@ class _Wakeups:
                     for heard in listeners:
                         heard()
 
+    def forget(self) -> None:
+        """Leaves the descriptor to the process that this one was forked from: a signal of this one
+        would be heard there. Called in the new process, which has none of the listening threads."""
+        self._lock = threading.Lock()  # it may have been held by one of them
+        if self._signals is not None:
+            now = signal.set_wakeup_fd(-1)
+            if now not in (-1, self._signals.fileno()):  # others have set theirs
+                signal.set_wakeup_fd(now)
+            self._signals.close()
+        self._listeners, self._signals, self._before = {}, None, None
+
 
 _wakeups = _Wakeups()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_wakeups.forget)
 
 
 NICENESS = 10

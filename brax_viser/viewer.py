@@ -8,8 +8,9 @@ import uuid
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from brax_viser.host.callbacks import Callbacks, log
 from brax_viser.host.control import MODES, Control
@@ -17,6 +18,7 @@ from brax_viser.host.progress import ProgressView
 from brax_viser.host.source import Source, Sources
 from brax_viser.host.state import SharedState
 from brax_viser.page import address
+from brax_viser.page.access import Access, access_of
 from brax_viser.page.controls import Controls
 from brax_viser.page.gate import check_origins
 from brax_viser.page.named import Named, key_of
@@ -88,14 +90,14 @@ class Viewer(Controls):
         max_overhead: float = 0.02,
         streaming: bool = True,
         name: str | None = None,
+        token: str | Literal[False] | None = None,
+        tls: tuple[str | Path, str | Path] | None = None,
         origins: Sequence[str] = (),
     ):
         """Starts the server.
 
         Args:
-            host: address to listen on, IPv4 or IPv6, or a name of this machine. There is no
-                password: everybody who reaches it can watch, switch the streaming and hold the
-                training.
+            host: address to listen on, IPv4 or IPv6, or a name of this machine.
             port: if it is taken, the next free one is used; 0 takes any free one; None is 8000.
             mode: "realtime" (stretches of consecutive steps, played at the robot's own speed),
                 "latest" (the newest state, `fps` times a second) or "every_step" (all of them;
@@ -109,32 +111,32 @@ class Viewer(Controls):
                 that was asked for is the name, if it is not 0. In an interactive session (Jupyter,
                 IPython, Python's own), where a cell may be run again, all viewers without a name
                 and a port share one name.
+            token: without it nothing is served. None takes the environment's BRAX_VISER_TOKEN, or
+                makes one; False asks for none, only where `host` is this machine alone.
+            tls: files of a certificate and its key, in PEM, which encrypt connections.
             origins: further addresses of the page, such as a proxy's "https://hub.example.org".
 
         Raises:
             ValueError: a value is out of its limits, or `host` can't be listened on.
+            RuntimeError: the installed viser has not been tested: it cannot be kept from answering
+                everybody, so that `host` must be this machine alone.
             ImportError: several processes run the training, and ZeroMQ is not installed.
         """
         _check(mode, fps, max_overhead, port)
-        self._key = key_of(name, port)
-        self._place = rendezvous.place()
-        if self._place.num_processes > 1:
-            _require_zmq()
-        self._host = address.listening_address(host) if self._place.process == 0 else ""
-        self._asked_port = port
-        self._origins = (host.strip("[]"),), check_origins(origins)
+        self._key, self._process = key_of(name, port), os.getpid()
+        self._place = _place()
+        self._host, self._access, self._asked_port = "", Access(), port
+        if self._place.process == 0:
+            self._host = address.listening_address(host)
+            self._access = access_of(host, self._host, token, tls, check_origins(origins))
         self._shared = SharedState(
             Control(streaming=streaming, mode=mode, fps=fps, max_overhead=max_overhead)
         )
         self._sources = Sources()
-        number = Viewer._made
-        Viewer._made += 1
         self._undo = contextlib.ExitStack()  # what `close` does, in reverse
         try:
             with _named.lock:
-                self._build(number, self._replaced())
-            if self._place.process == 0:
-                print(f"brax_viser: {self.url}", flush=True)
+                self._build(self._replaced())
         except BaseException:  # Ctrl-C as well: nothing that was started may stay
             self.close()
             raise
@@ -146,7 +148,9 @@ class Viewer(Controls):
         if last is None:
             return port
         of_last = last._server.port if last._server is not None else 0
-        log.warning("the viewer at %s gives way to a new one of its name", last.url)
+        place = last._server.place if last._server is not None else last.url
+        log.warning("the viewer at %s gives way to a new one of its name", place)
+        self._access = self._access.following(last._access)
         last.close()
         if self._asked_port in (None, 0, last._asked_port):
             port = of_last
@@ -154,9 +158,10 @@ class Viewer(Controls):
             address.wait_until_free(self._host, port)
         return port
 
-    def _build(self, number: int, port: int) -> None:
+    def _build(self, port: int) -> None:
         """Starts everything, and registers how `close` ends it."""
-        undo = self._undo
+        undo, number = self._undo, Viewer._made
+        Viewer._made += 1
         self._shared.num_processes = self._place.num_processes
         if self._place.process > 0:
             self._end = self._worker(number)
@@ -176,6 +181,8 @@ class Viewer(Controls):
         if self._key is not None:
             _named.add(self._key, self)
             undo.callback(_named.remove, self._key, self)
+        if self._server is not None:
+            self._server.greet()
 
     def _worker(self, number: int) -> "Worker":
         from brax_viser.processes.worker import Worker
@@ -195,9 +202,10 @@ class Viewer(Controls):
 
     def _serve(self, number: int, port: int) -> Page:
         """Starts the page's server."""
-        self._server = server = PageServer(self._host, port, *self._origins)
+        self._server = server = PageServer(self._host, port, self._access)
         self._undo.callback(server.stop)
-        self._leader = self._listen(number, server.url)
+        # Without its token: everybody who reaches the coordinator can read what is announced.
+        self._leader = self._listen(number, server.place)
         page = Page(self._shared, self._sources, server.viser, self._leader)
         self._undo.callback(page.join, timeout=5.0)
         server.serve(self._shared, page)
@@ -205,11 +213,17 @@ class Viewer(Controls):
 
     @property
     def url(self) -> str:
-        """The address to open in a browser. In other processes than the first it is that of the
-        first one's page, and empty until that is known."""
+        """The address to open in a browser, with its token. In other processes than the first it
+        is that of the first one's page, without the token, and empty until that is known."""
         if self._server is not None:
             return self._server.url
         return "" if isinstance(self._end, Page) else self._end.url or ""
+
+    @property
+    def onlooker_url(self) -> str:
+        """The address for onlookers, whose pages see everything and change nothing. Empty if all
+        pages may steer (`token=False`), and in other processes than the first."""
+        return self._server.onlooker_url if self._server is not None else ""
 
     def progress_fn(self, num_steps: int, metrics: Mapping[str, object]) -> None:
         """Hand it to the trainer as `progress_fn`: steps become exact, evaluations are shown."""
@@ -270,7 +284,10 @@ class Viewer(Controls):
         return stats_of(self._shared, self._sources, self._leader, self._end.drawn_envs())
 
     def close(self) -> None:
-        """Stops the server. The training goes on, even if it was held. Idempotent."""
+        """Stops the server. The training goes on, even if it was held. Idempotent. Does nothing in
+        a process that was forked from this one, such as a data loader's."""
+        if os.getpid() != self._process:
+            return
         with self._shared.lock:
             if self._shared.control.closed:
                 return
@@ -350,9 +367,15 @@ def _viewer_here(process: int, name: str) -> Viewer | None:
     return _viewers.get(name) if process == os.getpid() else None
 
 
-def _require_zmq() -> None:
-    if importlib.util.find_spec("zmq") is None:
+def _place() -> rendezvous.ProcessInfo:
+    """Returns this process's place. If there are others, raises ImportError without ZeroMQ, and
+    ValueError if the secret that is given is too short."""
+    place = rendezvous.place()
+    if place.num_processes > 1 and importlib.util.find_spec("zmq") is None:
         raise ImportError(
             "a training of several processes needs ZeroMQ to show all of them in one page: "
             "pip install 'brax-viser[hosts]' in each"
         )
+    if place.num_processes > 1:
+        rendezvous.check_secret()
+    return place

@@ -14,7 +14,7 @@ import pytest
 import websockets
 import websockets.sync.client
 
-from benchmarks.client import SUBPROTOCOL, answers_to, hello, poses_of
+from benchmarks.client import SUBPROTOCOL, answers_to, hello, poses_of, websocket_of
 from benchmarks.screenshot import FLAGS
 from brax_viser import Viewer
 from tests import lanes
@@ -50,9 +50,9 @@ class Page:
         self.frames = 0
         self.windows = 0
         probe = Probe(viewer)
-        port, before = viewer.url.rsplit(":", 1)[1], set(probe.server.get_clients())
+        before = set(probe.server.get_clients())
         self._socket = websockets.sync.client.connect(
-            f"ws://127.0.0.1:{port}", subprotocols=[SUBPROTOCOL], max_size=None, compression=None
+            websocket_of(viewer.url), subprotocols=[SUBPROTOCOL], max_size=None, compression=None
         )
         self._socket.send(hello())
         self._thread = threading.Thread(target=self._receive, daemon=True)

@@ -32,6 +32,7 @@ def integration(minutes: float = 0.5, *, alone: bool = False, quick: bool = Fals
 
 
 LANES = {
+    "test_access": integration(0.5),
     "test_address": integration(alone=True),
     "test_aside": integration(2),
     "test_backlog": integration(),
@@ -53,6 +54,8 @@ LANES = {
     "test_examples": integration(0.6),
     "test_falls": unit(),
     "test_flexes": unit(),
+    "test_fork": integration(0.3),
+    "test_fuzz": integration(1, quick=True),
     "test_grants": integration(1),
     "test_guard": integration(0.5),
     "test_folding": integration(0.1),
@@ -65,6 +68,7 @@ LANES = {
     "test_interrupt": unit(),
     "test_lanes": unit(),
     "test_launch": integration(4),
+    "test_left_behind": integration(0.5),
     "test_likeness": Lane("browser", 2, alone=True),
     "test_looks": integration(),
     "test_memory": integration(0.2),

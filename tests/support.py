@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import viser
 from viser import GuiEvent
@@ -31,6 +32,13 @@ from brax_viser.twins.worker import TwinWorker
 def source_of(env: Any) -> Any:
     """Returns the object that the device calls of a `VisualizedEnv` reach on the host."""
     return env._host
+
+
+def port_of(viewer: Viewer) -> int:
+    """Returns the port of a viewer's page."""
+    port = urlsplit(viewer.url).port
+    assert port is not None
+    return port
 
 
 class Probe:

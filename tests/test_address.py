@@ -9,6 +9,7 @@ import pytest
 
 from brax_viser import Viewer
 from brax_viser.page import address
+from tests.support import port_of
 
 has_ipv6 = pytest.mark.skipif(
     not address.is_free("::1", 0), reason="this machine has no IPv6 address"
@@ -71,7 +72,7 @@ def test_a_taken_port_is_replaced_by_the_next_free_one_on_ipv6_too():
         taken.listen()
         port = taken.getsockname()[1]
         with Viewer(host="::1", port=port) as viewer:
-            assert int(viewer.url.rsplit(":", 1)[1]) > port
+            assert port_of(viewer) > port
             with urllib.request.urlopen(viewer.url, timeout=10) as answer:
                 assert answer.status == 200
 

@@ -20,7 +20,7 @@ from viser import _messages as messages
 from viser.infra import Message
 from viser.infra._async_message_buffer import AsyncMessageBuffer
 
-from benchmarks.client import SUBPROTOCOL, answers_to, hello
+from benchmarks.client import SUBPROTOCOL, answers_to, hello, websocket_of
 from brax_viser import Viewer, compat
 from brax_viser.page import clients
 from brax_viser.panel import words
@@ -318,7 +318,7 @@ def test_the_panel_reports_a_slow_page_which_slows_down_no_other(viewer):
     probe.now(lambda: handles.append(add()))
     fast = Page(viewer)
     slow = websockets.sync.client.connect(
-        f"ws://127.0.0.1:{viewer.url.rsplit(':', 1)[1]}",
+        websocket_of(viewer.url),
         subprotocols=[SUBPROTOCOL],
         max_size=None,
         compression=None,

@@ -21,7 +21,13 @@ from brax.training.agents.ppo import networks
 from brax.training.agents.ppo import train as ppo
 from PIL import Image
 
-from benchmarks.client import SUBPROTOCOL, hello, is_last_of_replay, messages_of
+from benchmarks.client import (
+    SUBPROTOCOL,
+    hello,
+    is_last_of_replay,
+    messages_of,
+    websocket_of,
+)
 from brax_viser import Viewer
 from brax_viser.cli.app import main
 
@@ -222,7 +228,7 @@ def test_the_animation_moves_and_is_quick_to_load():
 def test_each_control_of_the_panel_is_documented():
     labels = set()
     with Viewer(port=0) as viewer:
-        address = viewer.url.replace("http", "ws", 1)
+        address = websocket_of(viewer.url)
         with websockets.sync.client.connect(
             address, subprotocols=[SUBPROTOCOL], max_size=None, compression=None
         ) as page:

@@ -5,8 +5,9 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -16,13 +17,14 @@ import websockets.sync.client
 from viser import _messages as messages
 from websockets.datastructures import Headers
 
-from benchmarks.client import SUBPROTOCOL, hello, is_last_of_replay
+from benchmarks.client import SUBPROTOCOL, hello, is_last_of_replay, messages_of, websocket_of
 from brax_viser import Viewer
 from brax_viser.page import server as server_module
+from brax_viser.page.access import Access
 from brax_viser.page.gate import Gate, check_origins
 from brax_viser.page.guard import LARGEST, fits
 from tests.conftest import Page, eventually
-from tests.support import Probe
+from tests.support import Probe, port_of
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +33,10 @@ def served() -> Iterator[Viewer]:
         yield viewer
 
 
-def port_of(viewer: Viewer) -> int:
-    return int(viewer.url.rsplit(":", 1)[1])
-
-
 def status(viewer: Viewer, **headers: str) -> int:
     """Returns the status of a request for the page with these headers."""
     connection = http.client.HTTPConnection("127.0.0.1", port_of(viewer), timeout=20)
-    connection.putrequest("GET", "/", skip_host=True)
+    connection.putrequest("GET", f"/?{urlsplit(viewer.url).query}", skip_host=True)
     for name, value in ({"Host": f"127.0.0.1:{port_of(viewer)}"} | headers).items():
         connection.putheader(name, value.format(port=port_of(viewer)))
     connection.endheaders()
@@ -52,7 +50,7 @@ def connects(viewer: Viewer, **headers: str) -> bool:
     try:
         # Only a name that resolves can be connected to; the socket is opened to our own.
         with websockets.sync.client.connect(
-            f"ws://{host or f'127.0.0.1:{port_of(viewer)}'}",
+            f"ws://{host or f'127.0.0.1:{port_of(viewer)}'}/?{urlsplit(viewer.url).query}",
             sock=socket.create_connection(("127.0.0.1", port_of(viewer))),
             subprotocols=[SUBPROTOCOL],
             additional_headers=given,
@@ -101,7 +99,7 @@ def test_only_the_pages_own_origin_may_connect(served, origin, opens):
 
 
 def test_two_hosts_are_refused():
-    gate, headers = Gate("127.0.0.1", (), ()), Headers()
+    gate, headers = Gate("127.0.0.1", Access()), Headers()
     headers["Host"] = "127.0.0.1"
     assert gate.refusal(headers) is None
     headers["Host"] = "evil.example"
@@ -117,18 +115,20 @@ def test_origins_are_addresses(origins):
 def test_an_unknown_viser_serves_this_machine_alone(monkeypatch, caplog):
     monkeypatch.setattr(viser, "__version__", "9.0.0")
     with pytest.raises(RuntimeError, match="only served on 127\\.0\\.0\\.1, not on 0"):
-        server_module.PageServer("0.0.0.0", 0)
-    with caplog.at_level(logging.WARNING, "brax_viser"):
-        server_module.PageServer("127.0.0.1", 0).stop()
+        server_module.PageServer("0.0.0.0", 0, Access())
+    with pytest.raises(RuntimeError, match="whatever their token: leave out"):
+        Viewer(port=0, token="a-token-of-mine")
+    with caplog.at_level(logging.WARNING, "brax_viser"), Viewer(port=0) as viewer:
+        assert "token" not in viewer.url and viewer.onlooker_url == ""
     assert "answers whoever reaches the port" in caplog.text
 
 
 class Hostile:
     """A page that sends what it likes."""
 
-    def __init__(self, viewer: Viewer):
+    def __init__(self, viewer: Viewer, url: str | None = None):
         self.socket = websockets.sync.client.connect(
-            f"ws://127.0.0.1:{port_of(viewer)}",
+            websocket_of(url or viewer.url),
             subprotocols=[SUBPROTOCOL],
             max_size=None,
             compression=None,
@@ -140,6 +140,24 @@ class Hostile:
     def send(self, message: Any) -> None:
         raw = message if isinstance(message, bytes) else encoded(message)
         self.socket.send(raw)
+
+    def received(
+        self, until: Callable[[dict[str, Any]], bool] | None = None, seconds: float = 20.0
+    ) -> list[dict[str, Any]]:
+        """Returns messages until one of a kind; without a kind, those of some seconds."""
+        found: list[dict[str, Any]] = []
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            try:
+                window = self.socket.recv(timeout=0.2)
+            except TimeoutError:
+                continue
+            assert isinstance(window, bytes)
+            found += messages_of(window)
+            if until is not None and any(map(until, found)):
+                return found
+        assert until is None, "it is received"
+        return found
 
     def is_disconnected(self) -> bool:
         """Waits for what the server does with the messages that were sent."""

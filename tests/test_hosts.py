@@ -25,7 +25,7 @@ from brax_viser.host.source import Sources
 from brax_viser.host.state import SharedState
 from brax_viser.processes import messages, rendezvous
 from brax_viser.processes.leader import Leader
-from brax_viser.processes.sockets import SocketClient, SocketServer, _keys
+from brax_viser.processes.sockets import MOST_BYTES, SocketClient, SocketServer, _keys
 from brax_viser.processes.worker import Worker
 from brax_viser.records.frame import Frame
 from brax_viser.records.protocol import FRESH, GIVEN, HEADER_COLUMNS, NEVER, PUSH, Origin
@@ -339,6 +339,64 @@ def test_only_clients_that_know_the_secret_are_heard():
         context.term()
         for end in (wrong, right, server):
             end.close()
+
+
+def test_messages_of_several_parts_and_of_no_process_are_dropped():
+    """They come from a client that knows the secret, and may be of another version."""
+    server = SocketServer(b"right", "127.0.0.1")
+    address = f"127.0.0.1:{server.port}"
+    client, odd = SocketClient(b"right", address, 1), SocketClient(b"right", address, 2)
+    try:
+        eventually(lambda: odd.send(b"first"), "it is sent")
+        odd._socket.send_multipart([b"in", b"parts"])
+        odd.send(b"last")
+        assert sorted(heard_by(server)) == [(2, b"first"), (2, b"last")]
+        client.send(b"and goes on")
+        assert heard_by(server) == [(1, b"and goes on")]
+    finally:
+        for end in (client, odd, server):
+            end.close()
+
+
+def test_a_message_that_is_too_large_is_neither_sent_nor_received():
+    server = SocketServer(b"right", "127.0.0.1")
+    client = SocketClient(b"right", f"127.0.0.1:{server.port}", 1)
+    try:
+        with pytest.raises(ValueError, match="draw fewer environments"):
+            client.send(bytes(MOST_BYTES + 1))
+        client._socket.maxmsgsize = -1
+        client._socket.send(bytes(MOST_BYTES + 1))
+        assert heard_by(server, seconds=2.0) == []
+        # The connection was ended, and is made again.
+        eventually(lambda: client.send(b"small") and heard_by(server), "a small one is heard")
+    finally:
+        client.close()
+        server.close()
+
+
+def test_a_leader_hears_none_but_the_trainings_own_processes(monkeypatch):
+    with paired(monkeypatch, ["cart"], ["cart"]) as (_, _, leader):
+        eventually(lambda: 1 in leader._known, "the worker is known")
+        place = f"127.0.0.1:{leader._server.port}"
+        stranger = SocketClient(b"secret", place, 10**30)
+        try:
+            report = messages.encode(messages.Report({}, 0.0, 0, 0, None, None))
+            eventually(lambda: stranger.send(report), "it is sent")
+            time.sleep(0.5)
+            assert list(leader._known) == [1] and leader._shared.fault is None
+        finally:
+            stranger.close()
+
+
+def test_keys_take_long_to_guess_and_a_short_secret_is_refused(monkeypatch):
+    start = time.perf_counter()
+    _keys(f"not seen before {start}".encode(), "guest")
+    assert time.perf_counter() - start > 0.01  # the hash alone takes a microsecond
+    monkeypatch.setenv(rendezvous.SECRET, "short")
+    with pytest.raises(ValueError, match=r"BRAX_VISER_SECRET has 5 characters: .*at least 16"):
+        rendezvous.check_secret()
+    monkeypatch.setenv(rendezvous.SECRET, "0123456789abcdef")
+    rendezvous.check_secret()
 
 
 def test_malformed_messages_are_refused():

@@ -14,15 +14,11 @@ from brax_viser import Viewer, VisualizedEnv
 from brax_viser.page import address
 from envs.cartpole import CartPole
 from tests.conftest import eventually
-from tests.support import Probe
+from tests.support import Probe, port_of
 
 
 class OtherPole(CartPole):
     """An environment with another name."""
-
-
-def port_of(viewer: Viewer) -> int:
-    return int(viewer.url.rsplit(":", 1)[1])
 
 
 def free_port() -> int:

@@ -28,6 +28,7 @@ from brax_viser.cli.presets import (
     steps_per_policy,
     trainer_settings,
 )
+from brax_viser.cli.serving import USUAL, Serving
 from brax_viser.host.findings import explained
 from brax_viser.viewer import Viewer
 
@@ -54,9 +55,7 @@ def train(
     seed: int | None = None,
     domain_randomization: bool = False,
     mode: str = "realtime",
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    origins: tuple[str, ...] = (),
+    page: Annotated[Serving, tyro.conf.arg(name="")] = USUAL,
     save_dir: str | None = None,
     keep_open: bool = True,
 ) -> int:
@@ -73,9 +72,7 @@ def train(
         seed: random seed of the training.
         domain_randomization: randomize the robots as Playground does; only for its environments.
         mode: realtime, latest or every_step.
-        host: address to serve the page on. There is no password.
-        port: port of the page; the next free one if it is taken.
-        origins: further addresses of the page, such as a proxy's: https://hub.example.org
+        page: where the page is served, and who may open it.
         save_dir: folder for the policy; runs/ENV-TIME if not given.
         keep_open: keep the page open after the training, until Ctrl-C.
     """
@@ -86,8 +83,8 @@ def train(
             limits = num_envs, num_timesteps
             bare, settings = _load(env, trainer, backend, *limits, domain_randomization)
         try:
-            viewer = run.viewer = Viewer(host=host, port=port, mode=mode, origins=origins)
-        except ValueError as error:
+            viewer = run.viewer = page.viewer(mode)
+        except (RuntimeError, ValueError) as error:
             _refuse(str(error))
         settings |= {"seed": seed} if seed is not None else {}
         return _train(run, viewer, bare, trainer, settings, grid, spacing)
@@ -324,7 +321,8 @@ def _end(run: _Run, ctrl_c: _CtrlC, where: str, keep_open: bool) -> int:
         return ctrl_c.code
     if run.viewer is not None:
         if keep_open and not ctrl_c.heard:
-            console.print(f"The page stays open at {run.viewer.url}  (Ctrl-C ends it)")
+            words = f"The page stays open at {run.viewer.url}  (Ctrl-C ends it)"
+            console.print(words, soft_wrap=True)  # an address must stay in one piece
             while not ctrl_c.heard:
                 time.sleep(0.1)
         run.viewer.close()

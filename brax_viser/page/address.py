@@ -142,12 +142,30 @@ def wait_until_free(address: str, port: int) -> bool:
     return free
 
 
-def url_of(address: str, port: int) -> str:
-    """Returns the URL to open in a browser on this machine."""
-    address = _EVERYWHERE.get(address, address)
-    if ":" in address:
-        address = f"[{address.replace('%', '%25')}]"  # a zone id's % must be escaped
-    return f"http://{address}:{port}"
+def reached_at(address: str) -> str:
+    """Returns the address by which this machine reaches one that it listens on."""
+    return _EVERYWHERE.get(address, address)
+
+
+def is_everywhere(address: str) -> bool:
+    """Whether listening on an address is listening on all that the machine has."""
+    return address in _EVERYWHERE
+
+
+def url_of(host: str, port: int, token: str | None = None, *, tls: bool = False) -> str:
+    """Returns the URL to open in a browser.
+
+    Args:
+        host: a name or a numeric address; one to listen on gives the URL for this machine.
+        port: of the page.
+        token: that lets the page in; None for none.
+        tls: whether connections are encrypted.
+    """
+    host = reached_at(host)
+    if ":" in host:
+        host = f"[{host.replace('%', '%25')}]"  # a zone id's % must be escaped
+    place = f"{'https' if tls else 'http'}://{host}:{port}"
+    return place if token is None else f"{place}/?token={token}"
 
 
 def check_port(port: Any) -> None:

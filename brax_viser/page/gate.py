@@ -1,4 +1,4 @@
-"""Decides which requests the page's server answers, by the addresses that they name.
+"""Decides which requests the page's server answers, by the addresses and tokens that they carry.
 
 A browser lets any site that is open in it connect to this machine, with its own address in the
 header Origin; and a site can have its name resolved to this machine, which its Host then shows.
@@ -9,10 +9,20 @@ import functools
 import ipaddress
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
+
+from brax_viser.page.access import (
+    Access,
+    Role,
+    cookie_of,
+    cookies_in,
+    is_loopback,
+    tokens_in,
+)
+from brax_viser.page.asking import asking
 
 NAME_SECONDS = 0.8
 """Timeout for finding out this machine's full name."""
@@ -36,21 +46,21 @@ def check_origins(origins: Sequence[str]) -> tuple[str, ...]:
 
 
 class Gate:
-    """Knows the addresses at which one page may be opened."""
+    """Knows the addresses at which one page may be opened, and its tokens."""
 
-    def __init__(self, listening: str, names: Sequence[str], origins: Sequence[str]):
+    def __init__(self, listening: str, access: Access):
         """Collects the addresses.
 
         Args:
             listening: numeric address that is listened on.
-            names: names by which the user has called it.
-            origins: further addresses, such as a proxy's, from `check_origins`.
+            access: who may open the page.
         """
-        self._origins = {_place(_parts(origin)) for origin in origins}
-        self._names = {"localhost", socket.gethostname().lower(), *(n.lower() for n in names)}
+        self._access = access
+        self._origins = {_place(_parts(origin)) for origin in access.origins}
+        self._names = {"localhost", socket.gethostname().lower(), *map(str.lower, access.names)}
         self._names |= {place[0] for place in self._origins if place is not None}
-        if not ipaddress.ip_address(listening.partition("%")[0]).is_loopback:
-            self._names.add(_full_name())
+        if not is_loopback(listening):
+            self._names.add(full_name())
 
     def refusal(self, headers: Any) -> str | None:
         """Returns why a request is refused; None if it is not.
@@ -89,10 +99,45 @@ class Gate:
             return False
         return True
 
-    def respond(self, connection: Any, request: Any) -> Any | None:
-        """Returns a response to a request that is refused; None to any other."""
+    def role_of(self, request: Any) -> Role | None:
+        """Returns what a request's token allows: the address's, else a cookie's. None: nothing."""
+        tokens = self._access.tokens
+        if tokens is None:
+            return "steering"
+        return tokens.role_in([*tokens_in(request), *cookies_in(request)])
+
+    def respond(self, connection: Any, request: Any, answer: Callable[[], Any]) -> Any | None:
+        """Returns the response to a request; None has the websocket opened.
+
+        Args:
+            connection: that the request has come by.
+            request: with `headers` and `path`.
+            answer: gives viser's response, or None.
+        """
         why = self.refusal(request.headers)
-        return None if why is None else connection.respond(HTTPStatus.FORBIDDEN, f"{why}\n")
+        if why is not None:
+            return connection.respond(HTTPStatus.FORBIDDEN, f"{why}\n")
+        if self.role_of(request) is None:
+            return self._ask(connection, request)
+        tokens, response = self._access.tokens, answer()
+        if response is not None:
+            response.headers["Referrer-Policy"] = "no-referrer"  # which would carry the token
+            given = [t for t in tokens_in(request) if tokens is not None and tokens.role_of(t)]
+            if given:
+                secure = self._access.tls is not None
+                response.headers["Set-Cookie"] = cookie_of(given[0], request, secure=secure)
+        return response
+
+    def _ask(self, connection: Any, request: Any) -> Any:
+        """Returns the page that asks for a token, and tells a program in its first line."""
+        wrong = bool(tokens_in(request) or cookies_in(request))
+        scheme = "http" if self._access.tls is None else "https"
+        page = asking(f"{scheme}://{request.headers['Host']}", wrong=wrong)
+        response = connection.respond(HTTPStatus.FORBIDDEN, page)
+        del response.headers["Content-Type"]
+        response.headers["Content-Type"] = "text/html; charset=utf-8"
+        response.headers["Cache-Control"] = "no-store"
+        return response
 
 
 def _parts(address: str) -> SplitResult | None:
@@ -114,7 +159,7 @@ def _place(parts: SplitResult | None, like: SplitResult | None = None) -> tuple[
 
 
 @functools.cache
-def _full_name() -> str:
+def full_name() -> str:
     """Returns this machine's name with its domain, which a name server may have to tell."""
     found = [socket.gethostname()]
     thread = threading.Thread(target=lambda: found.append(socket.getfqdn()), daemon=True)

@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import viser
 
 from brax_viser.compat import ViserGate
+from brax_viser.page.access import Role
 
 log = logging.getLogger("brax_viser")
 
@@ -42,7 +43,18 @@ FOR_SCRIPTS = frozenset(
 )
 """Messages of widgets that only a script can have added: taken while there is such a widget."""
 
+FROM_ONLOOKERS = frozenset(
+    "ViewerCameraMessage LocalStorageGetItemResponseMessage GetRenderResponseMessage".split()
+)
+"""What an onlooker's page may send: its camera, and answers."""
+
 Handler = Callable[[int, Any], Awaitable[None]]
+
+
+LOOKING_ON = (
+    "This page was opened by the onlookers' address: it shows everything, and changes nothing but "
+    "its own camera."
+)
 
 
 class Refused(Exception):
@@ -52,16 +64,33 @@ class Refused(Exception):
 class Guard:
     """Stands between the connections of one server and viser's handlers. On viser's loop only."""
 
-    def __init__(self, gate: ViserGate):
-        self._gate = gate
-        # Numbers of the pages that were disconnected. They are never used again.
+    def __init__(self, gate: ViserGate, role_of: Callable[[Any], Role | None]):
+        """Begins to check.
+
+        Args:
+            gate: the parts of viser.
+            role_of: what a page may do, by the request that has opened its websocket.
+        """
+        self._gate, self._role_of = gate, role_of
+        # Numbers of pages, which are never used again.
         self._gone: set[int] = set()
+        self._onlookers: set[int] = set()
+        self._told: set[int] = set()  # onlookers that have been told that they are
+        gate.on_connect(self._connected)
         gate.put_between(self._guarded)
+
+    def is_onlooker(self, client: int) -> bool:
+        """Whether a page may change nothing."""
+        return client in self._onlookers
+
+    def _connected(self, client: int, connection: Any) -> None:
+        if self._role_of(connection.request) != "steering":
+            self._onlookers.add(client)
 
     def _guarded(self, handle: Handler) -> Handler:
         async def guarded(client: int, message: Any) -> None:
             try:
-                if self._is_taken(client, message):
+                if self._is_taken(client, message) and self._is_allowed(client, message):
                     await handle(client, message)
             # Whatever a page has sent, the others' server goes on.
             except Exception as error:
@@ -74,7 +103,7 @@ class Guard:
         if connection is None or client in self._gone:
             return
         self._gone.add(client)
-        why = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+        why = str(error) if isinstance(error, Refused) else repr(error)
         log.warning("a page was disconnected, as it sent a wrong %s: %s", kind, why[:200])
         self._gate.server.get_event_loop().create_task(connection.close(1008, "wrong message"))
 
@@ -94,6 +123,20 @@ class Guard:
             check(message)
         return True
 
+    def _is_allowed(self, client: int, message: Any) -> bool:
+        """Whether a page may do what it asks for. An onlooker's is told that it may not, and shown
+        the value of a widget that it has changed."""
+        if client not in self._onlookers or type(message).__name__ in FROM_ONLOOKERS:
+            return True
+        handle = self._widget(client, getattr(message, "uuid", None))
+        if handle is not None:
+            self._gate.show_value(client, handle)
+        page = self._gate.server.get_clients().get(client)
+        if page is not None and client not in self._told:
+            self._told.add(client)
+            page.add_notification("You are looking on", LOOKING_ON, auto_close_seconds=8.0)
+        return False
+
     def _is_expected(self, message: Any) -> bool:
         """Whether a script has added the form or the button for uploads that a message is of."""
         if hasattr(message, "uuid"):
@@ -105,6 +148,8 @@ class Guard:
 
     def _is_update(self, client: int, message: Any) -> bool:
         """Whether a widget takes a new value. Raises Refused for anything but a value."""
+        if not isinstance(message.uuid, str):
+            raise Refused("uuid is not what it should be")
         handle = self._widget(client, message.uuid)
         if handle is None:
             return False  # it may just have been removed
@@ -114,11 +159,10 @@ class Guard:
         check_kind(value, widget.value)
         if is_possible(value, widget.props):
             return True
-        if widget.sync_cb is not None:  # shows the page that sent it the value that holds
-            widget.sync_cb(-1, {"value": widget.value})
+        self._gate.show_value(client, handle)
         return False
 
-    def _widget(self, client: int, uuid: object) -> Any | None:
+    def _widget(self, client: int, uuid: Any) -> Any | None:
         server = self._gate.server
         owners: list[Any] = [server, server.get_clients().get(client)]
         for owner in owners:

@@ -2,10 +2,12 @@
 
 import contextlib
 import functools
-import ipaddress
 import logging
+import os
 import threading
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import rich
@@ -14,7 +16,9 @@ import viser
 from brax_viser.compat import asking_before_viser, viser_gate
 from brax_viser.host.state import SharedState
 from brax_viser.page import address, browser
-from brax_viser.page.gate import Gate
+from brax_viser.page.access import Access, is_loopback
+from brax_viser.page.gate import Gate, full_name
+from brax_viser.page.greeting import greeting, tunnel
 from brax_viser.page.guard import Guard
 from brax_viser.page.page import Page
 
@@ -25,42 +29,63 @@ RELOAD_SECONDS = 5.0
 back within this time."""
 
 
+LOOKING_ON = "**You are looking on**: this page changes nothing but its own camera."
+
+MOST_CHARACTERS = 200
+"""Of a line about a connection: what a page has sent may be part of it."""
+
+FIRST = -1e9
+"""Order of what stands above all else in the panel."""
+
+
 class PageServer:
     """Viser's server, on one address."""
 
-    def __init__(
-        self, host: str, port: int, names: Sequence[str] = (), origins: Sequence[str] = ()
-    ):
+    def __init__(self, host: str, port: int, access: Access):
         """Starts the server.
 
         Args:
             host: address to listen on.
             port: the first port to try; 0 takes any free one.
-            names: as for `gate.Gate`; likewise `origins`.
-            origins: addresses.
+            access: who may open the page.
 
         Raises:
             RuntimeError: the installed viser cannot be kept from answering everybody, and `host` is
-                not this machine alone.
+                not this machine alone, or `access` is one that the user has chosen.
         """
         wanted, port = port, address.free_port(host, port) if port else 0
-        self._host = host
+        self._host, self._access = host, access
         self.visitors: Visitors | None = None
-        # Suppresses viser's banner, whose address may not be the one to open. Rich's capture is
-        # limited to this thread, so output of other threads is not lost.
-        requests = Gate(host, names, origins)
+        gate = Gate(host, access)
+
+        def respond(connection: Any, request: Any, answer: Callable[[], Any]) -> Any:
+            return gate.respond(connection, request, lambda: browser.add_to(answer()))
+
         with (
-            rich.get_console().capture(),
-            asking_before_viser(requests.respond, _websockets_log(), browser.add_to) as asks,
+            _without_banner(),
+            asking_before_viser(respond, _websockets_log(), access.tls) as asks,
         ):
             if not asks:
-                _check_alone(host)
+                _check_alone(host, access)
             self.viser = viser.ViserServer(host=host, port=port, label="brax_viser", verbose=False)
-        gate = viser_gate(self.viser)
-        self._guard = None if gate is None else Guard(gate)
+        self._tokens = access.tokens if asks else None
+        self._guard: Guard | None = None
+        try:
+            self._stand_guard(gate, asks=asks)
+        except RuntimeError:
+            self.stop()
+            raise
         if wanted not in (0, self.port):
             # A privileged port cannot be told from a taken one.
             log.warning("port %d is taken or not allowed, using %d", wanted, self.port)
+
+    def _stand_guard(self, gate: Gate, *, asks: bool) -> None:
+        """Has the messages of pages checked. Raises RuntimeError as the constructor does."""
+        parts = viser_gate(self.viser)
+        if parts is not None:
+            self._guard = Guard(parts, gate.role_of)
+        elif asks:
+            _check_alone(self._host, self._access)
 
     @property
     def port(self) -> int:
@@ -69,7 +94,48 @@ class PageServer:
     @property
     def url(self) -> str:
         """The address to open in a browser."""
-        return address.url_of(self._host, self.port)
+        return self.url_at(self._host)
+
+    @property
+    def place(self) -> str:
+        """The address without its token."""
+        return address.url_of(self._host, self.port, tls=self._access.tls is not None)
+
+    @property
+    def onlooker_url(self) -> str:
+        """The address for onlookers; empty if all pages may steer."""
+        return self.url_at(self._host, looking=True) if self._has_onlookers else ""
+
+    @property
+    def _has_onlookers(self) -> bool:
+        return self._tokens is not None and self._guard is not None
+
+    def url_at(self, host: str, *, looking: bool = False) -> str:
+        """Returns the address for a machine that calls this one `host`."""
+        tokens, tls = self._tokens, self._access.tls is not None
+        token = tokens and (tokens.looking if looking else tokens.steering)
+        return address.url_of(host, self.port, token, tls=tls)
+
+    def greet(self) -> None:
+        """Prints where the page is opened. Where nothing can be printed, the training goes on."""
+        reached = not is_loopback(self._host)
+        machine = full_name() if address.is_everywhere(self._host) else self._host
+        line = tunnel(os.environ, self._host, self.port, full_name) if not reached else None
+        lines = greeting(
+            self.url,
+            self.url_at(machine) if reached and machine != self._host else "",
+            self.url_at(machine, looking=True) if reached and self._has_onlookers else "",
+            line,
+        )
+        with contextlib.suppress(OSError, ValueError):  # closed, or the disk is full
+            for words in lines:
+                print(f"brax_viser: {words}", flush=True)
+        if reached and self._access.tls is None:
+            log.warning(
+                "the page is served on %s without encryption: its token can be read on the way. "
+                "Use Viewer(tls=...), or host='127.0.0.1' and ssh -L",
+                self._host,
+            )
 
     def serve(self, shared: SharedState, page: Page) -> None:
         """Begins to track open pages and their clicks.
@@ -78,7 +144,8 @@ class PageServer:
             shared: the shared state: records whether a page is open.
             page: the page that is served.
         """
-        self.visitors = Visitors(shared, self.viser, page)
+        is_onlooker = self._guard.is_onlooker if self._guard is not None else lambda _: False
+        self.visitors = Visitors(shared, self.viser, page, is_onlooker)
 
     def stop(self) -> None:
         # viser prints a message on its loop's thread when it stops. Rich's capture is limited to
@@ -91,24 +158,41 @@ class PageServer:
             self.visitors.close()
 
 
-def _check_alone(host: str) -> None:
+@contextlib.contextmanager
+def _without_banner() -> Iterator[None]:
+    """Suppresses viser's banner, whose address may not be the one to open. Rich captures this
+    thread alone, so that output of other threads is not lost."""
+    console = rich.get_console()
+    console.begin_capture()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):  # what is printed to may be closed, or full
+            console.end_capture()
+
+
+def _check_alone(host: str, access: Access) -> None:
     """Checks that only this machine is listened for, where viser answers everybody.
 
     Raises:
-        RuntimeError: it is not.
+        RuntimeError: it is not, or the user has asked for a token or for encryption.
     """
     words = f"viser {viser.__version__} has not been tested: it answers whoever reaches the port"
-    if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+    if not is_loopback(host):
         raise RuntimeError(f"{words}, so the page is only served on 127.0.0.1, not on {host}")
-    log.warning("%s, pages of other sites included", words)
+    if access.chosen:
+        raise RuntimeError(f"{words}, whatever their token: leave out `token` and `tls`")
+    log.warning("%s, pages of other sites included, and asks for no token", words)
 
 
 @functools.cache
 def _websockets_log() -> logging.Logger:
-    """Returns the log for connections: a line for what went wrong, as anybody can cause it."""
+    """Returns the log for connections: a short line for each failure, as anybody can cause one."""
     found = logging.getLogger("brax_viser.websockets")
     found.setLevel(logging.WARNING)
     found.addFilter(_in_one_line)
+    # viser prints a value that it cannot take in full, and Python keeps the text of each warning.
+    warnings.filterwarnings("ignore", r"\[viser\] .* does not match annotation")
     return found
 
 
@@ -116,7 +200,8 @@ def _in_one_line(record: logging.LogRecord) -> bool:
     """Drops the traceback of a record, and records of connections that are no page's."""
     if record.exc_info and record.exc_info[1] is not None:
         error = record.exc_info[1]
-        record.msg, record.args = f"{record.getMessage()}: {type(error).__name__}: {error}", ()
+        words = f"{record.getMessage()}: {type(error).__name__}: {error}"
+        record.msg, record.args = words[:MOST_CHARACTERS], ()
         record.exc_info = record.exc_text = None
         record.levelno, record.levelname = logging.WARNING, "WARNING"
     return not record.getMessage().startswith("opening handshake failed")
@@ -125,15 +210,23 @@ def _in_one_line(record: logging.LogRecord) -> bool:
 class Visitors:
     """Tracks the open pages, and resumes a held training after the last one was closed."""
 
-    def __init__(self, shared: SharedState, server: viser.ViserServer, page: Page):
+    def __init__(
+        self,
+        shared: SharedState,
+        server: viser.ViserServer,
+        page: Page,
+        is_onlooker: Callable[[int], bool],
+    ):
         """Registers callbacks for connections and clicks.
 
         Args:
             shared: the shared state: records whether a page is open.
             server: viser's server.
             page: the page that is served.
+            is_onlooker: whether a page, by its number, may change nothing.
         """
         self._shared, self._page, self._server = shared, page, server
+        self._is_onlooker = is_onlooker
         self.reload: threading.Timer | None = None  # runs while the last page may come back
         self._server.on_client_connect(self._count)
         self._server.on_client_disconnect(self._count)
@@ -155,19 +248,25 @@ class Visitors:
         watched = bool(self._server.get_clients())
         if client.client_id not in self._server.get_clients():
             self._page.scene.forget(client.client_id)
+        elif self._is_onlooker(client.client_id):
+            client.gui.add_markdown(LOOKING_ON, order=FIRST)
         self._shared.set(watched=watched)
         self._shared.mailbox.wake()
         if self.reload is not None:
             self.reload.cancel()
             self.reload = None
-        if not watched and self._shared.hold.paused:
+        if not self._is_steered() and self._shared.hold.paused:
             self.reload = threading.Timer(RELOAD_SECONDS, self._let_go)
             self.reload.daemon = True
             self.reload.start()
 
+    def _is_steered(self) -> bool:
+        """Whether a page is open that could resume a held training: not an onlooker's."""
+        return not all(map(self._is_onlooker, self._server.get_clients()))
+
     def _let_go(self) -> None:
         """Resumes a held training if no page has been opened again."""
-        if self._shared.hold.paused and not self._shared.control.watched:
+        if self._shared.hold.paused and not self._is_steered():
             self._page.steering.resume()
             self._page.state.notice = (
                 "The last page was closed while the training was held: it went on"

@@ -126,7 +126,8 @@ class Leader:
         try:
             while not self._shared.control.closed:
                 for process, data in self._server.receive(TURN_SECONDS):
-                    self._hear(process, data)
+                    if 0 < process < self._place.num_processes:
+                        self._hear(process, data)
                 self._look_for_lost()
                 self._tell_all()
             self._tell_all()

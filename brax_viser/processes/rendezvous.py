@@ -18,6 +18,10 @@ ADDRESS = "BRAX_VISER_ADDRESS"
 free port on the coordinator's address, left in the key-value store as well."""
 
 
+SHORTEST = 16
+"""Fewest characters of a secret that is given."""
+
+
 class ProcessInfo(NamedTuple):
     """The number of this process, and the number of processes."""
 
@@ -31,6 +35,17 @@ def place() -> ProcessInfo:
         return ProcessInfo()
     state = distributed_state()
     return ProcessInfo(state.process_id, state.num_processes)
+
+
+def check_secret() -> None:
+    """Raises ValueError if a secret is given that is too short: a person who records a greeting can
+    try secrets without being noticed."""
+    given = os.environ.get(SECRET)
+    if given and len(given) < SHORTEST:
+        raise ValueError(
+            f"{SECRET} has {len(given)} characters: it needs at least {SHORTEST}, "
+            "such as those of `openssl rand -hex 16`"
+        )
 
 
 def coordinator_host() -> str:

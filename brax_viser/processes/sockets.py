@@ -4,6 +4,7 @@ ZeroMQ's CURVE mechanism encrypts, and rejects peers that don't know the secret 
 training's own processes: both ends' keys are derived from it.
 """
 
+import functools
 import hashlib
 from typing import Any
 
@@ -21,9 +22,21 @@ QUEUE = 512
 """Messages that may wait on either side of a connection."""
 
 
+MOST_BYTES = 1 << 26
+"""Most bytes of a message. ZeroMQ reads all before it knows whether the sender has the key."""
+
+
+@functools.lru_cache(maxsize=8)
+def _stretched(secret: bytes) -> bytes:
+    """Returns a key that takes a tenth of a second to make, so that a secret cannot be guessed from
+    a recorded greeting by trying many."""
+    return hashlib.scrypt(secret, salt=b"brax_viser", n=1 << 15, r=8, p=1, maxmem=1 << 26, dklen=32)
+
+
 def _keys(secret: bytes, whose: str) -> tuple[bytes, bytes]:
     """Returns one end's (public, private) keys in ZeroMQ's Z85 encoding."""
-    private = hashlib.blake2b(secret, digest_size=32, person=whose.encode()[:16]).digest()
+    key, person = _stretched(secret), whose.encode()[:16]
+    private = hashlib.blake2b(key, digest_size=32, person=person).digest()
     private = z85.encode(private)
     return zmq.curve_public(private), private
 
@@ -75,9 +88,9 @@ class SocketServer:
         """Returns (process, message) of each message; waits up to `seconds` for the first."""
         messages = []
         while self._socket.poll(0 if messages else seconds * 1000):
-            name, data = self._socket.recv_multipart()
-            if name.isdigit():
-                messages.append((int(name), data))
+            name, *parts = self._socket.recv_multipart()
+            if name.isdigit() and len(parts) == 1:  # as all that `SocketClient` sends
+                messages.append((int(name), parts[0]))
             if len(messages) >= QUEUE:
                 break
         return messages
@@ -116,7 +129,16 @@ class SocketClient:
         return messages
 
     def send(self, data: bytes) -> bool:
-        """Sends without blocking. Returns whether there was room."""
+        """Sends without blocking. Returns whether there was room.
+
+        Raises:
+            ValueError: the message is too large.
+        """
+        if len(data) > MOST_BYTES:
+            raise ValueError(
+                f"a message to the first process has {len(data):,} bytes, and may have "
+                f"{MOST_BYTES:,}: draw fewer environments"
+            )
         try:
             self._socket.send(data, zmq.NOBLOCK)
         except zmq.Again:
@@ -131,6 +153,7 @@ class SocketClient:
 def _socket(context: Any, kind: int) -> Any:
     socket = context.socket(kind)
     socket.sndhwm = socket.rcvhwm = QUEUE
+    socket.maxmsgsize = MOST_BYTES
     # Heartbeats notice a peer that vanishes without closing its connection.
     socket.heartbeat_ivl, socket.heartbeat_timeout = 1000, 5000
     socket.zap_domain = DOMAIN.encode()

@@ -1,0 +1,347 @@
+"""Who may open the page: tokens, cookies and encryption, against the real server."""
+
+import http.client
+import io
+import logging
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import websockets
+import websockets.sync.client
+from websockets.typing import Origin
+
+from benchmarks.client import SUBPROTOCOL, hello, websocket_of
+from brax_viser import Viewer
+from brax_viser.page import access, address
+from brax_viser.page.access import Tokens
+from brax_viser.page.greeting import tunnel
+from tests.conftest import Page, eventually
+from tests.support import Probe, port_of
+from tests.test_guard import Hostile, update
+
+MINE = "a-token-of-mine"
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Viewer]:
+    with Viewer(port=0) as viewer:
+        yield viewer
+
+
+def place_of(viewer: Viewer) -> str:
+    return viewer.url.partition("?")[0]
+
+
+def got(url: str, cookie: str | None = None) -> tuple[int, str, str | None]:
+    """Returns the status, the text and the cookie of the answer to a request."""
+    request = urllib.request.Request(url, headers={"Cookie": cookie} if cookie else {})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, answer.read().decode(), answer.headers["Set-Cookie"]
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(), error.headers["Set-Cookie"]
+
+
+def opens(url: str, cookie: str | None = None, origin: str | None = None) -> bool:
+    """Whether a websocket is opened, as by a browser that has a cookie."""
+    try:
+        with websockets.sync.client.connect(
+            websocket_of(url),
+            subprotocols=[SUBPROTOCOL],
+            additional_headers={"Cookie": cookie} if cookie else {},
+            origin=origin and Origin(origin),  # type: ignore[reportArgumentType]
+        ):
+            return True
+    except websockets.InvalidStatus as error:
+        assert error.response.status_code == 403
+        return False
+
+
+def test_without_a_token_neither_a_file_nor_a_websocket_is_served(served):
+    place = place_of(served)
+    for url in (place, f"{place}index.html", f"{place}?token=", f"{place}?token={MINE}"):
+        status, text, cookie = got(url)
+        assert status == 403 and "This training asks for a token" in text and cookie is None
+        assert not opens(url)
+    assert not opens(place, cookie=f"brax_viser_{port_of(served)}={MINE}")
+    assert "has none" in got(place)[1] and "is not of this training" in got(f"{place}?token=x")[1]
+
+
+def test_the_cookie_of_the_first_visit_lets_later_ones_and_the_websocket_in(served):
+    status, text, cookie = got(served.url)
+    assert status == 200 and "viser" in text.lower() and cookie is not None
+    value, *limits = cookie.split("; ")
+    assert value.startswith(f"brax_viser_{port_of(served)}=")
+    assert limits == ["HttpOnly", "SameSite=Strict"]
+    assert got(place_of(served), value)[0] == 200
+    assert opens(place_of(served), f"other=1; {value}")
+    assert not opens(place_of(served), value[:-1])
+
+
+def test_two_pages_on_one_host_keep_their_cookies_apart(served):
+    """The port in a cookie's name is the one that the browser sees: ssh may have forwarded it."""
+    connection = http.client.HTTPConnection("127.0.0.1", port_of(served), timeout=20)
+    connection.request("GET", f"/?{urlsplit(served.url).query}", headers={"Host": "localhost:9001"})
+    answer = connection.getresponse()
+    assert (answer.headers["Set-Cookie"] or "").startswith("brax_viser_9001=")
+
+
+def test_a_token_is_made_for_each_viewer_and_can_be_chosen(monkeypatch):
+    assert Tokens.made() != Tokens.made()
+    with Viewer(port=0, token=MINE) as viewer:
+        assert viewer.url.endswith(f"/?token={MINE}") and opens(viewer.url)
+        onlookers = viewer.onlooker_url.rsplit("=", 1)[1]
+    monkeypatch.setenv("BRAX_VISER_TOKEN", MINE)
+    with Viewer(port=0) as viewer:
+        assert viewer.url.endswith(MINE)
+        assert viewer.onlooker_url.endswith(onlookers), "the same after a restart"
+    with Viewer(port=0, token="chosen-otherwise") as viewer:
+        assert viewer.url.endswith("chosen-otherwise")
+
+
+@pytest.mark.parametrize("token", ["", "short", "has spaces in it", "semicolon;;;", "ümlauttt", 5])
+def test_a_token_that_an_address_does_not_keep_is_refused(token):
+    with pytest.raises(ValueError, match=r"token=.*at least 8 letters"):
+        Viewer(port=0, token=token)
+
+
+def test_a_token_is_given_up_only_on_this_machine_alone(served):
+    with pytest.raises(ValueError, match=r"token=False: only where no other machine.*127\.0\.0\.1"):
+        Viewer(host="0.0.0.0", port=0, token=False)
+    with Viewer(port=0, token=False) as viewer:
+        assert "?" not in viewer.url and viewer.onlooker_url == ""
+        assert got(viewer.url)[0] == 200 and opens(viewer.url)
+
+
+def test_a_viewer_that_replaces_another_keeps_its_token():
+    port = address.free_port("127.0.0.1", 8600)
+    first = Viewer(port=port)
+    with Viewer(port=port) as second:
+        assert second.url == first.url
+        with Viewer(port=port, token=MINE) as third:
+            assert third.url.endswith(MINE)
+
+
+def test_tokens_are_compared_in_constant_time(monkeypatch):
+    compared: list[tuple[bytes, bytes]] = []
+    tokens = Tokens.of(MINE)
+    real = access.hmac.compare_digest
+
+    def comparing(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return real(one, other)
+
+    monkeypatch.setattr(access.hmac, "compare_digest", comparing)
+    assert tokens.role_of(MINE) == "steering" and tokens.role_of(tokens.looking) == "looking"
+    assert tokens.role_of("ü") is None
+    assert len(compared) == 6, "with both, whatever the first comparison has found"
+
+
+def test_onlookers_see_everything_and_change_nothing(served):
+    probe, panel = Probe(served), Probe(served).panel
+    onlooker = Hostile(served, served.onlooker_url)
+    eventually(lambda: probe.shared.control.watched, "it is seen")
+    before = probe.shared.control
+    onlooker.send(update(panel.training._streaming, value=False))
+    onlooker.send(update(panel.pace._budget, value=50.0))
+    onlooker.send(update(panel.training._hold, value=True))
+    shown = onlooker.received(until=lambda m: m["type"] == "NotificationShowMessage")
+    assert any("You are looking on" in str(message) for message in shown)
+    # Its own page, where the box was unchecked, is shown what holds.
+    onlooker.send(update(panel.training._streaming, value=False))
+    onlooker.received(
+        until=lambda m: (
+            m["type"] == "GuiUpdateMessage"
+            and m["uuid"] == panel.training._streaming._impl.uuid
+            and m["updates"] == {"value": True}
+        )
+    )
+    onlooker.send(hello())  # its camera is its own
+    assert not onlooker.is_disconnected()
+    assert probe.shared.control == before and not probe.shared.hold.paused
+    onlooker.socket.close()
+    eventually(lambda: not probe.server.get_clients(), "it is gone")
+
+
+def test_an_onlooker_that_sends_garbage_is_disconnected(served, caplog):
+    onlooker = Hostile(served, served.onlooker_url)
+    onlooker.send(update(Probe(served).panel.training._speed, props={"min": 5}))
+    assert onlooker.is_disconnected()
+    assert "a page was disconnected" in caplog.text
+
+
+def test_onlookers_are_told_so_in_their_panel_and_others_are_not(served):
+    def words(url: str) -> str:
+        page = Hostile(served, url)
+        found = page.received(until=lambda m: m["type"] == "ReplayDoneMessage")
+        page.send(update(Probe(served).panel.training._speed, value=1.0))
+        found += page.received(seconds=1.0)
+        page.socket.close()
+        return str([m for m in found if m["type"] == "GuiMarkdownMessage"])
+
+    assert "You are looking on" in words(served.onlooker_url)
+    assert "You are looking on" not in words(served.url)
+
+
+def test_a_training_is_not_held_for_an_onlooker(monkeypatch):
+    monkeypatch.setattr("brax_viser.page.server.RELOAD_SECONDS", 0.2)
+    with Viewer(port=0) as viewer:
+        steering = Page(viewer)
+        onlooker = Hostile(viewer, viewer.onlooker_url)
+        viewer.pause()
+        eventually(lambda: Probe(viewer).shared.hold.paused, "it is held")
+        steering.close()
+        eventually(lambda: not Probe(viewer).shared.hold.paused, "no page is left to resume it")
+        onlooker.socket.close()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("tls")
+    files = str(folder / "cert.pem"), str(folder / "key.pem")
+    subprocess.run(
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost "
+        f"-addext subjectAltName=IP:127.0.0.1 -out {files[0]} -keyout {files[1]}".split(),
+        check=True,
+        capture_output=True,
+    )
+    return files
+
+
+def test_a_certificate_encrypts_the_page_and_its_websocket(certificate):
+    trusting = ssl.create_default_context(cafile=certificate[0])
+    with Viewer(port=0, tls=certificate) as viewer:
+        assert viewer.url.startswith("https://127.0.0.1:")
+        with urllib.request.urlopen(viewer.url, timeout=20, context=trusting) as answer:
+            assert answer.status == 200 and "; Secure" in answer.headers["Set-Cookie"]
+        with websockets.sync.client.connect(
+            websocket_of(viewer.url), subprotocols=[SUBPROTOCOL], ssl=trusting
+        ) as page:
+            page.send(hello())
+            assert page.recv(timeout=20)
+        with pytest.raises(OSError):
+            urllib.request.urlopen(viewer.url.replace("https", "http"), timeout=20)
+
+
+def test_files_that_are_no_certificate_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"tls=.*: must be the files of a certificate"):
+        Viewer(port=0, tls=(str(tmp_path / "none.pem"), "none.pem"))
+
+
+def test_a_page_for_other_machines_prints_their_addresses_and_a_warning(capsys, caplog):
+    with caplog.at_level(logging.WARNING, "brax_viser"), Viewer(host="0.0.0.0", port=0) as viewer:
+        lines = capsys.readouterr().out.splitlines()
+        token = viewer.onlooker_url.rsplit("=", 1)[1]
+    assert lines[0] == f"brax_viser: {viewer.url}" and len(lines) == 3
+    assert lines[1].startswith("brax_viser: from other machines http://")
+    assert lines[2].startswith("brax_viser: for onlookers http://") and token in lines[2]
+    assert "served on 0.0.0.0 without encryption" in caplog.text
+
+
+@pytest.fixture
+def proxy(tmp_path) -> Iterator[Callable[[int], str]]:
+    """Starts nginx with what the documents say before a page's port; returns its address."""
+    nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if nginx is None:
+        pytest.skip("no nginx found: install nginx-light")
+    words = (Path(__file__).parent.parent / "docs" / "security.md").read_text()
+    location = words.split("<!-- nginx -->\n```\n")[1].split("```")[0]
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(page: int) -> str:
+        port = address.free_port("127.0.0.1", 8700)
+        folders = "".join(
+            f"{kind}_temp_path {tmp_path};" for kind in ("client_body", "proxy", "fastcgi", "scgi")
+        )
+        (tmp_path / "nginx.conf").write_text(
+            f"daemon off; master_process off; pid {tmp_path}/pid; error_log stderr;"
+            f"events {{}} http {{ access_log off; uwsgi_temp_path {tmp_path}; {folders}"
+            f"server {{ listen 127.0.0.1:{port}; {location.replace('8000', str(page))} }} }}"
+        )
+        running.append(subprocess.Popen([nginx, "-p", tmp_path, "-c", tmp_path / "nginx.conf"]))
+        eventually(lambda: not address.is_free("127.0.0.1", port), "nginx listens")
+        return f"http://127.0.0.1:{port}"
+
+    yield start
+    for process in running:
+        process.terminate()
+        process.wait()
+
+
+def test_behind_a_proxy_the_page_is_served_at_a_path_of_its_own(proxy):
+    port = address.free_port("127.0.0.1", 8650)
+    place = proxy(port)
+    with Viewer(port=port, origins=[place]) as viewer:
+        query = urlsplit(viewer.url).query
+        status, _, cookie = got(f"{place}/robots/?{query}")
+        assert status == 200 and cookie is not None
+        value = cookie.split(";")[0]
+        # As viser's page does: at its own address, without its last slash.
+        assert opens(f"{place}/robots", value, origin=place)
+        assert not opens(f"{place}/robots", origin=place)
+        assert not opens(f"{place}/robots", value, origin="http://evil.example")
+        assert got(f"{place}/robots/")[0] == 403
+
+
+SSH = [
+    ("10.0.0.7 50001 127.0.0.1 22", "ssh -L 8000:127.0.0.1:8000 ada@127.0.0.1"),
+    ("10.0.0.7 50001 127.0.0.1 2222", "ssh -L 8000:127.0.0.1:8000 -p 2222 ada@127.0.0.1"),
+    # The address is private, the client is not: the name is what it may know.
+    ("8.8.8.8 50001 127.0.0.1 22", "ssh -L 8000:127.0.0.1:8000 ada@node7"),
+    # A job on another machine than the one that was logged into.
+    ("10.0.0.7 50001 192.0.2.1 22", "ssh -J ada@192.0.2.1 -L 8000:127.0.0.1:8000 ada@node7"),
+    ("", None),
+    ("nonsense", None),
+]
+
+
+@pytest.mark.parametrize(("connection", "line"), SSH)
+def test_over_ssh_the_line_that_forwards_the_port_is_found(connection, line):
+    environ = {"SSH_CONNECTION": connection, "USER": "ada"}
+    assert tunnel(environ, "127.0.0.1", 8000, lambda: "node7") == line
+
+
+def test_over_ssh_the_line_is_printed(monkeypatch, capsys):
+    monkeypatch.setenv("SSH_CONNECTION", "127.0.0.1 50001 127.0.0.1 22")
+    with Viewer(port=0) as viewer:
+        words = f"type on your own machine: ssh -L {port_of(viewer)}:127.0.0.1:{port_of(viewer)} "
+        assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", ["closed", "full", "none"])
+def test_a_viewer_starts_although_nothing_can_be_printed(how, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, _: Any) -> int:
+            raise OSError(28, "No space left on device")
+
+    out = {"closed": io.StringIO(), "full": Full(), "none": None}[how]
+    if how == "closed":
+        out.close()
+    monkeypatch.setattr(sys, "stdout", out)
+    with Viewer(port=0) as viewer:
+        assert opens(viewer.url)
+
+
+def test_the_command_line_takes_a_token_and_a_certificate(certificate, capsys):
+    from brax_viser.cli.serving import Serving
+
+    with Serving(port=0, token=MINE, tls_cert=certificate[0], tls_key=certificate[1]).viewer(
+        "latest"
+    ) as viewer:
+        assert viewer.url.startswith("https://") and viewer.url.endswith(MINE)
+    with Serving(port=0, onlookers=True).viewer("latest") as viewer:
+        assert f"for onlookers {viewer.onlooker_url}" in capsys.readouterr().out
+    with Serving(port=0, token="none").viewer("latest") as viewer:
+        assert "token" not in viewer.url
+    with pytest.raises(ValueError, match="no certificate: give --tls-cert"):
+        Serving(tls_key="key.pem").viewer("latest")
