@@ -152,17 +152,17 @@ def test_onlookers_see_everything_and_change_nothing(served):
     onlooker = Hostile(served, served.onlooker_url)
     eventually(lambda: probe.shared.control.watched, "it is seen")
     before = probe.shared.control
-    onlooker.send(update(panel.training._streaming, value=False))
+    onlooker.send(update(panel.watch._streaming, value=False))
     onlooker.send(update(panel.pace._budget, value=50.0))
     onlooker.send(update(panel.training._hold, value=True))
     shown = onlooker.received(until=lambda m: m["type"] == "NotificationShowMessage")
     assert any("You are looking on" in str(message) for message in shown)
     # Its own page, where the box was unchecked, is shown what holds.
-    onlooker.send(update(panel.training._streaming, value=False))
+    onlooker.send(update(panel.watch._streaming, value=False))
     onlooker.received(
         until=lambda m: (
             m["type"] == "GuiUpdateMessage"
-            and m["uuid"] == panel.training._streaming._impl.uuid
+            and m["uuid"] == panel.watch._streaming._impl.uuid
             and m["updates"] == {"value": True}
         )
     )
@@ -175,7 +175,7 @@ def test_onlookers_see_everything_and_change_nothing(served):
 
 def test_an_onlooker_that_sends_garbage_is_disconnected(served, caplog):
     onlooker = Hostile(served, served.onlooker_url)
-    onlooker.send(update(Probe(served).panel.training._speed, props={"min": 5}))
+    onlooker.send(update(Probe(served).panel.watch._speed, props={"min": 5}))
     assert onlooker.is_disconnected()
     assert "a page was disconnected" in caplog.text
 
@@ -184,7 +184,7 @@ def test_onlookers_are_told_so_in_their_panel_and_others_are_not(served):
     def words(url: str) -> str:
         page = Hostile(served, url)
         found = page.received(until=lambda m: m["type"] == "ReplayDoneMessage")
-        page.send(update(Probe(served).panel.training._speed, value=1.0))
+        page.send(update(Probe(served).panel.watch._speed, value=1.0))
         found += page.received(seconds=1.0)
         page.socket.close()
         return str([m for m in found if m["type"] == "GuiMarkdownMessage"])

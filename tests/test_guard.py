@@ -190,12 +190,12 @@ def panel(viewer: Viewer) -> Any:
 
 
 WRONG = {
-    "properties": lambda p: update(p.training._speed, props={"min": 5}),
-    "removal": lambda p: update(p.training._streaming, removed=True),
-    "a dictionary": lambda p: update(p.training._streaming, value={"a": 1}),
+    "properties": lambda p: update(p.watch._speed, props={"min": 5}),
+    "removal": lambda p: update(p.watch._streaming, removed=True),
+    "a dictionary": lambda p: update(p.watch._streaming, value={"a": 1}),
     "text for a number": lambda p: update(p.pace._budget, value="2"),
-    "a number for a box": lambda p: update(p.training._streaming, value=1),
-    "two values": lambda p: update(p.training._streaming, value=True, removed=True),
+    "a number for a box": lambda p: update(p.watch._streaming, value=1),
+    "two values": lambda p: update(p.watch._streaming, value=True, removed=True),
     "a camera of NaN": lambda p: camera(position=[math.nan, 0.0, 0.0]),
     "a camera of two numbers": lambda p: camera(position=[0.0, 0.0]),
     "a click of two numbers": lambda p: messages.ScenePointerMessage(
@@ -231,9 +231,9 @@ def test_a_number_that_is_too_large_is_not_taken_and_costs_nobody_the_page(serve
     for value in (10**18, 1e22, -1e300):
         page.send(update(budget, value=value))
     assert not page.is_disconnected() and budget.value == before
-    page.send(update(panel(served).training._streaming, value=False))
+    page.send(update(panel(served).watch._streaming, value=False))
     eventually(lambda: not served.streaming, "an honest change is taken")
-    page.send(update(panel(served).training._streaming, value=True))
+    page.send(update(panel(served).watch._streaming, value=True))
     eventually(lambda: served.streaming, "and back")
     page.socket.close()
 

@@ -60,7 +60,7 @@ class Tokens:
 
     def role_in(self, given: Sequence[str]) -> Role | None:
         """Returns what the first valid one of some tokens allows; None: there is none."""
-        return next(filter(None, map(self.role_of, given)), None)
+        return next((role for role in map(self.role_of, given) if role is not None), None)
 
 
 @dataclass(frozen=True)
