@@ -114,7 +114,7 @@ def _save(settings: Settings, page: Page, tab: str) -> None:
     strip = page.get_by_text(tab, exact=True).first.bounding_box()
     viewport = page.viewport_size
     assert strip is not None and viewport is not None
-    left, top = _left(page) - MARGIN, strip["y"] - MARGIN
+    left, top = _left(page) - MARGIN, strip["y"] - 2.0  # the head ends right above
     right, bottom = viewport["width"], _end(page)
     whole = Image.open(io.BytesIO(page.screenshot()))
     boxes = {tab.lower(): (left, top, right, min(bottom, top + settings.tallest))}
