@@ -65,7 +65,11 @@ def take(settings: Settings, page: Page, address: str) -> None:
 
 
 def _open(page: Page, tab: str) -> None:
-    _click(page.get_by_text(tab, exact=True).first)
+    """Shows a tab. Viser's tabs can be dragged, so they want the mouse, not just a click."""
+    box = page.get_by_text(tab, exact=True).first.bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    time.sleep(2.0)
 
 
 def _select(settings: Settings, page: Page) -> None:
@@ -110,7 +114,7 @@ def _save(settings: Settings, page: Page, tab: str) -> None:
     strip = page.get_by_text(tab, exact=True).first.bounding_box()
     viewport = page.viewport_size
     assert strip is not None and viewport is not None
-    left, top = _left(page) - MARGIN, strip["y"] - MARGIN
+    left, top = _left(page) - MARGIN, strip["y"] - 2.0  # the head ends right above
     right, bottom = viewport["width"], _end(page)
     whole = Image.open(io.BytesIO(page.screenshot()))
     boxes = {tab.lower(): (left, top, right, min(bottom, top + settings.tallest))}

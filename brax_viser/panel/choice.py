@@ -190,6 +190,5 @@ def check_indices(indices: Sequence[int], num_envs: int | None) -> None:
         return
     beyond = [index for index in indices if index >= num_envs]
     if beyond:
-        raise ValueError(
-            f"There is no env {beyond[0]:,}: there are {num_envs:,}, 0 to {num_envs - 1:,}"
-        )
+        last = num_envs - 1
+        raise ValueError(f"There is no env {beyond[0]:,}: there are {num_envs:,}, 0 to {last:,}")

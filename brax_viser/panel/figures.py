@@ -70,10 +70,10 @@ def _reward(told: RewardView | None) -> tuple[Figure, Figure]:
     if told is None:
         return ("no reward yet", "It comes with the trainer's reports (progress_fn)."), ("", "")
     name, hint = REWARD_NAMES[told.kind]
-    length = f"episodes of {told.episode_length:,.0f} steps" if told.episode_length else ""
+    length = f"over {told.episode_length:,.0f} steps" if told.episode_length else ""
     return (f"{name} {number(told.newest)}", f"{hint} Told at {count(told.num_steps)} steps."), (
         length,
-        "Their mean length, in steps of one environment.",
+        "Mean length of these episodes, in steps of one environment.",
     )
 
 

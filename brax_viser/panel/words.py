@@ -247,7 +247,7 @@ def last_end(frame: Frame, env: int) -> str:
         return ""
     if since == length:
         return f"Its last episode ended in a termination, after {steps:,} steps."
-    return f"Its last episode ended without a termination, after {steps:,} steps: its time was up."
+    return f"Its last episode ended without a termination, as at a limit, after {steps:,} steps."
 
 
 def looked_into(view: PanelView) -> str:
