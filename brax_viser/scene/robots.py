@@ -307,7 +307,7 @@ def _add(
     # lod="off": viser's automatic levels reduce small links to nothing within a few metres.
     return server.scene.add_batched_glb(
         name,
-        _glb(shape.mesh),
+        _glb(shape.mesh, shape.roughness),
         batched_wxyzs=quat,
         batched_positions=pos,
         lod="off",
@@ -341,8 +341,8 @@ def _add_plain(
     )
 
 
-def _glb(mesh: trimesh.Trimesh) -> bytes:
-    """Exports a mesh as glTF, matt and with the intended colours.
+def _glb(mesh: trimesh.Trimesh, roughness: float) -> bytes:
+    """Exports a mesh as glTF, with the intended colours and gloss.
 
     By default a glTF surface is metal, which is black where there is nothing to mirror, and vertex
     colours are linear light (glTF 2.0, 3.7.2.1 and 3.9.2).
@@ -354,15 +354,15 @@ def _glb(mesh: trimesh.Trimesh) -> bytes:
         light = linear(colours[:, :3])
         mesh.visual = ColorVisuals(mesh, vertex_colors=np.column_stack([light, colours[:, 3]]))
 
-        def matt(tree: dict[str, Any]) -> None:
-            surface = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
+        def finished(tree: dict[str, Any]) -> None:
+            surface = {"metallicFactor": 0.0, "roughnessFactor": roughness}
             mode = "OPAQUE" if alpha == 255 else "BLEND"
             tree["materials"] = [{"pbrMetallicRoughness": surface, "alphaMode": mode}]
             for part in tree["meshes"]:
                 for primitive in part["primitives"]:
                     primitive["material"] = 0
 
-        return export_glb(trimesh.Scene([mesh]), tree_postprocessor=matt)
+        return export_glb(trimesh.Scene([mesh]), tree_postprocessor=finished)
     return export_glb(trimesh.Scene([mesh]))
 
 
