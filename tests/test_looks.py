@@ -223,6 +223,7 @@ def test_tints_can_be_switched_off_and_give_way_to_colours_that_say_something(an
     assert len(np.unique(seen, axis=0)) == COUNT == len(np.unique(tiles.batched_colors, axis=0))
     ants.draw(Look(tints=True, colour_by="return"))
     colours = colours_of("return", ants.frame, 0.05, "last_episode")
+    assert colours is not None
     seen = np.reshape(part.handle.batched_colors, (COUNT, -1, 3))
     np.testing.assert_array_equal(seen[:, 0], linear(colours))
     ants.draw(Look())
