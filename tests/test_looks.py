@@ -231,6 +231,18 @@ def test_tints_can_be_switched_off_and_give_way_to_colours_that_say_something(an
     assert len(np.unique(tiles.batched_colors, axis=0)) == 1
 
 
+def test_robots_with_colours_that_tell_parts_apart_are_not_tinted(server):
+    pushers = Stage(server, "pusher")  # an arm, an object and a goal
+    parts = pushers.block.robots._parts
+    handles = [part.handle for part in parts if part.shape.rgba is not None]
+    assert handles
+    own = [np.array(handle.batched_colors) for handle in handles]
+    pushers.draw(Look(tints=True))
+    for handle, colour in zip(handles, own, strict=True):
+        np.testing.assert_array_equal(handle.batched_colors, colour)
+    assert len(np.unique(pushers.block.cells._tiles.batched_colors, axis=0)) == COUNT
+
+
 @pytest.mark.parametrize(
     ("name", "roams"),
     [("halfcheetah", True), ("humanoid", True), ("inverted_pendulum", False), ("pusher", False)],

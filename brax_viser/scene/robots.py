@@ -1,6 +1,6 @@
 """Draws K copies of one robot with one batched handle per distinct geometry."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from trimesh.visual import ColorVisuals, TextureVisuals
 from brax_viser.model.rotations import multiply, planes, rotate
 from brax_viser.model.shapes import Shape
 from brax_viser.model.surfaces import linear
-from brax_viser.model.tints import tinted
+from brax_viser.model.tints import has_one_colour, tinted
 from brax_viser.model.variants import Places
 from brax_viser.scene.handles import BatchedHandle, send
 
@@ -60,7 +60,7 @@ class Paint:
 
     colours: np.ndarray | None = None  # uint8 [K, 3]
     opacities: np.ndarray | None = None  # float [K], as a fraction of the model's own
-    tints: np.ndarray | None = None  # float [K, 3], 0 to 255: mixed into plain colours of the model
+    tints: np.ndarray | None = None  # float [K, 3], 0 to 255: for robots of a single plain colour
 
 
 class Robots:
@@ -86,6 +86,7 @@ class Robots:
         self.origins = origins
         self._server, self._path, self._scale = server, path, scale
         self._paint = Paint()
+        self._plain = has_one_colour(shapes)
         self._parts: list[_Part] = []
         # All places of all shapes are concatenated, so that one computation serves the whole
         # robot. There may be no shape at all, if a person has chosen empty groups.
@@ -183,6 +184,8 @@ class Robots:
 
     def paint(self, paint: Paint) -> None:
         """Colours and fades robots from now on; `Paint()` gives them their model's look again."""
+        if not self._plain:
+            paint = replace(paint, tints=None)
         special = paint.colours is not None or paint.opacities is not None
         self._paint = paint
         for part in self._parts:
