@@ -223,11 +223,24 @@ def test_tints_can_be_switched_off_and_give_way_to_colours_that_say_something(an
     assert len(np.unique(seen, axis=0)) == COUNT == len(np.unique(tiles.batched_colors, axis=0))
     ants.draw(Look(tints=True, colour_by="return"))
     colours = colours_of("return", ants.frame, 0.05, "last_episode")
+    assert colours is not None
     seen = np.reshape(part.handle.batched_colors, (COUNT, -1, 3))
     np.testing.assert_array_equal(seen[:, 0], linear(colours))
     ants.draw(Look())
     np.testing.assert_array_equal(part.handle.batched_colors, own)
     assert len(np.unique(tiles.batched_colors, axis=0)) == 1
+
+
+def test_robots_with_colours_that_tell_parts_apart_are_not_tinted(server):
+    pushers = Stage(server, "pusher")  # an arm, an object and a goal
+    parts = pushers.block.robots._parts
+    handles = [part.handle for part in parts if part.shape.rgba is not None]
+    assert handles
+    own = [np.array(handle.batched_colors) for handle in handles]
+    pushers.draw(Look(tints=True))
+    for handle, colour in zip(handles, own, strict=True):
+        np.testing.assert_array_equal(handle.batched_colors, colour)
+    assert len(np.unique(pushers.block.cells._tiles.batched_colors, axis=0)) == COUNT
 
 
 @pytest.mark.parametrize(

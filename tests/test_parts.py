@@ -15,9 +15,10 @@ from brax_viser.model.palettes import palette_of
 from brax_viser.model.robot import Model
 from brax_viser.model.rods import rods_of
 from brax_viser.model.shapes import USUAL, Parts, groups_of, shapes_of
-from brax_viser.model.surfaces import linear, plain_rgba, rgba_of, texture_of
+from brax_viser.model.surfaces import linear, plain_rgba, rgba_of, roughness_of, texture_of
 from brax_viser.scene.block import Block
 from brax_viser.scene.deformables import Rods
+from brax_viser.scene.robots import _glb
 from tests.conftest import eventually
 from tests.models import oddities
 from tests.support import Probe
@@ -45,6 +46,36 @@ GROUPED = """
 
 def geoms_of(shapes):
     return sum(len(shape.body) for shape in shapes)
+
+
+GLOSSY = """
+<mujoco>
+  <asset>
+    <material name="usual"/>
+    <material name="dull" specular="0"/>
+    <material name="sharp" specular="1" shininess="1"/>
+    <material name="said" roughness="0.3"/>
+  </asset>
+  <worldbody>
+    <body name="two"><freejoint/>
+      <geom size=".1" material="sharp" rgba="1 0 0 1"/>
+      <geom size=".1" material="sharp" pos=".2 0 0" rgba="0 1 0 1"/>
+    </body>
+  </worldbody>
+</mujoco>
+"""
+
+
+def test_a_material_is_as_glossy_as_the_model_says():
+    model = mujoco.MjModel.from_xml_string(GLOSSY)
+    rough = {name: roughness_of(model, model.material(name).id) for name in ("usual", "sharp")}
+    assert 0.3 < rough["sharp"] < rough["usual"] < 0.6
+    assert roughness_of(model, model.material("dull").id) == 1.0 == roughness_of(model, -1)
+    assert roughness_of(model, model.material("said").id) == pytest.approx(0.3)
+    (shape,) = shapes_of(model)
+    assert shape.roughness == pytest.approx(rough["sharp"])
+    described = _glb(shape.mesh, shape.roughness).split(b"JSON", 1)[1]
+    assert f'"roughnessFactor":{shape.roughness}'.encode() in described
 
 
 def test_groups_and_sites_are_drawn_as_chosen():

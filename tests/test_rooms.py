@@ -127,7 +127,7 @@ LONGER: dict[str, int] = {
     "brax_viser.device.emit:emit": 64,
     "brax_viser.device.episode:advance": 82,
     "brax_viser.env:VisualizedEnv": 304,
-    "brax_viser.model.shapes": 459,
+    "brax_viser.model.shapes": 447,
     "brax_viser.sandbox.simulation": 427,
     "brax_viser.sandbox.simulation:Sandbox": 359,
     "brax_viser.scene.block": 475,

@@ -11,7 +11,15 @@ from trimesh.visual import ColorVisuals
 
 from brax_viser.model.rotations import rotate
 from brax_viser.model.skins import pieces_of
-from brax_viser.model.surfaces import painted, painted_with, plain_rgba, rgba_of, texture_of
+from brax_viser.model.surfaces import (
+    painted,
+    painted_with,
+    plain_rgba,
+    rgba_of,
+    roughness_of,
+    texture_of,
+)
+from brax_viser.model.terrain import terrain_mesh
 
 _PLANE = int(mujoco.mjtGeom.mjGEOM_PLANE)
 _TERRAIN = int(mujoco.mjtGeom.mjGEOM_HFIELD)
@@ -58,6 +66,7 @@ class Shape:
     # False for moving shapes: at the size of a robot in a grid, the page's shadows are too coarse
     # for a shape to cast one on itself, and show as stripes.
     receives_shadow: bool = False
+    roughness: float = 1.0  # of one with several colours, see `surfaces.roughness_of`
     is_scenery: bool = False  # fixed to the world, and larger than a cell
 
 
@@ -104,6 +113,7 @@ def shapes_of(
                 *places_of,
                 casts_shadow=bool(kind != _PLANE),
                 is_terrain=bool(kind == _TERRAIN),
+                roughness=float(np.mean([roughness_of(model, model.geom_matid[g]) for g in group])),
             )
         )
     for geom in shown:
@@ -119,8 +129,7 @@ def shapes_of(
         # `rgba` is None, so that the piece is drawn as glTF, which keeps its normals.
         unmoved = np.zeros((1, 3)), np.array([[1.0, 0.0, 0.0, 0.0]])
         shapes.append(Shape(mesh, None, np.array([body]), *unmoved))
-    fixed = model.body_weldid == 0
-    return [replace(shape, receives_shadow=bool(fixed[shape.body].all())) for shape in shapes]
+    return [replace(s, receives_shadow=not model.body_weldid[s.body].any()) for s in shapes]
 
 
 def cropped(model: mujoco.MjModel, shapes: list[Shape], box: np.ndarray) -> list[Shape]:
@@ -353,31 +362,10 @@ def _geom_mesh(model: mujoco.MjModel, geom: int) -> trimesh.Trimesh:
         corners = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]]) * [*half, 1]
         mesh = trimesh.Trimesh(corners, [[0, 1, 2], [0, 2, 3]], process=False)
     elif kind == _TERRAIN:
-        mesh = _terrain(model, geom)
+        mesh = terrain_mesh(model, geom)
     else:
         mesh = conversions.create_primitive_mesh(model, geom)
     return painted(model, geom, _creased(mesh))
-
-
-def _terrain(model: mujoco.MjModel, geom: int) -> trimesh.Trimesh:
-    """A height field with its sides, down to its base; mjviser has only the top."""
-    top = conversions.create_primitive_mesh(model, geom)
-    field = model.geom_dataid[geom]
-    rows, columns = int(model.hfield_nrow[field]), int(model.hfield_ncol[field])
-    index = np.arange(rows * columns).reshape(rows, columns)
-    # All the way round, counter-clockwise as seen from above.
-    rim = np.concatenate([index[0], index[1:, -1], index[-1, -2::-1], index[-2:0:-1, 0]])
-    foot = top.vertices[rim] * [1, 1, 0] - [0, 0, model.hfield_size[field, 3]]
-    low, high = len(top.vertices) + np.arange(len(rim)), rim
-    after = np.roll(np.arange(len(rim)), -1)
-    sides = np.concatenate(
-        [
-            np.stack([low, low[after], high], axis=1),
-            np.stack([high, low[after], high[after]], axis=1),
-        ]
-    )
-    vertices = np.concatenate([top.vertices, foot])
-    return trimesh.Trimesh(vertices, np.concatenate([top.faces, sides]), process=False)
 
 
 def _creased(mesh: trimesh.Trimesh) -> trimesh.Trimesh:

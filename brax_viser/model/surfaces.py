@@ -111,14 +111,34 @@ def painted_with(
         mesh.visual = ColorVisuals(mesh, vertex_colors=colour)
         return mesh
     image = _picture(model, texture, rgba)
-    matt = PBRMaterial(
+    surface = PBRMaterial(
         baseColorTexture=image,
         metallicFactor=0.0,
-        roughnessFactor=1.0,
+        roughnessFactor=roughness_of(model, material),
         alphaMode="BLEND" if image.mode == "RGBA" else "OPAQUE",
     )
-    mesh.visual = TextureVisuals(uv=uv, material=matt)
+    mesh.visual = TextureVisuals(uv=uv, material=surface)
     return mesh
+
+
+def roughness_of(model: mujoco.MjModel, material: int) -> float:
+    """How rough a surface is, from 0, a mirror, to 1, matt, as without a material.
+
+    MuJoCo's highlight falls off with the 128 x shininess-th power of a cosine (Blinn and Phong);
+    glTF's (Trowbridge and Reitz) is as wide at the fourth root of 2 / (power + 2).
+
+    Args:
+        model: is not changed.
+        material: its id; -1 is none.
+    """
+    if material < 0:
+        return 1.0
+    if model.mat_roughness[material] >= 0:  # the model says so itself
+        return min(float(model.mat_roughness[material]), 1.0)
+    sharpest = (2 / (128 * float(model.mat_shininess[material]) + 2)) ** 0.25
+    # glTF has no strength of its own: MuJoCo's default, 0.5, is taken as glTF's.
+    strength = min(2 * float(model.mat_specular[material]), 1.0)
+    return 1 - strength * (1 - sharpest)
 
 
 def sampled(model: mujoco.MjModel, rgba: np.ndarray, material: int, uv: np.ndarray) -> np.ndarray:

@@ -1,9 +1,11 @@
-"""Computes the height of ground that is not level."""
+"""Computes the shape and the height of ground that is not level."""
 
 from dataclasses import dataclass
 
 import mujoco
 import numpy as np
+import trimesh
+from mjviser import conversions
 
 _HFIELD = int(mujoco.mjtGeom.mjGEOM_HFIELD)
 
@@ -72,3 +74,24 @@ class _Field:
         near = (1 - u) * self.z[y, x] + u * self.z[y, x + 1]
         far = (1 - u) * self.z[y + 1, x] + u * self.z[y + 1, x + 1]
         return np.where(inside, self.centre[2] + (1 - v) * near + v * far, np.nan)
+
+
+def terrain_mesh(model: mujoco.MjModel, geom: int) -> trimesh.Trimesh:
+    """A height field with its sides, down to its base; mjviser has only the top."""
+    top = conversions.create_primitive_mesh(model, geom)
+    field = model.geom_dataid[geom]
+    rows, columns = int(model.hfield_nrow[field]), int(model.hfield_ncol[field])
+    index = np.arange(rows * columns).reshape(rows, columns)
+    # All the way round, counter-clockwise as seen from above.
+    rim = np.concatenate([index[0], index[1:, -1], index[-1, -2::-1], index[-2:0:-1, 0]])
+    foot = top.vertices[rim] * [1, 1, 0] - [0, 0, model.hfield_size[field, 3]]
+    low, high = len(top.vertices) + np.arange(len(rim)), rim
+    after = np.roll(np.arange(len(rim)), -1)
+    sides = np.concatenate(
+        [
+            np.stack([low, low[after], high], axis=1),
+            np.stack([high, low[after], high[after]], axis=1),
+        ]
+    )
+    vertices = np.concatenate([top.vertices, foot])
+    return trimesh.Trimesh(vertices, np.concatenate([top.faces, sides]), process=False)

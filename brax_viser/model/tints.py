@@ -1,7 +1,10 @@
 """Chooses the quiet tints by which neighbouring robots are told apart."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from brax_viser.model.shapes import Shape
 from brax_viser.records.grid import Grid
 
 TINTS = np.array(
@@ -27,6 +30,17 @@ def tints_of(grid: Grid, count: int) -> np.ndarray:
     index = np.arange(count)
     column, row, layer = index % columns, index // columns % rows, index // (columns * rows)
     return TINTS[(column + 3 * row + 5 * layer) % len(TINTS)]
+
+
+def has_one_colour(shapes: Sequence[Shape]) -> bool:
+    """Whether all that moves has the same colour. Several colours tell parts and objects apart, and
+    must not be changed."""
+    colours = {
+        None if shape.rgba is None else tuple(shape.rgba[:3].tolist())
+        for shape in shapes
+        if shape.body.any()
+    }
+    return len(colours) == 1 and None not in colours
 
 
 def tinted(colour: np.ndarray, tints: np.ndarray, strength: float) -> np.ndarray:

@@ -48,8 +48,8 @@ class LookControls(Widgets):
         self._tints = gui.add_checkbox(
             "Tints",
             True,
-            hint="Each cell and its robot have a quiet tint of their own. Off: the model's own "
-            "colours.",
+            hint="Each cell, and its robot if it has one colour alone, has a quiet tint of its "
+            "own. Off: the model's own colours.",
         )
         self._on_change(self._tints, self._look("tints"), bool)
         self._in_cells = gui.add_checkbox(

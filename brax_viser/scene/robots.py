@@ -1,6 +1,6 @@
 """Draws K copies of one robot with one batched handle per distinct geometry."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from trimesh.visual import ColorVisuals, TextureVisuals
 from brax_viser.model.rotations import multiply, planes, rotate
 from brax_viser.model.shapes import Shape
 from brax_viser.model.surfaces import linear
-from brax_viser.model.tints import tinted
+from brax_viser.model.tints import has_one_colour, tinted
 from brax_viser.model.variants import Places
 from brax_viser.scene.handles import BatchedHandle, send
 
@@ -60,7 +60,7 @@ class Paint:
 
     colours: np.ndarray | None = None  # uint8 [K, 3]
     opacities: np.ndarray | None = None  # float [K], as a fraction of the model's own
-    tints: np.ndarray | None = None  # float [K, 3], 0 to 255: mixed into plain colours of the model
+    tints: np.ndarray | None = None  # float [K, 3], 0 to 255: for robots of a single plain colour
 
 
 class Robots:
@@ -86,6 +86,7 @@ class Robots:
         self.origins = origins
         self._server, self._path, self._scale = server, path, scale
         self._paint = Paint()
+        self._plain = has_one_colour(shapes)
         self._parts: list[_Part] = []
         # All places of all shapes are concatenated, so that one computation serves the whole
         # robot. There may be no shape at all, if a person has chosen empty groups.
@@ -183,6 +184,8 @@ class Robots:
 
     def paint(self, paint: Paint) -> None:
         """Colours and fades robots from now on; `Paint()` gives them their model's look again."""
+        if not self._plain:
+            paint = replace(paint, tints=None)
         special = paint.colours is not None or paint.opacities is not None
         self._paint = paint
         for part in self._parts:
@@ -307,7 +310,7 @@ def _add(
     # lod="off": viser's automatic levels reduce small links to nothing within a few metres.
     return server.scene.add_batched_glb(
         name,
-        _glb(shape.mesh),
+        _glb(shape.mesh, shape.roughness),
         batched_wxyzs=quat,
         batched_positions=pos,
         lod="off",
@@ -341,8 +344,8 @@ def _add_plain(
     )
 
 
-def _glb(mesh: trimesh.Trimesh) -> bytes:
-    """Exports a mesh as glTF, matt and with the intended colours.
+def _glb(mesh: trimesh.Trimesh, roughness: float) -> bytes:
+    """Exports a mesh as glTF, with the intended colours and gloss.
 
     By default a glTF surface is metal, which is black where there is nothing to mirror, and vertex
     colours are linear light (glTF 2.0, 3.7.2.1 and 3.9.2).
@@ -354,15 +357,15 @@ def _glb(mesh: trimesh.Trimesh) -> bytes:
         light = linear(colours[:, :3])
         mesh.visual = ColorVisuals(mesh, vertex_colors=np.column_stack([light, colours[:, 3]]))
 
-        def matt(tree: dict[str, Any]) -> None:
-            surface = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
+        def finished(tree: dict[str, Any]) -> None:
+            surface = {"metallicFactor": 0.0, "roughnessFactor": roughness}
             mode = "OPAQUE" if alpha == 255 else "BLEND"
             tree["materials"] = [{"pbrMetallicRoughness": surface, "alphaMode": mode}]
             for part in tree["meshes"]:
                 for primitive in part["primitives"]:
                     primitive["material"] = 0
 
-        return export_glb(trimesh.Scene([mesh]), tree_postprocessor=matt)
+        return export_glb(trimesh.Scene([mesh]), tree_postprocessor=finished)
     return export_glb(trimesh.Scene([mesh]))
 
 
