@@ -245,7 +245,7 @@ class Sender(threading.Thread):
     def run(self) -> None:
         while self._goes_on():
             try:
-                with connect(self._url) as socket:
+                with contextlib.closing(connect(self._url)) as socket:
                     self._send(socket)
             except (OSError, websockets.WebSocketException):
                 self.disconnections += 1
