@@ -78,6 +78,8 @@ class Settings:
     timesteps: int = 40_000
     """Environment steps of each training; trainings follow each other until all is sent."""
     seed: int = 0
+    seconds: float = float("inf")
+    """After which no more messages are sent, however many are left."""
 
 
 @dataclass(frozen=True)
@@ -230,21 +232,26 @@ def opening_seconds(url: str) -> float:
 class Sender(threading.Thread):
     """A client that sends random messages, and comes back whenever it is disconnected."""
 
-    def __init__(self, url: str, count: int, rng: random.Random, garbage: float):
+    def __init__(self, url: str, settings: Settings, number: int):
         super().__init__(daemon=True)
-        self._url, self._count, self._fuzz = url, count, Fuzz(rng, garbage)
+        self._url, self._count = url, -(-settings.messages // settings.clients)
+        self._fuzz = Fuzz(random.Random(settings.seed + number), settings.garbage)
+        self._until = time.monotonic() + settings.seconds
         self.sent = self.disconnections = 0
 
+    def _goes_on(self) -> bool:
+        return self.sent < self._count and time.monotonic() < self._until
+
     def run(self) -> None:
-        while self.sent < self._count:
+        while self._goes_on():
             try:
-                with connect(self._url) as socket:
+                with contextlib.closing(connect(self._url)) as socket:
                     self._send(socket)
             except (OSError, websockets.WebSocketException):
                 self.disconnections += 1
 
     def _send(self, socket: websockets.sync.client.ClientConnection) -> None:
-        while self.sent < self._count:
+        while self._goes_on():
             message, is_garbage = self._fuzz.message()
             socket.send(message)
             self.sent += 1
@@ -355,11 +362,7 @@ def fuzz(settings: Settings, make_env: Callable[[], Any]) -> Report:
             helper.start()
         identical = [watched()]
         before = Reading.now()
-        share = -(-settings.messages // settings.clients)
-        senders = [
-            Sender(viewer.url, share, random.Random(settings.seed + n), settings.garbage)
-            for n in range(settings.clients)
-        ]
+        senders = [Sender(viewer.url, settings, number) for number in range(settings.clients)]
         for sender in senders:
             sender.start()
         while any(sender.is_alive() for sender in senders):

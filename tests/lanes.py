@@ -53,6 +53,7 @@ LANES = {
     "test_episode": integration(1.5, quick=True),
     "test_examples": integration(0.6),
     "test_falls": unit(),
+    "test_faults": integration(1, quick=True),
     "test_flexes": unit(),
     "test_fork": integration(0.3),
     "test_fuzz": integration(1, quick=True),

@@ -56,11 +56,16 @@ class Tokens:
         """Returns what a token allows; None: nothing. Takes the same time for any wrong one."""
         steers = hmac.compare_digest(token.encode(), self.steering.encode())
         looks = hmac.compare_digest(token.encode(), self.looking.encode())
-        return "steering" if steers else "looking" if looks else None
+        if steers:
+            return "steering"
+        return "looking" if looks else None
 
     def role_in(self, given: Sequence[str]) -> Role | None:
         """Returns what the first valid one of some tokens allows; None: there is none."""
-        return next((role for role in map(self.role_of, given) if role is not None), None)
+        for token in given:
+            if (role := self.role_of(token)) is not None:
+                return role
+        return None
 
 
 @dataclass(frozen=True)
