@@ -228,10 +228,7 @@ class Viewer(Controls):
     def progress_fn(self, num_steps: int, metrics: Mapping[str, object]) -> None:
         """Hand it to the trainer as `progress_fn`: steps become exact, evaluations are shown."""
         self._tell_progress()
-        now = self._shared.clock()
-        self._shared.metrics.add(
-            self._shared.progress.reported(num_steps, metrics, now), metrics, now
-        )
+        self._shared.progress.reported(num_steps, metrics, self._shared.clock())
         self._shared.mailbox.wake()
 
     def log(self, num_steps: int, metrics: Mapping[str, object]) -> None:
@@ -242,7 +239,7 @@ class Viewer(Controls):
             metrics: numbers, or arrays of one number, by name. Anything else is left out. Names
                 that Brax's trainers use, such as "eval/episode_reward", are shown as theirs are.
         """
-        self._shared.metrics.add(num_steps, metrics, self._shared.clock())
+        self._shared.progress.metrics.add(num_steps, metrics, self._shared.clock())
 
     def hook(
         self,

@@ -1,11 +1,16 @@
 """The window of curves chooses true lines from what is reported, and shows them in the page."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from brax_viser import Viewer
 from brax_viser.host.metrics import SEEN_LENGTH, SEEN_REWARD, STEPS_PER_SECOND, Metrics
+from brax_viser.host.progress import Progress
+from brax_viser.host.rewards import SEEN, rewards_of
 from brax_viser.host.terms import TermLog
+from brax_viser.page.seen import Sampler
 from brax_viser.panel.curve_lines import (
     LENGTH,
     MOST_LINES,
@@ -142,7 +147,7 @@ def test_a_hook_calls_the_viewers_functions_and_then_ones_own(viewer: Viewer):
     hooks["progress_fn"](10, {"eval/episode_reward": 1.0})
     hooks["policy_params_fn"](10, lambda params, deterministic=True: None, {})
     assert [given[0] for given in called] == [10, 10]
-    curve = Probe(viewer).shared.metrics.curve("eval/episode_reward")
+    curve = Probe(viewer).shared.progress.metrics.curve("eval/episode_reward")
     assert curve is not None
     assert curve.steps.tolist() == [10]
     assert viewer.hook() == {
@@ -151,6 +156,27 @@ def test_a_hook_calls_the_viewers_functions_and_then_ones_own(viewer: Viewer):
     }
     with pytest.raises(ZeroDivisionError):  # the trainer sees it, as it does without a viewer
         viewer.hook(progress_fn=lambda *given: 1 / 0)["progress_fn"](1, {})
+
+
+def test_episodes_of_robots_on_screen_are_sampled_unless_they_were_chosen_for_them():
+    metrics = Metrics()
+    sampler = Sampler(metrics)
+    progress = replace(Progress().view(0.0), phase="training", num_steps=500)
+    returns, lengths = np.array([2.0, np.nan]), np.array([30, 0])
+
+    def frame(step: int) -> Frame:
+        episodes = {"finished_return": returns, "finished_length": lengths}
+        return replace(frame_at(step, 5, 0.0), **episodes)
+
+    sampler.sample(progress, frame(1), "first", now=0.0)
+    sampler.sample(progress, frame(2), "first", now=0.1)  # too soon
+    sampler.sample(progress, frame(3), "best", now=10.0)
+    rewards, speed = metrics.curve(SEEN_REWARD), metrics.curve(STEPS_PER_SECOND)
+    assert rewards is not None and speed is not None
+    assert (rewards.steps.tolist(), rewards.values.tolist()) == ([500], [2])
+    assert len(speed.values) == 2
+    told = rewards_of(metrics)
+    assert told is not None and (told.kind, told.newest, told.episode_length) == (SEEN, 2, 30)
 
 
 def frame_at(step: int, env: int, reward: float, **metrics: float) -> Frame:

@@ -12,8 +12,8 @@ import pytest
 import viser
 
 from brax_viser import VisualizedEnv
+from brax_viser.host.metrics import SEEN_LENGTH, SEEN_REWARD
 from brax_viser.host.progress import Progress
-from brax_viser.host.rewards import MOST_POINTS, Curve
 from brax_viser.page import browser
 from brax_viser.panel import figures, words
 from brax_viser.panel.view import PanelView
@@ -29,28 +29,9 @@ def view(viewer) -> PanelView:
     return Probe(viewer).panel_view()
 
 
-def test_a_curve_has_few_points_that_are_spread_over_the_whole_training():
-    curve = Curve()
-    for step in range(100_000):
-        curve.add(64 * step, float(step))
-    steps = np.array([step for step, _ in curve.points])
-    assert MOST_POINTS / 2 <= len(steps) <= MOST_POINTS
-    assert steps[0] == 0 and steps[-1] == 64 * 99_999
-    gaps = np.diff(steps)[:-1]  # the newest point may be close to the one before
-    assert gaps.max() < 3 * gaps.min()
-    assert all(value == step / 64 for step, value in curve.points)
-
-
-def test_a_corrected_count_leaves_no_points_behind_it():
-    curve = Curve()
-    for step, value in ((10, 1.0), (20, 2.0), (30, 3.0), (20, 5.0)):
-        curve.add(step, value)
-    assert curve.points == [(10, 1.0), (20, 5.0)]
-
-
 def test_the_training_reward_comes_before_the_evaluations_and_before_what_is_on_screen():
     progress, told = Progress(), []
-    progress.saw(100, 1.0, 7.0)
+    progress.metrics.add(100, {SEEN_REWARD: 1.0, SEEN_LENGTH: 7.0}, 0.0)
     told.append(progress.view(0.0).rewards)
     progress.reported(200, {"eval/episode_reward": 2.0}, 0.0)
     told.append(progress.view(0.0).rewards)

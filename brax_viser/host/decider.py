@@ -46,7 +46,6 @@ class Decider(Source):
         if self._shared.progress.traced(call, self._shared.clock()):
             assert call is not None
             self._shared.hold.forget()
-            self._shared.metrics.clear()
             with self._shared.lock:
                 self.rollouts.clear()
                 self._shared.findings.forget()

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from brax_viser.host.budget import Rate
-from brax_viser.host.rewards import SEEN, Rewards, RewardView
+from brax_viser.host.metrics import Metrics
+from brax_viser.host.rewards import SEEN, RewardView, rewards_of
 from brax_viser.records.trainer_call import TrainerCall
 
 QUIET_SECONDS = 1.0
@@ -71,6 +72,8 @@ class Progress:
     Thread-safe. Times are seconds of any monotonic clock, passed in.
     """
 
+    metrics: Metrics = field(default_factory=Metrics)
+    """What was reported, over the whole training."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _call: TrainerCall | None = None
     _num_timesteps: int | None = None
@@ -81,7 +84,6 @@ class Progress:
     _counted: int = 0
     _reported: int = 0
     _rate: Rate = field(default_factory=lambda: Rate(seconds=5.0))
-    _rewards: Rewards = field(default_factory=Rewards)
     _ended: float | None = None
     _error: str | None = None
     _saved: str | None = None
@@ -104,7 +106,7 @@ class Progress:
         self._traced, self._first_step, self._last_step = now, None, {}
         self._counted = self._reported = 0
         self._rate = Rate(seconds=5.0)
-        self._rewards = Rewards()
+        self.metrics.clear()
         self._ended = self._error = self._saved = None
 
     def stepped(self, role: str, num_steps: int, now: float) -> None:
@@ -121,9 +123,8 @@ class Progress:
                 self._rate.add(now - last, num_steps)
             self._ended = None
 
-    def reported(self, num_steps: int, metrics: Mapping[str, object], now: float) -> int:
-        """Notes that the trainer has called `progress_fn` with these arguments. Returns the env
-        steps over all envs at that time."""
+    def reported(self, num_steps: int, metrics: Mapping[str, object], now: float) -> None:
+        """Notes that the trainer has called `progress_fn` with these arguments."""
         with self._lock:
             num_steps, call = int(num_steps), self._call
             if call is not None and call.num_reports is not None:
@@ -138,21 +139,9 @@ class Progress:
                     self._counted = max(self._counted, num_steps)
                 else:
                     self._counted = num_steps
-            self._rewards.reported(num_steps, metrics)
+            self.metrics.add(num_steps, metrics, now)
             if last:
                 self._ended = now
-            return num_steps
-
-    def saw(self, num_steps: int, reward: float, length: float) -> None:
-        """Notes how the robots that are drawn did in their last episodes.
-
-        Args:
-            num_steps: env steps over all envs.
-            reward: mean return of these episodes.
-            length: their mean length, in env steps of one environment.
-        """
-        with self._lock:
-            self._rewards.add(SEEN, num_steps, reward, length)
 
     def ended(self, now: float, error: str | None = None) -> None:
         """Notes that the training is over or has failed with `error`."""
@@ -178,7 +167,7 @@ class Progress:
                 num_timesteps=self._num_timesteps,
                 steps_per_second=self._rate.value,
                 elapsed=end - self._first_step if self._first_step is not None else 0.0,
-                rewards=self._rewards.view(),
+                rewards=rewards_of(self.metrics),
                 error=self._error,
                 saved=self._saved,
                 start_seconds=self._start_seconds(),

@@ -11,7 +11,6 @@ from brax_viser.host.control import Control
 from brax_viser.host.findings import Finding, Findings
 from brax_viser.host.hold import Hold
 from brax_viser.host.mailbox import Mailbox
-from brax_viser.host.metrics import Metrics
 from brax_viser.host.progress import Progress
 from brax_viser.host.rollout import Rollout
 from brax_viser.host.selection import NOTHING_SECONDS, Choice, Ranking, Selection
@@ -41,7 +40,7 @@ class Reading:
 @dataclass
 class SharedState:
     """The state shared by the device's calls, the page's loop and the user. `lock` guards the plain
-    fields; `hold`, `mailbox`, `progress` and `metrics` have locks of their own.
+    fields; `hold`, `mailbox` and `progress` have locks of their own.
 
     Each call from the device takes `lock`, and so do low-priority threads. One that loses its
     processor while it holds the lock keeps the training waiting, so nothing is computed under the
@@ -57,7 +56,6 @@ class SharedState:
     hold: Hold = field(default_factory=Hold)
     mailbox: Mailbox = field(default_factory=Mailbox)
     progress: Progress = field(default_factory=Progress)
-    metrics: Metrics = field(default_factory=Metrics)
     shown: dict[str, Source] = field(default_factory=dict)  # by role
     # By role, the environments of this viewer that aren't shown: s, when each was last stepped.
     beside: dict[str, dict[Source, float]] = field(default_factory=dict)

@@ -74,7 +74,7 @@ class Loop:
         self._functions, self._finale = functions, finale
         self._panel, self._panel_state = panel, panel_state
         self._scene, self._sandbox = robots.scene, robots.sandbox
-        self._sampler = Sampler(shared.metrics)
+        self._sampler = Sampler(shared.progress.metrics)
         self._limit = HoldLimit(shared.hold, watchdog.usual(), self._let_go)
         self._rung = asyncio.Event()
         self._task: concurrent.futures.Future[None] | None = None
@@ -231,7 +231,7 @@ class Loop:
         self._state.hold_limit = self._limit.update(now)
         view, channel = self._panel_state.view(now), self._robots.channels.get("train")
         frame = channel.view.frame if channel is not None and channel.view is not None else None
-        self._sampler.sample(view.progress, frame, self._shared.clock())
+        self._sampler.sample(view.progress, frame, view.selection.rule, self._shared.clock())
         self._panel.show(view)
 
     def _let_go(self, why: str) -> None:

@@ -6,9 +6,6 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from brax_viser.host.selection import RANKED
 from brax_viser.host.source import Source
 from brax_viser.host.starts import Starts
 from brax_viser.host.state import SharedState
@@ -19,7 +16,6 @@ from brax_viser.page.robots import Robots
 from brax_viser.page.state import PageState
 from brax_viser.panel.details import Inside
 from brax_viser.panel.view import PanelView, StreamView
-from brax_viser.records.frame import Frame
 from brax_viser.scene.block import Block
 from brax_viser.twins.worker import TwinWorker
 
@@ -59,7 +55,6 @@ class PanelState:
         self._starts = Starts()
         # Per recent update: (s, `scene.sent`, s that devices had waited for room).
         self._sent: deque[tuple[float, int, float]] = deque()
-        self._told: Frame | None = None  # whose finished episodes the progress knows
 
     def view(self, now: float) -> PanelView:
         """Returns what the panel shows at a time, s."""
@@ -72,7 +67,6 @@ class PanelState:
         at = shared.reading()
         selected = at.selected_env
         page_bytes_per_second, waits = self._lately(now)
-        self._tell_episodes(channel, at.selection.rule)
         view = PanelView(
             env=f"{shown.adapter.name} · {shown.adapter.backend}" if shown else "",
             progress=self._starts.told(shared.progress.view(training), _start_of(channel)),
@@ -107,24 +101,11 @@ class PanelState:
             fork=self._robots.sandbox.session.panel(),
             stepped=shared.stepped(role),
             nonfinite=at.findings,
-            metrics=shared.metrics,
+            metrics=shared.progress.metrics,
             terms=channel.terms if channel and channel.terms.is_of(selected) else None,
             cells=tuple(dict.fromkeys(n for b in scene.blocks.values() for n in b.notes())),
         )
         return self._with_twins(self._with_robot(view, shown, block), channel)
-
-    def _tell_episodes(self, channel: Channel | None, rule: str) -> None:
-        """Tells the progress how the robots that are drawn did in their last episodes. Those that
-        are chosen because they do well or badly stand for no others."""
-        frame = channel.view.frame if channel is not None and channel.view is not None else None
-        if frame is None or frame is self._told or frame.role != "train" or rule in RANKED:
-            return
-        if frame.finished_return is None or frame.finished_length is None:
-            return
-        self._told, known = frame, (frame.finished_length > 0) & np.isfinite(frame.finished_return)
-        if known.any():
-            means = frame.finished_return[known].mean(), frame.finished_length[known].mean()
-            self._shared.progress.saw(frame.env_steps * frame.num_envs, *map(float, means))
 
     def _stream(
         self,
