@@ -13,6 +13,7 @@ from brax import envs
 
 from brax_viser import Viewer
 from brax_viser.host.progress import count
+from brax_viser.model.framing import framing_camera
 from brax_viser.model.robot import Model
 from brax_viser.page.commands import Commands
 from brax_viser.panel import words
@@ -414,6 +415,13 @@ def test_the_page_keeps_running_while_the_sandboxs_robot_is_read(viewer, rollout
     assert abs(camera.look_at[1] - middle[1]) < abs(middle[1]) / 2, (
         "the camera of its page is there"
     )
+    viewer.close_sandbox()
+
+    def sees_all() -> bool:
+        pose = framing_camera(scene._scale * scene._bounds, aspect=camera.aspect)
+        return ASIDE not in scene.blocks and np.allclose(camera.position, pose.position)
+
+    eventually(sees_all, "the camera is back")
 
 
 def test_after_the_training_its_policy_plays_on_until_another_training_begins(viewer, rollout):

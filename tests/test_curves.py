@@ -124,17 +124,20 @@ def test_the_window_opens_with_the_first_number_and_sends_what_was_reported(
     window = Probe(viewer).panel.curves
     eventually(lambda: window._updates > 0, "the panel is updated")
     assert not window._window.visible
-    viewer.log(1000, {"eval/episode_reward": 5.0, "loss": 0.25})
+    viewer.log(500, {"loss": 0.25})
     eventually(lambda: window._window.visible, "the window opens")
+    assert window._what.value == "loss"  # there is nothing else yet
+    viewer.log(1000, {"eval/episode_reward": 5.0})
+    eventually(lambda: window._what.value == REWARD, "the reward comes first")
     viewer.log(2000, {"eval/episode_reward": 7.0, "note": "no number"})
     eventually(lambda: len(window._plot.data[0]) == 2, "the plot has both points")
     assert window._plot.data[0].tolist() == [1, 2]  # thousand env steps
     assert window._what.options == (REWARD, "eval/episode_reward", "loss")
     assert "evaluation" in window._legend.content
     assert "<b>7</b>" in window._legend.content
-    window._what.value = "loss"
+    window._choose("loss")
     window._again(None)
-    eventually(lambda: window._plot.data[0].tolist() == [1], "the other metric is drawn")
+    eventually(lambda: window._plot.data[0].tolist() == [500], "the other metric is drawn")
     assert viewer.stats().frames == 0
 
 

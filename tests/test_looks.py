@@ -233,8 +233,8 @@ def test_tints_can_be_switched_off_and_give_way_to_colours_that_say_something(an
 
 def test_robots_with_colours_that_tell_parts_apart_are_not_tinted(server):
     pushers = Stage(server, "pusher")  # an arm, an object and a goal
-    parts = pushers.block.robots._parts
-    handles = [part.handle for part in parts if part.shape.rgba is not None]
+    handles = pushers.block.robots.handles
+    handles = [handle for handle in handles if isinstance(handle, viser.BatchedMeshHandle)]
     assert handles
     own = [np.array(handle.batched_colors) for handle in handles]
     pushers.draw(Look(tints=True))

@@ -89,11 +89,9 @@ def lines_of(metrics: Metrics, what: str) -> list[Line]:
     """Returns the curves of a group, or of the metric of that name."""
     if what in _NAMES:
         return _two(metrics, *_NAMES[what])
-    if what == SPEED:
-        what = STEPS_PER_SECOND
     if what == TERMS:
         return _terms(metrics)
-    curve = metrics.curve(what)
+    curve = metrics.curve(STEPS_PER_SECOND if what == SPEED else what)
     return [] if curve is None else [Line(what, curve)]
 
 

@@ -46,6 +46,7 @@ class CurvesWindow(Widgets):
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
         self._updates, self._sent = 0, -1
+        self._chosen: str | None = None  # by a person
         self._window = self._server.gui.add_panel(visible=False)
         self._window.float(x=12, y=-12, width=310, height=318)
         with self._window.add_tab("Curves", viser.Icon.CHART_LINE):
@@ -90,8 +91,12 @@ class CurvesWindow(Widgets):
                 False,
                 hint="A logarithmic vertical axis, if all values are above 0.",
             )
+        self._on_change(self._what, self._choose, str)
         for control in (self._what, self._along, self._smooth, self._log):
             self._on_change(control, self._again, lambda value: value)
+
+    def _choose(self, what: str) -> None:
+        self._chosen = what
 
     def _again(self, _: object) -> None:
         """Draws the plot at the next update: a person has changed what it shows."""
@@ -116,9 +121,11 @@ class CurvesWindow(Widgets):
         if not options:
             return
         if self._what.options != options:
-            kept = self._what.value
             self._what.options = options
-            self._set(self._what, value=kept if kept in options else options[0])
+        what = self._chosen if self._chosen in options else options[0]
+        if what != self._what.value:
+            self._sent = -1
+            self._set(self._what, value=what)
         if self._what.value == SELECTED:
             terms = view.terms.terms() if view.terms is not None else None
             if terms is not None:
