@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import mujoco
 import numpy as np
 import pytest
 import viser
@@ -14,11 +15,13 @@ import viser
 from brax_viser import VisualizedEnv
 from brax_viser.host.metrics import SEEN_LENGTH, SEEN_REWARD
 from brax_viser.host.progress import Progress
+from brax_viser.model.physics import touching_nothing
 from brax_viser.page import browser
-from brax_viser.panel import figures, words
+from brax_viser.panel import figures, twin_words, words
 from brax_viser.panel.view import PanelView
 from brax_viser.records.frame import Frame
 from brax_viser.records.protocol import NEVER
+from brax_viser.sandbox.session import ForkView
 from tests.conftest import eventually
 from tests.support import Probe
 from tests.toy import Toy
@@ -156,3 +159,25 @@ def test_the_page_is_served_with_our_script_and_style_and_all_else_as_viser_serv
     real = Path(viser.__file__).parent / "client" / "build" / "index.html"
     assert before + after == real.read_bytes()
     assert browser.add_to(None) is None
+
+
+def test_a_sandbox_says_which_parts_touch_nothing_and_how_its_episode_is_started_again(view):
+    spheres = """
+    <mujoco><worldbody>
+      <geom name="floor" type="plane" size="5 5 1"/>
+      <body name="feet" pos="0 0 1"><freejoint/><geom size="0.1"/>
+        <body name="trunk"><geom size="0.2" contype="0" conaffinity="0"/></body>
+        <body name="head"><geom size="0.1" contype="0" conaffinity="0"/></body>
+        <body name="marker"><geom size="0.1" contype="0" conaffinity="0" group="4"/></body>
+      </body>
+    </worldbody>%s</mujoco>"""
+    model = mujoco.MjModel.from_xml_string(spheres % "")
+    assert touching_nothing(model) == ["trunk", "head"]
+    runs = replace(view, model=model, fork=ForkView(env=1, time=2.0, done=True, driver="still"))
+    assert "touch nothing, not even the floor: trunk, head" in twin_words.fork(runs)
+    assert f"would have ended here: {twin_words.BACK} starts it again" in twin_words.fork(runs)
+    paired = '<contact><pair geom1="floor" geom2="a"/><pair geom1="floor" geom2="b"/></contact>'
+    named = spheres.replace('"0.2"', '"0.2" name="a"').replace(
+        '"head"><geom', '"head"><geom name="b"'
+    )
+    assert touching_nothing(mujoco.MjModel.from_xml_string(named % paired)) == []

@@ -142,6 +142,17 @@ def named(model: mujoco.MjModel, kind: mujoco.mjtObj, index: int, word: str) -> 
     return mujoco.mj_id2name(model, kind, index) or f"{word} {index}"
 
 
+def touching_nothing(model: mujoco.MjModel) -> list[str]:
+    """Returns the names of the moving bodies that can be seen and have no contacts: by the model,
+    none of their geoms collides with any other, so that they pass through the floor."""
+    collides = (model.geom_contype != 0) | (model.geom_conaffinity != 0)
+    collides[model.pair_geom1], collides[model.pair_geom2] = True, True
+    seen = (model.geom_group < 3) & ((model.geom_rgba[:, 3] > 0) | (model.geom_matid >= 0))
+    bodies = np.unique(model.geom_bodyid[seen & (model.body_weldid[model.geom_bodyid] != 0)])
+    touching = set(model.geom_bodyid[collides].tolist())
+    return [body_name(model, body) for body in bodies.tolist() if body not in touching]
+
+
 def limits_exceeded(model: mujoco.MjModel, qpos: np.ndarray) -> list[tuple[int, float]]:
     """(joint, excess) of the slides, in m, and hinges, in rad, that are beyond their range; the
     excess is negative below the lower end and positive above the upper end."""

@@ -44,7 +44,7 @@ def tunnel(
         return None
     client, _, server, ssh_port = parts
     user = environ.get("USER", "")
-    with contextlib.suppress(Exception):  # the user may have no name
+    with contextlib.suppress(ImportError, KeyError, OSError):  # the user may have no name
         user = user or getpass.getuser()
     at = f"{user}@" if user else ""
     target = address.reached_at(listening)

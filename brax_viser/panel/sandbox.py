@@ -13,7 +13,7 @@ from brax_viser.panel.widgets import PanelTools, Widgets, label_of
 from brax_viser.sandbox.limits import FRICTION, GRAVITY, MASS
 from brax_viser.sandbox.session import DIRECTIONS
 
-FORK, BACK, END = "Fork", "Back to the fork", "End"
+FORK, END = "Fork", "End"
 UP = "Up"
 
 
@@ -54,12 +54,12 @@ class SandboxFolder(Widgets):
         self._on_click_by(self._fork, self._actions.fork)
         self._go = gui.add_button_group(
             "Sandbox",
-            (BACK, END),
+            (twin_words.BACK, END),
             hint="Back to the fork: the same moment once more. End: takes it away.",
         )
         self._on_pick(
             self._go,
-            {BACK: self._actions.reset_sandbox, END: self._steering.close_sandbox},
+            {twin_words.BACK: self._actions.reset_sandbox, END: self._steering.close_sandbox},
         )
         self._driver: Any = gui.add_dropdown(
             "Driven by",

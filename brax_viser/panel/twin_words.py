@@ -5,7 +5,7 @@ from html import escape
 import numpy as np
 
 from brax_viser.host.progress import count
-from brax_viser.model.physics import body_name
+from brax_viser.model.physics import body_name, touching_nothing
 from brax_viser.panel.view import PanelView
 from brax_viser.panel.widgets import labels
 from brax_viser.panel.words import GREY, lines_of, note
@@ -41,6 +41,8 @@ def twins(view: PanelView) -> str:
     return note(text)
 
 
+BACK = "Back to the fork"
+
 DRIVER_LABELS = labels(DRIVERS, "The policy", "Its last controls", "The same control", "Nothing")
 """The panel's label -> what drives the sandbox's robot."""
 
@@ -65,7 +67,7 @@ def fork(view: PanelView) -> str:
     if sandbox.reward is not None:
         lines[0] += f" · reward {sandbox.reward:.2f} in this step"
     if sandbox.done:
-        lines.append("Its episode would have ended here")
+        lines.append(f"Its episode would have ended here: {BACK} starts it again")
     if sandbox.driver == "policy" and sandbox.policy_steps is not None:
         lines.append(f"Driven by the policy of step {count(sandbox.policy_steps)}")
     elif "policy" not in sandbox.drivers:
@@ -73,6 +75,12 @@ def fork(view: PanelView) -> str:
             f"No policy: {sandbox.no_policy}"
             if sandbox.no_policy is not None
             else "No policy: hand viewer.policy_params_fn to the trainer as policy_params_fn"
+        )
+    if view.model is not None and (parts := touching_nothing(view.model)):
+        more = f" and {len(parts) - 2} more" if len(parts) > 2 else ""
+        lines.append(
+            f"By its model, these parts touch nothing, not even the floor: {', '.join(parts[:2])}"
+            f"{more}"
         )
     return lines_of(lines)
 
