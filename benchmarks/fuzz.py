@@ -3,7 +3,7 @@
 python -m benchmarks.fuzz --messages 100000
 
 Most messages look as if a page of viser's had sent them, and use the panel's own widgets, holds and
-forks included; the others are garbage. A training that nobody watches has the same seed: parameters
+forks included; the others are garbage. An unwatched training has the same seed: parameters
 must be identical.
 """
 
