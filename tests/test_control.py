@@ -349,10 +349,10 @@ def test_closing_the_last_page_resumes_a_held_training_and_says_so(training, mon
         eventually(lambda: "the last page was closed" in caplog.text, "it says so")
     assert not viewer.stats().held
     training.page = Page(viewer)
-    assert "The last page was closed while" in head(Probe(viewer).panel_view(0.0))
+    assert "The last page was closed while" in notices(Probe(viewer).panel_view(0.0))
     viewer.pause()
     held_at(training)
-    assert "The last page was closed" not in head(Probe(viewer).panel_view(0.0))
+    assert "The last page was closed" not in notices(Probe(viewer).panel_view(0.0))
 
 
 def test_closing_the_viewer_resumes_a_held_training_and_says_so(caplog):
