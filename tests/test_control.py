@@ -24,7 +24,7 @@ from brax_viser.host.selection import Selection
 from brax_viser.page import server as page_server
 from brax_viser.page.channel import ProcessPlayback
 from brax_viser.page.playback import Player
-from brax_viser.panel.words import cost, drawn, head
+from brax_viser.panel.words import cost, drawn, head, notices
 from brax_viser.records.packet import Packet
 from brax_viser.records.protocol import HEADER_COLUMNS, HEADER_HEAD
 from brax_viser.twins.worker import TwinSettings
@@ -422,7 +422,7 @@ def test_evaluation_and_training_are_distinguished_and_shown_side_by_side(traini
     # Changes of the display are drawn at once, whether or not frames arrive.
     viewer.streaming = False
     viewer.selected_env = 3
-    eventually(lambda: blocks()["eval"]._ring is not None, "the selected env is marked")
+    eventually(lambda: blocks()["eval"].ring.handle is not None, "the selected env is marked")
     click = Probe(viewer).commands.click
     Probe(viewer).enqueue(lambda: click(np.zeros(3), np.array([0.0, 0.0, 1.0])))
     eventually(lambda: viewer.selected_env is None, "a click on nothing clears the selection")
