@@ -17,7 +17,7 @@ from brax_viser.host.control import MODES, Control
 from brax_viser.host.progress import ProgressView
 from brax_viser.host.source import Source, Sources
 from brax_viser.host.state import SharedState
-from brax_viser.page import address
+from brax_viser.page import address, notebook
 from brax_viser.page.access import Access, access_of
 from brax_viser.page.controls import Controls
 from brax_viser.page.gate import check_origins
@@ -225,6 +225,22 @@ class Viewer(Controls):
         pages may steer (`token=False`), and in other processes than the first."""
         return self._server.onlooker_url if self._server is not None else ""
 
+    def show(self, height: int = 700, url: str | None = None) -> None:
+        """Shows the live page in the output of a notebook's cell.
+
+        Args:
+            height: of the page, in pixels.
+            url: the page's address for the notebook's browser, if that is not on this machine, such
+                as a proxy's; with its token in the path: "https://hub.example.org/proxy/8000/TOKEN/".
+
+        Raises:
+            ImportError: IPython is not installed, so that this is no notebook.
+            RuntimeError: in other processes than the first, which serve no page.
+        """
+        if self._server is None:
+            raise RuntimeError("this process serves no page: the first one of the training does")
+        notebook.show(url or self._server.framed_url, height)
+
     def progress_fn(self, num_steps: int, metrics: Mapping[str, object]) -> None:
         """Hand it to the trainer as `progress_fn`: steps become exact, evaluations are shown."""
         self._tell_progress()
@@ -247,8 +263,7 @@ class Viewer(Controls):
         policy_params_fn: Callable[[int, Any, Any], object] | None = None,
     ) -> dict[str, Callable[..., None]]:
         """Returns both functions for the trainer, each of which calls yours after the viewer's:
-        `ppo.train(..., **viewer.hook(progress_fn=mine))`. An exception of yours reaches the
-        trainer, as if it had called your function itself."""
+        `ppo.train(..., **viewer.hook(progress_fn=mine))`. Your exceptions reach the trainer."""
         return {
             "progress_fn": _both(self.progress_fn, progress_fn),
             "policy_params_fn": _both(self.policy_params_fn, policy_params_fn),

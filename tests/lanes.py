@@ -77,6 +77,7 @@ LANES = {
     "test_niceness": integration(),
     "test_nonfinite": integration(4, quick=True),
     "test_odd_inputs": integration(0.7),
+    "test_notebook": Lane("browser", 1.5, alone=True),
     "test_order": integration(0.7),
     "test_overlays": integration(0.7),
     "test_own_loops": integration(2.5),

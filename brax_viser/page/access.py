@@ -168,6 +168,19 @@ def tokens_in(request: Any) -> list[str]:
     return []
 
 
+def with_token_in_query(path: str, tokens: Tokens | None) -> str:
+    """Returns a request's path; "/TOKEN/index.html" becomes "/index.html?token=TOKEN".
+
+    The page opens its websocket at its own path, so that such a token reaches it where no cookie
+    does: browsers keep cookies from a frame within another site's page, such as a notebook.
+    """
+    place, _, query = path.partition("?")
+    first, _, rest = place.removeprefix("/").partition("/")
+    if tokens is None or tokens.role_of(first) is None:
+        return path
+    return f"/{rest}?token={first}" + (f"&{query}" if query else "")
+
+
 def cookies_in(request: Any) -> list[str]:
     """Returns the tokens that a request's cookies carry. Another page of the same name, at another
     path, may have left one as well."""

@@ -21,6 +21,7 @@ from brax_viser.page.access import (
     cookies_in,
     is_loopback,
     tokens_in,
+    with_token_in_query,
 )
 from brax_viser.page.asking import asking
 
@@ -117,9 +118,11 @@ class Gate:
         why = self.refusal(request.headers)
         if why is not None:
             return connection.respond(HTTPStatus.FORBIDDEN, f"{why}\n")
+        tokens = self._access.tokens
+        request.path = with_token_in_query(request.path, tokens)
         if self.role_of(request) is None:
             return self._ask(connection, request)
-        tokens, response = self._access.tokens, answer()
+        response = answer()
         if response is not None:
             response.headers["Referrer-Policy"] = "no-referrer"  # which would carry the token
             given = [t for t in tokens_in(request) if tokens is not None and tokens.role_of(t)]

@@ -107,6 +107,12 @@ class PageServer:
         return self.url_at(self._host, looking=True) if self._has_onlookers else ""
 
     @property
+    def framed_url(self) -> str:
+        """The address for a frame within another site's page, with the token in its path."""
+        token = f"{self._tokens.steering}/" if self._tokens is not None else ""
+        return f"{self.place}/{token}"
+
+    @property
     def _has_onlookers(self) -> bool:
         return self._tokens is not None and self._guard is not None
 
