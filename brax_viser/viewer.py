@@ -225,7 +225,7 @@ class Viewer(Controls):
         pages may steer (`token=False`), and in other processes than the first."""
         return self._server.onlooker_url if self._server is not None else ""
 
-    def show(self, height: int = 700, url: str | None = None) -> None:
+    def show_in_notebook(self, height: int = 700, url: str | None = None) -> None:
         """Shows the live page in the output of a notebook's cell.
 
         Args:

@@ -99,7 +99,7 @@ def test_the_page_opens_in_a_frame_of_another_site_which_gets_no_cookies(
     shown: list[Any] = []
     monkeypatch.setattr(IPython.display, "display", shown.append)
     with Viewer(port=0) as viewer:
-        viewer.show(height=700)
+        viewer.show_in_notebook(height=700)
         frame = f'<iframe src="{shown[0].src}" width="900" height="{shown[0].height}"></iframe>'
         (tmp_path / "index.html").write_text(frame)
         handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
