@@ -39,7 +39,7 @@ def test_train_prints_the_address_first_learns_and_saves_the_policy(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     first = done.stdout.splitlines()[0]
-    assert re.fullmatch(r"brax_viser: http://127\.0\.0\.1:\d+", first)
+    assert re.fullmatch(r"brax_viser: http://127\.0\.0\.1:\d+/\?token=\w+", first)
     assert "Policy saved to saved/policy" in done.stdout
     normalizer, policy, _ = model.load_params(str(tmp_path / "saved" / "policy"))
     assert np.isfinite(np.asarray(normalizer.mean)).all()
