@@ -12,6 +12,8 @@ FORK = textwrap.dedent(
     from brax_viser import Viewer
     from brax_viser.process import _wakeups
 
+    # A shell has its background jobs ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     viewer = Viewer(port=0)
     heard = threading.Event()
     viewer._shared.hold.pause()

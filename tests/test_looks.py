@@ -332,21 +332,21 @@ def test_labels_show_env_return_and_time_and_disappear_again(ants):
     ants.draw(Look(labels=True, others="hide", selected_env=11))
     labels = ants.block._labels
     assert [label.text for label in labels[:2]] == [
-        "10 · last 0.0 · 1.0 s",
-        "11 · last 1.0 · 1.0 s",
+        "env 10 · last return 0.0 · for 1.0 s",
+        "env 11 · last return 1.0 · for 1.0 s",
     ]
     ants.draw(Look(labels=True, rank_by="per_second"))
-    assert labels[1].text == "11 · 1.0/s · 1.0 s"
+    assert labels[1].text == "env 11 · 1.0 reward/s · for 1.0 s"
     none = np.full(COUNT, np.nan, np.float32)
     ants.draw(Look(labels=True), finished_return=none)
-    assert labels[1].text == "11 · no episode yet · 1.0 s"
+    assert labels[1].text == "env 11 · no episode has ended yet · for 1.0 s"
     unknown = np.full(COUNT, UNKNOWN, np.int32)
     ants.draw(Look(labels=True, rank_by="so_far"), episode_length=unknown)
-    assert labels[1].text == "11 · return unknown"
+    assert labels[1].text == "env 11 · return unknown"
     fell = {"fell": np.arange(COUNT) < 2, "fell_return": np.array([83.14, np.nan, *[0.0] * 4])}
     ants.draw(Look(labels=True), **fell, since_termination=np.full(COUNT, 24, np.int32))
     shown = [label.text for label in labels[:2]]
-    assert shown == ["10 · fell 1.2 s ago · return 83.1", "11 · fell 1.2 s ago"]
+    assert shown == ["env 10 · fell 1.2 s ago · return 83.1", "env 11 · fell 1.2 s ago"]
     ants.draw(Look(labels=True, others="hide", selected_env=11))
     assert [label.visible for label in labels] == [env == 11 for env in range(10, 16)]
     assert labels[1].position[2] > ants.scene._scale * ants.block.place_of(11)[2]
