@@ -1,4 +1,4 @@
-"""The window of curves chooses true lines from what is reported, and shows them in the page."""
+"""The plot of curves chooses true lines from what is reported, and shows them in the page."""
 
 from dataclasses import replace
 
@@ -118,26 +118,26 @@ def test_limits_enclose_all_values(values, log):
     assert is_log == (log and min(values) > 0)
 
 
-def test_the_window_opens_with_the_first_number_and_sends_what_was_reported(
+def test_the_plot_appears_with_the_first_number_and_shows_what_was_reported(
     viewer: Viewer, page: Page
 ):
-    window = Probe(viewer).panel.curves
-    eventually(lambda: window._updates > 0, "the panel is updated")
-    assert not window._window.visible
+    curves = Probe(viewer).panel.curves
+    eventually(lambda: curves._updates > 0, "the panel is updated")
+    assert not curves._plot.visible
     viewer.log(500, {"loss": 0.25})
-    eventually(lambda: window._window.visible, "the window opens")
-    assert window._what.value == "loss"  # there is nothing else yet
+    eventually(lambda: curves._plot.visible, "the plot is there")
+    assert curves._what.value == "loss"  # there is nothing else yet
     viewer.log(1000, {"eval/episode_reward": 5.0})
-    eventually(lambda: window._what.value == REWARD, "the reward comes first")
+    eventually(lambda: curves._what.value == REWARD, "the reward comes first")
     viewer.log(2000, {"eval/episode_reward": 7.0, "note": "no number"})
-    eventually(lambda: len(window._plot.data[0]) == 2, "the plot has both points")
-    assert window._plot.data[0].tolist() == [1, 2]  # thousand env steps
-    assert window._what.options == (REWARD, "eval/episode_reward", "loss")
-    assert "evaluation" in window._legend.content
-    assert "<b>7</b>" in window._legend.content
-    window._choose("loss")
-    window._again(None)
-    eventually(lambda: window._plot.data[0].tolist() == [500], "the other metric is drawn")
+    eventually(lambda: len(curves._plot.data[0]) == 2, "the plot has both points")
+    assert curves._plot.data[0].tolist() == [1, 2]  # thousand env steps
+    assert curves._what.options == (REWARD, "eval/episode_reward", "loss")
+    assert "evaluation" in curves._legend.content
+    assert "<b>7</b>" in curves._legend.content
+    curves._choose("loss")
+    curves._again(None)
+    eventually(lambda: curves._plot.data[0].tolist() == [500], "the other metric is drawn")
     assert viewer.stats().frames == 0
 
 

@@ -66,7 +66,9 @@ def page(chromium, training):
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(training)
     page.get_by_label("Streaming").wait_for(timeout=60_000)
+    page.get_by_role("tab", name="Look").click()
     page.get_by_label("Tints").uncheck()  # ants are found by their colour
+    page.get_by_role("tab", name="Watch").click()
     yield page
     assert not errors
     page.close()

@@ -1,9 +1,8 @@
-"""The window of curves: what the training reports, over the whole training."""
+"""Curves of what the training reports, over the whole training."""
 
 import html
 
 import numpy as np
-import viser
 from viser import uplot
 
 from brax_viser.host.progress import count
@@ -19,6 +18,7 @@ from brax_viser.panel.curve_lines import (
 )
 from brax_viser.panel.view import PanelView
 from brax_viser.panel.widgets import PanelTools, Widgets
+from brax_viser.panel.words import note
 
 COLOURS = (
     "#1c7ed6",
@@ -40,17 +40,15 @@ _BAND = 2  # series in front of the lines: the limits of a spread
 _ROOM = 0.05  # share of the height left free above and below
 
 
-class CurvesWindow(Widgets):
-    """A window beside the scene with one plot, hidden until there is a number to show."""
+class CurvesControls(Widgets):
+    """One plot, hidden until there is a number to show, and what it shows."""
 
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
         self._updates, self._sent = 0, -1
         self._chosen: str | None = None  # by a person
-        self._window = self._server.gui.add_panel(visible=False)
-        self._window.float(x=12, y=-12, width=310, height=318)
-        with self._window.add_tab("Curves", viser.Icon.CHART_LINE):
-            self._add_controls()
+        self._note = self._server.gui.add_html(note("Nothing has been reported yet."))
+        self._add_controls()
 
     def _add_controls(self) -> None:
         gui = self._server.gui
@@ -68,7 +66,7 @@ class CurvesWindow(Widgets):
             bands=({"series": (2, 1), "fill": "rgba(247, 103, 7, 0.15)"},),
             scales={"x": {"time": False}},
             legend={"show": False},
-            height=132,
+            height=200,
             padding=(10, 24, 0, 0),
         )
         with gui.add_folder("Axes", expand_by_default=False):
@@ -112,12 +110,14 @@ class CurvesWindow(Widgets):
         return ({}, *limits, *lines)
 
     def show(self, view: PanelView) -> None:
-        """Updates the window."""
+        """Updates the plot."""
         self._updates += 1
         if (self._updates - 1) % EACH or view.metrics is None:
             return
         options = choices(view.metrics, selected=view.terms is not None)
-        self._set(self._window, visible=bool(options))
+        for handle in (self._what, self._legend, self._plot):
+            self._set(handle, visible=bool(options))
+        self._set(self._note, visible=not options)
         if not options:
             return
         if self._what.options != options:

@@ -8,7 +8,7 @@ import viser
 
 from brax_viser.panel.actions import PageActions, SteeringActions
 from brax_viser.panel.choice import ChoiceFolder
-from brax_viser.panel.curves import CurvesWindow
+from brax_viser.panel.curves import CurvesControls
 from brax_viser.panel.looks import LookControls, PartsFolder
 from brax_viser.panel.robot import InsideFolder, SelectedFolder
 from brax_viser.panel.sandbox import SandboxFolder
@@ -51,13 +51,14 @@ class Panel:
         with tabs.add_tab("Robot"):
             self.selected = SelectedFolder(tools)
             self.inside = InsideFolder(tools)
+        with tabs.add_tab("Curves"):
+            self.curves = CurvesControls(tools)
         with tabs.add_tab("Twins"):
             self.twins = TwinFolder(tools)
             self.sandbox = SandboxFolder(tools)
         with tabs.add_tab("Look"):
             self.look = LookControls(tools)
             self.parts = PartsFolder(tools)
-        self.curves = CurvesWindow(tools)
         self._add_keys(tools)
 
     @property
