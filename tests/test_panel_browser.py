@@ -193,7 +193,7 @@ def is_disconnected(page) -> bool:
 
 def test_a_page_says_that_its_server_is_gone_and_comes_back_by_itself(chromium):
     page = chromium.new_page(viewport=WINDOW)
-    with Viewer(port=0) as viewer:
+    with Viewer(port=0, token="kept-over-a-restart") as viewer:
         VisualizedEnv(Toy(), grid=(1, 1), viewer=viewer)
         port = int(re.findall(r":(\d+)", viewer.url)[0])
         page.goto(viewer.url)
@@ -201,12 +201,16 @@ def test_a_page_says_that_its_server_is_gone_and_comes_back_by_itself(chromium):
         assert not is_disconnected(page)
     eventually(lambda: is_disconnected(page), "it says that it has no server")
     assert address.wait_until_free("127.0.0.1", port)
-    with Viewer(port=port) as viewer:
+    with Viewer(port=port, token="kept-over-a-restart") as viewer:
         assert str(port) in viewer.url
         VisualizedEnv(Toy(), grid=(1, 1), viewer=viewer)
         page.get_by_text("Waiting for a trainer").wait_for(timeout=60_000)
         assert not is_disconnected(page)
-        page.close()
+    eventually(lambda: is_disconnected(page), "it has no server again")
+    assert address.wait_until_free("127.0.0.1", port)
+    with Viewer(port=port, token="another-than-before"):
+        page.get_by_text("This training asks for a token").wait_for(timeout=60_000)
+    page.close()
 
 
 def test_the_end_of_a_training_is_said_and_holds_are_gone(page, training):

@@ -61,7 +61,8 @@
     if (!closed) return;
     try {
       const answer = await fetch(location.href, { cache: "no-store" });
-      answers = answer.ok ? answers + 1 : 0;
+      // 403: another viewer, with another token, for which its own page then asks.
+      answers = answer.ok || answer.status === 403 ? answers + 1 : 0;
     } catch {
       answers = 0;
     }
