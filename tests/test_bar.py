@@ -56,3 +56,14 @@ def test_what_matters_least_is_left_out_first(width, words):
 def test_the_line_says_that_the_training_is_held():
     assert "held" in drawn(VIEW, 80, held=True)
     assert "held" not in drawn(VIEW, 80)
+
+
+def test_a_log_gets_the_line_once_and_whole():
+    console = Console(file=io.StringIO(), width=80, force_terminal=False)
+    with TrainingBar(console) as bar:
+        for _ in range(3):
+            bar.update(VIEW, held=False)
+    console.print("next")
+    assert isinstance(console.file, io.StringIO)
+    line, following = console.file.getvalue().splitlines()
+    assert "1.23 M of 3 M steps" in line and following == "next"

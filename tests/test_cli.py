@@ -118,6 +118,18 @@ def test_bad_input_is_reported_without_a_traceback(tmp_path, args, words):
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_without_warp_nothing_is_said_of_it():
+    script = (
+        "import sys; sys.modules['warp'] = None; from brax_viser.cli.app import main; "
+        "sys.argv[1:] = ['train', 'nosuchenv', '--port', '0']; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 2
+    assert "arp" not in done.stdout
+
+
 def test_environments_are_listed_by_a_part_of_their_names(tmp_path):
     done = run("envs", "pendulum", cwd=tmp_path, timeout=300)
     assert done.returncode == 0

@@ -1,6 +1,8 @@
 """`brax-viser`: trains a Brax environment with a stock trainer, to be watched without a script."""
 
 import contextlib
+import importlib
+import io
 import os
 import signal
 import sys
@@ -224,6 +226,8 @@ def _load(
     randomise: bool,
 ) -> tuple[Any, dict[str, Any]]:
     """Returns the environment of that name, and the trainer's settings for it."""
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints that Warp is not installed
+        importlib.import_module("mujoco.mjx")
     from brax import envs
 
     from brax_viser.cli import playground

@@ -39,6 +39,8 @@ class TrainingBar:
 
     def __exit__(self, *args: Any) -> None:
         self._live.__exit__(*args)
+        if not self._live.console.is_interactive:
+            self._live.console.print()  # elsewhere than in a terminal, rich does not end the line
 
     def update(self, view: ProgressView, *, held: bool) -> None:
         """Shows the training's progress; `held`: whether it stands still."""
