@@ -61,12 +61,12 @@ class FoldedOutput:
     def _restore(self, number: int, mine: Any, before: Any, reader: threading.Thread) -> None:
         os.dup2(mine.fileno(), number)  # closes the last writing end, so the reader ends
         reader.join(timeout=5.0)
-        if sys.stdout is mine:
-            sys.stdout = before
-        mine.close()
         for key, count in self._counts.items():
             if count > 1:
                 self._show(f"Printed {count:,} times in all: {self._first[key]}")
+        if sys.stdout is mine:
+            sys.stdout = before
+        mine.close()
 
     def _read(self, reads: int) -> None:
         with open(reads, encoding="utf-8", errors="replace") as lines:
