@@ -368,7 +368,12 @@ def main() -> None:
     try:
         code = app.cli(prog="brax-viser")
     except SystemExit:  # --help, or invalid arguments
-        raise
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # as below: Python's own shutdown would print an error
+            code = 1
+        else:
+            raise
     except KeyboardInterrupt:
         code = STOPPED
     except BrokenPipeError:  # the reader has gone, as in `brax-viser train --help | head`
