@@ -224,7 +224,7 @@ def opening_seconds(url: str) -> float:
     """Returns how long a new page takes until it has been sent everything."""
     start = time.perf_counter()
     with connect(url) as socket:
-        while not is_last_of_replay(socket.recv(timeout=60)):  # type: ignore[arg-type]
+        while not is_last_of_replay(socket.recv(timeout=60, decode=False)):
             pass
     return time.perf_counter() - start
 
@@ -276,7 +276,7 @@ def looking(url: str, over: threading.Event) -> None:
     with connect(url) as socket:
         while not over.is_set():
             with contextlib.suppress(TimeoutError):
-                for answer in answers_to(socket.recv(timeout=0.1)):  # type: ignore[arg-type]
+                for answer in answers_to(socket.recv(timeout=0.1, decode=False)):
                     socket.send(answer)
 
 

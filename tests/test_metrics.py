@@ -1,11 +1,14 @@
 """Curves of a training's numbers stay bounded, evenly spread, and true."""
 
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from brax_viser.host.metrics import MOST_CURVES, MOST_POINTS, Metrics, smoothed
+from brax_viser.host.progress import Progress
 
 
 def test_values_come_back_in_order_with_their_steps_and_seconds():
@@ -64,3 +67,25 @@ def test_smoothing_keeps_constants_and_gaps_and_weighs_early_values_fully():
     np.testing.assert_array_equal(smoothed(np.array([1, np.nan, 1]), 0.5), [1, np.nan, 1])
     np.testing.assert_array_equal(smoothed(np.array([1.0, 5.0, 2.0]), 0), [1, 5, 2])
     assert smoothed(np.array([0.0, 1.0]), 0.9)[1] == pytest.approx(0.1 / 0.19)
+
+
+def test_a_number_that_waits_for_the_device_keeps_no_call_of_the_device_waiting():
+    progress, stepped = Progress(), threading.Event()
+
+    class OnDevice:
+        """A value that the device has once another step is taken."""
+
+        def __array__(self, *_: object, **__: object) -> np.ndarray:
+            assert stepped.wait(20), "the device's call waits for the report"
+            return np.array(4.0)
+
+    def step() -> None:
+        progress.stepped("train", 64, now=1.0)
+        stepped.set()
+
+    call = threading.Timer(0.2, step)
+    call.start()
+    progress.reported(128, {"eval/episode_reward": OnDevice()}, now=0.0)
+    call.join()
+    rewards = progress.view(2.0).rewards
+    assert rewards is not None and (rewards.newest, rewards.num_steps) == (4.0, 128)

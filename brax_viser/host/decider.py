@@ -204,7 +204,7 @@ class Decider(Source):
         step = env_steps * rollout.num_envs
         if role == "train":  # continue from the trainer's own count
             ahead = max(env_steps - rollout.progressed, 0)
-            step = shared.progress.view(shared.clock()).num_steps + ahead * rollout.num_envs
+            step = shared.progress.num_steps + ahead * rollout.num_envs
         finding = Finding(
             role,
             shard * origin.num_envs + row,

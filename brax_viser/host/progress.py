@@ -125,8 +125,9 @@ class Progress:
 
     def reported(self, num_steps: int, metrics: Mapping[str, object], now: float) -> None:
         """Notes that the trainer has called `progress_fn` with these arguments."""
+        num_steps = int(num_steps)
         with self._lock:
-            num_steps, call = int(num_steps), self._call
+            call = self._call
             if call is not None and call.num_reports is not None:
                 last, num_steps = num_steps >= call.num_reports, self._counted
             else:
@@ -139,9 +140,10 @@ class Progress:
                     self._counted = max(self._counted, num_steps)
                 else:
                     self._counted = num_steps
-            self.metrics.add(num_steps, metrics, now)
             if last:
                 self._ended = now
+        # Reading a value may wait for the device, whose calls wait for the lock.
+        self.metrics.add(num_steps, metrics, now)
 
     def ended(self, now: float, error: str | None = None) -> None:
         """Notes that the training is over or has failed with `error`."""
@@ -153,7 +155,14 @@ class Progress:
         with self._lock:
             self._saved = path
 
+    @property
+    def num_steps(self) -> int:
+        """Env steps over all envs. The count lags by the steps granted last; the trainer's reports
+        are exact, but come only with each evaluation."""
+        return max(self._counted, self._reported)
+
     def view(self, now: float) -> ProgressView:
+        rewards = rewards_of(self.metrics)  # not under the lock, which calls from the device take
         with self._lock:
             phase, since = self._phase(now)
             end = self._ended if self._ended is not None else now
@@ -161,13 +170,11 @@ class Progress:
                 algorithm=self._call.algorithm if self._call else None,
                 phase=phase,
                 phase_seconds=now - since,
-                # The count lags by the steps granted last; the trainer's reports are exact, but
-                # come only with each evaluation.
-                num_steps=max(self._counted, self._reported),
+                num_steps=self.num_steps,
                 num_timesteps=self._num_timesteps,
                 steps_per_second=self._rate.value,
                 elapsed=end - self._first_step if self._first_step is not None else 0.0,
-                rewards=rewards_of(self.metrics),
+                rewards=rewards,
                 error=self._error,
                 saved=self._saved,
                 start_seconds=self._start_seconds(),
