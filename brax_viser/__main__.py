@@ -6,14 +6,13 @@ import signal
 
 def main() -> None:
     """Runs `brax-viser`, also as `python -m brax_viser`."""
-    before = signal.getsignal(signal.SIGINT)
     # Imports take seconds. A KeyboardInterrupt during them would print a long traceback, and some
-    # packages turn it into another error.
-    if before is signal.default_int_handler:  # background processes of a shell ignore Ctrl-C
+    # packages turn it into another error. It stays until a training takes Ctrl-C itself: between
+    # the two no press may end the command without a word.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in a shell's foreground
         signal.signal(signal.SIGINT, _stop)
     from brax_viser.cli import app as cli
 
-    signal.signal(signal.SIGINT, before)
     cli.main()
 
 

@@ -113,7 +113,7 @@ def start(tmp_path) -> Iterator:
         training.process.wait()
 
 
-@pytest.mark.parametrize("seconds", [0.3, 0.8, 1.5])
+@pytest.mark.parametrize("seconds", [0.3, 0.8, 1.5, 2.2])
 def test_ctrl_c_ends_the_command_during_imports(tmp_path, seconds):
     process = subprocess.Popen(
         [sys.executable, "-m", "brax_viser", "train", "ant", "--port", "0"],

@@ -1,8 +1,12 @@
 """Repeated lines of native libraries are counted; nothing else of the output is touched."""
 
+import contextlib
 import subprocess
 import sys
 import textwrap
+import threading
+
+from brax_viser.cli.folding import MutedThread
 
 
 def output_of(script: str) -> list[str]:
@@ -67,3 +71,13 @@ def test_without_a_file_behind_the_output_nothing_is_redirected():
         """
     )
     assert lines == ["native", "kept"]
+
+
+def test_only_the_thread_that_mutes_itself_is_muted(capsys):
+    with contextlib.redirect_stdout(MutedThread(sys.stdout)):
+        print("of the muted thread")
+        other = threading.Thread(target=print, args=("of another thread",))
+        other.start()
+        other.join()
+    print("afterwards")
+    assert capsys.readouterr().out == "of another thread\nafterwards\n"

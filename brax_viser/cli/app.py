@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import io
 import os
 import signal
 import sys
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.padding import Padding
 
 from brax_viser.cli.bar import TrainingBar
-from brax_viser.cli.folding import FoldedOutput
+from brax_viser.cli.folding import FoldedOutput, MutedThread
 from brax_viser.cli.presets import (
     DEFAULT_ENV,
     TRAINERS,
@@ -137,7 +136,7 @@ class _CtrlC:
         for number in (signal.SIGINT, signal.SIGTERM):
             before = signal.getsignal(number)
             # A shell makes background processes ignore Ctrl-C: leave that as it is.
-            if before in (signal.default_int_handler, signal.SIG_DFL):
+            if before is not signal.SIG_IGN:
                 self._before[number] = before
                 signal.signal(number, self._hear)
 
@@ -226,7 +225,7 @@ def _load(
     randomise: bool,
 ) -> tuple[Any, dict[str, Any]]:
     """Returns the environment of that name, and the trainer's settings for it."""
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints that Warp is not installed
+    with contextlib.redirect_stdout(MutedThread(sys.stdout)):  # it prints that Warp is missing
         importlib.import_module("mujoco.mjx")
     from brax import envs
 

@@ -1,4 +1,4 @@
-"""Prints lines that native libraries repeat only once, with their number."""
+"""Keeps what libraries print from burying what the command says."""
 
 import collections
 import contextlib
@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 MOST_KINDS = 1000
 """Number of kinds of lines that are counted; others are shown each time."""
@@ -82,3 +82,26 @@ class FoldedOutput:
                 if key not in self._first and len(self._first) < MOST_KINDS:
                     self._first[key] = line
                     self._counts[key] = 1
+
+
+class MutedThread(io.TextIOBase):
+    """Standard output without what the thread that made this object writes.
+
+    `sys.stdout` belongs to all threads: what another one says meanwhile, such as that Ctrl-C was
+    heard, must not be lost.
+    """
+
+    def __init__(self, stdout: TextIO) -> None:
+        self._stdout, self._muted = stdout, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._muted else self._stdout.write(text)
+
+    def flush(self) -> None:
+        self._stdout.flush()
+
+    def fileno(self) -> int:
+        return self._stdout.fileno()
+
+    def isatty(self) -> bool:
+        return self._stdout.isatty()
