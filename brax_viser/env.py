@@ -26,6 +26,7 @@ from brax_viser.device.states import (
     numbers_of,
     physics_of,
     poses_of,
+    recorded_of,
     replaced,
 )
 from brax_viser.device.trainers import calling_trainer, check_versions
@@ -44,7 +45,6 @@ from brax_viser.device.wrappers import (
     without_modules,
     wrapper_class,
 )
-from brax_viser.records.frame import COORDINATES
 
 if TYPE_CHECKING:  # device code must not import viser, but the viewer does
     import mujoco
@@ -286,7 +286,7 @@ class VisualizedEnv(AnyWrapper):
             inspected=self._adapter.inspected(state),
             model=self._adapter.randomised(),
             detail=detail,
-            coordinates={name: detail[name] for name in COORDINATES if name in detail},
+            coordinates=recorded_of(detail, before),
             last={"link_pos": log.last_pos, "link_rot": log.last_rot},
             nonfinite=log.nonfinite,
             state_is_kept=trainer is not None and trainer.keeps_state,

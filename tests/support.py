@@ -22,7 +22,9 @@ from brax_viser.page.state import PageState
 from brax_viser.page.steering import Steering
 from brax_viser.panel.panel import Panel
 from brax_viser.panel.view import PanelView
+from brax_viser.records.episode import Episode
 from brax_viser.records.packet import ModelPacket, Packet
+from brax_viser.runs.recorder import Recorder
 from brax_viser.sandbox.session import SandboxSession
 from brax_viser.scene.block import Block
 from brax_viser.scene.scene import Scene
@@ -154,6 +156,22 @@ class Probe:
         """Passes packets to the page, on viser's loop."""
         channels = self.page.channels
         self.now(lambda: channels.receive(channels.worth_opening(packets), 0.0))
+
+    def record_from_now(self) -> Callable[[], list[Episode]]:
+        """Begins a recording at the next step of a training. Returns a function for the episodes
+        that were recorded since."""
+        recording, found = self.page.recording, []
+        keep = recording._keep
+
+        def kept(source: Any, episodes: Sequence[Episode]) -> None:
+            found.extend(episodes)
+            keep(source, episodes)
+
+        def begin() -> None:
+            recording._keep, recording._recorder = kept, Recorder(after=0.0)
+
+        self.now(begin)
+        return lambda: found
 
     def watch_packets(self, seen: Callable[[Sequence[Any]], object]) -> None:
         """Calls a function with the packets that the page receives, after it has handled them."""

@@ -29,14 +29,15 @@ BELOW: dict[str, set[str]] = {
     "twins": {"records", "model", "process"},
     "sandbox": {"records", "model", "device", "compat"},
     "processes": {"records", "host", "compat"},
+    "runs": {"records"},
     "panel": {"records", "host", "model", "scene", "twins", "sandbox"},
     "page": {
         *("records", "host", "model", "scene", "twins", "sandbox", "processes", "panel"),
-        *("compat", "process"),
+        *("compat", "process", "runs"),
     },
     "viewer": {
         *("records", "host", "model", "scene", "twins", "sandbox", "processes", "panel", "page"),
-        *("compat", "process", "device"),
+        *("compat", "process", "device", "runs"),
     },
     "env": {"records", "host", "model", "device", "viewer"},
     "cli": {"records", "host", "viewer", "env", "compat", "brax_viser"},

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from brax_viser.records.frame import COORDINATES
+
 _PHYSICS_NAMES = ("pipeline_state", "data")
 MAX_INFO, MAX_METRICS = 1024, 64
 """The most values of `state.info`, and the most numbers in `state.metrics`, that are sent with a
@@ -89,6 +91,25 @@ def metrics_of(state: Any, batch: tuple[int, ...]) -> dict[str, Any]:
     }
     found = _to_send("metrics", numbers, batch, MAX_METRICS)
     return {name: x for name, x in found.items() if x.shape == batch}
+
+
+def recorded_of(detail: Mapping[str, Any], before: Any) -> dict[str, Any]:
+    """Returns the arrays, [*batch, ...], that are sent of all chosen environments at once where
+    they get twins or are recorded.
+
+    Args:
+        detail: as `adapters.Adapter.detail` returns it. The coordinates are kept, the action, and
+            the numbers in `state.metrics`.
+        before: the state before the step. No step shows what a reset has made: an episode's first
+            step brings it as "before/qpos" and "before/qvel".
+    """
+    kept = {
+        name: x
+        for name, x in detail.items()
+        if name in (*COORDINATES, "action") or name.startswith("metrics/")
+    }
+    qpos, qvel = coordinates_of(physics_of(before))
+    return {**kept, "before/qpos": qpos, "before/qvel": qvel}
 
 
 def _to_send(prefix: str, tree: Any, batch: tuple[int, ...], most: int) -> dict[str, Any]:

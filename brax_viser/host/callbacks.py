@@ -102,6 +102,7 @@ class Callbacks(Deliveries):
                 decision = self._granting(decision, rollout, origin, layout, shard)
             nbytes = rows.nbytes + header.nbytes
             shared.bytes_moved += nbytes
+            wanted &= shard not in rollout.unshown  # as far as frames of the page go
             shared.frames += wanted
             before, rollout.called[shard] = rollout.called.get(shard), shared.clock()
             shared.meter.pushed(
@@ -146,7 +147,8 @@ class Callbacks(Deliveries):
         """Lets the next step be pushed like this one, without an `ask`, where it is planned. If
         the choice changes before that, the answer to that push asks for other rows."""
         shared = self._shared
-        if decision.skip or shared.hold.paused or not rollout.pacer.is_next(shard):
+        goes_on = rollout.pacer.is_next(shard) or shared.control.records(origin.role)
+        if decision.skip or shared.hold.paused or not goes_on:
             return decision
         if self._is_watched(rollout, shard):
             return decision
@@ -281,6 +283,7 @@ class Callbacks(Deliveries):
             # A flat array has a detail after its rows.
             detail_env=decision.detail_env if rows.ndim == 1 else None,
             detail_layout=origin.detail,
+            shown=shard not in rollout.unshown,
         )
 
 

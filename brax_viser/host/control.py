@@ -26,8 +26,15 @@ class Control:
     show: str = "train"  # one of SHOWS
     twins: int = 0  # how many of the drawn environments have a twin in MuJoCo
     hold_on_nan: bool = False  # whether the training is held when something turns NaN or Inf
+    # Whether every step of the drawn environments of the training is wanted, page or not, because
+    # whole episodes are being recorded.
+    recording: bool = False
     closed: bool = False
 
     def wants(self, role: str) -> bool:
         """Whether steps of a rollout should be sent."""
         return self.streaming and self.watched and self.show in (role, "both")
+
+    def records(self, role: str) -> bool:
+        """Whether every step of a rollout is recorded. With the switch off nothing is sent."""
+        return self.recording and self.streaming and role == "train"

@@ -10,7 +10,7 @@ from brax_viser.host.rollout import Rollout
 from brax_viser.host.selection import Ranking
 from brax_viser.host.source import Source
 from brax_viser.host.state import IDLE_SECONDS, SharedState
-from brax_viser.records.decision import Decision, RowRequest
+from brax_viser.records.decision import Decision
 from brax_viser.records.environment import Environment
 from brax_viser.records.grid import Grid
 from brax_viser.records.protocol import (
@@ -160,17 +160,25 @@ class Decider(Source):
             # Single-stepping: push each step, whether or not a page is open.
             pacer.set_skip(shard, 0)
             push = shown and control.streaming
-        if push:
+        records = shown and control.records(role) and not control.closed
+        rollout.unshown.discard(shard)
+        if records:
+            pacer.set_skip(shard, 0)
+            if not push:
+                rollout.unshown.add(shard)
+        if push or records:
+            leads = shard == pacer.leader
             stretches = control.mode == "realtime" and not pacer.following
+            # An episode is recorded to its end: the drawn environments stay the same meanwhile.
             stale = rollout.choice.is_stale(
                 shared.selection,
                 now,
-                begins=plan.begins and stretches and shard == pacer.leader,
-                seconds=np.inf if stretches or shard != pacer.leader else control.stretch_seconds,
+                begins=plan.begins and stretches and leads and not records,
+                seconds=np.inf if stretches or records or not leads else control.stretch_seconds,
             )
             if stale:
                 self._choose(rollout, now)
-        return push, new
+        return push or records, new
 
     def _found(
         self,
@@ -240,32 +248,20 @@ class Decider(Source):
             return Decision(skip, PUSH, rule)
         if drawn is None or choice.pending:
             return Decision(skip)
-        request = self._request(rollout, origin, shard, drawn)
+        request = rollout.request(origin, shard, drawn, alone=shared.num_processes == 1)
         kind, env = PUSH, shared.detailed_env(origin.role)
         if not len(request.mine):
             kind = 0
         elif origin.model and not request.envs <= rollout.models:
             kind = PUSH_MODEL
-        elif origin.coordinates and shared.wants_twins(origin.role):
+        elif origin.coordinates and (
+            shared.wants_twins(origin.role) or shared.control.records(origin.role)
+        ):
             kind = PUSH_COORDINATES
         if not (origin.detail and env in request.envs):
             env = None
         decision = rollout.decisions[shard] = Decision(skip, kind, GIVEN, request, env)
         return decision
-
-    def _request(
-        self, rollout: Rollout, origin: Origin, shard: int, drawn: np.ndarray
-    ) -> RowRequest:
-        last, known = rollout.decisions.get(shard), len(rollout.called)
-        request = None if last is None else last.request
-        # Include this shard, which may be seen for the first time, in this process's.
-        if request is None or request.drawn is not drawn or request.known != known:
-            here = drawn
-            if self._shared.num_processes > 1:
-                shards = [*rollout.called, shard]
-                here = drawn[np.isin(drawn // origin.num_envs, shards)]
-            request = RowRequest.of(origin, shard, drawn, here, known)
-        return request
 
     def _settle(self, rollout: Rollout, shard: int, now: float) -> None:
         """Called before each decision, with `shared.lock` held."""
@@ -299,6 +295,7 @@ class Decider(Source):
                         shared.selection, shared.clock(), begins=False, seconds=np.inf
                     ):
                         self._choose(rollout, shared.clock())
+                    rollout.unshown.discard(shard)  # the page wants to see it
                     decision = self._decision(rollout, origin, shard, push=push)
             if shared.hold.counts(role):
                 with shared.lock:

@@ -37,6 +37,7 @@ class Shipment:
     env_steps: int
     decision: Decision
     refreshed: int  # `hold.refreshes` before anything was copied
+    shown: bool = True  # see `Packet.shown`
 
 
 class Deliveries(Decider):
@@ -60,7 +61,8 @@ class Deliveries(Decider):
         """Whether the training waits, rather than steps be dropped, when many copies are under way:
         a stretch has all of its steps. The host is then far ahead of the device, so that nothing is
         lost."""
-        return self._shared.control.mode != "latest"
+        control = self._shared.control
+        return control.mode != "latest" or control.recording
 
     @property
     def stops_within(self) -> bool:
@@ -72,7 +74,8 @@ class Deliveries(Decider):
         rollout = self.rollouts[origin.role]
         env_steps = rollout.pacer.steps_of(shard) + ahead
         refreshed = self._shared.hold.refreshes
-        return Shipment(origin, rollout, shard, env_steps, decision, refreshed)
+        shown = shard not in rollout.unshown
+        return Shipment(origin, rollout, shard, env_steps, decision, refreshed, shown)
 
     def sent(self, shipment: Shipment) -> Decision:
         """Decides what else to copy of a step, once the copies decided on so far are enqueued.
@@ -118,7 +121,7 @@ class Deliveries(Decider):
         flat = rows if detail is None else np.concatenate([rows.ravel(), detail])
         env = None if detail is None else shipment.decision.detail_env
         self._put(shipment, layout, flat, request.mine, request.here, detail_env=env)
-        self._count(flat.nbytes, seconds, frames=1)
+        self._count(flat.nbytes, seconds, frames=int(shipment.shown))
 
     def models_arrived(
         self, shipment: Shipment, leaves: Mapping[str, np.ndarray], seconds: float
@@ -280,6 +283,7 @@ class Deliveries(Decider):
             ranked=ranked,
             detail_env=detail_env,
             detail_layout=shipment.origin.detail,
+            shown=shipment.shown,
         )
         self._shared.mailbox.put(packet, wait=self._shared.control.mode == "every_step")
 

@@ -161,6 +161,11 @@ class Progress:
         are exact, but come only with each evaluation."""
         return max(self._counted, self._reported)
 
+    @property
+    def under_way(self) -> bool:
+        """Whether a training has made its first step, and has not ended."""
+        return self._first_step is not None and self._ended is None
+
     def view(self, now: float) -> ProgressView:
         rewards = rewards_of(self.metrics)  # not under the lock, which calls from the device take
         with self._lock:

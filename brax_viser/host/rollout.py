@@ -8,7 +8,7 @@ from brax_viser.host.control import Control
 from brax_viser.host.pacing import Pacer
 from brax_viser.host.selection import Choice, Selection
 from brax_viser.records.decision import Decision, RowRequest
-from brax_viser.records.protocol import Layout
+from brax_viser.records.protocol import Layout, Origin
 
 
 @dataclass(eq=False)
@@ -26,6 +26,7 @@ class Rollout:
     # By shard, where steps are seen as they are enqueued: see `Deliveries.looked_through`.
     nonfinite: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     counts: dict[int, tuple[int, int]] = field(default_factory=dict)  # likewise: `counted`
+    unshown: set[int] = field(default_factory=set)  # shards whose last step is only recorded
     progressed: int = 0  # batched steps already counted by the progress
     # Environments whose models' differences from the shared model are known.
     models: set[int] = field(default_factory=set)
@@ -33,6 +34,25 @@ class Rollout:
     @property
     def envs_per_shard(self) -> int:
         return self.num_envs // self.num_shards
+
+    def request(self, origin: Origin, shard: int, drawn: np.ndarray, *, alone: bool) -> RowRequest:
+        """Returns the rows to ask of a device.
+
+        Args:
+            origin: the origin of its call.
+            shard: the device, which may have called for the first time.
+            drawn: int32 [K''], all drawn environments.
+            alone: whether this process is the only one of the training.
+        """
+        last, known = self.decisions.get(shard), len(self.called)
+        request = None if last is None else last.request
+        if request is None or request.drawn is not drawn or request.known != known:
+            here = drawn
+            if not alone:
+                shards = [*self.called, shard]
+                here = drawn[np.isin(drawn // origin.num_envs, shards)]
+            request = RowRequest.of(origin, shard, drawn, here, known)
+        return request
 
 
 @dataclass(eq=False)

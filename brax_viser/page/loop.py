@@ -18,6 +18,7 @@ from brax_viser.page.event_loop import EventLoop
 from brax_viser.page.finale import Finale
 from brax_viser.page.inbox import Inbox
 from brax_viser.page.panel_state import PanelState
+from brax_viser.page.recording import Recording
 from brax_viser.page.robots import Robots
 from brax_viser.page.seen import Sampler
 from brax_viser.page.shown import FrameFunctions, ShownFrame
@@ -33,6 +34,9 @@ PANEL_SECONDS = 0.25
 IDLE_SECONDS = 1.0
 """s between two updates of the panel while robots move, and while none is shown. Changes that a
 person makes are shown at once."""
+
+RECORDING_SECONDS = 0.1
+"""s between two looks for recorded steps while no robot is shown."""
 
 TITLES = {"train": "Training", "eval": "Evaluation"}
 
@@ -53,6 +57,7 @@ class Loop:
         inbox: Inbox,
         functions: FrameFunctions,
         finale: Finale,
+        recording: Recording,
     ):
         """Does nothing yet; `start` starts the task.
 
@@ -68,10 +73,11 @@ class Loop:
             inbox: the commands from the page.
             functions: the script's own functions, called with each picture.
             finale: what comes after the training.
+            recording: records episodes.
         """
         self._shared, self._state, self._server, self._events = shared, state, server, events
         self._robots, self._channels, self._inbox = robots, channels, inbox
-        self._functions, self._finale = functions, finale
+        self._functions, self._finale, self._recording = functions, finale, recording
         self._panel, self._panel_state = panel, panel_state
         self._scene, self._sandbox = robots.scene, robots.sandbox
         self._sampler = Sampler(shared.progress.metrics)
@@ -110,7 +116,8 @@ class Loop:
             # The task must live on: a page that is stuck would hide the fault.
             except Exception as error:
                 shared.failed("the page", error)
-            wake_up = start + (1 / control.fps if active else IDLE_SECONDS)
+            idle = RECORDING_SECONDS if shared.control.recording else IDLE_SECONDS
+            wake_up = start + (1 / control.fps if active else idle)
             # Lets viser run at least once: its sending task is on the same loop.
             await asyncio.sleep(0)
             with contextlib.suppress(TimeoutError):
@@ -122,8 +129,10 @@ class Loop:
     def _take(self, now: float) -> None:
         """Carries out the commands, and takes the packets and the twins' frames."""
         self._inbox.carry_out()
-        self._channels.receive(self._channels.worth_opening(self._shared.mailbox.take()), now)
+        packets = self._recording.take(self._shared.mailbox.take())
+        self._channels.receive(self._channels.worth_opening(packets), now)
         self._channels.take_twins(now)
+        self._recording.update()
 
     def _draw(self, now: float) -> None:
         for role, source in self._shared.sources_shown().items():

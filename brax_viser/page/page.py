@@ -15,11 +15,14 @@ from brax_viser.page.finale import Finale
 from brax_viser.page.inbox import Inbox
 from brax_viser.page.loop import Loop
 from brax_viser.page.panel_state import PanelState
+from brax_viser.page.recording import Recording
 from brax_viser.page.robots import Robots
 from brax_viser.page.shown import FrameFunctions
 from brax_viser.page.state import PageState
 from brax_viser.page.steering import Steering
 from brax_viser.panel.panel import Panel
+from brax_viser.records.episode import Episode
+from brax_viser.runs.recorder import Recorder
 from brax_viser.scene.scene import Scene
 from brax_viser.twins.worker import TwinWorker
 
@@ -74,6 +77,10 @@ class Page:
         )
         self.functions = FrameFunctions(state)
         self.finale = Finale(shared, server, self.robots, self.steering)
+        self.episodes: list[Episode] = []
+        self.recording = Recording(
+            shared, self.robots, Recorder(0.0), lambda source, new: self.episodes.extend(new)
+        )
         self.loop = Loop(
             shared,
             state,
@@ -86,6 +93,7 @@ class Page:
             self.inbox,
             self.functions,
             self.finale,
+            self.recording,
         )
 
     def start(self) -> None:

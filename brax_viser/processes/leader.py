@@ -304,7 +304,7 @@ class Leader:
             what = (control, shared.hold.orders, self._restarts, facts, due, selected)
             wishes = messages.Wishes(control, shared.hold.orders, self._restarts, tasks, selected)
             if worker is not None and worker.refused is not None:
-                unwatched = replace(control, watched=False)
+                unwatched = replace(control, watched=False, recording=False)
                 what = (unwatched, worker.refused)
                 wishes = messages.Wishes(unwatched, HoldCommand(), 0, {}, refused=worker.refused)
             then, before = self._told.get(process, (-float("inf"), None))

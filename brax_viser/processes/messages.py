@@ -103,6 +103,7 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     detail_env: int | None = None
     detail_layout: Layout = ()
     ranked: bool = False
+    shown: bool = True
 
 
 class Models(msgspec.Struct, frozen=True, tag=True):
@@ -185,6 +186,7 @@ def step_of(packet: Packet, *, sending: bool) -> Step:
         detail_env=packet.detail_env,
         detail_layout=packet.detail_layout,
         ranked=packet.ranked,
+        shown=packet.shown,
     )
 
 
@@ -217,6 +219,7 @@ def packet_of(message: Step, source: Any, process: int) -> Packet:
         detail_env=message.detail_env,
         detail_layout=message.detail_layout,
         ranked=message.ranked,
+        shown=message.shown,
     )
 
 

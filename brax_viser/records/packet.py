@@ -28,6 +28,7 @@ class Packet:
     # Whether these are the environments that a device ranked as terminated most recently, in the
     # poses in which they terminated, instead of the drawn ones.
     ranked: bool = False
+    shown: bool = True  # whether the page wants the step; False: it is only recorded
 
     @property
     def is_whole(self) -> bool:
