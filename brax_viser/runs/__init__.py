@@ -1,0 +1,1 @@
+"""Keeps what is recorded of a training: complete episodes, curves and policies."""

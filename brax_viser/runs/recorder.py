@@ -1,0 +1,69 @@
+"""Decides when episodes are recorded: pure logic, with the clock injected."""
+
+from brax_viser.runs.window import Window
+
+EVERY_SECONDS = 60.0
+"""s between the beginnings of two recordings."""
+
+SHARE = 0.004
+"""Share of the training's time that recording may take. With what the calls alone don't show, such
+as the page's loop that takes the steps, it stays below a hundredth: `benchmarks.recording`."""
+
+MOST_ENVS = 16
+"""Environments that are recorded at a time, of which at most four episodes are kept."""
+
+MOST_STEPS = 2_500
+"""Steps of the first recording: two episodes of the usual 1,000, as it may begin within one."""
+
+MOST_BYTES = 64 * 2**20
+"""Memory for the steps of one recording: longer episodes are recorded of fewer environments."""
+
+
+class Recorder:
+    """Begins a recording at a rhythm, and ends it once it has its episodes."""
+
+    def __init__(self, after: float, every: float = EVERY_SECONDS, share: float = SHARE):
+        """Begins nothing yet.
+
+        Args:
+            after: s of training before the first recording.
+            every: s between the beginnings of two recordings, at least.
+            share: share of the training's time that they may take.
+        """
+        self._after, self._every, self._share = after, every, share
+        self._next: float | None = None
+        self._began = self._spent = 0.0
+        self._most_steps = MOST_STEPS
+        self.window: Window | None = None
+
+    def update(self, now: float, spent: float, *, training: bool) -> Window | None:
+        """Begins a recording if one is due, or ends the one that is finished.
+
+        Args:
+            now: s, a clock that stands still while the training is held.
+            spent: s, total cost of watching so far.
+            training: whether a training is under way.
+
+        Returns:
+            The recording that has just been finished.
+        """
+        if not training:
+            self._next = self.window = None
+            return None
+        if self._next is None:
+            self._next = now + self._after
+        if self.window is None:
+            if now >= self._next:
+                self._began, self._spent = now, spent
+                self.window = Window(self._most_steps, MOST_ENVS, MOST_BYTES)
+            return None
+        if not self.window.finished:
+            return None
+        finished, self.window = self.window, None
+        pause = (spent - self._spent) / self._share
+        self._next = max(self._began + self._every, now + pause)
+        return finished
+
+    def found_none(self) -> None:
+        """Makes the next recording twice as long: the last had no whole episode."""
+        self._most_steps *= 2
