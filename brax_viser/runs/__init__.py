@@ -1,1 +1,1 @@
-"""Keeps what is recorded of a training: complete episodes, curves and policies."""
+"""Records episodes of a training, and keeps them: in memory, and in its run directory."""
