@@ -30,6 +30,7 @@ from brax_viser.process import InterruptWatch, interpreter
 from brax_viser.processes import rendezvous
 from brax_viser.records.grid import Grid
 from brax_viser.records.trainer_call import TrainerCall
+from brax_viser.runs.keeper import Keeper
 
 if TYPE_CHECKING:  # it imports Brax, which takes a second that the page need not wait for
     from brax_viser.device.adapters import Adapter
@@ -93,6 +94,7 @@ class Viewer(Controls):
         token: str | Literal[False] | None = None,
         tls: tuple[str | Path, str | Path] | None = None,
         origins: Sequence[str] = (),
+        run_dir: str | Path | None = None,
     ):
         """Starts the server.
 
@@ -115,9 +117,12 @@ class Viewer(Controls):
                 makes one; False asks for none, only where `host` is this machine alone.
             tls: files of a certificate and its key, in PEM, which encrypt connections.
             origins: further addresses of the page, such as a proxy's "https://hub.example.org".
+            run_dir: directory without a training, in which recorded episodes, curves and policies
+                are kept; see `runs.keeper.Keeper`. None keeps the newest episodes in memory.
 
         Raises:
-            ValueError: a value is out of its limits, or `host` can't be listened on.
+            ValueError: a value is out of its limits, `host` can't be listened on, or `run_dir` not
+                be used.
             RuntimeError: the installed viser has not been tested: it cannot be kept from answering
                 everybody, so that `host` must be this machine alone.
             ImportError: several processes run the training, and ZeroMQ is not installed.
@@ -129,11 +134,15 @@ class Viewer(Controls):
         if self._place.process == 0:
             self._host = address.listening_address(host)
             self._access = access_of(host, self._host, token, tls, check_origins(origins))
+        self._keeper = Keeper(run_dir if self._place.process == 0 else None)
         self._shared = SharedState(
             Control(streaming=streaming, mode=mode, fps=fps, max_overhead=max_overhead)
         )
         self._sources = Sources()
         self._undo = contextlib.ExitStack()  # what `close` does, in reverse
+        self._start()
+
+    def _start(self) -> None:
         try:
             with _named.lock:
                 self._build(self._replaced())
@@ -206,7 +215,7 @@ class Viewer(Controls):
         self._undo.callback(server.stop)
         # Without its token: everybody who reaches the coordinator can read what is announced.
         self._leader = self._listen(number, server.place)
-        page = Page(self._shared, self._sources, server.viser, self._leader)
+        page = Page(self._shared, self._sources, server.viser, self._keeper, self._leader)
         self._undo.callback(page.join, timeout=5.0)
         server.serve(self._shared, page)
         return page
@@ -246,16 +255,6 @@ class Viewer(Controls):
         self._tell_progress()
         self._shared.progress.reported(num_steps, metrics, self._shared.clock())
         self._shared.mailbox.wake()
-
-    def log(self, num_steps: int, metrics: Mapping[str, object]) -> None:
-        """Adds numbers to the page's curves, from a training loop of your own.
-
-        Args:
-            num_steps: env steps so far, over all environments.
-            metrics: numbers, or arrays of one number, by name. Anything else is left out. Names
-                that Brax's trainers use, such as "eval/episode_reward", are shown as theirs are.
-        """
-        self._shared.progress.metrics.add(num_steps, metrics, self._shared.clock())
 
     def hook(
         self,

@@ -161,14 +161,14 @@ class Probe:
         """Begins a recording at the next step of a training. Returns a function for the episodes
         that were recorded since."""
         recording, found = self.page.recording, []
-        keep = recording._keep
+        add = recording._keeper.add
 
-        def kept(source: Any, episodes: Sequence[Episode]) -> None:
+        def kept(episodes: Sequence[Episode]) -> None:
             found.extend(episodes)
-            keep(source, episodes)
+            add(episodes)
 
         def begin() -> None:
-            recording._keep, recording._recorder = kept, Recorder(after=0.0)
+            recording._keeper.add, recording._recorder = kept, Recorder(after=0.0)  # type: ignore[method-assign]
 
         self.now(begin)
         return lambda: found

@@ -74,6 +74,7 @@ class Progress:
 
     metrics: Metrics = field(default_factory=Metrics)
     """What was reported, over the whole training."""
+    begun: int = 0  # trainings that can be told from the one before
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _call: TrainerCall | None = None
     _num_timesteps: int | None = None
@@ -102,6 +103,7 @@ class Progress:
             return begun
 
     def _start_over(self, call: TrainerCall, now: float) -> None:
+        self.begun += 1
         self._call, self._num_timesteps = call, call.num_timesteps
         self._traced, self._first_step, self._last_step = now, None, {}
         self._counted = self._reported = 0
@@ -160,6 +162,15 @@ class Progress:
         """Env steps over all envs. The count lags by the steps granted last; the trainer's reports
         are exact, but come only with each evaluation."""
         return max(self._counted, self._reported)
+
+    @property
+    def call(self) -> TrainerCall | None:
+        """The call of a stock trainer; None in a loop of the user's own."""
+        return self._call
+
+    def seconds(self, now: float) -> float:
+        """Returns the s since the first step of the training; 0 before that."""
+        return now - self._first_step if self._first_step is not None else 0.0
 
     @property
     def under_way(self) -> bool:

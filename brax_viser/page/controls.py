@@ -1,6 +1,6 @@
 """The part of `Viewer` with which a script steers the page."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from brax_viser.host.findings import Finding
@@ -189,6 +189,16 @@ class Controls:
     def restart_twins(self) -> None:
         """Restarts all twins at the next step, each from the state of its robot."""
         self._steer(Steering.restart_twins)
+
+    def log(self, num_steps: int, metrics: Mapping[str, object]) -> None:
+        """Adds numbers to the page's curves, from a training loop of your own.
+
+        Args:
+            num_steps: env steps so far, over all environments.
+            metrics: numbers, or arrays of one number, by name. Anything else is left out. Names
+                that Brax's trainers use, such as "eval/episode_reward", are shown as theirs are.
+        """
+        self._shared.progress.metrics.add(num_steps, metrics, self._shared.clock())
 
     def policy_params_fn(
         self, num_steps: int, make_policy: Callable[..., Any], params: Any

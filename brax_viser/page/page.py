@@ -21,8 +21,7 @@ from brax_viser.page.shown import FrameFunctions
 from brax_viser.page.state import PageState
 from brax_viser.page.steering import Steering
 from brax_viser.panel.panel import Panel
-from brax_viser.records.episode import Episode
-from brax_viser.runs.recorder import Recorder
+from brax_viser.runs.keeper import Keeper
 from brax_viser.scene.scene import Scene
 from brax_viser.twins.worker import TwinWorker
 
@@ -39,6 +38,7 @@ class Page:
         shared: SharedState,
         sources: Sources,
         server: viser.ViserServer,
+        keeper: Keeper,
         leader: "Leader | None" = None,
     ):
         """Builds the scene and the panel; `start` begins to update them.
@@ -47,6 +47,7 @@ class Page:
             shared: the shared state.
             sources: the environments of the viewer.
             server: the server that serves the page.
+            keeper: keeps what is recorded.
             leader: connects the training's other processes; None if this is the only one.
         """
         self.server = server
@@ -66,6 +67,7 @@ class Page:
             self.robots,
             self.channels,
             self.twin_worker,
+            keeper,
         )
         self.commands = commands = Commands(
             shared, state, server, self.robots, self.channels, self.steering
@@ -77,10 +79,7 @@ class Page:
         )
         self.functions = FrameFunctions(state)
         self.finale = Finale(shared, server, self.robots, self.steering)
-        self.episodes: list[Episode] = []
-        self.recording = Recording(
-            shared, self.robots, Recorder(0.0), lambda source, new: self.episodes.extend(new)
-        )
+        self.recording = Recording(shared, self.robots, keeper)
         self.loop = Loop(
             shared,
             state,
@@ -108,6 +107,7 @@ class Page:
         self.loop.join(timeout)
         self.twin_worker.close()
         self.robots.close()
+        self.recording.close()
         if sandbox is not None:
             sandbox.close(timeout)
 

@@ -1,6 +1,7 @@
 """Records episodes of the training that the page shows, whether or not anybody looks."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 
 import mujoco
 import numpy as np
@@ -9,41 +10,43 @@ from brax_viser.host.source import Source
 from brax_viser.host.state import SharedState
 from brax_viser.page.channel import Channel
 from brax_viser.page.robots import Robots
-from brax_viser.records.episode import Episode
+from brax_viser.records.episode import Episode, RunInfo
 from brax_viser.records.packet import ModelPacket, Packet
+from brax_viser.runs.keeper import Keeper
 from brax_viser.runs.recorder import Recorder
 from brax_viser.runs.window import LinksOf, Window
 
+CURVE_SECONDS = 10.0
+"""s between two times that the curves are kept."""
+
 
 class Recording:
-    """Hands the recorder its steps, and what it has recorded on. Used on viser's loop only."""
+    """Hands the recorder its steps, and the keeper what was recorded. Used on viser's loop only."""
 
-    def __init__(
-        self,
-        shared: SharedState,
-        robots: Robots,
-        recorder: Recorder | None,
-        keep: Callable[[Source, Sequence[Episode]], object],
-    ):
+    def __init__(self, shared: SharedState, robots: Robots, keeper: Keeper):
         """Records nothing yet.
 
         Args:
             shared: the shared state.
             robots: the robots of each rollout, with its channel.
-            recorder: says when to record; None: never.
-            keep: receives the episodes of each recording, with their environment.
+            keeper: keeps what was recorded.
         """
         self._shared, self._robots = shared, robots
-        self._recorder, self._keep = recorder, keep
+        self._recorder, self._keeper = Recorder(keeper.first_after), keeper
+        self._source: Source | None = None  # the environment of the training that is kept
+        self._training: int | None = None  # its number
+        self._curves: object = None  # version of those that are kept
+        self._next_curves = 0.0  # s
 
     def take(self, packets: Sequence[Packet | ModelPacket]) -> list[Packet | ModelPacket]:
         """Returns those of the packets that the page wants, and records others of the training."""
-        window = self._recorder.window if self._recorder is not None else None
+        window = self._recorder.window
         if window is not None:
-            now = self._shared.clock()
+            seconds = self._shared.progress.seconds(self._shared.clock())
             for packet in packets:
-                if isinstance(packet, Packet) and packet.role == "train":
-                    window.receive(packet, self._trained_before(packet), now)
+                if isinstance(packet, Packet) and packet.source is self._source:
+                    if packet.role == "train":
+                        window.receive(packet, self._trained_before(packet), seconds)
         return [packet for packet in packets if isinstance(packet, ModelPacket) or packet.shown]
 
     def _trained_before(self, packet: Packet) -> int:
@@ -53,27 +56,70 @@ class Recording:
         return max(self._shared.progress.num_steps - (since + 1) * packet.num_envs, 0)
 
     def update(self) -> None:
-        """Begins or ends a recording."""
-        recorder, shared = self._recorder, self._shared
-        if recorder is None:
-            return
-        training = shared.progress.under_way
+        """Begins or ends a recording where one is due."""
+        shared, recorder, channel = self._shared, self._recorder, self._robots.channels.get("train")
+        training = shared.progress.under_way and channel is not None
+        if channel is not None and training:
+            self._begin(channel)
+            training = channel.source is self._source
         window = recorder.update(shared.clock(), shared.meter.spent, training=training)
         wanted = recorder.window is not None
         if wanted != shared.control.recording:
             shared.set(recording=wanted)
-        channel = self._robots.channels.get("train")
-        if window is None or channel is None:
+        if window is not None and channel is not None:
+            episodes = self._episodes(window, channel)
+            if episodes:
+                self._keeper.add(episodes)
+            else:
+                recorder.found_none()
+        self._keep_curves()
+
+    def close(self) -> None:
+        """Finishes what is kept. Called on any thread, once the loop has ended."""
+        self._next_curves = 0.0
+        self._keep_curves()
+        self._keeper.close()
+
+    def _begin(self, channel: Channel) -> None:
+        """Begins with another training, if this is one. Of several environments that are stepped in
+        turn, the first is recorded."""
+        progress, source = self._shared.progress, channel.source
+        rollout = source.rollouts.get("train")
+        if rollout is None or progress.begun == self._training:
             return
-        episodes = self._episodes(window, channel)
-        if episodes:
-            self._keep(channel.source, episodes)
-        else:
-            recorder.found_none()
+        self._training, self._source = progress.begun, source
+        adapter, call = source.adapter, progress.call
+        settings = {} if call is None else {"num_timesteps": call.num_timesteps}
+        self._keeper.begin(
+            RunInfo(
+                env=adapter.name,
+                backend=adapter.backend,
+                dt=adapter.dt,
+                num_envs=rollout.num_envs,
+                mj_model=adapter.mj_model,
+                trainer=call.algorithm if call is not None else None,
+                started=time.time(),
+                settings=settings,
+            )
+        )
 
     def _episodes(self, window: Window, channel: Channel) -> list[Episode]:
         adapter = channel.source.adapter
         return window.episodes(adapter.dt, _links_of(adapter.mj_model), channel.variants.of_env)
+
+    def _keep_curves(self) -> None:
+        metrics, now = self._shared.progress.metrics, self._shared.wall_clock()
+        if self._training is None or now < self._next_curves or metrics.version == self._curves:
+            return
+        self._next_curves, self._curves = now + CURVE_SECONDS, metrics.version
+        views = {name: metrics.curve(name) for name in metrics.names()}
+        self._keeper.set_curves(
+            {
+                name: np.stack([view.steps, view.seconds, view.values])
+                for name, view in views.items()
+                if view is not None
+            }
+        )
 
 
 def _links_of(model: mujoco.MjModel) -> LinksOf:

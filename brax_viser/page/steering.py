@@ -24,6 +24,7 @@ from brax_viser.panel.limits import (
 )
 from brax_viser.records.frame import Detail
 from brax_viser.records.protocol import MEASURES
+from brax_viser.runs.keeper import Keeper
 from brax_viser.sandbox.session import Trained
 from brax_viser.twins.worker import TwinSettings, TwinWorker
 
@@ -44,6 +45,7 @@ class Steering:
         robots: Robots,
         channels: Channels,
         twin_worker: TwinWorker[ProcessPlayback],
+        keeper: Keeper,
     ):
         """Changes nothing yet.
 
@@ -56,11 +58,13 @@ class Steering:
             robots: the robots that are drawn.
             channels: the rollouts that are shown.
             twin_worker: steps the twins.
+            keeper: keeps what is recorded.
         """
         self.show_is_chosen = False  # whether `set_show` was ever called
         self._shared, self._sources, self._state = shared, sources, state
         self._events, self._inbox = events, inbox
         self._robots, self._channels, self._twin_worker = robots, channels, twin_worker
+        self._keeper = keeper
 
     def set_streaming(self, on: bool) -> None:
         self._shared.set(streaming=bool(on))
@@ -170,8 +174,10 @@ class Steering:
         self._twin_worker.start_anew()
 
     def take_policy(self, num_steps: int, make_policy: Callable[..., Any], params: Any) -> None:
-        """Hands a newer policy to the sandbox."""
+        """Hands a newer policy to the sandbox, and keeps it if there is a run directory."""
         trained = Trained.of(num_steps, make_policy, params)
+        if self._keeper.wants_policies:
+            self._keeper.add_policy(num_steps, trained.arrays())
         hand_out = self._robots.sandbox.session.hand_out
         self._inbox.enqueue(functools.partial(hand_out, trained))
 

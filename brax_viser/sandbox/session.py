@@ -1,5 +1,6 @@
 """Manages the user's sandbox: forks a robot into it, drives and pushes it, and shows it."""
 
+import functools
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +44,14 @@ class Trained:
         import jax  # already imported by the trainer
 
         return cls(num_steps, make_policy, jax.device_get(params))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns copies of the parameters, by their paths in the pytree."""
+        import jax
+
+        leaves = jax.tree_util.tree_flatten_with_path(self.params)[0]
+        name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+        return {name(path): np.array(x) for path, x in leaves}
 
 
 @dataclass(frozen=True)
