@@ -68,8 +68,8 @@ class Page:
             shared, sources, state, events, self.inbox, *shown, self.twin_worker
         )
         self.commands = commands = Commands(shared, state, server, *shown, self.steering)
-        self.replay = Replay(episodes, self.robots.read_episodes)
         is_live = recorded is None
+        self.replay = Replay(episodes, self.robots.read_episodes, begins=not is_live)
         tools = PanelTools(server, self.inbox.enqueue, self.steering, commands, self.replay)
         self.panel = events.made(lambda: Panel(tools, is_live=is_live))
         self.clients = keep_openings_short(server)

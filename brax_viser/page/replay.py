@@ -55,13 +55,15 @@ on the thread of the `Replay`."""
 class Replay:
     """The episodes of one recording, played side by side. Used on viser's loop only."""
 
-    def __init__(self, episodes: Episodes, reader: Reader):
+    def __init__(self, episodes: Episodes, reader: Reader, *, begins: bool = False):
         """Shows the live robots at first.
 
         Args:
             episodes: those that are kept.
             reader: reads episodes, which may take a while.
+            begins: whether the newest recording plays as soon as there is one.
         """
+        self._begins = begins
         self.active = False  # whether recorded episodes are shown in place of the live robots
         self._episodes, self._reader = episodes, reader
         self._version: object = None  # of `_recordings`
@@ -86,6 +88,9 @@ class Replay:
         self._recordings = {step: tuple(sorted(found[step], key=_rank)) for step in sorted(found)}
         if self.active:
             self._want()
+        elif self._begins and self._recordings:
+            self._begins = False
+            self.toggle()
 
     # What a person can do. Values out of their limits raise ValueError.
 

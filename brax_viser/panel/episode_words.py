@@ -10,6 +10,8 @@ from brax_viser.records.episode import Summary
 ENDED = {"terminated": "terminated", "truncated": "time limit", "nonfinite": "NaN or Inf"}
 """How an episode ended, in words."""
 
+_CELL = "padding:0 0.7em 0 0"
+
 
 def note_on(told: ReplayView) -> str:
     """Says what is kept, or why nothing is shown."""
@@ -40,7 +42,7 @@ def fall(summary: Summary, dt: float) -> str:
 def table(told: ReplayView, dt: float) -> str:
     """Lists the episodes of the chosen recording; the one that is shown alone is in bold."""
     head = "".join(
-        f'<th style="text-align:{side};font-weight:normal;color:{GREY}">{title}</th>'
+        f'<th style="{_CELL};text-align:{side};font-weight:normal;color:{GREY}">{title}</th>'
         for title, side in (
             *(("", "left"), ("env", "right"), ("return", "right"), ("s", "right")),
             *(("ended by", "left"),),
@@ -64,8 +66,7 @@ def _row(summary: Summary, dt: float, *, bold: bool) -> str:
     )
     weight = "600" if bold else "normal"
     told = "".join(
-        f'<td style="text-align:{side};padding-right:0.4em">{escape(text)}</td>'
-        for text, side in cells
+        f'<td style="{_CELL};text-align:{side}">{escape(text)}</td>' for text, side in cells
     )
     hint = f"Began at step {summary.num_steps:,}; {summary.length:,} steps."
     return f'<tr style="font-weight:{weight}" title="{escape(hint)}">{told}</tr>'

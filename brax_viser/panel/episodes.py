@@ -47,7 +47,7 @@ class EpisodesControls(Widgets):
         self._on_change(self._bar, self._replay.choose, lambda place: int(place) - 1)
         self._table = gui.add_html("")
         self._only: Any = gui.add_dropdown(
-            "Show",
+            "Episodes",
             (ALL,),
             hint="All episodes of the recording side by side, each in a cell, or one of them.",
         )
@@ -95,7 +95,7 @@ class EpisodesControls(Widgets):
         )
         self._on_change(self._loop, self._replay.set_loop, bool)
         self._only_end = gui.add_checkbox(
-            "Start before the end",
+            "Only the end",
             False,
             hint="Plays only the last 3 s of each episode, so that all end together.",
         )
@@ -146,8 +146,7 @@ class EpisodesControls(Widgets):
     def _show_playback(self, told: ReplayView) -> None:
         icon = viser.Icon.PLAYER_PAUSE if told.playing else viser.Icon.PLAYER_PLAY
         self._set(self._play, label="Pause" if told.playing else "Play", icon=icon)
-        for handle in (self._steps, self._time):
-            self._set(handle, disabled=not told.seconds)
+        self._set(self._time, disabled=not told.seconds)
         if told.seconds:
             self._set(self._time, max=round(told.seconds, 6), step=told.dt)
             self._set(self._time, value=round(told.position, 3))
