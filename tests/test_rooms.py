@@ -25,6 +25,7 @@ BELOW: dict[str, set[str]] = {
     "device": {"records", "compat"},
     "host": {"records"},
     "model": {"records"},
+    "runs": {"records"},
     "scene": {"records", "model"},
     "twins": {"records", "model", "process"},
     "sandbox": {"records", "model", "device", "compat"},
