@@ -28,6 +28,7 @@ from brax_viser.page.stats import Stats, StreamStats, stats_of
 from brax_viser.panel.limits import check_choice, check_fps, check_share
 from brax_viser.process import InterruptWatch, interpreter
 from brax_viser.processes import rendezvous
+from brax_viser.records.episode import Episodes, RunInfo
 from brax_viser.records.grid import Grid
 from brax_viser.records.trainer_call import TrainerCall
 from brax_viser.runs.keeper import Keeper
@@ -79,6 +80,8 @@ class Viewer(Controls):
     _server: PageServer | None = None  # these three only in the first process
     _page: Page | None = None
     _leader: "Leader | None" = None
+    _episodes: Episodes | None = None  # that are shown, if they are not those kept here
+    _recorded: RunInfo | None = None  # the training, if nothing but its episodes is shown
     _end: "Page | Worker"  # where the devices' packets go
 
     def __init__(
@@ -121,8 +124,7 @@ class Viewer(Controls):
                 are kept; see `runs.keeper.Keeper`. None keeps the newest episodes in memory.
 
         Raises:
-            ValueError: a value is out of its limits, `host` can't be listened on, or `run_dir` not
-                be used.
+            ValueError: a value is out of its limits, or `host` or `run_dir` can't be used.
             RuntimeError: the installed viser has not been tested: it cannot be kept from answering
                 everybody, so that `host` must be this machine alone.
             ImportError: several processes run the training, and ZeroMQ is not installed.
@@ -215,7 +217,8 @@ class Viewer(Controls):
         self._undo.callback(server.stop)
         # Without its token: everybody who reaches the coordinator can read what is announced.
         self._leader = self._listen(number, server.place)
-        page = Page(self._shared, self._sources, server.viser, self._keeper, self._leader)
+        parts = self._shared, self._sources, server.viser, self._keeper, self._leader
+        page = Page(*parts, self._episodes or self._keeper, self._recorded)
         self._undo.callback(page.join, timeout=5.0)
         server.serve(self._shared, page)
         return page

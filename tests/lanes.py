@@ -90,6 +90,7 @@ LANES = {
     "test_randomisation": integration(2),
     "test_reader": integration(0.3, quick=True),
     "test_recording": integration(0.7, quick=True),
+    "test_replay": unit(),
     "test_replaced": integration(alone=True),
     "test_rooms": unit(),
     "test_sandbox": integration(2, quick=True),

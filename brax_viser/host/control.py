@@ -29,11 +29,13 @@ class Control:
     # Whether every step of the drawn environments of the training is wanted, page or not, because
     # whole episodes are being recorded.
     recording: bool = False
+    replayed: bool = False  # whether recorded episodes are shown in place of the rollouts
     closed: bool = False
 
     def wants(self, role: str) -> bool:
         """Whether steps of a rollout should be sent."""
-        return self.streaming and self.watched and self.show in (role, "both")
+        seen = self.watched and not self.replayed
+        return self.streaming and seen and self.show in (role, "both")
 
     def records(self, role: str) -> bool:
         """Whether every step of a rollout is recorded. With the switch off nothing is sent."""

@@ -16,11 +16,14 @@ from brax_viser.page.inbox import Inbox
 from brax_viser.page.loop import Loop
 from brax_viser.page.panel_state import PanelState
 from brax_viser.page.recording import Recording
+from brax_viser.page.replay import Replay
 from brax_viser.page.robots import Robots
 from brax_viser.page.shown import FrameFunctions
 from brax_viser.page.state import PageState
 from brax_viser.page.steering import Steering
 from brax_viser.panel.panel import Panel
+from brax_viser.panel.widgets import PanelTools
+from brax_viser.records.episode import Episodes, RunInfo
 from brax_viser.runs.keeper import Keeper
 from brax_viser.scene.scene import Scene
 from brax_viser.twins.worker import TwinWorker
@@ -39,7 +42,9 @@ class Page:
         sources: Sources,
         server: viser.ViserServer,
         keeper: Keeper,
-        leader: "Leader | None" = None,
+        leader: "Leader | None",
+        episodes: Episodes,
+        recorded: RunInfo | None = None,
     ):
         """Builds the scene and the panel; `start` begins to update them.
 
@@ -49,6 +54,8 @@ class Page:
             server: the server that serves the page.
             keeper: keeps what is recorded.
             leader: connects the training's other processes; None if this is the only one.
+            episodes: the episodes that are shown.
+            recorded: that training, if nothing but its episodes is shown; None: it is live.
         """
         self.server = server
         self.state = state = PageState()
@@ -58,42 +65,25 @@ class Page:
         self.twin_worker: TwinWorker[ProcessPlayback] = TwinWorker(shared.wall_clock)
         self.robots = Robots(shared, state, server, self.scene, events, self.twin_worker)
         self.channels = Channels(shared, state, self.robots, self.twin_worker, leader)
+        shown = self.robots, self.channels
         self.steering = Steering(
-            shared,
-            sources,
-            state,
-            events,
-            self.inbox,
-            self.robots,
-            self.channels,
-            self.twin_worker,
-            keeper,
+            shared, sources, state, events, self.inbox, *shown, self.twin_worker, keeper
         )
-        self.commands = commands = Commands(
-            shared, state, server, self.robots, self.channels, self.steering
-        )
-        self.panel = events.made(lambda: Panel(server, self.inbox.enqueue, self.steering, commands))
+        self.commands = commands = Commands(shared, state, server, *shown, self.steering)
+        is_live = recorded is None
+        self.replay = Replay(episodes, self.robots.read_episodes, begins=not is_live)
+        tools = PanelTools(server, self.inbox.enqueue, self.steering, commands, self.replay)
+        self.panel = events.made(lambda: Panel(tools, is_live=is_live))
         self.clients = keep_openings_short(server)
         self.panel_state = PanelState(
-            shared, state, self.robots, self.channels, self.twin_worker, leader, self.clients
+            shared, state, *shown, self.twin_worker, leader, self.clients, self.replay, recorded
         )
         self.functions = FrameFunctions(state)
         self.finale = Finale(shared, server, self.robots, self.steering)
         self.recording = Recording(shared, self.robots, keeper)
-        self.loop = Loop(
-            shared,
-            state,
-            server,
-            events,
-            self.robots,
-            self.channels,
-            self.panel,
-            self.panel_state,
-            self.inbox,
-            self.functions,
-            self.finale,
-            self.recording,
-        )
+        parts = self.panel, self.panel_state, self.inbox, self.functions, self.finale
+        both = self.recording, self.replay
+        self.loop = Loop(shared, state, server, events, *shown, *parts, *both)
 
     def start(self) -> None:
         self.twin_worker.start()

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import viser
 
@@ -91,6 +92,11 @@ class Robots:
         self.sandbox.remodel()
         for role, channel in tuple(self.channels.items()):
             self.want(channel.source, role, channel.num_envs)
+
+    def read_episodes(self, read: Callable[[], Any], use: Callable[[Any], object]) -> None:
+        """Calls `read` on the reader's thread, then `use` with its result on viser's loop. A newer
+        call replaces one that waits."""
+        self._reader.read(Reading("episodes", read, use))
 
     def arrange(self) -> None:
         """Lays out the robots of the rollouts that are shown, and that of the sandbox."""

@@ -64,6 +64,25 @@ def create(path: epath.Path, data: bytes) -> bool:
     return True
 
 
+def read(path: epath.Path, key: object) -> bytes:
+    """Returns the bytes of a file.
+
+    Args:
+        path: the file.
+        key: what users know it by.
+
+    Raises:
+        KeyError: there is no such file.
+        ValueError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise KeyError(key) from None
+    except Exception as error:  # of the disk, or of any package that reaches another store
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
 def remove_unfinished(folder: epath.Path) -> None:
     """Removes what a killed process left behind in a local folder that belongs to this one."""
     if is_local(folder) and folder.is_dir():

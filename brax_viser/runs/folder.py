@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -55,17 +56,17 @@ class RunFolder:
             self._store = Store(self._path, info, max_bytes)
         except Exception as error:  # of the disk, or of any package that reaches another store
             raise ValueError(
-                f"{self._path} cannot be the run directory: {_reason(error)}. Give another one, or "
-                "delete it"
+                f"{self._path} cannot be the run directory: {_reason(error)}. Choose another one"
             ) from error
-        self._waiting = RecentEpisodes(MEMORY_BYTES)
-        self._policies: dict[int, Mapping[str, np.ndarray]] = {}  # not written yet
-        self._curves: Mapping[str, np.ndarray] = {}
-        self._curves_waiting = False
-        self._changed = threading.Condition()  # guards what follows and what waits
+        self._waiting = RecentEpisodes(MEMORY_BYTES)  # not on disk yet
+        self._policies: dict[int, Mapping[str, np.ndarray]] = {}  # likewise
+        self._curves = self._written_curves = {}
+        self._changed = threading.Condition()
         self._closing = False
-        self._problem: str | None = None
-        self._lost = 0  # recordings that were dropped before they were on disk
+        self._failure: str | None = None  # why nothing can be written now
+        self._loss: str | None = None  # what was dropped before it was on disk, and why
+        self._lost = 0  # recordings
+        self._warned: set[str] = set()
         self._version = 0
         self._thread = threading.Thread(target=self._work, name="brax_viser run", daemon=True)
         self._thread.start()
@@ -83,7 +84,7 @@ class RunFolder:
     @property
     def problem(self) -> str | None:
         """Why something is not on disk, in words for users; None if all is well."""
-        return self._problem
+        return self._failure or self._loss
 
     @property
     def version(self) -> int:
@@ -96,14 +97,14 @@ class RunFolder:
             if self._closing or not episodes:
                 return
             dropped = {summary.recording for summary in self._waiting.add(episodes)}
-            self._lost += len(dropped)
             self._version += 1
             self._changed.notify_all()
         if dropped:
-            self._report(
-                f"The disk of {self.path} is too slow, or cannot be written: {self._lost} recordings "
-                "were dropped. The training goes on"
+            self._lost += len(dropped)
+            self._loss = (
+                f"{self.path} could not be written in time: {self._lost} recordings were dropped"
             )
+            self._warn(self._loss, "dropped")
 
     def add_policy(self, num_steps: int, params: Mapping[str, np.ndarray]) -> None:
         """Keeps a policy.
@@ -132,13 +133,14 @@ class RunFolder:
         with self._changed:
             if self._closing:
                 return
-            self._curves, self._curves_waiting = dict(curves), True
+            self._curves = dict(curves)
             self._changed.notify_all()
 
     def summaries(self) -> tuple[Summary, ...]:
         """Returns those of all episodes, in memory or on disk, ordered by `key`."""
-        written = {summary.key: summary for summary, _ in self._store.episodes.values()}
+        # In this order, as the thread adds to the second before it takes from the first.
         waiting = {summary.key: summary for summary in self._waiting.summaries()}
+        written = {summary.key: summary for summary, _ in self._store.episodes.values()}
         return tuple(summary for _, summary in sorted({**written, **waiting}.items()))
 
     def get(self, key: str) -> Episode:
@@ -151,8 +153,8 @@ class RunFolder:
         try:
             return self._waiting.get(key)
         except KeyError:
-            data = _read(self._store.read_episode, key)
-        return layout.unpack_episode(data)
+            path = self._path / layout.episode_file(key)
+        return layout.unpack_episode(files.read(path, key))
 
     def policies(self) -> tuple[int, ...]:
         """Returns the env steps trained of all kept policies, ascending."""
@@ -168,7 +170,8 @@ class RunFolder:
         waiting = self._policies.get(num_steps)
         if waiting is not None:
             return dict(waiting)
-        return files.unpack(_read(self._store.read_policy, num_steps))
+        path = self._path / layout.policy_file(num_steps)
+        return files.unpack(files.read(path, num_steps))
 
     def curves(self) -> dict[str, np.ndarray]:
         """Returns the curves: by name, float64 [3, P], as `set_curves` describes them."""
@@ -191,7 +194,8 @@ class RunFolder:
         return not self._thread.is_alive() and not self._has_work()
 
     def _has_work(self) -> bool:
-        return bool(self._waiting.summaries() or self._policies or self._curves_waiting)
+        waiting = self._waiting.summaries() or self._policies
+        return bool(waiting) or self._curves is not self._written_curves
 
     def _work(self) -> None:
         """Writes what waits until `close`; runs on the thread."""
@@ -201,23 +205,68 @@ class RunFolder:
                 if not self._has_work():
                     return
             try:
-                if self._store.prepare():
-                    log.warning("%s had vanished: it was created again.", self.path)
-                    self._curves_waiting = bool(self._curves)
-                self._write_next()
+                self._write()
             except Exception as error:  # of the disk, or of any package that reaches another store
-                self._report(
-                    f"{self.path} cannot be written: {_reason(error)}. The training goes on; what "
-                    f"there is to keep waits in memory, and writing is tried again every "
-                    f"{RETRY_SECONDS:g} s"
+                self._failure = (
+                    f"{self.path} cannot be written: {_reason(error)}. What there is to keep waits "
+                    f"in memory; writing is tried again every {RETRY_SECONDS:g} s"
                 )
+                self._warn(self._failure, _reason(error))
                 with self._changed:
                     if self._closing:
                         return
                     self._changed.wait_for(lambda: self._closing, RETRY_SECONDS)
             else:
-                self._problem = None
+                self._failure = None
 
-    def _write_next(self) -> None:
-        """Writes one thing that waits: the oldest recording, a policy, or the curves."""
-        ...
+    def _write(self) -> None:
+        """Writes the oldest of the recordings, one policy and the curves, as far as they wait."""
+        if self._store.prepare():
+            self._version += 1
+            self._written_curves = {}
+            self._warn(f"{self.path} had vanished; it was created again", "vanished")
+        with self._changed:
+            episodes, curves = self._waiting.oldest(), self._curves
+            num_steps, params = next(iter(self._policies.items()), (0, None))
+        if episodes:
+            packed = self._packed(lambda: {e.summary.key: _packed(e) for e in episodes})
+            if packed:
+                self._store.add_episodes(packed)
+            with self._changed:
+                self._waiting.discard(episodes)
+                self._version += 1
+        if params is not None:
+            if data := self._packed(lambda: files.pack(params)):
+                self._store.add_policy(num_steps, data)
+            with self._changed:
+                if self._policies[num_steps] is params:
+                    self._policies = {n: p for n, p in self._policies.items() if n != num_steps}
+        if curves is not self._written_curves:
+            if data := self._packed(lambda: files.pack(curves)):
+                self._store.write_curves(data)
+            self._written_curves = curves
+
+    def _packed(self, pack: Callable[[], Any]) -> Any:
+        """Returns what `pack` does; None if it cannot be packed, as trying again would not help."""
+        try:
+            return pack()
+        except Exception as error:
+            self._loss = f"Something could not be kept in {self.path}: {_reason(error)}"
+            self._warn(self._loss, _reason(error))
+            return None
+
+    def _warn(self, text: str, reason: str) -> None:
+        """Logs a warning, once for each reason."""
+        if reason not in self._warned:
+            self._warned.add(reason)
+            log.warning("%s. The training goes on.", text)
+
+
+def _packed(episode: Episode) -> tuple[Summary, bytes]:
+    return episode.summary, layout.pack_episode(episode)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return "it is no directory"
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__

@@ -28,6 +28,16 @@ _OWN = ("qpos", "qvel", "link_pos", "link_rot")
 _COMMON = ("env", "backend", "dt", "num_envs", "trainer", "started")
 
 
+def episode_file(key: str) -> str:
+    """Returns where in a run directory an episode is."""
+    return f"{EPISODES}/{key}.npz"
+
+
+def policy_file(num_steps: int) -> str:
+    """Returns where in a run directory a policy is."""
+    return f"{POLICIES}/{num_steps:015d}.npz"
+
+
 def run_record(info: RunInfo, model: bytes) -> dict[str, Any]:
     """Returns what run.json says of a training whose model.mjb is `model`."""
     return {
@@ -54,8 +64,8 @@ def parse_run(data: bytes) -> dict[str, Any]:
     if version > FORMAT:
         by = record.get("versions", {}).get("brax_viser", "a newer version")
         raise ValueError(
-            f"{RUN} has format {version}, of brax_viser {by}; brax_viser {_own_version()}, which is "
-            f"installed, reads format {FORMAT}: `pip install --upgrade brax_viser`"
+            f"{RUN} has format {version}, of brax_viser {by}; the installed {_own_version()} reads "
+            f"format {FORMAT}: `pip install --upgrade brax_viser`"
         )
     missing = [name for name in (*_COMMON, "id", "model", "versions") if name not in record]
     if missing:

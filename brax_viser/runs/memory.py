@@ -1,7 +1,7 @@
 """Keeps the episodes of a training in memory, within a fixed size."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -53,12 +53,12 @@ class RecentEpisodes:
             summaries = [episode.summary for episode in self._episodes.values()]
             sizes = {key: size_of(episode) for key, episode in self._episodes.items()}
             gone = surplus_recordings(summaries, sizes, self._max_bytes)
-            return self._drop(gone)
+            return self._drop({s.key for s in summaries if s.recording in gone})
 
-    def drop(self, recording: int) -> None:
-        """Drops the episodes of a recording, if there are any."""
+    def discard(self, episodes: Iterable[Episode]) -> None:
+        """Drops episodes, where they are still kept."""
         with self._lock:
-            self._drop({recording})
+            self._drop({episode.summary.key for episode in episodes})
 
     def summaries(self) -> tuple[Summary, ...]:
         """Returns those of the kept episodes, ordered by `key`."""
@@ -78,13 +78,11 @@ class RecentEpisodes:
             first = min((e.summary.recording for e in self._episodes.values()), default=None)
             return tuple(e for e in self._episodes.values() if e.summary.recording == first)
 
-    def _drop(self, recordings: set[int]) -> tuple[Summary, ...]:
-        every = [episode.summary for episode in self._episodes.values()]
-        gone = tuple(summary for summary in every if summary.recording in recordings)
-        for summary in gone:
-            del self._episodes[summary.key]
-        left = [summary for summary in every if summary.recording not in recordings]
-        self._summaries = tuple(sorted(left, key=lambda summary: summary.key))
+    def _drop(self, keys: set[str]) -> tuple[Summary, ...]:
+        every = sorted(self._episodes.items())
+        gone = tuple(episode.summary for key, episode in every if key in keys)
+        self._episodes = {key: episode for key, episode in every if key not in keys}
+        self._summaries = tuple(episode.summary for episode in self._episodes.values())
         self._version += 1
         return gone
 

@@ -1,28 +1,29 @@
-"""Writes the files of one training's run directory; every call waits for the disk, and may raise."""
+"""Writes the files of one training's run directory. Each call waits for the disk, and may raise."""
 
-import contextlib
 import copy
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
-import numpy as np
 from etils import epath
 
 from brax_viser.records.episode import RunInfo, Summary
 from brax_viser.runs import files, layout
 from brax_viser.runs.thinning import best_recording, surplus, surplus_recordings
 
-POLICIES_SHARE = 0.25
-"""Share of the directory's bytes that policies may have. Episodes have the rest."""
+POLICIES_SHARE = 0.2
+"""Share of the directory's bytes that policies may have."""
 
 
 class Store:
-    """The run directory of one training, as its one writer sees it. For one thread at a time."""
+    """The run directory of one training, as its one writer sees it. Only one thread writes; the
+    attributes can be read by any."""
+
+    episodes: Mapping[str, tuple[Summary, int]]  # on disk: summary and bytes, by key
+    policies: Mapping[int, int]  # on disk: bytes, by env steps trained
 
     def __init__(self, path: epath.Path, info: RunInfo, max_bytes: int) -> None:
-        """Creates the directory, or takes an empty one.
+        """Creates the directory, or takes one that has no training in it.
 
         Args:
             path: the directory.
@@ -37,126 +38,103 @@ class Store:
         self._model = copy.copy(info.mj_model)
         self._model_bytes = layout.model_bytes(self._model)
         self._record = json.dumps(layout.run_record(info, self._model_bytes), indent=1).encode()
-        self.episodes: dict[str, tuple[Summary, int]] = {}  # on disk: summary and bytes, by key
-        self.policies: dict[int, int] = {}  # on disk: bytes, by env steps trained
-        self._model_written = False
-        self._others = len(self._record)  # bytes of all other files
-        self._curves = 0  # bytes
         self._claim()
 
     def prepare(self) -> bool:
-        """Ensures that the directory is there and belongs to this training, and has its model.
+        """Ensures that the directory is there, has the model, and belongs to this training.
 
         Returns:
-            Whether it had to be created again, and has lost what was in it.
+            Whether it had vanished, with all that was in it, and was created again.
 
         Raises:
             ValueError: it belongs to another training by now.
             OSError: it cannot be written.
         """
-        lost = False
         try:
             found = (self._path / layout.RUN).read_bytes()
         except FileNotFoundError:
             self._claim()
-            lost = True
+            vanished = True
         else:
             if found != self._record:
                 raise ValueError(f"it holds another training by now: {describe(found)}")
-        if not self._model_written:
-            self._write_model()
-        return lost
+            vanished = False
+        for folder in (layout.EPISODES, layout.POLICIES):
+            (self._path / folder).mkdir(exist_ok=True)
+        if not self._model_size:
+            arrays = files.pack(layout.model_arrays(self._model))
+            files.write(self._path / layout.MODEL_ARRAYS, arrays)
+            files.write(self._path / layout.MODEL, self._model_bytes)
+            self._model_size = len(self._model_bytes) + len(arrays)
+        return vanished
 
     def add_episodes(self, packed: Mapping[str, tuple[Summary, bytes]]) -> None:
-        """Writes the episodes of one recording, by key, and drops others to make room."""
-        with_new = {**self.episodes, **{k: (s, len(data)) for k, (s, data) in packed.items()}}
-        sizes = {key: size for key, (_, size) in with_new.items()}
-        room = self._max_bytes - self._others - self._curves - sum(self.policies.values())
-        gone = surplus_recordings([s for s, _ in with_new.values()], sizes, room)
-        dropped = [key for key, (s, _) in self.episodes.items() if s.recording in gone]
-        if dropped:
-            left = {key: kept for key, kept in self.episodes.items() if key not in dropped}
-            self._write_index(left)
-            for key in dropped:
-                self._episode(key).unlink(missing_ok=True)
-        (self._path / layout.EPISODES).mkdir(parents=True, exist_ok=True)
+        """Writes the episodes of one recording, by key, and drops others to make room for them."""
+        coming = {key: (summary, len(data)) for key, (summary, data) in packed.items()}
+        self._make_room(coming)
         for key, (_, data) in packed.items():
-            files.write(self._episode(key), data)
-        left = {**self.episodes, **{k: kept for k, kept in with_new.items() if k in packed}}
-        self._write_index(dict(sorted(left.items())))
+            files.write(self._path / layout.episode_file(key), data)
+        self._list({**self.episodes, **coming})
 
     def add_policy(self, num_steps: int, data: bytes) -> None:
-        """Writes a policy, and drops others to make room; never the first, the newest, or the one
-        that the best recording shows."""
-        with_new = dict(sorted({**self.policies, num_steps: len(data)}.items()))
+        """Writes a policy, and drops others to make room for it; never the first, the newest, or
+        the one that acts in the best recording."""
+        sizes = dict(sorted({**self.policies, num_steps: len(data)}.items()))
+        best = best_recording(summary for summary, _ in self.episodes.values())
+        acting = max((n for n in sizes if best is not None and n <= best), default=-1)
         room = int(POLICIES_SHARE * self._max_bytes)
-        best = best_recording([summary for summary, _ in self.episodes.values()])
-        shown = max((n for n in with_new if best is not None and n <= best), default=None)
-        kept = () if shown is None else (shown,)
-        for gone in surplus(list(with_new), list(with_new.values()), room, kept):
-            self._policy(gone).unlink(missing_ok=True)
-            self.policies.pop(gone, None)
-        (self._path / layout.POLICIES).mkdir(parents=True, exist_ok=True)
-        files.write(self._policy(num_steps), data)
-        self.policies = dict(sorted({**self.policies, num_steps: len(data)}.items()))
+        for gone in surplus(list(sizes), list(sizes.values()), room, {acting, num_steps}):
+            (self._path / layout.policy_file(gone)).unlink(missing_ok=True)
+            self.policies = {n: size for n, size in self.policies.items() if n != gone}
+        files.write(self._path / layout.policy_file(num_steps), data)
+        self.policies = {**self.policies, num_steps: len(data)}
 
     def write_curves(self, data: bytes) -> None:
         """Writes the curves, in place of older ones."""
+        self._curves_size = len(data)
+        self._make_room({})
         files.write(self._path / layout.CURVES, data)
-        self._curves = len(data)
-
-    def read_episode(self, key: str) -> bytes:
-        """Returns the file of an episode. Raises FileNotFoundError if it is gone."""
-        return self._episode(key).read_bytes()
-
-    def read_policy(self, num_steps: int) -> bytes:
-        """Returns the file of a policy. Raises FileNotFoundError if it is gone."""
-        return self._policy(num_steps).read_bytes()
 
     def _claim(self) -> None:
+        run = self._path / layout.RUN
         self._path.mkdir(parents=True, exist_ok=True)
-        for name in (layout.EPISODES, layout.POLICIES):
-            folder = self._path / name
-            if not (self._path / layout.RUN).exists():
-                files.remove_unfinished(folder)
-                if folder.exists() and any(folder.iterdir()):
-                    raise ValueError(
-                        f"it has {name} but no {layout.RUN} that says of which training"
-                    )
-        if not files.create(self._path / layout.RUN, self._record):
-            found = (self._path / layout.RUN).read_bytes()
-            raise ValueError(f"it holds another training: {describe(found)}")
-        files.remove_unfinished(self._path)
+        if not run.exists():
+            for folder in (self._path / layout.EPISODES, self._path / layout.POLICIES):
+                if folder.is_dir() and any(p.suffix == ".npz" for p in folder.iterdir()):
+                    raise ValueError(f"it has {folder.name}, but no {layout.RUN} to say of what")
+        if not files.create(run, self._record):
+            raise ValueError(f"it holds another training: {describe(run.read_bytes())}")
+        for folder in (self._path, self._path / layout.EPISODES, self._path / layout.POLICIES):
+            files.remove_unfinished(folder)
         self.episodes, self.policies = {}, {}
-        self._model_written, self._curves = False, 0
+        self._model_size = self._curves_size = 0
 
-    def _write_model(self) -> None:
-        arrays = files.pack(layout.model_arrays(self._model))
-        files.write(self._path / layout.MODEL, self._model_bytes)
-        files.write(self._path / layout.MODEL_ARRAYS, arrays)
-        self._others = len(self._record) + len(self._model_bytes) + len(arrays)
-        self._model_written = True
+    def _make_room(self, coming: Mapping[str, tuple[Summary, int]]) -> None:
+        """Drops recordings until those that stay, and the coming episodes, fit."""
+        every = {**self.episodes, **coming}
+        others = len(self._record) + self._model_size + self._curves_size
+        others += len(layout.pack_index(every.values())) + int(POLICIES_SHARE * self._max_bytes)
+        sizes = {key: size for key, (_, size) in every.items()}
+        summaries = [summary for summary, _ in every.values()]
+        gone = surplus_recordings(summaries, sizes, self._max_bytes - others)
+        dropped = [key for key, (s, _) in self.episodes.items() if s.recording in gone]
+        if dropped:  # from the list first, so that a reader finds what is listed
+            self._list({key: x for key, x in self.episodes.items() if key not in dropped})
+            for key in dropped:
+                (self._path / layout.episode_file(key)).unlink(missing_ok=True)
 
-    def _write_index(self, episodes: dict[str, tuple[Summary, int]]) -> None:
-        (self._path / layout.EPISODES).mkdir(parents=True, exist_ok=True)
-        files.write(
-            self._path / layout.EPISODES / layout.INDEX, layout.pack_index(episodes.values())
-        )
+    def _list(self, episodes: Mapping[str, tuple[Summary, int]]) -> None:
+        index = self._path / layout.EPISODES / layout.INDEX
+        files.write(index, layout.pack_index(episodes.values()))
         self.episodes = episodes
-
-    def _episode(self, key: str) -> epath.Path:
-        return self._path / layout.EPISODES / f"{key}.npz"
-
-    def _policy(self, num_steps: int) -> epath.Path:
-        return self._path / layout.POLICIES / f"{num_steps:015d}.npz"
 
 
 def describe(run: bytes) -> str:
     """Returns in words which training a run.json is of."""
     try:
-        record: dict[str, Any] = layout.parse_run(run)
+        record = layout.parse_run(run)
         began = datetime.fromtimestamp(record["started"])
     except (ValueError, TypeError, OverflowError, OSError) as error:
         return str(error)
-    with_trainer = f" with {record['trainer']}" if record["trainer"] else ""
-    return f"{record['env']} ({record['backend']}){with_trainer}, begun {began:%Y-%m-%d %H:%M:%S}"
+    trainer = f" with {record['trainer']}" if record["trainer"] else ""
+    return f"{record['env']} ({record['backend']}){trainer}, begun {began:%Y-%m-%d %H:%M:%S}"
