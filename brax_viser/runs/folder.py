@@ -154,7 +154,7 @@ class RunFolder:
             return self._waiting.get(key)
         except KeyError:
             path = self._path / layout.episode_file(key)
-        return layout.unpack_episode(files.read(path, key))
+        return layout.read_episode(path, key)
 
     def policies(self) -> tuple[int, ...]:
         """Returns the env steps trained of all kept policies, ascending."""
@@ -171,7 +171,7 @@ class RunFolder:
         if waiting is not None:
             return dict(waiting)
         path = self._path / layout.policy_file(num_steps)
-        return files.unpack(files.read(path, num_steps))
+        return files.read_arrays(path, num_steps)
 
     def curves(self) -> dict[str, np.ndarray]:
         """Returns the curves: by name, float64 [3, P], as `set_curves` describes them."""

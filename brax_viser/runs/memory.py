@@ -32,6 +32,7 @@ class RecentEpisodes:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._episodes: dict[str, Episode] = {}
+        self._sizes: dict[str, int] = {}  # bytes by key
         self._summaries: tuple[Summary, ...] = ()
         self._version = 0
 
@@ -50,9 +51,9 @@ class RecentEpisodes:
             return ()
         with self._lock:
             self._episodes.update((episode.summary.key, episode) for episode in episodes)
+            self._sizes.update((episode.summary.key, size_of(episode)) for episode in episodes)
             summaries = [episode.summary for episode in self._episodes.values()]
-            sizes = {key: size_of(episode) for key, episode in self._episodes.items()}
-            gone = surplus_recordings(summaries, sizes, self._max_bytes)
+            gone = surplus_recordings(summaries, self._sizes, self._max_bytes)
             return self._drop({s.key for s in summaries if s.recording in gone})
 
     def discard(self, episodes: Iterable[Episode]) -> None:
@@ -82,6 +83,7 @@ class RecentEpisodes:
         every = sorted(self._episodes.items())
         gone = tuple(episode.summary for key, episode in every if key in keys)
         self._episodes = {key: episode for key, episode in every if key not in keys}
+        self._sizes = {key: self._sizes[key] for key in self._episodes}
         self._summaries = tuple(episode.summary for episode in self._episodes.values())
         self._version += 1
         return gone
