@@ -1,6 +1,7 @@
 """`brax-viser`: trains a Brax environment with a stock trainer, to be watched without a script."""
 
 import contextlib
+import functools
 import importlib
 import os
 import sys
@@ -70,9 +71,11 @@ def train(
         domain_randomization: randomize the robots as Playground does; only for its environments.
         mode: realtime, latest or every_step.
         page: where the page is served, and who may open it.
-        save_dir: folder for the policy; runs/ENV-TIME if not given.
+        save_dir: folder for the policy, recorded episodes and curves; runs/ENV-TIME if not given.
         keep_open: keep the page open after the training, until Ctrl-C.
     """
+
+    where = save_dir or f"runs/{env}-{datetime.now():%Y%m%d-%H%M%S}"
 
     def work(run: _Run) -> Any:
         _check(trainer, num_timesteps)
@@ -80,7 +83,7 @@ def train(
             limits = num_envs, num_timesteps
             bare, settings = _load(env, trainer, backend, *limits, domain_randomization)
         try:
-            viewer = run.viewer = page.viewer(mode)
+            viewer = run.viewer = page.viewer(mode, functools.partial(Viewer, run_dir=where))
         except (RuntimeError, ValueError) as error:
             _refuse(str(error))
         settings |= {"seed": seed} if seed is not None else {}
@@ -90,9 +93,7 @@ def train(
     with ctrl_c:
         run.start(work)
         _show_progress(run, ctrl_c)
-        return _end(
-            run, ctrl_c, save_dir or f"runs/{env}-{datetime.now():%Y%m%d-%H%M%S}", keep_open
-        )
+        return _end(run, ctrl_c, where, keep_open)
 
 
 @app.command(name="envs")
@@ -275,6 +276,8 @@ def _end(run: _Run, ctrl_c: CtrlC, where: str, keep_open: bool) -> int:
     """Saves the policy and keeps the page open, as far as that makes sense; returns the exit
     code."""
     if run.refusal is not None:
+        if run.viewer is not None:
+            run.viewer.finish_recording()
         console.print(f"brax-viser: {run.refusal}", style="red", markup=False)
         return 2
     stopped = not run.over.is_set()
@@ -283,6 +286,9 @@ def _end(run: _Run, ctrl_c: CtrlC, where: str, keep_open: bool) -> int:
         console.print(f"Stopped {'in mid-training' if begun else 'before the training began'}.")
     if run.training.is_set():
         _save(where, run)
+    if run.viewer is not None:
+        if run.viewer.finish_recording():
+            console.print(f"Recorded: brax-viser replay {where}", soft_wrap=True, markup=False)
     if stopped:
         return ctrl_c.code
     if run.viewer is not None:

@@ -200,6 +200,11 @@ class Controls:
         """
         self._shared.progress.metrics.add(num_steps, metrics, self._shared.clock())
 
+    def finish_recording(self) -> bool:
+        """Writes what was recorded to the run directory, and ends that; `close` does so as well.
+        Returns whether there is a directory with recorded episodes."""
+        return self._page is not None and self._page.recording.close()
+
     def policy_params_fn(
         self, num_steps: int, make_policy: Callable[..., Any], params: Any
     ) -> None:

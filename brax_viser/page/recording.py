@@ -74,11 +74,11 @@ class Recording:
                 recorder.found_none()
         self._keep_curves()
 
-    def close(self) -> None:
-        """Finishes what is kept. Called on any thread, once the loop has ended."""
+    def close(self) -> bool:
+        """Finishes what is kept. Called on any thread. Returns whether episodes are on disk."""
         self._next_curves = 0.0
         self._keep_curves()
-        self._keeper.close()
+        return self._keeper.close()
 
     def _begin(self, channel: Channel) -> None:
         """Begins with another training, if this is one. Of several environments that are stepped in

@@ -1,5 +1,6 @@
 """Keeps what one viewer records: in memory, or in the run directory of each training."""
 
+import contextlib
 import itertools
 import os
 import threading
@@ -137,11 +138,16 @@ class Keeper:
         """
         return (self._folder or self._memory).get(key)
 
-    def close(self) -> None:
-        """Finishes the files. Idempotent."""
+    def close(self) -> bool:
+        """Finishes the files. Idempotent. Returns whether there are any episodes on disk."""
         with self._lock:
             if self._folder is not None:
                 self._folder.close()
+                return bool(self._folder.summaries())
+            if self._run_dir is not None and self._info is None:
+                with contextlib.suppress(OSError):  # made by `check_free`; not if it has files
+                    self._run_dir.rmdir()
+            return False
 
     def _finish(self) -> None:
         self._before = self.version + 1
