@@ -67,6 +67,7 @@ LANES = {
     "test_hosts": integration(3, alone=True),
     "test_inputs": integration(4),
     "test_interrupt": unit(),
+    "test_keeper": integration(0.3, quick=True),
     "test_lanes": unit(),
     "test_launch": integration(4),
     "test_left_behind": integration(0.5),

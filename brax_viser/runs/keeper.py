@@ -145,7 +145,9 @@ class Keeper:
                 self._folder.close()
                 return bool(self._folder.summaries())
             if self._run_dir is not None and self._info is None:
-                with contextlib.suppress(OSError):  # made by `check_free`; not if it has files
+                with contextlib.suppress(
+                    OSError, ValueError
+                ):  # made by `check_free`; not if it has files
                     self._run_dir.rmdir()
             return False
 
