@@ -80,7 +80,7 @@ class Page:
         )
         self.functions = FrameFunctions(state)
         self.finale = Finale(shared, server, self.robots, self.steering)
-        self.recording = Recording(shared, self.robots, keeper)
+        self.recording = Recording(shared, state, self.robots, keeper)
         parts = self.panel, self.panel_state, self.inbox, self.functions, self.finale
         both = self.recording, self.replay
         self.loop = Loop(shared, state, server, events, *shown, *parts, *both)

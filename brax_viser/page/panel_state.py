@@ -99,6 +99,7 @@ class PanelState:
             complaint=state.complaint,
             notice=state.notice,
             hold_limit=state.hold_limit,
+            unkept=state.unkept,
             fault=at.fault,
             waits=waits,
             parts=state.parts,

@@ -10,6 +10,7 @@ from brax_viser.host.source import Source
 from brax_viser.host.state import SharedState
 from brax_viser.page.channel import Channel
 from brax_viser.page.robots import Robots
+from brax_viser.page.state import PageState
 from brax_viser.records.episode import Episode, RunInfo
 from brax_viser.records.packet import ModelPacket, Packet
 from brax_viser.runs.keeper import Keeper
@@ -23,15 +24,16 @@ CURVE_SECONDS = 10.0
 class Recording:
     """Hands the recorder its steps, and the keeper what was recorded. Used on viser's loop only."""
 
-    def __init__(self, shared: SharedState, robots: Robots, keeper: Keeper):
+    def __init__(self, shared: SharedState, state: PageState, robots: Robots, keeper: Keeper):
         """Records nothing yet.
 
         Args:
             shared: the shared state.
+            state: the page's state, which says what can't be kept.
             robots: the robots of each rollout, with its channel.
             keeper: keeps what was recorded.
         """
-        self._shared, self._robots = shared, robots
+        self._shared, self._state, self._robots = shared, state, robots
         self._recorder, self._keeper = Recorder(keeper.first_after), keeper
         self._source: Source | None = None  # the environment of the training that is kept
         self._training: int | None = None  # its number
@@ -41,7 +43,8 @@ class Recording:
     def take(self, packets: Sequence[Packet | ModelPacket]) -> list[Packet | ModelPacket]:
         """Returns those of the packets that the page wants, and records others of the training."""
         window = self._recorder.window
-        if window is not None:
+        if window is not None and packets:
+            self._begin()
             seconds = self._shared.progress.seconds(self._shared.clock())
             for packet in packets:
                 if isinstance(packet, Packet) and packet.source is self._source:
@@ -58,9 +61,12 @@ class Recording:
     def update(self) -> None:
         """Begins or ends a recording where one is due."""
         shared, recorder, channel = self._shared, self._recorder, self._robots.channels.get("train")
-        training = shared.progress.under_way and channel is not None
-        if channel is not None and training:
-            self._begin(channel)
+        progress = shared.progress
+        # What a recording must have from the first step on, it asks for before that.
+        early = self._keeper.first_after == 0 and progress.seconds(shared.clock()) == 0
+        training = channel is not None and (progress.under_way or early)
+        if progress.under_way and channel is not None:
+            self._begin()
             training = channel.source is self._source
         window = recorder.update(shared.clock(), shared.meter.spent, training=training)
         wanted = recorder.window is not None
@@ -73,6 +79,7 @@ class Recording:
             else:
                 recorder.found_none()
         self._keep_curves()
+        self._state.unkept = self._keeper.problem
 
     def close(self) -> bool:
         """Finishes what is kept. Called on any thread. Returns whether episodes are on disk."""
@@ -80,12 +87,14 @@ class Recording:
         self._keep_curves()
         return self._keeper.close()
 
-    def _begin(self, channel: Channel) -> None:
+    def _begin(self) -> None:
         """Begins with another training, if this is one. Of several environments that are stepped in
         turn, the first is recorded."""
-        progress, source = self._shared.progress, channel.source
-        rollout = source.rollouts.get("train")
-        if rollout is None or progress.begun == self._training:
+        progress, source = self._shared.progress, self._shared.sources_shown().get("train")
+        rollout = source.rollouts.get("train") if source is not None else None
+        if source is None or rollout is None or progress.begun == self._training:
+            return
+        if not progress.under_way:
             return
         self._training, self._source = progress.begun, source
         adapter, call = source.adapter, progress.call

@@ -157,7 +157,7 @@ def head(view: PanelView) -> str:
 
 def notices(view: PanelView) -> str:
     """Returns all notices; empty if there are none."""
-    told = [*filter(None, (view.notice, view.hold_limit)), *view.cells]
+    told = [*filter(None, (view.notice, view.hold_limit, view.unkept)), *view.cells]
     if view.fault is not None or view.progress.phase == "failed":
         told.insert(0, status(view))  # in full: the head has one line for it
     if view.lost:
