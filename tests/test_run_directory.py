@@ -150,11 +150,12 @@ def test_a_list_of_many_episodes_opens_none_of_them(tmp_path, monkeypatch):
     assert opened == []
 
 
-def test_a_reader_sees_what_a_running_training_adds(tmp_path):
-    running = RunFolder(tmp_path, run_info())
-    running.add_policy(1, {})
-    wait_for(lambda: running._store.policies)
-    run = open_run(tmp_path)
+def test_a_reader_sees_what_a_running_training_adds(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    running = RunFolder("run", run_info())
+    wait_for(lambda: (tmp_path / "run" / layout.MODEL).exists())
+    run = open_run("run")
+    monkeypatch.chdir("/")
     versions = [run.version]
     assert run.summaries() == ()
     for i in (10, 20):
