@@ -1,9 +1,13 @@
 """Episodes and trainings made up for tests."""
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import mujoco
 import numpy as np
 
 from brax_viser.records.episode import Episode, RunInfo, Summary
+from brax_viser.runs.folder import RunFolder
 
 POLE = """
 <mujoco>
@@ -49,3 +53,17 @@ def episode(
         link_rot=numbers(length + 1, 2, 4),
         steps={"reward": numbers(length), "metrics/a/b": numbers(length)},
     )
+
+
+def written(path: Path, recordings: Iterable[int] = (10, 20)) -> None:
+    """Writes a run directory with two episodes for each recording, two policies and a curve, unless
+    it is there."""
+    if path.exists():
+        return
+    run = RunFolder(path, run_info())
+    for i in recordings:
+        run.add([episode(i, env) for env in range(2)])
+        run.add_policy(i, {"1/params/hidden_0/bias": np.full(8, i, np.float32)})
+    run.set_curves({"eval/episode_reward": np.arange(6.0).reshape(3, 2)})
+    assert run.close()
+    assert run.problem is None

@@ -4,7 +4,6 @@ import errno
 import json
 import logging
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -22,7 +21,7 @@ from brax_viser.runs import files, folder, layout, reader
 from brax_viser.runs.folder import RunFolder
 from brax_viser.runs.memory import size_of
 from brax_viser.runs.reader import open_run
-from tests.episodes import episode, run_info
+from tests.episodes import episode, run_info, written
 
 EPISODES = layout.EPISODES
 
@@ -31,6 +30,7 @@ EPISODES = layout.EPISODES
 def quick(monkeypatch):
     monkeypatch.setattr(folder, "RETRY_SECONDS", 0.02)
     monkeypatch.setattr(reader, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(files.os, "fsync", lambda _: None)  # subprocesses do wait for the disk
 
 
 def wait_for(condition, seconds: float = 20.0) -> None:
@@ -40,15 +40,6 @@ def wait_for(condition, seconds: float = 20.0) -> None:
             return
         pause.wait(0.01)
     raise AssertionError("it has not come true")
-
-
-def written(path: Path, recordings, **of_episode) -> None:
-    """Writes a run directory with two episodes per recording."""
-    run = RunFolder(path, run_info())
-    for i in recordings:
-        run.add([episode(i, env, **of_episode) for env in range(2)])
-    assert run.close()
-    assert run.problem is None
 
 
 def recordings_in(run) -> list[int]:
@@ -97,6 +88,7 @@ def test_policies_curves_and_the_training_come_back(tmp_path):
         run.add_policy(num_steps, params)
     curves = {"eval/reward": np.arange(6.0).reshape(3, 2), "file": np.zeros((3, 0))}
     run.set_curves({"old": np.zeros((3, 1))})
+    wait_for(lambda: not run._has_work())
     run.set_curves(curves)
     for opened in (run, run.close() and run, open_run(tmp_path)):
         assert opened.policies() == (3, 7)
@@ -118,20 +110,23 @@ def test_policies_curves_and_the_training_come_back(tmp_path):
     assert layout.model_bytes(found.mj_model) == layout.model_bytes(info.mj_model)
 
 
-def test_the_model_is_that_of_the_beginning_and_numpy_alone_reads_its_arrays(tmp_path):
-    info = run_info()
+def test_the_model_is_that_of_the_beginning_and_numpy_alone_reads_its_arrays(tmp_path, monkeypatch):
+    info, changed, write = run_info(), threading.Event(), files.write
+    monkeypatch.setattr(files, "write", lambda *args: changed.wait() and write(*args))
     run = RunFolder(tmp_path, info)
     info.mj_model.geom_size[:] = 9
-    run.add([episode(1)])
+    changed.set()
     assert run.close()
     assert open_run(tmp_path).info.mj_model.geom_size.max() < 9
     with np.load(tmp_path / layout.MODEL_ARRAYS, allow_pickle=False) as model:
         assert model["geom_size"].shape == (2, 3)
+        assert model["geom_size"].max() < 9
         names = model["names"].tobytes().split(b"\0")
         assert {b"cart", b"pole"} < set(names)
 
 
 def test_a_reader_needs_neither_jax_nor_viser(tmp_path):
+    tmp_path /= "run"
     written(tmp_path, [1])
     code = (
         "import sys; from brax_viser.runs.reader import open_run; import brax_viser.runs.folder; "
@@ -142,6 +137,7 @@ def test_a_reader_needs_neither_jax_nor_viser(tmp_path):
 
 
 def test_a_list_of_many_episodes_opens_none_of_them(tmp_path, monkeypatch):
+    tmp_path /= "run"
     written(tmp_path, range(20))
     opened = []
     monkeypatch.setattr(layout, "read_episode", opened.append)
@@ -150,11 +146,13 @@ def test_a_list_of_many_episodes_opens_none_of_them(tmp_path, monkeypatch):
     assert opened == []
 
 
-def test_a_reader_sees_what_a_running_training_adds(tmp_path):
-    running = RunFolder(tmp_path, run_info())
-    running.add_policy(1, {})
-    wait_for(lambda: running._store.policies)
-    run = open_run(tmp_path)
+def test_a_reader_sees_what_a_running_training_adds(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    running = RunFolder("run", run_info())
+    wait_for(lambda: (tmp_path / "run" / layout.MODEL).exists())
+    run = open_run("run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     versions = [run.version]
     assert run.summaries() == ()
     for i in (10, 20):
@@ -164,6 +162,7 @@ def test_a_reader_sees_what_a_running_training_adds(tmp_path):
         assert run.summaries()[-1] == episode(i).summary
     assert running.close()
     assert run.version == versions[-1]
+    assert not list(Path().iterdir())
 
 
 # Bounds.
@@ -172,7 +171,7 @@ def test_a_reader_sees_what_a_running_training_adds(tmp_path):
 def test_the_directory_stays_within_its_bytes_and_is_thinned_evenly(tmp_path):
     most = 400_000
     run = RunFolder(tmp_path, run_info(), max_bytes=most)
-    for i in range(60):
+    for i in range(40):
         run.add([episode(i, env, episode_return=-abs(i - 23)) for env in range(2)])
         run.add_policy(i, {"w": np.zeros(1000)})
         wait_for(lambda: not run._has_work())
@@ -180,9 +179,9 @@ def test_the_directory_stays_within_its_bytes_and_is_thinned_evenly(tmp_path):
     assert run.close()
     for opened in (run, open_run(tmp_path)):
         recordings = recordings_in(opened)
-        assert {0, 23, 59} < set(recordings)
-        assert np.diff(recordings).max() <= 3 * 59 / (len(recordings) - 1)
-        assert {0, 23, 59} <= set(opened.policies())
+        assert {0, 23, 39} < set(recordings)
+        assert np.diff(recordings).max() <= 3 * 39 / (len(recordings) - 1)
+        assert {0, 23, 39} <= set(opened.policies())
         assert len(opened.policies()) < 10
         for summary in opened.summaries():
             opened.get(summary.key)
@@ -237,52 +236,81 @@ def test_a_directory_without_room_is_refused(tmp_path, value):
 # Kills.
 
 KILLED = """
-import sys, threading
+import os, signal, sys, threading
+from pathlib import Path
+import numpy as np
+from brax_viser.runs import files
 from brax_viser.runs.folder import RunFolder
 from tests.episodes import episode, run_info
-run = RunFolder(sys.argv[1], run_info(), max_bytes=int(sys.argv[2]))
-i = 0
-while True:
-    run.add([episode(i, env, length=2000) for env in range(2)])
-    run.add_policy(i, {"w": episode(i).qpos})
-    run.set_curves({"a": episode(i).qpos[:3]})
-    while run._has_work():
-        threading.Event().wait(0.001)
-    print(i, flush=True)
-    i += 1
+
+class Half:
+    def __init__(self, path, mode):
+        self._file = open(path, mode)
+    def __enter__(self):
+        return self
+    def __exit__(self, *_):
+        self._file.close()
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+    def write(self, data):
+        global left
+        left -= 1
+        if left == 0:
+            self._file.write(data[:len(data) // 2])
+            self._file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._file.write(data)
+
+def train(path, max_bytes):
+    run = RunFolder(path, run_info(), max_bytes=max_bytes)
+    for i in range(6):
+        run.add([episode(i, env, length=100) for env in range(2)])
+        run.add_policy(i, {"w": np.full(2000, i)})
+        run.set_curves({"a": episode(i).qpos[:3]})
+        while run._has_work():
+            threading.Event().wait(0.001)
+        Path(path + ".written").write_text(str(i))
+
+for left in map(int, sys.argv[3:]):
+    child = os.fork()
+    if child == 0:
+        files.open = Half
+        train(f"{sys.argv[1]}/{left}", int(sys.argv[2]))
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
 """
 
 
-def test_after_a_kill_in_the_middle_of_writing_everything_opens(tmp_path):
-    most = [10**9, 10**9, 2_000_000]  # the last one drops recordings as well
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(tmp_path / str(i)), str(bytes_)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for i, bytes_ in enumerate(most)
-    ]
-    for i, child in enumerate(children):
-        assert child.stdout is not None
-        last = 0
-        for _ in range(12 + 7 * i):
-            last = int(child.stdout.readline())
-        threading.Event().wait(0.003 * i)
-        child.send_signal(signal.SIGKILL)
-        output, _ = child.communicate()
-        last = max([last, *map(int, output.split("\n")[:-1])])
-        run = open_run(tmp_path / str(i))
-        kept = run.summaries()
-        for summary in kept:
-            assert run.get(summary.key).summary == summary
+@pytest.mark.parametrize(
+    ("max_bytes", "kills"),
+    [(10**9, range(1, 14)), (230_000, range(19, 27))],  # the second one drops recordings, too
+)
+def test_after_a_kill_in_any_write_all_that_was_written_opens(tmp_path, max_bytes, kills):
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(max_bytes), *map(str, kills)]
+    subprocess.run(command, check=True, timeout=100)
+    for kill in kills:
+        path = tmp_path / str(kill)
+        if kill <= 3:  # run.json, model.npz, model.mjb
+            with pytest.raises(ValueError, match="damaged" if kill == 1 else "has no model"):
+                open_run(path)
+            continue
+        run = open_run(path)
+        for summary in run.summaries():
+            assert_same(run.get(summary.key), episode(summary.recording, summary.env, length=100))
         for num_steps in run.policies():
-            assert run.policy(num_steps)["w"].tobytes() == episode(num_steps).qpos.tobytes()
-        assert run.curves()["a"].shape == (3, 2)
-        assert {0, last} <= set(recordings_in(run))
-        if most[i] == 10**9:
-            assert set(range(last + 1)) <= set(recordings_in(run))
-            assert last in run.policies()
+            assert run.policy(num_steps)["w"].tolist() == 2000 * [num_steps]
+        if not path.with_suffix(".written").exists():
+            continue
+        last = int(path.with_suffix(".written").read_text())
+        assert run.curves()["a"].tobytes() in [
+            episode(i).qpos[:3].tobytes() for i in (last, last + 1)
+        ]
+        recordings = recordings_in(run)
+        assert recordings[0] == 0
+        assert last <= recordings[-1] <= last + 1
+        assert last in run.policies()
+        assert max_bytes < 10**9 or recordings[: last + 1] == list(range(last + 1))
+    assert max_bytes == 10**9 or recordings != list(range(last + 1))
 
 
 def test_what_a_kill_left_half_written_is_ignored_and_removed(tmp_path):
@@ -290,10 +318,10 @@ def test_what_a_kill_left_half_written_is_ignored_and_removed(tmp_path):
     half.parent.mkdir()
     half.write_bytes(b"half")
     (tmp_path / "notes.txt").write_text("mine")
-    written(tmp_path, [1])
+    RunFolder(tmp_path, run_info()).close()
     assert not half.exists()
     half.write_bytes(b"half")
-    assert recordings_in(open_run(tmp_path)) == [1]
+    assert recordings_in(open_run(tmp_path)) == []
     assert (tmp_path / "notes.txt").exists()
 
 
@@ -453,6 +481,7 @@ def test_a_directory_without_permission_is_refused(tmp_path, monkeypatch):
 
 
 def test_the_directory_of_another_training_is_refused_by_name_and_left_as_it_is(tmp_path):
+    tmp_path /= "run"
     written(tmp_path, [1, 2])
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     with pytest.raises(ValueError, match=r"another training: Pole \(mjx\) with PPO, begun 2023-11"):
@@ -507,6 +536,7 @@ def test_a_directory_that_is_given_to_another_training_meanwhile_is_left_to_it(t
 
 
 def test_a_truncated_episode_is_left_out_and_named_once(tmp_path, caplog):
+    tmp_path /= "run"
     written(tmp_path, [1, 2])
     path = tmp_path / layout.episode_file(episode(1).summary.key)
     path.write_bytes(path.read_bytes()[:-20])
@@ -520,6 +550,7 @@ def test_a_truncated_episode_is_left_out_and_named_once(tmp_path, caplog):
 
 
 def test_damage_that_only_the_contents_show_is_found_wherever_it_is(tmp_path, caplog):
+    tmp_path /= "run"
     written(tmp_path, [1, 2])
     key = episode(1).summary.key
     path = tmp_path / layout.episode_file(key)
@@ -549,6 +580,7 @@ def test_damage_that_only_the_contents_show_is_found_wherever_it_is(tmp_path, ca
 
 @pytest.mark.parametrize("index", [None, b"", b"{", b"[]", b'{"episodes": [{}]}'])
 def test_a_missing_or_damaged_list_is_made_again_from_the_episodes(tmp_path, index, caplog):
+    tmp_path /= "run"
     written(tmp_path, [1, 2])
     before = open_run(tmp_path).summaries()
     path = tmp_path / EPISODES / layout.INDEX
@@ -562,6 +594,7 @@ def test_a_missing_or_damaged_list_is_made_again_from_the_episodes(tmp_path, ind
 
 
 def test_an_episode_that_is_dropped_meanwhile_is_a_key_error(tmp_path):
+    tmp_path /= "run"
     written(tmp_path, [1])
     run = open_run(tmp_path)
     (tmp_path / layout.episode_file(episode(1).summary.key)).unlink()

@@ -18,6 +18,12 @@ class Damaged(ValueError):
     """A file's contents are not those that were written."""
 
 
+def path_of(path: str | os.PathLike[str]) -> epath.Path:
+    """Returns a path that stays where it is when the process changes its folder."""
+    given = epath.Path(path).expanduser()
+    return given.resolve() if is_local(given) else given
+
+
 def is_local(path: epath.Path) -> bool:
     """Whether a path belongs to this machine's file system."""
     return "://" not in os.fspath(path)

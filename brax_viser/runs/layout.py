@@ -199,7 +199,7 @@ def parse_summary(record: Mapping[str, Any]) -> Summary:
 
 def pack_index(episodes: Iterable[tuple[Summary, int]]) -> bytes:
     """Returns index.json, the list of all episodes and of their files' bytes."""
-    entries = [summary_record(summary) | {"bytes": size} for summary, size in episodes]
+    entries = [{"key": s.key, **summary_record(s), "bytes": size} for s, size in episodes]
     return json.dumps({"format": FORMAT, "episodes": entries}).encode()
 
 

@@ -119,10 +119,8 @@ class SavedRun:
             self._looked = now
             try:
                 kept = self._listed()
-            except Exception as error:  # of the disk, or of any package that reaches another store
-                self._warn(
-                    self._path, f"{self._path} cannot be read: {error}"
-                )  # what is known stays
+            except Exception as error:  # of any store; what is known stays
+                self._warn(self._path, f"{self._path} cannot be read: {error}")
             else:
                 self._keep({key: s for key, s in kept.items() if key not in self._damaged})
 
@@ -192,7 +190,7 @@ def open_run(path: str | os.PathLike[str]) -> SavedRun:
         ValueError: it is no run directory, its model is missing or of another version of MuJoCo, or
             it was written by a newer brax_viser. The message says what to do.
     """
-    folder = epath.Path(path).expanduser()
+    folder = files.path_of(path)
     try:
         record = layout.parse_run(files.read(folder / layout.RUN, layout.RUN))
     except KeyError:

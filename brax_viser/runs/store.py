@@ -40,6 +40,11 @@ class Store:
         self._record = json.dumps(layout.run_record(info, self._model_bytes), indent=1).encode()
         self._claim()
 
+    @property
+    def has_model(self) -> bool:
+        """Whether the model is on disk."""
+        return self._model_size > 0
+
     def prepare(self) -> bool:
         """Ensures that the directory is there, has the model, and belongs to this training.
 
@@ -61,7 +66,7 @@ class Store:
             vanished = False
         for folder in (layout.EPISODES, layout.POLICIES):
             (self._path / folder).mkdir(exist_ok=True)
-        if not self._model_size:
+        if not self.has_model:
             arrays = files.pack(layout.model_arrays(self._model))
             files.write(self._path / layout.MODEL_ARRAYS, arrays)
             files.write(self._path / layout.MODEL, self._model_bytes)
