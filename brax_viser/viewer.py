@@ -28,7 +28,6 @@ from brax_viser.page.stats import Stats, StreamStats, stats_of
 from brax_viser.panel.limits import check_choice, check_fps, check_share
 from brax_viser.process import InterruptWatch, interpreter
 from brax_viser.processes import rendezvous
-from brax_viser.records.episode import Episodes, NoEpisodes, RunInfo
 from brax_viser.records.grid import Grid
 from brax_viser.records.trainer_call import TrainerCall
 
@@ -79,8 +78,6 @@ class Viewer(Controls):
     _server: PageServer | None = None  # these three only in the first process
     _page: Page | None = None
     _leader: "Leader | None" = None
-    _episodes: Episodes = NoEpisodes()  # that are kept of the training
-    _recorded: RunInfo | None = None  # the training, if nothing but its episodes is shown
     _end: "Page | Worker"  # where the devices' packets go
 
     def __init__(
@@ -209,8 +206,7 @@ class Viewer(Controls):
         self._undo.callback(server.stop)
         # Without its token: everybody who reaches the coordinator can read what is announced.
         self._leader = self._listen(number, server.place)
-        parts = self._shared, self._sources, server.viser, self._leader
-        page = Page(*parts, episodes=self._episodes, recorded=self._recorded)
+        page = Page(self._shared, self._sources, server.viser, self._leader, **self._kept)
         self._undo.callback(page.join, timeout=5.0)
         server.serve(self._shared, page)
         return page
