@@ -31,7 +31,7 @@ class ReplayViewer(Viewer):
         """
         self._listed = _Listed(episodes)
         self._kept = {"episodes": self._listed, "recorded": run}
-        environment = Recorded(run, episodes)
+        environment = Recorded.of(run, episodes)
         grid = grid_of(run.mj_model, environment.init_qpos, GRID, None)
         self._source = Source(environment, grid, "train")  # the viewer's own reference is weak
         super().__init__(**options)

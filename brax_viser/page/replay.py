@@ -298,8 +298,8 @@ def _view_of(
         step = int(at + ALMOST)
         part = at - step
         if part > ALMOST and step < episode.summary.length:
-            poses = [(episode.link_pos[i], episode.link_rot[i]) for i in (step, step + 1)]
-            pos[row], rot[row] = between(*poses, part, stays=np.zeros(1, bool))
+            one, other = ((episode.link_pos[i], episode.link_rot[i]) for i in (step, step + 1))
+            pos[row], rot[row] = between(one, other, part, stays=np.zeros(1, bool))
     return View(frame, pos, rot, np.zeros(len(episodes), bool), position, came)
 
 
@@ -318,7 +318,7 @@ def frame_at(
     pos = np.stack([e.link_pos[t] for e, t in pairs])
     rot = np.stack([e.link_rot[t] for e, t in pairs])
     fell = [t == e.summary.length and e.summary.ended == "terminated" for e, t in pairs]
-    finite = np.isfinite(pos).all(axis=(1, 2)) & np.isfinite(rot).all(axis=(1, 2))
+    finite = np.isfinite(np.concatenate([pos, rot], axis=2)).all(axis=(1, 2))
     first = episodes[0].summary
     own = {name: [_known(e, name, t) for e, t in pairs] for name in COORDINATES}
     together = {n: np.stack(x) for n, x in own.items() if all(a is not None for a in x)}  # type: ignore[arg-type]
