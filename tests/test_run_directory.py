@@ -4,7 +4,6 @@ import errno
 import json
 import logging
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -88,6 +87,7 @@ def test_policies_curves_and_the_training_come_back(tmp_path):
         run.add_policy(num_steps, params)
     curves = {"eval/reward": np.arange(6.0).reshape(3, 2), "file": np.zeros((3, 0))}
     run.set_curves({"old": np.zeros((3, 1))})
+    wait_for(lambda: not run._has_work())
     run.set_curves(curves)
     for opened in (run, run.close() and run, open_run(tmp_path)):
         assert opened.policies() == (3, 7)
@@ -109,15 +109,17 @@ def test_policies_curves_and_the_training_come_back(tmp_path):
     assert layout.model_bytes(found.mj_model) == layout.model_bytes(info.mj_model)
 
 
-def test_the_model_is_that_of_the_beginning_and_numpy_alone_reads_its_arrays(tmp_path):
-    info = run_info()
+def test_the_model_is_that_of_the_beginning_and_numpy_alone_reads_its_arrays(tmp_path, monkeypatch):
+    info, changed, write = run_info(), threading.Event(), files.write
+    monkeypatch.setattr(files, "write", lambda *args: changed.wait() and write(*args))
     run = RunFolder(tmp_path, info)
     info.mj_model.geom_size[:] = 9
-    run.add([episode(1)])
+    changed.set()
     assert run.close()
     assert open_run(tmp_path).info.mj_model.geom_size.max() < 9
     with np.load(tmp_path / layout.MODEL_ARRAYS, allow_pickle=False) as model:
         assert model["geom_size"].shape == (2, 3)
+        assert model["geom_size"].max() < 9
         names = model["names"].tobytes().split(b"\0")
         assert {b"cart", b"pole"} < set(names)
 
@@ -148,7 +150,8 @@ def test_a_reader_sees_what_a_running_training_adds(tmp_path, monkeypatch):
     running = RunFolder("run", run_info())
     wait_for(lambda: (tmp_path / "run" / layout.MODEL).exists())
     run = open_run("run")
-    monkeypatch.chdir("/")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     versions = [run.version]
     assert run.summaries() == ()
     for i in (10, 20):
@@ -158,6 +161,7 @@ def test_a_reader_sees_what_a_running_training_adds(tmp_path, monkeypatch):
         assert run.summaries()[-1] == episode(i).summary
     assert running.close()
     assert run.version == versions[-1]
+    assert not list(Path().iterdir())
 
 
 # Bounds.
@@ -231,52 +235,80 @@ def test_a_directory_without_room_is_refused(tmp_path, value):
 # Kills.
 
 KILLED = """
-import sys, threading
+import os, signal, sys, threading
+from pathlib import Path
+from brax_viser.runs import files
 from brax_viser.runs.folder import RunFolder
 from tests.episodes import episode, run_info
-run = RunFolder(sys.argv[1], run_info(), max_bytes=int(sys.argv[2]))
-i = 0
-while True:
-    run.add([episode(i, env, length=2000) for env in range(2)])
-    run.add_policy(i, {"w": episode(i).qpos})
-    run.set_curves({"a": episode(i).qpos[:3]})
-    while run._has_work():
-        threading.Event().wait(0.001)
-    print(i, flush=True)
-    i += 1
+
+class Half:
+    def __init__(self, path, mode):
+        self._file = open(path, mode)
+    def __enter__(self):
+        return self
+    def __exit__(self, *_):
+        self._file.close()
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+    def write(self, data):
+        global left
+        left -= 1
+        if left == 0:
+            self._file.write(data[:len(data) // 2])
+            self._file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._file.write(data)
+
+def train(path, max_bytes):
+    run = RunFolder(path, run_info(), max_bytes=max_bytes)
+    for i in range(6):
+        run.add([episode(i, env, length=100) for env in range(2)])
+        run.add_policy(i, {"w": episode(i).qpos})
+        run.set_curves({"a": episode(i).qpos[:3]})
+        while run._has_work():
+            threading.Event().wait(0.001)
+        Path(path + ".written").write_text(str(i))
+
+for left in map(int, sys.argv[3:]):
+    child = os.fork()
+    if child == 0:
+        files.open = Half
+        train(f"{sys.argv[1]}/{left}", int(sys.argv[2]))
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
 """
 
 
-def test_after_a_kill_in_the_middle_of_writing_everything_opens(tmp_path):
-    most = [10**9, 10**9, 2_000_000]  # the last one drops recordings as well
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(tmp_path / str(i)), str(bytes_)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for i, bytes_ in enumerate(most)
-    ]
-    for i, child in enumerate(children):
-        assert child.stdout is not None
-        last = 0
-        for _ in range(12 + 7 * i):
-            last = int(child.stdout.readline())
-        threading.Event().wait(0.003 * i)
-        child.send_signal(signal.SIGKILL)
-        output, _ = child.communicate()
-        last = max([last, *map(int, output.split("\n")[:-1])])
-        run = open_run(tmp_path / str(i))
-        kept = run.summaries()
-        for summary in kept:
-            assert run.get(summary.key).summary == summary
+@pytest.mark.parametrize(
+    ("max_bytes", "kills"),
+    [(10**9, range(1, 14)), (230_000, range(19, 27))],  # the second one drops recordings, too
+)
+def test_after_a_kill_in_any_write_all_that_was_written_opens(tmp_path, max_bytes, kills):
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(max_bytes), *map(str, kills)]
+    subprocess.run(command, check=True, timeout=100)
+    for kill in kills:
+        path = tmp_path / str(kill)
+        if kill <= 3:  # run.json, model.npz, model.mjb
+            with pytest.raises(ValueError, match="damaged" if kill == 1 else "has no model"):
+                open_run(path)
+            continue
+        run = open_run(path)
+        for summary in run.summaries():
+            assert_same(run.get(summary.key), episode(summary.recording, summary.env, length=100))
         for num_steps in run.policies():
             assert run.policy(num_steps)["w"].tobytes() == episode(num_steps).qpos.tobytes()
-        assert run.curves()["a"].shape == (3, 2)
-        assert {0, last} <= set(recordings_in(run))
-        if most[i] == 10**9:
-            assert set(range(last + 1)) <= set(recordings_in(run))
-            assert last in run.policies()
+        if not path.with_suffix(".written").exists():
+            continue
+        last = int(path.with_suffix(".written").read_text())
+        assert run.curves()["a"].tobytes() in [
+            episode(i).qpos[:3].tobytes() for i in (last, last + 1)
+        ]
+        recordings = recordings_in(run)
+        assert recordings[0] == 0
+        assert last <= recordings[-1] <= last + 1
+        assert last in run.policies()
+        assert max_bytes < 10**9 or recordings[: last + 1] == list(range(last + 1))
+    assert max_bytes == 10**9 or recordings != list(range(last + 1))
 
 
 def test_what_a_kill_left_half_written_is_ignored_and_removed(tmp_path):
