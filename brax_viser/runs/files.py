@@ -14,6 +14,16 @@ UNFINISHED = ".part"
 """How the names of files end while they are written. They begin with a dot."""
 
 
+class Damaged(ValueError):
+    """A file's contents are not those that were written."""
+
+
+def path_of(path: str | os.PathLike[str]) -> epath.Path:
+    """Returns a path that stays where it is when the process changes its folder."""
+    given = epath.Path(path).expanduser()
+    return given.resolve() if is_local(given) else given
+
+
 def is_local(path: epath.Path) -> bool:
     """Whether a path belongs to this machine's file system."""
     return "://" not in os.fspath(path)
@@ -83,6 +93,25 @@ def read(path: epath.Path, key: object) -> bytes:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
+def read_arrays(path: epath.Path, key: object) -> dict[str, np.ndarray]:
+    """Returns the arrays of an .npz file that `pack` made.
+
+    Args:
+        path: the file.
+        key: what users know it by.
+
+    Raises:
+        KeyError: there is no such file.
+        Damaged: it is not as it was made.
+        ValueError: it cannot be read.
+    """
+    data = read(path, key)
+    try:
+        return unpack(data)
+    except Damaged as error:
+        raise Damaged(f"{path} is damaged: {error}") from error
+
+
 def remove_unfinished(folder: epath.Path) -> None:
     """Removes what a killed process left behind in a local folder that belongs to this one."""
     if is_local(folder) and folder.is_dir():
@@ -102,20 +131,33 @@ def pack(arrays: Mapping[str, np.ndarray]) -> bytes:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+        archive.comment = _count(arrays)
     return file.getvalue()
 
 
 def unpack(data: bytes) -> dict[str, np.ndarray]:
-    """Returns the arrays of an .npz file, each checked against its checksum.
+    """Returns the arrays of an .npz file that `pack` made, checked against their checksums.
 
     Raises:
-        ValueError: it is damaged.
+        Damaged: it is not as it was made.
     """
+    found = {}
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            return dict(archive)
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for name in archive.namelist():
+                member = io.BytesIO(archive.read(name))
+                array = np.lib.format.read_array(member, allow_pickle=False)
+                found[name.removesuffix(".npy")] = array
+            sound = archive.comment == _count(found)  # a damaged list of members may be too short
     except Exception as error:  # damage shows in many ways
-        raise ValueError(f"no sound .npz file: {error}") from error
+        raise Damaged(str(error) or type(error).__name__) from error
+    if not sound:
+        raise Damaged("arrays are missing")
+    return found
+
+
+def _count(arrays: Mapping[str, np.ndarray]) -> bytes:
+    return b"%d" % len(arrays)
 
 
 def _write_through(path: epath.Path, data: bytes, mode: str) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from brax_viser.records.episode import Episode, RunInfo, Summary
 from brax_viser.runs import files, layout
@@ -42,7 +41,8 @@ class RunFolder:
                 directory is for one training.
             info: the training. Its model may change afterwards.
             max_bytes: bytes that all files may have together. Above, recordings and policies are
-                dropped evenly over the training, never the first, the newest, or the best.
+                dropped evenly over the training, never the first, the newest, or the best, even
+                if these alone do not fit.
 
         Raises:
             ValueError: it is no directory, cannot be written or holds another training, finished
@@ -50,7 +50,7 @@ class RunFolder:
         """
         if max_bytes <= 0:
             raise ValueError(f"max_bytes must be positive, got {max_bytes}")
-        self._path = epath.Path(path).expanduser()
+        self._path = files.path_of(path)
         self._info = info
         try:
             self._store = Store(self._path, info, max_bytes)
@@ -117,10 +117,10 @@ class RunFolder:
         with self._changed:
             if self._closing:
                 return
-            self._policies = dict(sorted({**self._policies, num_steps: params}.items()))
-            sizes = [sum(x.nbytes for x in kept.values()) for kept in self._policies.values()]
-            for gone in surplus(list(self._policies), sizes, MEMORY_BYTES):
-                del self._policies[gone]
+            waiting = dict(sorted({**self._policies, num_steps: params}.items()))
+            sizes = [sum(map(_bytes_of, kept.values())) for kept in waiting.values()]
+            gone = surplus(list(waiting), sizes, MEMORY_BYTES)
+            self._policies = {n: kept for n, kept in waiting.items() if n not in gone}
             self._changed.notify_all()
 
     def set_curves(self, curves: Mapping[str, np.ndarray]) -> None:
@@ -154,7 +154,7 @@ class RunFolder:
             return self._waiting.get(key)
         except KeyError:
             path = self._path / layout.episode_file(key)
-        return layout.unpack_episode(files.read(path, key))
+        return layout.read_episode(path, key)
 
     def policies(self) -> tuple[int, ...]:
         """Returns the env steps trained of all kept policies, ascending."""
@@ -171,7 +171,7 @@ class RunFolder:
         if waiting is not None:
             return dict(waiting)
         path = self._path / layout.policy_file(num_steps)
-        return files.unpack(files.read(path, num_steps))
+        return files.read_arrays(path, num_steps)
 
     def curves(self) -> dict[str, np.ndarray]:
         """Returns the curves: by name, float64 [3, P], as `set_curves` describes them."""
@@ -194,7 +194,7 @@ class RunFolder:
         return not self._thread.is_alive() and not self._has_work()
 
     def _has_work(self) -> bool:
-        waiting = self._waiting.summaries() or self._policies
+        waiting = self._waiting.summaries() or self._policies or not self._store.has_model
         return bool(waiting) or self._curves is not self._written_curves
 
     def _work(self) -> None:
@@ -220,7 +220,7 @@ class RunFolder:
                 self._failure = None
 
     def _write(self) -> None:
-        """Writes the oldest of the recordings, one policy and the curves, as far as they wait."""
+        """Writes the model, the oldest recording, a policy and the curves, as far as they wait."""
         if self._store.prepare():
             self._version += 1
             self._written_curves = {}
@@ -239,7 +239,7 @@ class RunFolder:
             if data := self._packed(lambda: files.pack(params)):
                 self._store.add_policy(num_steps, data)
             with self._changed:
-                if self._policies[num_steps] is params:
+                if self._policies.get(num_steps) is params:
                     self._policies = {n: p for n, p in self._policies.items() if n != num_steps}
         if curves is not self._written_curves:
             if data := self._packed(lambda: files.pack(curves)):
@@ -264,6 +264,10 @@ class RunFolder:
 
 def _packed(episode: Episode) -> tuple[Summary, bytes]:
     return episode.summary, layout.pack_episode(episode)
+
+
+def _bytes_of(array: object) -> int:
+    return np.asarray(array).nbytes
 
 
 def _reason(error: Exception) -> str:

@@ -5,14 +5,15 @@ import sys
 import uuid
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import mujoco
 import numpy as np
+from etils import epath
 
 from brax_viser.records.episode import Episode, RunInfo, Summary
-from brax_viser.runs.files import pack, unpack
+from brax_viser.runs import files
+from brax_viser.runs.files import Damaged
 
 FORMAT = 1
 """Version of the format. It grows when older releases could not read a directory any more."""
@@ -20,6 +21,9 @@ FORMAT = 1
 RUN, MODEL, MODEL_ARRAYS, CURVES = "run.json", "model.mjb", "model.npz", "curves.npz"
 EPISODES, POLICIES, INDEX = "episodes", "policies", "index.json"
 """Names of the files and folders in a run directory."""
+
+INDEX_BYTES = 300
+"""Bytes that an episode takes in the index, at most."""
 
 MOST_LETTERS = 2000
 """Letters that are kept of a setting which is no plain value."""
@@ -129,7 +133,7 @@ def pack_episode(episode: Episode) -> bytes:
         ValueError, TypeError: its arrays or its summary are not of the types that they must have.
     """
     text = json.dumps(summary_record(episode.summary) | {"dt": float(episode.dt)})
-    return pack(
+    return files.pack(
         {
             "summary": np.array(text),
             **{name: getattr(episode, name) for name in _OWN},
@@ -139,26 +143,37 @@ def pack_episode(episode: Episode) -> bytes:
     )
 
 
-def unpack_episode(data: bytes) -> Episode:
-    """Returns the episode of an .npz file.
+def read_episode(path: epath.Path, key: str) -> Episode:
+    """Reads the .npz file of an episode.
 
     Raises:
-        ValueError: it is damaged.
+        KeyError: there is no such file.
+        Damaged: it is not as it was written.
+        ValueError: it cannot be read.
     """
-    arrays = unpack(data)
+    arrays = files.read_arrays(path, key)
     try:
         record = json.loads(str(arrays["summary"]))
         own = {name: arrays[name] for name in _OWN}
-        dt = float(record["dt"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"it is no episode: {error}") from error
+        summary, dt = parse_summary(record), float(record["dt"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"{path} is no episode: {error}") from error
     steps, model = (_below(arrays, folder) for folder in ("steps/", "model/"))
-    return Episode(summary=parse_summary(record), dt=dt, **own, steps=steps, model=model)
+    return Episode(summary=summary, dt=dt, **own, steps=steps, model=model)
 
 
 def summary_record(summary: Summary) -> dict[str, Any]:
-    """Returns a summary as JSON can keep it."""
-    return plain(asdict(summary))
+    """Returns a summary as JSON keeps it."""
+    return {
+        "recording": int(summary.recording),
+        "env": int(summary.env),
+        "num_steps": int(summary.num_steps),
+        "seconds": float(summary.seconds),
+        "length": int(summary.length),
+        "episode_return": float(summary.episode_return),
+        "ended": str(summary.ended),
+        "kept_as": list(summary.kept_as),
+    }
 
 
 def parse_summary(record: Mapping[str, Any]) -> Summary:
@@ -184,7 +199,7 @@ def parse_summary(record: Mapping[str, Any]) -> Summary:
 
 def pack_index(episodes: Iterable[tuple[Summary, int]]) -> bytes:
     """Returns index.json, the list of all episodes and of their files' bytes."""
-    entries = [summary_record(summary) | {"bytes": size} for summary, size in episodes]
+    entries = [{"key": s.key, **summary_record(s), "bytes": size} for s, size in episodes]
     return json.dumps({"format": FORMAT, "episodes": entries}).encode()
 
 

@@ -31,7 +31,7 @@ class RecentEpisodes:
             raise ValueError(f"max_bytes must be positive, got {max_bytes}")
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._episodes: dict[str, Episode] = {}
+        self._episodes: dict[str, tuple[Episode, int]] = {}  # with its bytes, by key
         self._summaries: tuple[Summary, ...] = ()
         self._version = 0
 
@@ -49,9 +49,10 @@ class RecentEpisodes:
         if not episodes:
             return ()
         with self._lock:
-            self._episodes.update((episode.summary.key, episode) for episode in episodes)
-            summaries = [episode.summary for episode in self._episodes.values()]
-            sizes = {key: size_of(episode) for key, episode in self._episodes.items()}
+            for episode in episodes:
+                self._episodes[episode.summary.key] = episode, size_of(episode)
+            summaries = [episode.summary for episode, _ in self._episodes.values()]
+            sizes = {key: size for key, (_, size) in self._episodes.items()}
             gone = surplus_recordings(summaries, sizes, self._max_bytes)
             return self._drop({s.key for s in summaries if s.recording in gone})
 
@@ -70,21 +71,21 @@ class RecentEpisodes:
         Raises:
             KeyError: it is not kept, or not any more.
         """
-        return self._episodes[key]
+        return self._episodes[key][0]
 
     def oldest(self) -> tuple[Episode, ...]:
         """Returns the episodes of the earliest recording; none if there is none."""
         with self._lock:
-            first = min((e.summary.recording for e in self._episodes.values()), default=None)
-            return tuple(e for e in self._episodes.values() if e.summary.recording == first)
+            episodes = [episode for episode, _ in self._episodes.values()]
+        first = min((episode.summary.recording for episode in episodes), default=None)
+        return tuple(e for e in episodes if e.summary.recording == first)
 
     def _drop(self, keys: set[str]) -> tuple[Summary, ...]:
         every = sorted(self._episodes.items())
-        gone = tuple(episode.summary for key, episode in every if key in keys)
-        self._episodes = {key: episode for key, episode in every if key not in keys}
-        self._summaries = tuple(episode.summary for episode in self._episodes.values())
+        self._episodes = {key: kept for key, kept in every if key not in keys}
+        self._summaries = tuple(episode.summary for episode, _ in self._episodes.values())
         self._version += 1
-        return gone
+        return tuple(episode.summary for key, (episode, _) in every if key in keys)
 
 
 def size_of(episode: Episode) -> int:

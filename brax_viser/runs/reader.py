@@ -12,6 +12,7 @@ from etils import epath
 
 from brax_viser.records.episode import Episode, RunInfo, Summary
 from brax_viser.runs import files, layout
+from brax_viser.runs.files import Damaged
 
 log = logging.getLogger("brax_viser")
 
@@ -72,15 +73,13 @@ class SavedRun:
             KeyError: it is not kept any more.
             ValueError: its file is damaged; it is not among the summaries any more.
         """
-        path = self._path / layout.episode_file(key)
-        data = files.read(path, key)
         try:
-            return layout.unpack_episode(data)
-        except ValueError as error:
+            return layout.read_episode(self._path / layout.episode_file(key), key)
+        except Damaged as error:
             with self._lock:
                 self._skip(key, str(error))
                 self._keep({k: summary for k, summary in self._kept.items() if k != key})
-            raise ValueError(f"{path} is damaged: {error}") from error
+            raise
 
     def policies(self) -> tuple[int, ...]:
         """Returns the env steps trained of all kept policies, ascending."""
@@ -96,19 +95,19 @@ class SavedRun:
             ValueError: its file is damaged.
         """
         path = self._path / layout.policy_file(num_steps)
-        return files.unpack(files.read(path, num_steps))
+        return files.read_arrays(path, num_steps)
 
     def curves(self) -> dict[str, np.ndarray]:
         """Reads the curves: by name, float64 [3, P]: env steps trained, s of training, values.
         Empty if there are none, or if their file is damaged."""
         path = self._path / layout.CURVES
         try:
-            return files.unpack(files.read(path, layout.CURVES))
+            return files.read_arrays(path, layout.CURVES)
         except KeyError:
             return {}
         except ValueError as error:
             with self._lock:
-                self._warn(path, f"is damaged, and left out: {error}")
+                self._warn(path, str(error))
             return {}
 
     def _look(self) -> None:
@@ -120,8 +119,8 @@ class SavedRun:
             self._looked = now
             try:
                 kept = self._listed()
-            except Exception as error:  # of the disk, or of any package that reaches another store
-                self._warn(self._path, f"cannot be read: {error}")  # what is known stays
+            except Exception as error:  # of any store; what is known stays
+                self._warn(self._path, f"{self._path} cannot be read: {error}")
             else:
                 self._keep({key: s for key, s in kept.items() if key not in self._damaged})
 
@@ -140,12 +139,13 @@ class SavedRun:
             listed = layout.parse_index(index)
         except ValueError as error:
             self._index = None
-            self._warn(path, str(error))
+            self._warn(path, f"{path} is damaged, and made again from the episodes: {error}")
             return self._collected()
         sizes = _sizes_in(self._path / layout.EPISODES) if files.is_local(self._path) else {}
         for key, (_, size) in listed.items():
-            if sizes.get(f"{key}.npz", size) != size:
-                self._skip(key, "it has another size than when it was written")
+            path = self._path / layout.episode_file(key)
+            if sizes.get(path.name, size) != size:
+                self._skip(key, f"{path} is damaged: {sizes[path.name]:,} B, not {size:,} B")
         gone = {key for key in listed if sizes and f"{key}.npz" not in sizes}
         return {key: summary for key, (summary, _) in listed.items() if key not in gone}
 
@@ -156,8 +156,8 @@ class SavedRun:
             if key in self._found or key in self._damaged:
                 continue
             try:
-                data = files.read(self._path / layout.episode_file(key), key)
-                self._found[key] = layout.unpack_episode(data).summary
+                episode = layout.read_episode(self._path / layout.episode_file(key), key)
+                self._found[key] = episode.summary
             except KeyError:  # dropped meanwhile
                 continue
             except ValueError as error:
@@ -171,13 +171,13 @@ class SavedRun:
 
     def _skip(self, key: str, why: str) -> None:
         self._damaged.add(key)
-        self._warn(self._path / layout.episode_file(key), f"is damaged, and left out: {why}")
+        self._warn(self._path / layout.episode_file(key), f"{why}. It is left out")
 
-    def _warn(self, path: epath.Path, what: str) -> None:
+    def _warn(self, path: epath.Path, text: str) -> None:
         """Logs a warning, once for each file."""
         if path not in self._warned:
             self._warned.add(path)
-            log.warning("%s %s", path, what)
+            log.warning(text)
 
 
 def open_run(path: str | os.PathLike[str]) -> SavedRun:
@@ -190,7 +190,7 @@ def open_run(path: str | os.PathLike[str]) -> SavedRun:
         ValueError: it is no run directory, its model is missing or of another version of MuJoCo, or
             it was written by a newer brax_viser. The message says what to do.
     """
-    folder = epath.Path(path).expanduser()
+    folder = files.path_of(path)
     try:
         record = layout.parse_run(files.read(folder / layout.RUN, layout.RUN))
     except KeyError:

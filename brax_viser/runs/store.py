@@ -40,6 +40,11 @@ class Store:
         self._record = json.dumps(layout.run_record(info, self._model_bytes), indent=1).encode()
         self._claim()
 
+    @property
+    def has_model(self) -> bool:
+        """Whether the model is on disk."""
+        return self._model_size > 0
+
     def prepare(self) -> bool:
         """Ensures that the directory is there, has the model, and belongs to this training.
 
@@ -61,7 +66,7 @@ class Store:
             vanished = False
         for folder in (layout.EPISODES, layout.POLICIES):
             (self._path / folder).mkdir(exist_ok=True)
-        if not self._model_size:
+        if not self.has_model:
             arrays = files.pack(layout.model_arrays(self._model))
             files.write(self._path / layout.MODEL_ARRAYS, arrays)
             files.write(self._path / layout.MODEL, self._model_bytes)
@@ -83,7 +88,8 @@ class Store:
         best = best_recording(summary for summary, _ in self.episodes.values())
         acting = max((n for n in sizes if best is not None and n <= best), default=-1)
         room = int(POLICIES_SHARE * self._max_bytes)
-        for gone in surplus(list(sizes), list(sizes.values()), room, {acting, num_steps}):
+        kept = {acting, num_steps, max(self.policies, default=num_steps)}
+        for gone in surplus(list(sizes), list(sizes.values()), room, kept):
             (self._path / layout.policy_file(gone)).unlink(missing_ok=True)
             self.policies = {n: size for n, size in self.policies.items() if n != gone}
         files.write(self._path / layout.policy_file(num_steps), data)
@@ -110,13 +116,15 @@ class Store:
         self._model_size = self._curves_size = 0
 
     def _make_room(self, coming: Mapping[str, tuple[Summary, int]]) -> None:
-        """Drops recordings until those that stay, and the coming episodes, fit."""
+        """Drops recordings until those that stay, and the coming episodes, fit. The newest one on
+        disk stays, too, as the coming one may never be written."""
         every = {**self.episodes, **coming}
         others = len(self._record) + self._model_size + self._curves_size
-        others += len(layout.pack_index(every.values())) + int(POLICIES_SHARE * self._max_bytes)
+        others += layout.INDEX_BYTES * len(every) + int(POLICIES_SHARE * self._max_bytes)
         sizes = {key: size for key, (_, size) in every.items()}
         summaries = [summary for summary, _ in every.values()]
-        gone = surplus_recordings(summaries, sizes, self._max_bytes - others)
+        newest = max((s.recording for s, _ in self.episodes.values()), default=None)
+        gone = surplus_recordings(summaries, sizes, self._max_bytes - others, {newest})
         dropped = [key for key, (s, _) in self.episodes.items() if s.recording in gone]
         if dropped:  # from the list first, so that a reader finds what is listed
             self._list({key: x for key, x in self.episodes.items() if key not in dropped})

@@ -7,7 +7,7 @@ from brax_viser.records.episode import Summary
 
 
 def surplus(
-    steps: Sequence[int], sizes: Sequence[int], max_bytes: int, kept: Collection[int] = ()
+    steps: Sequence[int], sizes: Sequence[int], max_bytes: int, kept: Collection[int | None] = ()
 ) -> list[int]:
     """Returns the steps to drop so that the others fit into `max_bytes`, in the order of dropping.
 
@@ -42,19 +42,25 @@ def best_recording(summaries: Iterable[Summary]) -> int | None:
 
 
 def surplus_recordings(
-    summaries: Sequence[Summary], sizes: Mapping[str, int], max_bytes: int
+    summaries: Sequence[Summary],
+    sizes: Mapping[str, int],
+    max_bytes: int,
+    kept: Collection[int | None] = (),
 ) -> set[int]:
     """Returns the recordings to drop so that the episodes of the others fit into `max_bytes`; never
-    the first, the newest, or the one with the highest return.
+    the first, the newest, the one with the highest return, or those in `kept`.
 
     Args:
         summaries: of all episodes that are kept.
-        sizes: bytes of each episode, by key.
+        sizes: bytes of each of these episodes, by key.
         max_bytes: bytes that all may have together.
+        kept: recordings that are not dropped.
     """
+    if sum(sizes.values()) <= max_bytes:
+        return set()
     of_recording: dict[int, int] = {}
     for summary in sorted(summaries, key=lambda s: s.recording):
         size = of_recording.get(summary.recording, 0) + sizes[summary.key]
         of_recording[summary.recording] = size
-    kept = {best for best in [best_recording(summaries)] if best is not None}
+    kept = {*kept, best_recording(summaries)}
     return set(surplus(list(of_recording), list(of_recording.values()), max_bytes, kept))
