@@ -28,7 +28,6 @@ from brax_viser.page.stats import Stats, StreamStats, stats_of
 from brax_viser.panel.limits import check_choice, check_fps, check_share
 from brax_viser.process import InterruptWatch, interpreter
 from brax_viser.processes import rendezvous
-from brax_viser.records.episode import Episodes, RunInfo
 from brax_viser.records.grid import Grid
 from brax_viser.records.trainer_call import TrainerCall
 from brax_viser.runs.keeper import Keeper
@@ -80,8 +79,6 @@ class Viewer(Controls):
     _server: PageServer | None = None  # these three only in the first process
     _page: Page | None = None
     _leader: "Leader | None" = None
-    _episodes: Episodes | None = None  # that are shown, if they are not those kept here
-    _recorded: RunInfo | None = None  # the training, if nothing but its episodes is shown
     _end: "Page | Worker"  # where the devices' packets go
 
     def __init__(

@@ -50,6 +50,7 @@ LANES = {
     "test_e2e_browser": Lane("browser", 6, alone=True),
     "test_emit": integration(2),
     "test_env": integration(0.7),
+    "test_episodes": integration(0.5, quick=True),
     "test_episode": integration(1.5, quick=True),
     "test_examples": integration(0.6),
     "test_falls": unit(),

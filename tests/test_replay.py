@@ -6,7 +6,9 @@ import mujoco
 import numpy as np
 import pytest
 
+from brax_viser.model.touching import touching
 from brax_viser.page.replay import Replay
+from brax_viser.panel import episode_words
 from brax_viser.records.protocol import NEVER
 from brax_viser.records.view import View
 from tests.recorded import Kept, recording_of
@@ -194,3 +196,33 @@ def test_nothing_can_be_played_before_there_is_an_episode():
         with pytest.raises(ValueError, match=r"No episode has been recorded yet|no recording 1"):
             action()
     assert not replay.playing and not replay.told().active
+
+
+FALLING = """
+<mujoco><option timestep="0.1"/><worldbody>
+  <geom name="ground" type="plane" size="1 1 1"/>
+  <body name="trunk" pos="0 0 0.3"><freejoint/><geom type="sphere" size="0.1"/></body>
+</worldbody></mujoco>
+"""
+
+
+def test_it_is_named_what_touched_what():
+    model = mujoco.MjModel.from_xml_string(FALLING)
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    assert touching(model, data) == ""
+    data.qpos[2] = 0.0995
+    mujoco.mj_forward(model, data)
+    assert touching(model, data) == "trunk touches ground"
+
+
+def test_the_ends_of_falls_alone_are_looked_into(kept):
+    replay = Replay(kept, at_once, lambda episode: f"env {episode.summary.env} touches ground")
+    replay.update()
+    replay.toggle()
+    told = replay.told()
+    assert [told.endings.get(s.key) for s in told.episodes] == [
+        None,
+        *(f"env {env} touches ground" for env in (4, 7, 10)),
+    ]
+    assert "At the end of env 7: env 7 touches ground." in episode_words.table(told, DT)

@@ -37,7 +37,7 @@ from brax_viser.viewer import Viewer
 
 app = tyro.extras.SubcommandApp()
 console = Console()
-app.command(replay, name="replay")
+app.command(name="replay")(replay)
 
 
 @app.command(name="train")

@@ -10,10 +10,10 @@ from rich.console import Console
 from brax_viser.cli.ctrl_c import CtrlC
 from brax_viser.cli.serving import USUAL, Serving
 from brax_viser.replay import ReplayViewer
-from brax_viser.runs.reader import open_run
+from brax_viser.runs.reader import SavedRun, open_run
 
-CURVES_SECONDS = 5.0
-"""s between two looks for new points of the curves."""
+LOOK_SECONDS, CURVES_SECONDS = 1.0, 5.0
+"""s between two looks for new episodes, and for new points of the curves."""
 
 
 def replay(
@@ -39,10 +39,19 @@ def replay(
             return 2
         console.print("Ctrl-C ends it.")
         with viewer:
-            due = 0.0
-            while not ctrl_c.heard:
-                if time.monotonic() >= due:
-                    viewer.show_curves(run.curves())
-                    due = time.monotonic() + CURVES_SECONDS
-                time.sleep(0.1)
+            _follow(run, viewer, ctrl_c)
     return 0
+
+
+def _follow(run: SavedRun, viewer: ReplayViewer, ctrl_c: CtrlC) -> None:
+    """Shows what a running training adds, until Ctrl-C."""
+    look = curves = 0.0
+    while not ctrl_c.heard:
+        now = time.monotonic()
+        if now >= look:
+            viewer.look()
+            look = now + LOOK_SECONDS
+        if now >= curves:
+            viewer.show_curves(run.curves())
+            curves = now + CURVES_SECONDS
+        time.sleep(0.1)

@@ -8,6 +8,7 @@ from brax_viser.host.state import SharedState
 from brax_viser.page.page import Page
 from brax_viser.page.shown import ShownFrame
 from brax_viser.page.steering import Steering
+from brax_viser.records.episode import Episodes, RunInfo
 from brax_viser.twins.drift import Drift
 from brax_viser.twins.worker import TwinSettings
 
@@ -26,6 +27,8 @@ class Controls:
 
     _shared: SharedState
     _page: Page | None  # None in other processes than the first
+    _episodes: Episodes | None = None  # that are shown, if they are not those kept here
+    _recorded: RunInfo | None = None  # the training, if nothing but its episodes is shown
 
     def _steer(
         self,

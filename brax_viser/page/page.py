@@ -71,7 +71,8 @@ class Page:
         )
         self.commands = commands = Commands(shared, state, server, *shown, self.steering)
         is_live = recorded is None
-        self.replay = Replay(episodes, self.robots.read_episodes, begins=not is_live)
+        reading = self.robots.read_episodes, self.robots.ending_of
+        self.replay = Replay(episodes, *reading, begins=not is_live)
         tools = PanelTools(server, self.inbox.enqueue, self.steering, commands, self.replay)
         self.panel = events.made(lambda: Panel(tools, is_live=is_live))
         self.clients = keep_openings_short(server)

@@ -1,7 +1,6 @@
 """Describes the environment of a recorded training, known by its model and episodes."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import mujoco
@@ -18,7 +17,13 @@ class Recorded:
     """A `records.environment.Environment` that cannot be stepped."""
 
     run: RunInfo
-    episodes: Episodes
+    init_qpos: np.ndarray  # float [nq]
+
+    @classmethod
+    def of(cls, run: RunInfo, episodes: Episodes) -> "Recorded":
+        """Describes the environment of a training. Its initial pose is that in which the first
+        recorded episode begins, or the model's own before there is one."""
+        return cls(run, _first_pose(run, episodes))
 
     @property
     def name(self) -> str:
@@ -46,19 +51,6 @@ class Recorded:
     def substeps(self) -> int:
         return max(round(self.run.dt / self.run.mj_model.opt.timestep), 1)
 
-    @cached_property
-    def init_qpos(self) -> np.ndarray:
-        """float [nq]: the pose in which the first recorded episode begins; the model's own before
-        there is one."""
-        for summary in self.episodes.summaries():
-            try:
-                qpos = self.episodes.get(summary.key).qpos[0]
-            except (KeyError, ValueError):  # thinned out meanwhile, or damaged
-                continue
-            if np.isfinite(qpos).all():
-                return qpos
-        return np.array(self.run.mj_model.qpos0)
-
     def mujoco_model(self) -> Any:
         """Returns the model that is drawn: with what values it was stepped is not recorded."""
         return self.run.mj_model
@@ -69,3 +61,14 @@ class Recorded:
         data.qpos[:] = self.init_qpos
         mujoco.mj_kinematics(self.run.mj_model, data)
         return data.xpos[1:].astype(np.float32), data.xquat[1:].astype(np.float32)
+
+
+def _first_pose(run: RunInfo, episodes: Episodes) -> np.ndarray:
+    for summary in episodes.summaries():
+        try:
+            qpos = episodes.get(summary.key).qpos[0]
+        except (KeyError, ValueError):  # thinned out meanwhile, or damaged
+            continue
+        if np.isfinite(qpos).all():
+            return qpos
+    return np.array(run.mj_model.qpos0)

@@ -1,18 +1,16 @@
 """Plays recorded episodes: which recording, where in it, and how fast. Pure logic over a clock."""
 
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from brax_viser.page.playback import between
+from brax_viser.page.episode_frames import ALMOST, view_of
 from brax_viser.panel.limits import REPLAY_SPEED
 from brax_viser.panel.view import ReplayView
 from brax_viser.records.episode import KEPT_AS, Episode, Episodes, Summary
-from brax_viser.records.frame import COORDINATES, Coordinates, Detail, Frame
-from brax_viser.records.protocol import NEVER
 from brax_viser.records.view import View
 
 LAST_SECONDS = 3.0
@@ -20,9 +18,6 @@ LAST_SECONDS = 3.0
 
 MOST_FALLS = 30
 """Falls in the list."""
-
-ALMOST = 1e-6
-"""Of a step: less than this is rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +27,10 @@ class Read:
     keys: tuple[str, ...]  # that were to be read
     episodes: tuple[Episode, ...]
     complaint: str | None  # why some could not
+    endings: Mapping[str, str]  # by key, what touched what at the end, if that is known
 
 
-def read(episodes: Episodes, keys: tuple[str, ...]) -> Read:
+def read(episodes: Episodes, keys: tuple[str, ...], ending: "Ending") -> Read:
     """Reads episodes, as far as that is possible. Called on any thread."""
     found, complaint = [], None
     for key in keys:
@@ -44,8 +40,14 @@ def read(episodes: Episodes, keys: tuple[str, ...]) -> Read:
             complaint = "An episode of this recording is not kept any more"
         except ValueError as error:
             complaint = f"An episode cannot be read: {error}"
-    return Read(keys, tuple(found), complaint)
+    endings = {e.summary.key: ending(e) for e in found if e.summary.ended == "terminated"}
+    return Read(keys, tuple(found), complaint, endings)
 
+
+Ending = Callable[[Episode], str]
+"""Says what touched what at the end of an episode; empty if that is not known."""
+
+NOTHING = Read((), (), None, {})
 
 Reader = Callable[[Callable[[], Any], Callable[[Any], object]], object]
 """Calls its first argument, possibly on another thread, and later its second one with the result,
@@ -55,15 +57,23 @@ on the thread of the `Replay`."""
 class Replay:
     """The episodes of one recording, played side by side. Used on viser's loop only."""
 
-    def __init__(self, episodes: Episodes, reader: Reader, *, begins: bool = False):
+    def __init__(
+        self,
+        episodes: Episodes,
+        reader: Reader,
+        ending: Ending = lambda episode: "",
+        *,
+        begins: bool = False,
+    ):
         """Shows the live robots at first.
 
         Args:
             episodes: those that are kept.
             reader: reads episodes, which may take a while.
+            ending: called where they are read.
             begins: whether the newest recording plays as soon as there is one.
         """
-        self._begins = begins
+        self._begins, self._ending = begins, ending
         self.active = False  # whether recorded episodes are shown in place of the live robots
         self._episodes, self._reader = episodes, reader
         self._version: object = None  # of `_recordings`
@@ -71,7 +81,7 @@ class Replay:
         self._step: int | None = None  # the recording that was chosen; None: the newest
         self._only: str | None = None  # key of the one episode that is shown; None: all
         self._wanted: tuple[str, ...] = ()  # keys of the episodes to show
-        self._read = Read((), (), None)
+        self._read = NOTHING
         self._playing, self._speed, self._loop, self._only_end = False, 1.0, True, False
         self._position = 0.0  # s of robot time
         self._now: float | None = None  # s, of the last view while playing
@@ -131,7 +141,7 @@ class Replay:
     def close(self) -> None:
         """Goes back to the live robots."""
         self.active = self._playing = False
-        self._view, self._wanted, self._read = None, (), Read((), (), None)
+        self._view, self._wanted, self._read = None, (), NOTHING
 
     def seek(self, seconds: float) -> None:
         """Goes to a time and pauses."""
@@ -176,7 +186,7 @@ class Replay:
         key = self._read, self._position, self._only_end, cells, num_envs, selected
         if self._view is None or self._view[0] != key:
             places = [self._place(episode) for episode in shown]
-            self._view = key, _view_of(shown, places, num_envs, selected, now, self._position)
+            self._view = key, view_of(shown, places, num_envs, selected, now, self._position)
         return self._view[1]
 
     def models(self) -> dict[int, dict[str, np.ndarray]]:
@@ -202,6 +212,7 @@ class Replay:
             speed=self._speed,
             loop=self._loop,
             only_end=self._only_end,
+            endings=self._read.endings,
             complaint=self._read.complaint if self.active else None,
         )
 
@@ -254,7 +265,7 @@ class Replay:
         if not keys or keys == self._wanted:
             return
         self._wanted = keys
-        self._reader(lambda: read(self._episodes, keys), self._use)
+        self._reader(lambda: read(self._episodes, keys, self._ending), self._use)
 
     def _use(self, found: Read) -> None:
         if found.keys == self._wanted:
@@ -280,86 +291,3 @@ def _rank(summary: Summary) -> tuple[int, int]:
 
 def _seconds(episode: Episode) -> float:
     return episode.summary.length * episode.dt
-
-
-def _view_of(
-    episodes: Sequence[Episode],
-    places: Sequence[float],
-    num_envs: int,
-    selected: int | None,
-    came: float,
-    position: float,
-) -> View:
-    """Draws each episode at its own place, in steps, between two of which poses are
-    interpolated."""
-    frame = frame_at(episodes, [int(at + ALMOST) for at in places], num_envs, selected)
-    pos, rot = frame.link_pos.copy(), frame.link_rot.copy()
-    for row, (episode, at) in enumerate(zip(episodes, places, strict=True)):
-        step = int(at + ALMOST)
-        part = at - step
-        if part > ALMOST and step < episode.summary.length:
-            poses = [(episode.link_pos[i], episode.link_rot[i]) for i in (step, step + 1)]
-            pos[row], rot[row] = between(*poses, part, stays=np.zeros(1, bool))
-    return View(frame, pos, rot, np.zeros(len(episodes), bool), position, came)
-
-
-def frame_at(
-    episodes: Sequence[Episode], steps: Sequence[int], num_envs: int, selected: int | None
-) -> Frame:
-    """Makes the frame of several episodes, each after so many of its own steps.
-
-    Args:
-        episodes: K of them, of different environments.
-        steps: 0 to the episode's length each.
-        num_envs: environments of the training.
-        selected: the environment whose details are wanted.
-    """
-    pairs = list(zip(episodes, steps, strict=True))
-    pos = np.stack([e.link_pos[t] for e, t in pairs])
-    rot = np.stack([e.link_rot[t] for e, t in pairs])
-    fell = [t == e.summary.length and e.summary.ended == "terminated" for e, t in pairs]
-    finite = np.isfinite(pos).all(axis=(1, 2)) & np.isfinite(rot).all(axis=(1, 2))
-    first = episodes[0].summary
-    own = {name: [_known(e, name, t) for e, t in pairs] for name in COORDINATES}
-    together = {n: np.stack(x) for n, x in own.items() if all(a is not None for a in x)}  # type: ignore[arg-type]
-    return Frame(
-        role="train",
-        env_steps=first.num_steps // max(num_envs, 1) + max(steps),
-        env_index=np.array([e.summary.env for e in episodes], np.int32),
-        num_envs=num_envs,
-        link_pos=pos,
-        link_rot=rot,
-        reward=np.array([e.steps["reward"][t - 1] if t else 0.0 for e, t in pairs], np.float32),
-        episode_return=np.array([_return(e, t) for e, t in pairs], np.float32),
-        episode_length=np.array(steps, np.int32),
-        since_termination=np.where(fell, 0, NEVER).astype(np.int32),
-        finite=finite,
-        detail=next((_detail(e, t) for e, t in pairs if e.summary.env == selected), None),
-        coordinates=Coordinates.of(together),
-    )
-
-
-def _return(episode: Episode, step: int) -> float:
-    """The return after so many steps; at the end as the device has summed it."""
-    if step == episode.summary.length:
-        return episode.summary.episode_return
-    return float(episode.steps["reward"][:step].sum(dtype=np.float32))
-
-
-def _known(episode: Episode, name: str, step: int) -> np.ndarray | None:
-    """One of `COORDINATES`, or None if it was not recorded. Controls before the first step are
-    those of the first."""
-    if name in ("qpos", "qvel"):
-        return getattr(episode, name)[step]
-    return episode.steps[name][max(step - 1, 0)] if name in episode.steps else None
-
-
-def _detail(episode: Episode, step: int) -> Detail:
-    """What is known of an episode after so many steps."""
-    at = max(step - 1, 0)
-    fields = {name: _known(episode, name, step) for name in COORDINATES}
-    known = {name: x for name, x in fields.items() if x is not None}
-    for name, values in episode.steps.items():
-        if name == "action" or name.startswith("metrics/"):
-            known[name] = values[at]
-    return Detail.of(episode.summary.env, known)

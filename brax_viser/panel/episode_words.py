@@ -52,8 +52,18 @@ def table(told: ReplayView, dt: float) -> str:
     return (
         '<div style="margin:0 0.75em 0.5em 0.75em;font-size:0.8em;line-height:1.45">'
         '<table style="width:100%;border-collapse:collapse;font-variant-numeric:tabular-nums">'
-        f"<tr>{head}</tr>{rows}</table></div>"
+        f"<tr>{head}</tr>{rows}</table></div>{_endings(told)}"
     )
+
+
+def _endings(told: ReplayView) -> str:
+    """Says what touched what at the end of each episode that a termination has ended."""
+    lines = [
+        f"At the end of env {summary.env}: {told.endings[summary.key]}."
+        for summary in told.episodes
+        if told.endings.get(summary.key)
+    ]
+    return "".join(map(note, lines))
 
 
 def _row(summary: Summary, dt: float, *, bold: bool) -> str:

@@ -51,6 +51,7 @@ class ReplayView:
     speed: float = 1.0  # robot seconds per second
     loop: bool = True
     only_end: bool = False  # whether only the last seconds are played
+    endings: Mapping[str, str] = field(default_factory=dict)  # what touched what, by key
     complaint: str | None = None  # why an episode could not be read
 
 
