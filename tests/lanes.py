@@ -1,7 +1,8 @@
 """Assigns each test file a lane: whether it compiles, runs beside others, and in what order.
 
 `pytest -m unit` compiles nothing and starts no server; `integration` has trainers, servers and
-processes; `browser` runs a real browser. Tests marked `alone` need the whole machine.
+processes; `browser` runs a real browser. Tests marked `alone` need the whole machine, and those
+marked `full` are left out by default, as they take minutes and show a variant of what others show.
 """
 
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ LANES = {
     "test_flexes": unit(),
     "test_fork": integration(0.3),
     "test_fuzz": integration(1, quick=True),
-    "test_grants": integration(1),
+    "test_grants": integration(1, quick=True),
     "test_guard": integration(0.5),
     "test_folding": integration(0.1),
     "test_growth": integration(2, quick=True),
@@ -76,7 +77,7 @@ LANES = {
     "test_looks": integration(),
     "test_memory": integration(0.2),
     "test_metrics": unit(),
-    "test_niceness": integration(),
+    "test_niceness": integration(quick=True),
     "test_nonfinite": integration(4, quick=True),
     "test_odd_inputs": integration(0.7),
     "test_notebook": Lane("browser", 1.5, alone=True),
@@ -128,6 +129,148 @@ ALONE = {
 }
 """Tests that run `alone` although the rest of their file does not."""
 
+FULL: dict[str, set[str]] = {
+    # test_aside
+    "test_a_playground_environment_is_forked_and_driven_by_its_policy": set(),
+    # test_cli
+    "test_another_trainer_learns_and_saves_its_policy": set(),
+    "test_bad_input_is_reported_without_a_traceback": {
+        "misspelt",
+        "model",
+        "timesteps",
+        "trainer",
+    },
+    # test_control
+    "test_evaluation_and_training_are_distinguished_and_shown_side_by_side": set(),
+    "test_closing_the_viewer_resumes_a_held_training_and_says_so": set(),
+    "test_only_the_64_drawn_of_4096_envs_are_transferred": set(),
+    # test_ctrl_c
+    "test_ctrl_c_ends_a_held_training_and_the_newest_policy_is_saved": set(),
+    "test_ctrl_c_ends_a_training_that_steps_without_a_page": set(),
+    "test_ctrl_c_after_the_training_ends_the_command_without_an_error": set(),
+    "test_sigterm_ends_a_training_like_ctrl_c": {"15-143"},
+    # test_detail
+    "test_generalized_poses_match_the_details": set(),
+    "test_only_the_selected_envs_details_are_sent_and_none_without_a_selection": {"direct"},
+    "test_a_held_training_sends_the_selected_envs_details_at_that_step": set(),
+    "test_coordinates_of_brax_equal_mujocos_while_no_joint_is_strained": {"spring"},
+    "test_mjx_details_have_controls_and_are_one_substep_ahead_of_the_drawn_poses": set(),
+    "test_the_envs_own_info_and_metrics_are_sent_and_not_those_of_wrappers": set(),
+    # test_devices
+    "test_four_devices_form_one_batch_and_are_held_together_under_stock_ppo": set(),
+    # test_docs
+    "test_python_snippets_of_a_page_run_one_after_the_other": {
+        "README.md",
+        "security.md",
+        "twins-and-sandbox.md",
+    },
+    # test_e2e_browser
+    "test_each_mode_shows_its_budget_and_moves_the_robots": set(),
+    "test_two_pages_agree_on_a_training_that_is_held_and_stepped": set(),
+    "test_twins_are_drawn_and_a_robot_is_forked_into_a_sandbox_and_pushed": set(),
+    # test_env
+    "test_a_wrapper_around_a_vmap_wrapper_sees_the_whole_batch_too": set(),
+    # test_episode
+    "test_returns_are_whole_across_resets_and_repeated_actions": {"7-3-inside"},
+    "test_returns_restart_when_the_environment_resets_itself": {"same limit", "anew uncounted"},
+    "test_a_users_outer_wrapper_that_keeps_done_begins_new_episodes": set(),
+    "test_stepping_past_the_end_begins_no_new_episode": set(),
+    # test_faults
+    "test_an_interpreter_exits_while_a_training_streams_or_is_held": {"pass"},
+    # test_fuzz
+    "test_random_messages_leave_the_training_and_the_page_alone": set(),
+    # test_growth
+    "test_a_compiled_program_does_not_keep_a_closed_viewer_alive": set(),
+    # test_hosts
+    "test_the_page_survives_the_death_of_a_worker": set(),
+    # test_inputs
+    "test_a_plain_class_trains_identically_under_stock_ppo": set(),
+    "test_poses_equal_mujocos_wherever_the_state_keeps_them": {"OfTheData"},
+    "test_python_numbers_only_at_reset_and_a_batch_inside_are_shown_too": set(),
+    "test_an_env_unpickled_in_another_process_steps_without_a_viewer_until_given_one": set(),
+    "test_done_and_reward_may_be_any_number_or_array_and_the_rewards_sum_is_shown": {
+        "False-1",
+        "int-[3]",
+        "numpy-dict",
+    },
+    "test_observations_may_be_any_pytree_and_are_named_by_their_paths": {
+        "tuple",
+        "nested",
+        "dataclass",
+        "None",
+    },
+    "test_a_copy_shares_the_viewer_and_is_the_same_env": {"Toy-deepcopy"},
+    "test_no_subclass_of_the_users_class_is_made": {"Mine", "OfMeta"},
+    # test_launch
+    "test_four_devices_are_held_at_the_same_step": set(),
+    "test_a_program_for_cuda_has_no_branch_more_and_one_call_more": {"ant"},
+    "test_a_nan_is_found_and_holds_the_training_at_its_step": {"at once-True"},
+    "test_randomised_models_are_sent_once_and_again_after_a_reset": {"at once"},
+    "test_a_fault_of_ours_leaves_the_training_alone": set(),
+    "test_each_step_is_seen_once_and_nothing_that_is_computed_changes": {"at once"},
+    # test_likeness
+    "test_robots_look_as_in_mujoco": set(),
+    "test_a_small_robot_is_readable_in_black_or_white_and_casts_no_false_shadows": set(),
+    # test_nonfinite
+    "test_stock_ppo_is_held_when_a_reward_turns_nan_and_its_assertion_is_explained": set(),
+    "test_the_command_line_reports_it_and_saves_no_nonfinite_policy": set(),
+    # test_notebook
+    "test_the_example_runs_and_shows_the_page_and_what_was_learned": set(),
+    # test_order
+    "test_states_arrive_unchanged_at_any_place_in_the_chain": set(),
+    "test_pixels_are_neither_sent_nor_checked": set(),
+    # test_own_loops
+    "test_each_step_is_seen_once_and_results_are_the_same": {
+        "nested_vmap-6-direct",
+        "nested_vmap-6-io_callback",
+        "nested_vmap-6-launch",
+        "single_without_vmap-1-direct",
+    },
+    "test_a_batch_divided_among_devices_by_xla_is_seen_whole": {"direct"},
+    "test_jax_debug_nans_finds_no_nan_of_ours": set(),
+    # test_playground
+    "test_a_legged_robot_is_trained_with_domain_randomisation": set(),
+    "test_episodes_are_told_apart_with_and_without_a_full_reset": {"False"},
+    # test_policies
+    "test_other_trainers_hand_out_policies_with_their_evaluations": {"ars"},
+    # test_randomisation
+    "test_states_arrive_and_model_differences_are_sent_once_and_drawn": set(),
+    # test_sandbox
+    "test_with_the_trainings_solver_an_ant_moves_as_in_the_training": set(),
+    "test_a_pendulum_is_balanced_by_its_policy_and_falls_when_limp": {"generalized"},
+    # test_scene
+    "test_poses_on_screen_are_the_trainers": {"reacher-generalized"},
+    "test_orientations_on_screen_are_the_trainers": set(),
+    "test_cells_without_an_env_have_no_robot": set(),
+    # test_shown
+    "test_positions_are_right_while_a_robot_is_followed": set(),
+    "test_a_function_runs_on_the_pages_loop_once_and_can_be_removed": set(),
+    # test_trainers
+    "test_parameters_are_identical_and_every_state_arrives": set(),
+    # test_training
+    "test_parameters_are_identical_in_two_trainings_of_one_env": set(),
+    "test_parameters_are_identical_whatever_is_done_in_the_page": set(),
+    "test_parameters_are_identical_on_the_other_backends": set(),
+    "test_parameters_are_identical_with_twins_action_repeat_and_no_pmapped_reset": set(),
+    "test_a_fault_while_drawing_leaves_the_training_alone": set(),
+    "test_the_switch_takes_effect_within_a_fifth_of_a_second": set(),
+    # test_transplant
+    "test_native_physics_has_the_poses_at_the_start_of_the_last_substep": set(),
+    "test_playgrounds_cartpole_has_the_same_observations_and_rewards": set(),
+    "test_a_pendulums_step_is_the_same_around_another_physics": {"positional"},
+    "test_a_training_traced_at_the_same_time_is_not_disturbed": {"brax"},
+    "test_a_humanoids_controls_are_scaled_and_so_is_its_observation_of_them": set(),
+    # test_twin
+    "test_without_contact_mjx_and_twin_agree_to_a_millimetre_over_50_steps": set(),
+    "test_a_viewers_twins_stand_where_the_robots_do_and_cost_nothing_while_off": {"direct"},
+    "test_the_control_is_the_input_of_the_physics": {"spring"},
+    "test_the_page_says_so_when_a_control_is_not_known": set(),
+    "test_a_control_that_cannot_be_seen_is_not_invented_and_can_be_given": set(),
+    "test_playgrounds_environments_have_twins": set(),
+}
+"""Tests left out by default, and of each the parameters that stay: what these show of a trainer, a
+backend or a mechanism, others show of another one. A parameter added to such a test is left out."""
+
 
 def lane_of(path: Path) -> Lane:
     """Returns the lane of a file. Raises `pytest.Collector.CollectError` if it has none."""
@@ -140,13 +283,23 @@ def lane_of(path: Path) -> Lane:
         ) from None
 
 
+COLLECTED: dict[str, set[str]] = {}
+"""The parameters of each test of `FULL` that was collected."""
+
+
 def assign(items: Sequence[pytest.Item]) -> None:
-    """Marks each test with the lane of its file, and with `alone` if it must run alone."""
+    """Marks each test with the lane of its file, with `alone` if it must run alone, and with `full`
+    if it is left out by default."""
     for item in items:
-        lane = lane_of(item.path)
+        lane, name = lane_of(item.path), getattr(item, "originalname", item.name)
         item.add_marker(lane.name)
-        if lane.alone or getattr(item, "originalname", item.name) in ALONE:
+        if lane.alone or name in ALONE:
             item.add_marker("alone")
+        if name in FULL:
+            parameters = item.name.removeprefix(name)[1:-1]
+            COLLECTED.setdefault(name, set()).add(parameters)
+            if parameters not in FULL[name]:
+                item.add_marker("full")
 
 
 def longest_first(items: list[pytest.Item]) -> None:

@@ -110,6 +110,7 @@ def test_the_page_shows_robots_and_says_what_it_waits_for_within_seconds(tmp_pat
         ("train ant --port 0 --trainer es --num-envs 3", "num_envs=3: must be an even number"),
         ("train ant --port 0 --mode warp", "mode='warp': must be one of"),
     ],
+    ids="unknown misspelt near timesteps listed grid envs model backend trainer odd mode".split(),
 )
 def test_bad_input_is_reported_without_a_traceback(tmp_path, args, words):
     done = run(*args.split(), cwd=tmp_path, timeout=300)

@@ -17,7 +17,7 @@ def test_every_file_has_a_lane_and_every_lane_a_file():
 
 def test_each_lane_is_a_registered_marker(pytestconfig):
     registered = {line.split(":")[0] for line in pytestconfig.getini("markers")}
-    assert {lane.name for lane in lanes.LANES.values()} | {"alone"} <= registered
+    assert {lane.name for lane in lanes.LANES.values()} | {"alone", "full"} <= registered
 
 
 def test_tests_listed_as_running_alone_exist():
@@ -29,6 +29,19 @@ def test_tests_listed_as_running_alone_exist():
         if isinstance(node, ast.FunctionDef)
     }
     assert tests >= lanes.ALONE
+
+
+def test_tests_left_out_by_default_exist_once_and_keep_parameters_that_exist():
+    """Of the files that this run has collected, as the names of parameters are known only then."""
+    functions = [
+        node.name
+        for path in FILES.values()
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    ]
+    assert {name: functions.count(name) for name in lanes.FULL if functions.count(name) != 1} == {}
+    for name, parameters in lanes.COLLECTED.items():
+        assert lanes.FULL[name] <= parameters, f"{name} keeps parameters that it does not have"
 
 
 def test_a_file_without_a_lane_is_refused_with_the_remedy():

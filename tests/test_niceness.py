@@ -21,7 +21,7 @@ with Viewer(port=0, mode="every_step") as viewer:  # before there is anything of
     import jax.numpy as jnp
     from brax import envs
 
-    env = envs.get_environment("inverted_pendulum", backend="mjx")
+    env = envs.get_environment("inverted_pendulum", backend="spring")
     env = VisualizedEnv(env, grid=(2, 2), viewer=viewer)
     viewer.twins = 4
     state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 4))

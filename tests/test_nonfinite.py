@@ -31,13 +31,13 @@ from tests.sample import Turning, TurningReward
 from tests.support import Probe
 from tests.test_training import SMALL
 
-NUM_ENVS, LAST = 512, 511
+NUM_ENVS, LAST = 64, 63
 FOREVER = 2**30
 RED = "#e03131"
 
 
 class Loop:
-    """A rollout of 512 environments, any field of which can turn non-finite; for all tests."""
+    """A rollout of 64 environments, any field of which can turn non-finite; for all tests."""
 
     def __init__(self, viewer: Viewer):
         self.viewer = viewer
@@ -126,7 +126,7 @@ def test_a_nonfinite_reward_is_reported_at_its_step_without_a_page(loop, streami
     (found,) = loop.viewer.nonfinite
     assert (found.role, found.env, found.fields) == ("train", LAST, (("reward", kind),))
     assert found.env_steps == before + 116 and found.exact and found.others == 0
-    assert str(found).startswith(f"env 511: reward turned {kind} at step ")
+    assert str(found).startswith(f"env 63: reward turned {kind} at step ")
     assert Probe(loop.viewer).shared.meter.calls - calls < 100, "it is asked at each step"
     # The step count stays right although one call came before its time.
     assert before + 116 <= loop.viewer.stats().env_steps <= before + 200
@@ -138,12 +138,12 @@ def test_other_nonfinite_fields_are_reported_soon(loop, field, mode):
     page = Page(loop.viewer)
     loop.viewer.mode = mode
     before = loop.begin()
-    loop.turn(field, 400, at=30)
+    loop.turn(field, 40, at=30)
     loop.steps(28)
     assert loop.viewer.nonfinite == ()
     eventually(lambda: not loop.steps(20) and loop.viewer.nonfinite, "it is told")
     found = loop.viewer.nonfinite[0]
-    assert found.env == 400 and field in dict(found.fields) and found.env_steps >= before + 29
+    assert found.env == 40 and field in dict(found.fields) and found.env_steps >= before + 29
     if mode == "every_step":  # each step is checked
         assert found.exact and found.env_steps == before + 29
     page.close()
@@ -153,18 +153,18 @@ def test_the_page_turns_red_and_keeps_naming_the_finding_until_it_is_dismissed(l
     viewer = loop.viewer
     assert RED not in page_says(viewer)
     with caplog.at_level(logging.WARNING, logger="brax_viser"):
-        loop.turn("reward", 137, at=10, until=13)
+        loop.turn("reward", 37, at=10, until=13)
         loop.steps(300)  # the steps from 13 on are finite again
         for _ in range(3):
             says = page_says(viewer)
             assert RED in says.split("&#9679;")[0], "the dot is not red"
-            assert f"Env 137: reward turned NaN at step {viewer.nonfinite[0].step:,}" in says
+            assert f"Env 37: reward turned NaN at step {viewer.nonfinite[0].step:,}" in says
             loop.steps(20)
-        loop.turn("reward", 138, at=viewer_steps(loop) + 5)
+        loop.turn("reward", 38, at=viewer_steps(loop) + 5)
         loop.steps(20)
     assert [r.message for r in caplog.records] == [str(viewer.nonfinite[0])]
     press(viewer, SHOW_NONFINITE)
-    assert viewer.selected_env == 137
+    assert viewer.selected_env == 37
     press(viewer, ALL_NONFINITE)
     assert Probe(viewer).shared.selection.rule == "nan"
     viewer.select("first")
@@ -245,11 +245,11 @@ def test_observations_that_are_inf_by_design_are_reported_once_and_hide_nothing(
     asked = Probe(loop.viewer).shared.meter.calls - calls
     assert asked < 150 or per_step > REACTION_SECONDS / 3, "it is asked at each step"
     loop.viewer.hold_on_nan = True
-    loop.turn("observation", 77, value=np.nan, at=viewer_steps(loop) + 50)
+    loop.turn("observation", 27, value=np.nan, at=viewer_steps(loop) + 50)
     loop.run(100)
     eventually(lambda: loop.viewer.stats().held, "held")
-    assert loop.viewer.selected_env == 77
-    assert [str(f).split(":")[0] for f in loop.viewer.nonfinite] == ["env 0", "env 77"]
+    assert loop.viewer.selected_env == 27
+    assert [str(f).split(":")[0] for f in loop.viewer.nonfinite] == ["env 0", "env 27"]
     loop.viewer.resume()
     loop.ends()
 
