@@ -39,6 +39,7 @@ from rich.table import Table
 
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.device.host_call import mechanism
+from brax_viser.runs.recorder import SHARE, Recorder
 
 COMPILING_EPOCHS = 3
 """Brax's PPO compiles its first two epochs; the third is the first that runs at full speed."""
@@ -58,7 +59,8 @@ class Settings:
     epoch_steps: int = 5_000
     """Environment steps per epoch; choose it so that an epoch takes about a second."""
     modes: tuple[str, ...] = ("off", "no_page", "realtime", "latest", "every_step")
-    """"off", "no_page", a viewer's modes and, only as the last, "closed": the viewer is closed."""
+    """"off", "no_page", a viewer's modes, "recording" (no page, and one recording of episodes after
+    another), and, only as the last, "closed": the viewer is closed."""
     fps: float = 30.0
     max_overhead: float = 0.02
     """Budget of the modes realtime and latest."""
@@ -241,12 +243,13 @@ def measure(settings: Settings) -> Run:
                 viewer.close()
                 return
             viewer.streaming = mode != "off"
-            if mode == "no_page":
+            record(viewer, always=mode == "recording")
+            if mode in ("no_page", "recording"):
                 page.close()
                 viewer.mode = "realtime"
             else:
                 page.open()
-            if mode not in ("off", "no_page"):
+            if mode not in ("off", "no_page", "recording"):
                 viewer.mode = mode
 
         def train(who: str, other: str, env: envs.Env) -> None:
@@ -310,6 +313,28 @@ def measure(settings: Settings) -> Run:
     return stock, wrapped
 
 
+def record(viewer: Viewer, *, always: bool) -> None:
+    """Has recordings follow one another without a pause, or none made: else a mode would cost more
+    when one happens to fall into it."""
+    recorder = Recorder(0.0, every=0.0, share=math.inf) if always else Recorder(after=math.inf)
+    viewer._page.recording._recorder = recorder
+
+
+def amortised(settings: Settings, runs: Sequence[Run]) -> str | None:
+    """Says what share of the training recordings take at the pauses that the recorder makes between
+    them; None if that was not measured."""
+    if not {"no_page", "recording"} <= set(settings.modes):
+        return None
+    found = []
+    for _, wrapped in runs:
+        speed = {m: median(e.steps_per_second for e in wrapped[m]) for m in settings.modes}
+        told = median(e.spent / e.seconds for e in wrapped["recording"])
+        lost = 1 - speed["recording"] / speed["no_page"]
+        found.append(100 * SHARE * lost / max(told, 1e-9))
+    each = ", ".join(f"{share:.2f}" for share in found)
+    return f"Recordings at their pauses take {median(found):.2f} % of the training's time ({each})"
+
+
 def report(settings: Settings, runs: Sequence[Run]) -> None:
     """Prints the table."""
     drawn = min(settings.grid[0] * settings.grid[1], settings.num_envs)
@@ -351,7 +376,10 @@ def report(settings: Settings, runs: Sequence[Run]) -> None:
             f"{median(e.frames / e.seconds for e in epochs):.1f}",
             f"{median(e.bytes / e.seconds for e in epochs) / 1e6:.2f}",
         )
-    Console(width=120).print(table)
+    console = Console(width=120)
+    console.print(table)
+    if (words := amortised(settings, runs)) is not None:
+        console.print(words)
 
 
 def of_several(ratios: Sequence[Sequence[float]]) -> str:

@@ -24,9 +24,12 @@ class Stop(Exception):
         ("own_controls", 36, 1024),
         ("sim_to_sim", 16, 256),
         ("playground_cartpole", 64, 256),
+        ("record_and_replay", 16, 256),
     ],
 )
-def test_example_hands_a_visualized_env_to_the_stock_trainer(monkeypatch, name, cells, num_envs):
+def test_example_hands_a_visualized_env_to_the_stock_trainer(
+    monkeypatch, tmp_path, name, cells, num_envs
+):
     example = importlib.import_module(f"examples.{name}")
     handed = {}
 
@@ -35,6 +38,7 @@ def test_example_hands_a_visualized_env_to_the_stock_trainer(monkeypatch, name, 
         raise Stop
 
     monkeypatch.setattr(ppo, "train", note)
+    monkeypatch.chdir(tmp_path)  # for a run directory
     with pytest.raises(Stop):
         example.main()
     env = handed["environment"]

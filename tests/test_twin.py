@@ -673,7 +673,8 @@ def test_a_curve_without_a_number_does_not_spoil_the_others():
         # The second env's twin starts later: its line begins with NaN.
         values.bodies[:] = [step, 2 * step if step > 2 else np.nan, np.nan]
         log.add(frame_of(step, None, links, values), 0.1)
-    folder = TwinFolder(PanelTools(server, lambda action: None, Mock(), Mock()))
+    tools = PanelTools(server, lambda action: None, Mock(), Mock(), Mock())
+    folder = TwinFolder(tools)
 
     def shown(env: int | None) -> list[str]:
         """Returns the labels of the plotted curves, each of which must have a number."""
