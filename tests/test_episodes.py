@@ -126,15 +126,15 @@ def test_a_fall_that_is_picked_is_played_with_its_contacts(training, viewer):
 def test_the_lists_follow_the_recordings(training):
     episodes = training.probe.panel.episodes
     shown = lambda: (episodes._bar.label, episodes._bar.max)  # noqa: E731
-    eventually(lambda: shown() == ("Step 1.2 M", 2), "the newest of two recordings")
+    eventually(lambda: shown() == ("At step 1.2 M", 2), "the newest of two recordings")
     assert episodes._only.options == (
         *(ALL, "Env 1 · best", "Env 4 · worst", "Env 7 · fell", "Env 10 · random"),
     )
     for episode in recording_of(MODEL, 2_000_000):
         training.kept.add(episode)
-    eventually(lambda: shown() == ("Step 2 M", 3), "another one appears by itself")
+    eventually(lambda: shown() == ("At step 2 M", 3), "another one appears by itself")
     training.use("bar", 1)
-    eventually(lambda: shown() == ("Step 0", 3), "the bar says where it is")
+    eventually(lambda: shown() == ("At step 0", 3), "the bar says where it is")
 
 
 def test_the_list_says_of_each_episode_how_it_went():

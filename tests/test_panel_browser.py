@@ -239,6 +239,8 @@ def test_a_recording_is_chosen_played_scrubbed_and_left_for_the_live_robots(page
     recordings = [recording_of(model, step, (500, 20, 30, 40)) for step in (0, 1_200_000)]
     probe.keep(Kept(episode for recording in recordings for episode in recording))
     state = page.locator(".brax-viser-state")
+    tabs = [tab.bounding_box() for tab in page.get_by_role("tab").all()]
+    assert len(tabs) == 6 and len({tab["y"] for tab in tabs if tab is not None}) == 1, "in one row"
     page.get_by_role("tab", name="Episodes").click()
     page.get_by_text("2 recordings, from step 0 to 1.2 M.").wait_for()
     assert state.inner_text().endswith("Live")
@@ -246,7 +248,7 @@ def test_a_recording_is_chosen_played_scrubbed_and_left_for_the_live_robots(page
     page.get_by_role("button", name="Play", exact=True).click()
     page.get_by_text(re.compile(r"Replay: step 1.2 M, \d+\.\d s of 10\.0 s")).wait_for()
     assert "best" in page.inner_text("table") and "time limit" in page.inner_text("table")
-    number_beside(page, "Step 1.2 M").fill("1")
+    number_beside(page, "At step 1.2 M").fill("1")
     page.get_by_text(re.compile("Replay: step 0, ")).wait_for()
 
     number_beside(page, "Time, s").fill("4")

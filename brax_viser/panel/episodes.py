@@ -137,7 +137,7 @@ class EpisodesControls(Widgets):
         """Updates the time bar and the lists to the recordings that are kept."""
         last = len(told.steps)
         self._set(self._bar, max=max(last, 2), disabled=last == 1)
-        self._set(self._bar, label=f"Step {count(told.steps[told.index])}", value=told.index + 1)
+        self._set(self._bar, label=f"At step {count(told.steps[told.index])}", value=told.index + 1)
         self._keys = {episode_words.name(s): s.key for s in told.episodes}
         self._falls = {episode_words.fall(s, dt): s for s in told.falls}
         self._set(self._only, options=(ALL, *self._keys))
