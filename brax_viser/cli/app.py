@@ -2,17 +2,15 @@
 
 import contextlib
 import functools
-import importlib
 import os
 import sys
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable
 from datetime import datetime
 from importlib.metadata import version
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import tyro
 from etils import epath
@@ -22,13 +20,13 @@ from rich.padding import Padding
 
 from brax_viser.cli.bar import TrainingBar
 from brax_viser.cli.ctrl_c import STOPPED, CtrlC
-from brax_viser.cli.folding import FoldedOutput, MutedThread
+from brax_viser.cli.folding import FoldedOutput
+from brax_viser.cli.loading import Refused, check, load, refuse
+from brax_viser.cli.play import play
+from brax_viser.cli.policies import Arguments
 from brax_viser.cli.presets import (
     DEFAULT_ENV,
-    TRAINERS,
-    ppo_preset,
     steps_per_policy,
-    trainer_settings,
 )
 from brax_viser.cli.replay import replay
 from brax_viser.cli.serving import USUAL, Serving
@@ -37,6 +35,7 @@ from brax_viser.viewer import Viewer
 
 app = tyro.extras.SubcommandApp()
 console = Console()
+app.command(name="play")(play)
 app.command(name="replay")(replay)
 
 
@@ -78,14 +77,15 @@ def train(
     where = save_dir or f"runs/{env}-{datetime.now():%Y%m%d-%H%M%S}"
 
     def work(run: _Run) -> Any:
-        _check(trainer, num_timesteps)
+        check(trainer, num_timesteps)
         with console.status(f"Loading {env}"):  # the page opens when there are robots to see
             limits = num_envs, num_timesteps
-            bare, settings = _load(env, trainer, backend, *limits, domain_randomization)
+            bare, settings = load(env, trainer, backend, *limits, domain_randomization)
         try:
             viewer = run.viewer = page.viewer(mode, functools.partial(Viewer, run_dir=where))
         except (RuntimeError, ValueError) as error:
-            _refuse(str(error))
+            refuse(str(error))
+        Arguments(env, backend, trainer).write(where)
         settings |= {"seed": seed} if seed is not None else {}
         return _train(run, viewer, bare, trainer, settings, grid, spacing)
 
@@ -114,10 +114,6 @@ def list_environments(word: Annotated[str, tyro.conf.Positional] = "") -> int:
         names = [name for name in found if found[name] == where]
         console.print(Padding(Columns(names, equal=True, padding=(0, 2)), (0, 2)), highlight=False)
     return 0
-
-
-class _Refused(Exception):
-    """Arguments that cannot be used; the message says why."""
 
 
 class _Run:
@@ -157,7 +153,7 @@ class _Run:
             self.hand_out(work(self))
             if self.viewer is not None:
                 self.viewer.training_ended()
-        except _Refused as refused:
+        except Refused as refused:
             self.refusal = str(refused)
         # Any error of the trainer must be shown in the page and the terminal, not only in the
         # thread's traceback.
@@ -170,52 +166,6 @@ class _Run:
             console.print(f"The training has failed: {words}", style="red", markup=False)
         finally:
             self.over.set()
-
-
-def _check(trainer: str, num_timesteps: int | None) -> None:
-    """Refuses what can be told without the imports that names of environments need."""
-    if num_timesteps is not None and num_timesteps < 1:
-        _refuse(f"num_timesteps={num_timesteps}: must be at least 1")
-    if trainer not in TRAINERS:
-        _refuse(f"trainer={trainer!r}: must be one of {', '.join(TRAINERS)}")
-
-
-def _load(
-    name: str,
-    trainer: str,
-    backend: str | None,
-    num_envs: int | None,
-    num_timesteps: int | None,
-    randomise: bool,
-) -> tuple[Any, dict[str, Any]]:
-    """Returns the environment of that name, and the trainer's settings for it."""
-    with contextlib.redirect_stdout(MutedThread(sys.stdout)):  # it prints that Warp is missing
-        importlib.import_module("mujoco.mjx")
-    from brax import envs
-
-    from brax_viser.cli import playground
-    from brax_viser.cli.names import known_environments, unknown
-    from brax_viser.compat import brax_environments
-
-    # Brax warns of itself whenever it reads a model: its users have read that before.
-    warnings.filterwarnings("ignore", module="brax.io.mjcf", category=UserWarning)
-    ppo = None
-    try:
-        registered = brax_environments()
-        if name in registered:
-            bare = envs.get_environment(name, backend=backend or ppo_preset(name).backend)
-            if randomise:
-                raise ValueError(f"{name} has no domain randomisation: only Playground's envs do")
-        elif name not in known_environments():
-            _refuse(unknown(name))
-        else:
-            ppo = playground.ppo_settings(name, backend, randomise=randomise)
-            bare = playground.load(name, backend)
-        return bare, trainer_settings(
-            trainer, name, num_envs=num_envs, num_timesteps=num_timesteps, ppo=ppo
-        )
-    except (TypeError, ValueError) as error:
-        _refuse(str(error))
 
 
 def _train(
@@ -236,7 +186,7 @@ def _train(
     try:
         env = VisualizedEnv(bare, grid=grid, spacing=spacing, viewer=viewer)
     except (TypeError, ValueError) as error:
-        _refuse(str(error))
+        refuse(str(error))
 
     def policy_params_fn(num_steps: int, make_policy: Any, params: Any) -> None:
         params = jax.device_get(params)  # the device's may be donated to the next epoch
@@ -322,10 +272,6 @@ def _save(where: str, run: _Run) -> None:
     console.print(f"Policy saved to {path / 'policy'}", soft_wrap=True)
     if run.viewer is not None:
         run.viewer.policy_saved(str(path / "policy"))
-
-
-def _refuse(message: str) -> NoReturn:
-    raise _Refused(message)
 
 
 def main() -> None:
