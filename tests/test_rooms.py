@@ -26,6 +26,7 @@ BELOW: dict[str, set[str]] = {
     "host": {"records"},
     "model": {"records"},
     "scene": {"records", "model"},
+    "export": {"records", "model", "scene", "compat"},
     "twins": {"records", "model", "process"},
     "sandbox": {"records", "model", "device", "compat"},
     "processes": {"records", "host", "compat"},
@@ -46,7 +47,7 @@ BELOW: dict[str, set[str]] = {
 """For each room, the rooms that it may import; "brax_viser" is the package itself."""
 
 AT_HOME = {
-    "viser": {"scene", "panel", "page", "viewer", "compat"},
+    "viser": {"scene", "export", "panel", "page", "viewer", "compat"},
     "jax": {"device", "sandbox", "env", "cli", "viewer", "processes", "compat"},
     "brax": {"device", "env", "cli", "compat"},
     "mujoco_playground": {"cli", "compat"},

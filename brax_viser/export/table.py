@@ -1,0 +1,1 @@
+"""Writes the numbers of episodes and curves as CSV."""
