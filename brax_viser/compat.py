@@ -173,6 +173,16 @@ def without_viser_banner() -> Iterator[None]:
             console.end_capture()
 
 
+def stop_viser(server: Any) -> None:
+    """Stops a `viser.ViserServer` without the message that it prints on its loop's thread. Rich's
+    capture is limited to that thread, on which nothing else is printed, and ends with it."""
+    import rich
+
+    with contextlib.suppress(RuntimeError):  # already stopped
+        server.get_event_loop().call_soon_threadsafe(rich.get_console().begin_capture)
+    server.stop()
+
+
 class ViserGate(NamedTuple):
     """The parts of viser between connections and handlers, viser 1.1."""
 

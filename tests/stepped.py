@@ -50,9 +50,7 @@ def stepped(
     forward = qvel[1:, 0]
     cost = -0.1 * np.square(ctrl[1:]).sum(axis=1)
     total = (forward + cost).astype(np.float32)
-    about = Summary(
-        num_steps, env, num_steps, 60.0, steps, float(total.sum()), ended, ("random",)
-    )
+    about = Summary(num_steps, env, num_steps, 60.0, steps, float(total.sum()), ended, ("random",))
     return Episode(
         about,
         dt,

@@ -36,8 +36,8 @@ class Clip:
     def poses(self) -> tuple[np.ndarray, np.ndarray]:
         """Link poses, float32 [F, L, 3] in m and [F, L, 4] wxyz. A pose that is not finite is
         replaced by the one before it, as on the page; the first by the identity."""
-        finite = _finite(self.episode.link_pos) & _finite(self.episode.link_rot)
-        rows = _last_good(finite)[self.rows]
+        finite = finite_rows(self.episode.link_pos) & finite_rows(self.episode.link_rot)
+        rows = last_good(finite)[self.rows]
         pos, rot = self.episode.link_pos[rows], self.episode.link_rot[rows]
         if not finite[rows].all():
             pos[~finite[rows]], rot[~finite[rows]] = 0.0, (1.0, 0.0, 0.0, 0.0)
@@ -55,9 +55,7 @@ class Clip:
         )
 
 
-def clip_of(
-    episode: Episode, fps: float, seconds: tuple[float, float] | None = None
-) -> Clip:
+def clip_of(episode: Episode, fps: float, seconds: tuple[float, float] | None = None) -> Clip:
     """Picks every k-th step, and the last.
 
     Args:
@@ -102,10 +100,11 @@ def check(info: RunInfo, episodes: Sequence[Episode]) -> None:
             )
 
 
-def _finite(array: np.ndarray) -> np.ndarray:
+def finite_rows(array: np.ndarray) -> np.ndarray:
+    """bool [T]: whether all numbers of each row are finite."""
     return np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
 
 
-def _last_good(good: np.ndarray) -> np.ndarray:
+def last_good(good: np.ndarray) -> np.ndarray:
     """int [T]: for each row the newest one up to it that is good; 0 where there is none."""
     return np.maximum.accumulate(np.where(good, np.arange(len(good)), 0))

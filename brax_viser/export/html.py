@@ -31,8 +31,8 @@ def write_html(
 ) -> None:
     """Writes a page that plays episodes side by side, with their rewards as curves.
 
-    The page is viser's own player, with the robots as the live page draws them: they can be turned,
-    played, paused, slowed down, and moved to any time by the bar or by a click on a curve. It fetches
+    The page is viser's own player, with the robots as the live page draws them: it can be turned,
+    played, paused, slowed down, and set to any time by the bar or by a click on a curve. It fetches
     nothing, so it plays from the file system.
 
     Args:
@@ -58,9 +58,7 @@ def write_html(
     told(1.0)
 
 
-def about(
-    info: RunInfo, clips: Sequence[Clip], curves: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
+def about(info: RunInfo, clips: Sequence[Clip], curves: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Returns what the curves beside the scene show, as the script `player.js` reads it."""
     return {
         "env": info.env,

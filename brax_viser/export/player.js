@@ -38,6 +38,22 @@
     field.dispatchEvent(new Event("input", { bubbles: true }));
   };
 
+  // Whenever its time goes back, viser's player resets lights, fog and reflections before it sets
+  // them again, which shows: the scene flashes. Every recording sets them at its beginning alone.
+  const keepLights = () => {
+    const bar = document.querySelector("#root [role=slider]");
+    if (!bar) return false;
+    let fiber = bar[Object.keys(bar).find((key) => key.startsWith("__reactFiber$"))];
+    while (fiber && !fiber.memoizedProps?.value?.useEnvironment) fiber = fiber.return;
+    const store = fiber?.memoizedProps.value.useEnvironment;
+    if (!store?.set) return true; // another viser: it plays, and may flash
+    const { set } = store;
+    store.set = (change) => {
+      if (!("fog" in change && "enableDefaultLights" in change)) set(change);
+    };
+    return true;
+  };
+
   // A chart of lines {x, y, colour}; gaps where y is null.
   const chart = (name, lines, unit) => {
     const [left, right] = span(lines.map(({ x }) => x));
@@ -133,7 +149,9 @@
   }
 
   let before = null;
+  let kept = false;
   const follow = () => {
+    kept ||= keepLights();
     const now = time();
     if (now !== before) {
       before = now;

@@ -9,7 +9,7 @@ import numpy as np
 import viser
 import viser.infra
 
-from brax_viser.compat import asking_before_viser, without_viser_banner
+from brax_viser.compat import asking_before_viser, stop_viser, without_viser_banner
 from brax_viser.export.clip import Clip, Progress
 from brax_viser.model.grid import grid_of
 from brax_viser.model.robot import Model
@@ -46,7 +46,7 @@ def record(info: RunInfo, clips: Sequence[Clip], progress: Progress) -> viser.in
             progress(index / (len(longest.rows) - 1))
         return recording
     finally:
-        server.stop()
+        stop_viser(server)
 
 
 class _Stage:

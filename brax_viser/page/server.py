@@ -10,10 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import rich
 import viser
 
-from brax_viser.compat import asking_before_viser, viser_gate, without_viser_banner
+from brax_viser.compat import (
+    asking_before_viser,
+    stop_viser,
+    viser_gate,
+    without_viser_banner,
+)
 from brax_viser.host.state import SharedState
 from brax_viser.page import address, browser
 from brax_viser.page.access import Access, is_loopback
@@ -154,12 +158,7 @@ class PageServer:
         self.visitors = Visitors(shared, self.viser, page, is_onlooker)
 
     def stop(self) -> None:
-        # viser prints a message on its loop's thread when it stops. Rich's capture is limited to
-        # that thread, on which nothing else is printed, and ends with it.
-        with contextlib.suppress(RuntimeError):  # already stopped
-            loop = self.viser.get_event_loop()
-            loop.call_soon_threadsafe(rich.get_console().begin_capture)
-        self.viser.stop()
+        stop_viser(self.viser)
         if self.visitors is not None:  # no page can disconnect any more and start the timer
             self.visitors.close()
 
