@@ -19,11 +19,18 @@ from brax_viser.export.painter import JOB, MODEL, POSES
 from brax_viser.model.framing import VIEWS, framing_camera
 from brax_viser.model.grid import grid_of
 from brax_viser.model.physics import varied
-from brax_viser.model.shapes import roaming_body
+from brax_viser.model.scope import bounds_of
+from brax_viser.model.shapes import roaming_body, visible_geoms
 from brax_viser.records.episode import RunInfo
 
 SMOOTH_SECONDS = 1.0
 """s of robot time over which the camera's way is averaged: steps of a gait do not shake it."""
+
+POSES_FRAMED = 12
+"""So many poses, from all of the clip, the camera frames."""
+
+MARGIN = 0.12
+"""Room around the robot, as a share of its size."""
 
 REMEDY = (
     "MuJoCo needs EGL or OSMesa to draw off screen: on Debian and Ubuntu `apt install libegl1 "
@@ -137,12 +144,10 @@ def _following(job: Job, model: mujoco.MjModel) -> dict[str, np.ndarray]:
     elevation in degrees, and its angle of view in degrees."""
     pos, _ = job.clip.poses
     width, height = job.size
-    reach = grid_of(model, job.clip.episode.qpos[0], (1, 1), None).reach
-    camera = framing_camera(reach, job.camera, aspect=width / height)
-    body = roaming_body(model)
-    way = np.zeros((len(pos), 3))
-    if body is not None:  # what is around it at first stays around it
-        way = _smoothed(pos[:, body - 1] - job.clip.episode.link_pos[0, body - 1], job.clip.fps)
+    body, way = roaming_body(model), np.zeros((len(pos), 3))
+    if body is not None:
+        way = _smoothed(pos[:, body - 1] - pos[0, body - 1], job.clip.fps)
+    camera = framing_camera(_seen(job.clip, model, way), job.camera, aspect=width / height)
     sight = camera.look_at - camera.position
     distance = float(np.linalg.norm(sight))
     azimuth = np.degrees(np.arctan2(sight[1], sight[0]))
@@ -152,6 +157,28 @@ def _following(job: Job, model: mujoco.MjModel) -> dict[str, np.ndarray]:
         "from": np.array([distance, azimuth, elevation]),
         "fov": np.array(np.degrees(camera.fov)),
     }
+
+
+def _seen(clip: Clip, model: mujoco.MjModel, way: np.ndarray) -> np.ndarray:
+    """Box around the robot as it moves, float [2, 3] in m, if it is carried back along its way.
+
+    Args:
+        clip: its steps.
+        model: its model.
+        way: float [F, 3], m, since the first step.
+    """
+    reach = grid_of(model, clip.episode.qpos[clip.rows[0]], (1, 1), None).reach
+    moving = [g for g in visible_geoms(model) if model.body_weldid[model.geom_bodyid[g]] > 0]
+    if not moving:
+        return reach
+    data, (qpos, _) = mujoco.MjData(model), _finite_states(clip)
+    boxes = []
+    for index in np.linspace(0, len(qpos) - 1, POSES_FRAMED).astype(int):
+        data.qpos[:] = qpos[index]
+        boxes.append(bounds_of(model, data, np.array(moving)) - way[index])
+    low, high = np.min(boxes, axis=0)[0], np.max(boxes, axis=0)[1]
+    margin = MARGIN * (high - low).max()
+    return np.clip([low - margin, high + margin], *reach)
 
 
 def _smoothed(way: np.ndarray, fps: float) -> np.ndarray:

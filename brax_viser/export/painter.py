@@ -47,15 +47,26 @@ def main(folder: str) -> int:
     with np.load(Path(folder, POSES)) as poses, contextlib.closing(renderer):
         for data, camera in _placed(model, dict(poses), job["camera"]):
             renderer.update_scene(data, camera)
-            sys.stdout.buffer.write(renderer.render().tobytes())
+            sys.stdout.buffer.write(_picture(renderer, model).tobytes())
     sys.stdout.buffer.flush()
     return 0
+
+
+def _picture(renderer: mujoco.Renderer, model: mujoco.MjModel) -> np.ndarray:
+    """uint8 [height, width, 3]. Without a sky in the model, MuJoCo leaves the background black."""
+    picture = renderer.render()
+    if (model.tex_type == mujoco.mjtTexture.mjTEXTURE_SKYBOX).any():
+        return picture
+    renderer.enable_depth_rendering()
+    picture[renderer.render() >= 0.99 * model.vis.map.zfar * model.stat.extent] = SKY
+    renderer.disable_depth_rendering()
+    return picture
 
 
 def _placed(
     model: mujoco.MjModel, poses: Mapping[str, np.ndarray], name: str | None
 ) -> Iterator[tuple[mujoco.MjData, mujoco.MjvCamera | str]]:
-    """Yields MuJoCo's data for each pose, and the camera: the model's of that name, or a free one."""
+    """Yields MuJoCo's data for each pose, and the camera: the model's of this name, or its own."""
     # By their links, as the page draws robots, in whatever physics.
     physics = Physics(model, native=False)
     for index in range(len(poses["qpos"])):

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -11,6 +12,7 @@ import viser.infra
 
 from brax_viser.compat import asking_before_viser, stop_viser, without_viser_banner
 from brax_viser.export.clip import Clip, Progress
+from brax_viser.export.lighter import lighter
 from brax_viser.model.grid import grid_of
 from brax_viser.model.robot import Model
 from brax_viser.model.variants import Variants
@@ -61,6 +63,8 @@ class _Stage:
         variants.update({cell: clip.episode.model for cell, clip in enumerate(clips)})
         init_links = self._poses[0][0][0], self._poses[0][1][0]
         model = Model.of(info.mj_model, grid, init_links, info.dt, variants, backend=info.backend)
+        size = float(np.ptp(grid.reach, axis=0).max())
+        model = replace(model, shapes=lighter(model.shapes, size))
         self._scene = Scene(server)
         self._scene.show(ROLE, model, grid, len(clips))
         self._scene.arrange((ROLE,))
