@@ -34,8 +34,8 @@ def write_csv(
     The columns are `episode` (its key), `num_steps` (env steps trained when it began), `time` (s of
     robot time since the reset), `reward`, the terms of the reward and all other metrics, `action`,
     `ctrl`, and `qpos` and `qvel` by the names of the joints, in MuJoCo's units. What an episode or
-    its reset does not have stays empty. Numbers are written in full: read as float32, they are those
-    of the device.
+    its reset does not have stays empty. Numbers are written in full: as float32 they are those of
+    the device.
 
     Args:
         path: the file; one that is there is replaced once the new one is complete.
@@ -51,7 +51,6 @@ def write_csv(
     check(info, episodes)
     tables = [columns_of(info, episode) for episode in episodes]
     names = list(dict.fromkeys(name for table in tables for name in table))
-    # Of one name each, in the order of the first episode's columns.
     with replacing(path) as file, file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["episode", "num_steps", "time", *names])
