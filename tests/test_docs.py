@@ -30,6 +30,7 @@ from benchmarks.client import (
 )
 from brax_viser import Viewer
 from brax_viser.cli.app import main
+from tests.episodes import written
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,6 +38,10 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 SMALL_TRAINING = "small training"
 """A mark before a Python snippet, `<!-- test: small training -->`: the stock trainer runs with the
 snippet's settings, overridden by those of `SMALL`."""
+
+RUN_DIRECTORY = "run directory"
+"""A mark before a Python snippet, `<!-- test: run directory -->`: it runs in a folder in which
+`runs/ant` is a run directory."""
 
 SMALL: dict[str, Any] = dict(
     num_timesteps=16,
@@ -123,7 +128,7 @@ def settings_of(module: Any, options: Sequence[str]) -> None:
 
 
 @pytest.mark.parametrize("page", sorted({s.page for s in snippets("python")}))
-def test_python_snippets_of_a_page_run_one_after_the_other(page, monkeypatch):
+def test_python_snippets_of_a_page_run_one_after_the_other(page, monkeypatch, tmp_path):
     train, calls = ppo.train, []
 
     def small(**settings: Any) -> Any:
@@ -147,8 +152,11 @@ def test_python_snippets_of_a_page_run_one_after_the_other(page, monkeypatch):
     mine = [snippet for snippet in snippets("python") if snippet.page == page]
     try:
         for snippet in mine:
-            assert set(snippet.marks) <= {SMALL_TRAINING}, snippet.name
+            assert set(snippet.marks) <= {SMALL_TRAINING, RUN_DIRECTORY}, snippet.name
             with monkeypatch.context() as patch:
+                if RUN_DIRECTORY in snippet.marks:
+                    patch.chdir(tmp_path)
+                    written(tmp_path / "runs" / "ant")
                 if SMALL_TRAINING in snippet.marks:
                     patch.setattr(ppo, "train", small)
                 # So that a traceback shows the line number of the page.

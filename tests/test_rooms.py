@@ -25,6 +25,7 @@ BELOW: dict[str, set[str]] = {
     "device": {"records", "compat"},
     "host": {"records"},
     "model": {"records"},
+    "runs": {"records"},
     "scene": {"records", "model"},
     "export": {"records", "model", "scene", "compat"},
     "twins": {"records", "model", "process"},
@@ -58,7 +59,7 @@ AT_HOME = {
 """For each foreign package, the rooms that may import it."""
 
 PRIVATE = re.compile(
-    r"\b(jax\._(?!_)|mujoco_playground\._|viser\._(?!_)|mujoco\._|conversions\._|envs\._)"
+    r"\b(jax\._(?!_)|mujoco_playground\._|viser\._(?!_)|mujoco\._(?!_)|conversions\._|envs\._)"
     r"|\._(websock|broadcast_buffer|mjx_model|PMAP|unpmap)"
 )
 """Private names of other packages, which may change at any time."""

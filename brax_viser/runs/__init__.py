@@ -1,0 +1,1 @@
+"""Keeps the episodes of one training: in memory, and in its run directory."""
