@@ -206,7 +206,7 @@ class Viewer(Controls):
         self._undo.callback(server.stop)
         # Without its token: everybody who reaches the coordinator can read what is announced.
         self._leader = self._listen(number, server.place)
-        page = Page(self._shared, self._sources, server.viser, self._leader)
+        page = Page(self._shared, self._sources, server.viser, self._leader, **self._kept)
         self._undo.callback(page.join, timeout=5.0)
         server.serve(self._shared, page)
         return page

@@ -17,11 +17,13 @@ from brax_viser.page.commands import Commands
 from brax_viser.page.event_loop import EventLoop
 from brax_viser.page.inbox import Inbox
 from brax_viser.page.page import Page
+from brax_viser.page.replay import Replay
 from brax_viser.page.sandbox_view import SandboxView
 from brax_viser.page.state import PageState
 from brax_viser.page.steering import Steering
 from brax_viser.panel.panel import Panel
 from brax_viser.panel.view import PanelView
+from brax_viser.records.episode import Episodes
 from brax_viser.records.packet import ModelPacket, Packet
 from brax_viser.sandbox.session import SandboxSession
 from brax_viser.scene.block import Block
@@ -105,6 +107,15 @@ class Probe:
     @property
     def panel(self) -> Panel:
         return self.page.panel
+
+    @property
+    def replay(self) -> Replay:
+        return self.page.replay
+
+    def keep(self, episodes: Episodes) -> None:
+        """Makes these the recorded episodes of the training."""
+        self.page.replay._episodes = episodes
+        self.now(self.page.replay.update)
 
     @property
     def channels(self) -> dict[str, Channel]:

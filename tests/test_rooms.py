@@ -40,8 +40,9 @@ BELOW: dict[str, set[str]] = {
         *("records", "host", "model", "scene", "twins", "sandbox", "processes", "panel", "page"),
         *("compat", "process", "device"),
     },
+    "replay": {"records", "host", "model", "page", "viewer"},
     "env": {"records", "host", "model", "device", "viewer"},
-    "cli": {"records", "host", "viewer", "env", "compat", "brax_viser"},
+    "cli": {"records", "host", "viewer", "replay", "runs", "env", "compat", "brax_viser"},
     "__main__": {"cli"},
     "brax_viser": {"records", "page", "viewer", "env"},
 }

@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import os
-import signal
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.padding import Padding
 
 from brax_viser.cli.bar import TrainingBar
+from brax_viser.cli.ctrl_c import STOPPED, CtrlC
 from brax_viser.cli.folding import FoldedOutput, MutedThread
 from brax_viser.cli.presets import (
     DEFAULT_ENV,
@@ -29,18 +29,14 @@ from brax_viser.cli.presets import (
     steps_per_policy,
     trainer_settings,
 )
+from brax_viser.cli.replay import replay
 from brax_viser.cli.serving import USUAL, Serving
 from brax_viser.host.findings import explained
 from brax_viser.viewer import Viewer
 
 app = tyro.extras.SubcommandApp()
 console = Console()
-
-STOPPED: int = 130
-"""Exit code after Ctrl-C, as shells define it: 128 + SIGINT."""
-
-IMPATIENCE: float = 2.0
-"""s after the first Ctrl-C from which on another one ends the process at once."""
+app.command(name="replay")(replay)
 
 
 @app.command(name="train")
@@ -90,7 +86,7 @@ def train(
         settings |= {"seed": seed} if seed is not None else {}
         return _train(run, viewer, bare, trainer, settings, grid, spacing)
 
-    ctrl_c, run = _CtrlC(), _Run()
+    ctrl_c, run = CtrlC(), _Run()
     with ctrl_c:
         run.start(work)
         _show_progress(run, ctrl_c)
@@ -117,39 +113,6 @@ def list_environments(word: Annotated[str, tyro.conf.Positional] = "") -> int:
         names = [name for name in found if found[name] == where]
         console.print(Padding(Columns(names, equal=True, padding=(0, 2)), (0, 2)), highlight=False)
     return 0
-
-
-class _CtrlC:
-    """A context in which Ctrl-C, and SIGTERM of schedulers and containers, set a flag.
-
-    A KeyboardInterrupt could be raised anywhere, even while the policy is saved, and is lost where
-    Python ignores exceptions.
-    """
-
-    def __init__(self) -> None:
-        self.heard = False
-        self.code = STOPPED  # exit code: 128 + the first signal's number, as in a shell
-        self._since = 0.0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before = signal.getsignal(number)
-            # A shell makes background processes ignore Ctrl-C: leave that as it is.
-            if before is not signal.SIG_IGN:
-                self._before[number] = before
-                signal.signal(number, self._hear)
-
-    def __exit__(self, *_: object) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-
-    def _hear(self, number: int, _: object) -> None:
-        now = time.monotonic()
-        if not self.heard:
-            self.heard, self._since, self.code = True, now, 128 + number
-        elif now - self._since > IMPATIENCE:
-            os._exit(self.code)
 
 
 class _Refused(Exception):
@@ -290,7 +253,7 @@ def _train(
     )
 
 
-def _show_progress(run: _Run, ctrl_c: _CtrlC) -> None:
+def _show_progress(run: _Run, ctrl_c: CtrlC) -> None:
     """Shows a bar in the terminal, from the trainer's start until the training is over."""
     while not (run.training.is_set() or run.over.is_set() or ctrl_c.heard):
         run.over.wait(timeout=0.05)
@@ -308,7 +271,7 @@ def _native_line(line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _end(run: _Run, ctrl_c: _CtrlC, where: str, keep_open: bool) -> int:
+def _end(run: _Run, ctrl_c: CtrlC, where: str, keep_open: bool) -> int:
     """Saves the policy and keeps the page open, as far as that makes sense; returns the exit
     code."""
     if run.refusal is not None:

@@ -1,8 +1,12 @@
 """Options of the command line for who may open the page, and where."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from brax_viser.viewer import Viewer
+
+V = TypeVar("V", bound=Viewer)
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,12 @@ class Serving:
     origins: tuple[str, ...] = ()
     """Further addresses of the page, such as a proxy's: https://hub.example.org"""
 
-    def viewer(self, mode: str) -> Viewer:
-        """Returns a viewer with these options, in a mode. Raises ValueError and RuntimeError as
-        `Viewer` does."""
+    def viewer(self, mode: str, make: Callable[..., V] = Viewer) -> V:
+        """Returns a viewer with these options, in a mode, from a function that takes them as
+        `Viewer` does. Raises ValueError and RuntimeError as that does."""
         if self.tls_key is not None and self.tls_cert is None:
             raise ValueError("--tls-key: has a key, but no certificate: give --tls-cert as well")
-        viewer = Viewer(
+        viewer = make(
             host=self.host,
             port=self.port,
             mode=mode,

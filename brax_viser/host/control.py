@@ -26,8 +26,10 @@ class Control:
     show: str = "train"  # one of SHOWS
     twins: int = 0  # how many of the drawn environments have a twin in MuJoCo
     hold_on_nan: bool = False  # whether the training is held when something turns NaN or Inf
+    replayed: bool = False  # whether recorded episodes are shown in place of the rollouts
     closed: bool = False
 
     def wants(self, role: str) -> bool:
         """Whether steps of a rollout should be sent."""
-        return self.streaming and self.watched and self.show in (role, "both")
+        seen = self.watched and not self.replayed
+        return self.streaming and seen and self.show in (role, "both")

@@ -96,6 +96,21 @@ class Metrics:
                 curve.add(num_steps, now - self._start, value)
             self._version += 1
 
+    def replace(self, curves: Mapping[str, np.ndarray]) -> None:
+        """Forgets all curves for others.
+
+        Args:
+            curves: by name, float [3, P]: env steps over all envs, s of training, values.
+        """
+        found = {}
+        for name in sorted(curves)[:MOST_CURVES]:
+            found[name] = _Curve()
+            for point in curves[name].T:
+                found[name].add(*point)
+        with self._lock:
+            self._curves = found
+            self._version += 1
+
     def names(self) -> tuple[str, ...]:
         """Returns the names of all curves, in alphabetical order."""
         with self._lock:

@@ -87,7 +87,7 @@ class Channels:
             frame = playback.receive(packet)
             if frame is not None:
                 self._hand_on(channel, playback, frame, now)
-            if packet.role not in self._robots.roles:
+            if packet.role not in self._robots.roles or self._shared.control.replayed:
                 playback.player.newest(now)  # not shown: frames must not pile up
         self._twin_worker.go()
 

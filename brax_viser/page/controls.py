@@ -1,6 +1,7 @@
 """The part of `Viewer` with which a script steers the page."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from brax_viser.host.findings import Finding
@@ -26,6 +27,7 @@ class Controls:
 
     _shared: SharedState
     _page: Page | None  # None in other processes than the first
+    _kept: Mapping[str, Any] = MappingProxyType({})  # `episodes` and `recorded` of `Page`
 
     def _steer(
         self,

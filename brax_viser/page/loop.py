@@ -18,6 +18,7 @@ from brax_viser.page.event_loop import EventLoop
 from brax_viser.page.finale import Finale
 from brax_viser.page.inbox import Inbox
 from brax_viser.page.panel_state import PanelState
+from brax_viser.page.replay import Replay
 from brax_viser.page.robots import Robots
 from brax_viser.page.seen import Sampler
 from brax_viser.page.shown import FrameFunctions, ShownFrame
@@ -53,6 +54,7 @@ class Loop:
         inbox: Inbox,
         functions: FrameFunctions,
         finale: Finale,
+        replay: Replay,
     ):
         """Does nothing yet; `start` starts the task.
 
@@ -68,10 +70,11 @@ class Loop:
             inbox: the commands from the page.
             functions: the script's own functions, called with each picture.
             finale: what comes after the training.
+            replay: the recorded episodes, while these are shown in place of the rollouts.
         """
         self._shared, self._state, self._server, self._events = shared, state, server, events
         self._robots, self._channels, self._inbox = robots, channels, inbox
-        self._functions, self._finale = functions, finale
+        self._functions, self._finale, self._replay = functions, finale, replay
         self._panel, self._panel_state = panel, panel_state
         self._scene, self._sandbox = robots.scene, robots.sandbox
         self._sampler = Sampler(shared.progress.metrics)
@@ -100,7 +103,8 @@ class Loop:
         while not shared.control.closed:
             start = shared.wall_clock()
             control, session = shared.control, self._sandbox.session
-            active = control.watched and (control.streaming or session.thread is not None)
+            moves = control.streaming or session.thread is not None or self._replay.playing
+            active = control.watched and moves
             try:
                 self._take(start)
                 self._draw(start)
@@ -122,8 +126,17 @@ class Loop:
     def _take(self, now: float) -> None:
         """Carries out the commands, and takes the packets and the twins' frames."""
         self._inbox.carry_out()
+        self._switch()
         self._channels.receive(self._channels.worth_opening(self._shared.mailbox.take()), now)
         self._channels.take_twins(now)
+
+    def _switch(self) -> None:
+        """Has no steps sent while recorded episodes are shown, and begins a stretch after that."""
+        replayed = self._replay.active
+        if replayed != self._shared.control.replayed:
+            self._shared.set(replayed=replayed)
+            if not replayed:
+                self._channels.restart()
 
     def _draw(self, now: float) -> None:
         for role, source in self._shared.sources_shown().items():
@@ -137,11 +150,10 @@ class Loop:
         views: dict[str, View | None] = {}
         if (view := self._sandbox.view(now)) is not None:
             views[ASIDE] = view
-        for role in self._robots.roles:
-            channel = self._robots.channels.get(role)
-            rollout = channel and channel.source.rollouts.get(role)
-            if channel is not None and rollout is not None:
-                self._add_view(views, channel, role, rollout, now)
+        if self._replay.active:
+            self._add_replay(views, now)
+        else:
+            self._add_rollouts(views, now)
         if not views:
             return
         for role, view in views.items():
@@ -152,7 +164,7 @@ class Loop:
                 self._robots.want(channel.source, role, num_envs)
         with self._server.atomic():  # a script's own nodes move together with the robots
             self._scene.draw(views, {role: self._look_of(role) for role in views})
-            if self._functions:
+            if self._functions and not self._replay.active:
                 self._call_functions(views)
         self._sandbox.drawn()
 
@@ -162,6 +174,33 @@ class Loop:
             if role != ASIDE and view is not None:
                 block = self._scene.blocks[role]
                 self._functions.call(ShownFrame.of(view, block, shift, selected))
+
+    def _add_replay(self, views: dict[str, View | None], now: float) -> None:
+        """Adds the view of the recorded episodes unless it is on screen already."""
+        role, *others = self._robots.roles
+        for other in others:
+            if other in self._scene.blocks and self._scene.blocks[other].frame is not None:
+                views[other] = None
+        block, channel = self._robots.block_of(role), self._robots.channels.get(role)
+        if block is None or channel is None:
+            return
+        num_envs = channel.num_envs or block.count
+        view = self._replay.view(now, block.count, num_envs, self._shared.selected_env)
+        own = self._replay.models()
+        missing = {env: own[env] for env in own.keys() - channel.variants.of_env.keys()}
+        if missing and channel.variants.update(missing):
+            self._robots.want(channel.source, role, channel.num_envs)
+        look = self._look_of(role)
+        if view is not None and not (block.frame is view.frame and look == channel.look):
+            views[role] = view
+        channel.look = look
+
+    def _add_rollouts(self, views: dict[str, View | None], now: float) -> None:
+        for role in self._robots.roles:
+            channel = self._robots.channels.get(role)
+            rollout = channel and channel.source.rollouts.get(role)
+            if channel is not None and rollout is not None:
+                self._add_view(views, channel, role, rollout, now)
 
     def _add_view(
         self,
@@ -198,6 +237,8 @@ class Loop:
             channel.terms.add(view.frame, channel.source.adapter.dt)
             if block is not None:
                 views[role] = view
+        elif view is None and block is not None and block.frame is not None:
+            views[role] = None  # an episode was shown, and nothing live has come yet
         channel.look = look
 
     def _look_of(self, role: str) -> Look:
@@ -216,7 +257,7 @@ class Loop:
             overlays=look.overlays if selects else frozenset(),
             body=look.body if selects else None,
             beside=self._state.twins.beside,
-            rank_by=self._shared.selection.rank_by,
+            rank_by="so_far" if self._replay.active else self._shared.selection.rank_by,
         )
 
     def _update_panel(self, now: float) -> None:
@@ -228,9 +269,11 @@ class Loop:
                 block.decorate(self._look_of(role))
                 block.title(self._title_of(role) if len(self._scene.blocks) > 1 else "")
         self._finale.update()
+        self._replay.update()
         self._state.hold_limit = self._limit.update(now)
         view, channel = self._panel_state.view(now), self._robots.channels.get("train")
         frame = channel.view.frame if channel is not None and channel.view is not None else None
+        frame = None if self._replay.active else frame
         self._sampler.sample(view.progress, frame, view.selection.rule, self._shared.clock())
         self._panel.show(view)
 
@@ -241,6 +284,8 @@ class Loop:
     def _title_of(self, role: str) -> str:
         if role == ASIDE:
             return self._sandbox.title()
+        if self._replay.active:
+            return "Replay" if role == self._robots.roles[0] else ""
         channel = self._robots.channels.get(role)
         if channel is None or channel.view is None:
             return f"{TITLES[role]}: nothing has come yet"

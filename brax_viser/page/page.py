@@ -15,16 +15,21 @@ from brax_viser.page.finale import Finale
 from brax_viser.page.inbox import Inbox
 from brax_viser.page.loop import Loop
 from brax_viser.page.panel_state import PanelState
+from brax_viser.page.replay import Replay
 from brax_viser.page.robots import Robots
 from brax_viser.page.shown import FrameFunctions
 from brax_viser.page.state import PageState
 from brax_viser.page.steering import Steering
 from brax_viser.panel.panel import Panel
+from brax_viser.panel.widgets import PanelTools
+from brax_viser.records.episode import Episodes, NoEpisodes, RunInfo
 from brax_viser.scene.scene import Scene
 from brax_viser.twins.worker import TwinWorker
 
 if TYPE_CHECKING:  # imports ZeroMQ, which is needed only if several processes train
     from brax_viser.processes.leader import Leader
+
+NONE_KEPT = NoEpisodes()
 
 
 class Page:
@@ -37,6 +42,8 @@ class Page:
         sources: Sources,
         server: viser.ViserServer,
         leader: "Leader | None" = None,
+        episodes: Episodes = NONE_KEPT,
+        recorded: RunInfo | None = None,
     ):
         """Builds the scene and the panel; `start` begins to update them.
 
@@ -45,6 +52,8 @@ class Page:
             sources: the environments of the viewer.
             server: the server that serves the page.
             leader: connects the training's other processes; None if this is the only one.
+            episodes: the episodes that are kept of the training.
+            recorded: that training, if nothing but its episodes is shown; None: it is live.
         """
         self.server = server
         self.state = state = PageState()
@@ -54,39 +63,24 @@ class Page:
         self.twin_worker: TwinWorker[ProcessPlayback] = TwinWorker(shared.wall_clock)
         self.robots = Robots(shared, state, server, self.scene, events, self.twin_worker)
         self.channels = Channels(shared, state, self.robots, self.twin_worker, leader)
+        shown = self.robots, self.channels
         self.steering = Steering(
-            shared,
-            sources,
-            state,
-            events,
-            self.inbox,
-            self.robots,
-            self.channels,
-            self.twin_worker,
+            shared, sources, state, events, self.inbox, *shown, self.twin_worker
         )
-        self.commands = commands = Commands(
-            shared, state, server, self.robots, self.channels, self.steering
-        )
-        self.panel = events.made(lambda: Panel(server, self.inbox.enqueue, self.steering, commands))
+        self.commands = commands = Commands(shared, state, server, *shown, self.steering)
+        is_live = recorded is None
+        reading = self.robots.read_episodes, self.robots.ending_of
+        self.replay = Replay(episodes, *reading, begins=not is_live)
+        tools = PanelTools(server, self.inbox.enqueue, self.steering, commands, self.replay)
+        self.panel = events.made(lambda: Panel(tools, is_live=is_live))
         self.clients = keep_openings_short(server)
         self.panel_state = PanelState(
-            shared, state, self.robots, self.channels, self.twin_worker, leader, self.clients
+            shared, state, *shown, self.twin_worker, leader, self.clients, self.replay, recorded
         )
         self.functions = FrameFunctions(state)
         self.finale = Finale(shared, server, self.robots, self.steering)
-        self.loop = Loop(
-            shared,
-            state,
-            server,
-            events,
-            self.robots,
-            self.channels,
-            self.panel,
-            self.panel_state,
-            self.inbox,
-            self.functions,
-            self.finale,
-        )
+        parts = self.panel, self.panel_state, self.inbox, self.functions, self.finale, self.replay
+        self.loop = Loop(shared, state, server, events, *shown, *parts)
 
     def start(self) -> None:
         self.twin_worker.start()

@@ -12,10 +12,13 @@ from brax_viser.host.state import SharedState
 from brax_viser.page.channel import Channel, ProcessPlayback
 from brax_viser.page.channels import Channels
 from brax_viser.page.clients import Pages
+from brax_viser.page.replay import Replay
 from brax_viser.page.robots import Robots
 from brax_viser.page.state import PageState
 from brax_viser.panel.details import Inside
 from brax_viser.panel.view import PanelView, StreamView
+from brax_viser.records.episode import RunInfo
+from brax_viser.records.frame import Frame
 from brax_viser.scene.block import Block
 from brax_viser.twins.worker import TwinWorker
 
@@ -38,6 +41,8 @@ class PanelState:
         twin_worker: TwinWorker[ProcessPlayback],
         leader: "Leader | None",
         pages: Pages | None,
+        replay: Replay,
+        recorded: RunInfo | None,
     ):
         """Reads nothing yet.
 
@@ -49,9 +54,12 @@ class PanelState:
             twin_worker: steps the twins.
             leader: connects the training's other processes; None if this is the only one.
             pages: the share of messages that each page takes; None if that is unknown.
+            replay: the recorded episodes.
+            recorded: their training, if nothing is live.
         """
         self._shared, self._state, self._robots, self._channels = shared, state, robots, channels
         self._twin_worker, self._leader, self._pages = twin_worker, leader, pages
+        self._replay, self._recorded = replay, recorded
         self._starts = Starts()
         # Per recent update: (s, `scene.sent`, s that devices had waited for room).
         self._sent: deque[tuple[float, int, float]] = deque()
@@ -86,7 +94,7 @@ class PanelState:
             until_env=shared.hold.until_env,
             drawn=len(block.drawn_envs) if block else 0,
             capacity=shown.capacity if shown else 0,
-            frame=channel.view.frame if channel and channel.view else None,
+            frame=self._frame(channel, block),
             stream=self._stream(role, channel, shown, now, known=set(at.shown)),
             complaint=state.complaint,
             notice=state.notice,
@@ -104,8 +112,16 @@ class PanelState:
             metrics=shared.progress.metrics,
             terms=channel.terms if channel and channel.terms.is_of(selected) else None,
             cells=tuple(dict.fromkeys(n for b in scene.blocks.values() for n in b.notes())),
+            replay=self._replay.told(),
+            recorded=self._recorded,
         )
         return self._with_twins(self._with_robot(view, shown, block), channel)
+
+    def _frame(self, channel: Channel | None, block: Block | None) -> Frame | None:
+        """Returns the frame whose numbers are on screen."""
+        if self._replay.active:
+            return block.frame if block else None
+        return channel.view.frame if channel and channel.view else None
 
     def _stream(
         self,

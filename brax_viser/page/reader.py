@@ -8,9 +8,9 @@ from typing import Any
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A model to read, and the function that uses it."""
+    """A model or episodes to read, and the function that uses them."""
 
-    role: str  # the scene's block that it is for
+    role: str  # the scene's block that it is for; "episodes" if it is no model
     read: Callable[[], Any]  # called on any thread
     use: Callable[[Any], object]  # called on viser's loop with the result of `read`
 

@@ -2,19 +2,24 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import viser
 
 from brax_viser.host.source import Source
 from brax_viser.host.state import SharedState
+from brax_viser.model.physics import Physics
 from brax_viser.model.robot import Model
 from brax_viser.model.shapes import Parts
+from brax_viser.model.touching import touching
 from brax_viser.model.variants import Variants
 from brax_viser.page.channel import Channel, ProcessPlayback
+from brax_viser.page.episode_frames import frame_at
 from brax_viser.page.event_loop import EventLoop
 from brax_viser.page.reader import Reader, Reading
 from brax_viser.page.sandbox_view import SandboxView
 from brax_viser.page.state import PageState, roles_shown
+from brax_viser.records.episode import Episode
 from brax_viser.scene.block import Block
 from brax_viser.scene.scene import Scene
 from brax_viser.twins.worker import TwinWorker
@@ -91,6 +96,23 @@ class Robots:
         self.sandbox.remodel()
         for role, channel in tuple(self.channels.items()):
             self.want(channel.source, role, channel.num_envs)
+
+    def read_episodes(self, read: Callable[[], Any], use: Callable[[Any], object]) -> None:
+        """Calls `read` on the reader's thread, then `use` with its result on viser's loop. A newer
+        call replaces one that waits."""
+        self._reader.read(Reading("episodes", read, use))
+
+    def ending_of(self, episode: Episode) -> str:
+        """Says what touched what at the end of an episode; empty if nothing did, or it is not
+        finite. Called on any thread."""
+        channel = self.first
+        if channel is None:
+            return ""
+        model, native = channel.source.adapter.mj_model, channel.source.adapter.native
+        physics, env = Physics(model, native=native), episode.summary.env
+        frame = frame_at([episode], [episode.summary.length], 1, env)
+        placed = physics.place(frame, 0, episode.model)
+        return touching(physics.model, physics.data) if placed else ""
 
     def arrange(self) -> None:
         """Lays out the robots of the rollouts that are shown, and that of the sandbox."""

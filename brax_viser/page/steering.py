@@ -185,6 +185,8 @@ class Steering:
         self._events.now(self._fork)
 
     def _fork(self) -> None:
+        if self._shared.control.replayed:
+            raise ValueError("To fork a robot, go back to live first")
         env = self._shared.selected_env
         if env is None:
             raise ValueError("To fork a robot, select it first: click on it")

@@ -29,6 +29,7 @@ class Range:
 
 
 SPEED = Range(0.1, 4.0, "robot seconds per second")
+REPLAY_SPEED = Range(0.1, 16.0, "robot seconds per second")
 STRETCH_SECONDS = Range(0.5, 30.0, "seconds of the robot's time")
 
 

@@ -4,19 +4,17 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import viser
-
-from brax_viser.panel.actions import PageActions, SteeringActions
 from brax_viser.panel.choice import ChoiceFolder
 from brax_viser.panel.curves import CurvesControls
+from brax_viser.panel.episodes import EpisodesControls
 from brax_viser.panel.looks import LookControls, PartsFolder
 from brax_viser.panel.robot import InsideFolder, SelectedFolder
 from brax_viser.panel.sandbox import SandboxFolder
-from brax_viser.panel.training import TrainingControls
+from brax_viser.panel.training import Head, TrainingControls
 from brax_viser.panel.twins import TwinFolder
 from brax_viser.panel.view import PanelView
 from brax_viser.panel.watch import PaceFolder, WatchControls
-from brax_viser.panel.widgets import PanelTools
+from brax_viser.panel.widgets import PanelTools, Widgets
 
 
 class Panel:
@@ -24,42 +22,47 @@ class Panel:
 
     def __init__(
         self,
-        server: viser.ViserServer,
-        enqueue: Callable[[Callable[[], object]], None],
-        steering: SteeringActions,
-        actions: PageActions,
+        tools: PanelTools,
+        *,
+        is_live: bool = True,
     ):
         """Adds the controls to the page.
 
         Args:
-            server: viser's server.
-            enqueue: queues an action for the page's loop; called on any thread.
-            steering: actions that a script has as well.
-            actions: actions that only a person in the page has.
+            tools: what controls are made with.
+            is_live: whether there is a training; otherwise only recorded episodes are shown.
         """
-        self._server, self._is_dark = server, False
+        self._server, self._is_dark = tools.server, False
         self._theme(dark=False)
-        server.gui.set_panel_label("brax_viser")
-        server.gui.main_panel.dock_right()
-        tools = PanelTools(server, enqueue, steering, actions)
-        self.training = TrainingControls(tools)
-        tabs = server.gui.add_tab_group()
-        with tabs.add_tab("Watch"):
-            self.watch = WatchControls(tools)
-            self.choice = ChoiceFolder(tools)
-            self.pace = PaceFolder(tools)
+        gui = self._server.gui
+        gui.set_panel_label("brax_viser")
+        gui.main_panel.dock_right()
+        if is_live:
+            self.training = TrainingControls(tools)
+        else:
+            self.head = Head(tools)
+        tabs = gui.add_tab_group()
+        if is_live:
+            with tabs.add_tab("Watch"):
+                self.watch = WatchControls(tools)
+                self.choice = ChoiceFolder(tools)
+                self.pace = PaceFolder(tools)
+        with tabs.add_tab("Episodes"):
+            self.episodes = EpisodesControls(tools)
         with tabs.add_tab("Robot"):
             self.selected = SelectedFolder(tools)
             self.inside = InsideFolder(tools)
         with tabs.add_tab("Curves"):
             self.curves = CurvesControls(tools)
-        with tabs.add_tab("Twins"):
-            self.twins = TwinFolder(tools)
-            self.sandbox = SandboxFolder(tools)
+        if is_live:
+            with tabs.add_tab("Twins"):
+                self.twins = TwinFolder(tools)
+                self.sandbox = SandboxFolder(tools)
         with tabs.add_tab("Look"):
             self.look = LookControls(tools)
             self.parts = PartsFolder(tools)
-        self._add_keys(tools)
+        self._controls = [part for part in vars(self).values() if isinstance(part, Widgets)]
+        self._add_keys(tools, is_live=is_live)
 
     @property
     def is_dark(self) -> bool:
@@ -75,10 +78,16 @@ class Panel:
             dark_mode=dark,
         )
 
-    def _add_keys(self, tools: PanelTools) -> None:
-        actions = tools.actions
+    def _add_keys(self, tools: PanelTools, *, is_live: bool) -> None:
+        actions, replay = tools.actions, tools.replay
         back, on = (functools.partial(actions.turn_page, by) for by in (-1, 1))
-        keys: tuple[tuple[str, Any, Callable[[int], object]], ...] = (
+        recorded: tuple[tuple[str, Any, Callable[[int], object]], ...] = (
+            ("Play or pause the episodes", "space", _by_any(replay.toggle)),
+            ("One step forward", "N", _by_any(functools.partial(replay.step, 1))),
+            ("Ten steps forward", "M", _by_any(functools.partial(replay.step, 10))),
+            ("Follow the selected robot, or not", "F", actions.toggle_follow),
+        )
+        live: tuple[tuple[str, Any, Callable[[int], object]], ...] = (
             ("Hold or resume the training", "space", _by_any(actions.toggle_hold)),
             ("One env step further", "N", _by_any(actions.step)),
             ("Ten env steps further", "M", _by_any(functools.partial(actions.step, 10))),
@@ -92,7 +101,7 @@ class Panel:
             ("Previous page of environments", "pageup", _by_any(back)),
             ("Next page of environments", "pagedown", _by_any(on)),
         )
-        for label, key, action in keys:
+        for label, key, action in live if is_live else recorded:
             command = self._server.gui.add_command(label, hotkey=key)
 
             async def trigger(event: Any, action: Callable[[int], object] = action) -> None:
@@ -105,19 +114,7 @@ class Panel:
         dark = view.surroundings == "dark"
         if dark != self._is_dark:
             self._theme(dark=dark)
-        for controls in (
-            self.training,
-            self.watch,
-            self.choice,
-            self.pace,
-            self.selected,
-            self.inside,
-            self.twins,
-            self.sandbox,
-            self.look,
-            self.parts,
-            self.curves,
-        ):
+        for controls in self._controls:
             controls.show(view)
 
 

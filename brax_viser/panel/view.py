@@ -13,6 +13,7 @@ from brax_viser.host.selection import Selection
 from brax_viser.host.terms import TermLog
 from brax_viser.model.shapes import USUAL, Parts
 from brax_viser.panel.details import Inside
+from brax_viser.records.episode import RunInfo, Summary
 from brax_viser.records.frame import Frame
 from brax_viser.sandbox.session import ForkView
 from brax_viser.scene.look import Look
@@ -30,6 +31,28 @@ class StreamView:
     step: int | None  # env steps over all envs, of the frame on screen
     age: float  # s since that frame came
     other_known: bool  # whether there is another rollout to show
+
+
+@dataclass(frozen=True)
+class ReplayView:
+    """The recorded episodes, and how they are played."""
+
+    active: bool = False  # whether they are shown in place of the live robots
+    steps: tuple[int, ...] = ()  # env steps trained when each recording began
+    index: int = 0  # of the chosen recording
+    episodes: tuple[Summary, ...] = ()  # of that recording
+    only: str | None = None  # key of the one that is shown; None: all
+    falls: tuple[Summary, ...] = ()  # episodes that ended in a termination, the newest first
+    playing: bool = False
+    reading: bool = False  # whether the episodes are still being read
+    position: float = 0.0  # s of robot time
+    seconds: float = 0.0  # s of robot time in all
+    dt: float = 0.02  # s per step
+    speed: float = 1.0  # robot seconds per second
+    loop: bool = True
+    only_end: bool = False  # whether only the last seconds are played
+    endings: Mapping[str, str] = field(default_factory=dict)  # what touched what, by key
+    complaint: str | None = None  # why an episode could not be read
 
 
 @dataclass(frozen=True)
@@ -83,3 +106,5 @@ class PanelView:
     hold_limit: str | None = None  # how long the hold may last, if that is limited
     terms: TermLog | None = None  # the selected robot's reward, if its details have come
     cells: tuple[str, ...] = ()  # notes about where robots are drawn
+    replay: ReplayView = ReplayView()
+    recorded: RunInfo | None = None  # the training of the episodes, if nothing is live

@@ -9,7 +9,8 @@ from typing import Any
 import viser
 
 from brax_viser.panel import words
-from brax_viser.panel.actions import PageActions, SteeringActions
+from brax_viser.panel.actions import PageActions, ReplayActions, SteeringActions
+from brax_viser.panel.view import PanelView
 
 TYPING_SECONDS = 0.6
 """s without a key after which what was typed is complete."""
@@ -23,6 +24,7 @@ class PanelTools:
     enqueue: Callable[[Callable[[], object]], None]  # queues an action for the page's loop
     steering: SteeringActions
     actions: PageActions
+    replay: ReplayActions
 
 
 class Widgets:
@@ -32,8 +34,13 @@ class Widgets:
     def __init__(self, tools: PanelTools):
         self._server, self._enqueue = tools.server, tools.enqueue
         self._steering, self._actions = tools.steering, tools.actions
+        self._replay = tools.replay
         self._notes: dict[str, viser.GuiHtmlHandle] = {}  # on numbers that were typed, by label
         self._numbers: dict[str, float] = {}  # as last shown, by label
+
+    def show(self, view: PanelView) -> None:
+        """Updates the controls."""
+        raise NotImplementedError
 
     def _on_click(self, handle: Any, action: Callable[[], object]) -> None:
         """Connects a button, or a group of one, to an action."""

@@ -1,5 +1,6 @@
 """Writes the panel's sentences as HTML. Pure functions."""
 
+from datetime import datetime
 from html import escape
 
 import numpy as np
@@ -19,6 +20,7 @@ _DOT = {
     "failed": "#e03131",
     "done": "#868e96",
     "held": "#f08c00",
+    "replay": "#7048e8",
 }
 _WAITING_DOT = "#f08c00"
 GREY = "#868e96"
@@ -48,6 +50,30 @@ def status(view: PanelView) -> str:
 
 def state(view: PanelView) -> tuple[str, str]:
     """Returns the training's state in a few words, and what there is to add, which may be empty."""
+    if view.replay.active or view.recorded is not None:
+        return replayed(view)
+    return state_of_training(view)
+
+
+def replayed(view: PanelView) -> tuple[str, str]:
+    """Says which recording is on screen, and what the training does meanwhile."""
+    told, seconds = view.replay, f"{view.replay.position:.1f} s of {view.replay.seconds:.1f} s"
+    if not told.active:
+        word = "Replay: no episode has been recorded yet"
+    elif told.reading or not told.seconds:
+        word = f"Replay: reading step {count(told.steps[told.index])}"
+    else:
+        word = f"Replay: step {count(told.steps[told.index])}, {seconds}"
+    if view.recorded is not None:
+        began = datetime.fromtimestamp(view.recorded.started)
+        return word, f"from {began:%Y-%m-%d %H:%M}, {view.recorded.num_envs:,} environments"
+    if view.fault is None and not view.paused and not view.progress.over:
+        return word, "the training goes on, unseen"
+    return word, ": ".join(filter(None, state_of_training(view)))
+
+
+def state_of_training(view: PanelView) -> tuple[str, str]:
+    """As `state`, of what is live."""
     progress, seconds = view.progress, f"{view.progress.phase_seconds:.0f} s"
     if view.fault is not None:
         return "Streaming stopped by a fault", f"the training goes on: {view.fault}"
@@ -113,6 +139,10 @@ def head(view: PanelView) -> str:
     if view.fault is not None or view.nonfinite:
         dot = _DOT["failed"]
     name = " · ".join(part for part in (view.env, view.progress.algorithm) if part)
+    if view.replay.active or view.recorded is not None:
+        dot = _DOT["replay"]
+    if (run := view.recorded) is not None:
+        name = "Replay of " + ", ".join(filter(None, (run.env, run.trainer, run.backend)))
     word, detail = map(escape, state(view))
     line = f"height:{LINE}em;{ONE_LINE}"
     return (
@@ -308,7 +338,8 @@ def legend(view: PanelView) -> str:
     rule = view.look.colour_by
     if rule == "termination":
         return note("Red: has just terminated. Pink: NaN or Inf.")
-    by, ends = view.selection.rank_by, None
+    by = "so_far" if view.replay.active else view.selection.rank_by
+    ends = None
     if view.frame is not None:
         ends = range_of(rule, view.frame, view.dt, by)
     said = ""

@@ -2,9 +2,8 @@
 
 import os
 import secrets
+import sys
 from typing import NamedTuple
-
-import jax
 
 from brax_viser.compat import distributed_state
 
@@ -31,6 +30,10 @@ class ProcessInfo(NamedTuple):
 
 def place() -> ProcessInfo:
     """Returns this process's place; without `jax.distributed.initialize`, process 0 of 1."""
+    if "jax" not in sys.modules:  # a page of recorded episodes does without it
+        return ProcessInfo()
+    import jax
+
     if not jax.distributed.is_initialized():
         return ProcessInfo()
     state = distributed_state()
@@ -79,6 +82,8 @@ def find_first(viewer: int, seconds: float) -> tuple[str, bytes, str] | None:
 
     None if it isn't announced within `seconds`.
     """
+    import jax
+
     client, milliseconds = distributed_state().client, int(seconds * 1000)
     try:
         address = client.blocking_key_value_get(f"brax_viser/{viewer}/address", milliseconds)

@@ -89,3 +89,17 @@ class Episodes(Protocol):
             ValueError: its file is damaged.
         """
         ...
+
+
+class NoEpisodes:
+    """The store of a training that keeps none."""
+
+    version = 0
+
+    def summaries(self) -> tuple[Summary, ...]:
+        """Returns nothing."""
+        return ()
+
+    def get(self, key: str) -> Episode:
+        """Raises KeyError: nothing is kept."""
+        raise KeyError(key)

@@ -1,0 +1,57 @@
+"""`brax-viser replay`: shows the episodes of a training that is over, or runs elsewhere."""
+
+import functools
+import time
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from brax_viser.cli.ctrl_c import CtrlC
+from brax_viser.cli.serving import USUAL, Serving
+from brax_viser.replay import ReplayViewer
+from brax_viser.runs.reader import SavedRun, open_run
+
+LOOK_SECONDS, CURVES_SECONDS = 1.0, 5.0
+"""s between two looks for new episodes, and for new points of the curves."""
+
+
+def replay(
+    run_dir: Annotated[str, tyro.conf.Positional],
+    *,
+    page: Annotated[Serving, tyro.conf.arg(name="")] = USUAL,
+) -> int:
+    """Show the recorded episodes of a training, finished or running, in the page.
+
+    Neither JAX nor a GPU is needed. Episodes of a running training appear as they are recorded.
+
+    Args:
+        run_dir: folder in which the training keeps its episodes.
+        page: where the page is served, and who may open it.
+    """
+    console, ctrl_c = Console(), CtrlC()
+    with ctrl_c:
+        try:
+            run = open_run(run_dir)
+            viewer = page.viewer("realtime", functools.partial(ReplayViewer, run.info, run))
+        except (RuntimeError, ValueError) as error:
+            console.print(f"brax-viser: {error}", style="red", markup=False)
+            return 2
+        console.print("Ctrl-C ends it.")
+        with viewer:
+            _follow(run, viewer, ctrl_c)
+    return 0
+
+
+def _follow(run: SavedRun, viewer: ReplayViewer, ctrl_c: CtrlC) -> None:
+    """Shows what a running training adds, until Ctrl-C."""
+    look = curves = 0.0
+    while not ctrl_c.heard:
+        now = time.monotonic()
+        if now >= look:
+            viewer.look()
+            look = now + LOOK_SECONDS
+        if now >= curves:
+            viewer.show_curves(run.curves())
+            curves = now + CURVES_SECONDS
+        time.sleep(0.1)

@@ -1,0 +1,97 @@
+"""Makes frames and views of recorded episodes. Pure functions."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from brax_viser.page.playback import between
+from brax_viser.records.episode import Episode
+from brax_viser.records.frame import COORDINATES, Coordinates, Detail, Frame
+from brax_viser.records.protocol import NEVER
+from brax_viser.records.view import View
+
+ALMOST = 1e-6
+"""Of a step: less than this is rounding."""
+
+
+def view_of(
+    episodes: Sequence[Episode],
+    places: Sequence[float],
+    num_envs: int,
+    selected: int | None,
+    came: float,
+    position: float,
+) -> View:
+    """Draws each episode at its own place, in steps, between two of which poses are
+    interpolated."""
+    frame = frame_at(episodes, [int(at + ALMOST) for at in places], num_envs, selected)
+    pos, rot = frame.link_pos.copy(), frame.link_rot.copy()
+    for row, (episode, at) in enumerate(zip(episodes, places, strict=True)):
+        step = int(at + ALMOST)
+        part = at - step
+        if part > ALMOST and step < episode.summary.length:
+            one, other = ((episode.link_pos[i], episode.link_rot[i]) for i in (step, step + 1))
+            pos[row], rot[row] = between(one, other, part, stays=np.zeros(1, bool))
+    return View(frame, pos, rot, np.zeros(len(episodes), bool), position, came)
+
+
+def frame_at(
+    episodes: Sequence[Episode], steps: Sequence[int], num_envs: int, selected: int | None
+) -> Frame:
+    """Makes the frame of several episodes, each after so many of its own steps.
+
+    Args:
+        episodes: K of them, of different environments.
+        steps: 0 to the episode's length each.
+        num_envs: environments of the training.
+        selected: the environment whose details are wanted.
+    """
+    pairs = list(zip(episodes, steps, strict=True))
+    pos = np.stack([e.link_pos[t] for e, t in pairs])
+    rot = np.stack([e.link_rot[t] for e, t in pairs])
+    fell = [t == e.summary.length and e.summary.ended == "terminated" for e, t in pairs]
+    finite = np.isfinite(np.concatenate([pos, rot], axis=2)).all(axis=(1, 2))
+    first = episodes[0].summary
+    own = {name: [_known(e, name, t) for e, t in pairs] for name in COORDINATES}
+    together = {n: np.stack(x) for n, x in own.items() if all(a is not None for a in x)}  # type: ignore[arg-type]
+    return Frame(
+        role="train",
+        env_steps=first.num_steps // max(num_envs, 1) + max(steps),
+        env_index=np.array([e.summary.env for e in episodes], np.int32),
+        num_envs=num_envs,
+        link_pos=pos,
+        link_rot=rot,
+        reward=np.array([e.steps["reward"][t - 1] if t else 0.0 for e, t in pairs], np.float32),
+        episode_return=np.array([_return(e, t) for e, t in pairs], np.float32),
+        episode_length=np.array(steps, np.int32),
+        since_termination=np.where(fell, 0, NEVER).astype(np.int32),
+        finite=finite,
+        detail=next((_detail(e, t) for e, t in pairs if e.summary.env == selected), None),
+        coordinates=Coordinates.of(together),
+    )
+
+
+def _return(episode: Episode, step: int) -> float:
+    """The return after so many steps; at the end as the device has summed it."""
+    if step == episode.summary.length:
+        return episode.summary.episode_return
+    return float(episode.steps["reward"][:step].sum(dtype=np.float32))
+
+
+def _known(episode: Episode, name: str, step: int) -> np.ndarray | None:
+    """One of `COORDINATES`, or None if it was not recorded. Controls before the first step are
+    those of the first."""
+    if name in ("qpos", "qvel"):
+        return getattr(episode, name)[step]
+    return episode.steps[name][max(step - 1, 0)] if name in episode.steps else None
+
+
+def _detail(episode: Episode, step: int) -> Detail:
+    """What is known of an episode after so many steps."""
+    at = max(step - 1, 0)
+    fields = {name: _known(episode, name, step) for name in COORDINATES}
+    known = {name: x for name, x in fields.items() if x is not None}
+    for name, values in episode.steps.items():
+        if name == "action" or name.startswith("metrics/"):
+            known[name] = values[at]
+    return Detail.of(episode.summary.env, known)

@@ -1,0 +1,82 @@
+"""Writes what the panel says of recorded episodes. Pure functions."""
+
+from html import escape
+
+from brax_viser.host.progress import count
+from brax_viser.panel.view import ReplayView
+from brax_viser.panel.words import GREY, note
+from brax_viser.records.episode import Summary
+
+ENDED = {"terminated": "terminated", "truncated": "time limit", "nonfinite": "NaN or Inf"}
+"""How an episode ended, in words."""
+
+_CELL = "padding:0 0.7em 0 0"
+
+
+def note_on(told: ReplayView) -> str:
+    """Says what is kept, or why nothing is shown."""
+    if told.complaint is not None:
+        return note(told.complaint, warning=True)
+    if not told.steps:
+        return note("No episode has been recorded yet.")
+    many = len(told.steps)
+    first, last = count(told.steps[0]), count(told.steps[-1])
+    if many == 1:
+        return note(f"One recording, of step {first}.")
+    return note(f"{many:,} recordings, from step {first} to {last}.")
+
+
+def name(summary: Summary) -> str:
+    """Names one episode of a recording."""
+    return f"Env {summary.env} · {', '.join(summary.kept_as)}"
+
+
+def fall(summary: Summary, dt: float) -> str:
+    """Names an episode that ended in a termination, among those of all recordings."""
+    return (
+        f"Step {count(summary.num_steps)} · env {summary.env} · after {summary.length * dt:.1f} s "
+        f"· return {summary.episode_return:,.1f}"
+    )
+
+
+def table(told: ReplayView, dt: float) -> str:
+    """Lists the episodes of the chosen recording; the one that is shown alone is in bold."""
+    head = "".join(
+        f'<th style="{_CELL};text-align:{side};font-weight:normal;color:{GREY}">{title}</th>'
+        for title, side in (
+            *(("", "left"), ("env", "right"), ("return", "right"), ("s", "right")),
+            *(("ended by", "left"),),
+        )
+    )
+    rows = "".join(_row(summary, dt, bold=summary.key == told.only) for summary in told.episodes)
+    return (
+        '<div style="margin:0 0.75em 0.5em 0.75em;font-size:0.8em;line-height:1.45">'
+        '<table style="width:100%;border-collapse:collapse;font-variant-numeric:tabular-nums">'
+        f"<tr>{head}</tr>{rows}</table></div>{_endings(told)}"
+    )
+
+
+def _endings(told: ReplayView) -> str:
+    """Says what touched what at the end of each episode that a termination has ended."""
+    lines = [
+        f"At the end of env {summary.env}: {told.endings[summary.key]}."
+        for summary in told.episodes
+        if told.endings.get(summary.key)
+    ]
+    return "".join(map(note, lines))
+
+
+def _row(summary: Summary, dt: float, *, bold: bool) -> str:
+    cells = (
+        (", ".join(summary.kept_as), "left"),
+        (f"{summary.env:,}", "right"),
+        (f"{summary.episode_return:,.1f}", "right"),
+        (f"{summary.length * dt:.1f}", "right"),
+        (ENDED[summary.ended], "left"),
+    )
+    weight = "600" if bold else "normal"
+    told = "".join(
+        f'<td style="{_CELL};text-align:{side}">{escape(text)}</td>' for text, side in cells
+    )
+    hint = f"Began at step {summary.num_steps:,}; {summary.length:,} steps."
+    return f'<tr style="font-weight:{weight}" title="{escape(hint)}">{told}</tr>'

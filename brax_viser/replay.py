@@ -1,0 +1,69 @@
+"""`ReplayViewer`: serves the page of a training that is not in this process, from its episodes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from brax_viser.host.source import Source
+from brax_viser.model.grid import grid_of
+from brax_viser.page.recorded import Recorded
+from brax_viser.records.episode import Episodes, RunInfo, Summary
+from brax_viser.viewer import Viewer
+
+GRID = (2, 2)
+"""Cells of the episodes of a recording, of which there are up to four."""
+
+
+class ReplayViewer(Viewer):
+    """A `Viewer` that shows recorded episodes alone. It needs neither JAX nor a GPU."""
+
+    def __init__(self, run: RunInfo, episodes: Episodes, **options: Any):
+        """Starts the server; the newest recording plays as soon as there is one.
+
+        Args:
+            run: the training.
+            episodes: those that are kept.
+            options: those of `Viewer`.
+
+        Raises:
+            ValueError, RuntimeError: as `Viewer` does.
+        """
+        self._listed = _Listed(episodes)
+        self._kept = {"episodes": self._listed, "recorded": run}
+        environment = Recorded.of(run, episodes)
+        grid = grid_of(run.mj_model, environment.init_qpos, GRID, None)
+        self._source = Source(environment, grid, "train")  # the viewer's own reference is weak
+        super().__init__(**options)
+        self._sources.add(self._source)
+        self._shared.show_source("train", self._source)
+        self._end.show_model(self._source, "train", run.num_envs)
+
+    def look(self) -> None:
+        """Shows episodes that have been recorded since the last call."""
+        self._listed.look()
+
+    def show_curves(self, curves: Mapping[str, np.ndarray]) -> None:
+        """Shows these curves in place of those before.
+
+        Args:
+            curves: by name, float64 [3, P]: env steps trained, s of training, values.
+        """
+        self._shared.progress.metrics.replace(curves)
+
+
+class _Listed:
+    """Episodes as they were listed last: the page's loop does not wait for a disk or a network."""
+
+    def __init__(self, episodes: Episodes):
+        self._episodes = episodes
+        self.get = episodes.get
+        self.look()
+
+    def look(self) -> None:
+        """Lists them again."""
+        self.version, self._found = self._episodes.version, self._episodes.summaries()
+
+    def summaries(self) -> tuple[Summary, ...]:
+        """Returns those that were listed last."""
+        return self._found

@@ -1,0 +1,215 @@
+"""Tests recorded episodes in the page of a training, and the page that has nothing else."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import mujoco
+import numpy as np
+import pytest
+
+from brax_viser import VisualizedEnv
+from brax_viser.panel import episode_words, words
+from brax_viser.panel.episodes import ALL
+from brax_viser.panel.view import ReplayView
+from brax_viser.replay import ReplayViewer
+from brax_viser.runs.folder import RunFolder
+from tests.conftest import Page, eventually
+from tests.recorded import Kept, recording_of, run_of
+from tests.support import Probe
+from tests.toy import XML, Toy
+
+NUM_ENVS = 16
+MODEL = mujoco.MjModel.from_xml_string(XML)
+EARLY, LATE = recording_of(MODEL, 0), recording_of(MODEL, 1_200_000)
+
+
+class Training:
+    """A small environment that is stepped by hand, with recorded episodes."""
+
+    def __init__(self, viewer):
+        self.probe = Probe(viewer)
+        env = VisualizedEnv(Toy(), grid=(4, 4), viewer=viewer)
+        self._step = jax.jit(jax.vmap(env.step))
+        keys = jax.random.split(jax.random.PRNGKey(0), NUM_ENVS)
+        self._state = jax.jit(jax.vmap(env.reset))(keys)
+        self.kept = Kept([*EARLY, *LATE])
+        self.probe.keep(self.kept)
+
+    def step(self) -> None:
+        self._state = jax.block_until_ready(self._step(self._state, np.zeros((NUM_ENVS, 1))))
+
+    def step_until(self, condition, what: str) -> None:
+        eventually(lambda: self.step() or condition(), what)
+
+    @property
+    def drawn(self) -> list[int]:
+        """The environments whose steps are on screen."""
+        block = self.probe.block_of("train")
+        return [] if block is None or block.frame is None else block.frame.env_index.tolist()
+
+    def use(self, name: str, value: object) -> None:
+        """Uses a control of the tab."""
+        self.probe.use(getattr(self.probe.panel.episodes, f"_{name}"), value)
+
+
+@pytest.fixture
+def training(viewer, page) -> Training:
+    training = Training(viewer)
+    training.step_until(lambda: training.drawn == list(range(NUM_ENVS)), "live robots are drawn")
+    return training
+
+
+def test_episodes_take_the_place_of_the_live_robots_and_give_it_back(training, viewer):
+    probe = training.probe
+    training.use("play", True)
+    eventually(lambda: training.drawn == [1, 4, 7, 10], "a recording is drawn")
+    assert words.state(probe.panel_view())[0].startswith("Replay: step 1.2 M, ")
+    assert words.state(probe.panel_view())[1] == "the training goes on, unseen"
+    before = viewer.stats().frames
+    training.step()  # the device learns with this step at the latest that none is wanted
+    for _ in range(20):
+        training.step()
+    assert viewer.stats().frames <= before + 1, "no step is sent meanwhile"
+    probe.use(probe.panel.training._to_live, True)
+    training.step_until(lambda: training.drawn == list(range(NUM_ENVS)), "they are live again")
+    assert words.state(probe.panel_view())[0] == "Live"
+
+
+def test_the_picture_is_that_of_the_recorded_step(training):
+    training.use("bar", 1)
+    training.use("time", 0.4)
+    eventually(lambda: training.drawn == [1, 4, 7, 10], "the first recording is drawn")
+    block = training.probe.block_of("train")
+    assert block is not None
+    at = round(0.4 / 0.02)
+    np.testing.assert_allclose(block.pos[0], EARLY[0].link_pos[at], atol=1e-6)
+    np.testing.assert_allclose(block.pos[1], EARLY[1].link_pos[20], atol=1e-6)
+    training.use("steps", "1 on")
+    there = lambda: np.allclose(block.pos[0], EARLY[0].link_pos[at + 1], atol=1e-6)  # noqa: E731
+    eventually(there, "it goes one step on")
+
+
+def test_a_click_on_a_replayed_robot_selects_it_and_its_numbers_are_those_of_the_episode(
+    training, viewer
+):
+    training.use("time", 0.2)
+    eventually(lambda: training.drawn == [1, 4, 7, 10], "a recording is drawn")
+    viewer.selected_env = 7
+    probe = training.probe
+
+    def detail() -> object:
+        frame = probe.panel_view().frame
+        return frame and frame.detail and frame.detail.env == 7 and frame.detail.qpos.tolist()
+
+    eventually(lambda: detail() == LATE[2].qpos[10].tolist(), "its coordinates are there")
+    with pytest.raises(ValueError, match="go back to live first"):
+        viewer.fork()
+    probe.now(probe.replay.close)
+    training.step_until(lambda: training.drawn == list(range(NUM_ENVS)), "they are live again")
+    assert viewer.selected_env == 7
+
+
+def test_a_fall_that_is_picked_is_played_with_its_contacts(training, viewer):
+    probe = training.probe
+    eventually(lambda: len(probe.panel.episodes._fall.options) == 7, "six falls are listed")
+    training.use("fall", episode_words.fall(EARLY[1].summary, 0.02))
+    eventually(lambda: training.drawn == [4], "that robot alone is drawn")
+    assert viewer.selected_env == 4 and "contacts" in probe.state.look.overlays
+    assert probe.replay.told().only_end and probe.replay.told().playing
+
+
+def test_the_lists_follow_the_recordings(training):
+    episodes = training.probe.panel.episodes
+    shown = lambda: (episodes._bar.label, episodes._bar.max)  # noqa: E731
+    eventually(lambda: shown() == ("At step 1.2 M", 2), "the newest of two recordings")
+    assert episodes._only.options == (
+        *(ALL, "Env 1 · best", "Env 4 · worst", "Env 7 · fell", "Env 10 · random"),
+    )
+    for episode in recording_of(MODEL, 2_000_000):
+        training.kept.add(episode)
+    eventually(lambda: shown() == ("At step 2 M", 3), "another one appears by itself")
+    training.use("bar", 1)
+    eventually(lambda: shown() == ("At step 0", 3), "the bar says where it is")
+
+
+def test_the_list_says_of_each_episode_how_it_went():
+    told = ReplayView(steps=(1_200_000,), episodes=tuple(e.summary for e in LATE))
+    text = re.sub("<[^>]*>", " ", episode_words.table(told, 0.02))
+    rows = " ".join(text.split())
+    assert "best 1" in rows and "1.0 time limit" in rows
+    assert f"worst 4 {LATE[1].summary.episode_return:,.1f} 0.4 terminated" in rows
+    nan = replace(LATE[3].summary, ended="nonfinite", kept_as=("fell", "random"))
+    rows = episode_words.table(replace(told, episodes=(nan,)), 0.02)
+    assert "NaN or Inf" in rows and "fell, random" in rows
+
+
+def test_the_tab_says_that_nothing_is_recorded_yet(viewer):
+    view = Probe(viewer).panel_view()
+    assert "No episode has been recorded yet" in episode_words.note_on(view.replay)
+    with pytest.raises(ValueError, match="No episode has been recorded yet"):
+        Probe(viewer).replay.toggle()
+
+
+def test_a_page_of_episodes_alone_plays_them_and_has_nothing_of_a_training():
+    kept = Kept(EARLY)
+    with ReplayViewer(run_of(MODEL, 0.02, "Cart"), kept, port=0) as viewer:
+        page, probe = Page(viewer), Probe(viewer)
+        try:
+            block = lambda: probe.block_of("train")  # noqa: E731
+            eventually(lambda: block() and block().frame is not None, "it plays by itself")
+            assert block().frame.env_index.tolist() == [1, 4, 7, 10]
+            head = re.sub("<[^>]*>", " ", words.head(probe.panel_view()))
+            assert re.match(r"\s*Replay of Cart, PPO, spring\s+\S+\s+Replay: step 0, ", head), head
+            assert re.search(r"from 20\d\d-\d\d-\d\d \d\d:\d\d, 2,048 environments", head)
+            assert not hasattr(probe.panel, "training") and not hasattr(probe.panel, "watch")
+            for episode in LATE:
+                kept.add(episode)
+            viewer.look()
+            eventually(lambda: len(probe.replay.told().steps) == 2, "a new recording appears")
+            viewer.show_curves({"eval/episode_reward": np.array([[0, 10], [0, 1], [5.0, 7.0]])})
+            eventually(lambda: probe.panel.curves._plot.visible, "curves are shown")
+        finally:
+            page.close()
+
+
+def test_replay_serves_a_run_directory_without_jax(tmp_path):
+    folder = RunFolder(tmp_path / "run", run_of(MODEL, 0.02, "Cart"))
+    folder.add(EARLY)
+    folder.close()
+    code = f"""
+import sys, threading, time, urllib.request
+from brax_viser.cli import app, replay
+from brax_viser.replay import ReplayViewer
+
+def look(run, viewer, ctrl_c):
+    assert urllib.request.urlopen(viewer.url).status == 200
+    deadline = time.monotonic() + 60
+    while not viewer._page.replay.playing:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert viewer._shared.fault is None, viewer._shared.fault
+    loaded = {{"jax", "jaxlib", "brax", "flax"}} & set(sys.modules)
+    assert not loaded, loaded
+    print("replayed")
+
+replay._follow = look
+sys.argv = ["brax-viser", "replay", {str(tmp_path / "run")!r}, "--port", "0"]
+app.main()
+"""
+    environment = {**os.environ, "JAX_PLATFORMS": "no such platform"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert done.returncode == 0 and "replayed" in done.stdout, done.stdout + done.stderr
+
+
+def test_replay_refuses_what_is_no_run_directory(tmp_path):
+    command = Path(sys.executable).with_name("brax-viser")
+    done = subprocess.run([command, "replay", tmp_path], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "is no run directory" in done.stdout.replace("\n", " ") and "Trace" not in done.stderr

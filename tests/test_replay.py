@@ -1,0 +1,228 @@
+"""Tests the playback of recorded episodes: pure logic over a clock."""
+
+from dataclasses import replace
+
+import mujoco
+import numpy as np
+import pytest
+
+from brax_viser.model.touching import touching
+from brax_viser.page.replay import Replay
+from brax_viser.panel import episode_words
+from brax_viser.records.protocol import NEVER
+from brax_viser.records.view import View
+from tests.recorded import Kept, recording_of
+
+XML = """
+<mujoco><option timestep="0.1"/><worldbody><body name="cart" pos="0 0 0.5">
+  <joint name="slide" type="slide" axis="1 0 0"/><geom type="box" size="0.2 0.1 0.1"/>
+</body></worldbody><actuator><motor joint="slide"/></actuator></mujoco>
+"""
+MODEL = mujoco.MjModel.from_xml_string(XML)
+EARLY, LATE = recording_of(MODEL, 0), recording_of(MODEL, 1000)
+DT = 0.1
+
+
+def at_once(read, use) -> None:
+    use(read())
+
+
+@pytest.fixture
+def kept() -> Kept:
+    return Kept([*EARLY, *LATE])
+
+
+@pytest.fixture
+def replay(kept) -> Replay:
+    replay = Replay(kept, at_once)
+    replay.update()
+    return replay
+
+
+def seen(replay: Replay, now: float, *, cells: int = 4, selected: int | None = None) -> View:
+    view = replay.view(now, cells, 2048, selected)
+    assert view is not None
+    return view
+
+
+def test_nothing_is_shown_until_it_is_played_and_after_going_back_to_live(replay):
+    assert replay.view(0.0, 4, 2048, None) is None and not replay.told().active
+    replay.toggle()
+    assert seen(replay, 0.0).frame.env_index.tolist() == [1, 4, 7, 10]
+    assert replay.told().active and replay.told().playing
+    replay.close()
+    assert replay.view(1.0, 4, 2048, None) is None and not replay.playing
+
+
+def test_the_newest_recording_is_played_first_and_any_other_by_its_place(replay):
+    assert replay.told().steps == (0, 1000) and replay.told().index == 1
+    replay.toggle()
+    np.testing.assert_array_equal(seen(replay, 0.0).link_pos[0], LATE[0].link_pos[0])
+    replay.choose(0)
+    np.testing.assert_array_equal(seen(replay, 0.0).link_pos[1], EARLY[1].link_pos[0])
+    with pytest.raises(ValueError, match="no recording 3: 2 are kept"):
+        replay.choose(2)
+
+
+def test_episodes_play_in_sync_and_each_stands_still_at_its_end_until_the_longest_is_over(replay):
+    replay.toggle()
+    seen(replay, 100.0)
+    view = seen(replay, 102.5)  # 25 steps: the second has 20 of them
+    assert view.frame.episode_length.tolist() == [25, 20, 25, 25]
+    assert view.frame.since_termination.tolist() == [NEVER, 0, NEVER, NEVER]
+    np.testing.assert_array_equal(view.link_pos[0], LATE[0].link_pos[25])
+    np.testing.assert_array_equal(view.link_pos[1], LATE[1].link_pos[20])
+    assert seen(replay, 105.5).frame.episode_length.tolist() == [5, 5, 5, 5], "it loops"
+    replay.set_loop(False)
+    seen(replay, 120.0)
+    assert seen(replay, 121.0).frame.episode_length.tolist() == [50, 20, 30, 40]
+    assert not replay.playing
+    replay.toggle()
+    assert seen(replay, 122.0).frame.episode_length.tolist() == [0] * 4, "it begins again"
+
+
+def test_poses_between_two_steps_are_between_them(replay):
+    replay.toggle()
+    replay.seek(0.55)
+    one, other = LATE[0].link_pos[5], LATE[0].link_pos[6]
+    view = seen(replay, 0.0)
+    np.testing.assert_allclose(view.link_pos[0], (one + other) / 2, atol=1e-5)
+    assert view.frame.episode_length[0] == 5
+
+
+def test_returns_and_details_are_those_of_the_step_on_screen(replay):
+    replay.seek(1.0)
+    frame = seen(replay, 0.0, selected=4).frame
+    episode, detail = LATE[1], frame.detail
+    assert frame.episode_return[1] == pytest.approx(episode.steps["reward"][:10].sum(), abs=1e-5)
+    assert frame.reward[1] == episode.steps["reward"][9]
+    assert detail is not None and detail.env == 4
+    np.testing.assert_array_equal(detail.qpos, episode.qpos[10])
+    np.testing.assert_array_equal(detail.ctrl, episode.steps["ctrl"][9])
+    assert detail.metrics == {"reward_alive": 1.0}
+    assert frame.coordinates is not None
+    np.testing.assert_array_equal(frame.coordinates.qvel[1], episode.qvel[10])
+    replay.seek(5.0)
+    assert seen(replay, 0.0).frame.episode_return[0] == np.float32(LATE[0].summary.episode_return)
+
+
+def test_it_steps_to_both_sides_and_no_further_than_the_ends(replay):
+    replay.step(1)
+    assert not replay.playing
+    assert seen(replay, 0.0).frame.episode_length[0] == 1
+    for n, length in ((1, 2), (-1, 1), (-1, 0), (-1, 0), (1000, 50), (1, 50), (-1, 49)):
+        replay.step(n)
+        assert seen(replay, 0.0).frame.episode_length[0] == length
+
+
+@pytest.mark.parametrize("speed", [0.1, 2.0, 16.0])
+def test_speed_is_robot_time_per_second(replay, speed):
+    replay.set_speed(speed)
+    replay.toggle()
+    seen(replay, 0.0)
+    seen(replay, 0.25)
+    assert replay.told().position == pytest.approx(0.25 * speed)
+
+
+def test_a_speed_out_of_its_limits_is_refused(replay):
+    with pytest.raises(ValueError, match=r"speed=17: must be 0.1 to 16"):
+        replay.set_speed(17)
+
+
+def test_only_the_last_seconds_end_together(replay):
+    replay.set_only_end(True)
+    replay.seek(0.0)
+    assert seen(replay, 0.0).frame.episode_length.tolist() == [20, 0, 0, 10]
+    replay.seek(3.0)
+    assert seen(replay, 0.0).frame.episode_length.tolist() == [50, 20, 30, 40]
+    assert replay.told().seconds == pytest.approx(3.0)
+
+
+def test_a_fall_is_played_alone_from_three_seconds_before_it(replay):
+    told = replay.told().falls
+    assert [(s.recording, s.env) for s in told[:2]] == [(1000, 10), (1000, 7)]
+    assert len(told) == 6, "those at a time limit are no falls"
+    replay.play_end(EARLY[3].summary.key)
+    view = seen(replay, 0.0)
+    assert view.frame.env_index.tolist() == [10] and view.frame.episode_length[0] == 10
+    assert replay.told().index == 0 and replay.told().playing
+
+
+def test_as_many_are_shown_as_there_are_cells_and_the_best_comes_first(replay):
+    replay.toggle()
+    assert seen(replay, 0.0, cells=1).frame.env_index.tolist() == [1]
+    replay.show_only(LATE[2].summary.key)
+    assert seen(replay, 0.0, cells=1).frame.env_index.tolist() == [7]
+
+
+def test_the_same_moment_is_the_same_picture(replay):
+    replay.seek(1.0)
+    assert seen(replay, 0.0) is seen(replay, 9.0)
+    assert seen(replay, 9.0, selected=4) is not seen(replay, 9.0)
+
+
+def test_new_episodes_appear_and_what_is_watched_stays_when_it_is_thinned_out(replay, kept):
+    replay.choose(0)
+    replay.toggle()
+    before = seen(replay, 0.0).frame.env_index.tolist()
+    for episode in EARLY:
+        kept.drop(episode.summary.key)
+    kept.add(replace(LATE[0], summary=replace(LATE[0].summary, recording=2000)))
+    replay.update()
+    assert replay.told().steps == (1000, 2000)
+    assert seen(replay, 0.0).frame.env_index.tolist() == before
+    replay.choose(1)
+    assert seen(replay, 0.0).frame.env_index.tolist() == [1]
+
+
+def test_an_episode_that_cannot_be_read_is_left_out_with_a_word(kept):
+    class Damaged(Kept):
+        def get(self, key):
+            if key == LATE[1].summary.key:
+                raise ValueError("episode.npz is damaged")
+            return super().get(key)
+
+    replay = Replay(Damaged(LATE), at_once)
+    replay.update()
+    replay.toggle()
+    assert seen(replay, 0.0).frame.env_index.tolist() == [1, 7, 10]
+    assert replay.told().complaint == "An episode cannot be read: episode.npz is damaged"
+
+
+def test_nothing_can_be_played_before_there_is_an_episode():
+    replay = Replay(Kept(), at_once)
+    replay.update()
+    for action in (replay.toggle, lambda: replay.seek(1.0), lambda: replay.choose(0)):
+        with pytest.raises(ValueError, match=r"No episode has been recorded yet|no recording 1"):
+            action()
+    assert not replay.playing and not replay.told().active
+
+
+FALLING = """
+<mujoco><option timestep="0.1"/><worldbody>
+  <geom name="ground" type="plane" size="1 1 1"/>
+  <body name="trunk" pos="0 0 0.3"><freejoint/><geom type="sphere" size="0.1"/></body>
+</worldbody></mujoco>
+"""
+
+
+def test_it_is_named_what_touched_what():
+    model = mujoco.MjModel.from_xml_string(FALLING)
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    assert touching(model, data) == ""
+    data.qpos[2] = 0.0995
+    mujoco.mj_forward(model, data)
+    assert touching(model, data) == "trunk touches ground"
+
+
+def test_the_ends_of_falls_alone_are_looked_into(kept):
+    replay = Replay(kept, at_once, lambda episode: f"env {episode.summary.env} touches ground")
+    replay.update()
+    replay.toggle()
+    told = replay.told()
+    assert [told.endings.get(s.key) for s in told.episodes] == [
+        None,
+        *(f"env {env} touches ground" for env in (4, 7, 10)),
+    ]
+    assert "At the end of env 7: env 7 touches ground." in episode_words.table(told, DT)
