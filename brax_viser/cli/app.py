@@ -21,6 +21,7 @@ from rich.padding import Padding
 
 from brax_viser.cli.bar import TrainingBar
 from brax_viser.cli.ctrl_c import STOPPED, CtrlC
+from brax_viser.cli.export import export
 from brax_viser.cli.folding import FoldedOutput, MutedThread
 from brax_viser.cli.presets import (
     DEFAULT_ENV,
@@ -37,6 +38,7 @@ from brax_viser.viewer import Viewer
 app = tyro.extras.SubcommandApp()
 console = Console()
 app.command(name="replay")(replay)
+app.command(name="export")(export)
 
 
 @app.command(name="train")
