@@ -36,7 +36,7 @@ def record(info: RunInfo, clips: Sequence[Clip], progress: Progress) -> viser.in
         clips: at least one. They begin together; one that has ended stays in its last pose.
         progress: is told the share that is drawn, from 0 to 1.
     """
-    server = _unreachable_server()
+    server = unreachable_server()
     try:
         stage = _Stage(server, info, clips)
         stage.draw(0)
@@ -120,7 +120,7 @@ def _shape(count: int) -> tuple[int, int]:
     return columns, -(-count // columns)
 
 
-def _unreachable_server() -> viser.ViserServer:
+def unreachable_server() -> viser.ViserServer:
     """A server that answers every request with a refusal: it is there to be recorded."""
 
     def refuse(connection: Any, request: Any, answer: Any) -> Any:
