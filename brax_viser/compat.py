@@ -158,6 +158,31 @@ def asking_before_viser(
         raise RuntimeError(f"viser {viser.__version__} does not call websockets as expected")
 
 
+@contextlib.contextmanager
+def without_viser_banner() -> Iterator[None]:
+    """Suppresses the banner of viser's servers that are made meanwhile, whose address may not be
+    the one to open. Rich captures this thread alone: output of other threads is not lost."""
+    import rich
+
+    console = rich.get_console()
+    console.begin_capture()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):  # what is printed to may be closed, or full
+            console.end_capture()
+
+
+def stop_viser(server: Any) -> None:
+    """Stops a `viser.ViserServer` without the message that it prints on its loop's thread. Rich's
+    capture is limited to that thread, on which nothing else is printed, and ends with it."""
+    import rich
+
+    with contextlib.suppress(RuntimeError):  # already stopped
+        server.get_event_loop().call_soon_threadsafe(rich.get_console().begin_capture)
+    server.stop()
+
+
 class ViserGate(NamedTuple):
     """The parts of viser between connections and handlers, viser 1.1."""
 

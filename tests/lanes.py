@@ -54,6 +54,8 @@ LANES = {
     "test_episodes": integration(0.5, quick=True),
     "test_episode": integration(1.5, quick=True),
     "test_examples": integration(0.6),
+    "test_export": integration(1),
+    "test_export_browser": Lane("browser", 1, alone=True),
     "test_falls": unit(),
     "test_faults": integration(1, quick=True),
     "test_flexes": unit(),

@@ -27,6 +27,7 @@ BELOW: dict[str, set[str]] = {
     "model": {"records"},
     "runs": {"records"},
     "scene": {"records", "model"},
+    "export": {"records", "model", "scene", "compat"},
     "twins": {"records", "model", "process"},
     "sandbox": {"records", "model", "device", "compat"},
     "processes": {"records", "host", "compat"},
@@ -41,14 +42,16 @@ BELOW: dict[str, set[str]] = {
     },
     "replay": {"records", "host", "model", "page", "viewer"},
     "env": {"records", "host", "model", "device", "viewer"},
-    "cli": {"records", "host", "viewer", "replay", "runs", "env", "compat", "brax_viser"},
+    "cli": {
+        *("records", "host", "export", "viewer", "replay", "runs", "env", "compat", "brax_viser"),
+    },
     "__main__": {"cli"},
     "brax_viser": {"records", "page", "viewer", "env"},
 }
 """For each room, the rooms that it may import; "brax_viser" is the package itself."""
 
 AT_HOME = {
-    "viser": {"scene", "panel", "page", "viewer", "compat"},
+    "viser": {"scene", "export", "panel", "page", "viewer", "compat"},
     "jax": {"device", "sandbox", "env", "cli", "viewer", "processes", "compat"},
     "brax": {"device", "env", "cli", "compat"},
     "mujoco_playground": {"cli", "compat"},

@@ -20,6 +20,7 @@ from rich.padding import Padding
 
 from brax_viser.cli.bar import TrainingBar
 from brax_viser.cli.ctrl_c import STOPPED, CtrlC
+from brax_viser.cli.export import export
 from brax_viser.cli.folding import FoldedOutput
 from brax_viser.cli.loading import Refused, check, load, refuse
 from brax_viser.cli.play import play
@@ -37,6 +38,7 @@ app = tyro.extras.SubcommandApp()
 console = Console()
 app.command(name="play")(play)
 app.command(name="replay")(replay)
+app.command(name="export")(export)
 
 
 @app.command(name="train")

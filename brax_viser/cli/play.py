@@ -132,6 +132,7 @@ class Playing:
                 list(names),
                 initial_value=list(names)[-1],
                 hint="Which policy of the training drives the robots",
+                order=-1,  # at the top of the panel
             )
             choice.on_update(lambda _: self._choose(names[choice.value]))
 
@@ -173,7 +174,7 @@ class _Command:
         if command is None or np.ndim(command) != 2:
             return
         limits = _limits(bare, command.shape[-1])
-        with viewer.server.gui.add_folder("Command"):
+        with viewer.server.gui.add_folder("Command", order=-1):
             follows = viewer.server.gui.add_checkbox(
                 "Steer", False, hint="Gives this command, instead of those that the task draws"
             )

@@ -6,14 +6,18 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import rich
 import viser
 
-from brax_viser.compat import asking_before_viser, viser_gate
+from brax_viser.compat import (
+    asking_before_viser,
+    stop_viser,
+    viser_gate,
+    without_viser_banner,
+)
 from brax_viser.host.state import SharedState
 from brax_viser.page import address, browser
 from brax_viser.page.access import Access, is_loopback
@@ -62,7 +66,7 @@ class PageServer:
             return gate.respond(connection, request, lambda: browser.add_to(answer()))
 
         with (
-            _without_banner(),
+            without_viser_banner(),
             asking_before_viser(respond, _websockets_log(), access.tls) as asks,
         ):
             if not asks:
@@ -154,27 +158,9 @@ class PageServer:
         self.visitors = Visitors(shared, self.viser, page, is_onlooker)
 
     def stop(self) -> None:
-        # viser prints a message on its loop's thread when it stops. Rich's capture is limited to
-        # that thread, on which nothing else is printed, and ends with it.
-        with contextlib.suppress(RuntimeError):  # already stopped
-            loop = self.viser.get_event_loop()
-            loop.call_soon_threadsafe(rich.get_console().begin_capture)
-        self.viser.stop()
+        stop_viser(self.viser)
         if self.visitors is not None:  # no page can disconnect any more and start the timer
             self.visitors.close()
-
-
-@contextlib.contextmanager
-def _without_banner() -> Iterator[None]:
-    """Suppresses viser's banner, whose address may not be the one to open. Rich captures this
-    thread alone, so that output of other threads is not lost."""
-    console = rich.get_console()
-    console.begin_capture()
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError, ValueError):  # what is printed to may be closed, or full
-            console.end_capture()
 
 
 def _check_alone(host: str, access: Access) -> None:

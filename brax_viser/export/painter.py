@@ -1,0 +1,113 @@
+"""Draws poses of a robot off screen with MuJoCo, in a process of its own.
+
+`python -m brax_viser.export.painter JOB` reads the model and the poses from the folder JOB, and
+writes the pictures to stdout, uint8 [height, width, 3] each. A process of its own can choose how
+MuJoCo draws, which is fixed when MuJoCo is first imported, and has no OpenGL context on a thread of
+the training's.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from brax_viser.model.physics import Physics
+from brax_viser.records.frame import Detail, Frame
+
+JOB, MODEL, POSES = "job.json", "model.mjb", "poses.npz"
+"""Names of the files in the folder."""
+
+SKY = (226, 235, 243)
+"""Background where the model has no sky of its own: that of the page's horizon."""
+
+
+def main(folder: str) -> int:
+    """Draws all poses. Returns the exit code; the last line on stderr says what is wrong."""
+    if hasattr(os, "nice"):
+        os.nice(10)  # a training may run beside it
+    job: Mapping[str, Any] = json.loads(Path(folder, JOB).read_text())
+    model = mujoco.MjModel.from_binary_path(str(Path(folder, MODEL)))
+    width, height = job["size"]
+    model.vis.global_.offwidth = max(model.vis.global_.offwidth, width)
+    model.vis.global_.offheight = max(model.vis.global_.offheight, height)
+    if job["fov"] is not None:
+        model.vis.global_.fovy = job["fov"]
+    try:
+        renderer = mujoco.Renderer(model, height, width)
+    # A library, a device or a permission is missing: each way of drawing has its own errors.
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    with np.load(Path(folder, POSES)) as poses, contextlib.closing(renderer):
+        for data, camera in _placed(model, dict(poses), job["camera"]):
+            renderer.update_scene(data, camera)
+            sys.stdout.buffer.write(_picture(renderer, model).tobytes())
+    sys.stdout.buffer.flush()
+    return 0
+
+
+def _picture(renderer: mujoco.Renderer, model: mujoco.MjModel) -> np.ndarray:
+    """uint8 [height, width, 3]. Without a sky in the model, MuJoCo leaves the background black."""
+    picture = renderer.render()
+    if (model.tex_type == mujoco.mjtTexture.mjTEXTURE_SKYBOX).any():
+        return picture
+    renderer.enable_depth_rendering()
+    picture[renderer.render() >= 0.99 * model.vis.map.zfar * model.stat.extent] = SKY
+    renderer.disable_depth_rendering()
+    return picture
+
+
+def _placed(
+    model: mujoco.MjModel, poses: Mapping[str, np.ndarray], name: str | None
+) -> Iterator[tuple[mujoco.MjData, mujoco.MjvCamera | str]]:
+    """Yields MuJoCo's data for each pose, and the camera: the model's of this name, or its own."""
+    # By their links, as the page draws robots, in whatever physics.
+    physics = Physics(model, native=False)
+    for index in range(len(poses["qpos"])):
+        physics.place(_frame(poses, index), 0, {})
+        mujoco.mj_camlight(model, physics.data)
+        mujoco.mj_flex(model, physics.data)
+        yield physics.data, name or _free(poses, index)
+
+
+def _free(poses: Mapping[str, np.ndarray], index: int) -> mujoco.MjvCamera:
+    camera = mujoco.MjvCamera()
+    camera.type = mujoco.mjtCamera.mjCAMERA_FREE
+    camera.lookat[:] = poses["look_at"][index]
+    camera.distance, camera.azimuth, camera.elevation = poses["from"]
+    return camera
+
+
+def _frame(poses: Mapping[str, np.ndarray], index: int) -> Frame:
+    def of(name: str) -> np.ndarray | None:
+        return poses[name][index] if name in poses else None
+
+    qpos = poses["qpos"][index]
+    detail = Detail(
+        0, qpos, poses["qvel"][index], None, None, of("mocap_pos"), of("mocap_quat"), None, {}
+    )
+    one = np.zeros(1, np.float32)
+    return Frame(
+        role="train",
+        env_steps=index,
+        env_index=np.zeros(1, np.int32),
+        num_envs=1,
+        link_pos=poses["link_pos"][index][None],
+        link_rot=poses["link_rot"][index][None],
+        reward=one,
+        episode_return=one,
+        episode_length=np.zeros(1, np.int32),
+        since_termination=np.zeros(1, np.int32),
+        finite=np.ones(1, bool),
+        detail=detail,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
