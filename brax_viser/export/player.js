@@ -19,7 +19,7 @@
     return made;
   };
   const words = (value) => value === null || value === undefined
-    ? "–" : Number(value.toPrecision(4)).toLocaleString("en");
+    ? "-" : Number(value.toPrecision(4)).toLocaleString("en");
   const span = (lists) => lists.flat().filter((value) => value !== null)
     .reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)],
       [Infinity, -Infinity]);
@@ -77,7 +77,7 @@
     const title = element("span", { title: name }, name);
     const range = element("div", { class: "range" });
     range.append(element("span", {}, `${words(low)} to ${words(high)}`),
-      element("span", {}, `${words(left)} – ${words(right)} ${unit}`));
+      element("span", {}, `${words(left)} to ${words(right)} ${unit}`));
     const figure = element("figure", {}, element("figcaption", {}, title, now), svg, range);
     const marks = (places, kind) => {
       svg.querySelectorAll(`.${kind}`).forEach((mark) => mark.remove());
