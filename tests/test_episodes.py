@@ -82,12 +82,17 @@ def test_episodes_take_the_place_of_the_live_robots_and_give_it_back(training, v
 
 def test_the_picture_is_that_of_the_recorded_step(training):
     training.use("bar", 1)
-    training.use("time", 0.4)
+    training.use("play", True)
     eventually(lambda: training.drawn == [1, 4, 7, 10], "the first recording is drawn")
+    training.use("time", 0.4)
+    training.use("steps", "1 back")
+    training.use("steps", "1 on")
+    eventually(lambda: training.probe.replay.told().position == pytest.approx(0.4), "it pauses")
     block = training.probe.block_of("train")
     assert block is not None
     at = round(0.4 / 0.02)
-    np.testing.assert_allclose(block.pos[0], EARLY[0].link_pos[at], atol=1e-6)
+    there = lambda: np.allclose(block.pos[0], EARLY[0].link_pos[at], atol=1e-6)  # noqa: E731
+    eventually(there, "it is at that step")
     np.testing.assert_allclose(block.pos[1], EARLY[1].link_pos[20], atol=1e-6)
     training.use("steps", "1 on")
     there = lambda: np.allclose(block.pos[0], EARLY[0].link_pos[at + 1], atol=1e-6)  # noqa: E731
@@ -97,8 +102,9 @@ def test_the_picture_is_that_of_the_recorded_step(training):
 def test_a_click_on_a_replayed_robot_selects_it_and_its_numbers_are_those_of_the_episode(
     training, viewer
 ):
-    training.use("time", 0.2)
+    training.use("play", True)
     eventually(lambda: training.drawn == [1, 4, 7, 10], "a recording is drawn")
+    training.use("time", 0.2)
     viewer.selected_env = 7
     probe = training.probe
 
