@@ -317,6 +317,7 @@ def record(viewer: Viewer, *, always: bool) -> None:
     """Has recordings follow one another without a pause, or none made: else a mode would cost more
     when one happens to fall into it."""
     recorder = Recorder(0.0, every=0.0, share=math.inf) if always else Recorder(after=math.inf)
+    assert viewer._page is not None
     viewer._page.recording._recorder = recorder
 
 

@@ -41,8 +41,9 @@ def main() -> None:
     for summary in run.summaries():
         why = ", ".join(summary.kept_as)
         print(f"step {summary.num_steps:,}: {why}, return {summary.episode_return:.1f}")
-    with ReplayViewer(run.info, run) as viewer:
-        viewer.show_curves(run.curves())
+    replay = ReplayViewer(run.info, run)
+    with replay:
+        replay.show_curves(run.curves())
         input("The page shows the recorded episodes until you press Enter.")
 
 

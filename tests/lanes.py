@@ -89,6 +89,7 @@ LANES = {
     "test_panel": integration(0.3),
     "test_panel_browser": Lane("browser", 1.5, alone=True),
     "test_parts": integration(),
+    "test_play": integration(0.5, quick=True),
     "test_playback": unit(0.2),
     "test_playground": integration(4),
     "test_policies": integration(1.5),

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,10 +71,27 @@ def of_checkpoints(found: Mapping[int, epath.Path]) -> Policies:
     from brax.training import checkpoint as any_checkpoint
     from brax.training.agents.ppo import checkpoint, networks
 
-    config = checkpoint.load_config(found[max(found)])
+    config = _config_of(found[max(found)])
     network = any_checkpoint.get_network(config, networks.make_ppo_networks)
     make_policy = networks.make_inference_fn(network)  # type: ignore[arg-type]
     return Policies(tuple(found), make_policy, lambda step: checkpoint.load(found[step]))
+
+
+def _config_of(path: epath.Path) -> Any:
+    """Returns what a checkpoint says of its networks.
+
+    Brax 0.14.2's `load_config` fails on what it has written itself if no initialiser of the means
+    was chosen: it looks for one named None. The networks have none unless they are told.
+    """
+    from brax.training import checkpoint
+
+    told = json.loads((path / BRAX_CONFIG).read_text())
+    kwargs = told["network_factory_kwargs"]
+    told["network_factory_kwargs"] = {name: x for name, x in kwargs.items() if x is not None}
+    with tempfile.TemporaryDirectory() as folder:
+        copy = epath.Path(folder) / BRAX_CONFIG
+        copy.write_text(json.dumps(told))
+        return checkpoint.load_config(copy)
 
 
 def of_run(run: SavedRun, trainer: str, env: Any, settings: Mapping[str, Any]) -> Policies:

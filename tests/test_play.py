@@ -1,0 +1,166 @@
+"""Trained policies drive their robots again: from run directories, and from Brax's checkpoints."""
+
+import dataclasses
+import json
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from brax import envs
+from brax.training.acme import running_statistics, specs
+from brax.training.agents.ppo import checkpoint
+from brax.training.agents.ppo import networks as ppo_networks
+from etils import epath
+
+from brax_viser.cli.loading import load
+from brax_viser.cli.play import Playing, _open, play
+from brax_viser.cli.policies import Arguments, _networks
+from brax_viser.runs.folder import RunFolder
+from brax_viser.sandbox.session import Trained
+from tests.episodes import run_info
+from tests.support import Probe
+
+NAME = "inverted_pendulum"
+
+
+def policy_of(trainer: str, seed: int) -> tuple[Any, Any]:
+    """Returns a trainer's `make_policy`, and parameters as it hands them out, of random numbers."""
+    make_policy, template = _networks(trainer, *load(NAME, trainer, None, None, None, False))
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda x: rng.uniform(0.5, 1, np.shape(x)).astype(np.float32), template)
+    return make_policy, (*params, {"value": np.ones(2, np.float32)}) if trainer == "ppo" else params
+
+
+def run_of(path: Any, trainer: str = "ppo", steps: tuple[int, ...] = (100, 200)) -> Any:
+    """Writes a run directory, as `brax-viser train` does; returns its policies' parameters."""
+    folder, kept = RunFolder(path, run_info()), {}
+    for step in steps:
+        make_policy, kept[step] = policy_of(trainer, step)
+        folder.add_policy(step, Trained(step, make_policy, kept[step]).arrays())
+    assert folder.close()
+    Arguments(NAME, None, trainer).write(path)
+    return kept
+
+
+@pytest.mark.parametrize("trainer", ["ppo", "sac", "apg", "es", "ars"])
+def test_a_policy_of_a_run_directory_acts_as_it_did_in_the_training(tmp_path, trainer):
+    kept = run_of(tmp_path / "run", trainer, steps=(100,))
+    env, _, policies = _open(str(tmp_path / "run"), None, None)
+    assert policies.steps == (100,)
+    obs, key = jnp.full((3, env.observation_size), 0.3), jax.random.PRNGKey(0)
+    make_policy, _ = policy_of(trainer, 100)
+    action, _ = policies.make_policy(policies.params(100), deterministic=True)(obs, key)
+    expected, _ = make_policy(kept[100], deterministic=True)(obs, key)
+    assert action.shape == (3, env.action_size) and np.array_equal(action, expected)
+
+
+def test_policies_of_checkpoints_of_brax_are_found_by_their_steps(tmp_path):
+    env = envs.get_environment(NAME, backend="spring")
+    network = ppo_networks.make_ppo_networks((env.observation_size,), env.action_size)
+    spec = specs.Array((env.observation_size,), jnp.dtype("float32"))
+    params = (
+        running_statistics.init_state(spec),
+        network.policy_network.init(jax.random.PRNGKey(0)),
+        network.value_network.init(jax.random.PRNGKey(1)),
+    )
+    config = checkpoint.network_config(
+        (env.observation_size,), env.action_size, True, ppo_networks.make_ppo_networks
+    )
+    for step in (0, 500):
+        checkpoint.save(tmp_path, step, params, config)
+    with pytest.raises(ValueError, match=rf"brax-viser play {tmp_path} ENV"):
+        _open(str(tmp_path), None, None)
+    _, _, policies = _open(str(tmp_path), NAME, "spring")
+    assert policies.steps == (0, 500)
+    obs, key = jnp.full((env.observation_size,), 0.3), jax.random.PRNGKey(0)
+    action, _ = policies.make_policy(policies.params(500), deterministic=True)(obs, key)
+    normalized = ppo_networks.make_ppo_networks(
+        (env.observation_size,),
+        env.action_size,
+        preprocess_observations_fn=running_statistics.normalize,
+    )
+    expected = ppo_networks.make_inference_fn(normalized)(params, deterministic=True)(obs, key)[0]
+    assert np.array_equal(action, expected)
+    _, _, one = _open(str(tmp_path / "000000000500"), NAME, "spring")
+    assert one.steps == (500,)
+
+
+def test_robots_are_driven_in_real_time_and_by_another_policy_once_it_is_chosen(tmp_path, viewer):
+    kept = run_of(tmp_path / "run")
+    env, settings, policies = _open(str(tmp_path / "run"), None, None)
+    viewer.mode = "every_step"
+    playing = Playing(viewer, env, settings, policies, (2, 1), seed=0)
+    assert same(playing._params[1], kept[200][1])
+    session = Probe(viewer).sandbox_session
+    for _ in range(3):
+        playing.step()
+    assert viewer.stats().streams["train"].num_envs == 2
+    assert viewer.stats().streams["train"].env_steps == 3
+    (choice,) = [
+        control
+        for control in Probe(viewer).server.gui._gui_input_handle_from_uuid.values()
+        if getattr(control, "label", "") == "Policy"
+    ]
+    choice.value = "step 100"
+    assert same(playing._params[1], kept[100][1])
+    Probe(viewer).now(lambda: None)
+    assert session.trained is not None and session.trained.num_steps == 100, "sandboxes, too"
+    start = viewer._shared.wall_clock()
+    for _ in range(10):
+        playing.step()
+    assert viewer._shared.wall_clock() - start > 8 * playing._dt
+
+
+def same(one: Any, other: Any) -> bool:
+    return all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Commanded:
+    """A state with a command, as Playground's joystick tasks have."""
+
+    info: dict[str, Any]
+
+    def replace(self, info: dict[str, Any]) -> "Commanded":
+        return Commanded(info)
+
+
+def test_a_command_is_given_by_sliders_once_they_are_to_be_followed(viewer):
+    from brax_viser.cli.play import _Command
+
+    class Joystick:
+        _config: ClassVar = {"command_config": {"a": [1.5, 0.8, 1.2]}}
+
+    state = Commanded({"command": jnp.zeros((4, 3)), "rng": 7})
+    command = _Command(viewer, Joystick(), state.info["command"])
+    controls = {
+        getattr(c, "label", ""): c
+        for c in Probe(viewer).server.gui._gui_input_handle_from_uuid.values()
+    }
+    assert (controls["Left, m/s"].min, controls["Left, m/s"].max) == (-0.8, 0.8)
+    controls["Forward, m/s"].value = 1.2
+    assert command.given(state) is state
+    controls["Steer"].value = True
+    given = command.given(state).info
+    assert np.allclose(given["command"], 4 * [[1.2, 0, 0]]) and given["rng"] == 7
+
+
+def test_what_cannot_be_played_is_said_in_words(tmp_path, capsys):
+    run_of(tmp_path / "run")
+    (tmp_path / "run" / "train.json").unlink()
+    assert play(str(tmp_path / "run")) == 2
+    assert "brax-viser replay" in capsys.readouterr().out
+    assert play(str(tmp_path / "nothing")) == 2
+    assert "nothing" in capsys.readouterr().out
+    run_of(tmp_path / "none", steps=())
+    assert play(str(tmp_path / "none")) == 2
+    assert "no policies" in " ".join(capsys.readouterr().out.split())
+    Arguments("reacher", None, "ppo").write(str(tmp_path / "run"))
+    _, _, policies = _open(str(tmp_path / "run"), None, None)
+    with pytest.raises(ValueError, match="not of shape"):
+        policies.params(100)
+    (epath.Path(tmp_path) / "run" / "train.json").write_text(json.dumps({"env": 3}))
+    with pytest.raises(ValueError, match="damaged"):
+        _open(str(tmp_path / "run"), None, None)
