@@ -230,3 +230,60 @@ def test_the_ends_of_falls_alone_are_looked_into(kept):
         *(f"env {env} touches ground" for env in (4, 7, 10)),
     ]
     assert "At the end of env 7: env 7 touches ground." in episode_words.table(told, DT)
+
+
+def test_another_recording_is_drawn_as_ghosts_each_over_the_one_kept_for_the_same_reason(replay):
+    replay.compare(0)
+    replay.toggle()
+    seen(replay, 0.0)
+    view = seen(replay, 1.0)
+    assert view.ghost is not None and view.frame.ghost is not None
+    assert [e.summary.kept_as for e in EARLY] == [e.summary.kept_as for e in LATE]
+    for row, episode in enumerate(EARLY):
+        np.testing.assert_array_equal(view.ghost[0][row], episode.link_pos[10])
+        np.testing.assert_array_equal(view.ghost[1][row], episode.link_rot[10])
+    apart = np.linalg.norm(LATE[0].link_pos[10, 0] - EARLY[0].link_pos[10, 0])
+    assert view.frame.ghost.root[0] == pytest.approx(apart)
+    told = replay.told()
+    assert told.compared == 0 and [s.key for s in told.others] == [e.summary.key for e in EARLY]
+    assert "Ghosts: step 0" in episode_words.table(told, DT)
+    replay.compare(None)
+    assert seen(replay, 1.0).ghost is None and replay.told().compared is None
+    with pytest.raises(ValueError, match="no recording 5: 2 are kept"):
+        replay.compare(4)
+
+
+def test_the_ghost_of_a_robot_that_travels_goes_along_with_it(replay):
+    replay.compare(0)
+    replay.toggle()
+    replay.view(0.0, 4, 2048, None, 0)
+    view = replay.view(2.0, 4, 2048, None, 0)
+    assert view is not None and view.ghost is not None and view.frame.ghost is not None
+    np.testing.assert_allclose(view.ghost[0][:, 0, :2], view.link_pos[:, 0, :2], atol=1e-6)
+    assert view.frame.ghost.root[0] > 0, "how far they are apart is told all the same"
+
+
+def test_a_recording_without_the_same_reason_lends_its_best_and_longer_ghosts_are_played_on():
+    best = replace(EARLY[0].summary, kept_as=("best", "worst", "random"))
+    early = replace(EARLY[0], summary=replace(best, recording=0))
+    late = [e for e in LATE if e.summary.length < early.summary.length]
+    replay = Replay(Kept([early, *late]), at_once)
+    replay.update()
+    replay.compare(0)
+    replay.toggle()
+    seen(replay, 0.0)
+    view = seen(replay, 0.5)
+    assert view.ghost is not None and len(late) > 1
+    for row in range(len(late)):
+        np.testing.assert_array_equal(view.ghost[0][row], early.link_pos[5])
+    assert replay.told().seconds == pytest.approx(early.summary.length * DT)
+
+
+def test_a_recording_that_is_gone_is_compared_with_no_more(replay, kept):
+    replay.compare(0)
+    replay.toggle()
+    for episode in EARLY:
+        kept.drop(episode.summary.key)
+    replay.update()
+    assert replay.told().compared is None and replay.told().others == ()
+    assert seen(replay, 0.0).ghost is not None, "those that were read stay"

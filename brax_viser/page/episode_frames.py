@@ -1,12 +1,13 @@
 """Makes frames and views of recorded episodes. Pure functions."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from brax_viser.page.playback import between
 from brax_viser.records.episode import Episode
-from brax_viser.records.frame import COORDINATES, Coordinates, Detail, Frame
+from brax_viser.records.frame import COORDINATES, Coordinates, Detail, Frame, Ghost
 from brax_viser.records.protocol import NEVER
 from brax_viser.records.view import View
 
@@ -14,25 +15,58 @@ ALMOST = 1e-6
 """Of a step: less than this is rounding."""
 
 
+Placed = Sequence[tuple[Episode, float]]
+"""Episodes, and the place at which each is drawn, in steps; between two, poses are interpolated."""
+
+
 def view_of(
-    episodes: Sequence[Episode],
-    places: Sequence[float],
+    robots: Placed,
     num_envs: int,
     selected: int | None,
     came: float,
     position: float,
+    ghosts: Placed = (),
+    travels: int | None = None,
 ) -> View:
-    """Draws each episode at its own place, in steps, between two of which poses are
-    interpolated."""
-    frame = frame_at(episodes, [int(at + ALMOST) for at in places], num_envs, selected)
-    pos, rot = frame.link_pos.copy(), frame.link_rot.copy()
-    for row, (episode, at) in enumerate(zip(episodes, places, strict=True)):
+    """Draws episodes, and others as their ghosts.
+
+    Args:
+        robots: K episodes, of different environments.
+        num_envs: environments of the training.
+        selected: the environment whose details are wanted.
+        came: s, when this was asked for.
+        position: s of robot time since the beginning.
+        ghosts: K episodes, each drawn over the robot of the same place in the list; or none.
+        travels: index of the link that can travel without limit. Each ghost is drawn where its
+            robot is, or they would soon be too far apart to be compared. None: as it was.
+    """
+    episodes = [episode for episode, _ in robots]
+    frame = frame_at(episodes, [int(at + ALMOST) for _, at in robots], num_envs, selected)
+    pos, rot = _poses_at(robots)
+    seen = np.zeros(len(robots), bool)
+    if not ghosts:
+        return View(frame, pos, rot, seen, position, came)
+    others, turned = _poses_at(ghosts)
+    apart = pos - others
+    if travels is not None:
+        others[..., :2] += apart[:, None, travels, :2]
+    seconds = np.array([at * episode.dt for episode, at in ghosts], np.float32)
+    ghost = Ghost.over(frame, others, turned, seconds, apart, travels or 0)
+    return View(replace(frame, ghost=ghost), pos, rot, seen, position, came, (others, turned))
+
+
+def _poses_at(placed: Placed) -> tuple[np.ndarray, np.ndarray]:
+    """Returns link poses, float32 [K, L, 3] in m and [K, L, 4] wxyz."""
+    poses = []
+    for episode, at in placed:
         step = int(at + ALMOST)
-        part = at - step
+        part, pose = at - step, (episode.link_pos[step], episode.link_rot[step])
         if part > ALMOST and step < episode.summary.length:
-            one, other = ((episode.link_pos[i], episode.link_rot[i]) for i in (step, step + 1))
-            pos[row], rot[row] = between(one, other, part, stays=np.zeros(1, bool))
-    return View(frame, pos, rot, np.zeros(len(episodes), bool), position, came)
+            after = episode.link_pos[step + 1], episode.link_rot[step + 1]
+            pose = between(pose, after, part, stays=np.zeros(1, bool))
+        poses.append(pose)
+    pos, rot = (np.stack(arrays) for arrays in zip(*poses, strict=True))
+    return pos, rot
 
 
 def frame_at(

@@ -195,7 +195,8 @@ class Loop:
         if block is None or channel is None:
             return
         num_envs = channel.num_envs or block.count
-        view = self._replay.view(now, block.count, num_envs, self._shared.selected_env)
+        selected, travels = self._shared.selected_env, block.model.roaming_link
+        view = self._replay.view(now, block.count, num_envs, selected, travels)
         own = self._replay.models()
         missing = {env: own[env] for env in own.keys() - channel.variants.of_env.keys()}
         if missing and channel.variants.update(missing):

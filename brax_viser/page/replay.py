@@ -1,7 +1,7 @@
 """Plays recorded episodes: which recording, where in it, and how fast. Pure logic over a clock."""
 
 import bisect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,9 @@ class Replay:
         self._only: str | None = None  # key of the one episode that is shown; None: all
         self._wanted: tuple[str, ...] = ()  # keys of the episodes to show
         self._read = NOTHING
+        self._compared: int | None = None  # the recording whose episodes are drawn as ghosts
+        self._others_wanted: tuple[str, ...] = ()  # keys of its episodes
+        self._others = NOTHING
         self._playing, self._speed, self._loop, self._only_end = False, 1.0, True, False
         self._position = 0.0  # s of robot time
         self._now: float | None = None  # s, of the last view while playing
@@ -110,6 +113,16 @@ class Replay:
         if not 0 <= index < len(steps):
             raise ValueError(f"There is no recording {index + 1}: {len(steps)} are kept")
         self._step, self._only, self._position = steps[index], None, 0.0
+        if self.active:
+            self._want()
+
+    def compare(self, index: int | None) -> None:
+        """Draws the episodes of another recording as ghosts over those that are shown, given its
+        place among all, from 0; None: none."""
+        steps = list(self._recordings)
+        if index is not None and not 0 <= index < len(steps):
+            raise ValueError(f"There is no recording {index + 1}: {len(steps)} are kept")
+        self._compared = None if index is None else steps[index]
         if self.active:
             self._want()
 
@@ -142,6 +155,7 @@ class Replay:
         """Goes back to the live robots."""
         self.active = self._playing = False
         self._view, self._wanted, self._read = None, (), NOTHING
+        self._others_wanted, self._others = (), NOTHING
 
     def seek(self, seconds: float) -> None:
         """Goes to a time and pauses, if recorded episodes are shown."""
@@ -170,7 +184,14 @@ class Replay:
 
     # What is seen.
 
-    def view(self, now: float, cells: int, num_envs: int, selected: int | None) -> View | None:
+    def view(
+        self,
+        now: float,
+        cells: int,
+        num_envs: int,
+        selected: int | None,
+        travels: int | None = None,
+    ) -> View | None:
         """Returns the picture at a time; None until the episodes have been read.
 
         Args:
@@ -178,16 +199,29 @@ class Replay:
             cells: most robots that can be drawn.
             num_envs: environments of the training.
             selected: the environment whose details are wanted.
+            travels: index of the link that can travel without limit; None: there is none.
         """
         self._advance(now)
         shown = self._read.episodes[:cells]
         if not self.active or not shown:
             return None
-        key = self._read, self._position, self._only_end, cells, num_envs, selected
+        key = self._read, self._others, self._position, self._only_end, cells, num_envs, selected
         if self._view is None or self._view[0] != key:
-            places = [self._place(episode) for episode in shown]
-            self._view = key, view_of(shown, places, num_envs, selected, now, self._position)
+            robots = [(episode, self._place(episode)) for episode in shown]
+            ghosts = [(episode, self._place(episode)) for episode in self._partners(shown)]
+            made = view_of(robots, num_envs, selected, now, self._position, ghosts, travels)
+            self._view = key, made
         return self._view[1]
+
+    def _partners(self, shown: Sequence[Episode]) -> list[Episode]:
+        """Returns, for each episode, the one of the recording that it is compared with which was
+        kept for the same reason, or else that recording's best; nothing without one."""
+        others = {why: e for e in self._others.episodes[::-1] for why in e.summary.kept_as}
+        if not others:
+            return []
+        best = self._others.episodes[0]
+        whys = [min(e.summary.kept_as, key=KEPT_AS.index) for e in shown]
+        return [others.get(why, best) for why in whys]
 
     def models(self) -> dict[int, dict[str, np.ndarray]]:
         """Returns, by environment, the fields in which the models of those shown differ."""
@@ -213,6 +247,8 @@ class Replay:
             loop=self._loop,
             only_end=self._only_end,
             endings=self._read.endings,
+            compared=steps.index(self._compared) if self._compared in steps else None,
+            others=self._recordings.get(-1 if self._compared is None else self._compared, ()),
             complaint=self._read.complaint if self.active else None,
         )
 
@@ -236,7 +272,8 @@ class Replay:
     @property
     def _seconds(self) -> float:
         """How long it takes until all have ended, at the robots' own speed."""
-        return max((_seconds(e) - self._start(e) for e in self._read.episodes), default=0.0)
+        all_of_them = *self._read.episodes, *self._partners(self._read.episodes)
+        return max((_seconds(e) - self._start(e) for e in all_of_them), default=0.0)
 
     def _start(self, episode: Episode) -> float:
         """s of an episode at which it is begun."""
@@ -261,11 +298,26 @@ class Replay:
         """Has the episodes read that will be shown, unless they are there."""
         # A recording may be thinned out while it is watched: it stays until another is chosen.
         kept = self._recordings.get(-1 if self._step is None else self._step, ())
+        self._want_others()
         keys = tuple(s.key for s in kept if self._only in (None, s.key))
         if not keys or keys == self._wanted:
             return
         self._wanted = keys
         self._reader(lambda: read(self._episodes, keys, self._ending), self._use)
+
+    def _want_others(self) -> None:
+        """Has the episodes read that are drawn as ghosts, unless they are there."""
+        kept = self._recordings.get(-1 if self._compared is None else self._compared, ())
+        keys = tuple(summary.key for summary in kept)
+        if self._compared is None:
+            self._others_wanted, self._others = (), NOTHING
+        elif keys and keys != self._others_wanted:
+            self._others_wanted = keys
+            self._reader(lambda: read(self._episodes, keys, lambda _: ""), self._use_others)
+
+    def _use_others(self, found: Read) -> None:
+        if found.keys == self._others_wanted:
+            self._others = found
 
     def _use(self, found: Read) -> None:
         if found.keys == self._wanted:

@@ -52,8 +52,17 @@ def table(told: ReplayView, dt: float) -> str:
     return (
         '<div style="margin:0 0.75em 0.5em 0.75em;font-size:0.8em;line-height:1.45">'
         '<table style="width:100%;border-collapse:collapse;font-variant-numeric:tabular-nums">'
-        f"<tr>{head}</tr>{rows}</table></div>{_endings(told)}"
+        f"<tr>{head}</tr>{rows}{_others(told, dt)}</table></div>{_endings(told)}"
     )
+
+
+def _others(told: ReplayView, dt: float) -> str:
+    """Lists the episodes that are drawn as ghosts."""
+    if told.compared is None:
+        return ""
+    title = f"Ghosts: step {count(told.steps[told.compared])}"
+    head = f'<tr><td colspan="5" style="padding-top:0.5em;color:{GREY}">{title}</td></tr>'
+    return head + "".join(_row(summary, dt, bold=False) for summary in told.others)
 
 
 def _endings(told: ReplayView) -> str:

@@ -11,7 +11,7 @@ from brax_viser.panel.limits import REPLAY_SPEED
 from brax_viser.panel.view import PanelView, ReplayView
 from brax_viser.panel.widgets import PanelTools, Widgets
 
-ALL, NO_FALL = "All of them", "Pick one"
+ALL, NO_FALL, NO_GHOST = "All of them", "Pick one", "Nothing"
 BACKWARD, FORWARD = "1 back", "1 on"
 
 
@@ -23,12 +23,13 @@ class EpisodesControls(Widgets):
         self._shown: tuple[Any, ...] = ()  # what the time bar and the lists were made of
         self._keys: dict[str, str] = {}  # of the recording's episodes, by label
         self._falls: dict[str, Any] = {}  # summaries, by label
+        self._places_of_ghosts: dict[str, int] = {}  # of recordings among all, by label
         self._note = self._server.gui.add_html("")
         self._add_choice()
         self._add_playback()
         self._inside = (
             *(self._bar, self._table, self._only, self._play, self._steps, self._time),
-            *(self._speed, self._loop, self._only_end, self._fall),
+            *(self._speed, self._loop, self._only_end, self._fall, self._compare),
         )
         for handle in self._inside:
             handle.visible = False
@@ -52,6 +53,14 @@ class EpisodesControls(Widgets):
             hint="All episodes of the recording side by side, each in a cell, or one of them.",
         )
         self._on_change(self._only, self._replay.show_only, lambda label: self._keys.get(label))
+        self._compare: Any = gui.add_dropdown(
+            "Compare with",
+            (NO_GHOST,),
+            hint="Draws the episodes of another recording, such as an earlier one, as ghosts over "
+            "these: each over the one that was kept for the same reason. A robot that travels has "
+            "its ghost drawn where it is itself.",
+        )
+        self._on_change(self._compare, self._replay.compare, self._places_of_ghosts.get)
 
     def _add_playback(self) -> None:
         gui = self._server.gui
@@ -130,6 +139,8 @@ class EpisodesControls(Widgets):
             self._show_choice(told, view.dt)
         label = next((label for label, key in self._keys.items() if key == told.only), ALL)
         self._set(self._only, value=label)
+        with_step = None if told.compared is None else f"Step {told.steps[told.compared]:,}"
+        self._set(self._compare, value=with_step or NO_GHOST)
         self._set(self._table, content=episode_words.table(told, view.dt))
         self._show_playback(told)
 
@@ -140,6 +151,11 @@ class EpisodesControls(Widgets):
         self._set(self._bar, label=f"At step {count(told.steps[told.index])}", value=told.index + 1)
         self._keys = {episode_words.name(s): s.key for s in told.episodes}
         self._falls = {episode_words.fall(s, dt): s for s in told.falls}
+        self._places_of_ghosts.clear()
+        self._places_of_ghosts |= {
+            f"Step {step:,}": place for place, step in reversed([*enumerate(told.steps)])
+        }
+        self._set(self._compare, options=(NO_GHOST, *self._places_of_ghosts), disabled=last == 1)
         self._set(self._only, options=(ALL, *self._keys))
         self._set(self._fall, options=(NO_FALL, *self._falls), disabled=not self._falls)
 

@@ -52,6 +52,8 @@ class ReplayView:
     loop: bool = True
     only_end: bool = False  # whether only the last seconds are played
     endings: Mapping[str, str] = field(default_factory=dict)  # what touched what, by key
+    compared: int | None = None  # place of the recording whose episodes are drawn as ghosts
+    others: tuple[Summary, ...] = ()  # episodes of that recording
     complaint: str | None = None  # why an episode could not be read
 
 

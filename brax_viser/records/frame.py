@@ -84,6 +84,43 @@ class Ghost:
     joints: np.ndarray  # float32 [K], rad, mean over all hinge and ball joints of a robot
     passed: np.ndarray  # float32 [K], s after which `bodies` passed the threshold; inf: not yet
 
+    @classmethod
+    def over(
+        cls,
+        frame: "Frame",
+        link_pos: np.ndarray,
+        link_rot: np.ndarray,
+        seconds: np.ndarray,
+        apart: np.ndarray,
+        root: int,
+    ) -> "Ghost":
+        """Builds the ghosts of robots that went their own way.
+
+        Args:
+            frame: the robots.
+            link_pos: where the ghosts are drawn, and likewise `link_rot`.
+            link_rot: see above.
+            seconds: of robot time since the beginning.
+            apart: float [K, L, 3], m, from each ghost's link, where it really was, to the robot's.
+            root: index of the link that stands for the robot.
+        """
+        distance = np.linalg.norm(apart, axis=-1).astype(np.float32)
+        unknown = np.full(len(frame.env_index), np.nan, np.float32)
+        there = np.ones(len(unknown), bool)
+        mean = distance.mean(axis=1)
+        return cls(
+            *(
+                there,
+                link_pos,
+                link_rot,
+                seconds,
+                distance[:, root],
+                mean,
+                unknown,
+                unknown + np.inf,
+            )
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:
