@@ -154,6 +154,11 @@ def test_the_list_says_of_each_episode_how_it_went():
     assert "NaN or Inf" in rows and "fell, random" in rows
 
 
+def test_the_head_says_when_all_episodes_are_gone(viewer):
+    view = replace(Probe(viewer).panel_view(), replay=ReplayView(active=True))
+    assert words.state(view)[0] == "Replay: no episode is left"
+
+
 def test_the_tab_says_that_nothing_is_recorded_yet(viewer):
     view = Probe(viewer).panel_view()
     assert "No episode has been recorded yet" in episode_words.note_on(view.replay)

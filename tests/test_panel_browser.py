@@ -173,6 +173,8 @@ def test_a_recording_is_chosen_played_scrubbed_and_left_for_the_live_robots(page
     number_beside(page, "Time, s").fill("4")
     page.get_by_text("Replay: step 0, 4.0 s of 10.0 s").wait_for()
     page.get_by_role("button", name="Play", exact=True).wait_for()  # it has paused
+    field = number_beside(page, "Time, s")
+    eventually(lambda: field.input_value() == "4", "nor has an earlier time come in between")
     page.get_by_role("button", name="1 on", exact=True).click()
     block, expected = probe.block_of("train"), recordings[0][0].link_pos[201]
     assert block is not None
