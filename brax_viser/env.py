@@ -67,6 +67,12 @@ PRESERVED_KEY = "AutoResetWrapper_preserve_info"
 in Playground's states our record is kept in its dictionary, unless its value is of another type."""
 
 
+def _read(env: Any, **reading: Any) -> Adapter:
+    """Returns the adapter of an environment, whose numbers stay numbers while a trainer traces."""
+    with jax.ensure_compile_time_eval():
+        return adapter_for(env, **reading)
+
+
 class VisualizedEnv(AnyWrapper):
     """An environment whose states a browser shows while any trainer steps it.
 
@@ -228,7 +234,7 @@ class VisualizedEnv(AnyWrapper):
         """Returns the host's callbacks. Attaches a copy to the viewer when it is first used."""
         viewer = self._viewer
         if self._host is None and viewer is not None and not viewer._shared.control.closed:
-            self._adapter = adapter_for(self.env, **self._reading)
+            self._adapter = _read(self.env, **self._reading)
             self._host = viewer.attach(self._adapter, self._cells(self._adapter), self._role)
         return self._host
 

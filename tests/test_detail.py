@@ -179,7 +179,7 @@ NATIVE = {"ant": lambda: ant("mjx"), "cartpole": lambda: suite_env("CartpoleBala
 
 
 @pytest.mark.usefixtures("page")
-@pytest.mark.parametrize("name", [pytest.param("ant", marks=pytest.mark.slow), "cartpole"])
+@pytest.mark.parametrize("name", [pytest.param("ant", marks=pytest.mark.full), "cartpole"])
 def test_mjx_details_have_controls_and_are_one_substep_ahead_of_the_drawn_poses(viewer, name):
     """MuJoCo's poses are those at the start of the last substep; its qpos is that at the end."""
     rollout = Rollout(viewer, NATIVE[name]())

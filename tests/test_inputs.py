@@ -474,6 +474,8 @@ def test_a_copy_shares_the_viewer_and_is_the_same_env(shared, way, make):
         assert shared.stats().frames - before == 2 * NUM_STEPS
     else:
         assert other.unwrapped._pipeline is env.unwrapped._pipeline
+        jax.eval_shape(other.reset, jax.random.PRNGKey(0))  # a copy is attached while it is traced
+        assert other._adapter is not None and other._adapter.dt == env._adapter.dt
 
 
 def elsewhere(path: str) -> None:

@@ -91,7 +91,7 @@ def test_episodes_are_told_apart_with_and_without_a_full_reset(viewer, page, ful
     assert (np.asarray(log.since_termination) == NEVER).all()  # the episodes ran out of time
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_parameters_are_identical_under_stock_ppo(viewer, page):
     """Uses MuJoCo Warp's physics, which is Playground's default, and full resets."""
     viewer.mode = "every_step"
@@ -148,7 +148,7 @@ def test_a_legged_robot_is_trained_with_domain_randomisation(viewer, page, menag
     go1(viewer, "warp")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_legged_robot_is_also_trained_by_mjx(viewer, page, menagerie):
     go1(viewer, "jax")
 

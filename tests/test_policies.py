@@ -116,7 +116,7 @@ def test_ppo_hands_out_its_policy_after_each_epoch_and_compiles_once(caplog):
 
 @pytest.mark.parametrize(
     "trainer",
-    [pytest.param(t, marks=[] if t in ("ars", "sac") else [pytest.mark.slow])
+    [pytest.param(t, marks=[] if t in ("ars", "sac") else [pytest.mark.full])
      for t in ("sac", "apg", "es", "ars")],
 )  # fmt: skip
 def test_other_trainers_hand_out_policies_with_their_evaluations(trainer):

@@ -123,7 +123,7 @@ def test_states_also_arrive_from_around_the_randomising_wrapper(viewer, page):
     assert viewer.stats().streams["train"].num_envs == 6
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_parameters_under_stock_ppo_differ_by_rounding_only(viewer, page):
     """XLA moves loop invariants differently when a callback is in the loop."""
     viewer.mode = "every_step"

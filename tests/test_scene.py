@@ -49,7 +49,7 @@ def expected_geoms(model: mujoco.MjModel, x_pos: np.ndarray, x_rot: np.ndarray) 
 @pytest.mark.parametrize(
     ("name", "backend"),
     [
-        pytest.param("ant", "mjx", marks=pytest.mark.slow),
+        pytest.param("ant", "mjx", marks=pytest.mark.full),
         ("humanoid", "positional"),
         ("reacher", "generalized"),
     ],

@@ -28,7 +28,7 @@ QUICK = ("apg", "es")
 
 @pytest.mark.parametrize(
     "trainer",
-    [pytest.param(t, marks=[] if t in QUICK else [pytest.mark.slow]) for t in TRAININGS],
+    [pytest.param(t, marks=[] if t in QUICK else [pytest.mark.full]) for t in TRAININGS],
 )
 def test_parameters_are_identical_and_every_state_arrives(viewer, page, trainer):
     viewer.mode = "every_step"
@@ -52,7 +52,7 @@ def test_parameters_are_identical_and_every_state_arrives(viewer, page, trainer)
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_apg_evaluating_the_same_env_also_works_by_io_callback(viewer, page, monkeypatch):
     """If both had effects, JAX would refuse them in one program, because their meshes differ."""
     monkeypatch.setenv(VARIABLE, "io_callback")

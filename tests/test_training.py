@@ -298,7 +298,7 @@ def test_a_fault_within_a_callback_leaves_the_training_alone(viewer, page, where
 @pytest.mark.parametrize(
     ("name", "backend"),
     [
-        pytest.param("inverted_pendulum", "mjx", marks=pytest.mark.slow),
+        pytest.param("inverted_pendulum", "mjx", marks=pytest.mark.full),
         ("inverted_pendulum", "generalized"),
     ],
 )

@@ -20,12 +20,12 @@ from envs.cartpole import CartPole
 from tests.test_playground import MENAGERIE, cartpole
 
 KEY = jax.random.PRNGKey(0)
-SLOW = pytest.mark.slow
+MORE = pytest.mark.full
 BACKENDS = (
     "mjx",
     "positional",
-    pytest.param("generalized", marks=SLOW),
-    pytest.param("spring", marks=SLOW),
+    pytest.param("generalized", marks=MORE),
+    pytest.param("spring", marks=MORE),
 )
 
 
@@ -86,7 +86,7 @@ def test_a_pendulums_step_is_the_same_around_another_physics(backend):
     np.testing.assert_allclose(transplant.control(mine, action, moment), [0.9], rtol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_an_ants_poses_are_those_at_the_start_of_its_last_substep():
     """MJX's x is one substep older than its q, and rewards are computed from it."""
     env = envs.get_environment("ant", backend="mjx", n_frames=1)
@@ -139,7 +139,7 @@ def test_a_humanoids_controls_are_scaled_and_so_is_its_observation_of_them():
     assert float(after.done) == 0
 
 
-@pytest.mark.parametrize("impl", ["jax", pytest.param("warp", marks=SLOW)])
+@pytest.mark.parametrize("impl", ["jax", pytest.param("warp", marks=MORE)])
 def test_playgrounds_cartpole_has_the_same_observations_and_rewards(impl):
     if impl == "warp":
         pytest.importorskip("warp")
@@ -160,7 +160,7 @@ def test_playgrounds_cartpole_has_the_same_observations_and_rewards(impl):
     assert np.abs(ahead.obs - state.obs).max() > 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_legged_robots_sensors_and_rewards_are_the_same(monkeypatch):
     """Compares MuJoCo's step, seen by the environment's code, with the environment's own:
     accelerometer, gyroscope, feet, noise and history."""
