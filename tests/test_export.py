@@ -238,6 +238,19 @@ def test_pictures_show_the_time_the_camera_and_the_environments_own_colours(ant,
         picture("a.bmp")
 
 
+def test_a_robot_that_has_run_off_the_floor_is_drawn_as_on_it(ant, short, tmp_path):
+    """MuJoCo's planes have no end, but are drawn with one; this floor is 80 m wide."""
+    far = replace(short, qpos=short.qpos.copy(), link_pos=short.link_pos.copy())
+    far.qpos[1:, 0] += 60
+    far.link_pos[1:, :, 0] += 60
+    pictures = []
+    for episode in (short, far):
+        write_png(tmp_path / "a.png", run_info(ant), episode, 0.5, SMALL, caption=False)
+        pictures.append(np.asarray(Image.open(tmp_path / "a.png"), int))
+    near, beyond = pictures
+    assert (np.abs(near - beyond).max(axis=-1) > 30).mean() < 0.03
+
+
 def test_pictures_are_drawn_on_any_thread_beside_a_server(ant, short, tmp_path):
     """As a page does that exports in the training's process."""
     server = viser.ViserServer(host="127.0.0.1", port=0, verbose=False)

@@ -102,7 +102,7 @@ def check(info: RunInfo, episodes: Sequence[Episode]) -> None:
 
 def finite_rows(array: np.ndarray) -> np.ndarray:
     """bool [T]: whether all numbers of each row are finite."""
-    return np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+    return np.asarray(np.isfinite(array).all(axis=tuple(range(1, array.ndim))))
 
 
 def last_good(good: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from brax_viser.model.framing import VIEWS, framing_camera
 from brax_viser.model.grid import grid_of
 from brax_viser.model.physics import varied
 from brax_viser.model.scope import bounds_of
-from brax_viser.model.shapes import roaming_body, visible_geoms
+from brax_viser.model.shapes import floor_of, roaming_body, visible_geoms
 from brax_viser.records.episode import RunInfo
 
 SMOOTH_SECONDS = 1.0
@@ -122,31 +122,35 @@ def _write(job: Job, folder: Path) -> None:
     mujoco.mj_saveModel(model, str(folder / MODEL))
     qpos, qvel = _finite_states(clip)
     pos, rot = clip.poses
-    poses = {"qpos": qpos, "qvel": qvel, "link_pos": pos, "link_rot": rot}
+    way = _way(clip, model)
+    poses = {"qpos": qpos, "qvel": qvel, "link_pos": pos, "link_rot": rot, "way": way}
     for name in ("mocap_pos", "mocap_quat"):
         if name in clip.episode.steps:
             poses[name] = clip.episode.steps[name][np.maximum(clip.rows - 1, 0)]
     named = None
     if job.camera in VIEWS:
-        poses |= _following(job, model)
+        poses |= _following(job, model, way)
     elif mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, job.camera) >= 0:
         named = job.camera
     else:
         own = [model.camera(index).name for index in range(model.ncam)]
         raise ValueError(f"camera={job.camera!r}: must be one of {', '.join([*VIEWS, *own])}")
     np.savez(folder / POSES, **poses)  # type: ignore[arg-type]
-    about = {"size": job.size, "camera": named, "fov": poses.get("fov", np.array(None)).item()}
+    floor = floor_of(model)
+    about = {
+        "size": job.size,
+        "camera": named,
+        "fov": poses.get("fov", np.array(None)).item(),
+        "floor": None if floor is None else int(floor),
+        "pitch": None if floor is None else _pitch(model, floor).tolist(),
+    }
     (folder / JOB).write_text(json.dumps(about))
 
 
-def _following(job: Job, model: mujoco.MjModel) -> dict[str, np.ndarray]:
+def _following(job: Job, model: mujoco.MjModel, way: np.ndarray) -> dict[str, np.ndarray]:
     """Where the camera looks at each step, float [F, 3] in m, from what distance in m, azimuth and
     elevation in degrees, and its angle of view in degrees."""
-    pos, _ = job.clip.poses
     width, height = job.size
-    body, way = roaming_body(model), np.zeros((len(pos), 3))
-    if body is not None:
-        way = _smoothed(pos[:, body - 1] - pos[0, body - 1], job.clip.fps)
     camera = framing_camera(_seen(job.clip, model, way), job.camera, aspect=width / height)
     sight = camera.look_at - camera.position
     distance = float(np.linalg.norm(sight))
@@ -159,15 +163,34 @@ def _following(job: Job, model: mujoco.MjModel) -> dict[str, np.ndarray]:
     }
 
 
+def _pitch(model: mujoco.MjModel, plane: int) -> np.ndarray:
+    """Distances along x and y after which a plane looks the same, float [2] in m."""
+    material = model.geom_matid[plane]
+    if material < 0 or (model.mat_texid[material] < 0).all():
+        return np.ones(2)
+    times = np.maximum(model.mat_texrepeat[material], 1e-3)
+    size = 2 * model.geom_size[plane, :2]
+    endless = model.mat_texuniform[material] or (size <= 0).any()
+    return (1 if endless else size) / times
+
+
+def _way(clip: Clip, model: mujoco.MjModel) -> np.ndarray:
+    """How far a robot that travels has come since the reset, smoothed, float [F, 3] in m."""
+    body, (pos, _) = roaming_body(model), clip.poses
+    if body is None:
+        return np.zeros((len(pos), 3))
+    return _smoothed(pos[:, body - 1] - clip.episode.link_pos[0, body - 1], clip.fps)
+
+
 def _seen(clip: Clip, model: mujoco.MjModel, way: np.ndarray) -> np.ndarray:
     """Box around the robot as it moves, float [2, 3] in m, if it is carried back along its way.
 
     Args:
         clip: its steps.
         model: its model.
-        way: float [F, 3], m, since the first step.
+        way: float [F, 3], m, since the reset.
     """
-    reach = grid_of(model, clip.episode.qpos[clip.rows[0]], (1, 1), None).reach
+    reach = grid_of(model, clip.episode.qpos[0], (1, 1), None).reach
     moving = [g for g in visible_geoms(model) if model.body_weldid[model.geom_bodyid[g]] > 0]
     if not moving:
         return reach

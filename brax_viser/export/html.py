@@ -120,7 +120,7 @@ def _numbers(values: np.ndarray) -> list[float | None]:
 
 
 def _thinned(points: np.ndarray) -> dict[str, Any]:
-    """The steps and values of a curve, evenly thinned; the newest point is kept."""
-    every = -(-points.shape[1] // MOST_POINTS) or 1
-    points = points[:, ::-1][:, ::every][:, ::-1]
-    return {"steps": _numbers(points[0]), "values": _numbers(points[2])}
+    """The steps and values of a curve, evenly thinned between the first and the newest point."""
+    count = points.shape[1]
+    kept = np.round(np.linspace(0, count - 1, min(count, MOST_POINTS))).astype(int)
+    return {"steps": _numbers(points[0, kept]), "values": _numbers(points[2, kept])}

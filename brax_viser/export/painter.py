@@ -45,7 +45,7 @@ def main(folder: str) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     with np.load(Path(folder, POSES)) as poses, contextlib.closing(renderer):
-        for data, camera in _placed(model, dict(poses), job["camera"]):
+        for data, camera in _placed(model, dict(poses), job):
             renderer.update_scene(data, camera)
             sys.stdout.buffer.write(_picture(renderer, model).tobytes())
     sys.stdout.buffer.flush()
@@ -64,16 +64,24 @@ def _picture(renderer: mujoco.Renderer, model: mujoco.MjModel) -> np.ndarray:
 
 
 def _placed(
-    model: mujoco.MjModel, poses: Mapping[str, np.ndarray], name: str | None
+    model: mujoco.MjModel, poses: Mapping[str, np.ndarray], job: Mapping[str, Any]
 ) -> Iterator[tuple[mujoco.MjData, mujoco.MjvCamera | str]]:
-    """Yields MuJoCo's data for each pose, and the camera: the model's of this name, or its own."""
+    """Yields MuJoCo's data for each pose, and a camera: the model's of some name, or its own."""
     # By their links, as the page draws robots, in whatever physics.
     physics = Physics(model, native=False)
+    suns = (model.light_type == mujoco.mjtLightType.mjLIGHT_DIRECTIONAL) & (model.light_bodyid == 0)
     for index in range(len(poses["qpos"])):
         physics.place(_frame(poses, index), 0, {})
         mujoco.mj_camlight(model, physics.data)
-        mujoco.mj_flex(model, physics.data)
-        yield physics.data, name or _free(poses, index)
+        # The same everywhere: light from one direction, of which MuJoCo draws shadows only near its
+        # source, and the floor, which MuJoCo draws only as large as the model says.
+        data, way = physics.data, poses["way"][index]
+        data.light_xpos[suns] += way
+        if job["floor"] is not None:
+            pitch = np.array(job["pitch"])
+            data.geom_xpos[job["floor"], :2] += pitch * np.round(way[:2] / pitch)
+        mujoco.mj_flex(model, data)
+        yield data, job["camera"] or _free(poses, index)
 
 
 def _free(poses: Mapping[str, np.ndarray], index: int) -> mujoco.MjvCamera:

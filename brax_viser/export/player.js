@@ -4,6 +4,8 @@
   const COLOURS = [
     "#1971c2", "#e8590c", "#2f9e44", "#9c36b5", "#c92a2a", "#0c8599", "#856404", "#495057",
   ];
+  // Ends of the names of curves, of which the first is shown first.
+  const REWARDS = ["eval/episode_reward", "episode_reward", "sum_reward", "reward"];
   const { env, trainer, start, episodes, curves } = BRAX_VISER;
   const colourOf = (index) => COLOURS[index % COLOURS.length];
 
@@ -59,14 +61,15 @@
     const [left, right] = span(lines.map(({ x }) => x));
     const [low, high] = span(lines.map(({ y }) => y));
     const width = right - left || 1;
-    const height = high - low || 1;
+    const height = high - low;
+    const down = (y) => height ? 100 * (high - y) / height : 50;
     const across = (x) => 1000 * (x - left) / width;
     const svg = drawn("svg", { viewBox: "0 -4 1000 108", preserveAspectRatio: "none" });
     for (const { x, y, colour } of lines) {
       let points = [];
       for (let i = 0; i <= x.length; i++) {
         if (i < x.length && y[i] !== null) {
-          points.push(`${across(x[i]).toFixed(1)},${(100 * (high - y[i]) / height).toFixed(2)}`);
+          points.push(`${across(x[i]).toFixed(1)},${down(y[i]).toFixed(2)}`);
         } else if (points.length) {
           svg.append(drawn("polyline", { points: points.join(" "), stroke: colour }));
           points = [];
@@ -134,7 +137,7 @@
   if (trained.length) {
     const choice = element("select", { "aria-label": "Curve of the training" },
       ...trained.map((name) => element("option", {}, name)));
-    const first = trained.find((name) => name.endsWith("episode_reward"));
+    const first = REWARDS.map((end) => trained.find((name) => name.endsWith(end))).find(Boolean);
     if (first) choice.value = first;
     const place = element("div");
     const show = () => {

@@ -3,8 +3,9 @@
 import contextlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -23,6 +24,9 @@ PICTURES = (".png", ".jpg", ".jpeg")
 
 MOST_COLOURS = 256
 """Of a GIF."""
+
+
+Pictures: TypeAlias = Generator[Image.Image, None, None]
 
 
 def write_video(
@@ -104,24 +108,24 @@ def write_png(
         picture.save(file)
 
 
-def _captioned(job: Job, *, caption: bool, progress: Progress | None) -> Iterator[Image.Image]:
+def _captioned(job: Job, *, caption: bool, progress: Progress | None) -> Pictures:
     """Yields the pictures with a line below that says what is seen, and when."""
     clip = job.clip
-    font = ImageFont.load_default(max(job.size[1] // 36, 8))
+    letters = max(job.size[1] // 36, 8)
     for index, (array, t) in enumerate(zip(pictures(job), clip.times, strict=True), start=1):
         picture = Image.fromarray(array)
         if caption:
-            _write_line(picture, f"{job.info.env} · {clip.title}", f"{t:.2f} s", font)
+            _write_line(picture, f"{job.info.env} · {clip.title}", f"{t:.2f} s", letters)
         yield picture
         if progress is not None:
             progress(index / len(clip.rows))
 
 
-def _write_line(picture: Image.Image, left: str, right: str, font: ImageFont.FreeTypeFont) -> None:
-    """Writes two texts on a strip along the lower edge."""
-    draw = ImageDraw.Draw(picture, "RGBA")
-    pad = round(0.6 * font.size)
-    top = picture.height - round(font.size + 2 * pad)
+def _write_line(picture: Image.Image, left: str, right: str, letters: int) -> None:
+    """Writes two texts on a strip along the lower edge, with letters of a size in pixels."""
+    draw, font = ImageDraw.Draw(picture, "RGBA"), ImageFont.load_default(letters)
+    pad = round(0.6 * letters)
+    top = picture.height - letters - 2 * pad
     draw.rectangle((0, top, picture.width, picture.height), fill=(20, 24, 28, 150))
     middle = (top + picture.height) / 2
     place = picture.width - 1.5 * pad
@@ -151,22 +155,15 @@ def _write_mp4(file: Path, drawn: Iterator[Image.Image], clip: Clip, size: tuple
 
 def _write_animation(file: Path, drawn: Iterator[Image.Image], clip: Clip) -> None:
     first = next(drawn)
-    kind = file.suffix.lower()
+    kind, options = file.suffix.lower(), dict[str, Any]()
     if kind == ".webp":
         ends, options = 1000 * (np.arange(len(clip.rows)) + 1) / clip.fps, {"quality": 75}
     else:
         # A GIF's pictures last whole hundredths of a second: some of them longer than others.
         ends = 10 * np.round(100 * (np.arange(len(clip.rows)) + 1) / clip.fps)
         first, drawn = _of_few_colours(first), map(_of_few_colours, drawn)
-        options = {"optimize": False}
-    first.save(
-        file,
-        save_all=True,
-        append_images=drawn,
-        duration=[int(x) for x in np.diff(np.round(ends), prepend=0)],
-        loop=0,
-        **options,
-    )
+    options["duration"] = [int(x) for x in np.diff(np.round(ends), prepend=0)]
+    first.save(file, None, save_all=True, append_images=drawn, loop=0, **options)
 
 
 def _of_few_colours(picture: Image.Image) -> Image.Image:
