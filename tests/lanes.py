@@ -97,6 +97,7 @@ LANES = {
     "test_run_directory": integration(0.3),
     "test_reader": integration(0.3, quick=True),
     "test_recording": integration(0.7, quick=True),
+    "test_remote": integration(0.4, quick=True),
     "test_replay": unit(),
     "test_replaced": integration(alone=True),
     "test_rooms": unit(),

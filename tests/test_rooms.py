@@ -43,7 +43,8 @@ BELOW: dict[str, set[str]] = {
     "replay": {"records", "host", "model", "page", "viewer"},
     "env": {"records", "host", "model", "device", "viewer"},
     "cli": {
-        *("records", "host", "export", "viewer", "replay", "runs", "env", "compat", "brax_viser"),
+        *("records", "host", "page", "export", "viewer", "replay", "runs", "env", "compat"),
+        "brax_viser",
     },
     "__main__": {"cli"},
     "brax_viser": {"records", "page", "viewer", "env"},

@@ -29,6 +29,7 @@ from brax_viser.cli.presets import (
     DEFAULT_ENV,
     steps_per_policy,
 )
+from brax_viser.cli.remote import hold, resume, status, switch
 from brax_viser.cli.replay import replay
 from brax_viser.cli.serving import USUAL, Serving
 from brax_viser.host.findings import explained
@@ -38,6 +39,8 @@ app = tyro.extras.SubcommandApp()
 console = Console()
 app.command(name="play")(play)
 app.command(name="replay")(replay)
+for command in (status, hold, resume, switch):
+    app.command(command)
 app.command(name="export")(export)
 
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from brax_viser.page.access import (
     Access,
@@ -23,6 +23,7 @@ from brax_viser.page.access import (
     tokens_in,
     with_token_in_query,
 )
+from brax_viser.page.api import HEADER, PREFIX, Api
 from brax_viser.page.asking import asking
 
 NAME_SECONDS = 0.8
@@ -57,6 +58,7 @@ class Gate:
             access: who may open the page.
         """
         self._access = access
+        self.api: Api | None = None  # answers programs, once there is a page
         self._origins = {_place(_parts(origin)) for origin in access.origins}
         self._names = {"localhost", socket.gethostname().lower(), *map(str.lower, access.names)}
         self._names |= {place[0] for place in self._origins if place is not None}
@@ -120,8 +122,11 @@ class Gate:
             return connection.respond(HTTPStatus.FORBIDDEN, f"{why}\n")
         tokens = self._access.tokens
         request.path = with_token_in_query(request.path, tokens)
-        if self.role_of(request) is None:
+        role = self.role_of(request)
+        if role is None:
             return self._ask(connection, request)
+        if self.api is not None and urlsplit(request.path).path.startswith(PREFIX):
+            return self._serve(self.api, connection, request, role)
         response = answer()
         if response is not None:
             response.headers["Referrer-Policy"] = "no-referrer"  # which would carry the token
@@ -129,6 +134,18 @@ class Gate:
             if given:
                 secure = self._access.tls is not None
                 response.headers["Set-Cookie"] = cookie_of(given[0], request, secure=secure)
+        return response
+
+    def _serve(self, api: Api, connection: Any, request: Any, role: Role) -> Any:
+        """Returns the response to a program."""
+        parts = urlsplit(request.path)
+        name, query = parts.path.removeprefix(PREFIX), dict(parse_qsl(parts.query))
+        response = connection.respond(
+            *api.answer(name, query, role, has_header=HEADER in request.headers)
+        )
+        del response.headers["Content-Type"]
+        response.headers["Content-Type"] = "application/json"
+        response.headers["Cache-Control"] = "no-store"
         return response
 
     def _ask(self, connection: Any, request: Any) -> Any:

@@ -21,6 +21,8 @@ from brax_viser.compat import (
 from brax_viser.host.state import SharedState
 from brax_viser.page import address, browser
 from brax_viser.page.access import Access, is_loopback
+from brax_viser.page.announced import announce
+from brax_viser.page.api import Api
 from brax_viser.page.gate import Gate, full_name
 from brax_viser.page.greeting import greeting, tunnel
 from brax_viser.page.guard import Guard
@@ -60,7 +62,8 @@ class PageServer:
         wanted, port = port, address.free_port(host, port) if port else 0
         self._host, self._access = host, access
         self.visitors: Visitors | None = None
-        gate = Gate(host, access)
+        self._gate = gate = Gate(host, access)
+        self._forget: Callable[[], None] = lambda: None  # where the page is
 
         def respond(connection: Any, request: Any, answer: Callable[[], Any]) -> Any:
             return gate.respond(connection, request, lambda: browser.add_to(answer()))
@@ -137,6 +140,7 @@ class PageServer:
             self.url_at(machine, looking=True) if reached and self._has_onlookers else "",
             line,
         )
+        self._forget = announce(self.url, self.port)
         with contextlib.suppress(OSError, ValueError):  # closed, or the disk is full
             for words in lines:
                 print(f"brax_viser: {words}", flush=True)
@@ -154,10 +158,12 @@ class PageServer:
             shared: the shared state: records whether a page is open.
             page: the page that is served.
         """
+        self._gate.api = Api(shared, page.steering, self.place)
         is_onlooker = self._guard.is_onlooker if self._guard is not None else lambda _: False
         self.visitors = Visitors(shared, self.viser, page, is_onlooker)
 
     def stop(self) -> None:
+        self._forget()
         stop_viser(self.viser)
         if self.visitors is not None:  # no page can disconnect any more and start the timer
             self.visitors.close()

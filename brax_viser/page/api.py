@@ -1,0 +1,105 @@
+"""Answers programs: what a training is doing, and commands to hold it or to switch the view off."""
+
+import json
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from brax_viser.host.state import SharedState
+from brax_viser.page.access import Role
+from brax_viser.page.steering import Steering
+
+PREFIX = "/api/"
+"""Beginning of the paths that are answered here."""
+
+HEADER = "X-Brax-Viser"
+"""A header that commands must carry, of any value. A page of another site can have a browser send
+its cookies here, but not a header of its own."""
+
+
+class Api:
+    """The requests below `PREFIX`. Called on viser's loop."""
+
+    def __init__(self, shared: SharedState, steering: Steering, place: str):
+        """Answers from now on.
+
+        Args:
+            shared: the shared state.
+            steering: carries out commands.
+            place: address of the page, without a token.
+        """
+        self._shared, self._steering, self._place = shared, steering, place
+        self._commands: dict[str, Callable[[Mapping[str, str]], None]] = {
+            "hold": lambda query: steering.pause(),
+            "resume": lambda query: steering.resume(),
+            "step": lambda query: steering.step(int(query.get("n", "1"))),
+            "switch": self._switch,
+        }
+
+    def answer(
+        self, name: str, query: Mapping[str, str], role: Role, *, has_header: bool
+    ) -> tuple[HTTPStatus, str]:
+        """Returns the status and the text of a response, in JSON.
+
+        Args:
+            name: the path after `PREFIX`.
+            query: the address's.
+            role: what the request's token allows.
+            has_header: whether it has `HEADER`.
+        """
+        command = self._commands.get(name)
+        if command is not None:
+            if role != "steering" or not has_header:
+                why = "this token only allows to look on" if has_header else f"no header {HEADER}"
+                return HTTPStatus.FORBIDDEN, _text({"error": why})
+            try:
+                command(query)
+            except ValueError as error:
+                return HTTPStatus.BAD_REQUEST, _text({"error": str(error)})
+        elif name != "status":
+            known = ", ".join(["status", *self._commands])
+            return HTTPStatus.NOT_FOUND, _text({"error": f"no {name!r}: there are {known}"})
+        return HTTPStatus.OK, _text(self.status())
+
+    def _switch(self, query: Mapping[str, str]) -> None:
+        on = query.get("on", "")
+        if on not in ("0", "1"):
+            raise ValueError(f"on={on!r}: must be 0 or 1")
+        self._steering.set_streaming(on == "1")
+
+    def status(self) -> dict[str, Any]:
+        """Returns what the training is doing, in JSON's types."""
+        shared = self._shared
+        now = shared.clock()
+        told, reading = shared.progress.view(now), shared.reading()
+        source = reading.shown.get("train")
+        rewards = told.rewards
+        return {
+            "url": self._place,
+            "env": source.adapter.name if source is not None else None,
+            "backend": source.adapter.backend if source is not None else None,
+            "trainer": told.algorithm,
+            "phase": told.phase,
+            "held": shared.hold.held,
+            "num_steps": told.num_steps,
+            "num_timesteps": told.num_timesteps,
+            "steps_per_second": round(told.steps_per_second, 1),
+            "elapsed_seconds": round(told.elapsed, 1),
+            "remaining_seconds": None if told.remaining is None else round(told.remaining, 1),
+            "reward": None if rewards is None else round(rewards.newest, 4),
+            "reward_kind": None if rewards is None else rewards.kind,
+            "streaming": reading.control.streaming,
+            "mode": reading.control.mode,
+            "watched": reading.control.watched,
+            "recording": reading.control.recording,
+            "cost": round(reading.cost.share(now), 5),
+            "selected_env": reading.selected_env,
+            "nonfinite": [str(found) for found in reading.findings],
+            "fault": reading.fault,
+            "error": told.error,
+            "saved": told.saved,
+        }
+
+
+def _text(value: object) -> str:
+    return json.dumps(value) + "\n"

@@ -1,0 +1,139 @@
+"""Another terminal, or a program, asks what a training is doing, and holds it."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from brax_viser import Viewer, VisualizedEnv
+from brax_viser.cli import remote
+from brax_viser.page import announced
+from tests.conftest import eventually
+from tests.toy import Toy
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+@pytest.fixture
+def viewer(cache):
+    with Viewer(port=0) as viewer:
+        yield viewer
+
+
+def get(url: str, **headers: str) -> tuple[int, str]:
+    """Returns status and text."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def at(viewer: Viewer, path: str, token: str | None = None) -> str:
+    place, _, query = viewer.url.partition("?")
+    return f"{place}{path}?{query}" if token is None else f"{place}{path}?token={token}"
+
+
+def test_a_training_tells_its_state_and_obeys(viewer):
+    env = VisualizedEnv(Toy(), grid=(2, 2), viewer=viewer)
+    state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 8))
+    step = jax.jit(jax.vmap(env.step))
+    for _ in range(3):
+        state = jax.block_until_ready(step(state, jnp.zeros((8, 1))))
+    told = remote.ask(viewer.url, "status")
+    assert (told["env"], told["phase"]) == ("Toy", "training")
+    assert 8 <= told["num_steps"] <= 24, "the last steps granted are not known"
+    assert told["url"] in viewer.url and "token" not in told["url"], "it may be logged"
+    assert remote.ask(viewer.url, "switch", on=0)["streaming"] is False and not viewer.streaming
+    assert remote.ask(viewer.url, "switch", on=1)["streaming"] is True and viewer.streaming
+    remote.ask(viewer.url, "hold")
+    done = []
+    thread = threading.Thread(
+        target=lambda: done.append(jax.block_until_ready(step(state, jnp.zeros((8, 1)))))
+    )
+    thread.start()
+    eventually(lambda: remote.ask(viewer.url, "status")["held"], "it is held")
+    assert not done
+    assert remote.ask(viewer.url, "resume")["held"] is False
+    thread.join(60)
+    assert done
+    with pytest.raises(ValueError, match="must be 0 or 1"):
+        remote.ask(viewer.url, "switch", on=7)
+    with pytest.raises(ValueError, match="no 'restart': there are status, hold"):
+        remote.ask(viewer.url, "restart")
+
+
+def test_a_page_of_another_site_cannot_command(viewer):
+    status, text = get(at(viewer, "api/hold"))
+    assert status == 403 and "X-Brax-Viser" in text
+    token = viewer.url.partition("token=")[2]
+    cookie = f"brax_viser_{viewer.url.split(':')[2].split('/')[0]}={token}"
+    place = viewer.url.partition("?")[0]
+    assert get(f"{place}api/hold", Cookie=cookie)[0] == 403
+    evil = {"Origin": "http://evil.example", "X-Brax-Viser": "1"}
+    assert get(at(viewer, "api/hold"), **evil)[0] == 403
+    assert get(at(viewer, "api/status", token="wrong"))[0] == 403
+    assert get(f"{place}api/status")[0] == 403
+    assert not viewer.stats().held and not viewer._shared.hold.paused
+
+
+def test_an_onlooker_reads_and_changes_nothing(viewer):
+    assert remote.ask(viewer.onlooker_url, "status")["streaming"]
+    with pytest.raises(ValueError, match="look on"):
+        remote.ask(viewer.onlooker_url, "switch", on=0)
+    assert viewer.streaming
+
+
+def test_the_newest_page_of_this_user_is_found_and_no_one_else_can_read_where(viewer, tmp_path):
+    (note,) = (tmp_path / "brax_viser" / "viewers").iterdir()
+    assert note.stat().st_mode & 0o777 == 0o600 and note.parent.stat().st_mode & 0o777 == 0o700
+    with Viewer(port=0) as newer:
+        assert announced.announced() == [newer.url, viewer.url]
+    assert announced.announced() == [viewer.url]
+    gone = note.with_name("1-1.json")
+    process = subprocess.Popen(["true"])
+    process.wait()
+    gone.write_text(json.dumps({"url": "http://x", "pid": process.pid, "since": 9e9}))
+    (note.parent / "broken.json").write_text("{")
+    assert announced.announced() == [viewer.url] and not gone.exists()
+
+
+def test_the_command_answers_programs_in_json_and_people_in_words(viewer, tmp_path, capsys):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "brax_viser", "status"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["phase"] == "waiting"
+    told = json.loads(done.stdout) | {"env": "Ant", "num_timesteps": 3_000_000, "reward": 12.0}
+    words = remote.in_words(told | {"num_steps": 1_500_000, "elapsed_seconds": 75.0, "held": True})
+    assert words.startswith("Ant: held · 1.5 M of 3 M steps · for 1:15 · reward 12.0\nhttp://")
+    viewer.close()
+    assert remote.status() == 2
+    assert remote.status(f"http://127.0.0.1:{9}") == 2
+    assert remote.switch("perhaps") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no page of yours is open" in said and "nothing that is brax_viser's answers" in said
+    assert "must be on or off" in said
+
+
+def test_without_the_token_the_command_says_what_is_missing(viewer):
+    with pytest.raises(ValueError, match="asks for the token"):
+        remote.ask(viewer.url.partition("?")[0], "status")
+
+
+def test_a_home_that_cannot_be_written_costs_nothing_but_the_note(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with Viewer(port=0) as viewer:
+        assert remote.ask(viewer.url, "status")["phase"] == "waiting"
+        assert announced.announced() == []
