@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -215,10 +216,12 @@ sys.argv = ["brax-viser", "replay", {str(tmp_path / "run")!r}, "--port", "0"]
 app.main()
 """
     environment = {**os.environ, "JAX_PLATFORMS": "no such platform"}
+    began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment
     )
     assert done.returncode == 0 and "replayed" in done.stdout, done.stdout + done.stderr
+    assert time.monotonic() - began < 20, "1 to 3 s on an idle machine"
 
 
 def test_replay_refuses_what_is_no_run_directory(tmp_path):
