@@ -140,7 +140,7 @@ class RunFolder:
         """Returns those of all episodes, in memory or on disk, ordered by `key`."""
         # In this order, as the thread adds to the second before it takes from the first.
         waiting = {summary.key: summary for summary in self._waiting.summaries()}
-        written = {summary.key: summary for summary, _ in self._store.episodes.values()}
+        written = {summary.key: summary for summary, _ in self._store.contents.episodes.values()}
         return tuple(summary for _, summary in sorted({**written, **waiting}.items()))
 
     def get(self, key: str) -> Episode:
@@ -158,7 +158,7 @@ class RunFolder:
 
     def policies(self) -> tuple[int, ...]:
         """Returns the env steps trained of all kept policies, ascending."""
-        return tuple(sorted({*self._policies, *self._store.policies}))
+        return tuple(sorted({*self._policies, *self._store.contents.policies}))
 
     def policy(self, num_steps: int) -> dict[str, np.ndarray]:
         """Returns the parameters of a policy, by their paths in the pytree.

@@ -4,7 +4,8 @@ import json
 import sys
 import uuid
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import mujoco
@@ -197,23 +198,45 @@ def parse_summary(record: Mapping[str, Any]) -> Summary:
         raise ValueError(f"a summary is damaged: {error}") from error
 
 
-def pack_index(episodes: Iterable[tuple[Summary, int]]) -> bytes:
-    """Returns index.json, the list of all episodes and of their files' bytes."""
-    entries = [{"key": s.key, **summary_record(s), "bytes": size} for s, size in episodes]
-    return json.dumps({"format": FORMAT, "episodes": entries}).encode()
+@dataclass(frozen=True)
+class Contents:
+    """What a run directory has, and the bytes of each file."""
+
+    episodes: Mapping[str, tuple[Summary, int]]  # by key, in the keys' order
+    policies: Mapping[int, int]  # by env steps trained, ascending
+
+    @classmethod
+    def of(
+        cls, episodes: Mapping[str, tuple[Summary, int]], policies: Mapping[int, int]
+    ) -> "Contents":
+        """Returns contents given in any order."""
+        return cls(dict(sorted(episodes.items())), dict(sorted(policies.items())))
 
 
-def parse_index(data: bytes) -> dict[str, tuple[Summary, int]]:
-    """Returns summaries and their files' bytes, by key, in the order of the keys.
+def pack_index(contents: Contents) -> bytes:
+    """Returns index.json."""
+    episodes = [
+        {"key": key, **summary_record(summary), "bytes": size}
+        for key, (summary, size) in contents.episodes.items()
+    ]
+    policies = [{"num_steps": n, "bytes": size} for n, size in contents.policies.items()]
+    record = {"format": FORMAT, "episodes": episodes, "policies": policies}
+    return json.dumps(record).encode()
+
+
+def parse_index(data: bytes) -> Contents:
+    """Returns what index.json lists.
 
     Raises:
         ValueError: it is damaged.
     """
     try:
-        pairs = [(parse_summary(e), int(e["bytes"])) for e in json.loads(data)["episodes"]]
+        record = json.loads(data)
+        pairs = [(parse_summary(entry), int(entry["bytes"])) for entry in record["episodes"]]
+        policies = {int(entry["num_steps"]): int(entry["bytes"]) for entry in record["policies"]}
     except (KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{INDEX} is damaged: {error}") from error
-    return dict(sorted((summary.key, (summary, size)) for summary, size in pairs))
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    return Contents.of({summary.key: (summary, size) for summary, size in pairs}, policies)
 
 
 def plain(value: Any) -> Any:

@@ -38,6 +38,7 @@ class SavedRun:
         self._lock = threading.Lock()
         self._index: bytes | None = None  # as it was read last
         self._kept: Mapping[str, Summary] = {}
+        self._policies: tuple[int, ...] = ()
         self._found: dict[str, Summary] = {}  # read from the episodes' own files
         self._damaged: set[str] = set()
         self._warned: set[epath.Path] = set()
@@ -78,13 +79,13 @@ class SavedRun:
         except Damaged as error:
             with self._lock:
                 self._skip(key, str(error))
-                self._keep({k: summary for k, summary in self._kept.items() if k != key})
+                self._keep(self._kept)
             raise
 
     def policies(self) -> tuple[int, ...]:
         """Returns the env steps trained of all kept policies, ascending."""
-        names = (path.stem for path in _npz_in(self._path / layout.POLICIES))
-        return tuple(sorted(int(name) for name in names if name.isdecimal()))
+        self._look()
+        return self._policies
 
     def policy(self, num_steps: int) -> dict[str, np.ndarray]:
         """Reads the parameters of a policy, by their paths in the pytree, such as
@@ -118,55 +119,60 @@ class SavedRun:
                 return
             self._looked = now
             try:
-                kept = self._listed()
+                self._read_index()
             except Exception as error:  # of any store; what is known stays
                 self._warn(self._path, f"{self._path} cannot be read: {error}")
-            else:
-                self._keep({key: s for key, s in kept.items() if key not in self._damaged})
 
-    def _listed(self) -> Mapping[str, Summary]:
-        """Returns the summaries that the index lists; without a sound one, those in the episodes'
-        own files."""
-        path = self._path / layout.EPISODES / layout.INDEX
+    def _read_index(self) -> None:
+        """Takes over what the index lists; without a sound one, what is in the directory."""
+        path = self._path / layout.INDEX
         try:
             index = path.read_bytes()
-        except FileNotFoundError:
-            return self._collected()
-        if index == self._index:
-            return self._kept
-        self._index = index
-        try:
+            if index == self._index:
+                return
             listed = layout.parse_index(index)
-        except ValueError as error:
+        except (FileNotFoundError, ValueError) as error:
             self._index = None
-            self._warn(path, f"{path} is damaged, and made again from the episodes: {error}")
-            return self._collected()
-        sizes = _sizes_in(self._path / layout.EPISODES) if files.is_local(self._path) else {}
-        for key, (_, size) in listed.items():
+            self._warn(
+                path, f"{path} is missing or damaged, the episodes are read instead: {error}"
+            )
+            self._collect()
+            return
+        self._index, self._policies = index, tuple(listed.policies)
+        # Other stores than the local one may remember old lists of what a folder has.
+        sizes = _sizes_in(self._path / layout.EPISODES) if files.is_local(self._path) else None
+        kept = {}
+        for key, (summary, size) in listed.episodes.items():
             path = self._path / layout.episode_file(key)
-            if sizes.get(path.name, size) != size:
-                self._skip(key, f"{path} is damaged: {sizes[path.name]:,} B, not {size:,} B")
-        gone = {key for key in listed if sizes and f"{key}.npz" not in sizes}
-        return {key: summary for key, (summary, _) in listed.items() if key not in gone}
+            there = size if sizes is None else sizes.get(path.name)
+            if there == size:
+                kept[key] = summary
+            elif there is not None:  # else it was dropped meanwhile
+                self._skip(key, f"{path} is damaged: {there:,} B, not {size:,} B")
+        self._keep(kept)
 
-    def _collected(self) -> Mapping[str, Summary]:
-        """Reads the summaries of the episodes that are there."""
-        there = sorted(path.stem for path in _npz_in(self._path / layout.EPISODES))
-        for key in there:
-            if key in self._found or key in self._damaged:
-                continue
+    def _collect(self) -> None:
+        """Takes over the policies and the episodes that are in the directory."""
+        policies = (path.stem for path in _npz_in(self._path / layout.POLICIES))
+        self._policies = tuple(sorted(int(name) for name in policies if name.isdecimal()))
+        kept = {}
+        for key in sorted(path.stem for path in _npz_in(self._path / layout.EPISODES)):
             try:
-                episode = layout.read_episode(self._path / layout.episode_file(key), key)
-                self._found[key] = episode.summary
+                if key not in self._found and key not in self._damaged:
+                    path = self._path / layout.episode_file(key)
+                    self._found[key] = layout.read_episode(path, key).summary
             except KeyError:  # dropped meanwhile
                 continue
             except ValueError as error:
                 self._skip(key, str(error))
-        return {key: self._found[key] for key in there if key in self._found}
+            if key in self._found:
+                kept[key] = self._found[key]
+        self._keep(kept)
 
     def _keep(self, kept: Mapping[str, Summary]) -> None:
-        if kept.keys() != self._kept.keys():
-            self._kept = kept
+        sound = {key: summary for key, summary in kept.items() if key not in self._damaged}
+        if sound.keys() != self._kept.keys():
+            self._kept = sound
             self._version += 1
 
     def _skip(self, key: str, why: str) -> None:

@@ -9,6 +9,7 @@ from etils import epath
 
 from brax_viser.records.episode import RunInfo, Summary
 from brax_viser.runs import files, layout
+from brax_viser.runs.layout import Contents
 from brax_viser.runs.thinning import best_recording, surplus, surplus_recordings
 
 POLICIES_SHARE = 0.2
@@ -16,11 +17,10 @@ POLICIES_SHARE = 0.2
 
 
 class Store:
-    """The run directory of one training, as its one writer sees it. Only one thread writes; the
-    attributes can be read by any."""
+    """The run directory of one training, as its one writer sees it. Only one thread writes; what it
+    contains can be read by any."""
 
-    episodes: Mapping[str, tuple[Summary, int]]  # on disk: summary and bytes, by key
-    policies: Mapping[int, int]  # on disk: bytes, by env steps trained
+    contents: Contents  # on disk
 
     def __init__(self, path: epath.Path, info: RunInfo, max_bytes: int) -> None:
         """Creates the directory, or takes one that has no training in it.
@@ -67,6 +67,7 @@ class Store:
         for folder in (layout.EPISODES, layout.POLICIES):
             (self._path / folder).mkdir(exist_ok=True)
         if not self.has_model:
+            self._list({}, {})  # before the model: what can be opened has a list
             arrays = files.pack(layout.model_arrays(self._model))
             files.write(self._path / layout.MODEL_ARRAYS, arrays)
             files.write(self._path / layout.MODEL, self._model_bytes)
@@ -79,21 +80,24 @@ class Store:
         self._make_room(coming)
         for key, (_, data) in packed.items():
             files.write(self._path / layout.episode_file(key), data)
-        self._list({**self.episodes, **coming})
+        self._list({**self.contents.episodes, **coming}, self.contents.policies)
 
     def add_policy(self, num_steps: int, data: bytes) -> None:
         """Writes a policy, and drops others to make room for it; never the first, the newest, or
         the one that acts in the best recording."""
-        sizes = dict(sorted({**self.policies, num_steps: len(data)}.items()))
-        best = best_recording(summary for summary, _ in self.episodes.values())
+        episodes, policies = self.contents.episodes, self.contents.policies
+        sizes = dict(sorted({**policies, num_steps: len(data)}.items()))
+        best = best_recording(summary for summary, _ in episodes.values())
         acting = max((n for n in sizes if best is not None and n <= best), default=-1)
+        kept = {acting, num_steps, max(policies, default=num_steps)}
         room = int(POLICIES_SHARE * self._max_bytes)
-        kept = {acting, num_steps, max(self.policies, default=num_steps)}
-        for gone in surplus(list(sizes), list(sizes.values()), room, kept):
-            (self._path / layout.policy_file(gone)).unlink(missing_ok=True)
-            self.policies = {n: size for n, size in self.policies.items() if n != gone}
+        gone = surplus(list(sizes), list(sizes.values()), room, kept)
+        if gone:  # from the list first, so that a reader finds what is listed
+            self._list(episodes, {n: size for n, size in policies.items() if n not in gone})
+            for n in gone:
+                (self._path / layout.policy_file(n)).unlink(missing_ok=True)
         files.write(self._path / layout.policy_file(num_steps), data)
-        self.policies = {**self.policies, num_steps: len(data)}
+        self._list(episodes, {**self.contents.policies, num_steps: len(data)})
 
     def write_curves(self, data: bytes) -> None:
         """Writes the curves, in place of older ones."""
@@ -112,29 +116,32 @@ class Store:
             raise ValueError(f"it holds another training: {describe(run.read_bytes())}")
         for folder in (self._path, self._path / layout.EPISODES, self._path / layout.POLICIES):
             files.remove_unfinished(folder)
-        self.episodes, self.policies = {}, {}
         self._model_size = self._curves_size = 0
+        self.contents = Contents({}, {})
 
     def _make_room(self, coming: Mapping[str, tuple[Summary, int]]) -> None:
         """Drops recordings until those that stay, and the coming episodes, fit. The newest one on
         disk stays, too, as the coming one may never be written."""
-        every = {**self.episodes, **coming}
+        episodes = self.contents.episodes
+        every = {**episodes, **coming}
         others = len(self._record) + self._model_size + self._curves_size
         others += layout.INDEX_BYTES * len(every) + int(POLICIES_SHARE * self._max_bytes)
         sizes = {key: size for key, (_, size) in every.items()}
         summaries = [summary for summary, _ in every.values()]
-        newest = max((s.recording for s, _ in self.episodes.values()), default=None)
+        newest = max((summary.recording for summary, _ in episodes.values()), default=None)
         gone = surplus_recordings(summaries, sizes, self._max_bytes - others, {newest})
-        dropped = [key for key, (s, _) in self.episodes.items() if s.recording in gone]
-        if dropped:  # from the list first, so that a reader finds what is listed
-            self._list({key: x for key, x in self.episodes.items() if key not in dropped})
-            for key in dropped:
+        left = {key: x for key, x in episodes.items() if x[0].recording not in gone}
+        if len(left) < len(episodes):  # from the list first, as above
+            self._list(left, self.contents.policies)
+            for key in episodes.keys() - left.keys():
                 (self._path / layout.episode_file(key)).unlink(missing_ok=True)
 
-    def _list(self, episodes: Mapping[str, tuple[Summary, int]]) -> None:
-        index = self._path / layout.EPISODES / layout.INDEX
-        files.write(index, layout.pack_index(episodes.values()))
-        self.episodes = episodes
+    def _list(
+        self, episodes: Mapping[str, tuple[Summary, int]], policies: Mapping[int, int]
+    ) -> None:
+        contents = Contents.of(episodes, policies)
+        files.write(self._path / layout.INDEX, layout.pack_index(contents))
+        self.contents = contents
 
 
 def describe(run: bytes) -> str:
