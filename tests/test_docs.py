@@ -181,7 +181,7 @@ def test_a_command_exists_and_takes_its_options(where, words, capsys, monkeypatc
         assert ended.value.code == 0
         known = re.findall(r"--[\w-]+", capsys.readouterr().out)
         assert {word for word in words if word.startswith("--")} <= set(known)
-        if len(words) > 2 and re.fullmatch(r"\w+", words[2]):
+        if words[1] == "train" and len(words) > 2 and re.fullmatch(r"\w+", words[2]):
             from mujoco_playground import registry
 
             assert words[2] in {*envs._envs, *registry.ALL_ENVS}
