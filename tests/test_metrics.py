@@ -89,3 +89,15 @@ def test_a_number_that_waits_for_the_device_keeps_no_call_of_the_device_waiting(
     call.join()
     rewards = progress.view(2.0).rewards
     assert rewards is not None and (rewards.newest, rewards.num_steps) == (4.0, 128)
+
+
+def test_curves_can_be_replaced_by_others_as_they_were_read():
+    metrics = Metrics()
+    metrics.add(0, {"gone": 1.0, "reward": 2.0}, 0.0)
+    points = np.array([[0.0, 100.0], [0.0, 3.0], [5.0, 7.0]])
+    before = metrics.version
+    metrics.replace({"reward": points})
+    assert metrics.names() == ("reward",) and metrics.version > before
+    curve = metrics.curve("reward")
+    assert curve is not None
+    np.testing.assert_array_equal([curve.steps, curve.seconds, curve.values], points)

@@ -143,6 +143,52 @@ def test_no_button_moves_when_the_state_or_a_figure_changes(page, training):
     viewer.resume()
 
 
+def number_beside(page, label: str):
+    """Returns the field beside a slider."""
+    row = page.get_by_text(label, exact=True).locator("xpath=ancestor::*[.//input][1]")
+    return row.locator("input").last
+
+
+def test_a_recording_is_chosen_played_scrubbed_and_left_for_the_live_robots(page, training):
+    viewer, probe = training.viewer, Probe(training.viewer)
+    viewer.select("first")
+    replay, model = probe.replay, Toy().model
+    recordings = [recording_of(model, step, (500, 20, 30, 40)) for step in (0, 1_200_000)]
+    probe.keep(Kept(episode for recording in recordings for episode in recording))
+    state = page.locator(".brax-viser-state")
+    tops = page.evaluate(
+        "[...document.querySelectorAll('[role=tab]')].map(tab => tab.getBoundingClientRect().y)"
+    )
+    assert len(tops) == 6 and len(set(tops)) == 1, "the tabs are in one row"
+    page.get_by_role("tab", name="Episodes").click()
+    page.get_by_text("2 recordings, from step 0 to 1.2 M.").wait_for()
+    assert state.inner_text().endswith("Live")
+
+    page.get_by_role("button", name="Play", exact=True).click()
+    page.get_by_text(re.compile(r"Replay: step 1.2 M, \d+\.\d s of 10\.0 s")).wait_for()
+    assert "best" in page.inner_text("table") and "time limit" in page.inner_text("table")
+    number_beside(page, "At step 1.2 M").fill("1")
+    page.get_by_text(re.compile("Replay: step 0, ")).wait_for()
+
+    number_beside(page, "Time, s").fill("4")
+    page.get_by_text("Replay: step 0, 4.0 s of 10.0 s").wait_for()
+    page.get_by_role("button", name="Play", exact=True).wait_for()  # it has paused
+    field = number_beside(page, "Time, s")
+    eventually(lambda: field.input_value() == "4", "nor has an earlier time come in between")
+    page.get_by_role("button", name="1 on", exact=True).click()
+    block, expected = probe.block_of("train"), recordings[0][0].link_pos[201]
+    assert block is not None
+    eventually(lambda: np.allclose(block.pos[0], expected, atol=1e-6), "it goes one step on")
+    assert replay.told().position == pytest.approx(4.02)
+
+    page.get_by_role("tab", name="Watch").click()  # the way back is above the tabs
+    page.get_by_role("button", name="Back to live").click()
+    eventually(lambda: state.inner_text().endswith("Live"), "the head says so")
+    eventually(lambda: len(block.drawn_envs) == NUM_ENVS, "all robots are back")
+    assert page.get_by_role("button", name="Back to live").count() == 0
+    assert not viewer.stats().held
+
+
 def test_tabs_hold_the_controls_and_no_scrollbar_covers_them(page):
     for tab, control in (("Robot", "Trail"), ("Twins", "Twins"), ("Look", "Labels")):
         page.get_by_text(tab, exact=True).first.click()
@@ -225,44 +271,3 @@ def test_the_end_of_a_training_is_said_and_holds_are_gone(page, training):
     page.keyboard.press("Space")
     page.get_by_text("The training is over: there is nothing to hold or to step").wait_for()
     assert page.get_by_text("Live").count() == 0
-
-
-def number_beside(page, label: str):
-    """Returns the field beside a slider."""
-    row = page.get_by_text(label, exact=True).locator("xpath=ancestor::*[.//input][1]")
-    return row.locator("input").last
-
-
-def test_a_recording_is_chosen_played_scrubbed_and_left_for_the_live_robots(page, training):
-    viewer, probe = training.viewer, Probe(training.viewer)
-    replay, model = probe.replay, Toy().model
-    recordings = [recording_of(model, step, (500, 20, 30, 40)) for step in (0, 1_200_000)]
-    probe.keep(Kept(episode for recording in recordings for episode in recording))
-    state = page.locator(".brax-viser-state")
-    tabs = [tab.bounding_box() for tab in page.get_by_role("tab").all()]
-    assert len(tabs) == 6 and len({tab["y"] for tab in tabs if tab is not None}) == 1, "in one row"
-    page.get_by_role("tab", name="Episodes").click()
-    page.get_by_text("2 recordings, from step 0 to 1.2 M.").wait_for()
-    assert state.inner_text().endswith("Live")
-
-    page.get_by_role("button", name="Play", exact=True).click()
-    page.get_by_text(re.compile(r"Replay: step 1.2 M, \d+\.\d s of 10\.0 s")).wait_for()
-    assert "best" in page.inner_text("table") and "time limit" in page.inner_text("table")
-    number_beside(page, "At step 1.2 M").fill("1")
-    page.get_by_text(re.compile("Replay: step 0, ")).wait_for()
-
-    number_beside(page, "Time, s").fill("4")
-    page.get_by_text("Replay: step 0, 4.0 s of 10.0 s").wait_for()
-    page.get_by_role("button", name="Play", exact=True).wait_for()  # it has paused
-    page.get_by_role("button", name="1 on", exact=True).click()
-    block, expected = probe.block_of("train"), recordings[0][0].link_pos[201]
-    assert block is not None
-    eventually(lambda: np.allclose(block.pos[0], expected, atol=1e-6), "it goes one step on")
-    assert replay.told().position == pytest.approx(4.02)
-
-    page.get_by_role("tab", name="Watch").click()  # the way back is above the tabs
-    page.get_by_role("button", name="Back to live").click()
-    eventually(lambda: state.inner_text().endswith("Live"), "the head says so")
-    eventually(lambda: len(block.drawn_envs) == NUM_ENVS, "all robots are back")
-    assert page.get_by_role("button", name="Back to live").count() == 0
-    assert not viewer.stats().held

@@ -50,7 +50,7 @@ def frame_at(
     pos = np.stack([e.link_pos[t] for e, t in pairs])
     rot = np.stack([e.link_rot[t] for e, t in pairs])
     fell = [t == e.summary.length and e.summary.ended == "terminated" for e, t in pairs]
-    finite = np.isfinite(np.concatenate([pos, rot], axis=2)).all(axis=(1, 2))
+    finite = [np.isfinite(pos[k]).all() and np.isfinite(rot[k]).all() for k in range(len(pairs))]
     first = episodes[0].summary
     own = {name: [_known(e, name, t) for e, t in pairs] for name in COORDINATES}
     together = {n: np.stack(x) for n, x in own.items() if all(a is not None for a in x)}  # type: ignore[arg-type]
@@ -65,7 +65,7 @@ def frame_at(
         episode_return=np.array([_return(e, t) for e, t in pairs], np.float32),
         episode_length=np.array(steps, np.int32),
         since_termination=np.where(fell, 0, NEVER).astype(np.int32),
-        finite=finite,
+        finite=np.array(finite, bool),
         detail=next((_detail(e, t) for e, t in pairs if e.summary.env == selected), None),
         coordinates=Coordinates.of(together),
     )

@@ -144,15 +144,15 @@ class Replay:
         self._view, self._wanted, self._read = None, (), NOTHING
 
     def seek(self, seconds: float) -> None:
-        """Goes to a time and pauses."""
-        self._open()
-        self._playing = False
-        self._position = min(max(float(seconds), 0.0), self._seconds or float(seconds))
+        """Goes to a time and pauses, if recorded episodes are shown."""
+        if self.active:
+            self._playing = False
+            self._position = min(max(float(seconds), 0.0), self._seconds)
 
     def step(self, n: int) -> None:
         """Pauses, and goes on by `n` env steps; below 0: back."""
         self._open()
-        self.seek((round(self._position / self._dt) + n) * self._dt if self._read.episodes else 0.0)
+        self.seek((round(self._position / self._dt) + n) * self._dt)
 
     def set_speed(self, speed: float) -> None:
         """Sets robot seconds per second."""

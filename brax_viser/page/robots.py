@@ -103,8 +103,8 @@ class Robots:
         self._reader.read(Reading("episodes", read, use))
 
     def ending_of(self, episode: Episode) -> str:
-        """Says what touched what at the end of an episode; empty if nothing did, or it is not
-        finite. Called on any thread."""
+        """Says what touched what at the end of an episode; empty if that is not finite. Called on
+        any thread."""
         channel = self.first
         if channel is None:
             return ""

@@ -34,7 +34,7 @@ def name(summary: Summary) -> str:
 def fall(summary: Summary, dt: float) -> str:
     """Names an episode that ended in a termination, among those of all recordings."""
     return (
-        f"Step {count(summary.num_steps)} · env {summary.env} · after {summary.length * dt:.1f} s "
+        f"{count(summary.num_steps)} · env {summary.env} · {summary.length * dt:.1f} s "
         f"· return {summary.episode_return:,.1f}"
     )
 

@@ -12,6 +12,9 @@ from brax_viser.panel.view import PanelView, ReplayView
 from brax_viser.panel.widgets import PanelTools, Widgets
 
 ALL, NO_FALL = "All of them", "Pick one"
+NUDGE = 1e-6
+"""s, too little to be seen."""
+
 BACKWARD, FORWARD = "1 back", "1 on"
 
 
@@ -23,6 +26,7 @@ class EpisodesControls(Widgets):
         self._shown: tuple[Any, ...] = ()  # what the time bar and the lists were made of
         self._keys: dict[str, str] = {}  # of the recording's episodes, by label
         self._falls: dict[str, Any] = {}  # summaries, by label
+        self._was_playing = False
         self._note = self._server.gui.add_html("")
         self._add_choice()
         self._add_playback()
@@ -149,7 +153,14 @@ class EpisodesControls(Widgets):
         self._set(self._time, disabled=not told.seconds)
         if told.seconds:
             self._set(self._time, max=round(told.seconds, 6), step=told.dt)
-            self._set(self._time, value=round(told.position, 3))
+            position = round(told.position, 3)
+            if self._was_playing and not told.playing:
+                # A place that was sent while it played may reach the page after a person has set
+                # another one. Viser sends only what differs from that.
+                self._time.value = position + NUDGE
+            else:
+                self._set(self._time, value=position)
+        self._was_playing = told.playing
         self._show_number(self._speed, told.speed)
         self._set(self._loop, value=told.loop)
         self._set(self._only_end, value=told.only_end)

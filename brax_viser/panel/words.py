@@ -58,8 +58,10 @@ def state(view: PanelView) -> tuple[str, str]:
 def replayed(view: PanelView) -> tuple[str, str]:
     """Says which recording is on screen, and what the training does meanwhile."""
     told, seconds = view.replay, f"{view.replay.position:.1f} s of {view.replay.seconds:.1f} s"
-    if not told.active:
-        word = "Replay: no episode has been recorded yet"
+    if not told.steps:
+        word = f"Replay: no episode {'is left' if told.active else 'has been recorded yet'}"
+    elif not told.active:
+        word = "Replay"
     elif told.reading or not told.seconds:
         word = f"Replay: reading step {count(told.steps[told.index])}"
     else:
