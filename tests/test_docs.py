@@ -60,6 +60,7 @@ SMALL: dict[str, Any] = dict(
 
 TOOLS = {
     "conda",
+    "jq",
     "mkdocs",
     "pip",
     "pre-commit",

@@ -139,7 +139,7 @@ def _write_mp4(file: Path, drawn: Iterator[Image.Image], clip: Clip, size: tuple
     writer = imageio_ffmpeg.write_frames(
         str(file),
         size,
-        fps=clip.fps,
+        fps=clip.fps,  # type: ignore[arg-type]
         codec="libx264",
         pix_fmt_out="yuv420p",  # what browsers and players know
         quality=8,
@@ -155,9 +155,10 @@ def _write_mp4(file: Path, drawn: Iterator[Image.Image], clip: Clip, size: tuple
 
 def _write_animation(file: Path, drawn: Iterator[Image.Image], clip: Clip) -> None:
     first = next(drawn)
-    kind, options = file.suffix.lower(), dict[str, Any]()
-    if kind == ".webp":
-        ends, options = 1000 * (np.arange(len(clip.rows)) + 1) / clip.fps, {"quality": 75}
+    options: dict[str, Any] = {}
+    if file.suffix.lower() == ".webp":
+        ends = 1000 * (np.arange(len(clip.rows)) + 1) / clip.fps
+        options["quality"] = 75
     else:
         # A GIF's pictures last whole hundredths of a second: some of them longer than others.
         ends = 10 * np.round(100 * (np.arange(len(clip.rows)) + 1) / clip.fps)
