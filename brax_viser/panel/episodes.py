@@ -41,7 +41,7 @@ class EpisodesControls(Widgets):
     def _add_choice(self) -> None:
         gui = self._server.gui
         self._bar: Any = gui.add_slider(
-            "Recording",
+            "At step",
             1,
             1,
             1,
