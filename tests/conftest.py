@@ -1,6 +1,7 @@
 """Fixtures that the tests share: a viewer, a page without a browser, and a real browser."""
 
 import gc
+import math
 import os
 import shutil
 import sys
@@ -17,6 +18,7 @@ import websockets.sync.client
 from benchmarks.client import SUBPROTOCOL, answers_to, hello, poses_of, websocket_of
 from benchmarks.screenshot import FLAGS
 from brax_viser import Viewer
+from brax_viser.runs import keeper
 from tests import lanes
 from tests.support import Probe
 
@@ -112,6 +114,15 @@ def viewers_are_closed() -> Iterator[None]:
     before = sys.getswitchinterval()
     yield
     assert sys.getswitchinterval() == before, "a viewer was left open"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_recorded_unasked() -> Iterator[None]:
+    """Tests that count steps and bytes must not depend on whether they take longer than the ten
+    seconds after which a training is recorded. `Probe.record_from_now` records."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keeper, "MEMORY_AFTER", math.inf)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,5 +1,6 @@
 """Tests recorded episodes in the page of a training, and the page that has nothing else."""
 
+import functools
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from brax_viser import VisualizedEnv
+from brax_viser.page import exporting
 from brax_viser.panel import episode_words, words
 from brax_viser.panel.episodes import ALL
 from brax_viser.panel.view import ReplayView
@@ -81,6 +83,40 @@ def test_episodes_take_the_place_of_the_live_robots_and_give_it_back(training, v
     probe.use(probe.panel.training._to_live, True)
     training.step_until(lambda: training.drawn == list(range(NUM_ENVS)), "they are live again")
     assert words.state(probe.panel_view())[0] == "Live"
+
+
+def test_what_is_on_screen_is_written_and_sent_to_the_page_that_asked_for_it(training):
+    probe, sent = training.probe, {}
+    (client,) = probe.server.get_clients().values()
+    client.send_file_download = sent.__setitem__
+    save = functools.partial(probe.commands.export, client_id=client.client_id)
+    with pytest.raises(ValueError, match="Play a recording first"):
+        save("CSV")
+    probe.page.recording._keeper._info = run_of(MODEL, 0.02)
+    training.use("play", True)
+    eventually(lambda: training.drawn == [1, 4, 7, 10], "a recording is drawn")
+    save("CSV")
+    with pytest.raises(ValueError, match="Another file is being written"):
+        save("HTML")
+    assert "Writing" in (probe.panel_view().exporting or "")
+    eventually(lambda: sent, "it is sent", timeout=120)
+    ((name, content),) = sent.items()
+    assert re.fullmatch(r"[\w-]+-step-1200000\.csv", name)
+    lines = content.decode().splitlines()
+    assert len(lines) == 1 + sum(e.summary.length + 1 for e in LATE)
+    eventually(lambda: "is written" in (probe.panel_view().exporting or ""), "it says so")
+
+
+def test_a_file_that_cannot_be_written_is_said(training, monkeypatch):
+    (client,) = training.probe.server.get_clients().values()
+    monkeypatch.setitem(exporting.KINDS, "CSV", ".nothing")
+    training.probe.page.recording._keeper._info = run_of(MODEL, 0.02)
+    training.use("play", True)
+    eventually(lambda: training.drawn == [1, 4, 7, 10], "a recording is drawn")
+    training.probe.commands.export("CSV", client.client_id)
+    told = lambda: training.probe.panel_view().exporting or ""  # noqa: E731
+    eventually(lambda: "could not be written" in told(), "it is said", timeout=120)
+    assert ".nothing" in told()
 
 
 def test_the_picture_is_that_of_the_recorded_step(training):

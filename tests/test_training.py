@@ -135,8 +135,8 @@ class Fidgeting:
 
 
 def test_parameters_are_identical_in_two_trainings_of_one_env(viewer, page, stock_evaluated):
-    """Trains in mode latest, then in every_step, with one viewer: both are shown."""
-    viewer.mode = "latest"
+    """Trains in mode latest, then in every_step, with one viewer: both are shown and recorded."""
+    viewer.mode, recorded = "latest", Probe(viewer).record_from_now()
     env = VisualizedEnv(bare(), grid=(3, 3), viewer=viewer)
     reported = []
 
@@ -161,6 +161,7 @@ def test_parameters_are_identical_in_two_trainings_of_one_env(viewer, page, stoc
     assert viewer.progress().algorithm == "PPO"
     assert viewer.progress().num_timesteps == 8_000
     eventually(lambda: page.frames > 0, "the page is sent them")
+    assert {episode.summary.ended for episode in recorded()} >= {"terminated"}
 
 
 @pytest.mark.parametrize(

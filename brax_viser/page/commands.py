@@ -10,6 +10,7 @@ from brax_viser.host.selection import Selection
 from brax_viser.host.state import SharedState
 from brax_viser.model.cameras import cameras_of
 from brax_viser.page.channels import Channels
+from brax_viser.page.exporting import Exporting
 from brax_viser.page.robots import Robots
 from brax_viser.page.state import PageState
 from brax_viser.page.steering import Steering
@@ -43,9 +44,16 @@ class Commands:
             channels: the rollouts that are shown.
             steering: the commands that a script has as well.
         """
+        self.exporting: Exporting | None = None  # there is none until the panel is there
         self._steering, self._shared, self._state, self._server = steering, shared, state, server
         self._robots, self._channels = robots, channels
         self._scene, self._sandbox = robots.scene, robots.sandbox
+
+    def export(self, kind: str, client_id: int) -> None:
+        """Writes the episodes on screen into a file, which the page downloads; `kind` is one of
+        `exporting.KINDS`."""
+        if self.exporting is not None:
+            self.exporting.begin(kind, client_id)
 
     def toggle_streaming(self) -> None:
         self._steering.set_streaming(not self._shared.control.streaming)

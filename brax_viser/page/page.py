@@ -11,6 +11,7 @@ from brax_viser.page.channels import Channels
 from brax_viser.page.clients import keep_openings_short
 from brax_viser.page.commands import Commands
 from brax_viser.page.event_loop import EventLoop
+from brax_viser.page.exporting import Exporting
 from brax_viser.page.finale import Finale
 from brax_viser.page.inbox import Inbox
 from brax_viser.page.loop import Loop
@@ -75,6 +76,9 @@ class Page:
         self.replay = Replay(episodes, *reading, begins=not is_live)
         tools = PanelTools(server, self.inbox.enqueue, self.steering, commands, self.replay)
         self.panel = events.made(lambda: Panel(tools, is_live=is_live))
+        commands.exporting = self.exporting = Exporting(
+            server, state, self.replay, lambda: recorded or keeper.info, shared.mailbox.wake
+        )
         self.clients = keep_openings_short(server)
         self.panel_state = PanelState(
             shared, state, *shown, self.twin_worker, leader, self.clients, self.replay, recorded
@@ -99,6 +103,7 @@ class Page:
         self.twin_worker.close()
         self.robots.close()
         self.recording.close()
+        self.exporting.close()
         if sandbox is not None:
             sandbox.close(timeout)
 

@@ -100,6 +100,7 @@ class PanelState:
             notice=state.notice,
             hold_limit=state.hold_limit,
             unkept=state.unkept,
+            exporting=state.exporting,
             fault=at.fault,
             waits=waits,
             parts=state.parts,

@@ -223,6 +223,10 @@ class Replay:
         whys = [min(e.summary.kept_as, key=KEPT_AS.index) for e in shown]
         return [others.get(why, best) for why in whys]
 
+    def shown(self) -> tuple[Episode, ...]:
+        """Returns the episodes on screen, the best first; none while the robots are live."""
+        return self._read.episodes if self.active else ()
+
     def models(self) -> dict[int, dict[str, np.ndarray]]:
         """Returns, by environment, the fields in which the models of those shown differ."""
         return {e.summary.env: dict(e.model) for e in self._read.episodes if e.model}

@@ -10,11 +10,13 @@ from brax_viser.panel import episode_words
 from brax_viser.panel.limits import REPLAY_SPEED
 from brax_viser.panel.view import PanelView, ReplayView
 from brax_viser.panel.widgets import PanelTools, Widgets
+from brax_viser.panel.words import note
 
 ALL, NO_FALL, NO_GHOST = "All of them", "Pick one", "Nothing"
 NUDGE = 1e-6
 """s, too little to be seen."""
 
+SAVED_AS = ("HTML", "MP4", "PNG", "CSV")
 BACKWARD, FORWARD = "1 back", "1 on"
 
 
@@ -31,9 +33,10 @@ class EpisodesControls(Widgets):
         self._note = self._server.gui.add_html("")
         self._add_choice()
         self._add_playback()
+        self._add_falls_and_files()
         self._inside = (
             *(self._bar, self._table, self._only, self._play, self._steps, self._time),
-            *(self._speed, self._loop, self._only_end, self._fall, self._compare),
+            *(self._speed, self._loop, self._only_end, self._fall, self._compare, self._save),
         )
         for handle in self._inside:
             handle.visible = False
@@ -113,6 +116,9 @@ class EpisodesControls(Widgets):
             hint="Plays only the last 3 s of each episode, so that all end together.",
         )
         self._on_change(self._only_end, self._replay.set_only_end, bool)
+
+    def _add_falls_and_files(self) -> None:
+        gui = self._server.gui
         self._fall: Any = gui.add_dropdown(
             "Last falls",
             (NO_FALL,),
@@ -120,6 +126,14 @@ class EpisodesControls(Widgets):
             "plays its last 3 s over and over, selects that robot and draws its contacts.",
         )
         self._fall.on_update(self._fall_was_picked)
+        self._save = gui.add_button_group(
+            "Save as",
+            SAVED_AS,
+            hint="Writes what is on screen into a file that this page downloads: a page that plays "
+            "without a server, a video or a picture of the first episode, or the numbers.",
+        )
+        self._on_pick_by(self._save, self._actions.export, str)
+        self._written = gui.add_html("", visible=False)
 
     async def _fall_was_picked(self, event: viser.GuiEvent) -> None:
         fall = self._falls.get(self._fall.value)
@@ -147,6 +161,8 @@ class EpisodesControls(Widgets):
         self._set(self._compare, value=with_step or NO_GHOST)
         self._set(self._table, content=episode_words.table(told, view.dt))
         self._show_playback(told)
+        written = view.exporting or ""
+        self._set(self._written, content=note(written), visible=bool(written))
 
     def _show_choice(self, told: ReplayView, dt: float) -> None:
         """Updates the time bar and the lists to the recordings that are kept."""
