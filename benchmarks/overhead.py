@@ -39,7 +39,9 @@ from rich.table import Table
 
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.device.host_call import mechanism
-from brax_viser.runs.recorder import SHARE, Recorder
+from brax_viser.host.budget import RECORDING_SHARE
+from brax_viser.runs.recorder import Recorder
+from brax_viser.runs.window import Window
 
 COMPILING_EPOCHS = 3
 """Brax's PPO compiles its first two epochs; the third is the first that runs at full speed."""
@@ -313,12 +315,19 @@ def measure(settings: Settings) -> Run:
     return stock, wrapped
 
 
+class Endless(Recorder):
+    """Never pauses."""
+
+    def update(self, now: float, spent: float, share: float, *, training: bool) -> Window | None:
+        return super().update(now, spent, math.inf, training=training)
+
+
 def record(viewer: Viewer, *, always: bool) -> None:
     """Has recordings follow one another without a pause, or none made: else a mode would cost more
     when one happens to fall into it."""
-    recorder = Recorder(0.0, every=0.0, share=math.inf) if always else Recorder(after=math.inf)
     assert viewer._page is not None
-    viewer._page.recording._recorder = recorder
+    recording = viewer._page.recording
+    recording._recorder = Endless(0.0, every=0.0) if always else Recorder(after=math.inf)
 
 
 def amortised(settings: Settings, runs: Sequence[Run]) -> str | None:
@@ -331,7 +340,7 @@ def amortised(settings: Settings, runs: Sequence[Run]) -> str | None:
         speed = {m: median(e.steps_per_second for e in wrapped[m]) for m in settings.modes}
         told = median(e.spent / e.seconds for e in wrapped["recording"])
         lost = 1 - speed["recording"] / speed["no_page"]
-        found.append(100 * SHARE * lost / max(told, 1e-9))
+        found.append(100 * RECORDING_SHARE * lost / max(told, 1e-9))
     each = ", ".join(f"{share:.2f}" for share in found)
     return f"Recordings at their pauses take {median(found):.2f} % of the training's time ({each})"
 

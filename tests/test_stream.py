@@ -13,6 +13,7 @@ from brax_viser.host.budget import SENDING_SHARE, Budget, CostMeter, Rate
 from brax_viser.host.control import Control
 from brax_viser.host.modes import FAST, SLOW, Moment, Realtime
 from brax_viser.host.pacing import Pacer
+from brax_viser.host.state import SharedState
 from brax_viser.page.playback import Player
 from brax_viser.records.frame import Frame
 from brax_viser.records.protocol import FOREVER, FRESH, NEVER
@@ -534,6 +535,23 @@ def test_asking_is_paid_for_but_leaves_a_part_of_the_budget_for_sending():
     for second in range(4, 104):
         budget.update(float(second), 1.01, 1.01, 0.02, 1.0)
     assert budget.credit > 1.0
+
+
+def test_what_a_recording_costs_does_not_keep_the_page_waiting_and_stays_within_the_budget():
+    shared = SharedState(Control(max_overhead=0.02))
+    meter = shared.meter
+    meter.asked(0.0, 0.1)
+    assert meter.watching == meter.spent and shared.pacing is shared.control
+    before = meter.watching
+    meter.recording = True
+    for start in range(1, 9):
+        meter.asked(start, start + 0.01)
+    assert meter.watching == pytest.approx(before) and meter.recorded == meter.spent - before
+    assert shared.pacing.max_overhead + shared.recording_share == pytest.approx(0.02)
+    shared.set(max_overhead=0.001)
+    assert shared.recording_share == shared.pacing.max_overhead == 0.0005
+    shared.budget_parts = 2
+    assert shared.pacing.max_overhead == 0.00025
 
 
 def test_cost_is_a_share_of_the_last_seconds():

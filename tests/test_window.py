@@ -192,8 +192,9 @@ def test_the_best_the_worst_a_fallen_and_another_one_are_kept(robots):
 class Pace:
     """A recorder, and what its recordings cost."""
 
-    def __init__(self, **settings: float):
+    def __init__(self, share: float, **settings: float):
         self.recorder, self.now, self.spent = Recorder(**settings), 0.0, 0.0
+        self.share = share
         self.begun: list[float] = []
 
     def run(self, seconds: float, cost: float) -> None:
@@ -201,7 +202,7 @@ class Pace:
         end = self.now + seconds
         while self.now < end:
             before = self.recorder.window
-            self.recorder.update(self.now, self.spent, training=True)
+            self.recorder.update(self.now, self.spent, self.share, training=True)
             if before is None and (window := self.recorder.window) is not None:
                 self.begun.append(self.now)
                 window._most_steps = 0  # finished when it is next asked
@@ -220,13 +221,13 @@ def test_recordings_keep_their_rhythm_and_their_share_of_the_training():
 
 def test_the_next_training_is_recorded_from_its_beginning():
     recorder = Recorder(after=5.0)
-    recorder.update(100.0, 0.0, training=True)
-    recorder.update(106.0, 0.0, training=True)
+    recorder.update(100.0, 0.0, 0.01, training=True)
+    recorder.update(106.0, 0.0, 0.01, training=True)
     assert recorder.window is not None
-    recorder.update(107.0, 0.0, training=False)
+    recorder.update(107.0, 0.0, 0.01, training=False)
     assert recorder.window is None
-    recorder.update(110.0, 0.0, training=True)
-    recorder.update(114.9, 0.0, training=True)
+    recorder.update(110.0, 0.0, 0.01, training=True)
+    recorder.update(114.9, 0.0, 0.01, training=True)
     assert recorder.window is None
-    recorder.update(115.1, 0.0, training=True)
+    recorder.update(115.1, 0.0, 0.01, training=True)
     assert recorder.window is not None

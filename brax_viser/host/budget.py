@@ -22,6 +22,10 @@ SENDING_SHARE = 0.2
 """Share of the budget reserved for sending. Asking can't stop, since it notices the switch; where
 it costs more than the whole budget, the page must still be updated now and then."""
 
+RECORDING_SHARE = 0.004
+"""Share of the training's time that calls may take for recordings. With what calls don't show, such
+as the page's loop that takes the steps, it is below a hundredth: see docs/performance.md."""
+
 
 class Rate:
     """Events per second, averaged with weights that fade over some seconds."""
@@ -96,6 +100,8 @@ class CostMeter:
         self.spent = 0.0  # s, total
         self.polling = 0.0  # s, the part of `spent` that went into asks without a push
         self.calls = 0  # total
+        self.recording = False  # whether steps are recorded now: then all of them are sent
+        self.recorded = 0.0  # s, the part of `spent` meanwhile
         self._gaps = deque([20e-6], maxlen=32)  # s, between the call before and each recent push
 
     @property
@@ -104,6 +110,12 @@ class CostMeter:
         before a push is longer where the processor is busy with something else, which is not a
         cost that every call has."""
         return min(self._gaps)
+
+    @property
+    def watching(self) -> float:
+        """s: what the page's own wishes have cost. While steps are recorded, it has them for
+        nothing: what a recording costs must not keep the page waiting for its next stretch."""
+        return self.spent - self.recorded
 
     def asked(self, start: float, stop: float, *, pushes: bool = True) -> None:
         """Counts an `ask` that ran from `start` to `stop`, plus one crossing to get there."""
@@ -145,6 +157,7 @@ class CostMeter:
         if self._since is None:
             self._since = when - seconds
         self.spent += seconds
+        self.recorded += seconds if self.recording else 0.0
         self.calls += calls
         if not self._bins or abs(when - self._bins[-1].since) > BIN_SECONDS:
             self._bins.append(_Bin(when))

@@ -141,7 +141,7 @@ class Decider(Source):
             now,
             countdown,
             shared.pacing,
-            shared.meter.spent,
+            shared.meter.watching,
             active=shown and control.wants(role),
             shard=shard,
             polling=shared.meter.polling,
@@ -162,6 +162,7 @@ class Decider(Source):
             push = shown and control.streaming
         records = shown and control.records(role) and not control.closed
         rollout.unshown.discard(shard)
+        shared.meter.recording = records
         if records:
             pacer.set_skip(shard, 0)
             if not push:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from brax_viser.host.budget import Cost, CostMeter
+from brax_viser.host.budget import RECORDING_SHARE, Cost, CostMeter
 from brax_viser.host.control import Control
 from brax_viser.host.findings import Finding, Findings
 from brax_viser.host.hold import Hold
@@ -81,10 +81,19 @@ class SharedState:
 
     @property
     def pacing(self) -> Control:
-        """The control, with `max_overhead` reduced to this process's share of the budget."""
-        if self.budget_parts == 1:
+        """The control, with `max_overhead` reduced to this process's share of the budget, and by
+        what recordings take of it, if there are any."""
+        share = self.control.max_overhead / self.budget_parts
+        if self.meter.recorded:
+            share -= self.recording_share / self.budget_parts
+        elif self.budget_parts == 1:
             return self.control
-        return replace(self.control, max_overhead=self.control.max_overhead / self.budget_parts)
+        return replace(self.control, max_overhead=share)
+
+    @property
+    def recording_share(self) -> float:
+        """Share of the training's time that recordings may take: at most half of the budget."""
+        return min(RECORDING_SHARE, self.control.max_overhead / 2)
 
     @property
     def kept_env(self) -> int | None:

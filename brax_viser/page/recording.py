@@ -68,7 +68,8 @@ class Recording:
         if progress.under_way and channel is not None:
             self._begin()
             training = channel.source is self._source
-        window = recorder.update(shared.clock(), shared.meter.spent, training=training)
+        spent, share = shared.meter.recorded, shared.recording_share
+        window = recorder.update(shared.clock(), spent, share, training=training)
         wanted = recorder.window is not None
         if wanted != shared.control.recording:
             shared.set(recording=wanted)

@@ -5,10 +5,6 @@ from brax_viser.runs.window import Window
 EVERY_SECONDS = 60.0
 """s between the beginnings of two recordings."""
 
-SHARE = 0.004
-"""Share of the training's time that recording may take. With what the calls alone don't show, such
-as the page's loop that takes the steps, it stays below a hundredth: `benchmarks.recording`."""
-
 MOST_ENVS = 16
 """Environments that are recorded at a time, of which at most four episodes are kept."""
 
@@ -22,26 +18,26 @@ MOST_BYTES = 64 * 2**20
 class Recorder:
     """Begins a recording at a rhythm, and ends it once it has its episodes."""
 
-    def __init__(self, after: float, every: float = EVERY_SECONDS, share: float = SHARE):
+    def __init__(self, after: float, every: float = EVERY_SECONDS):
         """Begins nothing yet.
 
         Args:
             after: s of training before the first recording.
             every: s between the beginnings of two recordings, at least.
-            share: share of the training's time that they may take.
         """
-        self._after, self._every, self._share = after, every, share
+        self._after, self._every = after, every
         self._next: float | None = None
         self._began = self._spent = 0.0
         self._most_steps = MOST_STEPS
         self.window: Window | None = None
 
-    def update(self, now: float, spent: float, *, training: bool) -> Window | None:
+    def update(self, now: float, spent: float, share: float, *, training: bool) -> Window | None:
         """Begins a recording if one is due, or ends the one that is finished.
 
         Args:
             now: s, a clock that stands still while the training is held.
-            spent: s, total cost of watching so far.
+            spent: s, total cost of recording so far.
+            share: share of the training's time that it may take.
             training: whether a training is under way.
 
         Returns:
@@ -60,7 +56,7 @@ class Recorder:
         if not self.window.finished:
             return None
         finished, self.window = self.window, None
-        pause = (spent - self._spent) / self._share
+        pause = (spent - self._spent) / share
         self._next = max(self._began + self._every, now + pause)
         return finished
 
