@@ -328,7 +328,10 @@ def test_the_command_needs_no_jax(run_dir, tmp_path):
 
 def test_ctrl_c_leaves_nothing_of_a_video(run_dir, tmp_path):
     process = subprocess.Popen(
-        command(run_dir, tmp_path / "a.webp", "--size", 1920, 1080), stdout=subprocess.DEVNULL
+        command(run_dir, tmp_path / "a.webp", "--size", 1920, 1080),
+        stdout=subprocess.DEVNULL,
+        # In the background of a shell, it would be ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         eventually(lambda: list(tmp_path.iterdir()), "it has begun to write")
