@@ -26,6 +26,7 @@ from brax_viser.page.shown import FrameFunctions, ShownFrame
 from brax_viser.page.state import PageState
 from brax_viser.panel.panel import Panel
 from brax_viser.process import lower_priority
+from brax_viser.records.frame import Frame
 from brax_viser.records.view import ASIDE, View
 from brax_viser.scene.look import Look
 
@@ -84,6 +85,7 @@ class Loop:
         self._recording, self._replay = recording, replay
         self._panel, self._panel_state = panel, panel_state
         self._scene, self._sandbox = robots.scene, robots.sandbox
+        self._replayed: Frame | None = None  # the last one of a recorded episode
         self._sampler = Sampler(shared.progress.metrics)
         self._limit = HoldLimit(shared.hold, watchdog.usual(), self._let_go)
         self._rung = asyncio.Event()
@@ -203,7 +205,7 @@ class Loop:
             self._robots.want(channel.source, role, channel.num_envs)
         look = self._look_of(role)
         if view is not None and not (block.frame is view.frame and look == channel.look):
-            views[role] = view
+            views[role], self._replayed = view, view.frame
         channel.look = look
 
     def _add_rollouts(self, views: dict[str, View | None], now: float) -> None:
@@ -248,7 +250,7 @@ class Loop:
             channel.terms.add(view.frame, channel.source.adapter.dt)
             if block is not None:
                 views[role] = view
-        elif view is None and block is not None and block.frame is not None:
+        elif view is None and block is not None and block.frame is self._replayed is not None:
             views[role] = None  # an episode was shown, and nothing live has come yet
         channel.look = look
 
