@@ -112,6 +112,11 @@ def test_an_episode_with_a_missing_step_is_left_out(missing):
     assert found.qpos.ravel().tolist() == [200, 201, 202, 203, 204, 205]
 
 
+def test_two_episodes_with_steps_missing_in_between_are_not_taken_for_one():
+    sent = packets([Robot()], 16, without=tuple(range(3, 8)))  # the fourth step is the second's
+    assert episodes(window(*sent))[0].qpos.ravel().tolist() == [300, 301, 302, 303, 304, 305]
+
+
 def test_a_step_that_is_sent_twice_counts_once():
     sent = [packet for packet in packets([Robot()], 6) for _ in range(2)]
     assert episodes(window(*sent))[0].summary.length == 5
@@ -122,11 +127,12 @@ def test_a_reset_of_the_whole_rollout_ends_no_episode():
     assert episodes(window(*sent))[0].qpos.ravel().tolist() == [100, 101, 102, 103, 104, 105]
 
 
-def test_an_environment_that_resets_itself_within_its_step_is_left_out():
-    sent = packets([Robot(falls_after=3)], 9)
+@pytest.mark.parametrize("length", [1, 3])
+def test_an_environment_that_resets_itself_within_its_step_is_left_out(length):
+    sent = packets([Robot(falls_after=length)], 9)
     place = [name for name, _ in LAYOUT].index("was_reset") + 2 + 3
     for packet in sent:
-        packet.rows[:, place] = packet.env_steps in (2, 5, 8)
+        packet.rows[:, place] = packet.env_steps % length == length - 1
     assert episodes(window(*sent)) == {}
 
 
