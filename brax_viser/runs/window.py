@@ -119,7 +119,7 @@ class Window:
         if known and follows and begins and finished_length == known:
             self._finish(env, track, seconds)
             return
-        if begins or was_reset or not (known and follows and episode_length == known + 1):
+        if begins or not (known and follows and episode_length == known + 1):
             track.rows, track.num_steps, track.layout = [], num_steps, packet.layout
         track.last_step = packet.env_steps
         if was_reset or not (begins or track.rows):
