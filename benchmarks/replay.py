@@ -51,7 +51,7 @@ def take(settings: Settings, page: Page, address: str) -> None:
     picture = page.screenshot()
     save(picture, settings.folder / "replay.webp")
     top = page.get_by_role("tab", name="Episodes").bounding_box()
-    last = page.get_by_text("Last falls", exact=True).bounding_box()
+    last = page.get_by_text("Save as", exact=True).bounding_box()
     assert top is not None and last is not None
     box = (top["x"] - MARGIN, top["y"] - 2, settings.width, last["y"] + last["height"] + 2 * MARGIN)
     part = io.BytesIO()
