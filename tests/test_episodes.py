@@ -118,6 +118,14 @@ def test_a_file_that_cannot_be_written_is_said(training, monkeypatch):
     eventually(lambda: "could not be written" in told(), "it is said", timeout=120)
     assert ".nothing" in told()
 
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(exporting.tempfile, "mkdtemp", full)
+    training.probe.page.exporting._thread.join(60)
+    training.probe.commands.export("PNG", client.client_id)
+    eventually(lambda: "No space left" in told(), "a full disk is said as well")
+
 
 def test_the_picture_is_that_of_the_recorded_step(training):
     training.use("bar", 1)

@@ -541,12 +541,13 @@ def test_what_a_recording_costs_does_not_keep_the_page_waiting_and_stays_within_
     shared = SharedState(Control(max_overhead=0.02))
     meter = shared.meter
     meter.asked(0.0, 0.1)
-    assert meter.watching == meter.spent and shared.pacing is shared.control
+    assert meter.watching == meter.spent and shared.pacing == shared.control
     before = meter.watching
     meter.recording = True
     for start in range(1, 9):
         meter.asked(start, start + 0.01)
-    assert meter.watching == pytest.approx(before) and meter.recorded == meter.spent - before
+    assert meter.watching == pytest.approx(before)
+    assert meter.recorded == pytest.approx(meter.spent - before)
     assert shared.pacing.max_overhead + shared.recording_share == pytest.approx(0.02)
     shared.set(max_overhead=0.001)
     assert shared.recording_share == shared.pacing.max_overhead == 0.0005

@@ -90,7 +90,11 @@ def train(
             viewer = run.viewer = page.viewer(mode, functools.partial(Viewer, run_dir=where))
         except (RuntimeError, ValueError) as error:
             refuse(str(error))
-        Arguments(env, backend, trainer).write(where)
+        try:
+            Arguments(env, backend, trainer).write(where)
+        except OSError as error:  # such as a full disk: the training matters more
+            words = f"{where} cannot be written, so it can't be played later: {error}"
+            console.print(words, style="red", markup=False)
         settings |= {"seed": seed} if seed is not None else {}
         return _train(run, viewer, bare, trainer, settings, grid, spacing)
 

@@ -73,6 +73,7 @@ class SharedState:
     absent: Callable[[str, Rollout], int] = lambda role, rollout: 0
 
     def __post_init__(self) -> None:
+        self._pacing: tuple[tuple[object, ...], Control] = ((), self.control)
         self.hold.clock = self.mailbox.clock = self.wall_clock
 
     def clock(self) -> float:
@@ -83,12 +84,12 @@ class SharedState:
     def pacing(self) -> Control:
         """The control, with `max_overhead` reduced to this process's share of the budget, and by
         what recordings take of it, if there are any."""
-        share = self.control.max_overhead / self.budget_parts
-        if self.meter.recorded:
-            share -= self.recording_share / self.budget_parts
-        elif self.budget_parts == 1:
-            return self.control
-        return replace(self.control, max_overhead=share)
+        made_of = self.control, self.budget_parts, self.meter.recorded > 0
+        if made_of != self._pacing[0]:  # each call from the device asks, and a copy takes time
+            share = self.control.max_overhead
+            share -= self.recording_share if self.meter.recorded else 0.0
+            self._pacing = made_of, replace(self.control, max_overhead=share / self.budget_parts)
+        return self._pacing[1]
 
     @property
     def recording_share(self) -> float:

@@ -83,6 +83,15 @@ class Exporting:
 
     def _write(self, info: RunInfo, episodes: Sequence[Episode], name: str, client_id: int) -> None:
         """Runs on the thread."""
+        try:
+            self._write_and_send(info, episodes, name, client_id)
+        except (OSError, ValueError) as error:  # no room for what is handed to the process
+            self._state.exporting = f"{name} could not be written: {error}"
+        self._wake()
+
+    def _write_and_send(
+        self, info: RunInfo, episodes: Sequence[Episode], name: str, client_id: int
+    ) -> None:
         with tempfile.TemporaryDirectory() as folder:
             run, out = Path(folder) / "run", Path(folder) / name
             kept = RunFolder(run, info)
@@ -93,7 +102,6 @@ class Exporting:
             client = self._server.get_clients().get(client_id)
             if out.exists() and client is not None:
                 client.send_file_download(name, out.read_bytes())
-        self._wake()
 
     def _export(self, run: Path, out: Path, keys: Sequence[str]) -> str:
         """Writes the file. Returns how that went, in words."""
