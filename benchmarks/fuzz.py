@@ -1,6 +1,7 @@
 """Sends a training's page random messages, and tells what becomes of the training and the page.
 
 python -m benchmarks.fuzz --messages 100000
+python -m benchmarks.fuzz --messages 0 --trainings 11  # what the trainings take by themselves
 
 Most messages look as if a page of viser's had sent them, and use the panel's own widgets, holds and
 forks included; the others are garbage. An unwatched training has the same seed: parameters
@@ -77,6 +78,8 @@ class Settings:
     clients: int = 2
     timesteps: int = 40_000
     """Environment steps of each training; trainings follow each other until all is sent."""
+    trainings: int = 1
+    """Fewest trainings, however few messages there are."""
     seed: int = 0
     seconds: float = float("inf")
     """After which no more messages are sent, however many are left."""
@@ -89,6 +92,7 @@ class Reading:
     megabytes: float  # resident
     descriptors: int
     threads: int
+    names: tuple[str, ...]  # of the threads
 
     @classmethod
     def now(cls) -> "Reading":
@@ -100,6 +104,7 @@ class Reading:
             pages * os.sysconf("SC_PAGE_SIZE") / 1e6,
             len(os.listdir("/proc/self/fd")),
             threading.active_count(),
+            tuple(sorted(thread.name for thread in threading.enumerate())),
         )
 
 
@@ -281,7 +286,7 @@ def looking(url: str, over: threading.Event) -> None:
 
 
 class Words(logging.Handler):
-    """Collects what is logged, by all packages."""
+    """Collects what is logged, by all packages, but not by the clients that send the messages."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -289,6 +294,8 @@ class Words(logging.Handler):
         self.errors: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "websockets.client":
+            return
         self.counts[record.levelname] += 1
         if record.levelno >= logging.ERROR or record.exc_info:
             self.errors.append(record.getMessage())
@@ -365,7 +372,7 @@ def fuzz(settings: Settings, make_env: Callable[[], Any]) -> Report:
         senders = [Sender(viewer.url, settings, number) for number in range(settings.clients)]
         for sender in senders:
             sender.start()
-        while any(sender.is_alive() for sender in senders):
+        while any(sender.is_alive() for sender in senders) or len(identical) < settings.trainings:
             identical.append(watched())
         opens, after = opening_seconds(viewer.url), Reading.now()
         over.set()
@@ -391,6 +398,7 @@ def main() -> None:
     report = fuzz(settings, lambda: envs.get_environment("inverted_pendulum", backend="spring"))
     table = Table("figure", "value", title=f"{report.sent:,} messages, {report.seconds:.0f} s")
     before, after = report.before, report.after
+    more = Counter(after.names) - Counter(before.names)
     for name, value in {
         "disconnections": f"{report.disconnections:,}",
         "lines in the log": f"{report.warnings:,}",
@@ -399,7 +407,7 @@ def main() -> None:
         "a new page opens in": f"{report.opens:.2f} s",
         "memory": f"{before.megabytes:.0f} MB before, {after.megabytes:.0f} MB after",
         "descriptors": f"{before.descriptors} before, {after.descriptors} after",
-        "threads": f"{before.threads} before, {after.threads} after",
+        "threads": f"{before.threads} before, {after.threads} after {[*more]}",
     }.items():
         table.add_row(name, value)
     Console().print(table, markup=False)

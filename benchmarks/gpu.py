@@ -6,7 +6,8 @@ Each training has a process of its own, so that neither disturbs what the other 
 (Warp keeps 32 CUDA graphs in a process, by the addresses of a step's buffers). The processes of a
 case compile side by side; then one trains an epoch while the other waits. The watched one goes
 through the modes without recompiling, with a client in a third process. Both train equally long
-with the same seed, so that their parameters can be compared.
+with the same seed, so that their parameters can be compared. `--together` has both trainings take
+turns in one process instead, to see what they capture then.
 
 A last pair takes steps without learning. "Dispatch" is the time after which the host has enqueued
 all of them: close to the whole time if something waits for the device at each step.
@@ -18,8 +19,10 @@ import hashlib
 import importlib
 import json
 import os
+import queue
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,9 +33,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.overhead import COMPILING_EPOCHS, Page, in_words
+from benchmarks.overhead import COMPILING_EPOCHS, Page, in_words, record
 
-MODES = ("off", "no_page", "realtime", "latest", "every_step", "closed")
+MODES = ("off", "no_page", "recording", "realtime", "latest", "every_step", "twins", "closed")
+"""Those of `benchmarks.overhead`, and 16 twins in real time: MuJoCo beside the training."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,9 @@ class Case:
 
 
 CASES = (
-    Case("ant", "positional", 4096, 5, 8),
-    Case("ant", "mjx", 2048, 5, 8),
-    Case("Go1JoystickFlatTerrain", "warp", 8192, 1, 8),
+    Case("ant", "positional", 4096, 5, 6),
+    Case("ant", "mjx", 2048, 5, 6),
+    Case("Go1JoystickFlatTerrain", "warp", 8192, 1, 6),
 )
 
 SMALL_CASES = (
@@ -79,10 +83,12 @@ class Settings:
     """Whether to train. Steps without learning are taken in any case, on a GPU in the first one."""
     steps: int = 100
     """Steps of the pairs that do not learn."""
+    together: bool = False
+    """Whether the trainings that are compared share a process."""
 
 
 class Worker:
-    """One training in a process of its own, told line by line what to do."""
+    """One training, or two, in a process of its own, told line by line what to do."""
 
     def __init__(self, kind: str, case: Case, settings: Settings):
         environ = {**os.environ, "JAX_PLATFORMS": settings.platform}
@@ -115,6 +121,31 @@ class Worker:
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
+
+
+class Side:
+    """One of two trainings in one process."""
+
+    def __init__(self, worker: Worker, name: str):
+        self._worker, self._name = worker, name
+
+    def hear(self) -> dict[str, Any]:
+        """Begins, and returns the first results."""
+        return self.do("begin")
+
+    def do(self, what: str) -> dict[str, Any]:
+        return self._worker.do(f"{self._name} {what}")
+
+    def stop(self) -> None:
+        self._worker.stop()
+
+
+def trainings(case: Case, settings: Settings) -> tuple[Worker | Side, Worker | Side]:
+    """Returns the stock training, and the watched one."""
+    if not settings.together:
+        return Worker("train", case, settings), Worker("train-watched", case, settings)
+    both = Worker("train-both", case, settings)
+    return Side(both, "stock"), Side(both, "watched")
 
 
 def tell(**results: Any) -> None:
@@ -205,8 +236,9 @@ class Watching:
             self.page.close()
             self.viewer.close()
             return
-        self.viewer.streaming = mode != "off"
-        if mode == "no_page":
+        self.viewer.streaming, self.viewer.twins = mode != "off", 16 * (mode == "twins")
+        record(self.viewer, always=mode == "recording")
+        if mode in ("no_page", "recording"):
             self.page.close()
         else:
             self.page.open()
@@ -218,14 +250,28 @@ class Watching:
         return self.viewer._shared.meter.spent
 
 
-def train(case: Case, watching: Watching | None) -> None:
-    """Trains, an epoch for each line of input, which names the mode."""
+def train_both(case: Case) -> None:
+    """Trains twice in this process, and in turn: lines of input are "stock" or "watched", and what
+    `train` takes. Each begins at its first line, as Warp cannot capture two programs at once."""
+    lines: dict[str, queue.SimpleQueue[str]] = {}
+    for line in told():
+        name, what = line.split()
+        if name in lines:
+            lines[name].put(what)
+            continue
+        own = lines[name] = queue.SimpleQueue()
+        watching = Watching() if name == "watched" else None
+        arguments = (case, watching, iter(own.get, ""))
+        threading.Thread(target=train, args=arguments, daemon=True).start()
+
+
+def train(case: Case, watching: Watching | None, lines: Iterator[str]) -> None:
+    """Trains, an epoch for each line, which names the mode."""
     from brax.training.agents.ppo import train as ppo
 
     from brax_viser import VisualizedEnv
 
-    captures, lines = Captures(), told()
-    env = bare_env(case)
+    captures, env = Captures(), bare_env(case)
     if watching is not None:
         watching.set("off")
         env = VisualizedEnv(env, grid=(8, 8), viewer=watching.viewer)
@@ -246,7 +292,8 @@ def train(case: Case, watching: Watching | None) -> None:
             mode = next(lines, "closed")
             if watching is not None and mode != "on":
                 watching.set(mode)
-        before.update(now)
+        # Another training of this process may have captured some meanwhile.
+        before.update(now, captures=captures.count)
 
     _, params, _ = ppo.train(environment=env, progress_fn=progress_fn, **ppo_settings(case))
     tell(parameters=digest_of(params))
@@ -287,9 +334,9 @@ def take_steps(case: Case, watching: Watching | None) -> None:
 
 def measure(case: Case, settings: Settings) -> Table:
     """Returns the table of one case's trainings."""
-    stock, watched = (Worker(kind, case, settings) for kind in ("train", "train-watched"))
-    workers = (stock, watched)
-    table = Table(title=f"{case.name}: PPO, 64 environments drawn, {case.pairs} pairs")
+    workers = stock, watched = trainings(case, settings)
+    where = ", in one process" * settings.together
+    table = Table(title=f"{case.name}: PPO, 64 environments drawn, {case.pairs} pairs{where}")
     for column in (
         "mode",
         "ratio to stock: median, its 95 % interval (min to max)",
@@ -369,7 +416,12 @@ def main(arguments: Sequence[str]) -> None:
     if len(arguments) == 2 and arguments[0].split("-")[0] in ("train", "steps"):
         kind, case = arguments[0], Case(**json.loads(arguments[1]))
         watching = Watching() if kind.endswith("-watched") else None
-        (train if kind.startswith("train") else take_steps)(case, watching)
+        if kind == "train-both":
+            train_both(case)
+        elif kind.startswith("train"):
+            train(case, watching, told())
+        else:
+            take_steps(case, watching)
         os._exit(0)  # the viewer's threads must not keep the process
     settings = tyro.cli(Settings, description=__doc__, args=arguments)
     console, name = Console(width=130), card()

@@ -205,6 +205,9 @@ class Easel:
         self._client = next(iter(self._server.get_clients().values()))
         self._block: Block | None = None
         self._background, self._plain = BACKGROUNDS[0], True
+        self.settled = True
+        """Whether the last picture was still, on the background that was laid. The browser fades a
+        new page in: on a busy machine it can stay behind a white haze for minutes."""
         # Hides everything but the canvas and the elements that contain it.
         page.evaluate(
             """() => {
@@ -295,7 +298,8 @@ class Easel:
             picture = np.array(Image.open(io.BytesIO(self._page.screenshot())).convert("RGB"))
             same = same + 1 if before is not None and np.array_equal(picture, before) else 0
             away = np.abs(picture.astype(int) - self._background).max(axis=-1) < 8
-            if same >= 2 and (not self._plain or (away.any() and not away.all())):
+            self.settled = same >= 2 and (not self._plain or (away.any() and not away.all()))
+            if self.settled:
                 return picture
             before = picture
             time.sleep(0.3)
@@ -378,13 +382,18 @@ def compare(easel: Easel, name: str, model: mujoco.MjModel) -> Likeness:
     ours, camera = easel.draw(model, data)
     theirs, their_mask = mujoco_picture(model, data, camera)
 
-    def beside(ours: np.ndarray) -> Likeness:
-        return Likeness(name, ours, theirs, silhouette(ours, easel.on_the_other()), their_mask)
+    def beside(ours: np.ndarray) -> tuple[Likeness, bool]:
+        settled = easel.settled
+        other = easel.on_the_other()
+        mask = silhouette(ours, other)
+        return Likeness(name, ours, theirs, mask, their_mask), settled and easel.settled
 
-    likeness = beside(ours)
+    likeness, settled = beside(ours)
     for _ in range(LOOKS):
-        if not likeness.is_alike:
-            likeness = beside(easel.again(camera))
+        if not (likeness.is_alike and settled):
+            likeness, settled = beside(easel.again(camera))
+    if not settled:
+        raise TimeoutError(f"{name}: the page is still not showing its picture: try again")
     return likeness
 
 

@@ -1,11 +1,14 @@
-"""Tests which stock trainers can be watched, on which physics, without changing what they learn.
+"""Tests which trainers can be watched, on which physics, without changing what they learn.
 
 python -m benchmarks.matrix --trainers ppo sac --families spring mjx --json matrix.json
+python -m benchmarks.matrix --trainers "own loop" "rejax ppo" evosax --families spring
 
 Each cell is a training as small as its trainer allows, once with the bare environment and once
-wrapped. It runs in a process of its own, so that a crash or a hang leaves the others alone.
+wrapped. It runs in a process of its own, so that a crash or a hang leaves the others alone. The
+table is printed as Markdown: the states that arrived, and whether the same was learned.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -23,11 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from brax import envs
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks import other_trainers
+from benchmarks.other_trainers import OTHERS
 from benchmarks.overhead import Page
 from brax_viser import Viewer, VisualizedEnv
+from brax_viser.cli.training import placed_as_it_comes_back
 from brax_viser.host.control import MODES
 
 BACKENDS = ("spring", "positional", "generalized", "mjx")
@@ -148,7 +152,7 @@ NUM_ENVS: int = 8
 
 
 def train(trainer: str, env: Any, **kwargs: Any) -> list[np.ndarray]:
-    """Runs a stock trainer with its smallest settings.
+    """Runs one of Brax's trainers with its smallest settings.
 
     Args:
         trainer: a key of `SMALLEST`.
@@ -160,13 +164,14 @@ def train(trainer: str, env: Any, **kwargs: Any) -> list[np.ndarray]:
     """
     settings = {"seed": 3, **SMALLEST[trainer], **_small_networks(trainer), **kwargs}
     agent = importlib.import_module(f"brax.training.agents.{trainer}.train")
+    name = "environment"
     if trainer == "bc":  # takes an environment already wrapped for training
         wrap = settings.pop("wrap_env_fn", envs.training.wrap)
         settings["teacher_inference_fn"] = functools.partial(_teach, env.action_size)
-        env = wrap(DictObservations(env), episode_length=60, action_repeat=1)
-        _, params, _ = agent.train(env=env, **settings)
-    else:
-        _, params, _ = agent.train(environment=env, **settings)
+        env, name = wrap(DictObservations(env), episode_length=60, action_repeat=1), "env"
+    stock = hasattr(jax, "device_put_replicated")  # else as `brax-viser train` does
+    with contextlib.nullcontext() if stock else placed_as_it_comes_back(agent):
+        _, params, _ = agent.train(**{name: env}, **settings)
     return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(params))]
 
 
@@ -213,16 +218,17 @@ class Cell:
     difference: float | None = None  # between parameters, relative; 0 is bit-identical
     seconds: float = 0.0
     error: str | None = None
+    left_out: str | None = None  # why it was not tried
 
     def in_words(self) -> str:
+        if self.left_out:
+            return self.left_out
         if self.error is not None:
             # If the bare environment does not train either, there is nothing to compare with.
-            return "[red]trains bare, fails watched[/]" if self.trains else "fails without us too"
-        arrives = f"{self.frames} arrive" if self.frames else "[red]nothing arrives[/]"
-        same = (
-            "identical" if self.difference == 0 else f"[yellow]differs by {self.difference:.1e}[/]"
-        )
-        return f"trains, {arrives}, {same}"
+            return "trains bare, **fails watched**" if self.trains else "fails without us too"
+        arrives = f"{self.frames} arrive" if self.frames else "**nothing arrives**"
+        same = "identical" if self.difference == 0 else f"**differs by {self.difference:.1e}**"
+        return f"{arrives}, {same}"
 
 
 def measure(trainer: str, family: str, mode: str) -> Cell:
@@ -230,13 +236,17 @@ def measure(trainer: str, family: str, mode: str) -> Cell:
     start, cell = time.monotonic(), Cell(trainer, family)
     try:
         chosen = all_families()[family]
-        stock = train(trainer, chosen.make(), **chosen.trainer_kwargs())
+        if trainer in OTHERS:
+            run = functools.partial(other_trainers.train, trainer)
+        else:
+            run = functools.partial(train, trainer, **chosen.trainer_kwargs())
+        stock = run(chosen.make())
         cell = replace(cell, trains=True)
         with Viewer(port=0, mode=mode) as viewer:
             page = Page(viewer)
             page.open()  # without a page no states are sent
             env = VisualizedEnv(chosen.make(), grid=(2, 2), viewer=viewer)
-            watched = train(trainer, env, **chosen.trainer_kwargs())
+            watched = run(env)
             cell = replace(
                 cell,
                 frames=viewer.stats().frames,
@@ -258,6 +268,10 @@ def print_cell(trainer: str, family: str, mode: str) -> None:
 def measure_apart(trainer: str, family: str, mode: str, timeout: float) -> Cell:
     """Measures one cell in a process of its own."""
     start = time.monotonic()
+    if trainer in OTHERS and not OTHERS[trainer].takes(family):
+        return Cell(trainer, family, left_out="takes no such environment")
+    if trainer in OTHERS and (missing := OTHERS[trainer].missing):
+        return Cell(trainer, family, left_out=f"{', '.join(missing)} not installed")
     code = f"from benchmarks.matrix import print_cell; print_cell{(trainer, family, mode)}"
     command = [sys.executable, "-c", code]
     try:
@@ -277,7 +291,7 @@ RESULT: str = "cell: "
 
 
 def main(
-    trainers: tuple[str, ...] = tuple(SMALLEST),
+    trainers: tuple[str, ...] = (*SMALLEST, *OTHERS),
     families: tuple[str, ...] = (),
     mode: str = "every_step",
     timeout: float = 300.0,
@@ -286,30 +300,33 @@ def main(
     """Measure the table.
 
     Args:
-        trainers: the columns of the table.
-        families: its rows; all that are installed if none is given.
+        trainers: the rows of the table.
+        families: its columns; all that are installed if none is given.
         mode: the viewer's mode.
         timeout: limit on the time of one cell, in s.
         json_file: where to save the table.
     """
-    rows = families or tuple(all_families())
-    for given, known in ((trainers, SMALLEST), (rows, all_families()), ([mode], MODES)):
+    columns = families or tuple(all_families())
+    known_trainers = (*SMALLEST, *OTHERS)
+    for given, known in (
+        (trainers, known_trainers),
+        (columns, all_families()),
+        ([mode], MODES),
+    ):
         if unknown := [name for name in given if name not in known]:
             sys.exit(f"{', '.join(unknown)}: must be among {', '.join(known)}")
-    console, cells = Console(), {}
-    for family in rows:
-        for trainer in trainers:
+    cells: dict[tuple[str, str], Cell] = {}
+    for trainer in trainers:
+        for family in columns:
             outcome = measure_apart(trainer, family, mode, timeout)
             cells[family, trainer] = outcome
-            console.print(f"{trainer} on {family}: {outcome.in_words()} ({outcome.seconds:.0f} s)")
-            if outcome.error is not None:
-                console.print(outcome.error, markup=False)
+            words = f"{trainer} on {family}: {outcome.in_words()} ({outcome.seconds:.0f} s)"
+            print(words, *filter(None, [outcome.error]), sep="\n", flush=True)
             if json_file is not None:  # after each cell, so that an interruption loses nothing
                 json_file.write_text(json.dumps([asdict(c) for c in cells.values()], indent=1))
-    table = Table("", *trainers, title=f"Brax's trainers, mode {mode}", show_lines=True)
-    for family in rows:
-        table.add_row(family, *(cells[family, trainer].in_words() for trainer in trainers))
-    console.print(table)
+    rows = [["", *columns], ["---"] * (1 + len(columns))]
+    rows += [[name, *(cells[of, name].in_words() for of in columns)] for name in trainers]
+    print("", *(f"| {' | '.join(row)} |" for row in rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -318,8 +318,17 @@ def measure(settings: Settings) -> Run:
 class Endless(Recorder):
     """Never pauses."""
 
-    def update(self, now: float, spent: float, share: float, *, training: bool) -> Window | None:
-        return super().update(now, spent, math.inf, training=training)
+    def update(
+        self,
+        now: float,
+        every: float | None,
+        evaluations: int,
+        spent: float,
+        share: float,
+        *,
+        training: bool,
+    ) -> Window | None:
+        return super().update(now, 0.0, evaluations, spent, math.inf, training=training)
 
 
 def record(viewer: Viewer, *, always: bool) -> None:
@@ -327,7 +336,7 @@ def record(viewer: Viewer, *, always: bool) -> None:
     when one happens to fall into it."""
     assert viewer._page is not None
     recording = viewer._page.recording
-    recording._recorder = Endless(0.0, every=0.0) if always else Recorder(after=math.inf)
+    recording._recorder = Endless(0.0) if always else Recorder(after=math.inf)
 
 
 def amortised(settings: Settings, runs: Sequence[Run]) -> str | None:

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 from PIL import Image
-from playwright.sync_api import Locator, Page, sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 from benchmarks.screenshot import FLAGS, close_notice, save, training
 
@@ -28,10 +28,10 @@ class Settings:
 
     run_dir: Annotated[str, tyro.conf.Positional]
     folder: Annotated[Path, tyro.conf.Positional]
-    recording: int = 1
-    """Place of the recording among all, from 1."""
-    seconds: float = 2.0
-    """Moment of its episodes, in seconds."""
+    training: float = 0.0
+    """Where the training's line of the time bar is clicked, as a share of its length."""
+    episode: float = 0.2
+    """The same of the episodes' line."""
     width: int = 1280
     height: int = 800
 
@@ -43,10 +43,14 @@ def take(settings: Settings, page: Page, address: str) -> None:
     page.get_by_text("Replay: step").wait_for()
     time.sleep(5.0)
     close_notice(page)
-    field_beside(page, "At step").fill(str(settings.recording))
-    time.sleep(2.0)
-    field_beside(page, "Time, s").fill(str(settings.seconds))
-    page.mouse.click(settings.width - 100, settings.height - 20)  # takes the focus off the field
+    page.get_by_role("tab", name="Episodes").click()
+    for part, share in (("track", settings.training), ("line", settings.episode)):
+        line = page.locator(f"#brax-viser-bar .{part}")
+        box = line.bounding_box()
+        assert box is not None
+        line.click(position={"x": share * box["width"], "y": 4})
+        time.sleep(3.0)
+    page.mouse.move(5, 5)
     time.sleep(3.0)
     picture = page.screenshot()
     save(picture, settings.folder / "replay.webp")
@@ -57,12 +61,6 @@ def take(settings: Settings, page: Page, address: str) -> None:
     part = io.BytesIO()
     Image.open(io.BytesIO(picture)).crop(box).save(part, "png")
     save(part.getvalue(), settings.folder / "panel" / "episodes.webp")
-
-
-def field_beside(page: Page, label: str) -> Locator:
-    """Returns the field beside a slider, given the start of its label."""
-    row = page.get_by_text(label, exact=False).first.locator("xpath=ancestor::*[.//input][1]")
-    return row.locator("input").last
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 """Watch Brax environments learn, live, in a browser."""
 
+import contextlib
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,19 @@ _HOMES = {
     "Viewer": "viewer",
     "VisualizedEnv": "env",
 }
+
+
+_log = logging.getLogger(__name__)
+
+
+def _handle(record: logging.LogRecord) -> None:
+    """Logs, and never raises: where the log and stderr are closed, Python's own way of saying so
+    would, which in a call from the device ends the training."""
+    with contextlib.suppress(OSError, ValueError):
+        logging.Logger.handle(_log, record)
+
+
+_log.handle = _handle
 
 
 def __getattr__(name: str) -> object:

@@ -3,6 +3,8 @@
 import os
 import signal
 
+from brax_viser.process import last_words
+
 
 def main() -> None:
     """Runs `brax-viser`, also as `python -m brax_viser`."""
@@ -17,7 +19,7 @@ def main() -> None:
 
 
 def _stop(*_: object) -> None:
-    os.write(1, b"Stopped before the training began.\n")
+    last_words(1, "Stopped before the training began.\n")
     os._exit(130)
 
 

@@ -12,17 +12,24 @@ from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
-JAX_CALLED_DIRECTLY = ("0.9.",)
-"""Prefixes of the jax versions for which the emission tests have passed with direct calls. With
-other versions the host is called by `io_callback`."""
+JAX_CALLED_DIRECTLY = ("0.9.", "0.10.", "0.11.", "0.12.")
+"""Prefixes of the jax versions for which the emission tests have passed with direct calls: see
+`benchmarks.versions`. With other versions the host is called by `io_callback`."""
+
+JAX_KEEPS_CALLS = (0, 11)
+"""The first jax whose persistent compilation cache takes programs that call the host."""
 
 VISER_LOOPS = ("1.1.",)
 """Prefixes of the viser versions whose loop that sends to one page is known:
 `AsyncMessageBuffer._window_loop` is run with our own buffer. Others keep theirs, with a warning."""
 
+VISER_RECORDINGS = ("1.1.",)
+"""Prefixes of the viser versions whose format of recordings is known, so that exported pages are
+made smaller."""
+
 
 def callback_op_sharding() -> Callable[..., Any]:
-    """Returns the function by which jax places a callback, jax 0.9.
+    """Returns the function by which jax places a callback, jax 0.9 to 0.12.
 
     Raises:
         ImportError: this jax keeps it elsewhere; the host is then called by `io_callback`.
@@ -33,8 +40,9 @@ def callback_op_sharding() -> Callable[..., Any]:
 
 
 def is_divided_by_xla(context: Any) -> bool:
-    """Whether XLA itself divides the program that is being lowered among several devices, jax 0.9;
-    elsewhere it need not be known, as only launches ask (`host_call.launches_are_known`)."""
+    """Whether XLA itself divides the program that is being lowered among several devices, jax 0.9
+    to 0.12; elsewhere it need not be known, as only launches ask
+    (`host_call.launches_are_known`)."""
     from jax._src.sharding_impls import ShardingContext
 
     axes = context.module_context.axis_context
@@ -43,7 +51,7 @@ def is_divided_by_xla(context: Any) -> bool:
 
 def opaque_trace_state() -> object:
     """Returns an object that is equal at two points of a program that are in the same trace: from
-    `jax.core` up to jax 0.10, from `jax.extend.core` since 0.11."""
+    `jax.core` in jax 0.9, from `jax.extend.core` since 0.10."""
     for home in ("jax.extend.core", "jax.core"):
         found = getattr(importlib.import_module(home), "get_opaque_trace_state", None)
         if found is not None:
@@ -104,16 +112,20 @@ CLOSE_SECONDS = 1.0
 """Timeout for a page to part in good order. websockets' own, 10 s, is how long a client that has
 stalled would keep a viewer from closing."""
 
+PING_SECONDS = 20.0
+"""s after which a page is asked whether it is there, and in which it must answer: one that does not
+has stalled, or its network is lost, and comes back as a new page."""
+
 _serving = threading.Lock()
 
 
 @contextlib.contextmanager
 def asking_before_viser(
-    respond: Callable[[Any, Any, Callable[[], Any]], Any], logger: Any, tls: Any = None
+    respond: Callable[[Any, Any, Callable[[], Any]], Any], **settings: Any
 ) -> Iterator[bool]:
     """Has viser's servers that are made meanwhile send what `respond(connection, request, answer)`
-    returns, where `answer()` is viser's own response and None opens a websocket: viser 1.1. They
-    write to `logger`, and encrypt if `tls` is an `ssl.SSLContext`.
+    returns, where `answer()` is viser's own response and None opens a websocket: viser 1.1.
+    `settings` are more of websockets' `serve`: its log, its encryption, and so on.
 
     Yields:
         Whether they do: not with other versions, nor where viser calls websockets differently.
@@ -133,8 +145,8 @@ def asking_before_viser(
             return respond(connection, request, lambda: process_request(connection, request))
 
         used.append(True)
-        changed = {"process_request": process, "logger": logger, "ssl": tls}
-        changed["close_timeout"] = CLOSE_SECONDS
+        changed = {"ping_interval": PING_SECONDS, "ping_timeout": PING_SECONDS}
+        changed |= {"process_request": process, "close_timeout": CLOSE_SECONDS, **settings}
         return real.asyncio.server.serve(*args, **kwargs, **changed)
 
     class Server:
@@ -156,6 +168,64 @@ def asking_before_viser(
             module.websockets = real
     if not used:
         raise RuntimeError(f"viser {viser.__version__} does not call websockets as expected")
+
+
+def limit_messages(connection: Any, size: int) -> None:
+    """Has a websocket end for a message of more than `size` bytes, websockets 13 to 16; viser takes
+    50 MB, of which it makes Python objects before anything can be checked."""
+    if hasattr(connection.protocol, "max_message_size"):
+        connection.protocol.max_message_size = size
+    else:  # before websockets 15
+        connection.protocol.max_size = size
+
+
+def accepted(server: Any) -> int:
+    """Returns how many connections a websockets server has, those included with which encryption is
+    still being agreed upon, Python 3.11 to 3.13; 0 if that is not known."""
+    listening = getattr(server, "server", None)
+    transports = getattr(listening, "_clients", None)  # since Python 3.12
+    return getattr(listening, "_active_count", 0) if transports is None else len(transports)
+
+
+def read_at_most(transport: Any, size: int) -> None:
+    """Has asyncio's own transport of Python 3.11 to 3.13 read `size` bytes at once, instead of
+    256 kB. An encrypted connection's keeps to its own."""
+    if hasattr(transport, "max_size"):
+        transport.max_size = size
+
+
+def limit_requests(protocol: Any, most: int, refusal: Callable[[Exception], bytes]) -> None:
+    """Has a new connection of websockets 13 to 16 take requests of `most` bytes in all, instead of
+    8,192 in each of 128 lines, and answer before it ends for an error, where it would say nothing.
+
+    Args:
+        protocol: the connection's `ServerProtocol`, which has read nothing yet.
+        most: bytes.
+        refusal: returns the answer for an error; empty if there has been one.
+    """
+    from websockets.streams import StreamReader
+
+    class Reader(StreamReader):
+        left = most
+
+        def read_line(self, m: int) -> Any:
+            line = yield from super().read_line(self.left)
+            self.left -= len(line)
+            return line
+
+    ends = protocol.send_eof
+
+    def answers_and_ends() -> None:
+        error = protocol.handshake_exc
+        answer = refusal(error.__cause__ or error) if error is not None else b""
+        if answer:
+            protocol.writes.append(answer)
+        ends()
+
+    protocol.send_eof = answers_and_ends
+    protocol.reader = Reader()
+    protocol.parser = protocol.parse()
+    next(protocol.parser)
 
 
 @contextlib.contextmanager
@@ -181,6 +251,36 @@ def stop_viser(server: Any) -> None:
     with contextlib.suppress(RuntimeError):  # already stopped
         server.get_event_loop().call_soon_threadsafe(rich.get_console().begin_capture)
     server.stop()
+
+
+def set_together(handle: Any, arrays: Mapping[str, Any]) -> bool:
+    """Sets arrays of a scene node by one message, which costs half of one for each.
+
+    Returns False, and sets nothing, with versions of viser that are not in `VISER_LOOPS`, and where
+    viser's own way has more to do: the node is removed, or an array changes its shape or type.
+
+    Args:
+        handle: of the scene node.
+        arrays: new values by the names of viser's properties; they are copied.
+    """
+    import viser
+    from viser import _messages as messages
+
+    node = getattr(handle, "_impl", None)
+    if not viser.__version__.startswith(VISER_LOOPS) or node is None or node.removed:
+        return False
+    stored = [getattr(node.props, name) for name in arrays]
+    if any(
+        (old.shape, old.dtype) != (new.shape, new.dtype)
+        for old, new in zip(stored, arrays.values(), strict=True)
+    ):
+        return False
+    for old, new in zip(stored, arrays.values(), strict=True):
+        old[:] = new
+    # Copies, because viser's thread may still be sending when the next picture is drawn.
+    copies = {name: new.copy() for name, new in arrays.items()}
+    node.api._queue_scene_message(messages.SceneNodeUpdateMessage(node.name, copies))
+    return True
 
 
 class ViserGate(NamedTuple):

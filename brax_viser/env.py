@@ -29,6 +29,7 @@ from brax_viser.device.states import (
     recorded_of,
     replaced,
 )
+from brax_viser.device.tie import tied
 from brax_viser.device.trainers import calling_trainer, check_versions
 from brax_viser.device.wrappers import (
     StandIn,
@@ -76,8 +77,8 @@ def _read(env: Any, **reading: Any) -> Adapter:
 class VisualizedEnv(AnyWrapper):
     """An environment whose states a browser shows while any trainer steps it.
 
-    Pass it to a trainer in place of `env`. The learned parameters stay bit-identical: the wrapper
-    only adds one small record per environment to `state.info` and reads the state. It is a
+    Pass it to a trainer in place of `env`. The wrapper only adds one small record per environment
+    to `state.info` and reads the state: what is learned stays the same, as XLA rounds it. It is a
     `brax.envs.Wrapper` around a Brax environment, and a `mujoco_playground.wrapper.Wrapper` around
     one of MuJoCo Playground.
 
@@ -183,25 +184,25 @@ class VisualizedEnv(AnyWrapper):
             found = self._stand_in = StandIn(self, base_of(self.env))
         return found
 
-    def reset(self, rng: jax.Array) -> Any:
+    def reset(self, *args: Any, **named: Any) -> Any:
         """Resets the inner environment and adds the record to `info`. Does not call the host."""
-        return self._reset(self.env, rng)
+        return self._reset(self.env, *args, **named)
 
-    def step(self, state: Any, action: jax.Array) -> Any:
+    def step(self, state: Any, action: jax.Array, *args: Any, **named: Any) -> Any:
         """Steps the inner environment and offers the step to the host.
 
         Raises:
             ValueError: `state` was not made by this wrapper's `reset`.
         """
-        return self._step(self.env, state, action)
+        return self._step(self.env, state, action, *args, **named)
 
-    def reset_base(self, base: Any, rng: jax.Array) -> Any:
+    def reset_base(self, base: Any, *args: Any, **named: Any) -> Any:
         """Resets the base environment, skipping the wrappers in between; see `unwrapped`."""
-        return self._reset(base, rng)
+        return self._reset(base, *args, **named)
 
-    def step_base(self, base: Any, state: Any, action: jax.Array) -> Any:
+    def step_base(self, base: Any, state: Any, action: Any, *args: Any, **named: Any) -> Any:
         """Steps the base environment, skipping the wrappers in between; see `unwrapped`."""
-        return self._step(base, state, action)
+        return self._step(base, state, action, *args, **named)
 
     def __copy__(self) -> "VisualizedEnv":
         return _copy_of(self, self.__getstate__())
@@ -238,14 +239,14 @@ class VisualizedEnv(AnyWrapper):
             self._host = viewer.attach(self._adapter, self._cells(self._adapter), self._role)
         return self._host
 
-    def _reset(self, env: Any, rng: jax.Array) -> Any:
+    def _reset(self, env: Any, *args: Any, **named: Any) -> Any:
         trainer = calling_trainer(read_arguments=True)
         check_versions(trainer)
         if (host := self._shown_by()) is None:
-            return env.reset(rng)
+            return env.reset(*args, **named)
         assert self._adapter is not None
         host.traced(trainer)
-        state = env.reset(rng)
+        state = env.reset(*args, **named)
         info = info_of(state)
         self._adapter.check(state)
         self._own_info = frozenset(info)
@@ -255,12 +256,12 @@ class VisualizedEnv(AnyWrapper):
             self._adapter.motion(state),
             self._adapter.mj_model.nbody - 1,
         )
-        return replaced(state, info=self._with_log(state, log))
+        return self._with_log(state, log)
 
-    def _step(self, env: Any, state: Any, action: Any) -> Any:
+    def _step(self, env: Any, state: Any, action: Any, *args: Any, **named: Any) -> Any:
         trainer = calling_trainer()
         if (host := self._shown_by()) is None:
-            return self._step_unseen(env, state, action)
+            return self._step_unseen(env, state, action, *args, **named)
         assert self._adapter is not None
         host.traced(trainer)
         # Remove the key before the step: some envs build a new `info` in `step`, others require the
@@ -268,7 +269,7 @@ class VisualizedEnv(AnyWrapper):
         info, log = self._without_log(info_of(state))
         log = asked_of(log, host.stamp)
         before = replaced(state, info=info)
-        state, ctrl = self._adapter.step(env, before, action)
+        state, ctrl = self._adapter.step(env, before, action, *args, **named)
         payload = self._adapter.payload(state)
         detail = self._adapter.detail(state, action, ctrl, self._own(info_of(state)))
         log = self._advanced(log, before, state, payload)
@@ -298,7 +299,7 @@ class VisualizedEnv(AnyWrapper):
             state_is_kept=trainer is not None and trainer.keeps_state,
         )
         log = log._replace(countdown=countdown, granted_rows=granted_rows, nonfinite=nonfinite)
-        return replaced(state, info=self._with_log(state, log))
+        return self._with_log(tied(state, countdown), log)
 
     def _advanced(self, log: EpisodeLog, before: Any, after: Any, payload: Payload) -> EpisodeLog:
         """Returns the record after the step from `before` to `after`, whose payload is given."""
@@ -331,13 +332,13 @@ class VisualizedEnv(AnyWrapper):
         # Known auto-resets keep the record; others may replace it by that of a reset.
         return log if told else over_batch(log)
 
-    def _step_unseen(self, env: Any, state: Any, action: Any) -> Any:
+    def _step_unseen(self, env: Any, state: Any, *args: Any, **named: Any) -> Any:
         """Steps without a viewer. If the state has a record, it is kept unchanged."""
         if not _has_log(attribute(state, "info")):
-            return env.step(state, action)
+            return env.step(state, *args, **named)
         info, log = self._without_log(state.info)
-        state = env.step(replaced(state, info=info), action)
-        return replaced(state, info=self._with_log(state, log))
+        state = env.step(replaced(state, info=info), *args, **named)
+        return self._with_log(state, log)
 
     def _terminated(self, state: Any, batch: tuple[int, ...]) -> jax.Array:
         """Whether the environment itself has ended the episode; a time limit does not count."""
@@ -353,12 +354,11 @@ class VisualizedEnv(AnyWrapper):
 
     def _with_log(self, state: Any, log: EpisodeLog) -> Any:
         info, record = state.info, log._asdict()
-        preserved = info.get(PRESERVED_KEY, {})
+        preserved, added = info.get(PRESERVED_KEY, {}), {INFO_KEY: record}
         # Only Playground's wrappers replace the whole `info` at the end of an episode.
         if hasattr(state, "data") and isinstance(preserved, Mapping):
-            preserved = mapping_like(preserved, {**preserved, INFO_KEY: record})
-            return mapping_like(info, {**info, PRESERVED_KEY: preserved})
-        return mapping_like(info, {**info, INFO_KEY: record})
+            added = {PRESERVED_KEY: mapping_like(preserved, {**preserved, **added})}
+        return replaced(state, info=mapping_like(info, {**info, **added}))
 
     def _without_log(self, given: Mapping[str, Any]) -> tuple[Any, EpisodeLog]:
         if not _has_log(given):

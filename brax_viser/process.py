@@ -6,6 +6,7 @@ switch interval.
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import sys
@@ -191,3 +192,11 @@ class Interpreter:
 
 
 interpreter = Interpreter()
+
+
+def last_words(descriptor: int, text: str) -> None:
+    """Writes to a file descriptor, unless that would have to wait: a terminal may be stopped by
+    Ctrl-S, and a pager may read no more. The process can then end at once."""
+    with contextlib.suppress(OSError, ValueError):
+        if os.name != "posix" or select.select([], [descriptor], [], 0)[1]:
+            os.write(descriptor, text.encode())

@@ -9,6 +9,7 @@ from brax_viser.host.source import Source
 from brax_viser.model.grid import grid_of
 from brax_viser.page.recorded import Recorded
 from brax_viser.records.episode import Episodes, RunInfo, Summary
+from brax_viser.sandbox.trial import PolicyStore
 from brax_viser.viewer import Viewer
 
 GRID = (2, 2)
@@ -18,12 +19,19 @@ GRID = (2, 2)
 class ReplayViewer(Viewer):
     """A `Viewer` that shows recorded episodes alone. It needs neither JAX nor a GPU."""
 
-    def __init__(self, run: RunInfo, episodes: Episodes, **options: Any):
+    def __init__(
+        self,
+        run: RunInfo,
+        episodes: Episodes,
+        policies: PolicyStore | None = None,
+        **options: Any,
+    ):
         """Starts the server; the newest recording plays as soon as there is one.
 
         Args:
             run: the training.
             episodes: those that are kept.
+            policies: those that can be compared; None: none.
             options: those of `Viewer`.
 
         Raises:
@@ -35,6 +43,8 @@ class ReplayViewer(Viewer):
         grid = grid_of(run.mj_model, environment.init_qpos, GRID, None)
         self._source = Source(environment, grid, "train")  # the viewer's own reference is weak
         super().__init__(**options)
+        if policies is not None:
+            self.offer_policies(policies)
         self._sources.add(self._source)
         self._shared.show_source("train", self._source)
         self._end.show_model(self._source, "train", run.num_envs)

@@ -248,12 +248,13 @@ class Viewer(Controls):
         """
         if self._server is None:
             raise RuntimeError("this process serves no page: the first one of the training does")
-        notebook.show(url or self._server.framed_url, height)
+        notebook.show(self._server, url, height)
 
     def progress_fn(self, num_steps: int, metrics: Mapping[str, object]) -> None:
         """Hand it to the trainer as `progress_fn`: steps become exact, evaluations are shown."""
         self._tell_progress()
         self._shared.progress.reported(num_steps, metrics, self._shared.clock())
+        self._track(num_steps, metrics)
         self._shared.mailbox.wake()
 
     def hook(

@@ -4,6 +4,7 @@ import gc
 import math
 import os
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ import websockets.sync.client
 from benchmarks.client import SUBPROTOCOL, answers_to, hello, poses_of, websocket_of
 from benchmarks.screenshot import FLAGS
 from brax_viser import Viewer
+from brax_viser.page import address
 from brax_viser.runs import keeper
 from tests import lanes
 from tests.support import Probe
@@ -146,6 +148,57 @@ def page(viewer: Viewer) -> Iterator[Page]:
     page = Page(viewer)
     yield page
     page.close()
+
+
+@pytest.fixture
+def proxy(tmp_path) -> Iterator[Callable[[int], str]]:
+    """Yields a function that starts nginx, with what the documents say, before a page's port and
+    returns its address."""
+    nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if nginx is None:
+        pytest.skip("no nginx found: install nginx-light")
+    words = (Path(__file__).parent.parent / "docs" / "security.md").read_text()
+    location = words.split("<!-- nginx -->\n```\n")[1].split("```")[0]
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(page: int) -> str:
+        port = address.free_port("127.0.0.1", 8700)
+        folders = "".join(
+            f"{kind}_temp_path {tmp_path};" for kind in ("client_body", "proxy", "fastcgi", "scgi")
+        )
+        (tmp_path / "nginx.conf").write_text(
+            f"daemon off; master_process off; pid {tmp_path}/pid; error_log stderr;"
+            f"events {{}} http {{ access_log off; uwsgi_temp_path {tmp_path}; {folders}"
+            f"server {{ listen 127.0.0.1:{port}; {location.replace('8000', str(page))} }} }}"
+        )
+        running.append(subprocess.Popen([nginx, "-p", tmp_path, "-c", tmp_path / "nginx.conf"]))
+        eventually(lambda: not address.is_free("127.0.0.1", port), "nginx listens")
+        return f"http://127.0.0.1:{port}"
+
+    yield start
+    for process in running:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture
+def code_server(tmp_path) -> Iterator[str]:
+    """Starts VS Code for the web, whose proxy forwards ports below /proxy/ and /absproxy/; yields
+    its address."""
+    command = shutil.which("code-server")
+    if command is None:
+        pytest.skip("no code-server found: npm install -g code-server")
+    port = address.free_port("127.0.0.1", 8940)
+    options = "--auth=none --disable-telemetry --disable-update-check --disable-workspace-trust"
+    folders = f"--user-data-dir={tmp_path}/data --config={tmp_path}/config.yaml"
+    server = subprocess.Popen(
+        [command, f"--bind-addr=127.0.0.1:{port}", *options.split(), *folders.split()],
+        env={**os.environ, "HOME": str(tmp_path)},
+    )
+    eventually(lambda: not address.is_free("127.0.0.1", port), "it listens")
+    yield f"http://127.0.0.1:{port}"
+    server.terminate()
+    server.wait()
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,9 @@ def integration(minutes: float = 0.5, *, alone: bool = False, quick: bool = Fals
 LANES = {
     "test_access": integration(0.5),
     "test_address": integration(alone=True),
+    "test_agents": integration(0.7, quick=True),
     "test_aside": integration(2),
+    "test_back_browser": Lane("browser", 2, alone=True),
     "test_backlog": integration(),
     "test_bar": unit(),
     "test_callbacks": unit(),
@@ -45,12 +47,14 @@ LANES = {
     "test_control": integration(5),
     "test_ctrl_c": integration(4),
     "test_curves": integration(0.2),
+    "test_decide": unit(0.5),
     "test_detail": integration(3, quick=True),
     "test_devices": integration(0.7),
     "test_docs": integration(3, quick=True),
     "test_e2e_browser": Lane("browser", 6, alone=True),
     "test_emit": integration(2),
     "test_env": integration(0.7),
+    "test_epochs": unit(),
     "test_episodes": integration(0.5, quick=True),
     "test_episode": integration(1.5, quick=True),
     "test_examples": integration(0.6),
@@ -63,18 +67,20 @@ LANES = {
     "test_fuzz": integration(1, quick=True),
     "test_grants": integration(1, quick=True),
     "test_guard": integration(0.5),
+    "test_floods": integration(0.7, quick=True),
     "test_folding": integration(0.1),
     "test_growth": integration(2, quick=True),
     "test_handles": unit(),
     "test_hold": unit(),
     "test_host_call": integration(),
     "test_hosts": integration(3, alone=True),
+    "test_images": integration(1),
     "test_inputs": integration(4),
     "test_interrupt": unit(),
     "test_keeper": integration(0.3, quick=True),
     "test_lanes": unit(),
     "test_launch": integration(4),
-    "test_left_behind": integration(0.5),
+    "test_left_behind": integration(0.5, quick=True),
     "test_likeness": Lane("browser", 2, alone=True),
     "test_looks": integration(),
     "test_memory": integration(0.2),
@@ -84,6 +90,7 @@ LANES = {
     "test_odd_inputs": integration(0.7),
     "test_notebook": Lane("browser", 1.5, alone=True),
     "test_order": integration(0.7),
+    "test_other_trainers": integration(4),
     "test_overlays": integration(0.7),
     "test_own_loops": integration(2.5),
     "test_panel": integration(0.3),
@@ -93,29 +100,42 @@ LANES = {
     "test_playback": unit(0.2),
     "test_playground": integration(4),
     "test_policies": integration(1.5),
+    "test_programs": integration(0.2),
+    "test_quiet": integration(0.5),
     "test_randomisation": integration(2),
     "test_run_directory": integration(0.3),
     "test_reader": integration(0.3, quick=True),
     "test_recording": integration(0.7, quick=True),
     "test_remote": integration(0.4, quick=True),
+    "test_release": integration(1, quick=True),
     "test_replay": unit(),
     "test_replaced": integration(alone=True),
+    "test_requests": integration(0.3, quick=True),
     "test_rooms": unit(),
+    "test_rrd": integration(0.1),
     "test_sandbox": integration(2, quick=True),
     "test_scale": integration(alone=True),
     "test_scene": integration(2, quick=True),
     "test_selection": unit(),
     "test_several": integration(quick=True),
     "test_shown": integration(0.5, quick=True),
+    "test_snapshot": integration(0.7, quick=True),
     "test_starts": integration(0.2, quick=True),
     "test_stream": unit(0.6),
     "test_terrain": integration(0.1),
     "test_trainer": integration(0.5, quick=True),
     "test_trainers": integration(3),
     "test_thinning": unit(),
+    "test_tracking": integration(0.5),
+    "test_tie": integration(),
+    "test_timeline": unit(),
+    "test_timeline_browser": Lane("browser", 1.5, alone=True),
     "test_training": integration(8),
+    "test_trials": integration(1, quick=True),
+    "test_trials_browser": Lane("browser", 1, alone=True, quick=True),
     "test_transplant": integration(1.5, quick=True),
     "test_twin": integration(3, quick=True),
+    "test_versions": unit(),
     "test_viewer": integration(1, quick=True),
     "test_window": unit(),
     "test_watchdog": integration(0.1),
@@ -129,6 +149,7 @@ ALONE = {
     "test_few_functions_are_called_while_the_shared_states_lock_is_held",
     "test_ctrl_c_ends_a_training_that_is_held",
     "test_ctrl_c_ends_the_command_during_imports",
+    "test_an_open_browser_page_draws_the_picture_as_its_user_sees_it",
     "test_the_page_shows_robots_and_says_what_it_waits_for_within_seconds",
 }
 """Tests that run `alone` although the rest of their file does not."""
@@ -136,6 +157,10 @@ ALONE = {
 FULL: dict[str, set[str]] = {
     # test_aside
     "test_a_playground_environment_is_forked_and_driven_by_its_policy": set(),
+    # test_back_browser
+    "test_after_a_restart_of_the_training_camera_tab_and_controls_are_as_before": {"focused"},
+    "test_behind_a_proxy_at_a_path_of_its_own_the_page_shows_robots_and_steers": set(),
+    "test_in_code_server_the_page_shows_robots_and_steers": set(),
     # test_cli
     "test_another_trainer_learns_and_saves_its_policy": set(),
     "test_bad_input_is_reported_without_a_traceback": {
@@ -152,7 +177,9 @@ FULL: dict[str, set[str]] = {
     "test_ctrl_c_ends_a_held_training_and_the_newest_policy_is_saved": set(),
     "test_ctrl_c_ends_a_training_that_steps_without_a_page": set(),
     "test_ctrl_c_after_the_training_ends_the_command_without_an_error": set(),
+    "test_ctrl_c_while_the_policy_is_saved_loses_it_only_if_it_is_pressed_again": set(),
     "test_sigterm_ends_a_training_like_ctrl_c": {"15-143"},
+    "test_presses_end_a_command_whose_output_is_stuck": {"0.5"},
     # test_detail
     "test_generalized_poses_match_the_details": set(),
     "test_only_the_selected_envs_details_are_sent_and_none_without_a_selection": {"direct"},
@@ -169,18 +196,24 @@ FULL: dict[str, set[str]] = {
         "twins-and-sandbox.md",
     },
     # test_e2e_browser
+    "test_robots_are_selected_by_a_click_ranked_and_followed": set(),
     "test_each_mode_shows_its_budget_and_moves_the_robots": set(),
     "test_two_pages_agree_on_a_training_that_is_held_and_stepped": set(),
     "test_twins_are_drawn_and_a_robot_is_forked_into_a_sandbox_and_pushed": set(),
     # test_env
     "test_a_wrapper_around_a_vmap_wrapper_sees_the_whole_batch_too": set(),
     # test_episode
-    "test_returns_are_whole_across_resets_and_repeated_actions": {"7-3-inside"},
-    "test_returns_restart_when_the_environment_resets_itself": {"same limit", "anew uncounted"},
+    "test_returns_are_whole_across_resets_and_repeated_actions": set(),
+    "test_returns_restart_when_the_environment_resets_itself": {"same limit"},
     "test_a_users_outer_wrapper_that_keeps_done_begins_new_episodes": set(),
     "test_stepping_past_the_end_begins_no_new_episode": set(),
     # test_faults
     "test_an_interpreter_exits_while_a_training_streams_or_is_held": {"pass"},
+    # test_examples
+    "test_the_own_loop_shows_as_many_robots_of_each_seed": set(),
+    "test_the_hand_written_environment_runs_as_an_example": set(),
+    # test_export
+    "test_ten_seconds_of_a_robot_take_less_than_one_and_a_half_megabytes": {"ant", "go1"},
     # test_fuzz
     "test_random_messages_leave_the_training_and_the_page_alone": set(),
     # test_growth
@@ -189,7 +222,7 @@ FULL: dict[str, set[str]] = {
     "test_the_page_survives_the_death_of_a_worker": set(),
     # test_inputs
     "test_a_plain_class_trains_identically_under_stock_ppo": set(),
-    "test_poses_equal_mujocos_wherever_the_state_keeps_them": {"OfTheData"},
+    "test_poses_equal_mujocos_wherever_the_state_keeps_them": set(),
     "test_python_numbers_only_at_reset_and_a_batch_inside_are_shown_too": set(),
     "test_an_env_unpickled_in_another_process_steps_without_a_viewer_until_given_one": set(),
     "test_done_and_reward_may_be_any_number_or_array_and_the_rewards_sum_is_shown": {
@@ -212,6 +245,8 @@ FULL: dict[str, set[str]] = {
     "test_randomised_models_are_sent_once_and_again_after_a_reset": {"at once"},
     "test_a_fault_of_ours_leaves_the_training_alone": set(),
     "test_each_step_is_seen_once_and_nothing_that_is_computed_changes": {"at once"},
+    # test_left_behind
+    "test_trainings_one_after_the_other_leave_nothing": set(),
     # test_likeness
     "test_robots_look_as_in_mujoco": set(),
     "test_a_small_robot_is_readable_in_black_or_white_and_casts_no_false_shadows": set(),
@@ -223,6 +258,9 @@ FULL: dict[str, set[str]] = {
     # test_order
     "test_states_arrive_unchanged_at_any_place_in_the_chain": set(),
     "test_pixels_are_neither_sent_nor_checked": set(),
+    # test_other_trainers
+    "test_results_are_identical_and_every_state_arrives": {"own loop, 3 seeds"},
+    "test_rejaxs_evaluations_are_told_apart_by_an_environment_of_their_own": set(),
     # test_own_loops
     "test_each_step_is_seen_once_and_results_are_the_same": {
         "nested_vmap-6-direct",
@@ -235,15 +273,27 @@ FULL: dict[str, set[str]] = {
     # test_playground
     "test_a_legged_robot_is_trained_with_domain_randomisation": set(),
     "test_episodes_are_told_apart_with_and_without_a_full_reset": {"False"},
+    # test_panel_browser
+    "test_a_page_says_that_its_server_is_gone_and_comes_back_by_itself": set(),
     # test_policies
     "test_other_trainers_hand_out_policies_with_their_evaluations": {"ars"},
+    "test_other_trainers_hand_out_policies_between_their_evaluations": set(),
+    "test_ppos_divided_epochs_reset_as_often_and_hand_out_more_policies": {"0", "2"},
     # test_randomisation
     "test_states_arrive_and_model_differences_are_sent_once_and_drawn": set(),
+    # test_release
+    "test_the_wheel_has_every_file_of_the_package_and_the_licence": set(),
+    "test_there_is_one_version": set(),
+    "test_the_wheel_installs_and_trains_in_a_clean_environment": set(),
+    "test_states_also_arrive_from_around_the_randomising_wrapper": set(),
+    # test_recording
+    "test_switching_off_stops_a_recording_as_well": set(),
+    "test_recorded_episodes_are_what_was_stepped_without_a_page": {"direct"},
     # test_sandbox
     "test_with_the_trainings_solver_an_ant_moves_as_in_the_training": set(),
     "test_a_pendulum_is_balanced_by_its_policy_and_falls_when_limp": {"generalized"},
     # test_scene
-    "test_poses_on_screen_are_the_trainers": {"reacher-generalized"},
+    "test_poses_on_screen_are_the_trainers": set(),
     "test_orientations_on_screen_are_the_trainers": set(),
     "test_cells_without_an_env_have_no_robot": set(),
     # test_shown
@@ -267,10 +317,11 @@ FULL: dict[str, set[str]] = {
     # test_twin
     "test_without_contact_mjx_and_twin_agree_to_a_millimetre_over_50_steps": set(),
     "test_a_viewers_twins_stand_where_the_robots_do_and_cost_nothing_while_off": {"direct"},
-    "test_the_control_is_the_input_of_the_physics": {"spring"},
+    "test_the_control_is_the_input_of_the_physics": set(),
     "test_the_page_says_so_when_a_control_is_not_known": set(),
     "test_a_control_that_cannot_be_seen_is_not_invented_and_can_be_given": set(),
     "test_playgrounds_environments_have_twins": set(),
+    "test_twins_need_consecutive_steps_and_the_page_says_so": set(),
 }
 """Tests left out by default, and of each the parameters that stay: what these show of a trainer, a
 backend or a mechanism, others show of another one. A parameter added to such a test is left out."""

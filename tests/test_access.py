@@ -8,9 +8,10 @@ import shutil
 import ssl
 import subprocess
 import sys
+import types
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -42,9 +43,13 @@ def place_of(viewer: Viewer) -> str:
     return viewer.url.partition("?")[0]
 
 
-def got(url: str, cookie: str | None = None) -> tuple[int, str, str | None]:
+def got(
+    url: str, cookie: str | None = None, host: str | None = None
+) -> tuple[int, str, str | None]:
     """Returns the status, the text and the cookie of the answer to a request."""
-    request = urllib.request.Request(url, headers={"Cookie": cookie} if cookie else {})
+    given = {"Cookie": cookie, "Host": host}
+    headers = {name: value for name, value in given.items() if value}
+    request = urllib.request.Request(url, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=20) as answer:
             return answer.status, answer.read().decode(), answer.headers["Set-Cookie"]
@@ -248,36 +253,6 @@ def test_a_page_for_other_machines_prints_their_addresses_and_a_warning(capsys, 
     assert "served on 0.0.0.0 without encryption" in caplog.text
 
 
-@pytest.fixture
-def proxy(tmp_path) -> Iterator[Callable[[int], str]]:
-    """Starts nginx with what the documents say before a page's port; returns its address."""
-    nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
-    if nginx is None:
-        pytest.skip("no nginx found: install nginx-light")
-    words = (Path(__file__).parent.parent / "docs" / "security.md").read_text()
-    location = words.split("<!-- nginx -->\n```\n")[1].split("```")[0]
-    running: list[subprocess.Popen[bytes]] = []
-
-    def start(page: int) -> str:
-        port = address.free_port("127.0.0.1", 8700)
-        folders = "".join(
-            f"{kind}_temp_path {tmp_path};" for kind in ("client_body", "proxy", "fastcgi", "scgi")
-        )
-        (tmp_path / "nginx.conf").write_text(
-            f"daemon off; master_process off; pid {tmp_path}/pid; error_log stderr;"
-            f"events {{}} http {{ access_log off; uwsgi_temp_path {tmp_path}; {folders}"
-            f"server {{ listen 127.0.0.1:{port}; {location.replace('8000', str(page))} }} }}"
-        )
-        running.append(subprocess.Popen([nginx, "-p", tmp_path, "-c", tmp_path / "nginx.conf"]))
-        eventually(lambda: not address.is_free("127.0.0.1", port), "nginx listens")
-        return f"http://127.0.0.1:{port}"
-
-    yield start
-    for process in running:
-        process.terminate()
-        process.wait()
-
-
 def test_behind_a_proxy_the_page_is_served_at_a_path_of_its_own(proxy):
     port = address.free_port("127.0.0.1", 8650)
     place = proxy(port)
@@ -291,6 +266,59 @@ def test_behind_a_proxy_the_page_is_served_at_a_path_of_its_own(proxy):
         assert not opens(f"{place}/robots", origin=place)
         assert not opens(f"{place}/robots", value, origin="http://evil.example")
         assert got(f"{place}/robots/")[0] == 403
+        # As the time bar does.
+        assert got(f"{place}/robots/api/timeline", value)[0] == 200
+        assert got(f"{place}/robots/api/timeline")[0] == 403
+
+
+@pytest.fixture
+def notebooks(tmp_path) -> Iterator[str]:
+    """Starts Jupyter's server with its proxy, below a path as a hub does; yields its address."""
+    command = shutil.which("jupyter-standaloneproxy")  # of the package of the proxy
+    if command is None:
+        pytest.skip("no proxy of Jupyter's found: pip install jupyter-server jupyter-server-proxy")
+    port = address.free_port("127.0.0.1", 8900)
+    options = "--allow-root --no-browser --ServerApp.base_url=/user/me/ --IdentityProvider.token="
+    server = subprocess.Popen(
+        [Path(command).with_name("jupyter-server"), f"--port={port}", *options.split()],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": ""},
+    )
+    eventually(lambda: not address.is_free("127.0.0.1", port), "it listens")
+    yield f"http://127.0.0.1:{port}"
+    server.terminate()
+    server.wait()
+
+
+def test_behind_jupyters_proxy_the_page_its_socket_and_its_time_bar_are_served(notebooks):
+    with Viewer(port=0, origins=[notebooks]) as viewer:
+        token = viewer.url.rsplit("=", 1)[1]
+        place = f"{notebooks}/user/me/proxy/{port_of(viewer)}"
+        assert got(f"{place}/{token}/")[0] == 200
+        assert opens(f"{place}/{token}", origin=notebooks)
+        assert not opens(f"{place}/{token}", origin="http://evil.example")
+        assert got(f"{place}/{token}/api/timeline")[0] == 200
+        assert got(f"{place}/")[0] == got(f"{place}/api/timeline")[0] == 403
+
+
+def test_code_server_forwards_the_page_its_socket_and_its_time_bar(code_server):
+    """Its two proxies: one takes its own path away, and the other leaves it."""
+    with Viewer(port=0, origins=["https://code.example.org"]) as viewer:
+        token = viewer.url.rsplit("=", 1)[1]
+        for proxy in ("proxy", "absproxy"):
+            place = f"{code_server}/{proxy}/{port_of(viewer)}"
+            status, text, cookie = got(f"{place}/{token}/")
+            assert status == 200 and "viser" in text.lower() and cookie is not None
+            assert opens(f"{place}/{token}", origin=code_server)
+            assert got(f"{place}/{token}/api/timeline")[0] == 200
+            assert got(f"{place}/")[0] == got(f"{place}/api/timeline")[0] == 403
+            assert not opens(place, origin=code_server), "it needs the token as well"
+            assert not opens(f"{place}/{token}", origin="http://evil.example")
+            for name, answer in {"code.example.org": 200, "evil.example": 403}.items():
+                assert got(f"{place}/{token}/", host=name)[0] == answer
+        place = f"{code_server}/proxy/{port_of(viewer)}"
+        value = (got(f"{place}/?token={token}")[2] or "").split(";")[0]
+        assert opens(place, value, origin=code_server)
 
 
 SSH = [
@@ -345,3 +373,33 @@ def test_the_command_line_takes_a_token_and_a_certificate(certificate, capsys):
         assert "token" not in viewer.url
     with pytest.raises(ValueError, match="no certificate: give --tls-cert"):
         Serving(tls_key="key.pem").viewer("latest")
+
+
+def test_in_colab_its_proxy_shows_the_page_whose_address_is_then_taken(monkeypatch, capsys):
+    """Only Colab has its package: a stand-in with the two functions that are used."""
+    proxy = "https://8000-m-s-1a2b3c.us-west4-0.prod.colab.dev"
+    called: list[tuple[Any, ...]] = []
+    output: Any = types.ModuleType("google.colab.output")
+    output.eval_js = lambda code: called.append((code,)) or f"{proxy}/"
+    output.serve_kernel_port_as_iframe = lambda port, path, height: called.append(
+        (port, path, height)
+    )
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    monkeypatch.setitem(sys.modules, "google.colab.output", output)
+    with Viewer(port=0) as viewer:
+        port, token = port_of(viewer), viewer.url.rsplit("=", 1)[1]
+        assert not opens(viewer.url, origin=proxy)
+        viewer.show_in_notebook(height=640)
+        assert called == [
+            (f"google.colab.kernel.proxyPort({port})",),
+            (port, f"/{token}/", "640"),
+        ]
+        assert "Colab's proxy has carried no websockets" in capsys.readouterr().out
+        assert opens(viewer.url, origin=proxy)
+        assert not opens(viewer.url, origin="https://other.us-west4-0.prod.colab.dev")
+        assert not opens(place_of(viewer), origin=proxy), "it needs the token as well"
+        host = {"Host": proxy.removeprefix("https://")}
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("GET", f"/{token}/", headers=host)
+        assert connection.getresponse().status == 200
+        connection.close()

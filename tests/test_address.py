@@ -62,7 +62,7 @@ def test_name_resolution_times_out_when_the_name_server_does_not_answer(monkeypa
     start = time.monotonic()
     with pytest.raises(ValueError, match=r"host='far\.away': not resolved within 0\.8 s"):
         Viewer(host="far.away", port=0)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 1.5  # 1 s, and slack for a busy machine
 
 
 @has_ipv6

@@ -25,6 +25,7 @@ from brax_viser.sandbox.simulation import Sandbox
 from brax_viser.sandbox.transplant import Transplant
 from brax_viser.scene.robots import PARKED
 from tests.conftest import Page, eventually
+from tests.recorded import Kept, recording_of
 from tests.support import Probe
 from tests.test_detail import CHOSEN, NUM_ENVS, Rollout, suite_env
 from tests.test_twin import frame_of
@@ -54,6 +55,7 @@ def viewer(pendulums) -> Iterator[Viewer]:
     viewer, probe = pendulums.viewer, Probe(pendulums.viewer)
     yield viewer
     told(viewer, lambda do: viewer.close_sandbox())
+    probe.now(probe.replay.close)
     viewer.twins, viewer.selected_env, viewer.mode = 0, None, "every_step"
     probe.now(lambda: setattr(probe.sandbox_session, "trained", None))
     eventually(lambda: not probe.server.get_clients(), "the page of this test is gone")
@@ -102,7 +104,7 @@ def test_a_fork_has_the_pose_of_its_robot_and_moves_no_other_robot(viewer, rollo
     assert not (np.abs(block._origins[:, :2] - places[:, None, :2]) < 0.5).all(axis=-1).any()
     assert block.drawn_envs.tolist() == [CHOSEN]
     # The title is updated after the robots.
-    eventually(lambda: f"sandbox of env {CHOSEN}" in block._title.text, "it says whose it is")
+    eventually(lambda: f"sandbox of env {CHOSEN}" in block.title._label.text, "it says whose it is")
     detail = frame.detail
     sandbox = viewer.sandbox.do(lambda sandbox: sandbox).result(timeout=60)
     assert [d.env for d in sandbox._details] == [CHOSEN] * 4
@@ -274,7 +276,7 @@ def test_twins_and_a_sandbox_are_shown_together_and_another_fork_replaces_it(
     assert viewer.sandbox is not first
     assert Probe(viewer).scene.blocks[ASIDE].drawn_envs.tolist() == [1]
     frame = rollout.step()
-    ghosts = Probe(viewer).scene.blocks["train"]._ghosts
+    ghosts = Probe(viewer).scene.blocks["train"]._ghosts.robots
     assert frame.ghost is not None and ghosts is not None
     assert np.asarray(ghosts.handles[0].batched_positions)[0, 2] != PARKED[2]
 
@@ -424,6 +426,37 @@ def test_the_page_keeps_running_while_the_sandboxs_robot_is_read(viewer, rollout
     eventually(sees_all, "the camera is back")
 
 
+def test_recorded_episodes_are_not_played_out_of_sight_of_a_page_at_the_sandbox(viewer, rollout):
+    probe = Probe(viewer)
+    scene, client = probe.scene, next(iter(probe.server.get_clients().values()))
+    home = tuple(client.camera.position)
+    told(viewer, lambda do: do.fork(client.client_id))
+    eventually(lambda: viewer.sandbox and panel(viewer).drivers, "it runs", timeout=120)
+    at_sandbox = lambda: client.client_id in scene._visitors  # noqa: E731
+    eventually(at_sandbox, "the camera of its page is there", timeout=120)
+    assert not np.allclose(client.camera.position, home)
+    probe.keep(Kept(recording_of(rollout.env._adapter.mj_model, 0)))
+
+    def sees_all() -> bool:
+        pose = framing_camera(scene._scale * scene._bounds, aspect=client.camera.aspect)
+        return np.allclose(client.camera.position, pose.position)
+
+    assert not sees_all()
+    probe.now(probe.replay.toggle)
+    eventually(sees_all, "the robots that play are in the picture")
+    assert viewer.sandbox is not None, "which goes on"
+    # A page that has left the sandbox by itself keeps its view.
+    probe.now(probe.replay.close)
+    probe.now(lambda: probe.sandbox_view.look_at(client.camera))
+    eventually(lambda: not sees_all(), "it is at the sandbox again")
+    told(viewer, lambda do: do.see_all(client.client_id))
+    mine = np.add(home, (0.5, 0.0, 0.0))
+    client.camera.position = mine
+    probe.now(probe.replay.toggle)
+    eventually(lambda: probe.shared.control.replayed, "they play once more")
+    np.testing.assert_allclose(client.camera.position, mine)
+
+
 def test_after_the_training_its_policy_plays_on_until_another_training_begins(viewer, rollout):
     probe = Probe(viewer)
     viewer.policy_params_fn(1000, leaning, {"push": np.float32(0.0)})
@@ -463,8 +496,9 @@ def test_after_the_training_any_robot_can_be_forked_at_the_start_of_an_episode(
     eventually(lambda: viewer.sandbox and panel(viewer).drivers, "it plays on, unselected")
     assert panel(viewer).env == frame.env_index[0] and panel(viewer).begins
     viewer.selected_env = CHOSEN  # its details can't come any more
-    forked(viewer)
-    assert panel(viewer).env == CHOSEN and panel(viewer).begins
+    forked(viewer)  # perhaps still with the sandbox that plays on
+    eventually(lambda: panel(viewer).env == CHOSEN and panel(viewer).drivers, "it is forked")
+    assert panel(viewer).begins
     pose = viewer.sandbox.do(lambda sandbox: sandbox.reset() or sandbox.pose).result(timeout=60)
     np.testing.assert_array_equal(pose.detail.qpos, pendulums.env._adapter.init_qpos)
     pendulums.step()

@@ -49,7 +49,7 @@ def test_train_prints_the_address_first_learns_and_saves_the_policy(tmp_path):
 def test_another_trainer_learns_and_saves_its_policy(tmp_path):
     done = run(
         *"train inverted_pendulum --trainer ars --backend spring --num-envs 4".split(),
-        *"--num-timesteps 1 --port 0 --grid 2 2 --save-dir saved --no-keep-open".split(),
+        *"--num-timesteps 1 --port 0 --grid 2 2 --run-dir saved --no-keep-open".split(),
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -18,6 +18,7 @@ from brax import envs
 
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.device.episode import EpisodeLog
+from brax_viser.device.host_call import LAUNCH, VARIABLE
 from brax_viser.env import INFO_KEY
 from brax_viser.host.mailbox import CAPACITY
 from brax_viser.host.selection import Selection
@@ -41,8 +42,8 @@ of the last episode, whether it was reset, finite."""
 class Training:
     """A rollout of 4,096 environments, stepped on request or continuously, in one viewer."""
 
-    def __init__(self, viewer: Viewer):
-        self.viewer = viewer
+    def __init__(self, viewer: Viewer, *, launched: bool = False):
+        self.viewer, self.launched = viewer, launched
         env = VisualizedEnv(FallingCartPole("positional"), grid=(8, 8), viewer=viewer)
         self.env = envs.training.wrap(env, episode_length=100)
         self._reset = jax.jit(self.env.reset)
@@ -92,10 +93,12 @@ class Training:
         self.state = self._reset(self._keys)
 
 
-@pytest.fixture(scope="module")
-def the_training() -> Iterator[Training]:
-    with Viewer(port=0, mode="every_step") as viewer:
-        yield Training(viewer)
+@pytest.fixture(scope="module", params=["countdown", pytest.param(LAUNCH, marks=pytest.mark.full)])
+def the_training(request) -> Iterator[Training]:
+    with pytest.MonkeyPatch.context() as patch, Viewer(port=0, mode="every_step") as viewer:
+        if request.param == LAUNCH:
+            patch.setenv(VARIABLE, LAUNCH)
+        yield Training(viewer, launched=request.param == LAUNCH)
 
 
 @pytest.fixture
@@ -124,7 +127,7 @@ def test_only_the_64_drawn_of_4096_envs_are_transferred(training):
     after = training.viewer.stats()
     assert after.streams["train"].num_envs == NUM_ENVS
     assert after.frames - before.frames == 10
-    header = HEADER_HEAD + len(HEADER_COLUMNS) * NUM_DRAWN
+    header = 0 if training.launched else HEADER_HEAD + len(HEADER_COLUMNS) * NUM_DRAWN
     assert after.bytes_moved - before.bytes_moved == 10 * 4 * (NUM_DRAWN * ROW + header)
 
 
@@ -163,9 +166,12 @@ def test_the_true_worst_best_or_just_terminated_of_4096_envs_are_drawn(training,
     log = training.log()
     expected = ranked(log, rule, rank_by)
     eventually(lambda: on_screen(training) == expected.tolist(), f"the {rule} are drawn")
+    moved = training.viewer.stats().bytes_moved - before.bytes_moved
+    if training.launched:  # all are copied, and ranked by the host
+        assert moved == 4 * (NUM_ENVS + NUM_DRAWN) * ROW
+        return
     # Ranking costs a second push: the envs that the device ranks first, to compare over devices.
     # A third one had already been granted for the envs that were drawn before.
-    moved = training.viewer.stats().bytes_moved - before.bytes_moved
     assert moved == 3 * 4 * (NUM_DRAWN * ROW + HEADER_HEAD + len(HEADER_COLUMNS) * NUM_DRAWN)
 
 
@@ -449,14 +455,14 @@ def test_evaluation_and_training_are_distinguished_and_shown_side_by_side(traini
     assert spans[0].min() > spans[1].max()  # side by side, without overlap
 
     def titled() -> bool:  # titles are updated after the robots
-        titles = [block._title.text for block in blocks().values()]
+        titles = [block.title._label.text for block in blocks().values()]
         return all(map(str.startswith, titles, ("Training · step", "Evaluation · step")))
 
     eventually(titled, "each says what it is")
     viewer.show = "train"
     training.steps()
     eventually(lambda: list(blocks()) == ["train"], "training alone again")
-    assert not blocks()["train"]._title.visible
+    assert not blocks()["train"].title._label.visible
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """Ctrl-C during `brax-viser train`, as a user presses it."""
 
+import contextlib
+import os
+import pickle
 import re
 import signal
 import subprocess
@@ -16,6 +19,7 @@ from brax.io import model
 from viser import _messages as messages
 
 from benchmarks.client import SUBPROTOCOL, answers_to, hello, messages_of
+from brax_viser.cli.ctrl_c import IMPATIENCE
 from tests.conftest import eventually
 
 COMMAND = Path(sys.executable).with_name("brax-viser")
@@ -131,6 +135,38 @@ def test_ctrl_c_ends_the_command_during_imports(tmp_path, seconds):
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("seconds", [0.5, 8.0])
+def test_presses_end_a_command_whose_output_is_stuck(tmp_path, seconds):
+    """As in a terminal that Ctrl-S has stopped, or behind a pager that reads no more."""
+    unread, full = os.pipe()
+    os.set_blocking(full, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(full, b"line\n"):
+            pass
+    os.set_blocking(full, True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "brax_viser", "train", "ant", "--port", "0"],
+        cwd=tmp_path,
+        stdout=full,
+        stderr=full,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        time.sleep(seconds)
+        # Two will do, unless both come while one function of C runs: that counts as one press.
+        for _ in range(round(SECONDS / (IMPATIENCE + 1.0))):
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=IMPATIENCE + 1.0)
+                break
+        assert process.returncode == 130
+    finally:
+        process.kill()
+        process.wait()
+        os.close(full)
+        os.close(unread)
+
+
 def test_ctrl_c_ends_a_training_that_compiles(start):
     training = start("ant --num-envs 32")
     training.watch("Compiling the training step")
@@ -168,6 +204,34 @@ def test_ctrl_c_ends_a_held_training_and_the_newest_policy_is_saved(start):
     assert training.end() == 130
     assert "Stopped in mid-training." in training.output
     assert training.saved() and "Policy saved to saved/policy" in training.output
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_ctrl_c_while_the_policy_is_saved_loses_it_only_if_it_is_pressed_again(
+    start, tmp_path, patient
+):
+    disk = tmp_path / "saved" / "policy.part"
+    disk.parent.mkdir()
+    os.mkfifo(disk)  # a disk that takes nothing until it is read from
+    training = start(f"inverted_pendulum {LONG.replace('500000000', '2000000')}")
+    training.watch("Evaluation reward")
+    training.interrupt()
+    eventually(lambda: "Stopped in mid-training." in training.output, "it stops", timeout=SECONDS)
+    if not patient:
+        time.sleep(IMPATIENCE + 0.1)
+    training.interrupt()
+    pressed = time.monotonic()
+    if patient:
+        normalizer, policy = pickle.loads(disk.read_bytes())
+        assert len(policy) and float(normalizer.count.lo) > 0
+        assert training.end() == 130
+        assert "Policy saved to saved/policy" in training.output
+        assert "Stopped at once" not in training.output
+    else:
+        assert training.end() == 130
+        assert time.monotonic() - pressed < 5, "at once"
+        assert "Stopped at once: nothing more is saved." in training.output
+        assert "Policy saved" not in training.output
 
 
 def test_ctrl_c_after_the_training_ends_the_command_without_an_error(start):

@@ -22,7 +22,7 @@ from brax_viser.panel.curve_lines import (
     plot_of,
     terms_of,
 )
-from brax_viser.panel.curves import _limits
+from brax_viser.panel.curves import NOT_LOGARITHMIC, _limits
 from brax_viser.records.frame import Detail, Frame
 from tests.conftest import Page, eventually
 from tests.support import Probe
@@ -138,6 +138,11 @@ def test_the_plot_appears_with_the_first_number_and_shows_what_was_reported(
     curves._choose("loss")
     curves._again(None)
     eventually(lambda: curves._plot.data[0].tolist() == [500], "the other metric is drawn")
+    Probe(viewer).use(curves._log, True)
+    eventually(lambda: curves._plot.scales["y"]["distr"] == 3, "all values are above 0")
+    assert NOT_LOGARITHMIC not in curves._legend.content
+    viewer.log(2500, {"loss": -0.1})
+    eventually(lambda: NOT_LOGARITHMIC in curves._legend.content, "it says why it is linear again")
     assert viewer.stats().frames == 0
 
 

@@ -41,8 +41,8 @@ SCRIPT = """
         training.start()
 
         def steps():
-            pacer = source_of(env).rollouts["train"].pacer
-            return [pacer.steps_of(shard) for shard in range(4)]
+            of = source_of(env).rollouts["train"].steps.of
+            return [of[shard].env_steps for shard in range(4)]
 
         def held_at(step):
             parts = [hold._parts.get(("train", shard)) for shard in range(4)]

@@ -1,5 +1,6 @@
 """Checks the documentation: its snippets run, and its commands, options and names exist."""
 
+import ast
 import functools
 import importlib
 import importlib.util
@@ -42,6 +43,10 @@ snippet's settings, overridden by those of `SMALL`."""
 RUN_DIRECTORY = "run directory"
 """A mark before a Python snippet, `<!-- test: run directory -->`: it runs in a folder in which
 `runs/ant` is a run directory."""
+
+FRAGMENT = "py"
+"""Language of blocks that do not run by themselves: parts of a script of the reader's, or with a
+package that the tests do not install. tests/test_other_trainers.py and examples/ run the like."""
 
 SMALL: dict[str, Any] = dict(
     num_timesteps=16,
@@ -268,4 +273,18 @@ def test_the_snippets_are_found():
     assert {"README.md", "usage.md", "environments.md"} <= {snippet.page for snippet in python}
     assert {"README.md", "usage.md", "performance.md"} <= {snippet.page for snippet in shell}
     fences = sum(len(re.findall(r"^```\w", page.read_text(), re.MULTILINE)) for page in PAGES)
-    assert fences == len(snippets("python", "sh"))
+    assert fences == len(snippets("python", "sh", FRAGMENT))
+
+
+@pytest.mark.parametrize("fragment", snippets(FRAGMENT), ids=lambda fragment: fragment.name)
+def test_fragments_are_python_and_what_they_import_of_ours_exists(fragment):
+    tree = ast.parse(fragment.code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("brax"):
+            # Without importing it: packages that it needs may be missing here.
+            found = importlib.util.find_spec(node.module or "")
+            assert found is not None and found.origin is not None
+            for alias in node.names:
+                assert alias.name in Path(found.origin).read_text() or importlib.util.find_spec(
+                    f"{node.module}.{alias.name}"
+                )

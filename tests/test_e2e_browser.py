@@ -1,5 +1,6 @@
 """Uses the page as a person does: a real training, a real browser, real clicks."""
 
+import contextlib
 import io
 import re
 import subprocess
@@ -19,20 +20,27 @@ WINDOW = {"width": 960, "height": 640}
 """px. As small as possible: the CPU that trains also renders each pixel."""
 
 PANEL = 324
-SCENE = {"x": 10, "y": 80, "width": WINDOW["width"] - PANEL - 20, "height": WINDOW["height"] - 90}
+BAR = 86  # px: height of the time bar, which moves as long as the training does
+SCENE = {
+    "x": 10,
+    "y": 80,
+    "width": WINDOW["width"] - PANEL - 20,
+    "height": WINDOW["height"] - BAR - 90,
+}
 """The part of the window that shows nothing but robots."""
 
 COUNTS = {None: 1, " k": 1e3, " M": 1e6, " G": 1e9}
 
 
-@pytest.fixture(scope="module")
-def training(tmp_path_factory) -> Iterator[str]:
+@contextlib.contextmanager
+def trained(env: str, folder: Path) -> Iterator[str]:
     """Starts `brax-viser train` as a user does; yields its URL."""
     command = Path(sys.executable).with_name("brax-viser")
-    log = (tmp_path_factory.mktemp("training") / "log").open("w+")
+    log = (folder / "log").open("w+")
+    # Far more steps than the test will take: it must still be running at the end.
+    options = "--grid 3 3 --num-envs 64 --num-timesteps 500000000 --port 0"
     process = subprocess.Popen(
-        # Far more steps than the test will take: it must still be running at the end.
-        f"{command} train ant --grid 3 3 --num-envs 64 --num-timesteps 500000000 --port 0".split(),
+        [command, "train", env, *options.split()],
         stdout=log,
         stderr=subprocess.STDOUT,
     )
@@ -50,6 +58,13 @@ def training(tmp_path_factory) -> Iterator[str]:
     yield url
     process.kill()
     process.wait()
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory) -> Iterator[str]:
+    """The URL of the training that most of the tests share."""
+    with trained("ant", tmp_path_factory.mktemp("training")) as url:
+        yield url
 
 
 def new_page(chromium):
@@ -182,8 +197,18 @@ def return_of_the_selected(page) -> float:
     return float(found[1].replace(",", ""))
 
 
-def test_the_switch_stops_the_robots_on_all_pages_and_starts_them_again(chromium, page, training):
+@pytest.fixture
+def swinging(tmp_path_factory) -> Iterator[str]:
+    """The URL of a training that compiles sooner."""
+    with trained("inverted_pendulum", tmp_path_factory.mktemp("swinging")) as url:
+        yield url
+
+
+def test_the_switch_stops_the_robots_on_all_pages_and_starts_them_again(chromium, swinging):
+    page = new_page(chromium)
+    page.goto(swinging)
     switch = page.get_by_label("Streaming")
+    switch.wait_for(timeout=60_000)
     assert switch.is_checked()
     # Before XLA has compiled anything, the page shows robots and why they stand still.
     page.get_by_text(re.compile("Compiling|Live")).wait_for(timeout=60_000)
@@ -200,7 +225,7 @@ def test_the_switch_stops_the_robots_on_all_pages_and_starts_them_again(chromium
     assert not moved(page, 1.0)
 
     other = new_page(chromium)
-    other.goto(training)
+    other.goto(swinging)
     elsewhere = other.get_by_label("Streaming")
     elsewhere.wait_for(timeout=60_000)
     eventually(lambda: not elsewhere.is_checked(), "both pages show one state", timeout=60)
@@ -208,6 +233,7 @@ def test_the_switch_stops_the_robots_on_all_pages_and_starts_them_again(chromium
     eventually(switch.is_checked, "the first page follows the second", timeout=60)
     other.close()
     eventually(lambda: moved(page, 1.0), "robots move again", timeout=60)
+    page.close()
 
 
 @pytest.mark.usefixtures("live")

@@ -11,7 +11,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from brax_viser.device import host_call
 from brax_viser.device.emit import emit, shard_of_this_device
+from brax_viser.device.tie import tied
+from brax_viser.records.decision import Decision, RowRequest
 from brax_viser.records.protocol import (
+    ANSWER_HEAD,
     BEST,
     BY_MEASURE,
     FINITE,
@@ -40,13 +43,23 @@ from brax_viser.records.protocol import (
 
 @pytest.fixture(autouse=True, params=host_call.MECHANISMS)
 def mechanism(request, monkeypatch):
-    """Runs all tests of this file with both ways of calling the host."""
+    """Runs all tests of this file with both mechanisms of the countdown."""
     monkeypatch.setenv(host_call.VARIABLE, request.param)
     return request.param
 
 
+by_launch_too = pytest.mark.parametrize(
+    "mechanism", (*host_call.MECHANISMS, host_call.LAUNCH), indirect=True
+)
+"""For tests of what the way of CUDA must do as well. The others are of the countdown alone: of its
+grants, of what it ranks and checks on the device, and of its program."""
+
+
 class RecordingHost:
-    """A host that gives the same answer to every `ask`, and records the calls."""
+    """A host that gives the same answer to every `ask`, and records the calls. On the way of CUDA
+    it takes the same decision about each step, and records what arrives."""
+
+    waits, stops_within = True, False
 
     def __init__(
         self,
@@ -70,6 +83,7 @@ class RecordingHost:
         self.details: list[dict[str, np.ndarray]] = []
         self.headers: list[dict[str, np.ndarray]] = []
         self.rules: list[int] = []  # of pushes
+        self.lanes: dict[tuple[str, int], object] = {}
 
     def answer(self, origin, push):
         assert origin.num_rows == min(self.capacity, origin.num_envs)
@@ -99,6 +113,36 @@ class RecordingHost:
             answer[1] = next(self.skips)
         return answer
 
+    def basis(self, role):
+        return ()
+
+    def decide(self, origin, countdown, shard, *, hidden):
+        self.asked.append((origin, countdown, shard))
+        return self.decision(origin, self.push_wanted)
+
+    def decision(self, origin, push):
+        rows = self.answer(origin, push)[ANSWER_HEAD:]
+        request = RowRequest(rows, rows, 1, rows, frozenset(rows.tolist()), rows)
+        env = None if self.detail == NOBODY else self.detail
+        return Decision(self.skip, int(push), self.rule, request, env)
+
+    def shipment(self, origin, shard, decision, ahead=0):
+        return origin
+
+    def sent(self, shipment):
+        return self.decision(shipment, len(self.pushed) % (1 + self.again) != 0)
+
+    def arrived(self, shipment, layout, rows, detail, seconds):
+        self.pushed.append((shipment, unpack(layout, rows)))
+        fields = {} if detail is None else unpack(shipment.detail, detail[None])
+        self.details.append({name: x[0] for name, x in fields.items()})
+
+    def counted(self, shipment, count):
+        assert count >= FRESH
+
+    def failed(self, where, error):
+        raise error
+
 
 def step(host, x, countdown, kept=False):
     """Takes a toy step: doubles the state and emits it. No step is ever granted."""
@@ -115,7 +159,13 @@ def granted_step(host, x, countdown, rows, kept=False):
         "episode_return": x[..., 0],
         "since_termination": jnp.full(x.shape[:-1], NEVER, jnp.int32),
     }
-    return x, *emit(host, "train", countdown, rows, shard, num_shards, payload, state_is_kept=kept)
+    kept = emit(host, "train", countdown, rows, shard, num_shards, payload, state_is_kept=kept)
+    return tied(x, kept[0]), *kept
+
+
+def first_of(mechanism):
+    """Returns the countdown of a first step: no state has one on the way of CUDA."""
+    return 0 if mechanism == host_call.LAUNCH else FRESH
 
 
 def run(function, *args):
@@ -127,7 +177,8 @@ def run(function, *args):
 @pytest.mark.parametrize("num_envs", [1, 8, 256])
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 @pytest.mark.parametrize("kept", [False, True], ids=["io_callback", "pure_callback"])
-def test_vmapped_step_calls_the_host_once_per_batch(num_envs, jit, kept):
+@by_launch_too
+def test_vmapped_step_calls_the_host_once_per_batch(num_envs, jit, kept, mechanism):
     host = RecordingHost(push=True)
     function = jax.vmap(partial(step, host, kept=kept))
     x = jnp.arange(3.0 * num_envs).reshape(num_envs, 3)
@@ -136,13 +187,14 @@ def test_vmapped_step_calls_the_host_once_per_batch(num_envs, jit, kept):
     )
     assert len(host.asked) == len(host.pushed) == 1
     origin, left, shard = host.asked[0]
-    assert (origin.num_envs, left, shard) == (num_envs, FRESH, 0)
+    assert (origin.num_envs, left, shard) == (num_envs, first_of(mechanism), 0)
     assert countdown.shape == (num_envs,)
     drawn = min(4, num_envs)
     np.testing.assert_array_equal(host.pushed[0][1]["pos"], 2 * x[:drawn])
 
 
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+@by_launch_too
 def test_a_single_env_without_vmap_is_a_batch_of_one(jit):
     host = RecordingHost(push=True)
     function = partial(step, host)
@@ -152,6 +204,7 @@ def test_a_single_env_without_vmap_is_a_batch_of_one(jit):
     assert host.pushed[0][1]["pos"].shape == (1, 3)
 
 
+@by_launch_too
 def test_nested_vmaps_three_deep_are_one_batch():
     host = RecordingHost(push=True, capacity=24, rows=np.arange(24))
     function = jax.jit(jax.vmap(jax.vmap(jax.vmap(partial(step, host)))))
@@ -164,6 +217,7 @@ def test_nested_vmaps_three_deep_are_one_batch():
 
 @pytest.mark.parametrize("order", ["scan of vmap", "vmap of scan"])
 @pytest.mark.parametrize("kept", [False, True], ids=["io_callback", "pure_callback"])
+@by_launch_too
 def test_scan_calls_the_host_once_per_batched_step(order, kept):
     host = RecordingHost(push=True)
 
@@ -181,7 +235,8 @@ def test_scan_calls_the_host_once_per_batched_step(order, kept):
     assert seen == [2.0**i for i in range(1, 11)]
 
 
-def test_the_answer_decides_when_the_host_is_asked_again():
+@by_launch_too
+def test_the_answer_decides_when_the_host_is_asked_again(mechanism):
     host = RecordingHost(push=False, skip=3)
 
     def body(carry, _):
@@ -190,16 +245,19 @@ def test_the_answer_decides_when_the_host_is_asked_again():
     start = (jnp.ones((8, 3)), jnp.full(8, FRESH, jnp.int32))
     run(jax.jit(lambda c: jax.lax.scan(body, c, None, length=12)[0]), start)
     # Steps 0, 4 and 8 of 12: each answer skips three.
-    assert [left for _, left, _ in host.asked] == [FRESH, 0, 0]
+    assert [left for _, left, _ in host.asked] == [first_of(mechanism), 0, 0]
     assert not host.pushed
 
 
-def test_chosen_rows_are_gathered_on_the_device():
+@by_launch_too
+def test_chosen_rows_are_gathered_on_the_device(mechanism):
     host = RecordingHost(push=True, rows=[7, 0, 2, 2])
     x = jnp.arange(24.0).reshape(8, 3)
     run(jax.jit(jax.vmap(partial(step, host))), x, jnp.full(8, FRESH, jnp.int32))
     np.testing.assert_array_equal(host.pushed[0][1]["pos"], 2 * x[jnp.array([7, 0, 2, 2])])
     assert host.pushed[0][1]["finite"].tolist() == [1.0] * 4
+    if mechanism == host_call.LAUNCH:
+        return
     assert host.headers[0]["row"].tolist() == [7, 0, 2, 2]
     np.testing.assert_array_equal(
         host.headers[0]["return_bits"].view(np.float32), 2 * x[jnp.array([7, 0, 2, 2]), 0]
@@ -302,6 +360,7 @@ def test_a_step_is_granted_with_or_without_its_coordinates(with_detail):
 
 
 @pytest.mark.parametrize("wanted", [5, NOBODY])
+@by_launch_too
 def test_one_envs_details_are_sent_with_the_rows_if_they_are_asked_for(wanted):
     host = RecordingHost(push=True, rows=[7, 0, 2, 2], detail=wanted)
 
@@ -322,6 +381,7 @@ def test_one_envs_details_are_sent_with_the_rows_if_they_are_asked_for(wanted):
     np.testing.assert_array_equal(host.details[0]["frame"], x[5][None] - 1)
 
 
+@by_launch_too
 def test_the_host_may_ask_for_other_rows_of_the_same_step():
     host = RecordingHost(push=True, again=2)
 
@@ -472,17 +532,19 @@ def test_a_reset_of_some_envs_does_not_make_the_batch_ask():
     assert countdown.tolist() == [4, 4, 4, 4]
 
 
+@by_launch_too
 def test_the_call_survives_although_the_state_is_not_used():
     host = RecordingHost(push=True)
 
     def reward_only(x, countdown):
         x, _ = jax.vmap(partial(step, host))(x, countdown)
-        return jnp.zeros(())  # neither the state nor the countdown is used
+        return x[0, 0]  # the countdown is not used
 
     run(jax.jit(reward_only), jnp.ones((8, 3)), jnp.full(8, FRESH, jnp.int32))
     assert len(host.asked) == len(host.pushed) == 1
 
 
+@by_launch_too
 def test_derivatives_are_unchanged():
     host = RecordingHost(push=True)
     countdown = jnp.full(8, FRESH, jnp.int32)
@@ -497,6 +559,7 @@ def test_derivatives_are_unchanged():
     assert len(host.pushed) == 2
 
 
+@by_launch_too
 def test_an_unbatched_payload_under_vmap_is_broadcast_over_the_batch():
     host = RecordingHost(push=True)
 
@@ -530,12 +593,14 @@ def test_rows_are_not_checked_for_finiteness_when_the_host_is_only_asked():
     assert "is_finite" not in operations(program.jaxpr, sent=False)
 
 
+@by_launch_too
 def test_shape_evaluation_does_not_call_the_host():
     host = RecordingHost(push=True)
     jax.eval_shape(jax.vmap(partial(step, host)), jnp.ones((8, 3)), jnp.full(8, FRESH, jnp.int32))
     assert not host.asked
 
 
+@by_launch_too
 def test_pmap_passes_on_the_index_of_the_shard():
     host = RecordingHost(push=True)
     devices = jax.local_device_count()
@@ -545,6 +610,7 @@ def test_pmap_passes_on_the_index_of_the_shard():
     assert {origin.num_shards for origin, *_ in host.asked} == {devices}
 
 
+@by_launch_too
 def test_a_batch_sharded_by_the_compiler_is_one_batch():
     host = RecordingHost(push=True)
     mesh = jax.make_mesh(

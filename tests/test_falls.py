@@ -82,10 +82,12 @@ def test_the_steps_received_before_a_fall_are_played_up_to_it():
 
 def test_steps_of_an_earlier_episode_or_before_a_gap_are_not_played():
     falls = Falls(DT)
+    falls.wanted = True
     for step in (1, 2, 3, 6, 7, 8):
         falls.add(frame_at(step, since=[step - 6 if step >= 6 else NEVER, NEVER], length=[1, step]))
     assert len(falls._falls[3].poses) == 1  # the steps before it were not received
     falls = Falls(DT)
+    falls.wanted = True
     for step, length in ((1, 8), (2, 9), (3, 1), (4, 2), (5, 3)):
         falls.add(frame_at(step, since=[0 if step == 5 else NEVER, NEVER], length=[length, step]))
     assert [float(pos[0, 0, 0]) for pos, _ in falls._falls[3].poses] == [3, 4, 5]
@@ -97,6 +99,25 @@ def test_an_env_that_is_reset_within_the_step_is_shown_as_it_was_before():
     falls.add(frame_at(5, since=[0, NEVER], was_reset=reset))
     view = falls.shown(view_of(frame_at(5, since=[0, NEVER])), 99.0, 1.0)
     assert view.link_pos[:, 0, 0].tolist() == [4, 5]
+
+
+def test_falls_are_looked_for_once_they_are_shown_and_from_then_on_none_is_missed():
+    falls, many = Falls(DT), 3 * round(SECONDS / DT)
+    for step in range(1, many):
+        since = [step % 5, max(step - 3, 0) if step >= 3 else NEVER]
+        falls.add(frame_at(step, since=since, length=[1 + step % 5, step]))
+    assert not falls._falls
+    last = view_of(frame_at(many - 1, since=[(many - 1) % 5, many - 4]))
+    shown = falls.shown(last, 0.0, 1.0)
+    # The second one fell too long ago, but the device tells its last fall.
+    assert shown.frame.fell is not None and shown.frame.fell.tolist() == [True, False]
+    falls.add(frame_at(many, since=[many % 5, 0], length=[1, many]))
+    for step in range(many + 1, 3 * many):
+        falls.add(frame_at(step, since=[NEVER, step - many], length=[step, step]))
+    last = view_of(frame_at(3 * many, since=[NEVER, 2 * many]))
+    falls.shown(last, 50.0, 1.0)
+    shown = falls.shown(last, 99.0, 1.0)
+    assert shown.link_pos[1, 0, 0] == many
 
 
 def test_a_fallen_robot_is_shown_without_its_present_details_and_ghost():

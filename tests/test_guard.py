@@ -18,13 +18,14 @@ from viser import _messages as messages
 from websockets.datastructures import Headers
 
 from benchmarks.client import SUBPROTOCOL, hello, is_last_of_replay, messages_of, websocket_of
-from brax_viser import Viewer
+from brax_viser import Viewer, VisualizedEnv
 from brax_viser.page import server as server_module
 from brax_viser.page.access import Access
 from brax_viser.page.gate import Gate, check_origins
 from brax_viser.page.guard import LARGEST, fits
 from tests.conftest import Page, eventually
 from tests.support import Probe, port_of
+from tests.toy import Toy
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +67,16 @@ def connects(viewer: Viewer, **headers: str) -> bool:
         return False
 
 
-OWN = ["127.0.0.1:{port}", "localhost:{port}", "[::1]:{port}", "lab.localhost", "10.1.2.3:80"]
-FOREIGN = ["evil.example", "evil.example:{port}", "localhost.evil.example", "a@127.0.0.1", ""]
+OWN = [
+    *("127.0.0.1:{port}", "localhost:{port}", "[::1]:{port}", "lab.localhost", "10.1.2.3:80"),
+    *("LocalHost:{port}", "[::FFFF:127.0.0.1]:{port}"),
+]
+FOREIGN = [
+    *("evil.example", "evil.example:{port}", "localhost.evil.example", "a@127.0.0.1", ""),
+    *("EVIL.example", "evil.example.", "127.0.0.1.evil.example", "[::1].evil.example:{port}"),
+    *("[::1]evil.example", "[evil.example]", "127.0.0.1,evil.example", "127.0.0.1:{port}:80"),
+    *("127.0.0.1:x", "::1", "[", "[]", ":{port}", "127.0.0.1 evil.example"),
+]
 
 
 @pytest.mark.parametrize("host", [*OWN, "hub.example.org", socket.gethostname()])
@@ -91,6 +100,13 @@ def test_other_names_are_refused_as_a_site_may_have_them_resolved_to_this_machin
         ("http://127.0.0.1:9", False),  # another server of this machine
         ("http://localhost:{port}", False),  # the host is 127.0.0.1
         ("https://hub.example.org.evil.example", False),
+        ("HTTP://127.0.0.1:{port}", True),
+        ("http://[::1].evil.example:{port}", False),
+        ("http://127.0.0.1.:{port}", False),
+        ("http://127.0.0.1:{port}@evil.example", False),
+        ("http://127.0.0.1:{port}.evil.example", False),
+        ("file://", False),
+        ("", False),
         ("null", False),
     ],
 )
@@ -201,12 +217,27 @@ WRONG = {
     "a click of two numbers": lambda p: messages.ScenePointerMessage(
         "click", (0.0, 0.0), (1.0, 0.0), ((0.5, 0.5),), None
     ),
+    "a handle of two numbers": lambda p: messages.TransformControlsUpdateMessage(
+        "/sandbox", (1.0, 0.0, 0.0, 0.0), (0.0, 0.0)
+    ),
+    "a handle at infinity": lambda p: messages.TransformControlsUpdateMessage(
+        "/sandbox", (1.0, 0.0, 0.0, 0.0), (0.0, math.inf, 0.0)
+    ),
+    "an upload of no size": lambda p: msgspec.msgpack.encode(
+        {**msgspec.msgpack.decode(encoded(upload(p))), "size_bytes": 1e300}
+    ),
     "a public address": lambda p: messages.ShareUrlRequest(),
     "a message to pages": lambda p: messages.ReplayDoneMessage(),
     "no message": lambda p: b"\x93\x01\x02\x03",
     "an unknown message": lambda p: msgspec.msgpack.encode({"type": "Nonsense"}),
     "a huge upload": lambda p: messages.FileTransferStartUpload("a", "b", "c", "d", 1, 10**17),
 }
+
+
+def upload(panel: Any) -> Any:
+    """An upload into a box."""
+    box = panel.watch._streaming._impl.uuid
+    return messages.FileTransferStartUpload(box, "an upload", "a.txt", "text/plain", 1, 100)
 
 
 @pytest.mark.parametrize("kind", WRONG)
@@ -236,6 +267,50 @@ def test_a_number_that_is_too_large_is_not_taken_and_costs_nobody_the_page(serve
     page.send(update(panel(served).watch._streaming, value=True))
     eventually(lambda: served.streaming, "and back")
     page.socket.close()
+
+
+NUMBERS = [2**53, -(2**53), 10**18, 2**63, 2**64 - 1, 1e22, -1e300, 1e-300, 0.5, -1, 0]
+TEXTS = ["9" * 22, f"0-{'9' * 22}", "nan", "inf", "-1", "0-99999999", "1e400", "\x00", "%s", ""]
+
+
+def test_no_number_and_no_text_in_any_widget_ends_the_page():
+    with Viewer(port=0) as viewer:
+        VisualizedEnv(Toy(), grid=(2, 2), viewer=viewer)
+        probe, page, tried = Probe(viewer), Hostile(viewer), 0
+        widgets = list(probe.server.gui._gui_input_handle_from_uuid.values())
+        for widget in widgets:
+            value = widget._impl.value
+            if isinstance(value, bool):
+                continue
+            several = len(value) if isinstance(value, tuple) else 0
+            for wrong in TEXTS if isinstance(value, str) else NUMBERS:
+                page.send(update(widget, value=[wrong] * several if several else wrong))
+                tried += 1
+        assert tried > 100
+        assert not page.is_disconnected()
+        eventually(lambda: not probe.page.inbox, "all is carried out")
+        assert probe.shared.fault is None
+        new = Hostile(viewer)
+        new.received(until=lambda message: message["type"] == "ReplayDoneMessage")
+        new.send(update(panel(viewer).watch._streaming, value=False))
+        eventually(lambda: not viewer.streaming, "the page is served")
+        for one in (page, new):
+            one.socket.close()
+
+
+def test_uploads_and_forms_that_no_widget_has_asked_for_are_not_kept(served):
+    page, gui = Hostile(served), Probe(served).server.gui
+    for n in range(50):
+        page.send(upload(panel(served)))
+        page.send(messages.FileTransferPart("a box", "an upload", n, bytes(1000)))
+        page.send(messages.GuiFormDirtyMessage(f"a form {n}"))
+    assert not page.is_disconnected() and not gui._current_file_upload_states
+    new = Hostile(served)
+    told = new.received(until=lambda message: message["type"] == "ReplayDoneMessage")
+    assert not [m for m in told if m["type"].startswith(("GuiForm", "FileTransfer"))]
+    page.socket.close()
+    new.socket.close()
+    eventually(lambda: not Probe(served).server.get_clients(), "all are gone")
 
 
 def test_a_connection_that_says_nothing_prints_nothing(served, capfd, caplog):

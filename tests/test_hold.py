@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from brax_viser.host.hold import Hold
+from brax_viser.host.steps import ShardSteps
 from tests.conftest import eventually
 
 
@@ -14,21 +15,26 @@ class Device:
 
     def __init__(self, hold: Hold, role: str = "train", shard: int = 0, limit: float = math.inf):
         self.hold, self.role, self.shard = hold, role, shard
-        self.steps, self.pushes, self.error = 0, 0, None
+        self.count = ShardSteps()
+        self.pushes, self.error = 0, None
         self.limit = limit
         self._stop = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
+    @property
+    def steps(self) -> int:
+        return self.count.env_steps
+
     def _run(self):
         try:
             while not self._stop and self.steps < self.limit:
-                self.steps += 1
+                self.count.env_steps += 1
                 again = True
                 while again:
                     self.pushes += 1
                     refreshed = self.hold.refreshes
-                    again = self.hold.wait(self.role, self.shard, self.steps, refreshed)
+                    again = self.hold.wait(self.role, self.shard, self.count, refreshed)
         except KeyboardInterrupt as error:
             self.error = error
 
@@ -144,8 +150,8 @@ def test_a_termination_at_the_held_step_does_not_count(hold):
 def test_devices_run_on_to_the_furthest_one_when_an_env_terminates(hold):
     hold.pause()
     hold.run_to_termination(7)
-    hold.wait("train", 0, 10, hold.refreshes)
-    hold.wait("train", 1, 12, hold.refreshes)
+    hold.wait("train", 0, ShardSteps(10), hold.refreshes)
+    hold.wait("train", 1, ShardSteps(12), hold.refreshes)
     hold.terminated("train", 10)
     assert not hold._must_wait("train", hold._parts["train", 0])  # on to step 12
     assert hold._must_wait("train", hold._parts["train", 1])
@@ -184,7 +190,7 @@ def test_an_interrupt_between_two_steps_ends_the_training_at_the_next(hold):
     hold.pause()
     assert hold.interrupt()
     with pytest.raises(KeyboardInterrupt):
-        hold.wait("train", 0, 1, hold.refreshes)
+        hold.wait("train", 0, ShardSteps(1), hold.refreshes)
     assert not hold.paused
 
 
@@ -203,7 +209,7 @@ def test_a_refresh_between_the_check_and_the_wait_is_not_lost(hold):
     hold.pause()
     seen = hold.refreshes
     hold.refresh()
-    assert hold.wait("train", 0, 1, seen) is True
+    assert hold.wait("train", 0, ShardSteps(1), seen) is True
 
 
 def test_a_closed_hold_never_holds_again(hold):
@@ -213,7 +219,7 @@ def test_a_closed_hold_never_holds_again(hold):
     hold.close()
     eventually(lambda: device.steps > 100, "it runs")
     hold.pause()
-    assert hold.wait("train", 0, 10**9, hold.refreshes) is False
+    assert hold.wait("train", 0, ShardSteps(10**9), hold.refreshes) is False
     device._stop = True
 
 
@@ -227,7 +233,7 @@ def test_an_interrupt_ends_a_held_training_but_not_a_running_one(hold):
     eventually(lambda: isinstance(device.error, KeyboardInterrupt), "it has ended")
     assert not hold.paused and not hold.held
     # The interrupt of one training does not end the next.
-    assert hold.wait("train", 0, 1, hold.refreshes) is False
+    assert hold.wait("train", 0, ShardSteps(1), hold.refreshes) is False
 
 
 def test_the_training_clock_stands_still_while_held():

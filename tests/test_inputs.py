@@ -293,10 +293,35 @@ KEEPS = {
     "_mj_model": lambda env, model, stepped: vars(env).update(_mj_model=model, model=stepped),
     "another": lambda env, model, stepped: vars(env).update(robot_of_mine=model),
     "nested": nested,
+    "namespace": lambda env, model, stepped: vars(env).update(
+        sim=types.SimpleNamespace(part=types.SimpleNamespace(of_it=model))
+    ),
+    "data": lambda env, model, stepped: vars(env).update(start=mujoco.MjData(model)),
     "beside others": lambda env, model, stepped: vars(env).update(
         mj_model=Toy().model, of_the_arm=model
     ),
 }
+
+
+class Computed(Tutorial):
+    @property
+    def robot_model(self) -> mujoco.MjModel:
+        return arm_model()[0]
+
+    @property
+    def other(self) -> Any:
+        raise AssertionError("a property of any other name may take long")
+
+
+class ComputedOnce(Tutorial):
+    @functools.cached_property
+    def the_MJmodel(self) -> mujoco.MjModel:
+        return arm_model()[0]
+
+
+@pytest.mark.parametrize("make", [Computed, ComputedOnce])
+def test_a_mujoco_model_that_a_property_returns_is_found(make):
+    assert adapter_for(make(lambda env, model, stepped: None)).mj_model is arm_model()[0]
 
 
 @pytest.mark.parametrize("where", KEEPS)

@@ -6,11 +6,15 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import pytest
 import websockets.sync.client
 
 from benchmarks.client import SUBPROTOCOL, hello, websocket_of
+from benchmarks.fuzz import Reading, Settings, trained
 from brax_viser import Viewer, VisualizedEnv
 from tests.conftest import Page, eventually
 from tests.support import Probe, port_of
@@ -41,6 +45,62 @@ def test_viewers_that_come_and_go_leave_nothing():
             page.close()
 
     leaves_nothing(visited)
+
+
+PACKAGES = ("brax_viser", "viser", "websockets")
+MOST_MEGABYTES = 4.0
+"""Per training, by which one that is watched may grow the process more than one that is not."""
+
+
+def held() -> Counter[str]:
+    """Returns what this process holds: threads, descriptors, and the objects of our packages, by
+    their names."""
+    reading = Reading.now()  # after a collection, and without compiled programs
+    found = Counter(f"thread {name.rstrip('0123456789_-')}" for name in reading.names)
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            found[f"descriptor {os.readlink(link).partition(':')[0]}"] += 1
+        except OSError:  # the folder's own
+            continue
+    for thing in gc.get_objects():
+        kind = type(thing)
+        if str(kind.__module__).partition(".")[0] in PACKAGES:
+            found[f"object {kind.__module__}.{kind.__qualname__}"] += 1
+    return found
+
+
+@pytest.mark.parametrize("times", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_trainings_one_after_the_other_leave_nothing(times):
+    """Each is stock PPO, with a viewer and a page of its own. JAX keeps some of each compilation:
+    as much of it as of trainings that are not watched."""
+    settings = Settings(timesteps=400)
+
+    def bare() -> None:
+        trained(Toy(), settings)
+
+    def watched() -> None:
+        with Viewer(port=0, mode="every_step") as viewer:
+            page = Page(viewer)
+            env = VisualizedEnv(Toy(), grid=(2, 2), viewer=viewer)
+            trained(env, settings, progress_fn=viewer.progress_fn)
+            eventually(lambda: page.frames, "it was watched")
+            page.close()
+
+    def megabytes(training: Callable[[], None]) -> Iterator[float]:
+        for _ in range(times):
+            training()
+            yield Reading.now().megabytes
+
+    watched()  # makes what is made once
+    before = held()
+    with_a_viewer = list(megabytes(watched))
+    deadline = time.monotonic() + 60
+    while (left := held() - before) and time.monotonic() < deadline:
+        time.sleep(0.2)  # threads that are ending
+    assert not left
+    without = list(megabytes(bare))
+    grown = [(run[-1] - run[0]) / (times - 1) for run in (with_a_viewer, without)]
+    assert grown[0] < grown[1] + MOST_MEGABYTES, (with_a_viewer, without)
 
 
 def test_thirty_environments_of_one_viewer_are_freed_when_it_is_closed():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mujoco
 import numpy as np
 import pytest
 
@@ -129,3 +130,42 @@ def test_silhouettes_include_faint_pixels_but_not_smoothed_edges():
 def test_pictures_are_named_after_the_whole_path():
     names = [likeness.picture_name(n) for n in ("/a/go1/scene.xml", "/a/g1/scene.xml", "ant")]
     assert names == ["a_go1_scene.png", "a_g1_scene.png", "ant.png"]
+
+
+class Late:
+    """An easel whose page shows all through a white haze at the first `late` looks."""
+
+    def __init__(self, late: int):
+        self.looks, self.late = 0, late
+        self.settled = False
+
+    def _picture(self, background: tuple[int, int, int]) -> np.ndarray:
+        picture = np.full((likeness.SIZE, likeness.SIZE, 3), background, np.uint8)
+        picture[100:300, 100:300] = 40
+        self.settled = self.looks >= self.late
+        return picture if self.settled else picture // 2 + 127
+
+    def draw(self, model: mujoco.MjModel, data: mujoco.MjData) -> tuple[np.ndarray, None]:
+        return self._picture(likeness.BACKGROUNDS[0]), None
+
+    def again(self, camera: None) -> np.ndarray:
+        self.looks += 1
+        return self._picture(likeness.BACKGROUNDS[0])
+
+    def on_the_other(self) -> np.ndarray:
+        return self._picture(likeness.BACKGROUNDS[1])
+
+
+def test_a_picture_of_a_page_that_is_not_ready_is_taken_again(monkeypatch):
+    mask = np.zeros((likeness.SIZE, likeness.SIZE), bool)
+    mask[100:300, 100:300] = True
+    theirs = np.where(mask[..., None], np.uint8(40), np.uint8(0)).repeat(3, axis=2)
+    monkeypatch.setattr(likeness, "mujoco_picture", lambda *_: (theirs, mask))
+    # Half of the colour is left: the haze alone does not make the two pictures differ too much.
+    monkeypatch.setattr(likeness, "LEAST_COVERAGE", 0.75)
+    model = mujoco.MjModel.from_xml_string("<mujoco/>")
+    for late in range(likeness.LOOKS + 1):
+        found = likeness.compare(Late(late), "robot", model)  # type: ignore[arg-type]
+        assert found.is_alike and (found.ours[mask] == 40).all()
+    with pytest.raises(TimeoutError, match="robot: the page"):
+        likeness.compare(Late(likeness.LOOKS + 1), "robot", model)  # type: ignore[arg-type]

@@ -18,8 +18,9 @@ from brax_viser.model.tints import tints_of
 from brax_viser.records.frame import Frame
 from brax_viser.records.protocol import NEVER, UNKNOWN
 from brax_viser.records.view import View
-from brax_viser.scene.block import MAX_LABELS, Block
+from brax_viser.scene.block import Block
 from brax_viser.scene.cells import FREE
+from brax_viser.scene.labels import MAX_LABELS
 from brax_viser.scene.look import ALIVE, BROKEN, FALLEN, UNKNOWN_RETURN, Look, colours_of, range_of
 from brax_viser.scene.robots import FADED, PARKED
 from brax_viser.scene.scene import Scene
@@ -330,7 +331,7 @@ def test_colours_by_return_follow_the_chosen_measure_and_unknown_returns_are_gre
 
 def test_labels_show_env_return_and_time_and_disappear_again(ants):
     ants.draw(Look(labels=True, others="hide", selected_env=11))
-    labels = ants.block._labels
+    labels = ants.block._labels.handles
     assert [label.text for label in labels[:2]] == [
         "env 10 · last return 0.0 · for 1.0 s",
         "env 11 · last return 1.0 · for 1.0 s",
@@ -351,13 +352,13 @@ def test_labels_show_env_return_and_time_and_disappear_again(ants):
     assert [label.visible for label in labels] == [env == 11 for env in range(10, 16)]
     assert labels[1].position[2] > ants.scene._scale * ants.block.place_of(11)[2]
     ants.draw(Look())
-    assert ants.block._labels == []
+    assert ants.block._labels.handles == []
 
 
 def test_the_number_of_labels_is_limited(server):
     stage = Stage(server, "inverted_pendulum", grid=(20, 20))
     stage.draw(Look(labels=True))
-    assert len(stage.block._labels) == MAX_LABELS
+    assert len(stage.block._labels.handles) == MAX_LABELS
 
 
 def test_a_robot_without_a_finite_pose_is_shown_at_its_last_one(ants):

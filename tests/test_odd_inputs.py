@@ -11,7 +11,13 @@ from mujoco import mjx
 
 from brax_viser import VisualizedEnv
 from brax_viser.device.adapters import adapter_for
-from tests.test_inputs import arm_model, assert_shown_and_the_same, shared  # noqa: F401
+from tests.test_inputs import (
+    arm_model,
+    assert_same,
+    assert_shown_and_the_same,
+    shared,  # noqa: F401
+    without_log,
+)
 from tests.toy import Toy
 
 
@@ -104,3 +110,28 @@ def test_random_keys_are_not_treated_as_numbers(shared):  # noqa: F811
     watched = jax.block_until_ready(seen(VisualizedEnv(WithKeys(), viewer=shared)))
     assert shared.stats().frames == before + 1
     assert (watched == seen(WithKeys())).all()
+
+
+class WithOptions(Toy):
+    """Takes more arguments than a trainer gives."""
+
+    def reset(self, key: jax.Array, options: Any = None) -> Any:  # type: ignore[override]
+        state = super().reset(key)
+        return state if options is None else state.replace(reward=options)
+
+    def step(self, state: Any, action: Any, key: Any = None, *, gain: Any = 1.0) -> Any:
+        assert key is not None or gain == 1.0
+        return super().step(state, gain * action)
+
+
+@pytest.mark.parametrize("of", [lambda env: env, lambda env: env.unwrapped])
+def test_arguments_beyond_those_of_trainers_reach_the_env(shared, of):  # noqa: F811
+    key, action = jax.random.PRNGKey(0), jnp.ones(1)
+    env, bare = of(VisualizedEnv(WithOptions(), viewer=shared)), WithOptions()
+    before = shared.stats().frames
+    state, own = env.reset(key=key, options=2.0), bare.reset(key=key, options=2.0)
+    assert_same(without_log(state), own)
+    state, own = (e.step(s, action, key, gain=3.0) for e, s in ((env, state), (bare, own)))
+    assert_same(without_log(state), own)
+    assert_same(without_log(env.step(action=action, state=state)), bare.step(own, action))
+    assert shared.stats().frames == before + 2

@@ -131,7 +131,7 @@ class Stage:
 
     def ends(self, name: str) -> np.ndarray:
         """Returns the visible lines, float [N, 2, 3] in m, in the environment's own frame."""
-        overlays = self.block._overlays
+        overlays = self.block._inspection._overlays
         handle = overlays._batches[name]._handle if overlays and name in overlays._batches else None
         if handle is None or not handle.visible:
             return np.zeros((0, 2, 3))
@@ -194,7 +194,7 @@ def test_contact_forces_on_an_ant_at_rest_add_up_to_its_weight(server):
     weight = model.body_mass.sum() * -model.opt.gravity[2]
     assert newtons.sum(axis=0)[2] == pytest.approx(weight, rel=0.03)
     assert len(stage.ends("contacts")) == data.ncon >= 4
-    com = stage.block._overlays._meshes["com"].batched_positions - stage.origin
+    com = stage.block._inspection._overlays._meshes["com"].batched_positions - stage.origin
     np.testing.assert_allclose(com, data.subtree_com[1:2], atol=1e-4)
     stage.remove()
 
@@ -248,7 +248,7 @@ def test_the_inertia_box_of_a_box_is_the_box_itself(stage):
     model, data = arm()
     np.testing.assert_allclose(marks.inertia_boxes(model)[1], [0.2, 0.15, 0.1], rtol=1e-6)
     stage.draw(frame_of(data), "inertia")
-    handle = stage.block._overlays._meshes["inertia"]
+    handle = stage.block._inspection._overlays._meshes["inertia"]
     np.testing.assert_allclose(handle.batched_positions - stage.origin, data.xipos[1:], atol=1e-4)
 
 
@@ -291,12 +291,12 @@ def test_nothing_is_created_or_computed_while_all_overlays_are_off(stage, monkey
     _, data = arm()
     monkeypatch.setattr(Physics, "place", lambda *_: pytest.fail("computed"))
     stage.draw(frame_of(data))
-    assert stage.block._overlays is None and stage.block._physics is None
+    assert stage.block._inspection._overlays is None and stage.block._inspection._physics is None
     monkeypatch.undo()
     stage.draw(frame_of(data), *OVERLAYS)
     assert len(stage.ends("contacts")) == 4
     stage.draw(frame_of(data, step=2))
-    overlays = stage.block._overlays
+    overlays = stage.block._inspection._overlays
     handles = [batch._handle for batch in overlays._batches.values()] + [*overlays._meshes.values()]
     assert handles and not any(handle and handle.visible for handle in handles)
 
@@ -390,6 +390,17 @@ def test_a_robot_is_transparent_while_an_overlay_inside_it_is_shown(stage):
         assert opacities() == {(FADED, CLEAR)}
     stage.draw(frame, "com", selected_env=None)
     assert opacities() == {(1.0, 1.0)}
+
+
+def test_the_inside_is_of_the_environment_whose_details_are_there(stage):
+    _, data = arm()
+    frame = frame_of(data)
+    stage.draw(frame)
+    env = frame.detail.env
+    physics = stage.on_loop(lambda: stage.block.inside(env))
+    np.testing.assert_allclose(physics.data.qpos, data.qpos, atol=1e-6)
+    for other in {*frame.env_index.tolist(), 99} - {env}:
+        assert stage.on_loop(lambda env=other: stage.block.inside(env)) is None
 
 
 def test_a_ray_finds_the_body_that_it_hits_or_else_the_nearest():

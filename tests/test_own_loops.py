@@ -2,6 +2,7 @@
 
 import functools
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from brax_viser import Viewer, VisualizedEnv
 from brax_viser.device.host_call import LAUNCH, MECHANISMS, VARIABLE
 from envs.cartpole import CartPole
 from tests.conftest import Page
+from tests.support import Probe
 from tests.toy import Toy
 
 NUM_STEPS, NUM_ENVS = 7, 6
@@ -26,8 +28,8 @@ ACTIONS = jax.random.uniform(jax.random.PRNGKey(1), (NUM_STEPS, NUM_ENVS, 1), mi
 
 
 def bare(loop: Callable) -> Env:
-    """Returns the environment of a loop. The toy compiles in a tenth of the time, but its sums
-    are rounded in another way where XLA runs both branches and the results are also read."""
+    """Returns the environment of a loop. The toy compiles in a tenth of the time, but XLA may round
+    its sums of two products in another way where the results are also read: see below."""
     physics = (scan_over_vmap, gradient, batched_cond, batched_switch_in_a_scan)
     return CartPole(n_frames=1) if loop in physics else Toy()
 
@@ -112,6 +114,35 @@ def checkpointed_gradient(env: Env) -> Any:
     return gradient(env, jax.checkpoint)
 
 
+def of_the_toy(loop: Callable) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the toy's observations, watched and bare."""
+    with Viewer(port=0) as viewer:
+        watched = np.asarray(loop(VisualizedEnv(Toy(), grid=(2, 2), viewer=viewer)))
+    return watched, np.asarray(loop(Toy()))
+
+
+SELECTING = (batched_cond, batched_switch_in_a_scan)
+
+
+def unfused() -> None:
+    """Checks that a process whose programs have no fused multiply-adds rounds in one way only."""
+    for loop in SELECTING:
+        np.testing.assert_array_equal(*of_the_toy(loop))
+    print("identical")
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86's instructions")
+def test_without_fused_multiply_adds_sums_of_products_are_the_same_watched_and_bare():
+    done = in_a_process("unfused", XLA_FLAGS="--xla_cpu_max_isa=AVX")
+    assert "identical" in done.stdout
+
+
+@pytest.mark.parametrize("loop", SELECTING)
+def test_with_them_sums_of_products_differ_by_a_rounding_at_most(loop):
+    watched, bare = of_the_toy(loop)
+    np.testing.assert_allclose(watched, bare, rtol=0, atol=float(np.finfo(np.float32).eps))
+
+
 @functools.cache
 def of_the_bare_env(loop: Callable) -> Any:
     return jax.device_get(loop(bare(loop)))
@@ -185,6 +216,20 @@ def test_io_callback_raises_under_a_checkpoint(viewer, page, monkeypatch):
         watch(checkpointed_gradient, viewer)
 
 
+def in_a_process(function: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Calls a function of this module in a process of its own, and returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"from tests.test_own_loops import {function}; {function}()"],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
 def sharded() -> None:
     """Checks, in a process with four devices, a batch that XLA itself divides among them."""
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -210,16 +255,29 @@ def sharded() -> None:
 )
 def test_a_batch_divided_among_devices_by_xla_is_seen_whole(mechanism):
     flags = "--xla_force_host_platform_device_count=4"
-    done = subprocess.run(
-        [sys.executable, "-c", "from tests.test_own_loops import sharded; sharded()"],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, VARIABLE: mechanism},
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = in_a_process("sharded", **{"XLA_FLAGS": flags, VARIABLE: mechanism})
     assert f"frames {NUM_STEPS}, envs 8, identical" in done.stdout
+
+
+def in_float64() -> None:
+    """Checks, in a process whose numbers have 64 bits, that steps are seen and stay the same."""
+    seen = np.asarray(vmap_over_scan(Toy()))
+    assert seen.dtype == np.float64
+    for mechanism in (*MECHANISMS, LAUNCH):
+        os.environ[VARIABLE] = mechanism
+        with Viewer(port=0) as viewer:
+            page = Page(viewer)
+            viewer.selected_env, viewer.twins = 1, 2
+            watched, stats = watch(vmap_over_scan, viewer), viewer.stats()
+            assert Probe(viewer).shared.fault is None
+            page.close()
+        np.testing.assert_array_equal(watched, seen)
+        assert stats.frames == NUM_STEPS
+    print("identical")
+
+
+def test_numbers_of_64_bits_stay_as_they_are_and_are_shown():
+    assert "identical" in in_a_process("in_float64", JAX_ENABLE_X64="1").stdout
 
 
 def test_jax_debug_nans_finds_no_nan_of_ours(viewer, page):

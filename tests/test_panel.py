@@ -11,20 +11,26 @@ import mujoco
 import numpy as np
 import pytest
 import viser
+from websockets.datastructures import Headers
+from websockets.http11 import Response
 
 from brax_viser import VisualizedEnv
 from brax_viser.host.metrics import SEEN_LENGTH, SEEN_REWARD
 from brax_viser.host.progress import Progress
 from brax_viser.model.physics import touching_nothing
 from brax_viser.page import browser
-from brax_viser.panel import figures, twin_words, words
-from brax_viser.panel.view import PanelView
+from brax_viser.panel import figures, trial_words, twin_words, words
+from brax_viser.panel.view import PanelView, ReplayView, TrialView
 from brax_viser.records.frame import Frame
 from brax_viser.records.protocol import NEVER
 from brax_viser.sandbox.session import ForkView
+from brax_viser.sandbox.trial import Trial
 from tests.conftest import eventually
+from tests.recorded import recording_of, run_of
 from tests.support import Probe
 from tests.toy import Toy
+
+RECORDING = recording_of(Toy().model, 0)
 
 
 @pytest.fixture
@@ -161,6 +167,20 @@ def test_the_page_is_served_with_our_script_and_style_and_all_else_as_viser_serv
     assert browser.add_to(None) is None
 
 
+def test_a_page_that_is_not_as_expected_is_served_as_it_is_and_one_line_is_logged(caplog):
+    def page() -> Response:
+        body = b"<html><body><div>another viser"
+        return Response(
+            200, "OK", Headers({"Content-Type": "text/html", "Content-Length": "1"}), body
+        )
+
+    for _ in range(3):
+        assert browser.add_to(page()).body == page().body
+    assert [record.message for record in caplog.records] == [
+        "this viser's page has no end of its body: it gets no time bar"
+    ]
+
+
 def test_a_sandbox_says_which_parts_touch_nothing_and_how_its_episode_is_started_again(view):
     spheres = """
     <mujoco><worldbody>
@@ -181,3 +201,59 @@ def test_a_sandbox_says_which_parts_touch_nothing_and_how_its_episode_is_started
         '"head"><geom', '"head"><geom name="b"'
     )
     assert touching_nothing(mujoco.MjModel.from_xml_string(named % paired)) == []
+
+
+def test_a_hold_at_the_end_of_the_selected_robots_episode_says_so(view):
+    held = replace(view, held=True, paused=True, selected_env=5, frame=frame(40, 0, 7))
+    assert words.state(held)[1] == "env 5's episode has ended: see Robot"
+    for other in (
+        replace(held, frame=frame(12, 12, 40)),  # it has begun another one
+        replace(held, selected_env=6),  # which is not on screen
+        replace(held, selected_env=None),
+    ):
+        assert words.state(other)[1] == "the training waits for you"
+    replayed = replace(held, replay=ReplayView(active=True))
+    assert "env 5" not in words.state(replayed)[1], "the frame is not that of the hold"
+
+
+@pytest.mark.parametrize(("phase", "what"), [("training", "the next steps"), ("done", "is over")])
+def test_twins_are_not_promised_once_the_training_is_over(view, phase, what):
+    on = replace(view.control, twins=16)
+    asked = replace(view, control=on, progress=replace(view.progress, phase=phase), frame=None)
+    assert what in twin_words.twins(asked)
+
+
+@pytest.mark.parametrize(("drawn", "verb"), [(1, "is"), (2, "are")])
+def test_one_env_is_drawn_and_two_are(view, drawn, verb):
+    stream = replace(view.stream, num_envs=256)
+    assert f"{drawn} of 256 envs {verb} drawn" in words.drawn(
+        replace(view, drawn=drawn, stream=stream)
+    )
+
+
+@pytest.mark.parametrize(
+    ("backend", "recorded", "told"),
+    [("spring", None, True), ("mjx", None, False), ("mjx", "positional", True)],
+)
+def test_two_policies_that_learned_in_braxs_own_physics_are_said_to_run_in_mujocos(
+    view, backend, recorded, told
+):
+    trial = Trial(("Newest", "At the start"), (RECORDING[0], RECORDING[1]))
+    run = recorded and replace(run_of(Toy().model, 0.05), backend=recorded)
+    shown = replace(
+        view,
+        env=f"Ant · {backend}",
+        recorded=run or None,
+        trials=TrialView(choices=("Newest", "At the start")),
+        replay=ReplayView(active=True, trial=trial),
+    )
+    note = trial_words.told(shown)
+    assert (recorded or backend) in note if told else note == ""
+    assert trial_words.told(replace(shown, replay=ReplayView())) == ""
+
+
+def test_the_sandbox_says_in_which_physics_its_policy_has_learned_unless_it_is_mujocos(view):
+    fork = ForkView(env=1, time=2.0, reward=0.5, driver="policy", policy_steps=3000)
+    shown = replace(view, fork=fork, env="Ant · spring")
+    assert "Driven by the policy of step 3 k, learned in spring physics" in twin_words.fork(shown)
+    assert "learned" not in twin_words.fork(replace(shown, env="Ant · mjx"))

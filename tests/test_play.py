@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import jax
@@ -15,7 +16,7 @@ from brax.training.agents.ppo import networks as ppo_networks
 from etils import epath
 
 from brax_viser.cli.loading import load
-from brax_viser.cli.play import Playing, _open, play
+from brax_viser.cli.play import Playing, _open, play, ranges_of
 from brax_viser.cli.policies import Arguments, _networks
 from brax_viser.runs.folder import RunFolder
 from brax_viser.sandbox.session import Trained
@@ -127,7 +128,7 @@ class Commanded:
         return Commanded(info)
 
 
-def test_a_command_is_given_by_sliders_once_they_are_to_be_followed(viewer):
+def test_a_command_is_given_by_sliders_until_the_tasks_own_are_wanted_again(viewer):
     from brax_viser.cli.play import _Command
 
     class Joystick:
@@ -140,11 +141,69 @@ def test_a_command_is_given_by_sliders_once_they_are_to_be_followed(viewer):
         for c in Probe(viewer).server.gui._gui_input_handle_from_uuid.values()
     }
     assert (controls["Left, m/s"].min, controls["Left, m/s"].max) == (-0.8, 0.8)
-    controls["Forward, m/s"].value = 1.2
     assert command.given(state) is state
-    controls["Steer"].value = True
+    controls["Forward, m/s"].value = 1.2
+    assert controls["Steer"].value, "a slider that is moved is followed"
     given = command.given(state).info
     assert np.allclose(given["command"], 4 * [[1.2, 0, 0]]) and given["rng"] == 7
+    controls["Left, m/s"].value = -0.4
+    assert np.allclose(command.given(state).info["command"], 4 * [[1.2, -0.4, 0]])
+    session = Probe(viewer).sandbox_session
+    assert np.allclose(session.steered["command"], [1.2, -0.4, 0]), "and a forked robot's"
+    controls["Steer"].value = False
+    assert command.given(state) is state, "the task's own commands again"
+    assert not session.steered
+
+
+def test_the_ranges_of_commands_are_those_of_the_environments_settings():
+    for config, expected in (
+        ({"command_config": {"a": [1.5, 0.8, 1.2]}}, [(-1.5, 1.5), (-0.8, 0.8), (-1.2, 1.2)]),
+        (
+            # Of both, G1's task draws its commands from these ranges.
+            {
+                "command_config": {"a": [1, 1, 1]},
+                "lin_vel_x": [-0.6, 1.5],
+                "lin_vel_y": [-0.5, 0.5],
+                "ang_vel_yaw": [0.2, 0.7],
+            },
+            [(-0.6, 1.5), (-0.5, 0.5), (0.0, 0.7)],
+        ),
+        (
+            {"command_config": {"min": [-1.5, -0.8, -1.5], "max": [1, 0.8, 1.5]}},
+            [(-1.5, 1.0), (-0.8, 0.8), (-1.5, 1.5)],
+        ),
+        ({"command_config": {"a": [2.0, 0.0, 1.0]}}, [(-2.0, 2.0), (-1.0, 1.0), (-1.0, 1.0)]),
+        ({}, [(-1.0, 1.0)] * 3),
+    ):
+        assert ranges_of(SimpleNamespace(_config=config), 3) == expected
+    assert ranges_of(object(), 2) == [(-1.0, 1.0)] * 2
+
+
+def test_keys_steer_and_stay_within_the_limits(viewer):
+    from brax_viser.cli.play import _Command
+
+    class Joystick:
+        _config: ClassVar = {"command_config": {"a": [1.5, 0.8, 1.0]}}
+
+    state = Commanded({"command": jnp.zeros((2, 3))})
+    command = _Command(viewer, Joystick(), state.info["command"])
+    keys = {
+        (handle.hotkey, handle.modifier): handle
+        for handle in Probe(viewer).server.gui._command_handle_from_uuid.values()
+    }
+
+    def press(key: str, times: int = 1) -> list[float]:
+        for _ in range(times):
+            for pressed in keys[key, "shift"]._impl.trigger_cb:
+                pressed(None)
+        return np.round(command.given(state).info["command"][0], 3).tolist()
+
+    assert command.given(state) is state
+    assert press("arrowup", 2) == pytest.approx([0.6, 0, 0])
+    assert press("arrowright") == pytest.approx([0.6, 0, -0.2])
+    assert press("Q", 9) == pytest.approx([0.6, 0.8, -0.2]), "no further than the limit"
+    assert press("E", 20) == pytest.approx([0.6, -0.8, -0.2])
+    assert press("space") == [0, 0, 0]
 
 
 def test_what_cannot_be_played_is_said_in_words(tmp_path, capsys):

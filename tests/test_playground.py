@@ -21,7 +21,10 @@ from mujoco_playground import registry, wrapper
 from mujoco_playground._src import mjx_env
 
 from brax_viser import Viewer, VisualizedEnv
+from brax_viser.cli.loading import load as load_for_ppo
+from brax_viser.cli.play import Playing
 from brax_viser.cli.playground import load, ppo_settings
+from brax_viser.cli.policies import Policies
 from brax_viser.device.episode import EpisodeLog
 from brax_viser.env import INFO_KEY, PRESERVED_KEY
 from brax_viser.records.protocol import NEVER
@@ -151,6 +154,36 @@ def test_a_legged_robot_is_trained_with_domain_randomisation(viewer, page, menag
 @pytest.mark.full
 def test_a_legged_robot_is_also_trained_by_mjx(viewer, page, menagerie):
     go1(viewer, "jax")
+
+
+@pytest.mark.full
+def test_a_joystick_task_follows_the_sliders_of_the_page_and_its_policy_sees_the_command(
+    viewer, menagerie
+):
+    def copying(params: Any, deterministic: bool) -> Any:
+        """Returns a policy that acts as the command that it sees: the end of its observation."""
+        return lambda obs, key: (jnp.pad(obs["state"][..., -3:], ((0, 0), (0, 9))), {})
+
+    bare, settings = load_for_ppo("Go1JoystickFlatTerrain", "ppo", "jax", None, None, False)
+    playing = Playing(viewer, bare, settings, Policies((0,), copying, lambda step: {}), (2, 1), 0)
+    playing.step()
+    drawn = np.asarray(playing._state.info["command"])
+    assert not np.allclose(drawn[0], drawn[1]), "each robot has a command of its own"
+    controls = {
+        getattr(c, "label", ""): c
+        for c in Probe(viewer).server.gui._gui_input_handle_from_uuid.values()
+    }
+    given = {"Forward, m/s": 1.2, "Left, m/s": -0.4, "Turn, rad/s": 0.6}
+    limits = [controls[name].max for name in given]
+    assert limits == pytest.approx(bare._config.command_config.a)
+    for name, value in given.items():
+        controls[name].value = value
+    for _ in range(2):  # the first one brings it into the observation
+        playing.step()
+    info, expected = playing._state.info, np.tile(list(given.values()), (2, 1))
+    np.testing.assert_allclose(info["command"], expected, rtol=1e-5)
+    np.testing.assert_allclose(info["last_act"][:, :3], expected, rtol=1e-5)
+    assert Probe(viewer).shared.fault is None
 
 
 def test_missing_robot_models_get_a_clear_error(monkeypatch, tmp_path):

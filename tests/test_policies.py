@@ -9,10 +9,12 @@ import jax
 import numpy as np
 import pytest
 from brax import envs
+from brax.training import acting
 
 from benchmarks.matrix import SMALLEST, _small_networks
 from brax_viser.cli import playground, training
-from brax_viser.cli.presets import TRAINERS, steps_per_policy, trainer_settings
+from brax_viser.cli.epochs import divided, steps_per_policy
+from brax_viser.cli.presets import TRAINERS, trainer_settings
 from tests.test_training import SMALL
 from tests.toy import BraxToy
 
@@ -141,3 +143,73 @@ def test_other_trainers_hand_out_policies_with_their_evaluations(trainer):
     assert "deterministic" in inspect.signature(newest[1]).parameters
     action, _ = newest[1](newest[2], deterministic=True)(np.zeros(2, np.float32), jax.random.key(0))
     assert action.shape == (1,) and np.isfinite(action).all()
+
+
+class CountingToy(BraxToy):
+    """Counts the resets of its batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.resets = 0
+
+    def reset(self, rng: jax.Array) -> Any:
+        jax.debug.callback(self.count)
+        return super().reset(rng)
+
+    def count(self) -> None:
+        self.resets += 1
+
+
+@pytest.mark.parametrize("resets", [0, 1, 2])
+def test_ppos_divided_epochs_reset_as_often_and_hand_out_more_policies(resets):
+    settings = dict(SMALL, num_evals=3, run_evals=False, num_timesteps=8 * 320)
+    settings["num_resets_per_eval"] = resets
+    env, handed = CountingToy(), []
+    training.run(
+        "ppo",
+        env,
+        settings,
+        lambda *_: None,
+        lambda steps, *_: handed.append(steps),
+        4 // max(resets, 1),
+    )
+    jax.effects_barrier()
+    assert handed == [320 * i for i in range(9)]
+    assert env.resets == 2 + 2 * resets  # first that of the training, and of the evaluation
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [pytest.param(t, marks=[] if t in ("ars", "sac") else [pytest.mark.full])
+     for t in ("sac", "apg", "es", "ars")],
+)  # fmt: skip
+def test_other_trainers_hand_out_policies_between_their_evaluations(trainer):
+    settings = {"seed": 3, **SMALLEST[trainer], **_small_networks(trainer), "num_evals": 3}
+    longer = "policy_updates" if trainer == "apg" else "num_timesteps"
+    settings[longer] *= 4
+
+    def run(parts: int) -> tuple[Any, list[int], list[int]]:
+        handed: list[int] = []
+        evaluated: list[int] = []
+
+        def report(steps: int, metrics: Any) -> None:
+            if "eval/episode_reward" in metrics:
+                evaluated.append(steps)
+
+        params = training.run(
+            trainer, BraxToy(), settings, report, lambda steps, *_: handed.append(steps), parts
+        )
+        return params, handed, evaluated
+
+    usual = acting.Evaluator
+    params, handed, evaluated = run(2)
+    assert acting.Evaluator is usual
+    _, _, usually = run(1)
+    assert len(evaluated) == len(usually)
+    before = trainer != "ars"  # which does not evaluate its first policy
+    assert len(handed) - before == 2 * (len(usually) - before)
+    stock = importlib.import_module(f"brax.training.agents.{trainer}.train").train(
+        environment=BraxToy(), **divided(trainer, settings, 2)
+    )[1]
+    for one, other in zip(*map(jax.tree.leaves, (params, stock)), strict=True):
+        np.testing.assert_array_equal(one, other)

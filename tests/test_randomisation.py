@@ -171,7 +171,7 @@ def test_a_geom_drawn_in_another_size_is_as_large_as_mujocos_own(geom):
         return np.stack([stacked.min(axis=0), stacked.max(axis=0)])
 
     drawn, shapes = [], shapes_of(model, variants.apart)
-    for shape, places in zip(shapes, variants.places(shapes, [3, 7]), strict=True):
+    for shape, places in zip(shapes, variants.places(shapes, [3, 7], 2), strict=True):
         if places is not None:
             drawn.append(
                 _placed(shape.mesh.vertices * places.scale[0], places.pos[0], places.quat[0])

@@ -10,13 +10,16 @@ import urllib.request
 
 import jax
 import jax.numpy as jnp
+import mujoco
 import pytest
 
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.cli import remote
 from brax_viser.page import announced
 from tests.conftest import eventually
-from tests.toy import Toy
+from tests.recorded import Kept, recording_of
+from tests.support import Probe
+from tests.toy import XML, Toy
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +72,7 @@ def test_a_training_tells_its_state_and_obeys(viewer):
     assert done
     with pytest.raises(ValueError, match="must be 0 or 1"):
         remote.ask(viewer.url, "switch", on=7)
-    with pytest.raises(ValueError, match="no 'restart': there are status, hold"):
+    with pytest.raises(ValueError, match="no 'restart': there are status, snapshot, hold"):
         remote.ask(viewer.url, "restart")
 
 
@@ -92,6 +95,57 @@ def test_an_onlooker_reads_and_changes_nothing(viewer):
     with pytest.raises(ValueError, match="look on"):
         remote.ask(viewer.onlooker_url, "switch", on=0)
     assert viewer.streaming
+
+
+BAR_COMMANDS = (
+    *("go?step=1", "toggle", "seek?seconds=0.1", "step?n=1", "speed?speed=2", "loop?on=0"),
+    *("turn?by=1", "live"),
+)
+
+
+def test_the_time_bar_is_told_and_obeyed_with_the_token_alone(viewer):
+    probe, model = Probe(viewer), mujoco.MjModel.from_xml_string(XML)
+    probe.keep(Kept([*recording_of(model, 0), *recording_of(model, 1000)]))
+    told = remote.ask(viewer.url, "timeline")
+    assert told["steers"] and [step for step, _ in told["marks"]["of"]] == [0, 1000]
+    port = viewer.url.split(":")[2].split("/")[0]
+    place, _, query = viewer.url.partition("?")
+    token = query.removeprefix("token=")
+    cookie = {"Cookie": f"brax_viser_{port}={token}"}
+    for path in ("api/timeline", f"{token}/api/timeline", f"{token}/api/timeline?marks=7"):
+        status, text = get(f"{place}{path}", **({} if token in path else cookie))
+        assert status == 200 and json.loads(text)["now"] == 0, path
+    has = told["marks"]["version"]
+    assert "marks" not in json.loads(get(f"{place}api/timeline?marks={has}", **cookie)[1])
+    assert get(f"{place}api/timeline")[0] == 403
+    for command in BAR_COMMANDS:
+        assert get(f"{place}api/replay/{command}")[0] == 403, "no token"
+        assert get(f"{place}api/replay/{command}", **cookie)[0] == 403, "no header"
+    assert not probe.replay.active
+    told = remote.ask(viewer.url, "replay/go", step=400)
+    assert (told["replay"]["active"], told["replay"]["step"]) == (True, 0) and probe.replay.active
+    with pytest.raises(ValueError, match=r"speed=99\.0: must be"):
+        remote.ask(viewer.url, "replay/speed", speed=99)
+    with pytest.raises(ValueError, match="no 'replay/again'"):
+        remote.ask(viewer.url, "replay/again")
+    assert not remote.ask(viewer.url, "replay/live")["replay"]["active"]
+
+
+def test_an_onlooker_sees_the_time_bar_and_changes_nothing_by_it(viewer):
+    probe, model = Probe(viewer), mujoco.MjModel.from_xml_string(XML)
+    probe.keep(Kept(recording_of(model, 0)))
+    remote.ask(viewer.url, "replay/toggle")
+    eventually(lambda: probe.replay.told().seconds, "the episodes are read")
+    probe.now(lambda: probe.replay.seek(0.2))
+    before = probe.replay.told()
+    told = remote.ask(viewer.onlooker_url, "timeline")
+    assert told["steers"] is False and len(told["marks"]["of"]) == 1 and told["replay"]["active"]
+    for command in BAR_COMMANDS:
+        name, _, query = command.partition("?")
+        key, _, value = query.partition("=")
+        with pytest.raises(ValueError, match="look on"):
+            remote.ask(viewer.onlooker_url, f"replay/{name}", **({key: value} if key else {}))
+    assert probe.replay.told() == before
 
 
 def test_the_newest_page_of_this_user_is_found_and_no_one_else_can_read_where(viewer, tmp_path):

@@ -139,12 +139,18 @@ def test_only_the_last_seconds_end_together(replay):
     replay.seek(3.0)
     assert seen(replay, 0.0).frame.episode_length.tolist() == [50, 20, 30, 40]
     assert replay.told().seconds == pytest.approx(3.0)
+    replay.seek(1.0)
+    assert replay.moment() == pytest.approx(3.0), "of the best, which is the first"
 
 
 def test_a_fall_is_played_alone_from_three_seconds_before_it(replay):
     told = replay.told().falls
     assert [(s.recording, s.env) for s in told[:2]] == [(1000, 10), (1000, 7)]
     assert len(told) == 6, "those at a time limit are no falls"
+    later = replace(EARLY[3], summary=replace(EARLY[3].summary, num_steps=2000))
+    mixed = Replay(Kept([*LATE, later]), at_once)
+    mixed.update()
+    assert mixed.told().falls[0] == later.summary, "begun last, if not of the newest recording"
     replay.play_end(EARLY[3].summary.key)
     view = seen(replay, 0.0)
     assert view.frame.env_index.tolist() == [10] and view.frame.episode_length[0] == 10

@@ -26,7 +26,7 @@ BELOW: dict[str, set[str]] = {
     "host": {"records"},
     "model": {"records"},
     "runs": {"records"},
-    "scene": {"records", "model"},
+    "scene": {"records", "model", "compat"},
     "export": {"records", "model", "scene", "compat"},
     "twins": {"records", "model", "process"},
     "sandbox": {"records", "model", "device", "compat"},
@@ -34,19 +34,19 @@ BELOW: dict[str, set[str]] = {
     "panel": {"records", "host", "model", "scene", "twins", "sandbox"},
     "page": {
         *("records", "host", "model", "scene", "twins", "sandbox", "processes", "panel"),
-        *("compat", "process", "runs"),
+        *("compat", "process", "runs", "export"),
     },
     "viewer": {
         *("records", "host", "model", "scene", "twins", "sandbox", "processes", "panel", "page"),
         *("compat", "process", "device", "runs"),
     },
-    "replay": {"records", "host", "model", "page", "viewer"},
+    "replay": {"records", "host", "model", "sandbox", "page", "viewer"},
     "env": {"records", "host", "model", "device", "viewer"},
     "cli": {
         *("records", "host", "page", "export", "viewer", "replay", "runs", "env", "compat"),
-        "brax_viser",
+        *("sandbox", "process", "brax_viser"),
     },
-    "__main__": {"cli"},
+    "__main__": {"cli", "process"},
     "brax_viser": {"records", "page", "viewer", "env"},
 }
 """For each room, the rooms that it may import; "brax_viser" is the package itself."""
@@ -57,7 +57,8 @@ AT_HOME = {
     "brax": {"device", "env", "cli", "compat"},
     "mujoco_playground": {"cli", "compat"},
     "zmq": {"processes"},
-    "msgspec": {"processes"},
+    "msgspec": {"processes", "export"},
+    "zstandard": {"export"},
     "tyro": {"cli"},
 }
 """For each foreign package, the rooms that may import it."""
@@ -127,19 +128,13 @@ def test_private_names_of_other_packages_are_only_in_compat(module):
 MOST_LINES = {"file": 400, "class": 300, "function": 60}
 
 LONGER: dict[str, int] = {
-    "brax_viser.cli.presets": 444,
     "brax_viser.cli.presets:trainer_settings": 61,
-    "brax_viser.device.adapters": 474,
+    "brax_viser.device.adapters": 467,
     "brax_viser.device.emit:emit": 64,
     "brax_viser.device.episode:advance": 82,
-    "brax_viser.env:VisualizedEnv": 304,
-    "brax_viser.model.shapes": 447,
+    "brax_viser.env:VisualizedEnv": 303,
     "brax_viser.sandbox.simulation": 427,
     "brax_viser.sandbox.simulation:Sandbox": 359,
-    "brax_viser.scene.block": 475,
-    "brax_viser.scene.block:Block": 437,
-    "brax_viser.scene.block:__init__": 67,
-    "brax_viser.scene.stage:set_stage": 62,
 }
 """The files, classes and functions above MOST_LINES, and their own limits. Entries and limits may
 only go down."""

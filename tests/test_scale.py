@@ -4,7 +4,7 @@ import asyncio
 import socket
 import threading
 import tracemalloc
-from collections import Counter
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ import trimesh
 import viser
 import websockets
 import websockets.sync.client
+from viser._messages import SceneNodeUpdateMessage
 
 from benchmarks.client import (
     SUBPROTOCOL,
@@ -21,6 +22,9 @@ from benchmarks.client import (
     messages_of,
     poses_of,
 )
+from brax_viser import compat
+from brax_viser.compat import viser_loop
+from brax_viser.scene.handles import send
 from brax_viser.scene.look import Look
 from brax_viser.scene.robots import FOCAL_LENGTH, LEAST_TRIANGLES, levels_of
 from tests.conftest import eventually
@@ -32,6 +36,7 @@ class Receiver:
 
     def __init__(self, server: viser.ViserServer):
         self.updates: Counter[tuple[str, str]] = Counter()  # by node and property
+        self.together: dict[str, list[set[str]]] = defaultdict(list)  # properties, by node
         self.created: set[str] = set()  # nodes
         self.frames = self.bytes = 0
         self.replayed = False  # whether it has received everything from before it came
@@ -66,6 +71,7 @@ class Receiver:
                     if message["type"] == "FrameMessage":
                         self.created.add(message["name"])
                     if message["type"] == "SceneNodeUpdateMessage":
+                        self.together[message["name"]].append(set(message["updates"]))
                         self.updates.update((message["name"], name) for name in message["updates"])
                 self.replayed |= is_last_of_replay(window)
                 self.goes_on.wait()
@@ -128,6 +134,43 @@ def test_parts_that_did_not_move_are_not_sent(server):
     assert seen() == {(part.handle.name, "batched_positions") for part in moved}
     assert stage.scene.sent - sent == sum(12 * count * len(part.shape.body) for part in moved)
     page.close()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_places_and_rotations_go_out_together_where_viser_is_known(server, monkeypatch, known):
+    buffer = viser_loop(server).buffer
+    if not known:
+        monkeypatch.setattr(compat, "VISER_LOOPS", ())
+    stage = Stage(server, "reacher")
+    on_loop(server, lambda: stage.draw(Look()))
+    page = Receiver(server)
+    pos, rot = stage.frame.link_pos.copy(), stage.frame.link_rot.copy()
+    on_loop(server, lambda: stage.draw(Look(), link_pos=pos + 0.1, link_rot=-rot))
+    on_loop(server, lambda: stage.draw(Look(), link_pos=pos + 0.2, link_rot=-rot))
+    on_loop(server, lambda: stage.draw(Look(), link_pos=pos + 0.3, link_rot=rot))
+    handle = next(p.handle for p in stage.block.robots._parts if (p.shape.body > 0).all())
+    both = {"batched_positions", "batched_wxyzs"}
+    sent = both if known else {"batched_wxyzs"}
+    eventually(lambda: sent in page.together[handle.name], "it is sent")
+    assert known or both not in page.together[handle.name]
+    page.close()
+    # What a page that opens now is sent, one message after the other, ends in the newest arrays.
+    shown: dict[str, np.ndarray] = {}
+    for _, message in sorted(buffer.message_from_id.items()):
+        if isinstance(message, SceneNodeUpdateMessage) and message.name == handle.name:
+            shown.update(message.updates)
+    for name in both:
+        np.testing.assert_array_equal(shown[name], getattr(handle, name))
+    assert (np.asarray(handle.batched_positions) != 0).any()
+
+
+def test_a_removed_part_refuses_new_places_as_viser_does(server):
+    stage = Stage(server, "reacher")
+    handle = stage.block.robots.handles[0]
+    pos, rot = handle.batched_positions + 1, -handle.batched_wxyzs
+    on_loop(server, handle.remove)
+    with pytest.raises(RuntimeError, match="removed"):
+        send(handle, batched_positions=pos, batched_wxyzs=rot)
 
 
 def test_the_bytes_counted_are_the_bytes_sent(server):

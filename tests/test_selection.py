@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from brax_viser.host.selection import RANKED, Choice, Ranking, Selection
 from brax_viser.panel.choice import parse_indices, written
+from brax_viser.records.agents import Agents, part
 from brax_viser.records.protocol import BEST, BY_MEASURE, GIVEN, NEVER, NONFINITE, TERMINATED, WORST
 
 RANDOM = np.random.default_rng(0)
@@ -44,6 +45,51 @@ def test_random_envs_are_distinct_and_change_each_time():
 def test_a_bad_selection_is_refused(what):
     with pytest.raises(ValueError, match="select"):
         Selection.of(what)
+
+
+def test_agents_have_equal_parts_of_the_batch_in_their_order():
+    agents = Agents.named([f"seed {seed}" for seed in range(3)])
+
+    def chosen(what, num_envs=24, capacity=6):
+        found = Selection.of(what, agents=agents).given(num_envs, capacity, RANDOM)
+        return found.tolist()
+
+    assert chosen("agents") == [0, 1, 8, 9, 16, 17]
+    assert chosen(("agent", "seed 2")) == chosen(("agent", 2)) == [16, 17, 18, 19, 20, 21]
+    assert chosen(("agent", 1), capacity=64) == list(range(8, 16))
+    assert chosen("agents", capacity=2) == [0, 8]
+    assert agents.name_of(17, 24) == "seed 2 · env 1"
+    assert agents.name_of(17, None) == Agents().name_of(17, 24) == "env 17"
+
+
+@given(st.integers(1, 9), st.integers(1, 100))
+def test_each_env_is_one_agents_also_in_a_batch_that_does_not_divide_evenly(count, num_envs):
+    agents = Agents.named([f"agent {place}" for place in range(count)])
+    parts = [part(agent, count, num_envs) for agent in range(count)]
+    assert [env for own in parts for env in own] == list(range(num_envs))
+    for agent, own in enumerate(parts):
+        for place, env in enumerate(own):
+            assert agents.name_of(env, num_envs) == f"agent {agent} · env {place}"
+
+
+@pytest.mark.parametrize(
+    "what", [("agent", "seed 3"), ("agent", 3), ("agent", -1), ("agent", True)]
+)
+def test_an_unknown_agent_is_refused(what):
+    with pytest.raises(ValueError, match="must be among seed 0, seed 1, seed 2"):
+        Selection.of(what, agents=Agents(("seed 0", "seed 1", "seed 2")))
+
+
+@pytest.mark.parametrize("what", ["agents", ("agent", "seed 0")])
+def test_agents_must_be_named_before_they_are_chosen(what):
+    with pytest.raises(ValueError, match=r"viewer\.agents = "):
+        Selection.of(what)
+
+
+@pytest.mark.parametrize("names", ["seed 0", ["a", "b", "a"]])
+def test_names_of_agents_are_a_list_of_different_ones(names):
+    with pytest.raises(ValueError, match="none twice"):
+        Agents.named(names)
 
 
 def ranking(index, returns=None, since=None, finite=None, tier=None):

@@ -68,7 +68,7 @@ def test_starts_are_kept_in_the_users_cache_directory(monkeypatch):
 @pytest.mark.parametrize(
     ("usual", "start", "words"),
     [
-        (None, None, "for 7 s: the first step is always slow"),
+        (None, None, "for 7 s: often takes a minute or two"),
         (42.0, None, "7 s of usually 42 s here"),
         (42.0, 40.0, "for 7 s"),
     ],

@@ -132,7 +132,7 @@ def play(device: Device, control: Control, seconds: float) -> list[tuple[float, 
 def test_the_known_steps_are_the_steps_taken(rate, seconds):
     device = Device(rate)
     device.run(seconds, LATEST)
-    assert device.pacer.env_steps == device.steps
+    assert device.pacer.steps.env_steps == device.steps
 
 
 @given(rate=RATES)
@@ -322,7 +322,7 @@ def test_all_devices_send_the_same_steps(mode, rate, shards, resets):
     for sent in device.sent[1:]:
         # Steps granted to one shard and cut off by a reset are missing there.
         assert sent == device.sent[0] or len(set(sent) ^ set(device.sent[0])) <= len(resets) + 1
-    assert len({device.pacer.steps_of(i) + device.pacer.skip_of(i) for i in range(shards)}) <= 2
+    assert len({own.env_steps + own.skip for own in device.pacer.steps.of.values()}) <= 2
 
 
 @given(rate=RATES)
@@ -394,9 +394,9 @@ def test_nothing_is_sent_without_a_page_and_never_again_once_closed():
 def test_a_reset_counts_one_step_and_not_the_granted_ones():
     pacer = Pacer(DT)
     pacer.ask(0.0, FRESH, LATEST, 0.0, active=False)
-    pacer.set_skip(0, 50)
+    pacer.steps.of[0].skip = 50
     pacer.ask(1.0, FRESH, LATEST, 0.0, active=False)
-    assert pacer.env_steps == 2
+    assert pacer.steps.env_steps == 2
 
 
 def test_steps_continued_without_asking_count_like_those_asked_about():
@@ -413,7 +413,7 @@ def test_steps_continued_without_asking_count_like_those_asked_about():
         else:
             assert going_on.go_on(0)
         left = 0
-        assert going_on.steps_of(0) == asked.steps_of(0) == step + 1
+        assert going_on.steps.env_steps == asked.steps.env_steps == step + 1
     assert going_on.rate == pytest.approx(rate, rel=0.06)
     assert going_on.rate == pytest.approx(asked.rate, rel=0.06)
 
@@ -433,7 +433,7 @@ def test_a_burst_is_continued_up_to_its_last_step_but_one():
     assert gone_on == 8 and pacer.is_next(0)
     answer = pacer.ask(3.0, 0, control, 0.0, active=True)
     assert answer.push and not pacer.is_next(0) and not pacer.go_on(0)
-    pacer.set_skip(0, 5)  # some steps are skipped
+    pacer.steps.of[0].skip = 5  # some steps are skipped
     assert not pacer.go_on(0)
     pacer.restart()
     assert not pacer.go_on(0)
@@ -546,13 +546,27 @@ def test_what_a_recording_costs_does_not_keep_the_page_waiting_and_stays_within_
     meter.recording = True
     for start in range(1, 9):
         meter.asked(start, start + 0.01)
-    assert meter.watching == pytest.approx(before)
+    assert meter.watching == before  # to the last bit: the cost of a step is read from it
     assert meter.recorded == pytest.approx(meter.spent - before)
     assert shared.pacing.max_overhead + shared.recording_share == pytest.approx(0.02)
     shared.set(max_overhead=0.001)
     assert shared.recording_share == shared.pacing.max_overhead == 0.0005
     shared.budget_parts = 2
     assert shared.pacing.max_overhead == 0.00025
+
+
+@pytest.mark.parametrize("rate", [5.0, 200.0])
+def test_the_page_is_sent_its_steps_after_a_recording_that_took_the_cost_of_all(rate):
+    device = Device(rate, call_cost=1e-4)
+    device.run(30.0, REALTIME)
+    known = device.pacer._step_cost
+    device.call_cost = 0.0  # on the recording's account
+    device.run(2000 / rate + 30.0, REALTIME)
+    assert device.pacer._step_cost == known
+    device.call_cost, before = 1e-4, len(device.pushes)
+    device.run(30.0, REALTIME)
+    assert len(device.pushes) > before
+    assert device.worst_debt < 0.1
 
 
 def test_cost_is_a_share_of_the_last_seconds():

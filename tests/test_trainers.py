@@ -10,6 +10,7 @@ from brax_viser.device.host_call import VARIABLE
 
 TRAININGS = {
     # trainer: (batched steps of one training, env steps as the trainer counts its goal)
+    "ppo": (250, 2_000),
     "sac": (200, 1_600),  # 20 to fill its replay buffer first
     "apg": (121, 960),  # 12 updates of 10, after one step that makes it compile just once
     "es": (180, 600),  # 3 generations of 60

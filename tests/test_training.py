@@ -311,8 +311,10 @@ def test_parameters_are_identical_on_the_other_backends(viewer, page, name, back
     assert viewer.stats().frames == viewer.stats().env_steps > 100
 
 
-def test_the_switch_takes_effect_within_a_fifth_of_a_second(viewer, page):
+@pytest.mark.parametrize("mechanism", ["direct", "launch"])
+def test_the_switch_takes_effect_within_a_fifth_of_a_second(viewer, page, mechanism, monkeypatch):
     """Switches in the middle of one jitted call, which runs until it is told to stop."""
+    monkeypatch.setenv(VARIABLE, mechanism)
     env = envs.training.wrap(VisualizedEnv(bare(), grid=(4, 4), viewer=viewer), episode_length=100)
     stop, action = threading.Event(), np.zeros((64, 1), np.float32)
 

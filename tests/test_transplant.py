@@ -9,6 +9,8 @@ import mujoco
 import numpy as np
 import pytest
 from brax import envs
+from brax.envs.base import State
+from brax.envs.inverted_pendulum import InvertedPendulum
 from brax.training.agents.ppo import networks
 from etils import epath
 from mujoco_playground import registry
@@ -31,6 +33,39 @@ BACKENDS = (
 
 def pendulum(backend: str) -> Any:
     return envs.get_environment("inverted_pendulum", backend=backend)
+
+
+class Commanded(InvertedPendulum):
+    """A pendulum that observes a command, which it keeps in `state.info`."""
+
+    def reset(self, rng: jax.Array) -> State:
+        state = super().reset(rng)
+        return self._seen(state.replace(info={"command": jnp.zeros(1)}))
+
+    def step(self, state: State, action: jax.Array) -> State:
+        return self._seen(super().step(state, action))
+
+    def _seen(self, state: State) -> State:
+        return state.replace(obs=jnp.concatenate([state.obs[:4], state.info["command"]]))
+
+
+def test_what_is_steered_by_info_is_observed_with_the_next_step():
+    adapter = adapter_for(Commanded(backend="spring"))
+    _, _, moment = start_of(adapter)
+    transplant, still = Transplant(adapter), np.zeros(1, np.float32)
+    state = transplant.start(moment, KEY)
+    for _ in range(2):  # the first step adds to `info`
+        state = transplant.after(state, still, moment, moment)
+    assert state.obs[4] == 0
+    traces = transplant.traces
+    steered = {"command": np.array([0.7], np.float32), "nothing": np.zeros(1, np.float32)}
+    transplant.steered = lambda: steered
+    state = transplant.after(state, still, moment, moment)
+    assert state.obs[4] == np.float32(0.7) and "nothing" not in state.info
+    transplant.steered = dict
+    state = transplant.after(state, still, moment, moment)
+    assert state.obs[4] == np.float32(0.7), "as the environment keeps it"
+    assert transplant.traces == traces, "nothing is compiled for it"
 
 
 def one_step(env: Any, action: np.ndarray) -> tuple[Any, Any]:

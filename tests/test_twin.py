@@ -28,7 +28,9 @@ from brax_viser import Viewer, VisualizedEnv
 from brax_viser.device import host_call
 from brax_viser.device.adapters import adapter_for
 from brax_viser.host.pacing import Pacer
+from brax_viser.model.grid import grid_of
 from brax_viser.model.physics import varied
+from brax_viser.model.robot import Model
 from brax_viser.model.rotations import angle_between
 from brax_viser.page.channels import TWIN_LEISURE
 from brax_viser.page.playback import Player
@@ -38,6 +40,7 @@ from brax_viser.process import MORE
 from brax_viser.processes import messages
 from brax_viser.records.frame import Coordinates, Frame, Ghost, joined
 from brax_viser.records.view import View, beside
+from brax_viser.scene.ghosts import Ghosts
 from brax_viser.twins.drift import GAP_SECONDS, MOST_POINTS, DriftLog
 from brax_viser.twins.twins import Twins
 from brax_viser.twins.worker import MOST_AT_ONCE, Simulated, TwinSettings, TwinWorker
@@ -448,6 +451,30 @@ def test_a_ghost_is_interpolated_between_steps_but_jumps_at_a_restart():
     assert seen[30] == pytest.approx(0.0)
 
 
+def test_a_ghost_that_is_not_there_is_hidden_and_so_is_one_without_a_finite_pose():
+    server = viser.ViserServer(port=0, verbose=False)
+    ball = mujoco.MjModel.from_xml_string(
+        '<mujoco><worldbody><body><freejoint/><geom size="0.1"/></body></worldbody></mujoco>'
+    )
+    links, rot = np.ones((4, 1, 3), np.float32), np.zeros((4, 1, 4), np.float32)
+    rot[..., 0] = 1
+    grid = grid_of(ball, ball.qpos0, (5, 1), None)
+    model = Model.of(ball, grid, (links[0], rot[0]), 0.02)
+    ghosts = Ghosts(server, "/ghosts", model, np.zeros((5, 3), np.float32), 1.0)
+    there = dataclasses.replace(ghost_of(links, 0.1), there=np.array([True, False, True, True]))
+    poses = links.copy()
+    poses[2] = np.nan
+    frame, none = frame_of(1, None, links, there), np.zeros(4, bool)
+    view = View(frame, links, rot, none, 0.0, 0.0, (poses, rot))
+    covered = np.array([False, False, False, True, False])  # a robot that is not shown itself
+    ghosts.draw(view, covered, np.zeros((5, 3), np.float32), 0.0)
+    assert ghosts.robots is not None
+    (handle,) = ghosts.robots.handles
+    assert (handle.batched_positions[:, 2] == 1.0).tolist() == [True] + [False] * 4
+    assert (handle.batched_positions[1:, 2] < -1000).all()  # out of sight
+    server.stop()
+
+
 def test_ghosts_survive_the_joining_of_devices_and_of_processes(ants, twins):
     _, frames = ants
     twin_worker = twins()
@@ -673,7 +700,7 @@ def test_a_curve_without_a_number_does_not_spoil_the_others():
         # The second env's twin starts later: its line begins with NaN.
         values.bodies[:] = [step, 2 * step if step > 2 else np.nan, np.nan]
         log.add(frame_of(step, None, links, values), 0.1)
-    tools = PanelTools(server, lambda action: None, Mock(), Mock(), Mock())
+    tools = PanelTools(server, lambda action: None, *(Mock() for _ in range(4)))
     folder = TwinFolder(tools)
 
     def shown(env: int | None) -> list[str]:
@@ -703,7 +730,7 @@ def test_angles_are_measured_the_shorter_way_round():
     np.testing.assert_allclose(angle_between(one[:1], one[1:]), 0.5)
 
 
-@pytest.fixture(params=host_call.MECHANISMS)
+@pytest.fixture(params=(*host_call.MECHANISMS, host_call.LAUNCH))
 def mechanism(request, monkeypatch):
     monkeypatch.setenv(host_call.VARIABLE, request.param)
 
@@ -735,8 +762,8 @@ def test_a_viewers_twins_stand_where_the_robots_do_and_cost_nothing_while_off(vi
     assert drift is not None and drift.env_index.tolist() == [0, 3]
     assert drift.bodies.max() < 1e-5 and drift.seconds.min() > 0.2
     block = Probe(viewer).scene.blocks["train"]
-    assert block._ghosts is not None
-    robots, ghosts = block.robots.handles, block._ghosts.handles
+    assert block._ghosts.robots is not None
+    robots, ghosts = block.robots.handles, block._ghosts.robots.handles
     where = [np.reshape(handles[-1].batched_positions, (4, -1, 3)) for handles in (robots, ghosts)]
     np.testing.assert_allclose(where[0][[0, 3]], where[1][[0, 3]], atol=1e-4)
     assert (where[1][[1, 2], :, 2] < -1000).all()  # out of sight

@@ -1,5 +1,7 @@
 """Whole episodes are put together from single steps, and some of each recording are kept."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -198,9 +200,10 @@ def test_the_best_the_worst_a_fallen_and_another_one_are_kept(robots):
 class Pace:
     """A recorder, and what its recordings cost."""
 
-    def __init__(self, share: float, **settings: float):
-        self.recorder, self.now, self.spent = Recorder(**settings), 0.0, 0.0
-        self.share = share
+    def __init__(self, after: float, every: float | None, share: float):
+        self.recorder, self.now, self.spent = Recorder(after), 0.0, 0.0
+        self.every, self.share = every, share
+        self.evaluated: Callable[[float], int] = lambda now: 0  # number of evaluations by then
         self.begun: list[float] = []
 
     def run(self, seconds: float, cost: float) -> None:
@@ -208,7 +211,8 @@ class Pace:
         end = self.now + seconds
         while self.now < end:
             before = self.recorder.window
-            self.recorder.update(self.now, self.spent, self.share, training=True)
+            rhythm = self.every, self.evaluated(self.now)
+            self.recorder.update(self.now, *rhythm, self.spent, self.share, training=True)
             if before is None and (window := self.recorder.window) is not None:
                 self.begun.append(self.now)
                 window._most_steps = 0  # finished when it is next asked
@@ -225,15 +229,33 @@ def test_recordings_keep_their_rhythm_and_their_share_of_the_training():
     assert np.allclose(np.diff(dear.begun), 208, atol=1.0)
 
 
+def test_a_recording_follows_each_evaluation_where_these_are_the_rhythm():
+    pace = Pace(after=10.0, every=None, share=0.01)
+    pace.evaluated = lambda now: int(now // 150)
+    pace.run(700, cost=0.1)
+    assert np.allclose(pace.begun, [10, 150, 300, 450, 600], atol=1.0)
+    dear = Pace(after=0.0, every=None, share=0.01)
+    dear.evaluated = lambda now: int(now // 50)
+    dear.run(1000, cost=2.0)  # for 208 s each recording leaves the training alone
+    assert np.allclose(np.diff(dear.begun), 208, atol=50) and min(np.diff(dear.begun)) >= 207
+    never = Pace(after=0.0, every=None, share=0.01)
+    never.run(500, cost=0.0)
+    assert len(never.begun) == 1, "the first waits for none"
+
+
 def test_the_next_training_is_recorded_from_its_beginning():
     recorder = Recorder(after=5.0)
-    recorder.update(100.0, 0.0, 0.01, training=True)
-    recorder.update(106.0, 0.0, 0.01, training=True)
+
+    def update(now: float, *, training: bool) -> None:
+        recorder.update(now, 60.0, 0, 0.0, 0.01, training=training)
+
+    update(100.0, training=True)
+    update(106.0, training=True)
     assert recorder.window is not None
-    recorder.update(107.0, 0.0, 0.01, training=False)
+    update(107.0, training=False)
     assert recorder.window is None
-    recorder.update(110.0, 0.0, 0.01, training=True)
-    recorder.update(114.9, 0.0, 0.01, training=True)
+    update(110.0, training=True)
+    update(114.9, training=True)
     assert recorder.window is None
-    recorder.update(115.1, 0.0, 0.01, training=True)
+    update(115.1, training=True)
     assert recorder.window is not None

@@ -20,16 +20,14 @@ from rich.padding import Padding
 
 from brax_viser.cli.bar import TrainingBar
 from brax_viser.cli.ctrl_c import STOPPED, CtrlC
+from brax_viser.cli.epochs import num_parts, steps_per_policy
 from brax_viser.cli.export import export
 from brax_viser.cli.folding import FoldedOutput
 from brax_viser.cli.loading import Refused, check, load, refuse
 from brax_viser.cli.play import play
 from brax_viser.cli.policies import Arguments
-from brax_viser.cli.presets import (
-    DEFAULT_ENV,
-    steps_per_policy,
-)
-from brax_viser.cli.remote import hold, resume, status, switch
+from brax_viser.cli.presets import DEFAULT_ENV
+from brax_viser.cli.remote import hold, resume, snapshot, status, switch
 from brax_viser.cli.replay import replay
 from brax_viser.cli.serving import USUAL, Serving
 from brax_viser.host.findings import explained
@@ -39,7 +37,7 @@ app = tyro.extras.SubcommandApp()
 console = Console()
 app.command(name="play")(play)
 app.command(name="replay")(replay)
-for command in (status, hold, resume, switch):
+for command in (status, snapshot, hold, resume, switch):
     app.command(command)
 app.command(name="export")(export)
 
@@ -58,7 +56,7 @@ def train(
     domain_randomization: bool = False,
     mode: str = "realtime",
     page: Annotated[Serving, tyro.conf.arg(name="")] = USUAL,
-    save_dir: str | None = None,
+    save_dir: Annotated[str | None, tyro.conf.arg(aliases=("--run-dir",))] = None,
     keep_open: bool = True,
 ) -> int:
     """Train ENV with one of Brax's own trainers, and watch it in a browser.
@@ -205,11 +203,12 @@ def _train(
         if num_steps:  # 0 is the untrained policy
             run.hand_out(params, num_steps)
 
-    every = steps_per_policy(trainer, settings)
+    parts = num_parts(trainer, settings, on_cpu=jax.default_backend() == "cpu")
+    every = steps_per_policy(trainer, settings, parts)
     console.print(f"The trainer hands out its policy every {every:,} steps.")
     run.training.set()
     return jax.device_get(
-        training.run(trainer, env, settings, viewer.progress_fn, policy_params_fn)
+        training.run(trainer, env, settings, viewer.progress_fn, policy_params_fn, parts)
     )
 
 

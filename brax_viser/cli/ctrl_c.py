@@ -5,6 +5,8 @@ import signal
 import time
 from typing import Any
 
+from brax_viser.process import last_words
+
 STOPPED: int = 130
 """Exit code after Ctrl-C, as shells define it: 128 + SIGINT."""
 
@@ -42,4 +44,7 @@ class CtrlC:
         if not self.heard:
             self.heard, self._since, self.code = True, now, 128 + number
         elif now - self._since > IMPATIENCE:
+            # The main thread may hold the lock of the usual output: such as while it waits for a
+            # disk that does not answer.
+            last_words(2, "\nStopped at once: nothing more is saved.\n")
             os._exit(self.code)

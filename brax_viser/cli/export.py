@@ -34,12 +34,14 @@ def export(
     """Write episodes of a training, finished or running, into a file.
 
     The file's name chooses what it is: .html plays in a browser without a server, .mp4, .gif and
-    .webp are videos, .png and .jpg pictures, .csv has the numbers. Neither JAX nor a GPU is needed.
+    .webp are videos, .png and .jpg pictures, .csv has the numbers, .rrd opens in Rerun. Neither JAX
+    nor a GPU is needed.
 
     Args:
         run_dir: folder in which the training keeps its episodes.
         out: the file to write.
-        episode: best, worst, newest, first, all, or keys of episodes; several for .html and .csv.
+        episode: best, worst, newest, first, all, or keys of episodes; several for .html, .csv
+            and .rrd.
         seconds: first and last second to show; of a picture, the first.
         fps: pictures per second of a video, at most.
         size: width and height of a video or a picture, in pixels.
@@ -112,6 +114,7 @@ def _write(
 ) -> None:
     # Here, as they take a second, in which a wrong name could have been told.
     from brax_viser.export.html import write_html
+    from brax_viser.export.rrd import write_rrd
     from brax_viser.export.table import write_csv
     from brax_viser.export.video import PICTURES, VIDEOS, write_png, write_video
 
@@ -122,13 +125,15 @@ def _write(
         write_html(out, run.info, episodes, run.curves(), seconds=seconds, progress=told)
     elif kind == ".csv":
         write_csv(out, run.info, episodes, seconds=seconds, progress=told)
+    elif kind == ".rrd":
+        write_rrd(out, run.info, episodes, run.curves(), seconds=seconds, progress=told)
     elif kind in VIDEOS:
         options = {"seconds": seconds, "progress": told}
         write_video(out, run.info, episodes[0], fps, size, camera, **options)
     elif kind in PICTURES:
         write_png(out, run.info, episodes[0], seconds[0] if seconds else 0.0, size, camera)
     else:
-        known = ", ".join((".html", *VIDEOS, *PICTURES, ".csv"))
+        known = ", ".join((".html", *VIDEOS, *PICTURES, ".csv", ".rrd"))
         raise ValueError(f"{out}: its name must end in {known}")
 
 

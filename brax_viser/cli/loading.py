@@ -41,7 +41,10 @@ def load(
 
     from brax_viser.cli import playground
     from brax_viser.cli.names import known_environments, unknown
+    from brax_viser.cli.programs import keep_programs
     from brax_viser.compat import brax_environments
+
+    keep_programs()
 
     # Brax warns of itself whenever it reads a model: its users have read that before.
     warnings.filterwarnings("ignore", module="brax.io.mjcf", category=UserWarning)

@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import tyro
 from etils import epath
 from rich.console import Console
 
+from brax_viser.cli.comparing import PlayedPolicies
 from brax_viser.cli.ctrl_c import CtrlC
 from brax_viser.cli.loading import Refused, load
 from brax_viser.cli.policies import Arguments, Policies, brax_checkpoints, of_checkpoints, of_run
@@ -19,8 +21,21 @@ from brax_viser.viewer import Viewer
 COMMAND = "command"
 """Where Playground's joystick tasks keep their command in `state.info`."""
 
-COMMAND_LIMIT = 1.0
-"""Commands go from minus this to this, where the environment's settings do not tell."""
+USUAL_RANGE = (-1.0, 1.0)
+"""Of a command's numbers, where the environment's settings do not tell."""
+
+RANGES = ("lin_vel_x", "lin_vel_y", "ang_vel_yaw")
+"""Names under which most of Playground's settings have the ranges of two speeds and a rate."""
+
+PRESS = 0.2
+"""Share of the largest command by which one press of a key changes it."""
+
+KEYS = (
+    (("Faster forwards", "arrowup"), ("Slower, or backwards", "arrowdown")),
+    (("More to the left", "Q"), ("More to the right", "E")),
+    (("Turn left", "arrowleft"), ("Turn right", "arrowright")),
+)
+"""Labels and keys, pressed with shift, that change a command of two speeds and a rate."""
 
 
 def play(
@@ -124,6 +139,7 @@ class Playing:
         self._key = jax.random.PRNGKey(seed + 1)
         self._due = time.monotonic()
         self._command = _Command(viewer, bare, self._state.info.get(COMMAND))
+        viewer.offer_policies(PlayedPolicies(policies))
         self._choose(policies.steps[-1])
         if len(policies.steps) > 1:
             names = {f"step {step:,}": step for step in policies.steps}
@@ -173,22 +189,37 @@ class _Command:
         self._given: np.ndarray | None = None
         if command is None or np.ndim(command) != 2:
             return
-        limits = _limits(bare, command.shape[-1])
+        assert viewer._page is not None
+        session = viewer._page.robots.sandbox.session  # a robot that is forked is steered as well
+        ranges = ranges_of(bare, command.shape[-1])
         with viewer.server.gui.add_folder("Command", order=-1):
             follows = viewer.server.gui.add_checkbox(
-                "Steer", False, hint="Gives this command, instead of those that the task draws"
+                "Steer",
+                False,
+                hint="Gives this command, instead of those that the task draws; a slider or a key "
+                "that changes it ticks this",
             )
             sliders = [
-                viewer.server.gui.add_slider(name, -limit, limit, limit / 50, 0.0)
-                for name, limit in zip(_names(len(limits)), limits, strict=True)
+                viewer.server.gui.add_slider(name, *given, (given[1] - given[0]) / 100, 0.0)
+                for name, given in zip(_names(len(ranges)), ranges, strict=True)
             ]
+        if len(sliders) == len(KEYS):
+            _add_keys(viewer, follows, sliders)
 
         def change(_: object) -> None:
             values = np.array([slider.value for slider in sliders], np.float32)
             self._given = values if follows.value else None
+            session.steered = {COMMAND: values} if follows.value else {}
 
-        for control in (follows, *sliders):
-            control.on_update(change)
+        def move(_: object) -> None:
+            if follows.value:
+                change(_)
+            else:
+                follows.value = True  # which calls `change`
+
+        follows.on_update(change)
+        for slider in sliders:
+            slider.on_update(move)
 
     def given(self, state: Any) -> Any:
         """Returns the state with the command that was set, if any."""
@@ -198,6 +229,31 @@ class _Command:
         return state.replace(info={**state.info, COMMAND: command.copy()})
 
 
+def _add_keys(viewer: Viewer, follows: Any, sliders: Sequence[Any]) -> None:
+    """Adds keys that steer: each press changes the command by a share of its limit."""
+
+    def add(label: str, key: Any, press: Callable[[], object]) -> None:
+        command = viewer.server.gui.add_command(label, hotkey=key, modifier="shift")
+
+        @command.on_trigger
+        def _(_: object) -> None:
+            press()
+            follows.value = True
+
+    def turned(slider: Any, share: float) -> None:
+        value = slider.value + share * max(slider.max, -slider.min)
+        slider.value = float(np.clip(round(value, 6), slider.min, slider.max))
+
+    def stop() -> None:
+        for slider in sliders:
+            slider.value = 0.0
+
+    for slider, ((more, key), (less, other)) in zip(sliders, KEYS, strict=True):
+        add(more, key, functools.partial(turned, slider, PRESS))
+        add(less, other, functools.partial(turned, slider, -PRESS))
+    add("Stand still", "space", stop)
+
+
 def _names(count: int) -> list[str]:
     """Returns names of a command's numbers: joystick tasks have two speeds and a rate."""
     if count == 3:
@@ -205,10 +261,23 @@ def _names(count: int) -> list[str]:
     return [f"Command {i + 1}" for i in range(count)]
 
 
-def _limits(bare: Any, count: int) -> list[float]:
-    """Returns the largest command of each number, from Playground's settings where they tell."""
-    config = getattr(bare, "_config", {})
-    amplitudes = dict(dict(config).get("command_config", {})).get("a", ())
-    if len(amplitudes) == count:
-        return [float(a) for a in amplitudes]
-    return [COMMAND_LIMIT] * count
+def ranges_of(bare: Any, count: int) -> list[tuple[float, float]]:
+    """Returns the lowest and the highest value of each number of a command, which hold 0, from the
+    settings of a Playground environment where they tell.
+
+    Args:
+        bare: the environment.
+        count: numbers of its command.
+    """
+    settings = dict(getattr(bare, "_config", {}))
+    settings |= dict(settings.get("command_config", {}))
+    if count == len(RANGES) and settings.keys() >= set(RANGES):
+        ends = [settings[name] for name in RANGES]
+    elif len(settings.get("a", ())) == count:
+        ends = [(-a, a) for a in settings["a"]]
+    elif len(settings.get("min", ())) == len(settings.get("max", ())) == count:
+        ends = list(zip(settings["min"], settings["max"], strict=True))
+    else:
+        ends = [USUAL_RANGE] * count
+    held = [(min(float(low), 0.0), max(float(high), 0.0)) for low, high in ends]
+    return [both if both[1] > both[0] else USUAL_RANGE for both in held]

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from brax_viser.runs import files
 from brax_viser.runs.reader import SavedRun
+from brax_viser.sandbox.trained import filled
 
 ARGUMENTS = "train.json"
 """File of a run directory in which `brax-viser train` notes what `brax-viser play` needs."""
@@ -109,7 +109,7 @@ def of_run(run: SavedRun, trainer: str, env: Any, settings: Mapping[str, Any]) -
     if not run.policies():
         raise ValueError(f"{run.path} has no policies: the trainer had not handed one out yet")
     make_policy, template = _networks(trainer, env, settings)
-    return Policies(run.policies(), make_policy, lambda step: _filled(template, run.policy(step)))
+    return Policies(run.policies(), make_policy, lambda step: filled(template, run.policy(step)))
 
 
 def _networks(trainer: str, env: Any, settings: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -145,25 +145,3 @@ def _with_deterministic(make_policy: Callable[..., Any]) -> Callable[..., Any]:
     if "deterministic" in inspect.signature(make_policy).parameters:
         return make_policy
     return lambda params, deterministic=True: make_policy(params)
-
-
-def _filled(template: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """Returns the template with its leaves replaced by arrays, by their paths.
-
-    Raises:
-        ValueError: an array is missing, or has another shape.
-    """
-    import jax
-
-    def leaf(path: Any, usual: Any) -> np.ndarray:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        found = arrays.get(name)
-        if found is None or found.shape != np.shape(usual):
-            have = "missing" if found is None else f"of shape {found.shape}"
-            raise ValueError(
-                f"the policy's {name} is {have}, not of shape {np.shape(usual)}: it was trained "
-                "with other networks, or by another version of Brax"
-            )
-        return found
-
-    return jax.tree_util.tree_map_with_path(leaf, template)

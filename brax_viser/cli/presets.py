@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from brax_viser.cli.epochs import split
+
 DEFAULT_ENV: str = "ant"
 """Default of `brax-viser train`: a legged robot that runs within two minutes on two cores."""
 
@@ -375,7 +377,7 @@ def trainer_settings(
     if trainer == "ppo":
         # Resets between epochs change what is learned: `num_evals` stays if nothing was overridden.
         if longer != 1 or num_envs is not None or not settings.get("num_resets_per_eval"):
-            _split(settings, (settings.get("num_evals", 1) - 1) * longer)
+            split(settings, (settings.get("num_evals", 1) - 1) * longer)
     elif longer > 1:  # policies come with evaluations: keep their interval
         settings["num_evals"] = round(settings["num_evals"] * longer)
     if trainer == "sac":
@@ -384,53 +386,6 @@ def trainer_settings(
         filled = min(settings["min_replay_size"], whole_steps * settings["num_envs"])
         settings["min_replay_size"] = filled
     return settings
-
-
-def steps_per_policy(trainer: str, settings: Mapping[str, Any]) -> int:
-    """Returns the interval, in env steps, at which the trainer hands out its policy.
-
-    Args:
-        trainer: one of `TRAINERS`.
-        settings: the result of `trainer_settings`.
-    """
-    epochs = max(settings.get("num_evals", 1) - 1, 1)
-    if trainer == "ppo":
-        resets, step = max(settings.get("num_resets_per_eval", 0), 1), _training_step(settings)
-        return math.ceil(settings["num_timesteps"] / (epochs * step * resets)) * step * resets
-    if trainer == "apg":
-        updates = max(round(settings["policy_updates"] / epochs), 1)
-        return updates * settings["horizon_length"] * settings["num_envs"]
-    return math.ceil(settings["num_timesteps"] / epochs)
-
-
-def _training_step(ppo: Mapping[str, Any]) -> int:
-    """Returns the env steps of one PPO training step."""
-    # The fallbacks are the trainer's own defaults.
-    return (
-        ppo.get("batch_size", 32)
-        * ppo.get("unroll_length", 10)
-        * ppo.get("num_minibatches", 16)
-        * ppo.get("action_repeat", 1)
-    )
-
-
-def _split(ppo: dict[str, Any], epochs: float) -> None:
-    """Sets `num_evals` for about `epochs` epochs of PPO, which hands out a policy after each.
-
-    All epochs have the same number of training steps, so they may exceed `num_timesteps` together.
-    Up to four times as many epochs are tried to keep the excess within 1 %; none are added if there
-    are resets between epochs, which change what is learned.
-    """
-    steps = max(math.ceil(ppo["num_timesteps"] / _training_step(ppo)), 1)
-    fewest = min(max(math.ceil(epochs - 1e-6), 1), steps)
-    most = fewest if ppo.get("num_resets_per_eval") else min(4 * fewest, steps)
-    numbers = range(fewest, most + 1)
-
-    def excess(number: int) -> int:
-        return math.ceil(steps / number) * number - steps
-
-    best = next((n for n in numbers if excess(n) <= steps / 100), min(numbers, key=excess))
-    ppo["num_evals"] = best + 1
 
 
 def _set_num_envs(trainer: str, settings: dict[str, Any], num_envs: int) -> None:

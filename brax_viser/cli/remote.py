@@ -1,21 +1,29 @@
-"""Commands to a training in another terminal: what it is doing, hold, resume, and the switch."""
+"""Commands to a training in another terminal: what it is doing, what its page shows, hold, resume,
+and the switch."""
 
+import base64
 import json
 import sys
+import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 
 import tyro
 from rich.console import Console
 
+from brax_viser.export.files import replacing
 from brax_viser.host.progress import count, duration
 from brax_viser.page.announced import announced
 from brax_viser.page.api import HEADER, PREFIX
 
 SECONDS = 10.0
 """s to wait for an answer."""
+
+PICTURE_SECONDS = 180.0
+"""s to wait for a picture, which MuJoCo may have to draw on a busy machine."""
 
 Url = Annotated[str | None, tyro.conf.Positional]
 
@@ -59,19 +67,65 @@ def switch(on: Annotated[str, tyro.conf.Positional], url: Url = None) -> int:
     return _tell(url, "switch", on=int(on == "on"))
 
 
-def _tell(url: str | None, name: str, **query: object) -> int:
-    known = announced()
-    if url is None and not known:
-        return _refuse("no page of yours is open on this machine: give its address, in quotes")
+def snapshot(where: Annotated[tuple[str, ...], tyro.conf.Positional]) -> int:
+    """Write a picture of what the page shows: drawn by a page that is open, or else by MuJoCo.
+
+    Args:
+        where: a file such as out.png; before or after it the page's address, as for `status`.
+    """
+    files = [text for text in where if "://" not in text and text.lower().endswith(".png")]
+    urls = [text for text in where if text not in files]
+    if len(files) != 1 or len(urls) > 1:
+        return _refuse("give one file whose name ends in .png, and at most one address")
     try:
-        told = ask(url or known[0], name, **query)
+        told = picture(urls[0] if urls else _newest())
+        with replacing(files[0]) as file:
+            file.write_bytes(base64.b64decode(told.pop("png")))
+    except (OSError, ValueError) as error:
+        return _refuse(str(error))
+    _say({**told, "path": str(Path(files[0]).absolute())})
+    return 0
+
+
+def picture(url: str) -> dict[str, Any]:
+    """Has a picture taken. Returns the training's state, what is seen, and "png", in base64.
+
+    Args:
+        url: of the page, with its token.
+
+    Raises:
+        ValueError: as `ask`, or the picture cannot be taken within `PICTURE_SECONDS`.
+    """
+    deadline, told = time.monotonic() + PICTURE_SECONDS, ask(url, "snapshot")
+    while "png" not in told:
+        if time.monotonic() > deadline:
+            raise ValueError(f"no picture has come within {PICTURE_SECONDS:.0f} s")
+        time.sleep(0.1)
+        told = ask(url, "snapshot", id=told["id"])
+    return told
+
+
+def _tell(url: str | None, name: str, **query: object) -> int:
+    try:
+        _say(ask(url or _newest(), name, **query))
     except ValueError as error:
         return _refuse(str(error))
+    return 0
+
+
+def _newest() -> str:
+    """Returns the address of this user's newest page. Raises ValueError if there is none."""
+    known = announced()
+    if not known:
+        raise ValueError("no page of yours is open on this machine: give its address, in quotes")
+    return known[0]
+
+
+def _say(told: dict[str, Any]) -> None:
     if sys.stdout.isatty():
-        Console().print(in_words(told), markup=False, highlight=False)
+        Console().print(in_words(told), markup=False, highlight=False, soft_wrap=True)
     else:
         print(json.dumps(told))
-    return 0
 
 
 def ask(url: str, name: str, **query: object) -> dict[str, Any]:
@@ -122,6 +176,9 @@ def in_words(told: dict[str, Any]) -> str:
     if told["reward"] is not None:
         parts.append(f"reward {told['reward']:,.1f}")
     watching = f"watching costs {100 * told['cost']:.1f} %" if told["streaming"] else "switched off"
+    if "path" in told:
+        by = "an open page" if told["drawn_by"] == "page" else "MuJoCo"
+        watching += f"\nWritten to {told['path']}, drawn by {by}"
     problems = [x for x in (told["error"], told["fault"], *told["nonfinite"]) if x]
     return "\n".join([" · ".join(parts), f"{told['url']}: {watching}", *problems])
 

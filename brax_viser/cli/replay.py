@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from brax_viser.cli.comparing import RunPolicies
 from brax_viser.cli.ctrl_c import CtrlC
 from brax_viser.cli.serving import USUAL, Serving
 from brax_viser.replay import ReplayViewer
@@ -33,7 +34,8 @@ def replay(
     with ctrl_c:
         try:
             run = open_run(run_dir)
-            viewer = page.viewer("realtime", functools.partial(ReplayViewer, run.info, run))
+            made = functools.partial(ReplayViewer, run.info, run, RunPolicies(run))
+            viewer = page.viewer("realtime", made)
         except (RuntimeError, ValueError) as error:
             console.print(f"brax-viser: {error}", style="red", markup=False)
             return 2

@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from brax.envs.base import Env
+from brax.training import acting
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from brax_viser.cli.epochs import divided
 from brax_viser.compat import pmap_axis_of, unpmap_of
 
 
@@ -24,6 +26,7 @@ def run(
     settings: Mapping[str, Any],
     progress_fn: Callable[[int, Any], None],
     policy_params_fn: Callable[[int, Any, Any], None],
+    parts: int = 1,
 ) -> Any:
     """Trains to the end.
 
@@ -31,20 +34,21 @@ def run(
         trainer: one of `presets.TRAINERS`.
         env: environment to train on; the trainer applies its training wrappers itself.
         settings: keyword arguments of `brax.training.agents.TRAINER.train.train`.
-        progress_fn: gets env steps (APG: evaluations) and metrics.
-        policy_params_fn: gets the policy after each epoch of PPO, and after each evaluation of the
-            other trainers; its first argument is that of `progress_fn`.
+        progress_fn: gets env steps (APG: parts of epochs) and metrics.
+        policy_params_fn: gets the policy after each part of an epoch; its first argument is that of
+            `progress_fn`.
+        parts: into how many each epoch is divided; see `epochs`.
 
     Returns:
         The trained parameters, as the trainer returns them.
     """
     module = importlib.import_module(f"brax.training.agents.{trainer}.train")
-    arguments: dict[str, Any] = {**settings, "progress_fn": progress_fn}
+    arguments: dict[str, Any] = {**divided(trainer, settings, parts), "progress_fn": progress_fn}
     if "policy_params_fn" in inspect.signature(module.train).parameters:
         arguments["policy_params_fn"] = policy_params_fn
     else:
         arguments["progress_fn"] = _with_policy(module, progress_fn, policy_params_fn)
-    with _placed_as_it_comes_back(module):
+    with placed_as_it_comes_back(module), _evaluating_every(1 if trainer == "ppo" else parts):
         _, params, _ = module.train(environment=env, **arguments)
     return params
 
@@ -85,29 +89,66 @@ def _policy_of(train: FrameType) -> tuple[Callable[..., Any], Any] | None:
 
 
 @contextlib.contextmanager
-def _placed_as_it_comes_back(module: Any) -> Iterator[None]:
-    """Keeps the trainer from compiling its epoch twice.
-
-    Brax places its first training state by `jax.device_put_replicated`, and gets all others from
-    `jax.pmap`. The two name the axis of the same placement differently, and JAX compiles for each
-    name. While a trainer runs, the former uses the latter's name. The compiled program and the
-    learned parameters are the same.
-    """
-    place = getattr(jax, "device_put_replicated", None)  # gone since jax 0.10
-    axis = pmap_axis_of(module)
-    if place is None or axis is None:
+def _evaluating_every(parts: int) -> Iterator[None]:
+    """While a trainer runs, has it evaluate its policy after the last part of an epoch only, and
+    before the first one if it does that."""
+    usual = acting.Evaluator
+    if parts == 1:
         yield
         return
 
+    class Evaluator(usual):
+        num_trained = 0
+
+        def run_evaluation(
+            self, policy_params: Any, training_metrics: Any, *args: Any, **kwargs: Any
+        ) -> Any:
+            self.num_trained += bool(training_metrics)  # there are none before the first part
+            if self.num_trained % parts:
+                return dict(training_metrics)
+            return super().run_evaluation(policy_params, training_metrics, *args, **kwargs)
+
+    acting.Evaluator = Evaluator
+    try:
+        yield
+    finally:
+        acting.Evaluator = usual
+
+
+@contextlib.contextmanager
+def placed_as_it_comes_back(module: Any) -> Iterator[None]:
+    """Has the trainer place its first training state as all others, so that it compiles its epoch
+    once, and with any JAX.
+
+    Brax places that state by `jax.device_put_replicated`, which is gone since jax 0.10, and gets
+    all others from `jax.pmap`. The two name the axis of the same placement differently, and JAX
+    compiles for each name. While a trainer runs, the former uses the latter's name. The compiled
+    program and the learned parameters are the same.
+    """
+    axis = pmap_axis_of(module)
+    if axis is None:
+        yield
+        return
+    place = getattr(jax, "device_put_replicated", None)
+    kept = vars(jax).get("device_put_replicated")  # jax's own is not in the module itself
+
     def placed(tree: Any, devices: Any) -> Any:
         mesh = Mesh(np.array(devices), (axis,))
-        return jax.device_put(place(tree, devices), NamedSharding(mesh, PartitionSpec(axis)))
+        copies = place(tree, devices) if place is not None else _repeated(tree, len(devices))
+        return jax.device_put(copies, NamedSharding(mesh, PartitionSpec(axis)))
 
     jax.device_put_replicated = placed
     try:
         yield
     finally:
-        jax.device_put_replicated = place
+        del jax.device_put_replicated
+        if kept is not None:
+            jax.device_put_replicated = kept
+
+
+def _repeated(tree: Any, times: int) -> Any:
+    """Returns arrays with a leading axis, along which each is repeated."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (times, *jnp.shape(x))), tree)
 
 
 def is_finite(params: Any) -> bool:

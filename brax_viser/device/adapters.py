@@ -3,7 +3,7 @@
 import copy
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -21,11 +21,12 @@ from brax_viser.device.models import Path, at, misfit, mujoco_model, stepped_mod
 from brax_viser.device.states import (
     batch_of,
     coordinates_of,
+    images_of,
     info_to_send,
     is_key,
     is_mujocos,
     metrics_of,
-    named_leaves,
+    observation_of,
     physics_of,
     poses_of,
     reward_of,
@@ -65,6 +66,8 @@ MODEL_FIELDS = (
 are drawn, those that labels show, and those that a twin's motion depends on. Brax's own backends
 have `link.inertia.mass` instead of `body_mass`."""
 
+_Stepped = tuple[Any, jax.Array | None]  # see `Adapter.step`
+
 MAX_OBSERVATION = 1024
 """The most values of an observation that are sent with a detail. More could not be read on the
 page, but would cost time."""
@@ -94,10 +97,10 @@ class Adapter:
         forces that MuJoCo computes from qpos, qvel and ctrl are those of the training."""
         return self.backend not in _BRAXS_OWN
 
-    def step(self, env: Any, state: Any, action: Any) -> tuple[Any, jax.Array | None]:
+    def step(self, env: Any, state: Any, action: Any, *args: Any, **named: Any) -> _Stepped:
         """Steps `env`, whose innermost environment is `base`. Returns the new state and the
         controls that the physics received, [*batch, nu]; None if they were not found here."""
-        state = env.step(state, action)
+        state = env.step(state, action, *args, **named)
         return state, self._told(state, action)
 
     def _told(self, state: Any, action: Any) -> jax.Array | None:
@@ -169,13 +172,11 @@ class Adapter:
         return Coordinates(self.mj_model)
 
     def inspected(self, state: Any) -> dict[str, Any]:
-        """Returns the other arrays to check for NaN and Inf: velocities and observations.
-
-        Pixels are left out: they cannot be NaN or Inf, and checking them would take long.
-        """
+        """Returns the other arrays to check for NaN and Inf: velocities and observations, but for
+        pixels, which cannot be NaN or Inf, and would take long."""
         batch, (_, qvel) = batch_of(state), coordinates_of(physics_of(state))
         found = {"qvel": qvel}
-        for name, x in _observation(state):
+        for name, x in observation_of(state):
             x = jnp.asarray(x)
             if x.shape[: len(batch)] == batch and not name.startswith("pixels/"):
                 found[f"observation/{name}" if name else "observation"] = x
@@ -195,9 +196,9 @@ class Adapter:
         and the backend's state keeps them, or `step` has found `ctrl`; "action" [A]; "observation"
         [O], or "observation/PATH" for each array of a pytree, if they have one axis each and up to
         `MAX_OBSERVATION` values in all; "metrics/NAME" for the numbers in `state.metrics`, such as
-        the terms of the reward; and "info/NAME" for arrays that the environment keeps in `info`, up
-        to `MAX_INFO` values in all. Arrays beyond these limits, pixels and random keys are never
-        sent.
+        the terms of the reward; "info/NAME" for arrays that the environment keeps in `info`, up to
+        `MAX_INFO` values in all; and images as `images_of` names them. Arrays beyond these limits
+        and random keys are never sent.
         """
         batch, data = batch_of(state), physics_of(state)
         qpos, qvel = coordinates_of(data)
@@ -210,13 +211,14 @@ class Adapter:
         if isinstance(action, jax.Array | np.ndarray) and action.shape[: len(batch)] == batch:
             fields["action"] = jnp.asarray(action)
         left = MAX_OBSERVATION
-        for name, x in _observation(state):
+        for name, x in observation_of(state):
             shape = np.shape(x)
             one_axis = len(shape) == len(batch) + 1 and shape[: len(batch)] == batch
             if one_axis and not is_key(x) and shape[-1] <= left and not name.startswith("pixels/"):
                 fields[f"observation/{name}" if name else "observation"] = jnp.asarray(x)
                 left -= shape[-1]
-        return {**fields, **metrics_of(state, batch), **info_to_send(info or {}, batch)}
+        numbers = {**metrics_of(state, batch), **info_to_send(info or {}, batch)}
+        return {**fields, **numbers, **images_of(state, batch)}
 
     def randomised(self) -> Payload:
         """Returns those of `MODEL_FIELDS` in which environments differ in the step being traced.
@@ -246,15 +248,6 @@ _BRAXS_OWN = ("generalized", "spring", "positional")
 """Backends whose physics is not MuJoCo's."""
 
 
-def _observation(state: Any) -> Iterable[tuple[str, Any]]:
-    """Returns the observation's arrays by their paths; a dictionary keeps its own order."""
-    obs = getattr(state, "obs", None)
-    found = named_leaves(obs)
-    if isinstance(obs, Mapping) and all(name in found for name in obs):
-        return [(name, found[name]) for name in obs]
-    return found.items()
-
-
 _KEPT = {"ctrl": "nu", "act": "na", "mocap_pos": "nmocap", "mocap_quat": "nmocap"}
 """Arrays of MuJoCo's state besides qpos and qvel, with the model's field for their size."""
 
@@ -267,7 +260,7 @@ class BraxAdapter(Adapter):
     without joints before it compiles the model.
     """
 
-    def step(self, env: Any, state: Any, action: Any) -> tuple[Any, jax.Array | None]:
+    def step(self, env: Any, state: Any, action: Any, *args: Any, **named: Any) -> _Stepped:
         """See `Adapter.step`. Brax's own backends do not keep the controls in the state, but their
         environments pass them to `pipeline_step`, so its argument is read while the step is traced.
         This is not possible if it is called within a transformation inside `env` (a vmap, an action
@@ -275,7 +268,7 @@ class BraxAdapter(Adapter):
         parts = [attribute(self.base, name) for name in ("__dict__", "pipeline_step")]
         can_look = all(part is not None for part in parts)
         if self.native or self.ctrl_fn is not None or not can_look:
-            return super().step(env, state, action)
+            return super().step(env, state, action, *args, **named)
         outside, pipeline_step = opaque_trace_state(), self.base.pipeline_step
         seen: list[Any] = []
 
@@ -285,7 +278,7 @@ class BraxAdapter(Adapter):
             return pipeline_step(pipeline_state, ctrl)
 
         with shadowed(self.base, "pipeline_step", look):
-            state = env.step(state, action)
+            state = env.step(state, action, *args, **named)
         return state, seen[0] if len(seen) == 1 else None
 
 

@@ -63,8 +63,8 @@ def emit(
         nonfinite: int32 [*batch], as returned at the last step, 0 at first: bits of the fields
             known not to be finite. None: NaN and Inf are not reported.
         state_is_kept: whether the surrounding program returns the state. Its countdown then keeps
-            the call alive, which is cheaper: see `host_call.call_host`. If this is wrongly True,
-            the host sees no steps; the computed values are the same in any case.
+            the call alive, which is cheaper: see `host_call.call_host`. If it does not, the host
+            sees no steps. If False, tie what the program uses to the countdown: see `tie.tied`.
 
     Returns:
         int32 [*batch], the countdown, with all elements equal; and int32 [*batch], the granted

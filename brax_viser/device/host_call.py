@@ -54,10 +54,11 @@ def call_host(
         function: the function to call. It runs on one of XLA's threads.
         result: shape and dtype of its result.
         *args: its arguments.
-        kept_alive: whether the surrounding program uses the result, so that the call survives
-            without a side effect. A side effect also stops XLA from moving loop invariants out of
-            the trainer's loop, which slows the whole training, watched or not: by 4 to 8 % for 64
-            ants on two cores.
+        kept_alive: whether the surrounding program returns the result, so that the call survives
+            without a side effect. If not, XLA sees one, and a result of the program must be tied to
+            this one, as JAX sees none: see `tie.tied`. A side effect stops XLA from moving loop
+            invariants out of the trainer's loop, which slows the whole training, watched or not: by
+            4 to 8 % for 64 ants on two cores.
     """
     if mechanism() == "direct":
         return _direct_p.bind(*args, function=function, result=result, kept_alive=kept_alive)
@@ -116,18 +117,8 @@ def _best_known() -> str:
 _direct_p = Primitive("brax_viser_host_call")
 
 
-@functools.cache
-def side_effect() -> Any:
-    """Returns the effect of `jax.debug.callback`. Unlike that of `io_callback`, JAX allows it in
-    checkpoints, in loops with a batched predicate, and in programs for several meshes."""
-    jaxpr = jax.make_jaxpr(lambda: jax.debug.callback(lambda: None))()
-    (effect,) = jaxpr.effects
-    return effect
-
-
-def _abstract(*_: Any, function: HostFunction, result: jax.ShapeDtypeStruct, kept_alive: bool):
-    aval = ShapedArray(result.shape, result.dtype)
-    return aval, set() if kept_alive else {side_effect()}
+def _abstract(*_: Any, result: jax.ShapeDtypeStruct, **__: Any) -> ShapedArray:
+    return ShapedArray(result.shape, result.dtype)
 
 
 def run_by_itself(primitive: Primitive) -> Callable[..., Any]:
@@ -159,5 +150,5 @@ def _lower(ctx: Any, *args: Any, function: HostFunction, kept_alive: bool, **_: 
 
 
 _direct_p.def_impl(run_by_itself(_direct_p))
-_direct_p.def_effectful_abstract_eval(_abstract)
+_direct_p.def_abstract_eval(_abstract)
 mlir.register_lowering(_direct_p, _lower, cacheable=False)

@@ -29,9 +29,9 @@ from jax.interpreters import mlir
 
 from brax_viser.device import watch
 from brax_viser.device.cuda import CudaDriver
-from brax_viser.device.host_call import run_by_itself, side_effect
+from brax_viser.device.host_call import run_by_itself
 from brax_viser.device.memory import Arrivals, HostMemory, Memory, Take, Then
-from brax_viser.device.packing import Payload, packed
+from brax_viser.device.packing import Payload, bits_of, packed
 from brax_viser.records.decision import Decision
 from brax_viser.records.protocol import (
     GIVEN,
@@ -40,6 +40,8 @@ from brax_viser.records.protocol import (
     TERMINATED,
     Layout,
     Origin,
+    is_image,
+    with_images,
 )
 
 log = logging.getLogger("brax_viser")
@@ -134,15 +136,17 @@ def offer(
     ever = ever | flags
     sound = (flags == 0) & jnp.isfinite(payload["episode_return"])
     numbers = [name for name in NUMBERS if name in payload]
-    columns = jnp.stack([flags, ever, *(_bits(payload[name]) for name in numbers)])
+    columns = jnp.stack([flags, ever, *(bits_of(payload[name]) for name in numbers)])
     buffers = {
         "shard": shard,
         "count": count,
         "columns": columns,
         "rows": packed({**payload, "finite": sound}),
         **{f"model/{name}": x for name, x in model.items()},
+        **{name: x for name, x in detail.items() if is_image(name)},
     }
-    optional = {"detail": detail, "places": coordinates, "last": last}
+    numbers_of_one = {name: x for name, x in detail.items() if not is_image(name)}
+    optional = {"detail": numbers_of_one, "places": coordinates, "last": last}
     buffers |= {name: packed(fields) for name, fields in optional.items() if fields}
     layouts = {
         "rows": layout,
@@ -157,13 +161,6 @@ def offer(
         kept_alive=kept_alive,
     )
     return count + 1, ever
-
-
-def _bits(x: jax.Array) -> jax.Array:
-    """Returns int32 of the same bits."""
-    if jnp.issubdtype(x.dtype, jnp.inexact):
-        return jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
-    return x.astype(jnp.int32)
 
 
 @dataclass
@@ -280,12 +277,15 @@ class Launch:
             takes.append(Take(buffers["places"], local))
             layout = (*layout, *origin.coordinates)
         env = decision.detail_env
+        apart = len(takes)
         if env is not None:
-            takes.append(Take(buffers["detail"], np.array([env % origin.num_envs])))
+            images = (name for name, _ in origin.detail if is_image(name))
+            one = np.array([env % origin.num_envs])
+            takes += [Take(buffers[name], one) for name in ("detail", *images)]
 
         def then(arrays: Sequence[np.ndarray], seconds: float) -> None:
-            count, *rows = arrays
-            detail = rows.pop()[0] if env is not None else None
+            count, *rows = arrays[:apart]
+            detail = None if env is None else with_images(origin.detail, *arrays[apart:])
             host.arrived(shipment, layout, np.concatenate(rows, axis=1), detail, seconds)
             host.counted(shipment, int(count[0]))
 
@@ -326,11 +326,9 @@ class Launch:
 _launch_p = Primitive("brax_viser_launch")
 
 
-def _abstract(
-    *operands: Any, launch: Callable[..., Launch], counted: int, kept_alive: bool
-) -> tuple[ShapedArray, set[Any]]:
+def _abstract(*operands: Any, counted: int, **_: Any) -> ShapedArray:
     count = operands[counted]
-    return ShapedArray(count.shape, count.dtype), set() if kept_alive else {side_effect()}
+    return ShapedArray(count.shape, count.dtype)
 
 
 def _lower(
@@ -362,7 +360,7 @@ def _lower(
 
 
 _launch_p.def_impl(run_by_itself(_launch_p))
-_launch_p.def_effectful_abstract_eval(_abstract)
+_launch_p.def_abstract_eval(_abstract)
 mlir.register_lowering(_launch_p, _lower, cacheable=False)
 
 

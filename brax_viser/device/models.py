@@ -1,7 +1,9 @@
 """Finds the models of an environment: MuJoCo's, and the one that JAX steps."""
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -100,6 +102,8 @@ def _inside(thing: Any) -> Iterator[tuple[Any, Any]]:
         yield from thing.items()
     elif isinstance(thing, list | tuple):
         yield from enumerate(thing)
+    elif isinstance(thing, mujoco.MjData):
+        yield "model", thing.model
     else:
         # Class attributes come last: some classes keep one model for all their environments there.
         classes = type(thing).__mro__[:-1]
@@ -110,7 +114,13 @@ def _inside(thing: Any) -> Iterator[tuple[Any, Any]]:
                 if (value := attribute(thing, name)) is not None:
                     yield name, value
         for cls in classes:
-            yield from vars(cls).items()
+            for name, value in vars(cls).items():
+                computes = isinstance(value, property | functools.cached_property)
+                # Others may have side effects, or take long.
+                if computes and "model" in name.lower():
+                    yield name, attribute(thing, name)
+                elif not computes:
+                    yield name, value
 
 
 _NO_HOLDERS = (str, bytes, int, float, complex, bool, type(None), type, np.ndarray, jax.Array)
@@ -120,6 +130,8 @@ def _may_hold_models(thing: Any) -> bool:
     if isinstance(thing, _NO_HOLDERS) or (callable(thing) and not hasattr(thing, "__dict__")):
         return False
     if isinstance(thing, Mapping | list | tuple):
+        return True
+    if isinstance(thing, SimpleNamespace):
         return True
     # Python's own types (functions, modules, descriptors) hold none.
     return hasattr(type(thing), "__mro__") and type(thing).__module__ not in ("builtins", "types")

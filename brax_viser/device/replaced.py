@@ -58,7 +58,7 @@ def _restored(
 
     def restore(replaced: jax.Array, spare: jax.Array, fields: list[jax.Array]) -> list[jax.Array]:
         total, length, since, *ended, pos, rot = fields
-        found, kept = jnp.zeros(num_envs, bool), jnp.zeros(spare.shape[::2])
+        found, kept = jnp.zeros(num_envs, bool), jnp.zeros(spare.shape[::2], spare.dtype)
         for number, offset in enumerate(offsets):
             there = ~jnp.roll(replaced, -offset) & ~found
             kept = jnp.where(there[:, None], jnp.roll(spare[:, number], -offset, axis=0), kept)

@@ -8,7 +8,7 @@ or Brax's under either name. All is found by its attributes, while a step is bei
 import copy
 import dataclasses
 import math
-from collections.abc import Container, Iterator, Mapping, MutableMapping
+from collections.abc import Container, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import jax
@@ -16,11 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from brax_viser.records.frame import COORDINATES
+from brax_viser.records.protocol import IMAGE, IMAGE_OF_BYTES
 
 _PHYSICS_NAMES = ("pipeline_state", "data")
 MAX_INFO, MAX_METRICS = 1024, 64
 """The most values of `state.info`, and the most numbers in `state.metrics`, that are sent with a
 detail: more could not be read on the page, but would cost time."""
+
+MAX_PIXELS = 3 * 256 * 256
+"""The most values of all images in an observation that are sent with a detail."""
 
 _NO_PHYSICS = ("obs", "reward", "done", "metrics", "info")
 
@@ -78,6 +82,36 @@ def info_to_send(info: Mapping[str, Any], batch: tuple[int, ...]) -> dict[str, A
     """Returns the arrays of `info` to send, without the large states of auto-resets: "info/NAME",
     [*batch, ...], up to `MAX_INFO` values per environment in all."""
     return _to_send("info", own_info(info), batch, MAX_INFO)
+
+
+def observation_of(state: Any) -> Iterable[tuple[str, Any]]:
+    """Returns the observation's arrays by their paths; a dictionary keeps its own order."""
+    obs = getattr(state, "obs", None)
+    found = named_leaves(obs)
+    if isinstance(obs, Mapping) and all(name in found for name in obs):
+        return [(name, found[name]) for name in obs]
+    return found.items()
+
+
+def is_picture(x: Any, batch: tuple[int, ...]) -> bool:
+    """Whether an array of an observation, [*batch, ...], is an image: [H, W, C] each, of at least
+    8 by 8 pixels. Frames that are stacked lie in C, as in Playground's environments."""
+    *sides, channels = np.shape(x)[len(batch) :] or (0,)
+    return len(sides) == 2 and min(sides) >= 8 and channels <= 64
+
+
+def images_of(state: Any, batch: tuple[int, ...]) -> dict[str, Any]:
+    """Returns the images in the observation: "image/NAME", or "bytes/NAME" of integers,
+    [*batch, H, W, C], up to `MAX_PIXELS` values per environment in all."""
+    found, left = {}, MAX_PIXELS
+    for name, x in observation_of(state):
+        x = jnp.asarray(x)
+        size = math.prod(x.shape[len(batch) :])
+        if x.shape[: len(batch)] == batch and is_picture(x, batch) and size <= left:
+            kind = IMAGE if jnp.issubdtype(x.dtype, jnp.floating) else IMAGE_OF_BYTES
+            found[f"{kind}/{name}"] = x
+            left -= size
+    return found
 
 
 def metrics_of(state: Any, batch: tuple[int, ...]) -> dict[str, Any]:

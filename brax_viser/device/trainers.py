@@ -5,11 +5,14 @@ say "PPO, 12 M of 30 M steps". While JAX traces `reset` or `step`, the trainer's
 stack, with its arguments. The stack is read only while tracing, so a training step costs nothing.
 """
 
+import inspect
 import re
 import sys
 import weakref
+from collections.abc import Mapping
 from importlib.metadata import version
-from types import FrameType
+from types import CodeType, FrameType, ModuleType
+from typing import Any
 
 import jax
 
@@ -21,21 +24,35 @@ _TRAINER_MODULE = re.compile(r"brax\.training\.agents\.(\w+)\.train")
 def check_versions(call: TrainerCall | None) -> None:
     """Refuses versions known not to work together, before they fail with an obscure message.
 
+    The trainer's code is asked, not its version: released Brax 0.14.2 calls the function, its main
+    branch of the same version does not, and a script may have put one in place.
+
     Raises:
         RuntimeError: a Brax trainer calls a function that this JAX no longer has.
     """
-    if jax.__version_info__ < (0, 10) or call is None:
+    if call is None:
         return
-    brax = version("brax")
-    if call.algorithm in ("PPO", "SAC", "APG") and _numbers(brax) <= (0, 14, 2):
+    module = sys.modules.get(f"brax.training.agents.{call.algorithm.lower()}.train")
+    if module is not None and _GONE in _names_used(module) and not hasattr(jax, _GONE):
         raise RuntimeError(
-            f"Brax {brax}'s {call.algorithm} does not run with jax {jax.__version__}: it calls "
-            "jax.device_put_replicated, which is gone since jax 0.10. pip install 'jax<0.10'"
+            f"Brax {version('brax')}'s {call.algorithm} does not run with jax {jax.__version__}: "
+            f"it calls jax.{_GONE}, which is gone since jax 0.10. pip install 'jax<0.10', or a "
+            "Brax that no longer calls it; `brax-viser train` does without it"
         )
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+_GONE = "device_put_replicated"
+
+
+def _names_used(module: ModuleType) -> set[str]:
+    """Returns the attributes and globals that a module's own functions name."""
+    own = [x for x in vars(module).values() if getattr(x, "__module__", "") == module.__name__]
+    codes, names = [x.__code__ for x in own if inspect.isfunction(x)], set()
+    while codes:
+        code = codes.pop()
+        names.update(code.co_names)
+        codes += [x for x in code.co_consts if isinstance(x, CodeType)]
+    return names
 
 
 def calling_trainer(*, read_arguments: bool = False) -> TrainerCall | None:
@@ -63,19 +80,15 @@ def calling_trainer(*, read_arguments: bool = False) -> TrainerCall | None:
 
 def _read_arguments(algorithm: str, evaluating: bool, frame: FrameType) -> TrainerCall:
     variables = frame.f_locals
-    num_timesteps, num_reports = variables.get("num_timesteps"), None
-    if algorithm == "APG":  # takes a number of updates, reports a number of evaluations
-        num_reports = max(variables["num_evals"] - 1, 1)
-        num_updates = round(variables["policy_updates"] / num_reports) * num_reports
-        num_timesteps = num_updates * variables["horizon_length"] * variables["num_envs"]
-    elif algorithm == "BC":  # takes and reports a number of DAgger steps
-        num_reports = variables["dagger_steps"]
-        num_timesteps = num_reports * variables["demo_length"] * variables["num_envs"]
+    try:
+        num_timesteps, num_reports = _goal(algorithm, variables)
+    except KeyError:  # another Brax has other names: the page then says no goal
+        num_timesteps = num_reports = None
     # An object that each call makes itself identifies the call: stock trainers wrap `env`; BC is
     # given a wrapped one, but defines this function.
     made_here = variables.get("env", variables.get("environment"))
     if algorithm == "BC":
-        made_here = variables["scramble_times"]
+        made_here = variables.get("scramble_times", made_here)
     return TrainerCall(
         algorithm,
         evaluating,
@@ -84,3 +97,15 @@ def _read_arguments(algorithm: str, evaluating: bool, frame: FrameType) -> Train
         num_reports=num_reports,
         identity=None if made_here is None else weakref.ref(made_here),
     )
+
+
+def _goal(algorithm: str, variables: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Returns the env steps and the reports that a trainer will make, as far as it counts them."""
+    if algorithm == "APG":  # takes a number of updates, reports a number of evaluations
+        num_reports = max(variables["num_evals"] - 1, 1)
+        num_updates = round(variables["policy_updates"] / num_reports) * num_reports
+        return num_updates * variables["horizon_length"] * variables["num_envs"], num_reports
+    if algorithm == "BC":  # takes and reports a number of DAgger steps
+        steps = variables["dagger_steps"]
+        return steps * variables["demo_length"] * variables["num_envs"], steps
+    return variables.get("num_timesteps"), None

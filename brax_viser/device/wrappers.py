@@ -144,17 +144,17 @@ class StandIn:
         """Stands in for `base`.
 
         Args:
-            outer: has `reset_base(base, rng)`, `step_base(base, state, action)` and `unwrapped`.
+            outer: has `reset_base(base, ...)`, `step_base(base, ...)` and `unwrapped`.
             base: the innermost environment.
         """
         object.__setattr__(self, "_outer", outer)
         object.__setattr__(self, "_base", base)
 
-    def reset(self, rng: Any) -> Any:
-        return outer_of(self).reset_base(within(self), rng)
+    def reset(self, *args: Any, **named: Any) -> Any:
+        return outer_of(self).reset_base(within(self), *args, **named)
 
-    def step(self, state: Any, action: Any) -> Any:
-        return outer_of(self).step_base(within(self), state, action)
+    def step(self, *args: Any, **named: Any) -> Any:
+        return outer_of(self).step_base(within(self), *args, **named)
 
     @property
     def unwrapped(self) -> Any:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO
 
 import mujoco
 import numpy as np
@@ -38,9 +38,6 @@ REMEDY = (
 )
 
 
-Drawer: TypeAlias = "subprocess.Popen[bytes]"
-
-
 @dataclass(frozen=True)
 class Job:
     """What to draw, and how."""
@@ -61,7 +58,7 @@ def pictures(job: Job) -> Iterator[np.ndarray]:
     width, height = job.size
     with tempfile.TemporaryDirectory(prefix="brax-viser-") as folder:
         _write(job, Path(folder))
-        with _painter(folder, 3 * width * height) as (first, stream):
+        with painter(folder, 3 * width * height) as (first, stream):
             picture = first
             for index in range(len(job.clip.rows)):
                 if index:
@@ -72,7 +69,7 @@ def pictures(job: Job) -> Iterator[np.ndarray]:
 
 
 @contextlib.contextmanager
-def _painter(folder: str, num_bytes: int) -> Iterator[tuple[bytes, IO[bytes]]]:
+def painter(folder: str, num_bytes: int) -> Iterator[tuple[bytes, IO[bytes]]]:
     """Starts the process that draws, in the first way that works. Yields its first picture, and
     where it writes the others."""
     failures = []

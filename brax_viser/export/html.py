@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import viser
 
+from brax_viser.compat import VISER_RECORDINGS
 from brax_viser.export.clip import Clip, Progress, check, clip_of
 from brax_viser.export.files import replacing
-from brax_viser.export.recording import record
+from brax_viser.export.recording import Recording, record
+from brax_viser.export.smaller import smaller
 from brax_viser.records.episode import Episode, RunInfo
 
 FPS = 30.0
@@ -52,10 +55,19 @@ def write_html(
     told = progress or (lambda share: None)
     clips = [clip_of(episode, FPS, seconds) for episode in episodes]
     recording = record(info, clips, lambda share: told(0.9 * share))
-    page = with_curves(recording.as_html(), about(info, clips, curves or {}))
+    page = with_curves(_page_of(recording), about(info, clips, curves or {}))
     with replacing(path) as file:
         file.write_text(page, encoding="utf-8")
     told(1.0)
+
+
+def _page_of(recording: Recording) -> str:
+    """Returns viser's page, with the recording made smaller where its format is known."""
+    messages = recording.messages
+    if viser.__version__.startswith(VISER_RECORDINGS):
+        data = smaller(messages.serialize(), recording.grain)
+        messages.serialize = lambda: data
+    return messages.as_html()
 
 
 def about(info: RunInfo, clips: Sequence[Clip], curves: Mapping[str, np.ndarray]) -> dict[str, Any]:

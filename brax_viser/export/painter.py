@@ -1,12 +1,14 @@
 """Draws poses of a robot off screen with MuJoCo, in a process of its own.
 
 `python -m brax_viser.export.painter JOB` reads the model and the poses from the folder JOB, and
-writes the pictures to stdout, uint8 [height, width, 3] each. A process of its own can choose how
+writes the pictures to stdout, uint8 [height, width, 3] each: one of each pose, or one of all poses
+side by side where these have origins. A process of its own can choose how
 MuJoCo draws, which is fixed when MuJoCo is first imported, and has no OpenGL context on a thread of
 the training's.
 """
 
 import contextlib
+import copy
 import json
 import os
 import sys
@@ -22,6 +24,9 @@ from brax_viser.records.frame import Detail, Frame
 
 JOB, MODEL, POSES = "job.json", "model.mjb", "poses.npz"
 """Names of the files in the folder."""
+
+OWN = "own/"
+"""Before the names of fields in which the robots' models differ, among the poses."""
 
 SKY = (226, 235, 243)
 """Background where the model has no sky of its own: that of the page's horizon."""
@@ -45,9 +50,13 @@ def main(folder: str) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     with np.load(Path(folder, POSES)) as poses, contextlib.closing(renderer):
-        for data, camera in _placed(model, dict(poses), job):
-            renderer.update_scene(data, camera)
+        if "origins" in poses:
+            _gather(renderer, model, dict(poses))
             sys.stdout.buffer.write(_picture(renderer, model).tobytes())
+        else:
+            for data, camera in _placed(model, dict(poses), job):
+                renderer.update_scene(data, camera)
+                sys.stdout.buffer.write(_picture(renderer, model).tobytes())
     sys.stdout.buffer.flush()
     return 0
 
@@ -82,6 +91,36 @@ def _placed(
             data.geom_xpos[job["floor"], :2] += pitch * np.round(way[:2] / pitch)
         mujoco.mj_flex(model, data)
         yield data, job["camera"] or _free(poses, index)
+
+
+def _gather(
+    renderer: mujoco.Renderer, model: mujoco.MjModel, poses: Mapping[str, np.ndarray]
+) -> None:
+    """Puts robots into the renderer's scene side by side, each with what is fixed to its world;
+    planes are those of the first one, where they are."""
+    scene, option, camera = renderer.scene, mujoco.MjvOption(), _free(poses, 0)
+    bare = copy.copy(model)
+    planes = bare.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
+    bare.geom_matid[planes], bare.geom_rgba[planes, 3] = -1, 0.0
+    first, others, alike = Physics(model, native=False), Physics(bare, native=False), {}
+    own = {name.removeprefix(OWN): poses[name] for name in poses if name.startswith(OWN)}
+    for index, origin in enumerate(poses["origins"]):
+        physics = others if index else first
+        fields = {name: of[index] for name, of in own.items()} if own else alike
+        physics.place(_frame(poses, index), 0, fields)
+        data, filled = physics.data, scene.ngeom if index else 0
+        mujoco.mj_camlight(model, data)
+        if index == 0:
+            mujoco.mj_flex(model, data)
+            everything = mujoco.mjtCatBit.mjCAT_ALL
+            mujoco.mjv_updateScene(physics.model, data, option, None, camera, everything, scene)
+        else:
+            seen = mujoco.mjtCatBit.mjCAT_STATIC | mujoco.mjtCatBit.mjCAT_DYNAMIC
+            pert = mujoco.MjvPerturb()
+            mujoco.mjv_addGeoms(physics.model, data, option, pert, seen, scene)
+        for geom in scene.geoms[filled : scene.ngeom]:
+            if geom.type != mujoco.mjtGeom.mjGEOM_PLANE:
+                geom.pos[:] += origin
 
 
 def _free(poses: Mapping[str, np.ndarray], index: int) -> mujoco.MjvCamera:

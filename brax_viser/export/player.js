@@ -21,7 +21,7 @@
     return made;
   };
   const words = (value) => value === null || value === undefined
-    ? "-" : Number(value.toPrecision(4)).toLocaleString("en");
+    ? "-" : (value || 0).toLocaleString("en", { maximumSignificantDigits: 4 });
   const span = (lists) => lists.flat().filter((value) => value !== null)
     .reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)],
       [Infinity, -Infinity]);

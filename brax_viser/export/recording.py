@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import viser
@@ -12,7 +12,7 @@ import viser.infra
 
 from brax_viser.compat import asking_before_viser, stop_viser, without_viser_banner
 from brax_viser.export.clip import Clip, Progress
-from brax_viser.export.lighter import lighter
+from brax_viser.export.lighter import grain_of, lighter, rounded
 from brax_viser.model.grid import grid_of
 from brax_viser.model.robot import Model
 from brax_viser.model.variants import Variants
@@ -28,8 +28,15 @@ ROLE = "train"
 """The scene's only block."""
 
 
-def record(info: RunInfo, clips: Sequence[Clip], progress: Progress) -> viser.infra.StateSerializer:
-    """Returns a recording of episodes side by side, from their first drawn steps on.
+class Recording(NamedTuple):
+    """What is drawn of episodes."""
+
+    messages: viser.infra.StateSerializer
+    grain: float  # a power of two; what is finer cannot be seen, in the scene's units
+
+
+def record(info: RunInfo, clips: Sequence[Clip], progress: Progress) -> Recording:
+    """Records episodes side by side, from their first drawn steps on.
 
     Args:
         info: the training.
@@ -46,7 +53,7 @@ def record(info: RunInfo, clips: Sequence[Clip], progress: Progress) -> viser.in
             recording.insert_sleep(float(passed))
             stage.draw(index)
             progress(index / (len(longest.rows) - 1))
-        return recording
+        return Recording(recording, stage.grain)
     finally:
         stop_viser(server)
 
@@ -64,12 +71,13 @@ class _Stage:
         init_links = self._poses[0][0][0], self._poses[0][1][0]
         model = Model.of(info.mj_model, grid, init_links, info.dt, variants, backend=info.backend)
         size = float(np.ptp(grid.reach, axis=0).max())
-        model = replace(model, shapes=lighter(model.shapes, size))
+        model = replace(model, shapes=rounded(lighter(model.shapes, size), size))
         self._scene = Scene(server)
         self._scene.show(ROLE, model, grid, len(clips))
         self._scene.arrange((ROLE,))
         block = self._scene.blocks[ROLE]
         block.decorate(Look())
+        self.grain = grain_of(block.scale * size)
         self.draw(0)
         # Robots that travel stay in their cells, and marks pass under them. Rough ground cannot
         # move like that: there the only robot is followed.
@@ -127,5 +135,5 @@ def unreachable_server() -> viser.ViserServer:
         return connection.respond(HTTPStatus.FORBIDDEN, "This server only records.\n")
 
     log = logging.getLogger("brax_viser.export")
-    with without_viser_banner(), asking_before_viser(refuse, log):
+    with without_viser_banner(), asking_before_viser(refuse, logger=log):
         return viser.ViserServer(host="127.0.0.1", port=0, verbose=False)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from brax_viser.export.caption import write_line
 from brax_viser.export.clip import Clip, Progress, check, clip_of
 from brax_viser.export.drawing import Job, pictures
 from brax_viser.export.files import replacing
@@ -111,26 +112,13 @@ def write_png(
 def _captioned(job: Job, *, caption: bool, progress: Progress | None) -> Pictures:
     """Yields the pictures with a line below that says what is seen, and when."""
     clip = job.clip
-    letters = max(job.size[1] // 36, 8)
     for index, (array, t) in enumerate(zip(pictures(job), clip.times, strict=True), start=1):
         picture = Image.fromarray(array)
         if caption:
-            _write_line(picture, f"{job.info.env} · {clip.title}", f"{t:.2f} s", letters)
+            write_line(picture, f"{job.info.env} · {clip.title}", f"{t:.2f} s")
         yield picture
         if progress is not None:
             progress(index / len(clip.rows))
-
-
-def _write_line(picture: Image.Image, left: str, right: str, letters: int) -> None:
-    """Writes two texts on a strip along the lower edge, with letters of a size in pixels."""
-    draw, font = ImageDraw.Draw(picture, "RGBA"), ImageFont.load_default(letters)
-    pad = round(0.6 * letters)
-    top = picture.height - letters - 2 * pad
-    draw.rectangle((0, top, picture.width, picture.height), fill=(20, 24, 28, 150))
-    middle = (top + picture.height) / 2
-    place = picture.width - 1.5 * pad
-    draw.text((1.5 * pad, middle), left, fill=(255, 255, 255), font=font, anchor="lm")
-    draw.text((place, middle), right, fill=(255, 255, 255), font=font, anchor="rm")
 
 
 def _write_mp4(file: Path, drawn: Iterator[Image.Image], clip: Clip, size: tuple[int, int]) -> None:

@@ -102,20 +102,15 @@ class CostMeter:
         self.calls = 0  # total
         self.recording = False  # whether steps are recorded now: then all of them are sent
         self.recorded = 0.0  # s, the part of `spent` meanwhile
+        # s, the other part: what the page's own wishes have cost. While steps are recorded, it has
+        # them for nothing: what a recording costs must not keep the page waiting for its next
+        # stretch. A sum of its own, as the difference of the two others can shrink by rounding.
+        self.watching = 0.0
         self._gaps = deque([20e-6], maxlen=32)  # s, between the call before and each recent push
-
-    @property
-    def crossing(self) -> float:
-        """s: cost of a call outside our function. The smallest of the recent gaps is used: a gap
-        before a push is longer where the processor is busy with something else, which is not a
-        cost that every call has."""
-        return min(self._gaps)
-
-    @property
-    def watching(self) -> float:
-        """s: what the page's own wishes have cost. While steps are recorded, it has them for
-        nothing: what a recording costs must not keep the page waiting for its next stretch."""
-        return self.spent - self.recorded
+        # s: cost of a call outside our function. The smallest of the recent gaps is used: a gap
+        # before a push is longer where the processor is busy with something else, which is not a
+        # cost that every call has.
+        self.crossing = min(self._gaps)
 
     def asked(self, start: float, stop: float, *, pushes: bool = True) -> None:
         """Counts an `ask` that ran from `start` to `stop`, plus one crossing to get there."""
@@ -137,6 +132,7 @@ class CostMeter:
             before = start - self.crossing
         elif start > before:  # while the training is held, the clock stands still
             self._gaps.append(start - before)
+            self.crossing = min(self._gaps)
         self._add(stop, max(stop - before, 0.0), nbytes, int(frame))
 
     def copied(self, now: float, seconds: float, nbytes: int, frames: int) -> None:
@@ -157,7 +153,10 @@ class CostMeter:
         if self._since is None:
             self._since = when - seconds
         self.spent += seconds
-        self.recorded += seconds if self.recording else 0.0
+        if self.recording:
+            self.recorded += seconds
+        else:
+            self.watching += seconds
         self.calls += calls
         if not self._bins or abs(when - self._bins[-1].since) > BIN_SECONDS:
             self._bins.append(_Bin(when))

@@ -1,6 +1,8 @@
 """Answers the device's calls, on XLA's threads: the host's end of the wire."""
 
+import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,7 @@ import numpy as np
 from brax_viser.host.deliveries import Deliveries
 from brax_viser.host.rollout import Grant, Rollout
 from brax_viser.records.decision import Decision, granted_by
-from brax_viser.records.packet import ModelPacket, Packet
+from brax_viser.records.packet import ModelPacket
 from brax_viser.records.protocol import (
     GIVEN,
     GRANTED,
@@ -34,50 +36,43 @@ OUTDATED = Decision(0)
 """Answers a push for a training that another one has replaced."""
 
 
+def _never_raising(call: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """Has a call that fails answer `QUIET`: raising would end the user's training."""
+
+    @functools.wraps(call)
+    def answering(self: "Callbacks", origin: Origin, *args: Any) -> np.ndarray:
+        try:
+            return call(self, origin, *args)
+        # Catch everything, for the same reason.
+        except Exception as error:
+            self._shared.failed(call.__name__, error)
+            return QUIET.packed(origin)
+
+    return answering
+
+
 class Callbacks(Deliveries):
     """Receives the calls of one `VisualizedEnv`: an `emit.Host`."""
 
+    @_never_raising
     def ask(self, origin: Origin, query: object) -> np.ndarray:
         """See `emit.Host.ask`."""
-        decision = QUIET
-        try:
-            countdown, shard, *report = np.asarray(query).tolist()
-            decision = self.decide(origin, countdown, shard, report)
-        # Catch everything: raising here would end the user's training.
-        except Exception as error:
-            self._shared.failed("ask", error)
-        return decision.packed(origin)
+        countdown, shard, *report = np.asarray(query).tolist()
+        return self.decide(origin, countdown, shard, report).packed(origin)
 
+    @_never_raising
     def push(self, origin: Origin, layout: Layout, header: Any, rows: Any) -> np.ndarray:
         """See `emit.Host.push`."""
-        try:
-            return self._push(origin, layout, np.asarray(header), rows)
-        # As in `ask`: never raise into the user's training.
-        except Exception as error:
-            self._shared.failed("push", error)
-            return QUIET.packed(origin)
-
-    def push_model(self, origin: Origin, shard: object, rows: Any) -> np.ndarray:
-        """See `emit.Host.push_model`."""
-        decision = QUIET
-        try:
-            decision = self._push_model(origin, int(np.asarray(shard)), rows)
-        # As in `ask`: never raise into the user's training.
-        except Exception as error:
-            self._shared.failed("push_model", error)
-        return decision.packed(origin)
-
-    def _push(self, origin: Origin, layout: Layout, header: np.ndarray, rows: Any) -> np.ndarray:
-        shared, start = self._shared, self._shared.clock()
+        shared, start, header = self._shared, self._shared.clock(), np.asarray(header)
         shard, rule = header[:HEADER_HEAD].tolist()
+        rollout, decision, asked = self.rollouts.get(origin.role), QUIET, rule != UNASKED
+        if not asked and rollout is not None and shard in rollout.grants:
+            granted = self._go_on(rollout, origin, layout, shard, header, rows, start)
+            if granted is not None:
+                return granted
         columns = header[HEADER_HEAD:].reshape(len(HEADER_COLUMNS), -1)
         refreshed = shared.hold.refreshes
-        rollout, decision = self.rollouts.get(origin.role), QUIET
-        if rule == UNASKED:
-            if rollout is not None and shard in rollout.grants:
-                granted = self._go_on(rollout, origin, layout, shard, header, rows, start)
-                if granted is not None:
-                    return granted
+        if not asked:
             with shared.lock:
                 rollout = self._rollout(origin, GRANTED)
                 push, _ = self._paced(rollout, origin, GRANTED, shard, start)
@@ -90,9 +85,13 @@ class Callbacks(Deliveries):
         else:
             wanted = rule == GIVEN
         if wanted:
-            self._deliver(rollout, origin, layout, shard, columns, rows)
+            shipment = self._shipment(origin, rollout, shard, rollout.decisions[shard])
+            if self.stops_within:
+                self._end(shipment, columns[1])
+            self._put(shipment, layout, _kept(rows))
         elif rule == TERMINATED:
-            self._tell_falls(rollout, origin, layout, shard, columns[0], rows)
+            shipment = self._shipment(origin, rollout, shard, decision)
+            self._put(shipment, layout, _kept(rows), shard * origin.num_envs + columns[0])
         with shared.lock:
             if rule > GIVEN:
                 self._rank(rollout, origin, shard, rule, columns)
@@ -100,26 +99,19 @@ class Callbacks(Deliveries):
                 decision = self._decision(rollout, origin, shard, push=not wanted)
             if wanted:
                 decision = self._granting(decision, rollout, origin, layout, shard)
-            nbytes = rows.nbytes + header.nbytes
-            shared.bytes_moved += nbytes
             wanted &= shard not in rollout.unshown  # as far as frames of the page go
-            shared.frames += wanted
-            before, rollout.called[shard] = rollout.called.get(shard), shared.clock()
-            shared.meter.pushed(
-                None if rule == UNASKED else before,
-                start,
-                rollout.called[shard],
-                nbytes,
-                frame=wanted,
-            )
+            nbytes = rows.nbytes + header.nbytes
+            self._count_push(rollout, shard, start, nbytes, asked=asked, frame=wanted)
         return self._held(decision, rollout, origin, shard, refreshed).packed(origin)
 
-    def _push_model(self, origin: Origin, shard: int, rows: Any) -> Decision:
-        shared, start = self._shared, self._shared.clock()
+    @_never_raising
+    def push_model(self, origin: Origin, shard: object, rows: Any) -> np.ndarray:
+        """See `emit.Host.push_model`."""
+        shared, start, shard = self._shared, self._shared.clock(), int(np.asarray(shard))
         refreshed = shared.hold.refreshes
         rollout = self.rollouts.get(origin.role)
         if rollout is None or _is_outdated(rollout, shard, GIVEN):
-            return OUTDATED
+            return OUTDATED.packed(origin)
         with shared.lock:
             request = rollout.decisions[shard].request
             assert request is not None
@@ -130,16 +122,31 @@ class Callbacks(Deliveries):
                 env_index=request.mine,
                 num_envs=rollout.num_envs,
                 layout=origin.model,
-                rows=rows.copy() if isinstance(rows, np.ndarray) else rows,
+                rows=_kept(rows),
             )
         shared.mailbox.put_model(packet)
         with shared.lock:
             decision = self._decision(rollout, origin, shard, push=True)
-            nbytes = rows.nbytes
-            shared.bytes_moved += nbytes
-            before, rollout.called[shard] = rollout.called[shard], shared.clock()
-            shared.meter.pushed(before, start, rollout.called[shard], nbytes, frame=False)
-        return self._held(decision, rollout, origin, shard, refreshed)
+            self._count_push(rollout, shard, start, rows.nbytes)
+        return self._held(decision, rollout, origin, shard, refreshed).packed(origin)
+
+    def _count_push(
+        self,
+        rollout: Rollout,
+        shard: int,
+        start: float,
+        nbytes: int,
+        *,
+        asked: bool = True,
+        frame: bool = False,
+    ) -> None:
+        """Counts a push and its cost. The caller holds `shared.lock`."""
+        shared = self._shared
+        shared.bytes_moved += nbytes
+        shared.frames += frame
+        before, now = rollout.called.get(shard) if asked else None, shared.clock()
+        rollout.called[shard] = now
+        shared.meter.pushed(before, start, now, nbytes, frame=frame)
 
     def _granting(
         self, decision: Decision, rollout: Rollout, origin: Origin, layout: Layout, shard: int
@@ -201,13 +208,13 @@ class Callbacks(Deliveries):
             ):
                 self._settle(rollout, shard, start)
                 return None
-            packet = self._packet(rollout, origin, layout, shard, rows)
+            shipment = self._shipment(origin, rollout, shard, rollout.decisions[shard])
             nbytes = rows.nbytes + header.nbytes
             shared.bytes_moved += nbytes
             shared.frames += 1
             grant.nbytes += nbytes
             grant.frames += 1
-        shared.mailbox.put(packet, wait=True)
+        self._put(shipment, layout, _kept(rows))
         grant.spent += shared.clock() - start
         return grant.answer
 
@@ -217,79 +224,16 @@ class Callbacks(Deliveries):
         if grant is not None and grant.frames:
             self._shared.meter.went_on(now, grant.spent, grant.nbytes, grant.frames)
 
-    def _tell_falls(
-        self,
-        rollout: Rollout,
-        origin: Origin,
-        layout: Layout,
-        shard: int,
-        ranked: np.ndarray,
-        rows: Any,
-    ) -> None:
-        """Hands on the rows of the terminated environments that a device has ranked."""
-        env_index = shard * origin.num_envs + ranked  # a new array, kept beyond this call
-        with self._shared.lock:
-            wait = self._shared.control.mode == "every_step"
-            packet = Packet(
-                source=self,
-                role=origin.role,
-                shard=shard,
-                env_steps=rollout.pacer.steps_of(shard),
-                env_index=env_index,
-                drawn=env_index,
-                num_envs=rollout.num_envs,
-                layout=layout,
-                rows=rows.copy() if isinstance(rows, np.ndarray) else rows,
-                ranked=True,
-            )
-        self._shared.mailbox.put(packet, wait=wait)
 
-    def _deliver(
-        self,
-        rollout: Rollout,
-        origin: Origin,
-        layout: Layout,
-        shard: int,
-        columns: np.ndarray,
-        rows: Any,
-    ) -> None:
-        """Hands a frame on to the page's loop."""
-        shared = self._shared
-        with shared.lock:
-            packet = self._packet(rollout, origin, layout, shard, rows)
-            wait = shared.control.mode == "every_step"
-        if shared.hold.until_env is not None:
-            ended = columns[1][: len(packet.env_index)] == 0
-            if shared.hold.until_env in packet.env_index[ended]:
-                shared.hold.terminated(origin.role, packet.env_steps)
-        shared.mailbox.put(packet, wait=wait)
-
-    def _packet(
-        self, rollout: Rollout, origin: Origin, layout: Layout, shard: int, rows: Any
-    ) -> Packet:
-        decision = rollout.decisions[shard]
-        assert decision.request is not None
-        return Packet(
-            source=self,
-            role=origin.role,
-            shard=shard,
-            env_steps=rollout.pacer.steps_of(shard),
-            env_index=decision.request.mine,
-            drawn=decision.request.here,
-            num_envs=rollout.num_envs,
-            layout=layout,
-            # In a direct call, this is XLA's own memory, valid only until we return.
-            rows=rows.copy() if isinstance(rows, np.ndarray) else rows,
-            # A flat array has a detail after its rows.
-            detail_env=decision.detail_env if rows.ndim == 1 else None,
-            detail_layout=origin.detail,
-            shown=shard not in rollout.unshown,
-        )
+def _kept(rows: Any) -> Any:
+    """Returns rows that can be kept beyond a direct call, in which they are XLA's own memory."""
+    return rows.copy() if isinstance(rows, np.ndarray) else rows
 
 
 def _asks_for(decision: Decision, rows: np.ndarray) -> bool:
     """Whether these are the rows, int32 [K], that a decision on given rows asks for."""
-    return decision.request is not None and np.array_equal(rows, decision.request.rows)
+    request = decision.request
+    return request is not None and rows.tobytes() == request.rows.tobytes()
 
 
 def _is_outdated(rollout: Rollout, shard: int, rule: int, rows: np.ndarray | None = None) -> bool:

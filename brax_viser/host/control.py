@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from brax_viser.records.agents import UNNAMED, Agents
+
 MODES = ("realtime", "latest", "every_step")
 
 
@@ -29,8 +31,11 @@ class Control:
     # Whether every step of the drawn environments of the training is wanted, page or not, because
     # whole episodes are being recorded.
     recording: bool = False
+    # s of training between the beginnings of two recordings; None: one at each evaluation.
+    record_every: float | None = 60.0
     replayed: bool = False  # whether recorded episodes are shown in place of the rollouts
     closed: bool = False
+    agents: Agents = UNNAMED  # whose environments form one batch
 
     def wants(self, role: str) -> bool:
         """Whether steps of a rollout should be sent."""

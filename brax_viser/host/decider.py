@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from brax_viser.host.decide import Drawn, decide, wish
 from brax_viser.host.findings import Finding, fields_of
 from brax_viser.host.pacing import Pacer
 from brax_viser.host.rollout import Rollout
@@ -13,15 +14,7 @@ from brax_viser.host.state import IDLE_SECONDS, SharedState
 from brax_viser.records.decision import Decision
 from brax_viser.records.environment import Environment
 from brax_viser.records.grid import Grid
-from brax_viser.records.protocol import (
-    FOREVER,
-    FRESH,
-    GIVEN,
-    PUSH,
-    PUSH_COORDINATES,
-    PUSH_MODEL,
-    Origin,
-)
+from brax_viser.records.protocol import FOREVER, FRESH, Origin
 from brax_viser.records.trainer_call import TrainerCall
 
 
@@ -130,14 +123,16 @@ class Decider(Source):
         report: Sequence[int] = (),
     ) -> tuple[bool, Finding | None]:
         """Counts the step and plans the next call. Returns whether to push this step, and the
-        finding in `report`, the device's report of NaN and Inf, if it must be reported."""
+        finding in `report`, the device's report of NaN and Inf, if it must be reported. The caller
+        holds `shared.lock`."""
         shared, pacer, role = self._shared, rollout.pacer, origin.role
-        last_skip = pacer.skip_of(shard)
+        known = rollout.steps.of.get(shard)
+        last_skip = known.skip if known is not None else 0
         control = shared.control
         shown = shared.shown[role] is self
         if shared.num_processes > 1:  # the lowest shard plans, of those that have been seen here
             pacer.leader = min(pacer.leader, shard) if rollout.called else shard
-        plan = pacer.ask(
+        answer = pacer.ask(
             now,
             countdown,
             shared.pacing,
@@ -151,35 +146,27 @@ class Decider(Source):
         new = None
         if report:
             consecutive = countdown == FRESH or last_skip == 0
-            steps = pacer.steps_of(shard)
+            steps = rollout.steps.of[shard].env_steps
             new = self._found(rollout, origin, shard, report, steps, consecutive=consecutive)
             control = shared.control
             shown = shared.shown[role] is self
-        push = plan.push
-        if shared.hold.counts(role) and not control.closed:
-            # Single-stepping: push each step, whether or not a page is open.
-            pacer.set_skip(shard, 0)
-            push = shown and control.streaming
-        records = shown and control.records(role) and not control.closed
-        rollout.unshown.discard(shard)
-        shared.meter.recording = records
-        if records:
-            pacer.set_skip(shard, 0)
-            if not push:
-                rollout.unshown.add(shard)
-        if push or records:
+        page, recorded, skip = wish(control, role, answer, shown, shared.hold.counts(role))
+        rollout.steps.of[shard].skip = skip
+        shared.meter.recording = recorded
+        (rollout.unshown.add if recorded and not page else rollout.unshown.discard)(shard)
+        if page or recorded:
             leads = shard == pacer.leader
             stretches = control.mode == "realtime" and not pacer.following
             # An episode is recorded to its end: the drawn environments stay the same meanwhile.
             stale = rollout.choice.is_stale(
                 shared.selection,
                 now,
-                begins=plan.begins and stretches and leads and not records,
-                seconds=np.inf if stretches or records or not leads else control.stretch_seconds,
+                begins=answer.begins and stretches and leads and not recorded,
+                seconds=np.inf if stretches or recorded or not leads else control.stretch_seconds,
             )
             if stale:
                 self._choose(rollout, now)
-        return push or records, new
+        return page or recorded, new
 
     def _found(
         self,
@@ -212,7 +199,7 @@ class Decider(Source):
         exact = bool(watching) or consecutive
         step = env_steps * rollout.num_envs
         if role == "train":  # continue from the trainer's own count
-            ahead = max(env_steps - rollout.progressed, 0)
+            ahead = max(env_steps - rollout.steps.told, 0)
             step = shared.progress.num_steps + ahead * rollout.num_envs
         finding = Finding(
             role,
@@ -238,30 +225,23 @@ class Decider(Source):
 
     def _decision(self, rollout: Rollout, origin: Origin, shard: int, *, push: bool) -> Decision:
         """Decides whether and what to push of a step. The caller holds `shared.lock`."""
-        shared, choice = self._shared, rollout.choice
-        if shared.control.closed:
-            return Decision(FOREVER)
-        skip = rollout.pacer.skip_of(shard)
-        if not push:
-            return Decision(skip)
-        rule, drawn = choice.rule_for(shard), choice.env_index
-        if rule != GIVEN:
-            return Decision(skip, PUSH, rule)
-        if drawn is None or choice.pending:
-            return Decision(skip)
-        request = rollout.request(origin, shard, drawn, alone=shared.num_processes == 1)
-        kind, env = PUSH, shared.detailed_env(origin.role)
-        if not len(request.mine):
-            kind = 0
-        elif origin.model and not request.envs <= rollout.models:
-            kind = PUSH_MODEL
-        elif origin.coordinates and (
-            shared.wants_twins(origin.role) or shared.control.records(origin.role)
-        ):
-            kind = PUSH_COORDINATES
-        if not (origin.detail and env in request.envs):
-            env = None
-        decision = rollout.decisions[shard] = Decision(skip, kind, GIVEN, request, env)
+        shared, choice, role = self._shared, rollout.choice, origin.role
+        control = shared.control
+        if control.closed or not push:
+            return Decision(FOREVER if control.closed else rollout.steps.of[shard].skip)
+        request, env_index = None, choice.env_index
+        if env_index is not None and not choice.pending:
+            request = rollout.request(origin, shard, env_index, alone=shared.num_processes == 1)
+        drawn = Drawn(
+            choice.rule_for(shard),
+            request,
+            rollout.models,
+            shared.wants_twins(role) or control.records(role),
+            shared.detailed_env(role),
+        )
+        decision = decide(origin, rollout.steps.of[shard].skip, drawn)
+        if decision.request is not None:
+            rollout.decisions[shard] = decision
         return decision
 
     def _settle(self, rollout: Rollout, shard: int, now: float) -> None:
@@ -285,7 +265,7 @@ class Decider(Source):
         shared, role = self._shared, origin.role
         if not decision.push and shared.hold.paused:
             while not decision.push and shared.hold.wait(
-                role, shard, rollout.pacer.steps_of(shard), refreshed
+                role, shard, rollout.steps.of[shard], refreshed
             ):
                 refreshed = shared.hold.refreshes
                 with shared.lock:
@@ -300,13 +280,13 @@ class Decider(Source):
                     decision = self._decision(rollout, origin, shard, push=push)
             if shared.hold.counts(role):
                 with shared.lock:
-                    rollout.pacer.set_skip(shard, 0)
+                    rollout.steps.of[shard].skip = 0
                 decision = decision._replace(skip=0)
         if decision.push or decision.skip >= FOREVER:
             return decision
         watched = self._is_watched(rollout, shard)
         rollout.rearmed[shard] = shared.findings.rearmed
-        return decision._replace(watched=watched)
+        return decision._replace(watched=True) if watched else decision
 
     def _rank(
         self, rollout: Rollout, origin: Origin, shard: int, rule: int, columns: np.ndarray

@@ -1,7 +1,7 @@
 """Hands on what is copied from a device while its next steps are already under way."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,16 +27,15 @@ from brax_viser.records.protocol import (
 from brax_viser.records.ranking import keys, measured
 
 
-@dataclass(frozen=True, eq=False)
-class Shipment:
-    """One step of one device of which something is copied, as it was when that was decided."""
+class Shipment(NamedTuple):
+    """One step of one device of which something is sent, as it was when that was decided."""
 
     origin: Origin
     rollout: Rollout
     shard: int
     env_steps: int
     decision: Decision
-    refreshed: int  # `hold.refreshes` before anything was copied
+    refreshed: int  # `hold.refreshes` before anything was sent
     shown: bool = True  # see `Packet.shown`
 
 
@@ -71,8 +70,12 @@ class Deliveries(Decider):
 
     def shipment(self, origin: Origin, shard: int, decision: Decision, ahead: int = 0) -> Shipment:
         """Notes what a decision was made for; `ahead`: steps since the last decision."""
-        rollout = self.rollouts[origin.role]
-        env_steps = rollout.pacer.steps_of(shard) + ahead
+        return self._shipment(origin, self.rollouts[origin.role], shard, decision, ahead)
+
+    def _shipment(
+        self, origin: Origin, rollout: Rollout, shard: int, decision: Decision, ahead: int = 0
+    ) -> Shipment:
+        env_steps = rollout.steps.of[shard].env_steps + ahead
         refreshed = self._shared.hold.refreshes
         shown = shard not in rollout.unshown
         return Shipment(origin, rollout, shard, env_steps, decision, refreshed, shown)
@@ -109,18 +112,12 @@ class Deliveries(Decider):
             detail: float32 [E], of the environment whose details were asked for; None if none were.
             seconds: s, duration of the copies.
         """
-        request = shipment.decision.request
-        assert request is not None
         if self._is_over(shipment):
             return
-        hold, until = self._shared.hold, self._shared.hold.until_env
-        if until is not None and until in request.envs:
-            since = unpack(layout, rows)["since_termination"]
-            if since[request.mine.tolist().index(until)] == 0:
-                hold.terminated(shipment.origin.role, shipment.env_steps)
+        if self.stops_within:
+            self._end(shipment, unpack(layout, rows)["since_termination"])
         flat = rows if detail is None else np.concatenate([rows.ravel(), detail])
-        env = None if detail is None else shipment.decision.detail_env
-        self._put(shipment, layout, flat, request.mine, request.here, detail_env=env)
+        self._put(shipment, layout, flat)
         self._count(flat.nbytes, seconds, frames=int(shipment.shown))
 
     def models_arrived(
@@ -178,7 +175,7 @@ class Deliveries(Decider):
             fields = unpack(layout, fallen)
             for name, x in unpack(last[0], last[1][index]).items():
                 fields[name][...] = x
-            self._put(shipment, layout, fallen, env_index, env_index, ranked=True)
+            self._put(shipment, layout, fallen, env_index)
         ranking = Ranking(
             env_index,
             measure.astype(np.float32),
@@ -195,7 +192,7 @@ class Deliveries(Decider):
             request = decision.request
             assert request is not None
             shown = rows[request.rows[: len(request.mine)]]
-            self.arrived(replace(shipment, decision=decision), layout, shown, None, 0.0)
+            self.arrived(shipment._replace(decision=decision), layout, shown, None, 0.0)
 
     def counted(self, shipment: Shipment, count: int) -> None:
         """Notices a reset, after which models may be others.
@@ -264,28 +261,41 @@ class Deliveries(Decider):
         shipment: Shipment,
         layout: Layout,
         rows: np.ndarray,
-        env_index: np.ndarray,
-        drawn: np.ndarray,
-        *,
-        ranked: bool = False,
-        detail_env: int | None = None,
+        ranked: np.ndarray | None = None,
     ) -> None:
+        """Hands on the rows that were asked for, or those of the environments that were `ranked`
+        first, int32 [K], by their indices over all devices."""
+        origin, rollout, shard, env_steps, decision, _, shown = shipment
+        if ranked is not None:
+            mine = here = ranked
+        else:
+            assert decision.request is not None
+            mine, here = decision.request.mine, decision.request.here
         packet = Packet(
             source=self,
-            role=shipment.origin.role,
-            shard=shipment.shard,
-            env_steps=shipment.env_steps,
-            env_index=env_index,
-            drawn=drawn,
-            num_envs=shipment.rollout.num_envs,
+            role=origin.role,
+            shard=shard,
+            env_steps=env_steps,
+            env_index=mine,
+            drawn=here,
+            num_envs=rollout.num_envs,
             layout=layout,
             rows=rows,
-            ranked=ranked,
-            detail_env=detail_env,
-            detail_layout=shipment.origin.detail,
-            shown=shipment.shown,
+            # A flat array has a detail after its rows.
+            detail_env=decision.detail_env if rows.ndim == 1 else None,
+            detail_layout=origin.detail,
+            ranked=ranked is not None,
+            shown=shown,
         )
         self._shared.mailbox.put(packet, wait=self._shared.control.mode == "every_step")
+
+    def _end(self, shipment: Shipment, since_termination: np.ndarray) -> None:
+        """Holds the training if an awaited episode has ended; given are int32 [K], of the drawn."""
+        hold, request = self._shared.hold, shipment.decision.request
+        assert request is not None
+        ended = since_termination[: len(request.mine)] == 0
+        if hold.until_env in request.mine[ended].tolist():
+            hold.terminated(shipment.origin.role, shipment.env_steps)
 
     def _count(self, nbytes: int, seconds: float, *, frames: int = 0) -> None:
         shared = self._shared

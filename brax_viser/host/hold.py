@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from brax_viser.host.steps import ShardSteps
+
 Key = tuple[str, int]
 """(role, shard): one device's part of a rollout."""
 
@@ -24,9 +26,9 @@ class HoldCommand:
 
 @dataclass
 class _Part:
-    """The known step of one device's part of a rollout, and whether it waits."""
+    """How far one device's part of a rollout is, and whether it waits."""
 
-    env_steps: int = 0
+    steps: ShardSteps  # of this process: the ones that its calls count
     blocked: bool = False
 
 
@@ -145,13 +147,13 @@ class Hold:
         """Whether each step of this rollout must be reported, because it is being stepped."""
         return self._paused and role == self._stepped
 
-    def wait(self, role: str, shard: int, env_steps: int, refreshed: int) -> bool:
+    def wait(self, role: str, shard: int, steps: ShardSteps, refreshed: int) -> bool:
         """Waits at a step while the training is held there.
 
         Args:
             role: the rollout.
             shard: the device's part of it.
-            env_steps: number of the step.
+            steps: the part's steps: `env_steps` is the number of this one.
             refreshed: `refreshes` as read before the selection was.
 
         Returns:
@@ -161,13 +163,13 @@ class Hold:
             KeyboardInterrupt: the training must end.
         """
         with self._changed:
-            part = self._parts.setdefault((role, shard), _Part())
-            part.env_steps = env_steps
+            part = self._parts.setdefault((role, shard), _Part(steps))
+            part.steps = steps
             if self._interrupted and self._paused:
                 self._release()
                 raise KeyboardInterrupt
             if self._pending is not None and role == self._stepped:
-                self._target, self._pending = env_steps + self._pending - 1, None
+                self._target, self._pending = steps.env_steps + self._pending - 1, None
                 self._version += 1
             # The threads that wait check again: this part may have been the last one under way.
             self._changed.notify_all()
@@ -246,7 +248,7 @@ class Hold:
     def parts(self) -> dict[Key, tuple[int, bool]]:
         """Returns, for each part of a rollout, its last known step and whether it waits."""
         with self._changed:
-            return {key: (part.env_steps, part.blocked) for key, part in self._parts.items()}
+            return {key: (part.steps.env_steps, part.blocked) for key, part in self._parts.items()}
 
     def heard(self, parts: Mapping[Key, tuple[int, bool]], gone: Iterable[Key] = ()) -> None:
         """Takes over what another process reports of its parts, and drops the `gone` ones."""
@@ -254,7 +256,7 @@ class Hold:
             for key in gone:
                 self._parts.pop(key, None)
             for key, (env_steps, blocked) in parts.items():
-                self._parts[key] = _Part(env_steps, blocked)
+                self._parts[key] = _Part(ShardSteps(env_steps), blocked)
             self._settle()
 
     def _settle(self) -> None:
@@ -270,8 +272,8 @@ class Hold:
         if self._closed or not self._paused:
             return False
         if role == self._stepped:
-            return part.env_steps >= self._target
-        stepped = [p.env_steps for (r, _), p in self._parts.items() if r == self._stepped]
+            return part.steps.env_steps >= self._target
+        stepped = [p.steps.env_steps for (r, _), p in self._parts.items() if r == self._stepped]
         return min(stepped, default=0) >= self._target
 
     def _go_on(self, role: str, count: int | None, env: int | None) -> None:
@@ -288,7 +290,7 @@ class Hold:
             self._changed.notify_all()
 
     def _furthest(self, role: str) -> int:
-        return max([p.env_steps for (r, _), p in self._parts.items() if r == role], default=0)
+        return max([p.steps.env_steps for (r, _), p in self._parts.items() if r == role], default=0)
 
     def _release(self) -> None:
         self._paused, self._until_env, self._pending = False, None, None

@@ -17,6 +17,9 @@ MOST_CURVES = 400
 SEEN_REWARD, SEEN_LENGTH = "seen/episode_reward", "seen/episode_length"
 """Means over the environments on screen, of each one's last finished episode."""
 
+EVALUATION = "eval/episode_reward"
+"""The mean return of evaluations, as Brax's trainers report it."""
+
 STEPS_PER_SECOND = "steps_per_second"
 """Steps over all environments per second of training."""
 
@@ -68,6 +71,12 @@ class Metrics:
     _curves: dict[str, _Curve] = field(default_factory=dict)
     _start: float | None = None
     _version: int = 0
+    _evaluations: int = 0
+
+    @property
+    def evaluations(self) -> int:
+        """Number of evaluations that were reported: numbers whose names begin with "eval/"."""
+        return self._evaluations
 
     @property
     def version(self) -> int:
@@ -87,6 +96,7 @@ class Metrics:
         with self._lock:
             if self._start is None:
                 self._start = now
+            self._evaluations += any(name.startswith("eval/") for name in values)
             for name, value in values.items():
                 if value is None:
                     continue
@@ -122,11 +132,28 @@ class Metrics:
             curve = self._curves.get(name)
             return None if curve is None else curve.view()
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns copies of all curves, by name, float64 [3, P]: env steps over all envs, s of
+        training, values."""
+        views = {name: self.curve(name) for name in self.names()}
+        return {
+            name: np.stack([view.steps, view.seconds, view.values])
+            for name, view in views.items()
+            if view is not None
+        }
+
+    def best_step(self, name: str) -> int | None:
+        """Returns the env steps at a curve's highest value; None if it has no finite one."""
+        curve = self.curve(name)
+        if curve is None or not np.isfinite(curve.values).any():
+            return None
+        return round(curve.steps[np.nanargmax(curve.values)])
+
     def clear(self) -> None:
         """Forgets everything: another training begins."""
         with self._lock:
             self._curves.clear()
-            self._start = None
+            self._start, self._evaluations = None, 0
             self._version += 1
 
 

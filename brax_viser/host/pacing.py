@@ -6,6 +6,7 @@ from typing import NamedTuple
 from brax_viser.host.budget import Budget, Rate
 from brax_viser.host.control import REACTION_SECONDS, Control
 from brax_viser.host.modes import EveryStep, Latest, Moment, Realtime, stretch_of
+from brax_viser.host.steps import ShardSteps, Steps
 from brax_viser.records.protocol import FOREVER, FRESH
 
 PACE_SECONDS = 10.0
@@ -22,17 +23,6 @@ class Answer(NamedTuple):
 
 
 @dataclass
-class _Shard:
-    """One device's part of a rollout."""
-
-    env_steps: int = 0  # batched steps reported so far
-    skip: int = 0  # as granted by the last answer
-    went_on: int = 0  # part of env_steps: since the last ask, see `go_on`
-    idle_skip: int = 0  # as last granted outside a stretch
-    resets: int = 0
-
-
-@dataclass
 class Pacer:
     """Decides for one rollout when its devices ask again and which steps they send.
 
@@ -43,8 +33,7 @@ class Pacer:
 
     dt: float  # s of robot time per step
     leader: int = 0  # the shard that plans
-    _shards: dict[int, _Shard] = field(default_factory=dict)
-    _reset_steps: list[int] = field(default_factory=lambda: [0])
+    steps: Steps = field(default_factory=Steps)
     _last_ask: float | None = None
     _rate: "Rate" = field(default_factory=lambda: Rate())
     _pace: "Rate" = field(default_factory=lambda: Rate(PACE_SECONDS))
@@ -54,22 +43,15 @@ class Pacer:
     _spent_at_start: float | None = None  # s; None once the stretch's cost is accounted for
     _step_cost: float = 150e-6  # s per step that is sent, running mean
     _realtime: Realtime = field(default_factory=Realtime)
-    _latest: Latest = field(default_factory=Latest)
-    _every_step: EveryStep = field(default_factory=EveryStep)
     _active: bool = False
     _restarts: bool = False
 
-    @property
-    def env_steps(self) -> int:
-        """Batched steps reported so far."""
-        # A copy: another device may add itself by its first `ask` during this iteration.
-        return max([shard.env_steps for shard in list(self._shards.values())], default=0)
-
-    @property
-    def last_reset(self) -> tuple[int, int]:
-        """How often the rollout was reset, and its steps at the last reset."""
-        resets = max([shard.resets for shard in list(self._shards.values())], default=0)
-        return resets, self._reset_steps[resets]
+    def __post_init__(self) -> None:
+        self._modes: dict[str, EveryStep | Latest | Realtime] = {
+            "every_step": EveryStep(),
+            "latest": Latest(),
+            "realtime": self._realtime,
+        }
 
     @property
     def rate(self) -> float:
@@ -93,7 +75,7 @@ class Pacer:
     @property
     def sending(self) -> bool:
         """Whether a stretch is under way or planned."""
-        return self._stop > min([s.env_steps + 1 for s in list(self._shards.values())], default=0)
+        return self._stop > min([s.env_steps + 1 for s in list(self.steps.of.values())], default=0)
 
     def ask(
         self,
@@ -117,8 +99,8 @@ class Pacer:
             shard: the device that asks.
             polling: s, the part of `spent` that went into asks without a push.
         """
-        own = self._shards.setdefault(shard, _Shard())
-        steps = self._count(own, countdown)
+        steps = self.steps.count(shard, countdown)
+        own = self.steps.of[shard]
         if shard == self.leader:
             if self._last_ask is not None and countdown != FRESH:
                 # A gap of an hour means that the laptop was asleep; don't let it count for long.
@@ -152,28 +134,15 @@ class Pacer:
     def go_on(self, shard: int) -> bool:
         """Counts one more step of a stretch, in place of `ask`, if the next step belongs to that
         stretch too and nothing must be planned. Returns whether it did."""
-        own = self._shards[shard]
+        own = self.steps.of[shard]
         if own.skip or not self._start <= own.env_steps + 1 < self._stop - 1:
             return False
-        own.env_steps += 1
-        own.went_on += 1
+        self.steps.go_on(own)
         return True
-
-    def skip_of(self, shard: int) -> int:
-        """Returns the steps that the last answer to a shard lets pass; 0 before the first one."""
-        return self._shards[shard].skip if shard in self._shards else 0
-
-    def set_skip(self, shard: int, skip: int) -> None:
-        """Replaces the number of steps that the last answer to a shard lets pass."""
-        self._shards[shard].skip = skip
 
     def is_next(self, shard: int) -> bool:
         """Whether the step after a shard's last reported one belongs to the planned stretch."""
-        return self._start <= self._shards[shard].env_steps + 1 < self._stop
-
-    def steps_of(self, shard: int) -> int:
-        """Returns the batched steps that one device has reported."""
-        return self._shards[shard].env_steps
+        return self._start <= self.steps.of[shard].env_steps + 1 < self._stop
 
     def restart(self) -> None:
         """Begins another stretch at once, with as many steps as the credit covers."""
@@ -186,32 +155,6 @@ class Pacer:
         self._stop = self._start
         for mode in self._modes.values():
             mode.abandon(now + seconds)
-
-    def _count(self, own: _Shard, countdown: int) -> int:
-        """Adds the steps taken since this shard's last call and returns their number."""
-        if countdown == FRESH:
-            # The number of granted steps taken before the reset is unknown: none is counted. All
-            # shards are reset at the same step and must agree on its number.
-            own.resets += 1
-            if own.resets == len(self._reset_steps):
-                self._reset_steps.append(self.env_steps)
-            own.env_steps, steps = self._reset_steps[own.resets] + 1, 1
-        else:
-            # The countdown is above 0 when the device calls early because something turned NaN.
-            early = countdown if 0 < countdown <= own.skip else 0
-            steps = own.skip + 1 - early
-            own.env_steps += steps
-            steps += own.went_on
-        own.went_on = 0
-        return steps
-
-    @property
-    def _modes(self) -> dict[str, EveryStep | Latest | Realtime]:
-        return {
-            "every_step": self._every_step,
-            "latest": self._latest,
-            "realtime": self._realtime,
-        }
 
     def _plan(self, step: int, now: float, control: Control, spent: float) -> float:
         """Begins or ends a stretch where due; returns the s until one may be due again."""
@@ -239,28 +182,31 @@ class Pacer:
         if self._spent_at_start is None or sent <= 0:
             return
         over = step >= self._stop
-        # A stretch that took far longer than the others was delayed by something else.
+        # A stretch that took far longer than the others was delayed by something else. One that
+        # took nothing was sent for a recording, and tells nothing of the others.
         cost = min((spent - self._spent_at_start) / sent, 10 * self._step_cost)
-        self._step_cost += (0.3 if over else 0.05) * (cost - self._step_cost)
+        if cost > 0:
+            self._step_cost += (0.3 if over else 0.05) * (cost - self._step_cost)
         if over:
             self._spent_at_start = None
 
     def _begin(self, length: int, spent: float | None = None) -> None:
         # Start where the last of the shards asks next; with a single shard, at this step.
-        self._start = self._shards[self.leader].env_steps
-        if len(self._shards) > 1:
+        known = self.steps.of
+        self._start = known[self.leader].env_steps
+        if len(known) > 1:
             self._start = max(
                 self._start,
-                *(s.env_steps + s.skip + 1 for i, s in self._shards.items() if i != self.leader),
+                *(s.env_steps + s.skip + 1 for i, s in known.items() if i != self.leader),
             )
         self._stop = self._start + length
         self._spent_at_start = spent
 
-    def _answer(self, own: _Shard, push: bool, skip: int, begins: bool = False) -> Answer:
+    def _answer(self, own: ShardSteps, push: bool, skip: int, begins: bool = False) -> Answer:
         own.skip = skip
         return Answer(push, skip, push and begins)
 
-    def _within(self, own: _Shard, seconds: float) -> int:
+    def _within(self, own: ShardSteps, seconds: float) -> int:
         """Returns the steps that pass in `seconds`. They at most double (plus 1) from one call to
         the next, so that one odd interval (a compilation, an update) can't stall the stream."""
         own.idle_skip = min(int(self.rate * seconds), 2 * own.idle_skip + 1, FOREVER)

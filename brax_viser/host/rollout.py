@@ -7,6 +7,7 @@ import numpy as np
 from brax_viser.host.control import Control
 from brax_viser.host.pacing import Pacer
 from brax_viser.host.selection import Choice, Selection
+from brax_viser.host.steps import Steps
 from brax_viser.records.decision import Decision, RowRequest
 from brax_viser.records.protocol import Layout, Origin
 
@@ -27,9 +28,12 @@ class Rollout:
     nonfinite: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     counts: dict[int, tuple[int, int]] = field(default_factory=dict)  # likewise: `counted`
     unshown: set[int] = field(default_factory=set)  # shards whose last step is only recorded
-    progressed: int = 0  # batched steps already counted by the progress
     # Environments whose models' differences from the shared model are known.
     models: set[int] = field(default_factory=set)
+    steps: Steps = field(init=False)  # the pacer's, which counts them
+
+    def __post_init__(self) -> None:
+        self.steps = self.pacer.steps
 
     @property
     def envs_per_shard(self) -> int:

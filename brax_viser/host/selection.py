@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from brax_viser.records.agents import UNNAMED, Agents, part
 from brax_viser.records.protocol import (
     BEST,
     BY_MEASURE,
@@ -22,7 +23,10 @@ RANKED = {"best": BEST, "worst": WORST, "terminated": TERMINATED, "nan": NONFINI
 NOTHING_SECONDS = 0.5
 """How long to wait before ranking again if a rule has found no environment."""
 
-RULES = ("first", "page", "random", *RANKED, "indices")
+OF_AGENTS = ("agents", "agent")
+"""Rules for a batch of several agents: some of each, or those of one."""
+
+RULES = ("first", "page", "random", *RANKED, *OF_AGENTS, "indices")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Selection:
     rule: str = "first"  # one of RULES
     page: int = 1  # for rule "page", counted from 1
     indices: tuple[int, ...] = ()  # for rule "indices"
+    agent: int = 0  # for rule "agent"
+    num_agents: int = 1  # for both rules of `OF_AGENTS`
     sticky: bool = False  # keep the first choice instead of choosing again at each stretch
     rank_by: str = MEASURES[0]  # one of MEASURES: the return that "best" and "worst" rank by
 
@@ -42,12 +48,19 @@ class Selection:
         return RANKED[self.rule] + BY_MEASURE * MEASURES.index(self.rank_by) * measured
 
     @classmethod
-    def of(cls, what: object, *, sticky: bool = False) -> "Selection":
+    def of(cls, what: object, *, sticky: bool = False, agents: Agents = UNNAMED) -> "Selection":
         """Checks and converts the argument of a user's `select`.
 
         Raises:
-            ValueError: not a rule, a page below 1, or not distinct indices of 0 or more.
+            ValueError: not a rule, a page below 1, not distinct indices of 0 or more, or none of
+                `agents`.
         """
+        if isinstance(what, str) and what == "agents":
+            agents.index(0)
+            return cls("agents", num_agents=len(agents.names), sticky=sticky)
+        if isinstance(what, tuple) and len(what) == 2 and what[0] == "agent":
+            agent = agents.index(what[1])
+            return cls("agent", agent=agent, num_agents=len(agents.names), sticky=sticky)
         if isinstance(what, str) and what in ("first", "random", *RANKED):
             return cls(what, sticky=sticky)
         if isinstance(what, tuple) and len(what) == 2 and what[0] == "page":
@@ -58,7 +71,8 @@ class Selection:
         if isinstance(what, str) or not isinstance(what, Sequence | np.ndarray):
             names = ", ".join(repr(rule) for rule in ("first", "random", *RANKED))
             raise ValueError(
-                f"select({what!r}): must be {names}, ('page', number) or a list of env indices"
+                f"select({what!r}): must be {names}, 'agents', ('agent', name), "
+                "('page', number) or a list of env indices"
             )
         if any(isinstance(i, bool) or int(i) != i for i in what):
             raise ValueError(f"select({what!r}): env indices are whole numbers")
@@ -90,6 +104,12 @@ class Selection:
             case "random":
                 count = min(num_envs, capacity)
                 chosen = np.sort(random.choice(num_envs, count, replace=False))
+            case "agent":
+                chosen = np.array(part(self.agent, self.num_agents, num_envs)[:capacity])
+            case "agents":
+                each = max(capacity // self.num_agents, 1)
+                parts = [part(i, self.num_agents, num_envs) for i in range(self.num_agents)]
+                chosen = np.array([env for own in parts for env in own[:each]][:capacity])
             case "indices":
                 chosen = np.array([i for i in self.indices if i < num_envs][:capacity])
             case _:

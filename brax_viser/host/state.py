@@ -211,13 +211,11 @@ class SharedState:
         """Counts the steps taken under grants, before the trainer's own report is counted. The
         caller holds `lock`."""
         for role, rollout in source.rollouts.items():
-            if rollout.pacer.env_steps > rollout.progressed:
+            if rollout.steps.env_steps > rollout.steps.told:
                 self.tell_steps(role, rollout, self.clock())
 
     def tell_steps(self, role: str, rollout: Rollout, now: float) -> None:
-        known = rollout.pacer.env_steps
-        steps, rollout.progressed = known - rollout.progressed, known
-        self.progress.stepped(role, steps * rollout.num_envs, now)
+        self.progress.stepped(role, rollout.steps.tell() * rollout.num_envs, now)
 
     def ranked(
         self, source: Source, role: str, rollout: Rollout, shard: int, rule: int, ranking: Ranking

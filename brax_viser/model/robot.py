@@ -8,6 +8,7 @@ import numpy as np
 
 from brax_viser.model.flexes import Surfaces, surfaces_of
 from brax_viser.model.marks import unavailable
+from brax_viser.model.patches import cropped
 from brax_viser.model.rods import RodSet, rods_of
 from brax_viser.model.scenery import Scenery, ground_of, scenery_of
 from brax_viser.model.scope import main_root
@@ -15,7 +16,6 @@ from brax_viser.model.shapes import (
     USUAL,
     Parts,
     Shape,
-    cropped,
     floor_height,
     floor_of,
     shapes_of,
@@ -68,19 +68,18 @@ class Model:
         variants = variants or Variants(model)
         terrain = Terrain.of(model)
         body, main = wrapped_body(model, wanted.groups), main_root(model)
-        if terrain is not None and grid.capacity == 1:
-            body = None  # a single cell shows the whole terrain
+        whole = grid.capacity == 1  # a single cell shows the whole terrain
+        if terrain is not None and whole:
+            body = None
         link = None if body is None else body - 1
         main_link = max(main or 1, 1) - 1 if link is None else link
         shapes = shapes_of(model, variants.apart, wanted, grid.scenery)
         shapes, scenery = scenery_of(model, shapes, grid)
-        if grid.capacity > 1:
-            at = init_links[0][main_link, :2]
-            half = np.array(grid.spacing[:2]) / 2
-            shapes = cropped(model, shapes, np.stack([at - half, at + half]))
+        at, half = init_links[0][main_link, :2], np.array(grid.spacing[:2]) / 2
+        shapes, ground = cropped(model, shapes, np.stack([at - half, at + half]), whole=whole)
+        ground = ground_of(scenery, grid) if ground is None else ground
         floor = floor_height(model, grid.reach)
-        ground = ground_of(scenery, grid) if floor_of(model) is None else None
-        if ground is not None:  # the shared floor must not hide it
+        if ground is not None and floor_of(model) is None:  # the shared floor must not hide it
             floor = min(floor, ground - 0.01 * float(np.ptp(grid.reach[:, 2])))
         return cls(
             shapes,

@@ -7,8 +7,8 @@ import mujoco
 import numpy as np
 import trimesh
 from mjviser import conversions
-from trimesh.visual import ColorVisuals
 
+from brax_viser.model.geoms import CAPSULE, PLANE, TERRAIN, creased, geom_mesh, one_colour
 from brax_viser.model.rotations import rotate
 from brax_viser.model.skins import pieces_of
 from brax_viser.model.surfaces import (
@@ -19,18 +19,9 @@ from brax_viser.model.surfaces import (
     roughness_of,
     texture_of,
 )
-from brax_viser.model.terrain import terrain_mesh
+from brax_viser.model.terrain import slope_of
 
-_PLANE = int(mujoco.mjtGeom.mjGEOM_PLANE)
-_TERRAIN = int(mujoco.mjtGeom.mjGEOM_HFIELD)
-_SPHERE = int(mujoco.mjtGeom.mjGEOM_SPHERE)
-_CAPSULE = int(mujoco.mjtGeom.mjGEOM_CAPSULE)
-_CYLINDER = int(mujoco.mjtGeom.mjGEOM_CYLINDER)
 _BY_SITE = int(mujoco.mjtWrap.mjWRAP_SITE)
-_MESHES = (int(mujoco.mjtGeom.mjGEOM_MESH), int(mujoco.mjtGeom.mjGEOM_SDF))
-
-CREASE = np.radians(30.0)
-"""rad; edges sharper than this are shaded sharp, the others smooth."""
 
 VISIBLE_GROUPS = frozenset((0, 1, 2))
 """Groups that MuJoCo's own viewer shows by default; 3 and up hold collision geometry."""
@@ -62,7 +53,7 @@ class Shape:
     geom: int | None = None  # id of the geom, if it is drawn on its own; then M is 1
     end: int = 0  # part of a capsule that is drawn on its own: 1 and -1 for its ends, 0 between
     casts_shadow: bool = True  # false for planes: they have no back and must not block the light
-    is_terrain: bool = False  # a height field
+    is_terrain: bool = False  # a height field, or a slope without an end
     # False for moving shapes: at the size of a robot in a grid, the page's shadows are too coarse
     # for a shape to cast one on itself, and show as stripes.
     receives_shadow: bool = False
@@ -99,7 +90,7 @@ def shapes_of(
             key = _fingerprint(model, group)
             members.setdefault(key, group)
             places.setdefault(key, []).append((body, group[0]))
-    shapes = []
+    shapes, slope = [], slope_of(model)
     for key, group in members.items():
         bodies, first = np.array(places[key]).T
         mesh, rgba = _merged_mesh(model, group)
@@ -111,8 +102,8 @@ def shapes_of(
                 rgba,
                 bodies,
                 *places_of,
-                casts_shadow=bool(kind != _PLANE),
-                is_terrain=bool(kind == _TERRAIN),
+                casts_shadow=bool(kind != PLANE),
+                is_terrain=bool(kind == TERRAIN or group[0] == slope),
                 roughness=float(np.mean([roughness_of(model, model.geom_matid[g]) for g in group])),
             )
         )
@@ -120,9 +111,9 @@ def shapes_of(
         if geom in apart:
             shapes.extend(_parts_of(model, geom))
         elif geom in scenery:
-            mesh = _geom_mesh(model, geom)
+            mesh = geom_mesh(model, geom)
             at = model.geom_bodyid[[geom]], model.geom_pos[[geom]], model.geom_quat[[geom]]
-            shapes.append(Shape(mesh, _one_colour(mesh), *at, is_scenery=True))
+            shapes.append(Shape(mesh, one_colour(mesh), *at, is_scenery=True))
     if wanted.sites:
         shapes.extend(_sites(model, wanted.groups))
     for body, mesh in pieces_of(model, wanted.groups):
@@ -130,33 +121,6 @@ def shapes_of(
         unmoved = np.zeros((1, 3)), np.array([[1.0, 0.0, 0.0, 0.0]])
         shapes.append(Shape(mesh, None, np.array([body]), *unmoved))
     return [replace(s, receives_shadow=not model.body_weldid[s.body].any()) for s in shapes]
-
-
-def cropped(model: mujoco.MjModel, shapes: list[Shape], box: np.ndarray) -> list[Shape]:
-    """The shapes, with static terrain cut to a box: each cell has its own patch of it.
-
-    Args:
-        model: the robot.
-        shapes: as `shapes_of` returns them.
-        box: float [2, 2], m: lowest and highest x and y, in the robot's world frame.
-    """
-    data = mujoco.MjData(model)
-    mujoco.mj_kinematics(model, data)
-    result = []
-    for shape in shapes:
-        if not (shape.is_terrain and model.body_weldid[shape.body[0]] == 0):
-            result.append(shape)
-            continue
-        corners = rotate(shape.quat[0], np.asarray(shape.mesh.vertices)) + shape.pos[0]
-        body = shape.body[0]
-        corners = rotate(data.xquat[body], corners) + data.xpos[body]
-        middle = corners[np.asarray(shape.mesh.faces)].mean(axis=1)[:, :2]
-        inside = ((middle >= box[0]) & (middle <= box[1])).all(axis=1)
-        if inside.any():
-            patch = shape.mesh.submesh([np.flatnonzero(inside)], append=True)
-            assert isinstance(patch, trimesh.Trimesh)
-            result.append(replace(shape, mesh=patch))
-    return result
 
 
 def capsule_end(pos: np.ndarray, quat: np.ndarray, size: np.ndarray, end: int) -> np.ndarray:
@@ -177,9 +141,9 @@ def _parts_of(model: mujoco.MjModel, geom: int) -> list[Shape]:
     """Shapes of one geom. A capsule has three: scaled as one, its ends would not stay round."""
     body, size = model.geom_bodyid[[geom]], model.geom_size[geom]
     pos, quat = model.geom_pos[geom], model.geom_quat[geom]
-    if model.geom_type[geom] != _CAPSULE:
-        mesh = _geom_mesh(model, geom)
-        return [Shape(mesh, _one_colour(mesh), body, pos[None], quat[None], geom)]
+    if model.geom_type[geom] != CAPSULE:
+        mesh = geom_mesh(model, geom)
+        return [Shape(mesh, one_colour(mesh), body, pos[None], quat[None], geom)]
     shapes = []
     for end in (0, 1, -1):
         mesh = (
@@ -187,9 +151,9 @@ def _parts_of(model: mujoco.MjModel, geom: int) -> list[Shape]:
             if end
             else trimesh.creation.cylinder(radius=size[0], height=2 * size[1], sections=24)
         )
-        mesh = painted(model, geom, _creased(mesh))
+        mesh = painted(model, geom, creased(mesh))
         place = capsule_end(pos, quat, size, end)
-        shapes.append(Shape(mesh, _one_colour(mesh), body, place[None], quat[None], geom, end))
+        shapes.append(Shape(mesh, one_colour(mesh), body, place[None], quat[None], geom, end))
     return shapes
 
 
@@ -224,12 +188,12 @@ def _sites(model: mujoco.MjModel, groups: Collection[int]) -> list[Shape]:
             places.setdefault(key, []).append(site)
     shapes = []
     for sites in places.values():
-        mesh = _creased(conversions.create_site_mesh(model, sites[0]))
+        mesh = creased(conversions.create_site_mesh(model, sites[0]))
         material = int(model.site_matid[sites[0]])
         rgba = model.mat_rgba[material] if material >= 0 else model.site_rgba[sites[0]]
         mesh = painted_with(model, mesh, None, rgba, material)
         at = model.site_pos[sites], model.site_quat[sites]
-        shapes.append(Shape(mesh, _one_colour(mesh), model.site_bodyid[sites], *at))
+        shapes.append(Shape(mesh, one_colour(mesh), model.site_bodyid[sites], *at))
     return shapes
 
 
@@ -240,7 +204,7 @@ def floor_of(model: mujoco.MjModel) -> int | None:
     level = [
         g
         for g in range(model.ngeom)
-        if model.geom_type[g] == _PLANE
+        if model.geom_type[g] == PLANE
         and model.body_weldid[model.geom_bodyid[g]] == 0
         and data.geom_xmat[g][8] > 0.999  # its normal, which is its z axis, points up
     ]
@@ -262,7 +226,7 @@ def _groups(model: mujoco.MjModel, geoms: list[int]) -> list[list[int]]:
     with the same material."""
     groups: dict[tuple[str, int], list[int]] = {}
     for geom in geoms:
-        if model.geom_type[geom] in (_PLANE, _TERRAIN):
+        if model.geom_type[geom] in (PLANE, TERRAIN):
             key = "ground", geom
         elif texture_of(model, geom) is None:
             key = "alpha", int(plain_rgba(model, geom)[3])
@@ -310,75 +274,14 @@ def _merged_mesh(
 ) -> tuple[trimesh.Trimesh, np.ndarray | None]:
     meshes = []
     for geom in group:
-        mesh = _geom_mesh(model, geom)
+        mesh = geom_mesh(model, geom)
         pos, quat = _relative_pose(model, group[0], geom)
         transform = trimesh.transformations.quaternion_matrix(quat)
         transform[:3, 3] = pos
         meshes.append(mesh.apply_transform(transform))
     merged = meshes[0] if len(meshes) == 1 else trimesh.util.concatenate(meshes)
     assert isinstance(merged, trimesh.Trimesh)
-    return merged, _one_colour(merged)
-
-
-def _mesh_data(
-    model: mujoco.MjModel, mesh: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Vertices, float32 [V, 3] in m, faces, int [F, 3], and texture coordinates, float32 [V, 2].
-
-    A mesh may have no texture coordinates: None. If it has, each corner of a face becomes a vertex
-    of its own, because faces that share a vertex need not share its texture coordinates.
-    """
-    at, faces = int(model.mesh_faceadr[mesh]), int(model.mesh_facenum[mesh])
-    face = model.mesh_face[at : at + faces]
-    start = int(model.mesh_vertadr[mesh])
-    vertices = model.mesh_vert[start : start + int(model.mesh_vertnum[mesh])]
-    if not model.mesh_texcoordnum[mesh]:
-        return vertices, face, None
-    corners = model.mesh_facetexcoord[at : at + faces].ravel()
-    uv = model.mesh_texcoord[int(model.mesh_texcoordadr[mesh]) + corners]
-    return vertices[face.ravel()], np.arange(3 * faces).reshape(-1, 3), uv
-
-
-def _geom_mesh(model: mujoco.MjModel, geom: int) -> trimesh.Trimesh:
-    """The mesh of a geom in its own frame, with its colour or texture. Creases are split so that
-    they are shaded sharp."""
-    kind, size = model.geom_type[geom], model.geom_size[geom]
-    if kind in _MESHES:
-        vertices, faces, uv = _mesh_data(model, int(model.geom_dataid[geom]))
-        mesh = trimesh.Trimesh(vertices, faces, process=False)
-        if uv is not None and texture_of(model, geom) is not None:
-            return painted(model, geom, mesh, uv)
-    # Round primitives are our own: mjviser's capsule has 4,096 triangles, and a grid draws
-    # thousands of capsules.
-    elif kind == _CAPSULE:
-        mesh = trimesh.creation.capsule(radius=size[0], height=2 * size[1], count=(20, 12))
-        mesh.apply_translation(-mesh.bounds.mean(axis=0))
-    elif kind == _SPHERE:
-        mesh = trimesh.creation.icosphere(radius=size[0], subdivisions=2)
-    elif kind == _CYLINDER:
-        mesh = trimesh.creation.cylinder(radius=size[0], height=2 * size[1], sections=24)
-    elif kind == _PLANE:  # mjviser's is a box, which is visible from behind and casts shadows
-        half = np.where(size[:2] > 0, size[:2], max(10.0, model.stat.extent))
-        corners = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]]) * [*half, 1]
-        mesh = trimesh.Trimesh(corners, [[0, 1, 2], [0, 2, 3]], process=False)
-    elif kind == _TERRAIN:
-        mesh = terrain_mesh(model, geom)
-    else:
-        mesh = conversions.create_primitive_mesh(model, geom)
-    return painted(model, geom, _creased(mesh))
-
-
-def _creased(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
-    """A mesh that is shaded smooth except at its creases."""
-    bare = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
-    return trimesh.graph.smooth_shade(bare, angle=CREASE)
-
-
-def _one_colour(mesh: trimesh.Trimesh) -> np.ndarray | None:
-    if not isinstance(mesh.visual, ColorVisuals):
-        return None
-    colours = np.unique(np.asarray(mesh.visual.vertex_colors), axis=0)
-    return colours[0] if len(colours) == 1 else None
+    return merged, one_colour(merged)
 
 
 def roaming_body(model: mujoco.MjModel) -> int | None:
@@ -439,8 +342,10 @@ def wrapped_body(model: mujoco.MjModel, groups: Collection[int] = VISIBLE_GROUPS
 
 def _is_ground(model: mujoco.MjModel, geom: int) -> bool:
     """Whether a geom looks the same from everywhere, or is patched into each cell."""
-    endless = model.geom_type[geom] == _PLANE and not model.geom_size[geom, :2].any()
-    if not (endless or model.geom_type[geom] == _TERRAIN):
+    if geom == slope_of(model):
+        return True
+    endless = model.geom_type[geom] == PLANE and not model.geom_size[geom, :2].any()
+    if not (endless or model.geom_type[geom] == TERRAIN):
         return False
     data = mujoco.MjData(model)
     mujoco.mj_kinematics(model, data)

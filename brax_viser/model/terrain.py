@@ -7,14 +7,28 @@ import numpy as np
 import trimesh
 from mjviser import conversions
 
-_HFIELD = int(mujoco.mjtGeom.mjGEOM_HFIELD)
+_HFIELD, _PLANE = int(mujoco.mjtGeom.mjGEOM_HFIELD), int(mujoco.mjtGeom.mjGEOM_PLANE)
+
+STEEPEST = 0.5
+"""Least z of the normal of a plane that is taken for ground: at most 60 degrees steep."""
+
+
+def slope_of(model: mujoco.MjModel) -> int | None:
+    """Id of the endless inclined plane that is all the ground of a world; None if there is none."""
+    kinds, fixed = model.geom_type, model.body_weldid[model.geom_bodyid] == 0
+    ground = np.flatnonzero(fixed & np.isin(kinds, (_HFIELD, _PLANE)))
+    if len(ground) != 1 or kinds[ground[0]] == _HFIELD or model.geom_size[ground[0], :2].all():
+        return None
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    return int(ground[0]) if STEEPEST < data.geom_xmat[ground[0], 8] <= 0.999 else None
 
 
 @dataclass(frozen=True, eq=False)
 class Terrain:
-    """The height fields of a world that lie level and do not move."""
+    """The height fields of a world that lie level and do not move, or the slope that it is."""
 
-    fields: "tuple[_Field, ...]"
+    fields: "tuple[_Field | _Slope, ...]"
 
     @classmethod
     def of(cls, model: mujoco.MjModel) -> "Terrain | None":
@@ -28,6 +42,8 @@ class Terrain:
             and model.body_weldid[model.geom_bodyid[geom]] == 0
             and data.geom_xmat[geom][8] > 0.999
         )
+        if (slope := slope_of(model)) is not None:
+            return cls((_Slope(data.geom_xpos[slope].copy(), data.geom_xmat[slope, [2, 5, 8]]),))
         return cls(fields) if fields else None
 
     def height(self, place: np.ndarray) -> np.ndarray:
@@ -38,6 +54,16 @@ class Terrain:
         """
         heights = [field.height(place) for field in self.fields]
         return np.fmax.reduce(heights)
+
+
+@dataclass(frozen=True, eq=False)
+class _Slope:
+    point: np.ndarray  # float [3], m, of the plane
+    normal: np.ndarray  # float [3], of unit length, upwards
+
+    def height(self, place: np.ndarray) -> np.ndarray:
+        """As `Terrain.height`."""
+        return self.point[2] - (place - self.point[:2]) @ self.normal[:2] / self.normal[2]
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,9 +48,14 @@ class Variants:
         grown, self.apart = apart != self.apart, apart
         return grown
 
-    def places(self, shapes: Sequence[Shape], envs: Sequence[int]) -> "list[Places | None]":
-        """The places of each shape in K environments; None for a shape that is equal in all."""
-        known = [self.of_env.get(env, {}) for env in envs]
+    def places(
+        self, shapes: Sequence[Shape], envs: Sequence[int], count: int
+    ) -> "list[Places | None]":
+        """The places of each shape in `count` cells; None for a shape that is equal in all.
+
+        The first cells have the given environments, and the others the common model.
+        """
+        known = [self.of_env.get(env, {}) for env in envs] + [{}] * (count - len(envs))
         # float [K, ...]: all geoms of all environments at once, as there can be many of both.
         own = {
             name: np.stack([fields.get(name, getattr(self.model, name)) for fields in known])

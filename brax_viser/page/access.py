@@ -54,8 +54,9 @@ class Tokens:
 
     def role_of(self, token: str) -> Role | None:
         """Returns what a token allows; None: nothing. Takes the same time for any wrong one."""
-        steers = hmac.compare_digest(token.encode(), self.steering.encode())
-        looks = hmac.compare_digest(token.encode(), self.looking.encode())
+        given = token.encode(errors="surrogateescape")  # bytes of a header that are no ASCII
+        steers = hmac.compare_digest(given, self.steering.encode())
+        looks = hmac.compare_digest(given, self.looking.encode())
         if steers:
             return "steering"
         return "looking" if looks else None
@@ -169,16 +170,19 @@ def tokens_in(request: Any) -> list[str]:
 
 
 def with_token_in_query(path: str, tokens: Tokens | None) -> str:
-    """Returns a request's path; "/TOKEN/index.html" becomes "/index.html?token=TOKEN".
+    """Returns a request's path; "/TOKEN/index.html" becomes "/index.html?token=TOKEN", as does
+    "/absproxy/8000/TOKEN/index.html": some proxies leave the path of their own in.
 
     The page opens its websocket at its own path, so that such a token reaches it where no cookie
     does: browsers keep cookies from a frame within another site's page, such as a notebook.
     """
     place, _, query = path.partition("?")
-    first, _, rest = place.removeprefix("/").partition("/")
-    if tokens is None or tokens.role_of(first) is None:
-        return path
-    return f"/{rest}?token={first}" + (f"&{query}" if query else "")
+    names = place.split("/")
+    for number, name in enumerate(names):
+        if tokens is not None and tokens.role_of(name) is not None:
+            rest = "/".join(names[number + 1 :])
+            return f"/{rest}?token={name}" + (f"&{query}" if query else "")
+    return path
 
 
 def cookies_in(request: Any) -> list[str]:

@@ -1,5 +1,7 @@
-"""Answers programs: what a training is doing, and commands to hold it or to switch the view off."""
+"""Answers programs, and the time bar's script: what a training is doing, commands to hold it or to
+switch the view off, and to replay its episodes."""
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -7,10 +9,19 @@ from typing import Any
 
 from brax_viser.host.state import SharedState
 from brax_viser.page.access import Role
+from brax_viser.page.snapshot import Snapshots
 from brax_viser.page.steering import Steering
+from brax_viser.page.timeline import Timeline
 
 PREFIX = "/api/"
 """Beginning of the paths that are answered here."""
+
+TIMELINE = "timeline"
+REPLAY = "replay/"
+"""What the time bar shows, and the beginning of its commands' paths, after `PREFIX`."""
+
+MOST_DIGITS = 15
+"""Most digits of a number in an address."""
 
 HEADER = "X-Brax-Viser"
 """A header that commands must carry, of any value. A page of another site can have a browser send
@@ -20,21 +31,34 @@ its cookies here, but not a header of its own."""
 class Api:
     """The requests below `PREFIX`. Called on viser's loop."""
 
-    def __init__(self, shared: SharedState, steering: Steering, place: str):
+    def __init__(
+        self,
+        shared: SharedState,
+        steering: Steering,
+        timeline: Timeline,
+        place: str,
+        snapshots: Snapshots,
+    ):
         """Answers from now on.
 
         Args:
             shared: the shared state.
             steering: carries out commands.
+            timeline: what the time bar shows.
             place: address of the page, without a token.
+            snapshots: takes pictures.
         """
+        self._snapshots = snapshots
         self._shared, self._steering, self._place = shared, steering, place
+        self._timeline = timeline
         self._commands: dict[str, Callable[[Mapping[str, str]], None]] = {
             "hold": lambda query: steering.pause(),
             "resume": lambda query: steering.resume(),
             "step": lambda query: steering.step(int(query.get("n", "1"))),
             "switch": self._switch,
         }
+        for name in timeline.commands:
+            self._commands[REPLAY + name] = functools.partial(timeline.carry_out, name)
 
     def answer(
         self, name: str, query: Mapping[str, str], role: Role, *, has_header: bool
@@ -56,10 +80,24 @@ class Api:
                 command(query)
             except ValueError as error:
                 return HTTPStatus.BAD_REQUEST, _text({"error": str(error)})
-        elif name != "status":
-            known = ", ".join(["status", *self._commands])
+        elif name == "snapshot":
+            return self._snapshot(query, has_header=has_header)
+        elif name not in ("status", TIMELINE):
+            known = ", ".join(["status", "snapshot", *self._commands, TIMELINE])
             return HTTPStatus.NOT_FOUND, _text({"error": f"no {name!r}: there are {known}"})
+        if name == TIMELINE or name.startswith(REPLAY):
+            told = self._timeline.told(query, steers=role == "steering")
+            return HTTPStatus.OK, _text(told)
         return HTTPStatus.OK, _text(self.status())
+
+    def _snapshot(self, query: Mapping[str, str], *, has_header: bool) -> tuple[HTTPStatus, str]:
+        if not has_header:  # it takes the machine some work
+            return HTTPStatus.FORBIDDEN, _text({"error": f"no header {HEADER}"})
+        number = query.get("id", "")
+        if number and not (number.isdecimal() and len(number) <= MOST_DIGITS):
+            return HTTPStatus.BAD_REQUEST, _text({"error": f"id={number!r}: must be a number"})
+        status, told = self._snapshots.answer(int(number) if number else None, self.status)
+        return status, _text(told)
 
     def _switch(self, query: Mapping[str, str]) -> None:
         on = query.get("on", "")

@@ -66,7 +66,10 @@
     } catch {
       answers = 0;
     }
-    if (closed && answers > (document.hasFocus() ? 3 : 1)) location.reload();
+    if (closed && answers > (document.hasFocus() ? 3 : 1)) {
+      window.dispatchEvent(new Event("brax-viser-reload")); // kept.js
+      location.reload();
+    }
   };
   setInterval(lookForServer, 2000);
 })();

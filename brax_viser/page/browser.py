@@ -1,30 +1,41 @@
-"""Adds a script and a style of our own to viser's page, as it is served.
+"""Adds scripts and styles of our own to viser's page, as it is served.
 
-The script has keys work wherever no text is typed, and says when the page has no connection, which
-viser offers nothing for. A page without them lacks just that.
+One script has keys work wherever no text is typed, and says when the page has no connection;
+another one draws the time bar; the third keeps what was chosen while there is no connection. Viser
+offers nothing for any of it. A page without them lacks just that.
 """
 
 import functools
 import gzip
+import logging
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger("brax_viser")
 
 _END = b"</body>"
 
 
 @functools.cache
 def additions() -> bytes:
-    """Returns the HTML of the style and the script."""
-    style, script = (
-        Path(__file__).with_name(f"browser.{kind}").read_bytes() for kind in ("css", "js")
+    """Returns the HTML of the styles and the scripts."""
+    folder = Path(__file__).parent
+    styles = [(folder / f"{name}.css").read_bytes() for name in ("browser", "bar")]
+    scripts = [(folder / f"{name}.js").read_bytes() for name in ("browser", "bar", "kept")]
+    return b"".join(
+        [
+            *(b"<style>" + style + b"</style>" for style in styles),
+            *(b"<script>" + script + b"</script>" for script in scripts),
+        ]
     )
-    return b"<style>" + style + b"</style><script>" + script + b"</script>"
 
 
 @functools.lru_cache(maxsize=8)
 def _added(body: bytes, encoding: str) -> bytes:
     plain = gzip.decompress(body) if encoding == "gzip" else body
     before, end, after = plain.rpartition(_END)
+    if not end:
+        log.warning("this viser's page has no end of its body: it gets no time bar")
     plain = before + additions() + end + after if end else plain
     return gzip.compress(plain) if encoding == "gzip" else plain
 

@@ -107,7 +107,12 @@ class Commands:
         sticky = self._shared.selection.sticky
         # The list of indices starts with the environments that are drawn.
         drawn = self._channels.drawn_envs() if rule == "indices" else ()
-        self._steering.choose(Selection(rule, indices=drawn, sticky=sticky))
+        agents = len(self._shared.control.agents.names) or 1
+        self._steering.choose(Selection(rule, indices=drawn, sticky=sticky, num_agents=agents))
+
+    def pick_agent(self, name: str) -> None:
+        """Draws the environments of one agent, given its name."""
+        self._steering.select(("agent", name), sticky=self._shared.selection.sticky)
 
     def turn_page(self, by: int) -> None:
         """Draws the page `by` pages further, wrapping around, if the rule is "page"."""

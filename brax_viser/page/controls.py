@@ -1,14 +1,12 @@
 """The part of `Viewer` with which a script steers the page."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from brax_viser.host.findings import Finding
-from brax_viser.host.state import SharedState
-from brax_viser.page.page import Page
+from brax_viser.page.keeping import Keeping
 from brax_viser.page.shown import ShownFrame
 from brax_viser.page.steering import Steering
-from brax_viser.records.episode import Episodes, RunInfo
 from brax_viser.twins.drift import Drift
 from brax_viser.twins.worker import TwinSettings
 
@@ -22,24 +20,8 @@ P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[[ShownFrame], object])
 
 
-class Controls:
+class Controls(Keeping):
     """The public face of `Steering`. A value out of its limits raises `ValueError`."""
-
-    _shared: SharedState
-    _page: Page | None  # None in other processes than the first
-    _episodes: Episodes | None = None  # that are shown, if they are not those kept here
-    _recorded: RunInfo | None = None  # the training, if nothing but its episodes is shown
-
-    def _steer(
-        self,
-        method: Callable[Concatenate[Steering, P], None],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> None:
-        """Calls a method of the steering. If several processes run the training and the script, the
-        first process steers all of them, and the calls of the others do nothing."""
-        if self._page is not None:
-            method(self._page.steering, *args, **kwargs)
 
     @property
     def server(self) -> "viser.ViserServer":
@@ -62,8 +44,9 @@ class Controls:
 
         The function gets a `ShownFrame`. It is called on viser's event loop, which draws the page:
         it should take less than a millisecond. The scene nodes that it moves do so together with
-        the robots. If it raises an exception, it is not called again, and the page says so. In
-        other processes than the first it is never called.
+        the robots. If it raises an exception, it is not called again, and the page says so. While
+        recorded episodes or a comparison of policies are shown, it is not called, and in other
+        processes than the first it never is.
 
         Returns:
             The function.
@@ -131,7 +114,7 @@ class Controls:
     def show(self, show: str) -> None:
         self._steer(Steering.set_show, show)
 
-    def select(self, what: "str | Sequence[int] | np.ndarray", *, sticky: bool = False) -> None:
+    def select(self, what: "str | Sequence[object] | np.ndarray", *, sticky: bool = False) -> None:
         """Chooses the environments to draw, at most one per cell. Nothing is recompiled.
 
         Args:
@@ -139,13 +122,25 @@ class Controls:
                 devices; "random"; "best" or "worst" (by the return that `rank_by` names);
                 "terminated" (most recently), each in the pose in which it fell, after the steps
                 that led there if these were streamed; or "nan" (any NaN or Inf). The last four
-                are chosen among all environments, on the device.
+                are chosen among all environments, on the device. Or "agents", as many of each of
+                `agents`, or ("agent", name or number), the environments of one.
             sticky: keep those that a rule has chosen, instead of choosing again at each stretch.
 
         Raises:
-            ValueError: none of these, an index below 0, or one given twice.
+            ValueError: none of these, an index below 0, one given twice, or an unknown agent.
         """
         self._steer(Steering.select, what, sticky=sticky)
+
+    @property
+    def agents(self) -> tuple[str, ...]:
+        """Names of the agents whose environments form one batch, as where a `vmap` runs a training
+        once per seed: equal parts of the batch in this order. Labels then say the agent, and
+        `select` takes it. Empty: all environments are one agent's."""
+        return self._shared.control.agents.names
+
+    @agents.setter
+    def agents(self, names: Sequence[object]) -> None:
+        self._steer(Steering.set_agents, names)
 
     @property
     def rank_by(self) -> str:
@@ -192,27 +187,6 @@ class Controls:
     def restart_twins(self) -> None:
         """Restarts all twins at the next step, each from the state of its robot."""
         self._steer(Steering.restart_twins)
-
-    def log(self, num_steps: int, metrics: Mapping[str, object]) -> None:
-        """Adds numbers to the page's curves, from a training loop of your own.
-
-        Args:
-            num_steps: env steps so far, over all environments.
-            metrics: numbers, or arrays of one number, by name. Anything else is left out. Names
-                that Brax's trainers use, such as "eval/episode_reward", are shown as theirs are.
-        """
-        self._shared.progress.metrics.add(num_steps, metrics, self._shared.clock())
-
-    def finish_recording(self) -> bool:
-        """Writes what was recorded to the run directory, and ends that; `close` does so as well.
-        Returns whether there is a directory with recorded episodes."""
-        return self._page is not None and self._page.recording.close()
-
-    def policy_params_fn(
-        self, num_steps: int, make_policy: Callable[..., Any], params: Any
-    ) -> None:
-        """Hand it to the trainer as `policy_params_fn`: the policy then drives sandboxes."""
-        self._steer(Steering.take_policy, num_steps, make_policy, params)
 
     def fork(self) -> None:
         """Copies the selected environment, as it is on screen, into a MuJoCo sandbox beside the

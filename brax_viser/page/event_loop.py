@@ -28,6 +28,8 @@ class EventLoop:
             shared: the shared state: once the viewer is closed, the loop may be gone.
         """
         self._loop, self._shared = server.get_event_loop(), shared
+        # `python -X dev` would print a warning for each of our tasks that takes 0.1 s.
+        self._loop.set_debug(False)
 
     def is_current(self) -> bool:
         """Whether this is called on the loop."""

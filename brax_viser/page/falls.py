@@ -35,19 +35,33 @@ class Falls:
 
     def __init__(self, dt: float):
         self._dt = dt  # s per step
+        # Whether falls are shown. Else they are looked for once they are, as robots fall often, and
+        # the device knows the last fall of each.
+        self.wanted = False
         self._frames: deque[Frame] = deque()  # the last ones received
+        self._new = 0  # how many of them have not been looked through, the newest
         self._falls: dict[int, Fall] = {}  # by environment; the oldest first
         self._shown: tuple[View, View] | None = None  # the last view, without and with falls
 
     def add(self, frame: Frame) -> None:
-        """Adds a step's frame, and learns the falls in it."""
+        """Adds a step's frame, and learns the falls in it if falls are shown."""
         self._frames.append(frame)
+        self._new += 1
         size = frame.link_pos.nbytes + frame.link_rot.nbytes
         most = min(round(SECONDS / self._dt) + 1, max(MOST_BYTES // max(size, 1), 1))
         while len(self._frames) > most:
             self._frames.popleft()
-        if (frame.since_termination == 0).any():
-            self.learn(frame, ranked=False)
+        self._new = min(self._new, len(self._frames))
+        if self.wanted:
+            self._learn_new()
+
+    def _learn_new(self) -> None:
+        """Learns the falls in the frames that have not been looked through."""
+        for index in range(len(self._frames) - self._new, len(self._frames)):
+            frame = self._frames[index]
+            if (frame.since_termination == 0).any():
+                self.learn(frame, ranked=False)
+        self._new = 0
 
     def learn(self, frame: Frame, *, ranked: bool = True) -> None:
         """Remembers falls.
@@ -78,6 +92,7 @@ class Falls:
     def clear(self) -> None:
         """Forgets all falls, as for another training, which counts its steps from 0 again."""
         self._frames.clear()
+        self._new = 0
         self._falls.clear()
         self._shown = None
 
@@ -92,6 +107,8 @@ class Falls:
             now: s.
             speed: robot seconds per second.
         """
+        self.wanted = True
+        self._learn_new()
         frame, plays = view.frame, False
         fell = np.array([int(env) in self._falls for env in frame.env_index], bool)
         if not fell.any():

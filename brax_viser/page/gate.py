@@ -7,6 +7,7 @@ Both are refused. Programs other than browsers send no Origin.
 
 import functools
 import ipaddress
+import re
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
+from brax_viser.compat import limit_messages
 from brax_viser.page.access import (
     Access,
     Role,
@@ -28,6 +30,15 @@ from brax_viser.page.asking import asking
 
 NAME_SECONDS = 0.8
 """Timeout for finding out this machine's full name."""
+
+LOCAL_FRAMES = ("http://localhost:*", "http://127.0.0.1:*", "vscode-webview:")
+"""Pages of this machine, such as a notebook's, and VS Code's."""
+
+MOST_OF_ONLOOKERS = 2_000_000
+"""Most bytes of an onlooker's message: a picture of its page, which a script has asked for."""
+
+_NETLOC = re.compile(r"([^\[\]@:]+|\[[^\[\]@]+\])(:\d*)?")
+"""A name or a number, and a port. Python takes what follows a bracket for nothing."""
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "": 80}
 
@@ -59,11 +70,23 @@ class Gate:
         """
         self._access = access
         self.api: Api | None = None  # answers programs, once there is a page
-        self._origins = {_place(_parts(origin)) for origin in access.origins}
+        self._origins: set[tuple[str, int] | None] = set()
+        self._frames = ["'self'"] if access.tokens is not None else ["'self'", *LOCAL_FRAMES]
         self._names = {"localhost", socket.gethostname().lower(), *map(str.lower, access.names)}
-        self._names |= {place[0] for place in self._origins if place is not None}
+        for origin in access.origins:
+            self.allow(origin)
         if not is_loopback(listening):
             self._names.add(full_name())
+
+    def allow(self, origin: str) -> None:
+        """Adds an address at which the page may be opened. Raises ValueError as `check_origins`."""
+        check_origins([origin])
+        parts = _parts(origin)
+        place = _place(parts)
+        if parts is not None and place is not None:
+            self._origins.add(place)
+            self._names.add(place[0])
+            self._frames.append(f"{parts.scheme}://{parts.netloc}")
 
     def refusal(self, headers: Any) -> str | None:
         """Returns why a request is refused; None if it is not.
@@ -75,10 +98,11 @@ class Gate:
         if len(hosts) != 1 or len(origins) > 1:
             return "a request names one host, and at most one origin"
         host = _parts(f"//{hosts[0]}")
-        if host is None or not self._is_own(host.hostname or ""):
+        is_bare = host is not None and host.netloc == hosts[0]  # no path after it
+        if host is None or not is_bare or not self._is_own(host.hostname or ""):
             return (
                 f"this page is not served under the name {hosts[0]!r}: open it by its number, or "
-                f"allow the name by Viewer(origins=['http://{hosts[0]}'])"
+                f"allow the name by Viewer(origins=[{'http://' + hosts[0]!r}])"
             )
         if not origins:
             return None
@@ -128,12 +152,17 @@ class Gate:
         if self.api is not None and urlsplit(request.path).path.startswith(PREFIX):
             return self._serve(self.api, connection, request, role)
         response = answer()
+        if response is None and role == "looking":
+            limit_messages(connection, MOST_OF_ONLOOKERS)
         if response is not None:
             response.headers["Referrer-Policy"] = "no-referrer"  # which would carry the token
             given = [t for t in tokens_in(request) if tokens is not None and tokens.role_of(t)]
             if given:
                 secure = self._access.tls is not None
                 response.headers["Set-Cookie"] = cookie_of(given[0], request, secure=secure)
+            else:  # another site could have clicks meant for itself fall on a page in its frame
+                allowed = f"frame-ancestors {' '.join(self._frames)}"
+                response.headers["Content-Security-Policy"] = allowed
         return response
 
     def _serve(self, api: Api, connection: Any, request: Any, role: Role) -> Any:
@@ -167,7 +196,7 @@ def _parts(address: str) -> SplitResult | None:
         _ = parts.port
     except ValueError:
         return None
-    return parts if parts.netloc and "@" not in parts.netloc else None
+    return parts if _NETLOC.fullmatch(parts.netloc) else None
 
 
 def _place(parts: SplitResult | None, like: SplitResult | None = None) -> tuple[str, int] | None:

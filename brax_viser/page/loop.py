@@ -24,6 +24,7 @@ from brax_viser.page.robots import Robots
 from brax_viser.page.seen import Sampler
 from brax_viser.page.shown import FrameFunctions, ShownFrame
 from brax_viser.page.state import PageState
+from brax_viser.page.timeline import Timeline
 from brax_viser.panel.panel import Panel
 from brax_viser.process import lower_priority
 from brax_viser.records.frame import Frame
@@ -61,6 +62,7 @@ class Loop:
         finale: Finale,
         recording: Recording,
         replay: Replay,
+        timeline: Timeline,
     ):
         """Does nothing yet; `start` starts the task.
 
@@ -78,11 +80,12 @@ class Loop:
             finale: what comes after the training.
             recording: records episodes.
             replay: the recorded episodes, while these are shown in place of the rollouts.
+            timeline: what the time bar shows.
         """
         self._shared, self._state, self._server, self._events = shared, state, server, events
         self._robots, self._channels, self._inbox = robots, channels, inbox
         self._functions, self._finale = functions, finale
-        self._recording, self._replay = recording, replay
+        self._recording, self._replay, self._timeline = recording, replay, timeline
         self._panel, self._panel_state = panel, panel_state
         self._scene, self._sandbox = robots.scene, robots.sandbox
         self._replayed: Frame | None = None  # the last one of a recorded episode
@@ -147,7 +150,9 @@ class Loop:
         replayed = self._replay.active
         if replayed != self._shared.control.replayed:
             self._shared.set(replayed=replayed)
-            if not replayed:
+            if replayed:
+                self._scene.bring_back_visitors()  # recorded robots stand where the live ones do
+            else:
                 self._channels.restart()
 
     def _draw(self, now: float) -> None:
@@ -239,6 +244,8 @@ class Loop:
         made_of = rollout.choice.made_of
         if made_of is not None and made_of.rule == "terminated" and channel.now and not empty:
             view = channel.falls.shown(channel.now, now, self._shared.control.speed)
+        else:
+            channel.falls.wanted = False
         if view is None and not empty:
             view = channel.view
         # The block may be a new one, and the look may have changed.
@@ -271,6 +278,7 @@ class Loop:
             body=look.body if selects else None,
             beside=self._state.twins.beside,
             rank_by="so_far" if self._replay.active else self._shared.selection.rank_by,
+            agents=self._shared.control.agents,
         )
 
     def _update_panel(self, now: float) -> None:
@@ -280,9 +288,10 @@ class Loop:
         for role, block in self._scene.blocks.items():
             with self._server.atomic():
                 block.decorate(self._look_of(role))
-                block.title(self._title_of(role) if len(self._scene.blocks) > 1 else "")
+                block.title.write(self._title_of(role) if len(self._scene.blocks) > 1 else "")
         self._finale.update()
         self._replay.update()
+        self._timeline.update()
         self._state.hold_limit = self._limit.update(now)
         view, channel = self._panel_state.view(now), self._robots.channels.get("train")
         frame = channel.view.frame if channel is not None and channel.view is not None else None

@@ -1,5 +1,7 @@
 """Puts the page of a viewer together from its parts."""
 
+import functools
+import logging
 from typing import TYPE_CHECKING
 
 import viser
@@ -22,6 +24,9 @@ from brax_viser.page.robots import Robots
 from brax_viser.page.shown import FrameFunctions
 from brax_viser.page.state import PageState
 from brax_viser.page.steering import Steering
+from brax_viser.page.timeline import Timeline
+from brax_viser.page.tracking import Tracking, tracker_of
+from brax_viser.page.trials import HandedOut, Trials
 from brax_viser.panel.panel import Panel
 from brax_viser.panel.widgets import PanelTools
 from brax_viser.records.episode import Episodes, RunInfo
@@ -33,9 +38,14 @@ if TYPE_CHECKING:  # imports ZeroMQ, which is needed only if several processes t
     from brax_viser.processes.leader import Leader
 
 
+log = logging.getLogger("brax_viser")
+
+
 class Page:
     """The host side of the page: its scene, its panel, and the loop that updates both. All methods
     may be called on any thread."""
+
+    trackings: tuple[Tracking, ...] = ()  # the trackers that are sent what is reported
 
     def __init__(
         self,
@@ -58,7 +68,7 @@ class Page:
             episodes: the episodes that are shown.
             recorded: that training, if nothing but its episodes is shown; None: it is live.
         """
-        self.server = server
+        self.server, self._keeper = server, keeper
         self.state = state = PageState()
         self.events = events = EventLoop(server, shared)
         self.inbox = Inbox(state, shared.mailbox.wake)
@@ -73,22 +83,30 @@ class Page:
         self.commands = commands = Commands(shared, state, server, *shown, self.steering)
         is_live = recorded is None
         reading = self.robots.read_episodes, self.robots.ending_of
-        self.replay = Replay(episodes, *reading, begins=not is_live)
-        tools = PanelTools(server, self.inbox.enqueue, self.steering, commands, self.replay)
+        ghosts = functools.partial(self.robots.read_episodes, what="ghosts")
+        self.replay = Replay(episodes, *reading, begins=not is_live, ghosts=ghosts)
+        policies = HandedOut(keeper, self.robots.sandbox.session)
+        self.trials = Trials(shared, self.robots, self.replay, self.inbox, policies)
+        tools = PanelTools(
+            server, self.inbox.enqueue, self.steering, commands, self.replay, self.trials
+        )
         self.panel = events.made(lambda: Panel(tools, is_live=is_live))
         commands.exporting = self.exporting = Exporting(
-            server, state, self.replay, lambda: recorded or keeper.info, shared.mailbox.wake
+            *(server, state, self.replay, lambda: recorded or keeper.info),
+            *(shared.progress.metrics.arrays, shared.mailbox.wake),
         )
         self.clients = keep_openings_short(server)
         self.panel_state = PanelState(
-            shared, state, *shown, self.twin_worker, leader, self.clients, self.replay, recorded
+            *(shared, state, *shown, self.twin_worker, leader, self.clients),
+            *(self.replay, self.trials, recorded),
         )
         self.functions = FrameFunctions(state)
         self.finale = Finale(shared, server, self.robots, self.steering)
         self.recording = Recording(shared, state, self.robots, keeper)
         parts = self.panel, self.panel_state, self.inbox, self.functions, self.finale
+        self.timeline = Timeline(shared, self.replay, recorded)
         both = self.recording, self.replay
-        self.loop = Loop(shared, state, server, events, *shown, *parts, *both)
+        self.loop = Loop(shared, state, server, events, *shown, *parts, *both, self.timeline)
 
     def start(self) -> None:
         self.twin_worker.start()
@@ -104,8 +122,20 @@ class Page:
         self.robots.close()
         self.recording.close()
         self.exporting.close()
+        self.trials.close()
+        for tracking in self.trackings:
+            tracking.close()
         if sandbox is not None:
             sandbox.close(timeout)
+
+    def track(self, target: object, *, clips: bool) -> None:
+        """Sends what is reported to a tracker from now on; see `Viewer.track`."""
+        tracking = Tracking(self._keeper, tracker_of(target), self._complain, clips=clips)
+        self.trackings = (*self.trackings, tracking)
+
+    def _complain(self, why: str) -> None:
+        log.warning(why)
+        self.state.notice = why
 
     def show_model(self, source: Source, role: str, num_envs: int | None) -> None:
         """Shows a rollout's robots before its first step."""

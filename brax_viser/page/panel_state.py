@@ -15,6 +15,7 @@ from brax_viser.page.clients import Pages
 from brax_viser.page.replay import Replay
 from brax_viser.page.robots import Robots
 from brax_viser.page.state import PageState
+from brax_viser.page.trials import Trials
 from brax_viser.panel.details import Inside
 from brax_viser.panel.view import PanelView, StreamView
 from brax_viser.records.episode import RunInfo
@@ -42,6 +43,7 @@ class PanelState:
         leader: "Leader | None",
         pages: Pages | None,
         replay: Replay,
+        trials: Trials,
         recorded: RunInfo | None,
     ):
         """Reads nothing yet.
@@ -55,11 +57,12 @@ class PanelState:
             leader: connects the training's other processes; None if this is the only one.
             pages: the share of messages that each page takes; None if that is unknown.
             replay: the recorded episodes.
+            trials: compares policies.
             recorded: their training, if nothing is live.
         """
         self._shared, self._state, self._robots, self._channels = shared, state, robots, channels
         self._twin_worker, self._leader, self._pages = twin_worker, leader, pages
-        self._replay, self._recorded = replay, recorded
+        self._replay, self._trials, self._recorded = replay, trials, recorded
         self._starts = Starts()
         # Per recent update: (s, `scene.sent`, s that devices had waited for room).
         self._sent: deque[tuple[float, int, float]] = deque()
@@ -115,6 +118,7 @@ class PanelState:
             terms=channel.terms if channel and channel.terms.is_of(selected) else None,
             cells=tuple(dict.fromkeys(n for b in scene.blocks.values() for n in b.notes())),
             replay=self._replay.told(),
+            trials=self._trials.told(),
             recorded=self._recorded,
         )
         return self._with_twins(self._with_robot(view, shown, block), channel)

@@ -6,10 +6,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from brax_viser.records.episode import Episodes, RunInfo
-
-BRAXS_OWN = ("generalized", "spring", "positional")
-"""Backends whose physics is not MuJoCo's."""
+from brax_viser.records.episode import BRAXS_OWN, Episodes, RunInfo
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,7 +55,7 @@ class Recording:
     def _trained_before(self, packet: Packet) -> int:
         """Returns the env steps trained, over all environments, before a packet's step."""
         rollout = packet.source.rollouts.get("train")
-        since = rollout.pacer.env_steps - packet.env_steps if rollout is not None else 0
+        since = rollout.steps.env_steps - packet.env_steps if rollout is not None else 0
         return max(self._shared.progress.num_steps - (since + 1) * packet.num_envs, 0)
 
     def update(self) -> None:
@@ -69,7 +69,8 @@ class Recording:
             self._begin()
             training = channel.source is self._source
         spent, share = shared.meter.recorded, shared.recording_share
-        window = recorder.update(shared.clock(), spent, share, training=training)
+        rhythm = shared.control.record_every, progress.metrics.evaluations
+        window = recorder.update(shared.clock(), *rhythm, spent, share, training=training)
         wanted = recorder.window is not None
         if wanted != shared.control.recording:
             shared.set(recording=wanted)
@@ -122,14 +123,7 @@ class Recording:
         if self._training is None or now < self._next_curves or metrics.version == self._curves:
             return
         self._next_curves, self._curves = now + CURVE_SECONDS, metrics.version
-        views = {name: metrics.curve(name) for name in metrics.names()}
-        self._keeper.set_curves(
-            {
-                name: np.stack([view.steps, view.seconds, view.values])
-                for name, view in views.items()
-                if view is not None
-            }
-        )
+        self._keeper.set_curves(metrics.arrays())
 
 
 def _links_of(model: mujoco.MjModel) -> LinksOf:

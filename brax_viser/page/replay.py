@@ -1,57 +1,24 @@
 """Plays recorded episodes: which recording, where in it, and how fast. Pure logic over a clock."""
 
 import bisect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from brax_viser.page.episode_frames import ALMOST, view_of
+from brax_viser.page.wanted import Ending, Reader, Wanted, read
 from brax_viser.panel.limits import REPLAY_SPEED
 from brax_viser.panel.view import ReplayView
 from brax_viser.records.episode import KEPT_AS, Episode, Episodes, Summary
 from brax_viser.records.view import View
+from brax_viser.sandbox.trial import Trial
 
 LAST_SECONDS = 3.0
 """s of each episode that are played if only its end is."""
 
 MOST_FALLS = 30
 """Falls in the list."""
-
-
-@dataclass(frozen=True, eq=False)
-class Read:
-    """The episodes of one recording that could be read."""
-
-    keys: tuple[str, ...]  # that were to be read
-    episodes: tuple[Episode, ...]
-    complaint: str | None  # why some could not
-    endings: Mapping[str, str]  # by key, what touched what at the end, if that is known
-
-
-def read(episodes: Episodes, keys: tuple[str, ...], ending: "Ending") -> Read:
-    """Reads episodes, as far as that is possible. Called on any thread."""
-    found, complaint = [], None
-    for key in keys:
-        try:
-            found.append(episodes.get(key))
-        except KeyError:
-            complaint = "An episode of this recording is not kept any more"
-        except ValueError as error:
-            complaint = f"An episode cannot be read: {error}"
-    endings = {e.summary.key: ending(e) for e in found if e.summary.ended == "terminated"}
-    return Read(keys, tuple(found), complaint, endings)
-
-
-Ending = Callable[[Episode], str]
-"""Says what touched what at the end of an episode; empty if that is not known."""
-
-NOTHING = Read((), (), None, {})
-
-Reader = Callable[[Callable[[], Any], Callable[[Any], object]], object]
-"""Calls its first argument, possibly on another thread, and later its second one with the result,
-on the thread of the `Replay`."""
 
 
 class Replay:
@@ -63,6 +30,7 @@ class Replay:
         reader: Reader,
         ending: Ending = lambda episode: "",
         *,
+        ghosts: Reader | None = None,
         begins: bool = False,
     ):
         """Shows the live robots at first.
@@ -71,20 +39,24 @@ class Replay:
             episodes: those that are kept.
             reader: reads episodes, which may take a while.
             ending: called where they are read.
+            ghosts: reads those that are drawn as ghosts; None: `reader` does.
             begins: whether the newest recording plays as soon as there is one.
         """
-        self._begins, self._ending = begins, ending
+        self._episodes, self._begins = episodes, begins
         self.active = False  # whether recorded episodes are shown in place of the live robots
-        self._episodes, self._reader = episodes, reader
         self._version: object = None  # of `_recordings`
         self._recordings: dict[int, tuple[Summary, ...]] = {}  # by step, in order
         self._step: int | None = None  # the recording that was chosen; None: the newest
         self._only: str | None = None  # key of the one episode that is shown; None: all
-        self._wanted: tuple[str, ...] = ()  # keys of the episodes to show
-        self._read = NOTHING
+        self._robots = Wanted(
+            lambda keys, use: reader(lambda: read(self._episodes, keys, ending), use),
+            lambda: setattr(self, "_now", None),
+        )
+        self._trial: Trial | None = None  # what two policies did, if that is shown instead
         self._compared: int | None = None  # the recording whose episodes are drawn as ghosts
-        self._others_wanted: tuple[str, ...] = ()  # keys of its episodes
-        self._others = NOTHING
+        self._ghosts = Wanted(
+            lambda k, use: (ghosts or reader)(lambda: read(self._episodes, k, lambda _: ""), use)
+        )
         self._playing, self._speed, self._loop, self._only_end = False, 1.0, True, False
         self._position = 0.0  # s of robot time
         self._now: float | None = None  # s, of the last view while playing
@@ -109,28 +81,46 @@ class Replay:
 
     def choose(self, index: int) -> None:
         """Goes to a recording, given its place among all, from 0."""
-        steps = list(self._recordings)
-        if not 0 <= index < len(steps):
-            raise ValueError(f"There is no recording {index + 1}: {len(steps)} are kept")
-        self._step, self._only, self._position = steps[index], None, 0.0
+        self._step, self._only, self._position = self._step_of(index), None, 0.0
+        self._trial = None
         if self.active:
             self._want()
+
+    def turn(self, by: int) -> None:
+        """Goes on by so many recordings, at most to the last one; below 0: back. If live robots are
+        shown, it plays the chosen one instead."""
+        place = self._index + (by if self.active else 0)
+        self.choose(max(min(place, len(self._recordings) - 1), 0))
+        if not self.active:
+            self.toggle()
 
     def compare(self, index: int | None) -> None:
         """Draws the episodes of another recording as ghosts over those that are shown, given its
         place among all, from 0; None: none."""
-        steps = list(self._recordings)
-        if index is not None and not 0 <= index < len(steps):
-            raise ValueError(f"There is no recording {index + 1}: {len(steps)} are kept")
-        self._compared = None if index is None else steps[index]
+        self._compared = None if index is None else self._step_of(index)
         if self.active:
             self._want()
+
+    def _step_of(self, index: int) -> int:
+        """Returns the step of a recording, given its place among all."""
+        steps = list(self._recordings)
+        if not 0 <= index < len(steps):
+            raise ValueError(f"There is no recording {index + 1}: {len(steps)} are kept")
+        return steps[index]
 
     def show_only(self, key: str | None) -> None:
         """Shows one episode of the recording; None: all."""
         self._only, self._position = key, 0.0
         if self.active:
             self._want()
+
+    def present(self, trial: Trial) -> None:
+        """Plays what two policies did from the same start, the second one as a ghost over the
+        first, until a recording is chosen."""
+        self._trial, self.active, self._playing = trial, True, True
+        self._position, self._now, self._only, self._only_end = 0.0, None, None, False
+        self._robots.give(trial.episodes[0])
+        self._ghosts.give(trial.episodes[1])
 
     def toggle(self) -> None:
         """Plays, or pauses. What is over begins again."""
@@ -142,20 +132,20 @@ class Replay:
 
     def play_end(self, key: str) -> None:
         """Plays the last seconds of one episode, over and over."""
-        summary = next(
-            (s for many in self._recordings.values() for s in many if s.key == key), None
-        )
-        if summary is None:
+        by_key = {s.key: s for many in self._recordings.values() for s in many}
+        if key not in by_key:
             raise ValueError("This episode is not kept any more")
-        self._step, self._only, self._position = summary.recording, key, 0.0
+        self._trial = None
+        self._step, self._only, self._position = by_key[key].recording, key, 0.0
         self._only_end = self._loop = self._playing = True
         self._open()
 
     def close(self) -> None:
         """Goes back to the live robots."""
         self.active = self._playing = False
-        self._view, self._wanted, self._read = None, (), NOTHING
-        self._others_wanted, self._others = (), NOTHING
+        self._view = self._trial = None
+        self._robots.clear()
+        self._ghosts.clear()
 
     def seek(self, seconds: float) -> None:
         """Goes to a time and pauses, if recorded episodes are shown."""
@@ -202,34 +192,31 @@ class Replay:
             travels: index of the link that can travel without limit; None: there is none.
         """
         self._advance(now)
-        shown = self._read.episodes[:cells]
+        shown = self._robots.read.episodes[:cells]
         if not self.active or not shown:
             return None
-        key = self._read, self._others, self._position, self._only_end, cells, num_envs, selected
+        read = self._robots.read, self._ghosts.read
+        key = *read, self._position, self._only_end, cells, num_envs, selected
         if self._view is None or self._view[0] != key:
-            robots = [(episode, self._place(episode)) for episode in shown]
-            ghosts = [(episode, self._place(episode)) for episode in self._partners(shown)]
+            others = _partners(shown, self._ghosts.read.episodes)
+            robots, ghosts = ([(e, self._place(e)) for e in some] for some in (shown, others))
             made = view_of(robots, num_envs, selected, now, self._position, ghosts, travels)
             self._view = key, made
         return self._view[1]
 
-    def _partners(self, shown: Sequence[Episode]) -> list[Episode]:
-        """Returns, for each episode, the one of the recording that it is compared with which was
-        kept for the same reason, or else that recording's best; nothing without one."""
-        others = {why: e for e in self._others.episodes[::-1] for why in e.summary.kept_as}
-        if not others:
-            return []
-        best = self._others.episodes[0]
-        whys = [min(e.summary.kept_as, key=KEPT_AS.index) for e in shown]
-        return [others.get(why, best) for why in whys]
-
     def shown(self) -> tuple[Episode, ...]:
         """Returns the episodes on screen, the best first; none while the robots are live."""
-        return self._read.episodes if self.active else ()
+        if self.active and self._trial is not None:
+            return self._trial.episodes
+        return self._robots.read.episodes if self.active else ()
+
+    def moment(self) -> float:
+        """Returns how much of the first episode on screen is over, s."""
+        return next((self._place(one) * one.dt for one in self.shown()), 0.0)
 
     def models(self) -> dict[int, dict[str, np.ndarray]]:
         """Returns, by environment, the fields in which the models of those shown differ."""
-        return {e.summary.env: dict(e.model) for e in self._read.episodes if e.model}
+        return {e.summary.env: dict(e.model) for e in self._robots.read.episodes if e.model}
 
     def told(self) -> ReplayView:
         """Describes the replay for the panel."""
@@ -241,20 +228,27 @@ class Replay:
             index=index,
             episodes=self._recordings[steps[index]] if steps else (),
             only=self._only,
-            falls=tuple(falls[: -MOST_FALLS - 1 : -1]),
+            falls=tuple(sorted(falls[::-1], key=lambda s: -s.num_steps)[:MOST_FALLS]),
             playing=self._playing,
-            reading=self.active and self._read.keys != self._wanted,
+            reading=self.active and self._robots.read.keys != self._robots.keys,
             position=min(self._position, self._seconds),
             seconds=self._seconds,
             dt=self._dt,
             speed=self._speed,
             loop=self._loop,
             only_end=self._only_end,
-            endings=self._read.endings,
+            endings=self._robots.read.endings,
             compared=steps.index(self._compared) if self._compared in steps else None,
             others=self._recordings.get(-1 if self._compared is None else self._compared, ()),
-            complaint=self._read.complaint if self.active else None,
+            complaint=self._robots.read.complaint if self.active else None,
+            trial=self._trial,
         )
+
+    @property
+    def recordings(self) -> Mapping[int, tuple[Summary, ...]]:
+        """The episodes of each recording, by the step at which it began, in order. Another object
+        whenever there are others."""
+        return self._recordings
 
     @property
     def playing(self) -> bool:
@@ -271,12 +265,13 @@ class Replay:
     @property
     def _dt(self) -> float:
         """s per step; 0.02 until an episode has been read."""
-        return self._read.episodes[0].dt if self._read.episodes else 0.02
+        return self._robots.read.episodes[0].dt if self._robots.read.episodes else 0.02
 
     @property
     def _seconds(self) -> float:
         """How long it takes until all have ended, at the robots' own speed."""
-        all_of_them = *self._read.episodes, *self._partners(self._read.episodes)
+        shown = self._robots.read.episodes
+        all_of_them = *shown, *_partners(shown, self._ghosts.read.episodes)
         return max((_seconds(e) - self._start(e) for e in all_of_them), default=0.0)
 
     def _start(self, episode: Episode) -> float:
@@ -289,7 +284,9 @@ class Replay:
         return min(at, episode.summary.length)
 
     def _open(self) -> None:
-        """Shows recorded episodes."""
+        """Shows recorded episodes, unless those of a trial are there."""
+        if self._trial is not None:
+            return
         if not self._recordings:
             self._playing = False
             raise ValueError("No episode has been recorded yet")
@@ -300,36 +297,19 @@ class Replay:
 
     def _want(self) -> None:
         """Has the episodes read that will be shown, unless they are there."""
+        if self._trial is not None:
+            return
         # A recording may be thinned out while it is watched: it stays until another is chosen.
         kept = self._recordings.get(-1 if self._step is None else self._step, ())
-        self._want_others()
-        keys = tuple(s.key for s in kept if self._only in (None, s.key))
-        if not keys or keys == self._wanted:
-            return
-        self._wanted = keys
-        self._reader(lambda: read(self._episodes, keys, self._ending), self._use)
-
-    def _want_others(self) -> None:
-        """Has the episodes read that are drawn as ghosts, unless they are there."""
-        kept = self._recordings.get(-1 if self._compared is None else self._compared, ())
-        keys = tuple(summary.key for summary in kept)
+        self._robots.want(tuple(s.key for s in kept if self._only in (None, s.key)))
+        others = self._recordings.get(-1 if self._compared is None else self._compared, ())
+        self._ghosts.want(tuple(summary.key for summary in others))
         if self._compared is None:
-            self._others_wanted, self._others = (), NOTHING
-        elif keys and keys != self._others_wanted:
-            self._others_wanted = keys
-            self._reader(lambda: read(self._episodes, keys, lambda _: ""), self._use_others)
-
-    def _use_others(self, found: Read) -> None:
-        if found.keys == self._others_wanted:
-            self._others = found
-
-    def _use(self, found: Read) -> None:
-        if found.keys == self._wanted:
-            self._read, self._now = found, None
+            self._ghosts.clear()
 
     def _advance(self, now: float) -> None:
         before, self._now = self._now, now
-        if not self.playing or before is None or not self._read.episodes:
+        if not self.playing or before is None or not self._robots.read.episodes:
             return
         self._position += (now - before) * self._speed
         if self._position < self._seconds:
@@ -338,6 +318,15 @@ class Replay:
             self._position %= self._seconds or 1.0
         else:
             self._position, self._playing = self._seconds, False
+
+
+def _partners(shown: Sequence[Episode], others: Sequence[Episode]) -> list[Episode]:
+    """Returns, for each episode, the one of the recording that it is compared with which was kept
+    for the same reason, or else that recording's best; nothing without one."""
+    if not others:
+        return []
+    kept = {why: e for e in others[::-1] for why in e.summary.kept_as}
+    return [kept.get(min(e.summary.kept_as, key=KEPT_AS.index), others[0]) for e in shown]
 
 
 def _rank(summary: Summary) -> tuple[int, int]:

@@ -97,10 +97,12 @@ class Robots:
         for role, channel in tuple(self.channels.items()):
             self.want(channel.source, role, channel.num_envs)
 
-    def read_episodes(self, read: Callable[[], Any], use: Callable[[Any], object]) -> None:
+    def read_episodes(
+        self, read: Callable[[], Any], use: Callable[[Any], object], what: str = "episodes"
+    ) -> None:
         """Calls `read` on the reader's thread, then `use` with its result on viser's loop. A newer
-        call replaces one that waits."""
-        self._reader.read(Reading("episodes", read, use))
+        call for the same `what` replaces one that waits."""
+        self._reader.read(Reading(what, read, use))
 
     def ending_of(self, episode: Episode) -> str:
         """Says what touched what at the end of an episode; empty if that is not finite. Called on

@@ -6,7 +6,8 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,12 @@ from brax_viser.page import address, browser
 from brax_viser.page.access import Access, is_loopback
 from brax_viser.page.announced import announce
 from brax_viser.page.api import Api
+from brax_viser.page.connection import ANSWER_SECONDS, REQUEST_SECONDS, Connection
 from brax_viser.page.gate import Gate, full_name
 from brax_viser.page.greeting import greeting, tunnel
 from brax_viser.page.guard import Guard
 from brax_viser.page.page import Page
+from brax_viser.page.snapshot import Snapshots
 
 log = logging.getLogger("brax_viser")
 
@@ -62,15 +65,24 @@ class PageServer:
         wanted, port = port, address.free_port(host, port) if port else 0
         self._host, self._access = host, access
         self.visitors: Visitors | None = None
+        self._snapshots: Snapshots | None = None
         self._gate = gate = Gate(host, access)
         self._forget: Callable[[], None] = lambda: None  # where the page is
 
         def respond(connection: Any, request: Any, answer: Callable[[], Any]) -> Any:
             return gate.respond(connection, request, lambda: browser.add_to(answer()))
 
+        self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+        settings: dict[str, Any] = {
+            "logger": _websockets_log(),
+            "create_connection": functools.partial(Connection, self._connections),
+            "open_timeout": ANSWER_SECONDS,
+        }
+        if access.tls is not None:
+            settings |= {"ssl": access.tls, "ssl_handshake_timeout": REQUEST_SECONDS}
         with (
             without_viser_banner(),
-            asking_before_viser(respond, _websockets_log(), access.tls) as asks,
+            asking_before_viser(respond, **settings) as asks,
         ):
             if not asks:
                 _check_alone(host, access)
@@ -119,6 +131,14 @@ class PageServer:
         token = f"{self._tokens.steering}/" if self._tokens is not None else ""
         return f"{self.place}/{token}"
 
+    def allow(self, origin: str) -> None:
+        """Lets the page be opened at a further address, such as a proxy's; called on any thread.
+
+        Raises:
+            ValueError: it is not of the form "https://name" or "https://name:port".
+        """
+        self._gate.allow(origin)
+
     @property
     def _has_onlookers(self) -> bool:
         return self._tokens is not None and self._guard is not None
@@ -158,15 +178,24 @@ class PageServer:
             shared: the shared state: records whether a page is open.
             page: the page that is served.
         """
-        self._gate.api = Api(shared, page.steering, self.place)
         is_onlooker = self._guard.is_onlooker if self._guard is not None else lambda _: False
-        self.visitors = Visitors(shared, self.viser, page, is_onlooker)
+        self.visitors = visitors = Visitors(shared, self.viser, page, is_onlooker)
+        self._snapshots = Snapshots(shared, page, visitors.drawing, visitors.looking)
+        self._gate.api = Api(shared, page.steering, page.timeline, self.place, self._snapshots)
 
     def stop(self) -> None:
         self._forget()
+        with contextlib.suppress(RuntimeError):  # already stopped
+            self.viser.get_event_loop().call_soon_threadsafe(self._end_waiting)
         stop_viser(self.viser)
+        if self._snapshots is not None:
+            self._snapshots.close()
         if self.visitors is not None:  # no page can disconnect any more and start the timer
             self.visitors.close()
+
+    def _end_waiting(self) -> None:
+        for connection in list(self._connections):
+            connection.end_unless_open()
 
 
 def _check_alone(host: str, access: Access) -> None:
@@ -183,15 +212,20 @@ def _check_alone(host: str, access: Access) -> None:
     log.warning("%s, pages of other sites included, and asks for no token", words)
 
 
-@functools.cache
 def _websockets_log() -> logging.Logger:
-    """Returns the log for connections: a short line for each failure, as anybody can cause one."""
-    found = logging.getLogger("brax_viser.websockets")
-    found.setLevel(logging.WARNING)
+    """Returns a log for the connections of one server: a short line for each failure, as anybody
+    can cause one. Python keeps the logs that it makes, and viser adds to them with each server."""
+    found = logging.Logger("brax_viser.websockets", logging.WARNING)
+    found.parent = log
     found.addFilter(_in_one_line)
-    # viser prints a value that it cannot take in full, and Python keeps the text of each warning.
-    warnings.filterwarnings("ignore", r"\[viser\] .* does not match annotation")
+    _ignore_values()
     return found
+
+
+@functools.cache
+def _ignore_values() -> None:
+    """Keeps viser from printing in full a value that it cannot take: Python keeps such texts."""
+    warnings.filterwarnings("ignore", r"\[viser\] .* does not match annotation")
 
 
 def _in_one_line(record: logging.LogRecord) -> bool:
@@ -226,9 +260,11 @@ class Visitors:
         self._shared, self._page, self._server = shared, page, server
         self._is_onlooker = is_onlooker
         self.reload: threading.Timer | None = None  # runs while the last page may come back
+        self._lookers = 0  # pictures that are being taken; changed on viser's loop
         self._server.on_client_connect(self._count)
         self._server.on_client_disconnect(self._count)
-        page.events.now(lambda: self._server.scene.on_click()(self._clicked))
+        clicked: Any = self._clicked  # viser takes a coroutine, which its types do not say
+        page.events.now(lambda: self._server.scene.on_click()(clicked))
 
     def close(self) -> None:
         """Cancels the timer, and waits for its thread."""
@@ -237,19 +273,43 @@ class Visitors:
             if reload is not threading.current_thread():
                 reload.join(timeout=5.0)
 
-    def _clicked(self, event: viser.SceneClickEvent) -> None:
+    def drawing(self) -> list[viser.ClientHandle]:
+        """Returns the pages that are asked for pictures, the newest first: not an onlooker's, which
+        could send any picture. Called on any thread."""
+        pages = sorted(self._server.get_clients().items(), reverse=True)
+        return [page for number, page in pages if not self._is_onlooker(number)]
+
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[None]:
+        """Has steps sent as if a page were open. Called on any thread."""
+        self._page.events.now(functools.partial(self._look, 1))
+        try:
+            yield
+        finally:
+            self._page.events.now(functools.partial(self._look, -1))
+
+    def _look(self, more: int) -> None:
+        self._lookers += more
+        self._tell_watched()
+        if more > 0:
+            self._shared.hold.refresh()  # a held training sends its step again
+
+    def _tell_watched(self) -> None:
+        self._shared.set(watched=bool(self._server.get_clients()) or self._lookers > 0)
+        self._shared.mailbox.wake()
+
+    async def _clicked(self, event: viser.SceneClickEvent) -> None:
         ray = np.asarray(event.ray_origin), np.asarray(event.ray_direction)
         self._page.inbox.enqueue(functools.partial(self._page.commands.click, *ray))
 
+    # Coroutines run on the server's loop: viser's thread pool may be gone at exit, and would keep a
+    # thread for each of the first 32 clicks.
     async def _count(self, client: viser.ClientHandle) -> None:
-        # A coroutine runs on the server's loop; viser's thread pool may be gone at exit.
-        watched = bool(self._server.get_clients())
         if client.client_id not in self._server.get_clients():
             self._page.scene.forget(client.client_id)
         elif self._is_onlooker(client.client_id):
             client.gui.add_markdown(LOOKING_ON, order=FIRST)
-        self._shared.set(watched=watched)
-        self._shared.mailbox.wake()
+        self._tell_watched()
         if self.reload is not None:
             self.reload.cancel()
             self.reload = None

@@ -49,7 +49,7 @@ def stats_of(
     with shared.lock:
         at = shared._read()
         known = [
-            (source, role, (rollout.pacer.env_steps, rollout.num_envs, rollout.pacer.rate))
+            (source, role, (rollout.steps.env_steps, rollout.num_envs, rollout.pacer.rate))
             for source in known_feeds
             for role, rollout in source.rollouts.items()
         ]

@@ -1,12 +1,13 @@
 """Checks and carries out all commands that a person and a script have in common."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from brax_viser.host.control import MODES, SHOWS
-from brax_viser.host.selection import Selection
+from brax_viser.host.metrics import EVALUATION
+from brax_viser.host.selection import OF_AGENTS, Selection
 from brax_viser.host.source import Sources
 from brax_viser.host.state import SharedState
 from brax_viser.page.channel import ProcessPlayback
@@ -22,10 +23,11 @@ from brax_viser.panel.limits import (
     check_choice,
     check_share,
 )
+from brax_viser.records.agents import Agents
 from brax_viser.records.frame import Detail
 from brax_viser.records.protocol import MEASURES
 from brax_viser.runs.keeper import Keeper
-from brax_viser.sandbox.session import Trained
+from brax_viser.sandbox.trained import Trained
 from brax_viser.twins.worker import TwinSettings, TwinWorker
 
 
@@ -96,6 +98,11 @@ class Steering:
         self._shared.set(stretch_seconds=float(seconds))
         self._shared.mailbox.wake()
 
+    def set_record_every(self, every: float | str) -> None:
+        if every != "evaluation" and not (isinstance(every, int | float) and every > 0):
+            raise ValueError(f"record_every={every!r}: must be s above 0, or 'evaluation'")
+        self._shared.set(record_every=None if isinstance(every, str) else float(every))
+
     def set_show(self, show: str) -> None:
         check_choice("show", show, SHOWS)
         self.show_is_chosen = True
@@ -109,7 +116,17 @@ class Steering:
 
     def select(self, what: object, *, sticky: bool = False) -> None:
         """Chooses the environments to draw; see `Viewer.select`."""
-        self.choose(Selection.of(what, sticky=sticky))
+        agents = self._shared.control.agents
+        self.choose(Selection.of(what, sticky=sticky, agents=agents))
+
+    def set_agents(self, names: Sequence[object]) -> None:
+        """Names the agents; see `Viewer.agents`. A choice by agents that are gone is given up."""
+        agents = Agents.named(names)
+        self._shared.set(agents=agents)
+        chosen = self._shared.selection
+        if chosen.rule in OF_AGENTS and chosen.num_agents != len(agents.names):
+            self.choose(Selection(sticky=chosen.sticky))
+        self._shared.mailbox.wake()
 
     def choose(self, selection: Selection, rank_by: str | None = None) -> None:
         """Chooses the environments to draw.
@@ -174,10 +191,10 @@ class Steering:
         self._twin_worker.start_anew()
 
     def take_policy(self, num_steps: int, make_policy: Callable[..., Any], params: Any) -> None:
-        """Hands a newer policy to the sandbox, and keeps it if there is a run directory."""
+        """Hands a newer policy to the sandbox, and keeps it."""
         trained = Trained.of(num_steps, make_policy, params)
-        if self._keeper.wants_policies:
-            self._keeper.add_policy(num_steps, trained.arrays())
+        best = self._shared.progress.metrics.best_step(EVALUATION)
+        self._keeper.add_policy(num_steps, trained.arrays(), best)
         hand_out = self._robots.sandbox.session.hand_out
         self._inbox.enqueue(functools.partial(hand_out, trained))
 

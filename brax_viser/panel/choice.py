@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from brax_viser.host.control import SHOWS
-from brax_viser.host.selection import RANKED, RULES, Selection
+from brax_viser.host.selection import OF_AGENTS, RANKED, RULES, Selection
 from brax_viser.panel import words
 from brax_viser.panel.view import PanelView
 from brax_viser.panel.widgets import PanelTools, Widgets, label_of, labels
@@ -22,6 +22,8 @@ RULE_LABELS = labels(
     "Worst return",
     "Just terminated",
     "NaN or Inf",
+    "Some of each agent",
+    "One agent",
     "Chosen by index",
 )
 MEASURE_LABELS = labels(MEASURES, "Last episode", "Episode so far", "Reward per second")
@@ -61,7 +63,7 @@ class ChoiceFolder(Widgets):
         gui = self._server.gui
         self._rule = gui.add_dropdown(
             "Draw",
-            tuple(RULE_LABELS),
+            _rules_for(()),
             initial_value="First ones",
             hint="Which of the trainer's environments are drawn. Best, worst, terminated and NaN "
             "are chosen among all of them, on the device. Just terminated: each is shown as it "
@@ -80,6 +82,13 @@ class ChoiceFolder(Widgets):
 
     def _add_details(self) -> None:
         gui = self._server.gui
+        self._agent: Any = gui.add_dropdown(
+            "Agent",
+            ("",),
+            hint="Which agent's environments are drawn, where several are trained in one batch.",
+            visible=False,
+        )
+        self._on_change(self._agent, self._actions.pick_agent, str)
         self._page = gui.add_button_group(
             "Page",
             PAGES,
@@ -121,7 +130,13 @@ class ChoiceFolder(Widgets):
             value=label_of(SHOW_LABELS, view.control.show),
             visible=view.stream.other_known or view.control.show != "train",
         )
+        agents = view.control.agents.names
+        if tuple(self._rule.options) != _rules_for(agents):
+            self._rule.options = _rules_for(agents)
+            self._agent.options = agents or ("",)
         self._set(self._rule, value=label_of(RULE_LABELS, selection.rule))
+        one = agents[selection.agent] if selection.rule == "agent" else None
+        self._set(self._agent, visible=one is not None, value=one or (agents or ("",))[0])
         pages = selection.num_pages(num_envs, view.capacity) if num_envs and view.capacity else 1
         page = min(selection.page, pages)
         self._set(self._rank_by, value=label_of(MEASURE_LABELS, selection.rank_by))
@@ -139,6 +154,11 @@ class ChoiceFolder(Widgets):
         moves = selection.rule in ("random", *RANKED)
         self._set(self._sticky, visible=moves, value=selection.sticky)
         self._set(self._drawn, content=words.drawn(view))
+
+
+def _rules_for(agents: Sequence[str]) -> tuple[str, ...]:
+    """Returns the labels of the rules that apply."""
+    return tuple(label for label, rule in RULE_LABELS.items() if agents or rule not in OF_AGENTS)
 
 
 def _indices_or_none(text: str) -> tuple[int, ...] | None:

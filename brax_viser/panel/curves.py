@@ -36,6 +36,7 @@ EACH = 4
 """The plot is sent with every so many updates of the panel, about once a second."""
 
 BY_STEPS, BY_TIME = "Env steps", "Time"
+NOT_LOGARITHMIC = "Not logarithmic: some values are not above 0."
 _BAND = 2  # series in front of the lines: the limits of a spread
 _ROOM = 0.05  # share of the height left free above and below
 
@@ -141,7 +142,6 @@ class CurvesControls(Widgets):
                 self._draw(plot, name)
 
     def _draw(self, plot: Plot, x_name: str) -> None:
-        self._set(self._legend, content=_legend(plot))
         none = np.full(len(plot.x), np.nan)
         band = plot.band or (none, none)
         drawn = [none] * MOST_LINES
@@ -149,6 +149,8 @@ class CurvesControls(Widgets):
             drawn[colour] = line
         values = np.concatenate([*plot.lines, *band])
         low, high, is_log = _limits(values[np.isfinite(values)], log=self._log.value)
+        refused = note(NOT_LOGARITHMIC) if self._log.value and not is_log else ""
+        self._set(self._legend, content=_legend(plot) + refused)
         scale: uplot.Scale = {"range": (low, high), "distr": 3 if is_log else 1}
         shown = tuple(i for i, x in enumerate(drawn) if np.isfinite(x).any())
         with self._server.atomic():

@@ -1,11 +1,14 @@
 """Writes the details of the selected robot as HTML: tables, bars and strips. Pure functions."""
 
-from collections.abc import Mapping, Sequence
+import base64
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 import mujoco
 import numpy as np
+from PIL import Image
 
 from brax_viser.model.physics import body_name, limits_exceeded, named
 from brax_viser.records.frame import Detail
@@ -36,12 +39,13 @@ class Inside:
 def inside(view: Inside) -> str:
     """Returns all tables and strips, one below the other."""
     parts = [
+        *images(view.detail),
         strain(view),
         bodies(view),
         joints(view),
         actions(view),
         controls(view),
-        *observations(view.detail.observation),
+        *observations(view.detail),
     ]
     return (
         '<div style="margin:0 0.75em 0.5em 0.75em;font-size:0.8em;line-height:1.4">'
@@ -129,14 +133,43 @@ def controls(view: Inside) -> str:
     return _title("Controls") + _bars(names, ctrl, low, high)
 
 
-def observations(observation: Mapping[str, np.ndarray]) -> list[str]:
-    """Returns the policy's observation as strips of colours: blue below zero, red above."""
-    if not observation:
-        return [_title("Observation") + _small("Pixels, or too long to be sent along.")]
+def images(detail: Detail) -> list[str]:
+    """Returns the images in the policy's observation."""
+    return [
+        _title(f"What the policy sees: {name}".removesuffix(": ")) + picture(image)
+        for name, image in detail.images.items()
+    ]
+
+
+def observations(detail: Detail) -> list[str]:
+    """Returns the numbers in the policy's observation as strips of colours: blue below zero, red
+    above."""
+    if not detail.observation and not detail.images:
+        return [_title("Observation") + _small("Too long to be sent along.")]
     return [
         _title(f"Observation {name}".strip()) + strip(values)
-        for name, values in observation.items()
+        for name, values in detail.observation.items()
     ]
+
+
+def picture(image: np.ndarray) -> str:
+    """Returns an image, [H, W, C] of 0 to 1, as the policy is given it: one channel in grey, three
+    in colour, and of more channels, which are frames in a row, the last ones. Values beyond 1, as
+    of depths, are shown as shares of the largest."""
+    height, width, channels = image.shape
+    shown = np.nan_to_num(image[..., -3:] if channels % 3 == 0 else image[..., -1])
+    shown = shown / max(float(shown.max()), 1.0)
+    png = io.BytesIO()
+    Image.fromarray((255 * shown.clip(0.0, 1.0)).astype(np.uint8)).save(png, "png")
+    content = base64.b64encode(png.getvalue()).decode()
+    note = f"{width} by {height} pixels, {channels} channels"
+    if channels > 3:
+        note += ": the last frame of several"
+    return (
+        f'<img alt="{note}" src="data:image/png;base64,{content}" '
+        f'style="width:100%;max-width:16em;image-rendering:pixelated;outline:1px solid {_LINE}">'
+        + _small(note)
+    )
 
 
 def strip(values: np.ndarray) -> str:

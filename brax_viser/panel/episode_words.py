@@ -22,8 +22,11 @@ def note_on(told: ReplayView) -> str:
     many = len(told.steps)
     first, last = count(told.steps[0]), count(told.steps[-1])
     if many == 1:
-        return note(f"One recording, of step {first}.")
-    return note(f"{many:,} recordings, from step {first} to {last}.")
+        return note(f"One recording, of step {first}. Click on it in the time bar.")
+    return note(
+        f"{many:,} recordings, from step {first} to {last}. Click on one in the time bar below the "
+        "scene."
+    )
 
 
 def name(summary: Summary) -> str:
@@ -52,8 +55,13 @@ def table(told: ReplayView, dt: float) -> str:
     return (
         '<div style="margin:0 0.75em 0.5em 0.75em;font-size:0.8em;line-height:1.45">'
         '<table style="width:100%;border-collapse:collapse;font-variant-numeric:tabular-nums">'
-        f"<tr>{head}</tr>{rows}{_others(told, dt)}</table></div>{_endings(told)}"
+        f"{_of_step(told)}<tr>{head}</tr>{rows}{_others(told, dt)}</table></div>{_endings(told)}"
     )
+
+
+def _of_step(told: ReplayView) -> str:
+    """Names the recording."""
+    return f'<tr><td colspan="5"><b>Step {told.steps[told.index]:,}</b></td></tr>'
 
 
 def _others(told: ReplayView, dt: float) -> str:

@@ -11,6 +11,7 @@ from brax_viser.panel.looks import LookControls, PartsFolder
 from brax_viser.panel.robot import InsideFolder, SelectedFolder
 from brax_viser.panel.sandbox import SandboxFolder
 from brax_viser.panel.training import Head, TrainingControls
+from brax_viser.panel.trials import TrialFolder
 from brax_viser.panel.twins import TwinFolder
 from brax_viser.panel.view import PanelView
 from brax_viser.panel.watch import PaceFolder, WatchControls
@@ -49,6 +50,7 @@ class Panel:
                 self.pace = PaceFolder(tools)
         with tabs.add_tab("Episodes"):
             self.episodes = EpisodesControls(tools)
+            self.trials = TrialFolder(tools)
         with tabs.add_tab("Robot"):
             self.selected = SelectedFolder(tools)
             self.inside = InsideFolder(tools)
@@ -81,13 +83,22 @@ class Panel:
     def _add_keys(self, tools: PanelTools, *, is_live: bool) -> None:
         actions, replay = tools.actions, tools.replay
         back, on = (functools.partial(actions.turn_page, by) for by in (-1, 1))
-        recorded: tuple[tuple[str, Any, Callable[[int], object]], ...] = (
-            ("Play or pause the episodes", "space", _by_any(replay.toggle)),
-            ("One step forward", "N", _by_any(functools.partial(replay.step, 1))),
-            ("Ten steps forward", "M", _by_any(functools.partial(replay.step, 10))),
+        steps = {n: _by_any(functools.partial(replay.step, n)) for n in (-1, 1, 10)}
+        both: tuple[tuple[str, Any, Callable[[int], object]], ...] = (
+            ("Play or pause the recorded episodes", "K", _by_any(replay.toggle)),
+            ("Recorded episodes: one step back", "J", steps[-1]),
+            ("Recorded episodes: one step on", "L", steps[1]),
+            ("The recording before", "U", _by_any(functools.partial(replay.turn, -1))),
+            ("The recording after", "I", _by_any(functools.partial(replay.turn, 1))),
             ("Follow the selected robot, or not", "F", actions.toggle_follow),
         )
+        recorded: tuple[tuple[str, Any, Callable[[int], object]], ...] = (
+            ("Play or pause the episodes", "space", _by_any(replay.toggle)),
+            ("One step forward", "N", steps[1]),
+            ("Ten steps forward", "M", steps[10]),
+        )
         live: tuple[tuple[str, Any, Callable[[int], object]], ...] = (
+            ("Back to the live robots", "B", _by_any(replay.close)),
             ("Hold or resume the training", "space", _by_any(actions.toggle_hold)),
             ("One env step further", "N", _by_any(actions.step)),
             ("Ten env steps further", "M", _by_any(functools.partial(actions.step, 10))),
@@ -97,11 +108,10 @@ class Panel:
                 _by_any(actions.run_to_next_fall),
             ),
             ("Switch the streaming on or off", "O", _by_any(actions.toggle_streaming)),
-            ("Follow the selected robot, or not", "F", actions.toggle_follow),
             ("Previous page of environments", "pageup", _by_any(back)),
             ("Next page of environments", "pagedown", _by_any(on)),
         )
-        for label, key, action in live if is_live else recorded:
+        for label, key, action in (*(live if is_live else recorded), *both):
             command = self._server.gui.add_command(label, hotkey=key)
 
             async def trigger(event: Any, action: Callable[[int], object] = action) -> None:

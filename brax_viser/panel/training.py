@@ -10,7 +10,6 @@ from brax_viser.panel.widgets import PanelTools, Widgets
 
 STEPS = ("1 step", "10 steps", "Next fall")
 HOLD, RESUME = "Hold training", "Resume training"
-BACK = "Back to live"
 SHOW_NONFINITE, ALL_NONFINITE, DISMISS = "Select it", "Draw them all", "Dismiss"
 
 
@@ -67,13 +66,6 @@ class TrainingControls(Widgets):
 
     def _add_notices(self) -> None:
         gui = self._server.gui
-        self._to_live = gui.add_button(
-            BACK,
-            icon=viser.Icon.BROADCAST,
-            hint="Shows the robots of the training again, instead of recorded episodes.",
-            visible=False,
-        )
-        self._on_click(self._to_live, self._replay.close)
         self._notices = gui.add_html("")
         self._nonfinite = gui.add_button_group(
             "NaN or Inf",
@@ -102,7 +94,6 @@ class TrainingControls(Widgets):
         )
         self._set(self._figures, content=figures.figures(view))
         self._show_hold(view)
-        self._set(self._to_live, visible=view.replay.active)
         self._set(self._notices, content=words.notices(view))
         self._set(self._nonfinite, visible=bool(view.nonfinite))
 

@@ -30,6 +30,8 @@ def twins(view: PanelView) -> str:
     if ghost is None:
         if cost.skipped > 0.5:
             return note("MuJoCo does not keep up: fewer twins would.", warning=True)
+        if view.progress.over:
+            return note("Twins step beside the training, which is over: fork a robot instead.")
         return note("Twins come with the next steps.")
     count = int(ghost.there.sum())
     text = (
@@ -65,11 +67,12 @@ def fork(view: PanelView) -> str:
         return note(f"{where}: {sandbox.trouble}", warning=True)
     lines = [f"{where}: {sandbox.time:.1f} s since"]
     if sandbox.reward is not None:
-        lines[0] += f" · reward {sandbox.reward:.2f} in this step"
+        lines.append(f"Reward {sandbox.reward:.2f} in this step")
     if sandbox.done:
         lines.append(f"Its episode would have ended here: {BACK} starts it again")
     if sandbox.driver == "policy" and sandbox.policy_steps is not None:
-        lines.append(f"Driven by the policy of step {count(sandbox.policy_steps)}")
+        learned = f", learned in {view.other_physics} physics" if view.other_physics else ""
+        lines.append(f"Driven by the policy of step {count(sandbox.policy_steps)}{learned}")
     elif "policy" not in sandbox.drivers:
         lines.append(
             f"No policy: {sandbox.no_policy}"

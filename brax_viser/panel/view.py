@@ -13,9 +13,10 @@ from brax_viser.host.selection import Selection
 from brax_viser.host.terms import TermLog
 from brax_viser.model.shapes import USUAL, Parts
 from brax_viser.panel.details import Inside
-from brax_viser.records.episode import RunInfo, Summary
+from brax_viser.records.episode import BRAXS_OWN, RunInfo, Summary
 from brax_viser.records.frame import Frame
 from brax_viser.sandbox.session import ForkView
+from brax_viser.sandbox.trial import Trial
 from brax_viser.scene.look import Look
 from brax_viser.twins.drift import Curves
 from brax_viser.twins.worker import TwinCost, TwinSettings
@@ -55,6 +56,16 @@ class ReplayView:
     compared: int | None = None  # place of the recording whose episodes are drawn as ghosts
     others: tuple[Summary, ...] = ()  # episodes of that recording
     complaint: str | None = None  # why an episode could not be read
+    trial: Trial | None = None  # what two policies did from the same start, if that is shown
+
+
+@dataclass(frozen=True)
+class TrialView:
+    """The policies that can be compared, and what became of comparing them."""
+
+    choices: tuple[str, ...] = ()  # their names
+    running: bool = False
+    fault: str | None = None  # why the last two could not be compared
 
 
 @dataclass(frozen=True)
@@ -111,4 +122,12 @@ class PanelView:
     terms: TermLog | None = None  # the selected robot's reward, if its details have come
     cells: tuple[str, ...] = ()  # notes about where robots are drawn
     replay: ReplayView = ReplayView()
+    trials: TrialView = TrialView()
     recorded: RunInfo | None = None  # the training of the episodes, if nothing is live
+
+    @property
+    def other_physics(self) -> str | None:
+        """Name of the training's physics, if that is Brax's own and not MuJoCo's."""
+        run = self.recorded
+        backend = run.backend if run is not None else self.env.rpartition(" · ")[2]
+        return backend if backend in BRAXS_OWN else None

@@ -9,7 +9,7 @@ from typing import Any
 import viser
 
 from brax_viser.panel import words
-from brax_viser.panel.actions import PageActions, ReplayActions, SteeringActions
+from brax_viser.panel.actions import PageActions, ReplayActions, SteeringActions, TrialActions
 from brax_viser.panel.view import PanelView
 
 TYPING_SECONDS = 0.6
@@ -25,6 +25,7 @@ class PanelTools:
     steering: SteeringActions
     actions: PageActions
     replay: ReplayActions
+    trials: TrialActions
 
 
 class Widgets:

@@ -3,15 +3,13 @@
 from datetime import datetime
 from html import escape
 
-import numpy as np
-
 from brax_viser.host.control import Control
 from brax_viser.host.findings import Finding
 from brax_viser.host.progress import ProgressView, count
 from brax_viser.host.selection import RANKED
 from brax_viser.panel import details
+from brax_viser.panel.endings import last_end, where_held
 from brax_viser.panel.view import PanelView
-from brax_viser.records.frame import Frame
 from brax_viser.scene.look import css_gradient, range_of
 
 _DOT = {
@@ -58,7 +56,9 @@ def state(view: PanelView) -> tuple[str, str]:
 def replayed(view: PanelView) -> tuple[str, str]:
     """Says which recording is on screen, and what the training does meanwhile."""
     told, seconds = view.replay, f"{view.replay.position:.1f} s of {view.replay.seconds:.1f} s"
-    if not told.steps:
+    if told.trial is not None:
+        word = f"Two policies: {seconds}"
+    elif not told.steps:
         word = f"Replay: no episode {'is left' if told.active else 'has been recorded yet'}"
     elif not told.active:
         word = "Replay"
@@ -86,7 +86,7 @@ def state_of_training(view: PanelView) -> tuple[str, str]:
         return "The training has failed", progress.error or ""
     if view.held:
         # To the last digit, so that a single step shows.
-        return f"Held at step {progress.num_steps:,}", "the training waits for you"
+        return f"Held at step {progress.num_steps:,}", where_held(view)
     if view.until_env is not None:
         return "Running on", f"until env {view.until_env} terminates"
     if view.paused:
@@ -131,7 +131,7 @@ def compiling(progress: ProgressView) -> tuple[str, str]:
         return word, f"for {seconds}"
     if progress.usual_seconds is not None:
         return word, f"{seconds} of usually {progress.usual_seconds:.0f} s here"
-    return word, f"for {seconds}: the first step is always slow"
+    return word, f"for {seconds}: often takes a minute or two"
 
 
 def head(view: PanelView) -> str:
@@ -232,7 +232,8 @@ def drawn(view: PanelView) -> str:
         how = HOW_DRAWN.get(view.selection.rule, "").format(MEASURED[by])
         if view.selection.rule in ("best", "worst") and by == "last_episode":
             how += BEHIND
-        return note(f"{view.drawn:,} of {num_envs:,} envs are drawn{how}")
+        verb = "is" if view.drawn == 1 else "are"
+        return note(f"{view.drawn:,} of {num_envs:,} envs {verb} drawn{how}")
     nobody = {"nan": "has a NaN or an Inf", "terminated": "has terminated yet"}
     return note(f"None of {num_envs:,} envs {nobody.get(view.selection.rule, 'is drawn')}")
 
@@ -258,28 +259,12 @@ def selected(view: PanelView) -> str:
     if view.selected_env is None:
         return note("Click a robot to select it.")
     facts = f" · {view.selected_facts}" if view.selected_facts is not None else ""
+    name = view.control.agents.name_of(view.selected_env, view.stream.num_envs)
     return (
         '<div style="margin:0 0.75em 0.4em 0.75em;font-size:0.9em">'
-        f"<b>Env {view.selected_env}</b>{escape(facts)}</div>"
+        f"<b>{escape(name[:1].upper() + name[1:])}</b>{escape(facts)}</div>"
         + (note(last_end(view.frame, view.selected_env)) if view.frame is not None else "")
     )
-
-
-def last_end(frame: Frame, env: int) -> str:
-    """Says how an environment's last episode ended, where the frame tells; else empty."""
-    rows = np.flatnonzero(frame.env_index == env)
-    if not len(rows) or frame.finished_length is None or frame.fell is not None:
-        return ""
-    row = int(rows[0])
-    length, since = int(frame.episode_length[row]), int(frame.since_termination[row])
-    steps = int(frame.finished_length[row])
-    if since == 0:
-        return "Its episode has ended in a termination with this step."
-    if steps == 0 or length < 1 or since == length + 1:  # not known, or not for certain
-        return ""
-    if since == length:
-        return f"Its last episode ended in a termination, after {steps:,} steps."
-    return f"Its last episode ended without a termination, as at a limit, after {steps:,} steps."
 
 
 def looked_into(view: PanelView) -> str:

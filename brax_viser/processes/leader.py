@@ -330,7 +330,7 @@ class Leader:
         rule = GIVEN
         if choice.pending and choice.made_of is not None:
             rule = choice.made_of.code
-        resets, reset_step = rollout.pacer.last_reset
+        resets, reset_step = rollout.steps.last_reset
         return choice.env_index, messages.Task(
             drawn=None,
             round=choice.round,

@@ -194,7 +194,7 @@ class Worker:
                 continue
             with shared.lock:
                 pacer = rollout.pacer
-                resets, reset_step = pacer.last_reset
+                resets, reset_step = rollout.steps.last_reset
                 if resets == task.resets:
                     self._ahead[role] = task.reset_step - reset_step
                 choice = rollout.choice
@@ -290,7 +290,7 @@ class Worker:
                 encoded.append(messages.encode(messages.models_of(packet)))
                 continue
             ahead = self._ahead.get(packet.role, 0)
-            packet = replace(packet, env_steps=packet.env_steps + ahead)
+            packet = packet._replace(env_steps=packet.env_steps + ahead)
             sending = rollout.pacer.sending
             encoded.append(messages.encode(messages.step_of(packet, sending=sending)))
         return encoded
@@ -311,9 +311,8 @@ class Worker:
                 ahead = self._ahead.get(role, 0)
                 shards = {}
                 for shard in rollout.called:
-                    steps, waits = held.get((role, shard), (0, False))
-                    steps = steps if waits else rollout.pacer.steps_of(shard)
-                    shards[shard] = (steps + ahead, waits)
+                    _, waits = held.get((role, shard), (0, False))
+                    shards[shard] = (rollout.steps.of[shard].env_steps + ahead, waits)
                 parts[role] = messages.Part(
                     source.number,
                     source.kind,

@@ -55,6 +55,10 @@ class Episode:
     model: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
+BRAXS_OWN = ("generalized", "spring", "positional")
+"""Backends whose physics is not MuJoCo's."""
+
+
 @dataclass(frozen=True, eq=False)
 class RunInfo:
     """What the episodes of one training have in common."""

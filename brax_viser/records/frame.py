@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from brax_viser.records.protocol import IMAGE, IMAGE_OF_BYTES
+
 
 @dataclass(frozen=True, eq=False)
 class Detail:
@@ -23,6 +25,8 @@ class Detail:
     info: Mapping[str, np.ndarray] = field(default_factory=dict)  # from `state.info`, float32
     # From `state.metrics`, float32 []: the terms of the reward, and whatever else is kept there.
     metrics: Mapping[str, np.ndarray] = field(default_factory=dict)
+    # The images in the observation, by name: float32 [H, W, C], 0 to 1.
+    images: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of(cls, env: int, fields: Mapping[str, np.ndarray]) -> "Detail":
@@ -34,7 +38,8 @@ class Detail:
 
         kept = ("qpos", "qvel", "ctrl", "act", "mocap_pos", "mocap_quat", "action")
         values = (fields.get(name) for name in kept)
-        return cls(env, *values, *map(named, ("observation", "info", "metrics")))  # type: ignore[arg-type]
+        images = {name: x / 255 for name, x in named(IMAGE_OF_BYTES).items()} | named(IMAGE)
+        return cls(env, *values, *map(named, ("observation", "info", "metrics")), images)  # type: ignore[arg-type]
 
     @classmethod
     def at_rest(cls, env: int, qpos: np.ndarray, num_velocities: int) -> "Detail":

@@ -12,7 +12,7 @@ from etils import epath
 from brax_viser.records.episode import Episode, RunInfo, Summary
 from brax_viser.runs import files, layout
 from brax_viser.runs.folder import RunFolder
-from brax_viser.runs.memory import RecentEpisodes
+from brax_viser.runs.memory import RecentEpisodes, RecentPolicies
 from brax_viser.runs.store import describe
 
 MEMORY_AFTER = 10.0
@@ -45,7 +45,8 @@ class Keeper:
         self._info: RunInfo | None = None
         self._begun = 0  # trainings
         self._before = 0  # versions of the stores of earlier trainings
-        self._policies: dict[int, Mapping[str, np.ndarray]] = {}  # of a training not begun yet
+        # Of a training not begun yet, or without a run directory.
+        self._policies = RecentPolicies()
         self._problem: str | None = None
 
     @property
@@ -70,11 +71,6 @@ class Keeper:
         policy; without one, trainings of seconds are left alone."""
         return MEMORY_AFTER if self._run_dir is None else 0.0
 
-    @property
-    def wants_policies(self) -> bool:
-        """Whether policies are kept."""
-        return self._run_dir is not None
-
     def begin(self, info: RunInfo) -> None:
         """Begins with another training. The files of the one before are finished."""
         with self._lock:
@@ -88,9 +84,9 @@ class Keeper:
             except ValueError as error:  # it has been taken since: the training must go on
                 self._problem = f"{error} Episodes are kept in memory."
                 return
-            for num_steps, params in self._policies.items():
-                self._folder.add_policy(num_steps, params)
-            self._policies.clear()
+            for num_steps in self._policies.steps():
+                self._folder.add_policy(num_steps, self._policies.get(num_steps))
+            self._policies = RecentPolicies()
 
     def _opened(self, path: epath.Path, info: RunInfo) -> RunFolder:
         if self._begun == 1:
@@ -106,13 +102,30 @@ class Keeper:
         with self._lock:
             (self._folder or self._memory).add(episodes)
 
-    def add_policy(self, num_steps: int, params: Mapping[str, np.ndarray]) -> None:
-        """Keeps a policy in the run directory, if there is one; see `RunFolder.add_policy`."""
+    def add_policy(
+        self, num_steps: int, params: Mapping[str, np.ndarray], best: int | None = None
+    ) -> None:
+        """Keeps a policy in the run directory, see `RunFolder.add_policy`, or else in memory, see
+        `RecentPolicies.add`."""
         with self._lock:
             if self._folder is not None:
                 self._folder.add_policy(num_steps, params)
-            elif self._run_dir is not None and self._info is None:
-                self._policies[num_steps] = params
+            else:
+                self._policies.add(num_steps, params, best)
+
+    def policies(self) -> tuple[int, ...]:
+        """Returns the env steps trained of all kept policies, ascending."""
+        return (self._policies.steps if self._folder is None else self._folder.policies)()
+
+    def policy(self, num_steps: int) -> Mapping[str, np.ndarray]:
+        """Returns the parameters of a policy, by their paths in the pytree. Called on any thread.
+
+        Raises:
+            KeyError: it is not kept any more.
+            ValueError: its file is damaged.
+        """
+        folder = self._folder
+        return self._policies.get(num_steps) if folder is None else folder.policy(num_steps)
 
     def set_curves(self, curves: Mapping[str, np.ndarray]) -> None:
         """Keeps the curves in the run directory, if there is one; see `RunFolder.set_curves`."""

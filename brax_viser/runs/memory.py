@@ -1,15 +1,18 @@
 """Keeps the episodes of a training in memory, within a fixed size."""
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from brax_viser.records.episode import Episode, Summary
-from brax_viser.runs.thinning import surplus_recordings
+from brax_viser.runs.thinning import surplus, surplus_recordings
 
 MEMORY_BYTES = 200_000_000
 """Bytes that the episodes of a training without a run directory may have."""
+
+POLICY_BYTES = 100_000_000
+"""Bytes that its policies may have."""
 
 
 class RecentEpisodes:
@@ -86,6 +89,54 @@ class RecentEpisodes:
         self._summaries = tuple(episode.summary for episode, _ in self._episodes.values())
         self._version += 1
         return tuple(episode.summary for key, (episode, _) in every if key in keys)
+
+
+class RecentPolicies:
+    """Policies of one training in memory. Thread-safe.
+
+    Above their bytes they are dropped evenly over the training, never the first, the newest, or the
+    best. One of fewer steps than the newest is of another training: those before it are dropped.
+    """
+
+    def __init__(self, max_bytes: int = POLICY_BYTES) -> None:
+        """
+        Args:
+            max_bytes: bytes that the parameters of all policies may have together.
+        """
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._policies: dict[int, Mapping[str, np.ndarray]] = {}  # by steps, ascending
+
+    def add(
+        self, num_steps: int, params: Mapping[str, np.ndarray], best: int | None = None
+    ) -> None:
+        """Keeps a policy.
+
+        Args:
+            num_steps: env steps trained, over all environments.
+            params: its parameters, by name. They must not change afterwards.
+            best: steps of the best policy so far, or nearly; None if that is not known.
+        """
+        with self._lock:
+            if self._policies and num_steps < max(self._policies):
+                self._policies = {}
+            policies = {**self._policies, num_steps: params}
+            sizes = [sum(np.asarray(x).nbytes for x in p.values()) for p in policies.values()]
+            kept = () if best is None else {min(policies, key=lambda n: abs(n - best))}
+            gone = surplus(list(policies), sizes, self._max_bytes, kept)
+            self._policies = {n: p for n, p in policies.items() if n not in gone}
+
+    def steps(self) -> tuple[int, ...]:
+        """Returns the env steps trained of each, ascending."""
+        return tuple(self._policies)
+
+    def get(self, num_steps: int) -> Mapping[str, np.ndarray]:
+        """Returns the parameters of a policy.
+
+        Raises:
+            KeyError: it is not kept, or not any more.
+        """
+        return self._policies[num_steps]
 
 
 def size_of(episode: Episode) -> int:

@@ -87,6 +87,11 @@ class SavedRun:
         self._look()
         return self._policies
 
+    @property
+    def known_policies(self) -> tuple[int, ...]:
+        """What `policies` has found last: the page's loop does not wait for a disk."""
+        return self._policies
+
     def policy(self, num_steps: int) -> dict[str, np.ndarray]:
         """Reads the parameters of a policy, by their paths in the pytree, such as
         "1/params/hidden_0/bias".

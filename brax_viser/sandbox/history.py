@@ -1,6 +1,7 @@
 """Keeps the last details of the selected environment, from which a sandbox may start."""
 
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,7 +23,8 @@ class RecentDetails:
         if frame.detail is None:
             return
         row = int(np.flatnonzero(frame.env_index == frame.detail.env)[0])
-        self._steps.append((frame.env_steps, int(frame.episode_length[row]), frame.detail))
+        detail = replace(frame.detail, images={})  # large, and nothing can start from them
+        self._steps.append((frame.env_steps, int(frame.episode_length[row]), detail))
 
     def until(self, frame: Frame) -> list[Detail]:
         """Returns the consecutive steps of one episode that end with a frame's detail."""

@@ -1,11 +1,10 @@
 """Manages the user's sandbox: forks a robot into it, drives and pushes it, and shows it."""
 
-import functools
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from brax_viser.records.environment import Environment
 from brax_viser.records.frame import Detail, Frame
 from brax_viser.records.protocol import NEVER
 from brax_viser.records.view import ASIDE, View
+from brax_viser.sandbox.trained import Trained
 
 if TYPE_CHECKING:  # these modules import JAX, which would delay the page
     from brax_viser.sandbox.runner import SandboxThread
@@ -27,31 +27,6 @@ IMPULSE_SPEED = 0.5
 
 DIRECTIONS = {"Left": (-1, 0), "Right": (1, 0), "Away": (0, 1), "Towards": (0, -1)}
 """Directions of pushes as seen by the user: (to the right, away)."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The newest policy passed by the trainer."""
-
-    num_steps: int
-    make_policy: Callable[..., Any]
-    params: Any = field(repr=False)  # on the host
-
-    @classmethod
-    def of(cls, num_steps: int, make_policy: Callable[..., Any], params: Any) -> "Trained":
-        """Copies the parameters to the host: the trainer may donate their device buffers to its
-        next epoch."""
-        import jax  # already imported by the trainer
-
-        return cls(num_steps, make_policy, jax.device_get(params))
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Returns copies of the parameters, by their paths in the pytree."""
-        import jax
-
-        leaves = jax.tree_util.tree_flatten_with_path(self.params)[0]
-        name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
-        return {name(path): np.array(x) for path, x in leaves}
 
 
 @dataclass(frozen=True)
@@ -105,6 +80,8 @@ class SandboxSession:
             wake: called on any thread when there is something new to show.
         """
         self.trained: Trained | None = None
+        # Leaves of the environment's `state.info`, by name, that it finds before each step.
+        self.steered: Mapping[str, np.ndarray] = {}
         self.version = 0  # changes with each fork: another robot is drawn
         self._wake = wake
         self._preparing = threading.Lock()  # held while a sandbox is made
@@ -312,6 +289,7 @@ class SandboxSession:
         try:
             try:
                 transplant = Transplant(fork.adapter)
+                transplant.steered = lambda: self.steered
             except CannotTransplant as error:
                 why = str(error)
             model = varied(fork.adapter.mujoco_model(), fork.own)

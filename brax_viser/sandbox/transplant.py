@@ -128,7 +128,10 @@ class Transplant:
             else:
                 raise CannotTransplant(f"{adapter.name} is neither Brax's nor Playground's")
         self._name = adapter.name
-        self.action_size = int(self._physics.base.action_size)
+        self.env = self._physics.base  # the copy
+        self.action_size = int(self.env.action_size)
+        # Leaves of `state.info`, by name, that replace the environment's own before each step.
+        self.steered: Callable[[], Mapping[str, np.ndarray]] = dict
         self.traces = 0  # of all functions: tests check by it that nothing is compiled twice
         # Jitted separately, so that it is traced once and not for each function below.
         self._at = jax.jit(self._physics.at)
@@ -200,6 +203,7 @@ class Transplant:
             moment: the physics after it.
         """
         with jax.default_device(self.device):
+            state = replaced(state, info=_with_leaves(state.info, self.steered()))
             return self._after_jit(state, action, before, moment)
 
     def _compiled(self, function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:

@@ -8,27 +8,23 @@ import viser
 from brax_viser.model.cameras import ModelCamera, Sight, sight_of
 from brax_viser.model.palettes import Palette
 from brax_viser.model.physics import Physics, body_hit
-from brax_viser.model.robot import GHOST_RGB, Model, ghostly
-from brax_viser.model.scenery import cell_of, place
+from brax_viser.model.robot import Model
+from brax_viser.model.scenery import place
 from brax_viser.model.tints import tints_of
 from brax_viser.records.frame import Frame
 from brax_viser.records.grid import Grid
 from brax_viser.records.view import View
-from brax_viser.scene.cells import Cells, moved_back
+from brax_viser.scene.cells import ELSEWHERE, Cells, moved_back, notes_on
 from brax_viser.scene.deformables import Rods, Sheets
-from brax_viser.scene.look import Look, colours_of, in_words, measured
-from brax_viser.scene.overlays import INSIDE, OVERLAYS, Overlays, Recent
+from brax_viser.scene.ghosts import Ghosts
+from brax_viser.scene.inspection import Inspection
+from brax_viser.scene.labels import Labels, Title, label_texts
+from brax_viser.scene.look import Look, colours_of, facts_in_words
+from brax_viser.scene.overlays import INSIDE
 from brax_viser.scene.ring import Ring
 from brax_viser.scene.robots import CLEAR, FADED, Paint, Robots
 
-MAX_LABELS = 256
-"""Each label is a message, several times a second: more labels would crowd out the robots, on the
-wire as on the screen."""
-
 NO_BLOCKS = np.zeros((0, 2, 3))
-
-_ALIKE: dict[str, np.ndarray] = {}
-"""The model fields of its own that an environment has if all have the same model: none."""
 
 
 class Block:
@@ -59,46 +55,28 @@ class Block:
             others: float [B, 2, 3], m: boxes around other blocks, as seen from this one.
         """
         self.count, self.scale, self.model, self.grid = count, scale, model, grid
-        self.others = others
-        self.offset = offset
+        self.others, self.offset = others, offset
         self._server, self._path = server, path
         self._origins = (grid.origins(count) + offset).astype(np.float32)
         self.robots = Robots(server, f"{path}/robots", model.shapes, self._origins, scale)
         self.cells = self._tiled()
         self.ring = Ring(server, f"{path}/selected", 0.45 * _width(grid), scale)
-        placed = place(model.scenery, grid, count, others)
-        middle = self._origins.mean(axis=0, keepdims=True)
-        middle[:, 2] = self._origins[:, 2].min()
-        self._scenery = [
-            Robots(server, f"{path}/surroundings", placed.once, middle, scale),
-            Robots(server, f"{path}/distance", placed.each, self._origins, scale),
-        ]
-        self._left_out = placed.left_out
-        self._ghosts: Robots | None = None  # made for the first twins
-        self._ghosts_shown = False
-        self._ghostly = ghostly(model.shapes)
+        self._scenery, self._left_out = self._surrounded(others)
+        self._ghosts = Ghosts(server, f"{path}/twins", model, self._origins, scale)
         self._bent = self._bendable()
         self.pos = np.repeat(model.init_pos[None], count, axis=0)
         self.rot = np.repeat(model.init_rot[None], count, axis=0)
         self._cell_of_env: dict[int, int] = {}
         self.drawn_envs = np.arange(count, dtype=np.int32)  # in the order of the cells
         self.frame: Frame | None = None  # the frame on screen; row i is in cell i
-        self._hidden = np.zeros(count, bool)
+        self.hidden = np.zeros(count, bool)  # by cell
         self._varied = 0  # the version of the model's variants that is drawn
         self._look = Look()
         self.palette: Palette | None = None  # of the surroundings
-        self._labels: list[viser.LabelHandle] = []
+        self._labels = Labels(server, f"{path}/label", scale)
         self._moved = np.zeros((count, 3), np.float32)  # m, shift of each robot back into its cell
-        self._physics: Physics | None = None  # of the selected robot, made when first needed
-        self._overlays: Overlays | None = None
-        self._recent = Recent(model.dt)  # frames, for the trail
-        self._title = server.scene.add_label(
-            f"{path}/title",
-            "",
-            position=tuple(scale * self._title_place()),
-            visible=False,
-            anchor="center-center",
-        )
+        self._inspection = Inspection(server, f"{path}/overlays", model, scale)
+        self.title = Title(server, f"{path}/title", scale * self._title_place())
         with server.atomic():
             self._draw_robots()
 
@@ -110,6 +88,17 @@ class Block:
         marked = travels is not None and model.terrain is None
         path = f"{self._path}/cells"
         return Cells(self._server, path, self.grid, self._origins, at, self.scale, marked=marked)
+
+    def _surrounded(self, others: np.ndarray) -> tuple[list[Robots], bool]:
+        """Adds the scenery that no cell holds. Returns it, and whether any is left out."""
+        placed = place(self.model.scenery, self.grid, self.count, others)
+        middle = self._origins.mean(axis=0, keepdims=True)
+        middle[:, 2] = self._origins[:, 2].min()
+        scenery = [
+            Robots(self._server, f"{self._path}/surroundings", placed.once, middle, self.scale),
+            Robots(self._server, f"{self._path}/distance", placed.each, self._origins, self.scale),
+        ]
+        return scenery, placed.left_out
 
     def _bendable(self) -> list[Rods | Sheets]:
         """Adds the parts that change their shape."""
@@ -150,15 +139,16 @@ class Block:
         if look.in_cells and self.model.roaming_link is not None:
             self._bring_back(count)
         self.frame = frame
-        self._recent.add(frame)
-        self._hidden = np.ones(self.count, bool)
-        self._hidden[:count] = view.hidden
+        self._inspection.add(frame)
+        self.hidden = np.ones(self.count, bool)
+        self.hidden[:count] = view.hidden
         self._look = look
         others = self._others()
         if look.others == "hide":
-            self._hidden |= others
+            self.hidden |= others
         sent = self._draw_robots() + self.cells.draw(self._moved[:, :2])
-        sent += self._draw_ghosts(view)
+        beside = self.grid.spacing[1] / 2 if look.beside else 0.0
+        sent += self._ghosts.draw(view, self.hidden, self._moved, beside)
         self._draw_ring()
         self._draw_overlays()
         return sent
@@ -172,12 +162,11 @@ class Block:
     def clear(self) -> int:
         """Hides all robots, within `server.atomic()`. Returns the same as `draw`."""
         self.drawn_envs, self._cell_of_env, self.frame = np.zeros(0, np.int32), {}, None
-        self._hidden = np.ones(self.count, bool)
+        self.hidden = np.ones(self.count, bool)
         sent = self._draw_robots()
-        self._hide_ghosts()
+        self._ghosts.hide()
         self._draw_ring()
-        if self._overlays is not None:
-            self._overlays.hide()
+        self._inspection.hide()
         return sent
 
     def decorate(self, look: Look) -> None:
@@ -187,7 +176,7 @@ class Block:
         opacities = np.ones(self.count)
         if self.frame is not None:
             colours = colours_of(look.colour_by, self.frame, self.model.dt, look.rank_by)
-            colours = self._for_all_cells(colours)
+            colours = _padded(colours, self.count)
             if others.any() and look.others == "fade":
                 opacities[others] = FADED
             # Overlays inside of the robot must be visible through it.
@@ -198,36 +187,23 @@ class Block:
         self.robots.paint(Paint(colours, opacities if (opacities < 1.0).any() else None, tints))
         if self.palette is not None:
             self.cells.paint(self.palette, tints=look.tints)
-        self._draw_labels(look.labels)
-
-    def title(self, text: str) -> None:
-        """Writes a text in front of the block; an empty text removes it."""
-        if self._title.text != text:
-            self._title.text = text
-        if self._title.visible != bool(text):
-            self._title.visible = bool(text)
+        frame = self.frame if look.labels else None
+        texts = [] if frame is None else label_texts(frame, self.model, look)
+        self._labels.draw(texts, self.hidden, self._tops())
 
     def notes(self) -> list[str]:
         """Notes for the user on how the cells distort the picture."""
-        notes, grid, model = [], self.grid, self.model
+        notes, pos = [], self.pos[~self.hidden]
         if self._left_out:
             notes.append(
                 "Scenery that is larger than the cells is not drawn around several robots: "
                 "grid=(1, 1) shows it"
             )
-        if model.roaming_link is not None or self.count == 1:
-            return notes
-        (x, y, _), (width, depth, _) = np.ptp(grid.reach, axis=0), grid.spacing
-        beside = np.ptp(self._origins, axis=0) > 0
-        if ((np.array([x, y]) > np.array([width, depth])) & beside[:2]).any():
-            notes.append(
-                f"This world is {x:.1f} by {y:.1f} m and its cells are {width:.1f} by {depth:.1f} "
-                "m: neighbours overlap. spacing=None makes cells that hold it"
-            )
-        if self._look.in_cells and self._is_outside():
-            notes.append(
-                "Something has left its cell and is drawn where it is, for it has a place beside "
-                "other things of its world"
+        if self.model.terrain is not None and self._moved.any():
+            notes.append(ELSEWHERE)
+        if self.model.roaming_link is None and self.count > 1:
+            notes += notes_on(
+                self.model, self.grid, self._origins, pos if self._look.in_cells else None
             )
         return notes
 
@@ -242,7 +218,7 @@ class Block:
         """The view through a camera of the selected robot, or of the first if none is selected; m,
         in the scene. None if no robot is drawn."""
         cell = self._cell_of_env.get(-1 if (env := self._look.selected_env) is None else env, 0)
-        if not self.count or self._hidden.all():
+        if not self.count or self.hidden.all():
             return None
         sight = sight_of(eye, self.pos[cell], self.rot[cell])
         origin = self._origins[cell]
@@ -253,10 +229,7 @@ class Block:
         cell = self._cell_of_env.get(env)
         if cell is None or self.frame is None:
             return None
-        facts = in_words(self.frame, cell, self.model.dt, "so_far")
-        last = measured(self.frame, self.model.dt, "last_episode")[cell]
-        shown = self.frame.fell is not None and self.frame.fell[cell]
-        return facts if shown or np.isnan(last) else f"{facts} · last episode's return {last:,.1f}"
+        return facts_in_words(self.frame, cell, self.model.dt)
 
     def inside(self, env: int) -> Physics | None:
         """MuJoCo's model and data in the state of an environment, until the next call or frame;
@@ -264,11 +237,7 @@ class Block:
         cell = self._cell_of_env.get(env)
         if cell is None or self.frame is None or self.frame.detail is None:
             return None
-        if self.frame.detail.env != env:
-            return None
-        physics = self._own_physics()
-        own = self.model.variants.of_env.get(env, _ALIKE)
-        return physics if physics.place(self.frame, cell, own) else None
+        return self._inspection.inside(self.frame, cell) if self.frame.detail.env == env else None
 
     def body_at(self, env: int, start: np.ndarray, direction: np.ndarray) -> int | None:
         """The body of an environment's robot that a ray hits, or else passes nearest to.
@@ -285,73 +254,30 @@ class Block:
 
     def remove(self) -> None:
         """Removes all handles of the block."""
-        if self._overlays is not None:
-            self._overlays.remove()
-        if self._ghosts is not None:
-            self._ghosts.remove()
-        for robots in (self.robots, *self._scenery):
+        self._inspection.remove()
+        for robots in (self.robots, self._ghosts, *self._scenery):
             robots.remove()
         for bent in self._bent:
             bent.remove()
-        self._draw_labels(False)
+        self._labels.remove()
         self.ring.remove()
         self.cells.remove()
-        self._title.remove()
+        self.title.remove()
 
     def _draw_robots(self) -> int:
         """Draws robots and parts that bend. Returns how many bytes each page is sent."""
-        sent = self.robots.draw(self.pos, self.rot, self._hidden)
+        sent = self.robots.draw(self.pos, self.rot, self.hidden)
         for bent in self._bent:
-            sent += bent.draw(self.pos, self.rot, self._hidden)
+            sent += bent.draw(self.pos, self.rot, self.hidden)
         return sent
-
-    def _draw_ghosts(self, view: View) -> int:
-        """Draws the twins' ghosts. Returns how many bytes each page is sent."""
-        if view.ghost is None or view.frame.ghost is None:
-            self._hide_ghosts()
-            return 0
-        if self._ghosts is None:
-            self._ghosts = Robots(
-                self._server,
-                f"{self._path}/twins",
-                self._ghostly,
-                self._origins,
-                self.scale,
-            )
-            self._ghosts.paint(Paint(np.tile(np.array(GHOST_RGB, np.uint8), (self.count, 1))))
-            self._varied = -1
-        if self._varied != self.model.variants.version:
-            self._vary()
-        count = len(view.frame.env_index)
-        pos, rot = (np.zeros_like(array) for array in (self.pos, self.rot))
-        pos[:count], rot[:count] = view.ghost
-        hidden = self._hidden.copy()
-        hidden |= ~(np.isfinite(pos).all(axis=(1, 2)) & np.isfinite(rot).all(axis=(1, 2)))
-        hidden[:count] |= ~view.frame.ghost.there
-        hidden[count:] = True
-        pos += self._moved[:, None]
-        if self._look.beside:
-            pos[..., 1] += self.grid.spacing[1] / 2
-        self._ghosts_shown = True
-        return self._ghosts.draw(pos, rot, hidden)
-
-    def _hide_ghosts(self) -> None:
-        # Only once: ghosts that are hidden already need not be placed with each frame.
-        if self._ghosts is not None and self._ghosts_shown:
-            self._ghosts.draw(self.pos, self.rot, np.ones(self.count, bool))
-            self._ghosts_shown = False
 
     def _vary(self) -> None:
         """Gives each cell's robot the look of its environment's model."""
         variants = self.model.variants
         self._varied = variants.version
-        if not variants.apart:
-            return
-        nobody = [-1] * (self.count - len(self.drawn_envs))
-        envs = [*self.drawn_envs.tolist(), *nobody]
-        self.robots.vary(variants.places(self.model.shapes, envs))
-        if self._ghosts is not None:
-            self._ghosts.vary(variants.places(self._ghostly, envs))
+        if variants.apart:
+            shapes = self.model.shapes
+            self.robots.vary(variants.places(shapes, self.drawn_envs.tolist(), self.count))
 
     def _bring_back(self, count: int) -> None:
         """Moves robots that have left their cells back. Their motion is unchanged."""
@@ -366,29 +292,10 @@ class Block:
         """The cell of the selected environment; None if it is not drawn."""
         return self._cell_of_env.get(-1 if (env := self._look.selected_env) is None else env)
 
-    def _is_outside(self) -> bool:
-        """Whether any link that starts within its cell is beyond the cell's sides."""
-        low, high = cell_of(self.grid)[:, :2]
-        inside = ((self.model.init_pos[:, :2] >= low) & (self.model.init_pos[:, :2] <= high)).all(1)
-        pos = self.pos[~self._hidden][:, inside, :2]
-        return bool(((pos < low) | (pos > high)).any())
-
     def _others(self) -> np.ndarray:
         """bool [count]: cells other than the selected environment's; none if it is not drawn."""
-        others = np.zeros(self.count, bool)
         cell = self._selected_cell()
-        if cell is not None:
-            others[:] = True
-            others[cell] = False
-        return others
-
-    def _for_all_cells(self, colours: np.ndarray | None) -> np.ndarray | None:
-        """uint8 [count, 3]: colours for all cells; those without a robot get an arbitrary one."""
-        if colours is None:
-            return None
-        spread = np.zeros((self.count, 3), np.uint8)
-        spread[: len(colours)] = colours
-        return spread
+        return np.zeros(self.count, bool) if cell is None else np.arange(self.count) != cell
 
     def _title_place(self) -> np.ndarray:
         low, high = self._origins.min(axis=0), self._origins.max(axis=0)
@@ -399,77 +306,37 @@ class Block:
 
     def _draw_ring(self) -> None:
         """Marks the selected robot on the floor of its own layer."""
-        env = self._look.selected_env
-        place = None if env is None else self.place_of(env)
-        if place is not None and env is not None:
-            ground = self._origins[self._cell_of_env[env], 2] + self.model.floor
-            place = np.array([*place[:2], ground])
+        cell, place = self._selected_cell(), None
+        if cell is not None:
+            place = self._origins[cell] + self.pos[cell, self.model.main_link]
+            place[2] = self._origins[cell, 2] + self.model.floor
         self.ring.draw(place)
 
     def _draw_overlays(self) -> None:
-        env, frame = self._look.selected_env, self.frame
-        cell = None if env is None else self._cell_of_env.get(env)
-        if not self._look.overlays or cell is None or frame is None or self._hidden[cell]:
-            if self._overlays is not None:
-                self._overlays.hide()
+        frame, cell = self.frame, self._selected_cell()
+        if not self._look.overlays or cell is None or frame is None or self.hidden[cell]:
+            self._inspection.hide()
             return
-        if self._overlays is None:
-            self._overlays = Overlays(
-                self._server,
-                f"{self._path}/overlays",
-                self._own_physics(),
-                dt=self.model.dt,
-                scale=self.scale,
-                shown=frozenset(OVERLAYS) - self.model.unavailable.keys(),
-            )
-        body = self._look.body
-        if body is None:
-            body = self.model.main_link + 1
-        self._overlays.draw(
-            self._look.overlays,
-            self._recent,
-            frame,
-            cell,
-            (self.pos[cell] - self._moved[cell], self.rot[cell]),
-            self._origins[cell] + self._moved[cell],
-            self.model.variants.of_env.get(int(frame.env_index[cell]), _ALIKE),
-            body,
-        )
+        pose = self.pos[cell] - self._moved[cell], self.rot[cell]
+        shift = self._origins[cell] + self._moved[cell]
+        self._inspection.draw(self._look, frame, cell, pose, shift)
 
-    def _own_physics(self) -> Physics:
-        if self._physics is None:
-            self._physics = Physics(self.model.variants.model, native=self.model.native)
-        return self._physics
-
-    def _draw_labels(self, wanted: bool) -> None:
-        frame = self.frame
-        count = min(len(self.drawn_envs), MAX_LABELS) if wanted and frame is not None else 0
-        while len(self._labels) > count:
-            self._labels.pop().remove()
-        while len(self._labels) < count:
-            self._labels.append(
-                self._server.scene.add_label(
-                    f"{self._path}/label/{len(self._labels)}",
-                    "",
-                    font_screen_scale=0.8,
-                    anchor="bottom-center",
-                )
-            )
-        above = self.grid.reach[1, 2]
-        for cell, label in enumerate(self._labels):
-            assert frame is not None
-            env = int(frame.env_index[cell])
-            own = self.model.variants.in_words(env)
-            text = f"env {env} · {in_words(frame, cell, self.model.dt, self._look.rank_by)}"
-            text += f" · {own}" if own else ""
-            if label.text != text:
-                label.text = text
-            label.visible = not self._hidden[cell]
-            place = self._origins[cell] + self.pos[cell, self.model.main_link]
-            place[2] = self._origins[cell, 2] + above
-            label.position = tuple(self.scale * place)
+    def _tops(self) -> np.ndarray:
+        """float [count, 3], m, in the scene: places above the robots, for their labels."""
+        places = self._origins + self.pos[:, self.model.main_link]
+        places[:, 2] = self._origins[:, 2] + self.grid.reach[1, 2]
+        return places
 
 
 def _width(grid: Grid) -> float:
     """The larger side of a robot's reach on the floor, m."""
     return float(np.ptp(grid.reach[:, :2], axis=0).max())
+
+
+def _padded(colours: np.ndarray | None, count: int) -> np.ndarray | None:
+    """uint8 [count, 3]: colours for all cells; those without a robot get an arbitrary one."""
+    if colours is None:
+        return None
+    padded = np.zeros((count, 3), np.uint8)
+    padded[: len(colours)] = colours
+    return padded

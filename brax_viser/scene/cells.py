@@ -7,6 +7,7 @@ import viser
 
 from brax_viser.model.palettes import RGB, Palette
 from brax_viser.model.robot import Model
+from brax_viser.model.scenery import cell_of
 from brax_viser.model.surfaces import linear
 from brax_viser.model.tints import tinted, tints_of
 from brax_viser.records.grid import Grid
@@ -28,6 +29,12 @@ MARKS = 6
 
 STRENGTH = 0.75
 """How much of a cell's tint its tile has."""
+
+ELSEWHERE = (
+    "Each cell has the ground near the robot's start. A robot that has left its cell is drawn on "
+    "the cell's other side, as high above the ground as it is; grid=(1, 1) shows all of the ground"
+)
+"""Said of robots on rough ground that are not drawn where they are."""
 
 
 def moved_back(model: Model, grid: Grid, place: np.ndarray) -> np.ndarray:
@@ -191,3 +198,36 @@ def _marks(size: np.ndarray, pitch: float) -> trimesh.Trimesh:
     first = 4 * np.arange(len(corners) // 4)[:, None]
     faces = np.concatenate([first + np.array(corner) for corner in ((0, 1, 2), (0, 2, 3))])
     return trimesh.Trimesh(np.pad(corners, ((0, 0), (0, 1))), faces, process=False)
+
+
+def notes_on(model: Model, grid: Grid, origins: np.ndarray, pos: np.ndarray | None) -> list[str]:
+    """Notes for the user on cells that are too small for robots that do not roam.
+
+    Args:
+        model: the robot.
+        grid: the cells.
+        origins: float [K, 3], m, of the cells in the scene.
+        pos: float [N, L, 3], m, of the links that are seen; None to say nothing of their places.
+    """
+    notes = []
+    (x, y, _), (width, depth, _) = np.ptp(grid.reach, axis=0), grid.spacing
+    beside = np.ptp(origins, axis=0) > 0
+    if ((np.array([x, y]) > np.array([width, depth])) & beside[:2]).any():
+        notes.append(
+            f"This world is {x:.1f} by {y:.1f} m and its cells are {width:.1f} by {depth:.1f} "
+            "m: neighbours overlap. spacing=None makes cells that hold it"
+        )
+    if pos is not None and _outside(model, grid, pos):
+        notes.append(
+            "Something has left its cell and is drawn where it is, for it has a place beside "
+            "other things of its world"
+        )
+    return notes
+
+
+def _outside(model: Model, grid: Grid, pos: np.ndarray) -> bool:
+    """Whether any link that starts within its cell is beyond the cell's sides."""
+    low, high = cell_of(grid)[:, :2]
+    inside = ((model.init_pos[:, :2] >= low) & (model.init_pos[:, :2] <= high)).all(1)
+    there = pos[:, inside, :2]
+    return bool(((there < low) | (there > high)).any())

@@ -3,6 +3,8 @@
 import numpy as np
 import viser
 
+from brax_viser.compat import set_together
+
 BatchedHandle = viser.BatchedMeshHandle | viser.BatchedGlbHandle
 
 
@@ -13,12 +15,13 @@ def send(handle: BatchedHandle, **fields: np.ndarray) -> int:
         handle: of N instances.
         **fields: new values by name, [N, ...]; the handle copies them.
     """
-    sent = 0
+    changed = {}
     for name, new in fields.items():
         old = getattr(handle, name)
         # The first instances mostly show that something moves: compare all only if they do not.
-        if np.array_equal(old[:8], new[:8]) and np.array_equal(old, new):
-            continue
-        setattr(handle, name, new)
-        sent += new.nbytes
-    return sent
+        if not (np.array_equal(old[:8], new[:8]) and np.array_equal(old, new)):
+            changed[name] = new
+    if len(changed) < 2 or not set_together(handle, changed):
+        for name, new in changed.items():
+            setattr(handle, name, new)
+    return sum(new.nbytes for new in changed.values())

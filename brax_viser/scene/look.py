@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from brax_viser.records.agents import UNNAMED, Agents
 from brax_viser.records.frame import Frame
 from brax_viser.records.protocol import MEASURES
 
@@ -111,6 +112,14 @@ def in_words(frame: Frame, row: int, dt: float, rank_by: str) -> str:
     return f"{said} · for {length * dt:.1f} s" if length >= 0 else said
 
 
+def facts_in_words(frame: Frame, row: int, dt: float) -> str:
+    """Text on a robot's current episode and the return of its last one."""
+    facts = in_words(frame, row, dt, "so_far")
+    last = measured(frame, dt, "last_episode")[row]
+    shown = frame.fell is not None and frame.fell[row]
+    return facts if shown or np.isnan(last) else f"{facts} · last episode's return {last:,.1f}"
+
+
 RETURN_WORDS = {
     "last_episode": "last return {}",
     "so_far": "return {} so far",
@@ -147,3 +156,10 @@ class Look:
     body: int | None = None  # the body of the selected robot that a person has pointed at
     beside: bool = False  # whether ghosts are drawn beside their robots instead of on them
     rank_by: str = MEASURES[0]  # one of protocol.MEASURES: the return for labels and colours
+    agents: Agents = UNNAMED  # whose environments these are, for labels
+
+
+def label_of(frame: Frame, row: int, dt: float, look: Look) -> str:
+    """Text of a robot's label: its name, and its episodes as `in_words` says."""
+    name = look.agents.name_of(int(frame.env_index[row]), frame.num_envs)
+    return f"{name} · {in_words(frame, row, dt, look.rank_by)}"

@@ -100,10 +100,10 @@ class Scene:
         stay = self._scale / before if some_stay else None
         self.views.frame(self._scale * self._bounds, stay=stay)
         if ASIDE not in blocks:
-            self._bring_back_visitors()
+            self.bring_back_visitors()
 
-    def _bring_back_visitors(self) -> None:
-        """Shows all robots again to the pages that were looking at a block that is gone."""
+    def bring_back_visitors(self) -> None:
+        """Shows all robots again to the pages that were brought to the sandbox."""
         clients = self._server.get_clients()
         for page in self._visitors & clients.keys():
             self.views.show(clients[page].camera)
@@ -231,6 +231,7 @@ class Scene:
             camera: the page's.
             view: one of `framing.VIEWS`; None: the one that the page had last.
         """
+        self._visitors.discard(camera.client.client_id)
         self.views.show(camera, view)
 
     def pick(self, origin: np.ndarray, direction: np.ndarray) -> tuple[str, int] | None:

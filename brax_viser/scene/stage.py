@@ -65,18 +65,7 @@ def set_stage(
         palette: colours and lights.
         lines: whether the floor has lines.
     """
-    bounds = bounds * scale
-    camera = framing_camera(bounds)
-    distance = float(np.linalg.norm(camera.position - camera.look_at))
-    far = distance + float(np.linalg.norm(np.ptp(bounds, axis=0)))
-    server.initial_camera.position = camera.position
-    server.initial_camera.look_at = camera.look_at
-    server.initial_camera.fov = camera.fov
-    server.initial_camera.near = distance / 200
-    # Draw far-off scenery, and not in the fog; but not the instances that are parked out of sight.
-    beyond = min(distance + scale * grid.farthest, MOST_METRES * scale)
-    server.initial_camera.far = max(20 * far, 2 * beyond)
-
+    far, beyond = _aim(server, bounds * scale, scale, grid.farthest)
     scene = server.scene
     scene.set_background_image(_sky(palette), format="jpeg")
     # Fading into the horizon's colour hides where the floor ends.
@@ -101,6 +90,30 @@ def set_stage(
         shadow_opacity=0.45,
         position=(0.0, 0.0, floor * scale),
     )
+
+
+def _aim(
+    server: viser.ViserServer, bounds: np.ndarray, scale: float, farthest: float
+) -> tuple[float, float]:
+    """Points the first camera at all cells.
+
+    Returns two distances from it in scene units: to the farthest cell, and to the farthest scenery.
+
+    Args:
+        server: the server of the scene.
+        bounds: float [2, 3], in scene units: box around all cells.
+        scale: scene units per metre.
+        farthest: m, to the farthest scenery.
+    """
+    view, camera = framing_camera(bounds), server.initial_camera
+    distance = float(np.linalg.norm(view.position - view.look_at))
+    far = distance + float(np.linalg.norm(np.ptp(bounds, axis=0)))
+    camera.position, camera.look_at, camera.fov = view.position, view.look_at, view.fov
+    camera.near = distance / 200
+    # Draw far-off scenery, and not in the fog; but not the instances that are parked out of sight.
+    beyond = min(distance + scale * farthest, MOST_METRES * scale)
+    camera.far = max(20 * far, 2 * beyond)
+    return far, beyond
 
 
 def _light(scene: viser.SceneApi, palette: Palette) -> None:

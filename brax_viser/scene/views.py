@@ -10,6 +10,9 @@ from brax_viser.model.framing import ASPECT, OTHERWISE, CameraPose, framing_came
 RESHAPED = 0.02
 """Relative change of a window's shape from which on its camera is placed again."""
 
+SLIMMEST = 20.0
+"""Longer over shorter side of a window for which a camera is placed: pages tell of none at all."""
+
 MOVED = 0.01
 """Distance, relative to that of the robots, from which on a camera counts as moved by its user."""
 
@@ -49,7 +52,8 @@ class Views:
         placed = self._placed.get(camera.client.client_id)
         if placed is None or placed.pose is None or not camera.image_height:
             return
-        if abs(camera.aspect / placed.aspect - 1) > RESHAPED and _is_there(camera, placed.pose):
+        reshaped = abs(_aspect(camera) / placed.aspect - 1) > RESHAPED
+        if reshaped and _is_there(camera, placed.pose):
             self.show(camera, placed.view)
 
     def show(self, camera: viser.CameraHandle, view: str | None = None) -> None:
@@ -62,7 +66,7 @@ class Views:
         page = camera.client.client_id
         if view is None:
             view = self._placed[page].view if page in self._placed else OTHERWISE
-        aspect = camera.aspect if camera.image_height else ASPECT
+        aspect = _aspect(camera)
         pose = None
         if self._bounds is not None:
             pose = framing_camera(self._bounds, view, aspect=aspect)
@@ -85,6 +89,13 @@ class Views:
                 _scale(camera, stay)
             elif placed is not None and (placed.pose is None or _is_there(camera, placed.pose)):
                 self.show(camera)
+
+
+def _aspect(camera: viser.CameraHandle) -> float:
+    """The shape of a page's window, width over height, within what a window can be."""
+    if not camera.image_height:
+        return ASPECT
+    return float(np.clip(camera.aspect, 1 / SLIMMEST, SLIMMEST))
 
 
 def _is_there(camera: viser.CameraHandle, pose: CameraPose) -> bool:

@@ -1,0 +1,114 @@
+"""The part of `Viewer` about what is kept of a training: curves, episodes, policies."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Concatenate, Literal, ParamSpec
+
+from brax_viser.host.state import SharedState
+from brax_viser.page.page import Page
+from brax_viser.page.steering import Steering
+from brax_viser.records.episode import Episodes, RunInfo
+from brax_viser.sandbox.trial import PolicyStore
+
+P = ParamSpec("P")
+
+
+class Keeping:
+    """What a script can do with what is kept."""
+
+    _shared: SharedState
+    _page: Page | None  # None in other processes than the first
+    _episodes: Episodes | None = None  # that are shown, if they are not those kept here
+    _recorded: RunInfo | None = None  # the training, if nothing but its episodes is shown
+
+    def _steer(
+        self,
+        method: Callable[Concatenate[Steering, P], None],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None:
+        """Calls a method of the steering. If several processes run the training and the script, the
+        first process steers all of them, and the calls of the others do nothing."""
+        if self._page is not None:
+            method(self._page.steering, *args, **kwargs)
+
+    def log(self, num_steps: int, metrics: Mapping[str, object]) -> None:
+        """Adds numbers to the page's curves, from a training loop of your own.
+
+        Args:
+            num_steps: env steps so far, over all environments.
+            metrics: numbers, or arrays of one number, by name. Anything else is left out. Names
+                that Brax's trainers use, such as "eval/episode_reward", are shown as theirs are.
+        """
+        self._shared.progress.metrics.add(num_steps, metrics, self._shared.clock())
+        self._track(num_steps, metrics)
+
+    def track(self, target: Any, *, clips: bool = True) -> None:
+        """Sends what is reported to an experiment tracker from now on: all numbers, and after each
+        evaluation a clip of up to 10 s of the newest recorded episode, if there is a newer one.
+
+        Nothing waits for it: it is sent on a thread of its own, and MuJoCo draws clips off screen
+        in a process of its own.
+
+        Args:
+            target: "wandb", which is the run of W&B that is open (`wandb.run`); a run of W&B; or a
+                `SummaryWriter` of tensorboardX or PyTorch.
+            clips: whether clips are sent.
+
+        Raises:
+            TypeError: `target` is none of these.
+            ValueError: no run of W&B is open.
+            ImportError: W&B is not installed.
+        """
+        if self._page is not None:
+            self._page.track(target, clips=clips)
+
+    def _track(self, num_steps: int, metrics: Mapping[str, object]) -> None:
+        for tracking in self._page.trackings if self._page is not None else ():
+            tracking.report(num_steps, metrics)
+
+    @property
+    def record_every(self) -> float | Literal["evaluation"]:
+        """When episodes are recorded: every so many s of training, 60 at first, or at each
+        "evaluation" that the trainer reports (`progress_fn`). Either way only as often as
+        recordings stay within their share of the training's time."""
+        every = self._shared.control.record_every
+        return "evaluation" if every is None else every
+
+    @record_every.setter
+    def record_every(self, every: float | Literal["evaluation"]) -> None:
+        self._steer(Steering.set_record_every, every)
+
+    def finish_recording(self) -> bool:
+        """Writes what was recorded to the run directory, and ends that; `close` does so as well.
+        Returns whether there is a directory with recorded episodes."""
+        return self._page is not None and self._page.recording.close()
+
+    def policy_params_fn(
+        self, num_steps: int, make_policy: Callable[..., Any], params: Any
+    ) -> None:
+        """Hand it to the trainer as `policy_params_fn`: the policy then drives sandboxes."""
+        self._steer(Steering.take_policy, num_steps, make_policy, params)
+
+    def compare_policies(
+        self, solid: str | int, ghost: str | int, *, from_selected: bool = False
+    ) -> None:
+        """Runs two policies from the same start in MuJoCo, then plays both in the page, one as a
+        ghost over the other. Returns at once.
+
+        Args:
+            solid: a policy: "Newest", "At the best evaluation", "Ten minutes ago", "At the start",
+                as far as they are known, or the env steps trained of one that is kept.
+            ghost: likewise.
+            from_selected: begin as the selected robot is on screen; otherwise with an episode.
+
+        Raises:
+            ValueError: there is no such policy, or no robot is selected.
+        """
+        if (page := self._page) is not None:
+            one, other = (p if isinstance(p, str) else f"Step {p:,}" for p in (solid, ghost))
+            page.events.now(lambda: page.trials.begin(one, other, from_selected))
+
+    def offer_policies(self, store: PolicyStore) -> None:
+        """Has the page compare these policies, instead of those that the trainer hands out."""
+        if self._page is not None:
+            self._page.trials.store = store

@@ -1,0 +1,35 @@
+"""Says how a robot's episode has ended, as far as what is on screen tells. Pure functions."""
+
+import numpy as np
+
+from brax_viser.panel.view import PanelView
+from brax_viser.records.frame import Frame
+
+JUST_ENDED = "Its episode has ended in a termination with this step."
+
+
+def last_end(frame: Frame, env: int) -> str:
+    """Says how an environment's last episode ended, where the frame tells; else empty."""
+    rows = np.flatnonzero(frame.env_index == env)
+    if not len(rows) or frame.finished_length is None or frame.fell is not None:
+        return ""
+    row = int(rows[0])
+    length, since = int(frame.episode_length[row]), int(frame.since_termination[row])
+    steps = int(frame.finished_length[row])
+    if since == 0:
+        return JUST_ENDED
+    if steps == 0 or length < 1 or since == length + 1:  # not known, or not for certain
+        return ""
+    if since == length:
+        return f"Its last episode ended in a termination, after {steps:,} steps."
+    return f"Its last episode ended without a termination, as at a limit, after {steps:,} steps."
+
+
+def where_held(view: PanelView) -> str:
+    """Says what a held training waits for: the person, or to be looked at where the selected
+    robot's episode has ended with the step that it is held at, as after Next fall."""
+    frame, env = view.frame, view.selected_env
+    if frame is not None and env is not None and not view.replay.active:
+        if last_end(frame, env) == JUST_ENDED:
+            return f"env {env}'s episode has ended: see Robot"
+    return "the training waits for you"
