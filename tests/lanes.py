@@ -92,6 +92,8 @@ LANES = {
     "test_order": integration(0.7),
     "test_other_trainers": integration(4),
     "test_overlays": integration(0.7),
+    "test_own": integration(1.5),
+    "test_own_browser": Lane("browser", 1.5, alone=True),
     "test_own_loops": integration(2.5),
     "test_panel": integration(0.3),
     "test_panel_browser": Lane("browser", 1.5, alone=True),
