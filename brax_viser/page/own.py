@@ -93,24 +93,29 @@ class OwnReplay:
     def connected(self) -> Iterator[None]:
         """Counts a page, without which the process ends after a while."""
         self.pages += 1
-        if self._idle is not None:
-            self._idle.cancel()
         try:
             yield
         finally:
             self.pages -= 1
-            if not self.pages:
-                self._rest()
+            self.wait()
 
-    def _rest(self) -> None:
-        self._idle = self._loop.call_later(IDLE_SECONDS, self.end)
+    def wait(self) -> None:
+        """Waits for a page from now on, if there is none."""
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = self._loop.call_later(IDLE_SECONDS, self._end_without_pages)
+
+    def _end_without_pages(self) -> None:
+        if not self.pages:
+            self.end()
 
     def end(self) -> None:
+        """Ends the process at once: it has nothing to lose."""
         self._ended(self)
         self.kill()
 
     def kill(self) -> None:
-        """Ends the process at once: it has nothing to lose. Called on any thread."""
+        """As `end`, without a word. Called on any thread."""
         with self._lock:
             self._killed = True
             if self._process is not None:
@@ -152,7 +157,6 @@ class OwnReplay:
     def _listens(self, port: int) -> None:
         if not self.port.done():
             self.port.set_result(port)
-            self._rest()
 
     def _is_over(self) -> None:
         if not self.port.done():
@@ -203,6 +207,8 @@ class OwnReplays:
             raise Unavailable(f"It has not begun within {START_SECONDS:.0f} s") from None
         if port is None:
             raise Unavailable(f"It could not begin: {one.said}" if one.said else "It has ended")
+        if starts:
+            one.wait()
         return one, port
 
     def _begun(self, name: str, *, starts: bool) -> OwnReplay:

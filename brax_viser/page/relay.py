@@ -187,6 +187,6 @@ def _written(connection: Any, status: int, headers: Any, body: bytes) -> Any:
     response.body = body
     kept = {name: headers[name] for name in KEPT if name in headers}
     for name, value in (kept | {"Content-Length": str(len(body))}).items():
-        del response.headers[name]
+        response.headers.pop(name, None)
         response.headers[name] = value
     return response
