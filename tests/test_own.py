@@ -26,6 +26,7 @@ from benchmarks.client import (
     answers_to,
     hello,
     is_last_of_replay,
+    messages_of,
     poses_of,
     websocket_of,
 )
@@ -102,7 +103,8 @@ class OwnPage:
     """A websocket client that answers like a page."""
 
     def __init__(self, url: str):
-        self.frames, self.windows, self.seen = 0, 0, threading.Event()
+        self.frames, self.seen = 0, threading.Event()
+        self.labels: set[str] = set()  # of its controls
         self.socket = websockets.sync.client.connect(
             websocket_of(url), subprotocols=[SUBPROTOCOL], max_size=None, compression=None
         )
@@ -114,8 +116,9 @@ class OwnPage:
         with contextlib.suppress(websockets.ConnectionClosed):
             for window in self.socket:
                 assert isinstance(window, bytes)
-                self.windows += 1
                 self.frames += poses_of(window) > 0
+                props = [message.get("props") for message in messages_of(window)]
+                self.labels |= {each["label"] for each in props if each and "label" in each}
                 if is_last_of_replay(window):
                     self.seen.set()
                 for answer in answers_to(window):
@@ -138,6 +141,8 @@ def test_two_pages_scrub_for_themselves_and_the_live_page_stays_as_it_is(viewer)
     pages = [OwnPage(one), OwnPage(other)]
     for page in pages:
         assert page.seen.wait(START), "the whole scene has come"
+        assert "Compare with" in page.labels, "it has the panel of episodes"
+        assert not {"Save as", "Compare policies"} & page.labels, "but writes and compiles nothing"
     told = remote.ask(one, "replay/go", step=0), remote.ask(other, "replay/go", step=400_000)
     assert [each["replay"]["step"] for each in told] == [0, 400_000]
     assert all(each["steers"] and not each["live"] for each in told), "an onlooker too"

@@ -61,6 +61,7 @@
     ? [location.hash === "#recorded" ? "Shared page" : "Live page", "Back to the page that all share"]
     : ["Replay on my own", "Opens a page whose replay is yours alone; this one stays as it is"];
   own.setAttribute("aria-label", label);
+  own.classList.toggle("back", Boolean(shared));
   const made = () =>
     Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => (byte % 36).toString(36)).join("");
   own.addEventListener("click", () => {

@@ -26,7 +26,7 @@ RELAYED_BY = "BRAX_VISER_RELAYED_BY"
 """Environment variable of such a process: the number of the process that relays its page."""
 
 MOST_PROCESSES = 4
-"""Such processes at once. Each takes some 300 MB of memory."""
+"""Such processes at once. Each takes 160 MB of memory, and more for large robots."""
 
 MOST_PAGES = 4
 """Pages of one such process. Each may have a few messages of megabytes under way here."""
