@@ -399,22 +399,21 @@ def test_a_slow_page_has_its_process_wait_and_fills_no_memory_here(viewer):
 
     with stand_in(viewer, "mine0001") as listening:
         server = websockets.sync.server.serve(pour, sock=listening.dup(), compression=None)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         stalled = websockets.sync.client.connect(
             websocket_of(own_url(viewer, "mine0001")), compression=None, max_queue=1, max_size=None
         )
-        eventually(lambda: sent[0] > 1, "it pours")
-        before = -1
-        while sent[0] != before:  # until no more is taken
-            before = sent[0]
-            time.sleep(1.0)
-        assert sent[0] < 40, "MB, most of them in the buffers of the sockets"
-        live = Page(viewer)
-        live.close()
-        stalled.socket.shutdown(socket.SHUT_RDWR)  # without a word, which it would wait for
-        server.shutdown()
-        thread.join(timeout=20)
+        try:
+            eventually(lambda: sent[0] > 1, "it pours")
+            before = -1
+            while before != sent[0] < 100:  # until no more is taken
+                before = sent[0]
+                time.sleep(1.0)
+            assert sent[0] < 40, "MB, most of them in the buffers of the sockets"
+            Page(viewer).close()
+        finally:
+            stalled.socket.shutdown(socket.SHUT_RDWR)  # without a word, which it would wait for
+            server.shutdown()
 
 
 def test_without_a_run_directory_the_page_says_so_and_nothing_is_started():
