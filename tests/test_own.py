@@ -106,7 +106,11 @@ class OwnPage:
         self.frames, self.seen = 0, threading.Event()
         self.labels: set[str] = set()  # of its controls
         self.socket = websockets.sync.client.connect(
-            websocket_of(url), subprotocols=[SUBPROTOCOL], max_size=None, compression=None
+            websocket_of(url),
+            subprotocols=[SUBPROTOCOL],
+            max_size=None,
+            compression=None,
+            open_timeout=START,
         )
         self.socket.send(hello())
         self._thread = threading.Thread(target=self._receive, daemon=True)
