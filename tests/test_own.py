@@ -385,7 +385,7 @@ def test_a_process_that_dies_is_told_of_and_comes_back_with_its_page(viewer, cap
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: page.socket.close_code == 1001, "the page is told")
     eventually(lambda: "leaving2" not in Probe(viewer).own, "and it is forgotten")
-    assert "the replay of a single page has ended" in caplog.text
+    assert "the replay of a single page has ended: without a word" in caplog.text
     begin(viewer, "leaving2")
     assert replay_of(viewer, "leaving2").pid != pid
 

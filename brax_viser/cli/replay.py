@@ -49,7 +49,8 @@ def replay(
         except (RuntimeError, ValueError) as error:
             console.print(f"brax-viser: {error}", style="red", markup=False)
             return 2
-        console.print("Ctrl-C ends it.")
+        if relayed_by is None:
+            console.print("Ctrl-C ends it.")
         with viewer:
             _follow(run, viewer, ctrl_c)
     return 0

@@ -87,7 +87,7 @@ class Relay:
         except Unavailable as error:
             words = f"No replay of your own: {error}.\n"
         except (OSError, ValueError, LookupError, http.client.HTTPException) as error:
-            words = f"Your replay does not answer: {error or type(error).__name__}.\n"
+            words = f"Your replay does not answer: {str(error) or type(error).__name__}.\n"
         return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, words)
 
     async def _serve(self, one: OwnReplay, port: int, connection: Any) -> None:
