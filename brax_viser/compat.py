@@ -8,7 +8,7 @@ import contextlib
 import importlib
 import threading
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -121,11 +121,14 @@ _serving = threading.Lock()
 
 @contextlib.contextmanager
 def asking_before_viser(
-    respond: Callable[[Any, Any, Callable[[], Any]], Any], **settings: Any
+    respond: Callable[[Any, Any, Callable[[], Any]], Any],
+    taken: Callable[[Any], Callable[[Any], Awaitable[None]] | None] = lambda connection: None,
+    **settings: Any,
 ) -> Iterator[bool]:
     """Has viser's servers that are made meanwhile send what `respond(connection, request, answer)`
-    returns, where `answer()` is viser's own response and None opens a websocket: viser 1.1.
-    `settings` are more of websockets' `serve`: its log, its encryption, and so on.
+    returns, or has awaited, where `answer()` is viser's own response and None opens a websocket.
+    `taken` returns what serves that in place of viser, or None. `settings` are more of websockets'
+    `serve`: its log, its encryption, and so on. For viser 1.1.
 
     Yields:
         Whether they do: not with other versions, nor where viser calls websockets differently.
@@ -140,14 +143,17 @@ def asking_before_viser(
         return
     used: list[bool] = []
 
-    def serve(*args: Any, process_request: Any, **kwargs: Any) -> Any:
+    def serve(handler: Any, *args: Any, process_request: Any, **kwargs: Any) -> Any:
+        async def handle(connection: Any) -> None:
+            await (taken(connection) or handler)(connection)
+
         def process(connection: Any, request: Any) -> Any:
             return respond(connection, request, lambda: process_request(connection, request))
 
         used.append(True)
         changed = {"ping_interval": PING_SECONDS, "ping_timeout": PING_SECONDS}
         changed |= {"process_request": process, "close_timeout": CLOSE_SECONDS, **settings}
-        return real.asyncio.server.serve(*args, **kwargs, **changed)
+        return real.asyncio.server.serve(handle, *args, **kwargs, **changed)
 
     class Server:
         def __getattr__(self, name: str) -> Any:

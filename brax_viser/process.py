@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 
@@ -192,6 +193,28 @@ class Interpreter:
 
 
 interpreter = Interpreter()
+
+
+LOOK_SECONDS = 1.0
+"""s between two looks at whether a parent lives."""
+
+
+def end_with(parent: int) -> None:
+    """Has this process end at once when its parent has ended, even if that was killed.
+
+    A pipe's end would stay open in any process that the parent has forked. Nothing is finished:
+    this is for a process that only reads.
+
+    Args:
+        parent: number of the process that has started this one.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_SECONDS)
+        os._exit(0)
+
+    threading.Thread(target=watch, name="brax_viser parent", daemon=True).start()
 
 
 def last_words(descriptor: int, text: str) -> None:

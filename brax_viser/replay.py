@@ -7,7 +7,9 @@ import numpy as np
 
 from brax_viser.host.source import Source
 from brax_viser.model.grid import grid_of
+from brax_viser.page.own import announce
 from brax_viser.page.recorded import Recorded
+from brax_viser.page.server import PageServer
 from brax_viser.records.episode import Episodes, RunInfo, Summary
 from brax_viser.sandbox.trial import PolicyStore
 from brax_viser.viewer import Viewer
@@ -24,6 +26,9 @@ class ReplayViewer(Viewer):
         run: RunInfo,
         episodes: Episodes,
         policies: PolicyStore | None = None,
+        *,
+        run_dir: str | None = None,
+        relayed: bool = False,
         **options: Any,
     ):
         """Starts the server; the newest recording plays as soon as there is one.
@@ -32,6 +37,10 @@ class ReplayViewer(Viewer):
             run: the training.
             episodes: those that are kept.
             policies: those that can be compared; None: none.
+            run_dir: where the episodes are kept, from which each page can have a replay of its own;
+                None: no page can.
+            relayed: whether another viewer relays the page, for one person alone: it says no more
+                than its port, and the page writes no files.
             options: those of `Viewer`.
 
         Raises:
@@ -39,6 +48,7 @@ class ReplayViewer(Viewer):
         """
         self._listed = _Listed(episodes)
         self._episodes, self._recorded = self._listed, run
+        self._place_kept, self._relayed = run_dir, relayed
         environment = Recorded.of(run, episodes)
         grid = grid_of(run.mj_model, environment.init_qpos, GRID, None)
         self._source = Source(environment, grid, "train")  # the viewer's own reference is weak
@@ -48,6 +58,15 @@ class ReplayViewer(Viewer):
         self._sources.add(self._source)
         self._shared.show_source("train", self._source)
         self._end.show_model(self._source, "train", run.num_envs)
+
+    def _run_dir(self) -> str | None:
+        return self._place_kept
+
+    def _greet(self, server: PageServer) -> None:
+        if self._relayed:
+            announce(server.port)
+        else:
+            super()._greet(server)
 
     def look(self) -> None:
         """Shows episodes that have been recorded since the last call."""

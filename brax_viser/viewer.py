@@ -190,7 +190,7 @@ class Viewer(Controls):
             _named.add(self._key, self)
             undo.callback(_named.remove, self._key, self)
         if self._server is not None:
-            self._server.greet()
+            self._greet(self._server)
 
     def _worker(self, number: int) -> "Worker":
         from brax_viser.processes.worker import Worker
@@ -215,9 +215,9 @@ class Viewer(Controls):
         # Without its token: everybody who reaches the coordinator can read what is announced.
         self._leader = self._listen(number, server.place)
         parts = self._shared, self._sources, server.viser, self._keeper, self._leader
-        page = Page(*parts, self._episodes or self._keeper, self._recorded)
+        page = Page(*parts, self._episodes or self._keeper, self._recorded, self._relayed)
         self._undo.callback(page.join, timeout=5.0)
-        server.serve(self._shared, page)
+        server.serve(self._shared, page, self._run_dir)
         return page
 
     @property

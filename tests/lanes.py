@@ -92,6 +92,8 @@ LANES = {
     "test_order": integration(0.7),
     "test_other_trainers": integration(4),
     "test_overlays": integration(0.7),
+    "test_own": integration(1.5),
+    "test_own_browser": Lane("browser", 1.5, alone=True),
     "test_own_loops": integration(2.5),
     "test_panel": integration(0.3),
     "test_panel_browser": Lane("browser", 1.5, alone=True),
@@ -261,6 +263,10 @@ FULL: dict[str, set[str]] = {
     # test_other_trainers
     "test_results_are_identical_and_every_state_arrives": {"own loop, 3 seeds"},
     "test_rejaxs_evaluations_are_told_apart_by_an_environment_of_their_own": set(),
+    # test_own
+    "test_a_process_that_dies_is_told_of_and_comes_back_with_its_page": set(),
+    # test_own_browser
+    "test_it_is_reached_in_a_frame_with_the_token_in_its_path": set(),
     # test_own_loops
     "test_each_step_is_seen_once_and_results_are_the_same": {
         "nested_vmap-6-direct",

@@ -16,6 +16,7 @@ from brax_viser.page.clients import Pages
 from brax_viser.page.commands import Commands
 from brax_viser.page.event_loop import EventLoop
 from brax_viser.page.inbox import Inbox
+from brax_viser.page.own import OwnReplay
 from brax_viser.page.page import Page
 from brax_viser.page.replay import Replay
 from brax_viser.page.sandbox_view import SandboxView
@@ -79,6 +80,12 @@ class Probe:
         """The timer that waits for a page to reconnect."""
         assert self._viewer._server is not None and self._viewer._server.visitors is not None
         return self._viewer._server.visitors.reload
+
+    @property
+    def own(self) -> dict[str, OwnReplay]:
+        """The replays of single pages that run, by their names."""
+        assert self._viewer._server is not None and self._viewer._server._own is not None
+        return self._viewer._server._own._running
 
     @property
     def page(self) -> Page:

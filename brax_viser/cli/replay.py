@@ -1,6 +1,7 @@
 """`brax-viser replay`: shows the episodes of a training that is over, or runs elsewhere."""
 
 import functools
+import os
 import time
 from typing import Annotated
 
@@ -10,6 +11,8 @@ from rich.console import Console
 from brax_viser.cli.comparing import RunPolicies
 from brax_viser.cli.ctrl_c import CtrlC
 from brax_viser.cli.serving import USUAL, Serving
+from brax_viser.page.own import RELAYED_BY
+from brax_viser.process import end_with
 from brax_viser.replay import ReplayViewer
 from brax_viser.runs.reader import SavedRun, open_run
 
@@ -31,15 +34,23 @@ def replay(
         page: where the page is served, and who may open it.
     """
     console, ctrl_c = Console(), CtrlC()
+    relayed_by = os.environ.get(RELAYED_BY)
+    if relayed_by is not None:
+        end_with(int(relayed_by))
     with ctrl_c:
         try:
             run = open_run(run_dir)
-            made = functools.partial(ReplayViewer, run.info, run, RunPolicies(run))
+            made = functools.partial(
+                ReplayViewer, run.info, run, RunPolicies(run), run_dir=run.path
+            )
+            if relayed_by is not None:
+                made = functools.partial(ReplayViewer, run.info, run, relayed=True)
             viewer = page.viewer("realtime", made)
         except (RuntimeError, ValueError) as error:
             console.print(f"brax-viser: {error}", style="red", markup=False)
             return 2
-        console.print("Ctrl-C ends it.")
+        if relayed_by is None:
+            console.print("Ctrl-C ends it.")
         with viewer:
             _follow(run, viewer, ctrl_c)
     return 0

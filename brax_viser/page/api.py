@@ -38,6 +38,7 @@ class Api:
         timeline: Timeline,
         place: str,
         snapshots: Snapshots,
+        own_refused: Callable[[], str | None] = lambda: None,
     ):
         """Answers from now on.
 
@@ -47,10 +48,11 @@ class Api:
             timeline: what the time bar shows.
             place: address of the page, without a token.
             snapshots: takes pictures.
+            own_refused: returns why a page can have no replay of its own; None if it can.
         """
         self._snapshots = snapshots
         self._shared, self._steering, self._place = shared, steering, place
-        self._timeline = timeline
+        self._timeline, self._own_refused = timeline, own_refused
         self._commands: dict[str, Callable[[Mapping[str, str]], None]] = {
             "hold": lambda query: steering.pause(),
             "resume": lambda query: steering.resume(),
@@ -87,7 +89,7 @@ class Api:
             return HTTPStatus.NOT_FOUND, _text({"error": f"no {name!r}: there are {known}"})
         if name == TIMELINE or name.startswith(REPLAY):
             told = self._timeline.told(query, steers=role == "steering")
-            return HTTPStatus.OK, _text(told)
+            return HTTPStatus.OK, _text({**told, "own_refused": self._own_refused()})
         return HTTPStatus.OK, _text(self.status())
 
     def _snapshot(self, query: Mapping[str, str], *, has_header: bool) -> tuple[HTTPStatus, str]:

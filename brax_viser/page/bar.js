@@ -14,6 +14,8 @@
 
   // Behind a proxy the page has a path of its own; in a frame its token is part of that.
   const base = location.pathname.replace(/[^/]*\.html$/, "").replace(/\/?$/, "/");
+  // A replay of one's own has a path below that of the page that all share: relay.py.
+  const [, shared] = base.match(/^(.*\/)own\/[a-z0-9]{8,16}\/$/) || [];
 
   const bar = document.createElement("section");
   bar.id = "brax-viser-bar";
@@ -40,7 +42,8 @@
     <div class="line" role="slider" tabindex="0" aria-label="Moment of the episode, s">
       <i class="done"></i><i class="knob"></i>
     </div>
-    <div class="text"><b class="step"></b><span class="which"></span><span class="moment"></span></div>
+    <div class="text"><b class="step"></b><span class="which"></span><span class="moment"></span>
+      <button class="own"></button></div>
     <div class="tip"></div>`;
   document.body.append(bar);
   document.documentElement.classList.add("brax-viser-timed");
@@ -51,6 +54,20 @@
     shapes[name] = svg.appendChild(document.createElementNS(svg.namespaceURI, "path"));
     shapes[name].setAttribute("class", name);
   }
+
+  // A page whose replay is one's own, and the way back.
+  const own = find("own");
+  const [label, hint] = shared
+    ? [location.hash === "#recorded" ? "Shared page" : "Live page", "Back to the page that all share"]
+    : ["Replay on my own", "Opens a page whose replay is yours alone; this one stays as it is"];
+  own.setAttribute("aria-label", label);
+  own.classList.toggle("back", Boolean(shared));
+  const made = () =>
+    Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => (byte % 36).toString(36)).join("");
+  own.addEventListener("click", () => {
+    if (shared) location.assign(shared);
+    else window.open(`${base}own/${made()}/${told.live ? "" : "#recorded"}`, "_blank", "noopener");
+  });
 
   // The server.
   const parts = {}; // curves, marks and holds, each as it came last, with its version
@@ -208,6 +225,10 @@
     bar.classList.toggle("held", held);
     for (const button of bar.querySelectorAll("button, select")) button.disabled = !steers;
     find("replay").disabled = !steers || !many;
+    // Onlookers too may have a replay of their own.
+    const refused = shared ? null : !many ? "No episode is recorded yet" : told.own_refused;
+    own.disabled = Boolean(refused);
+    own.title = refused || hint;
     find("live").setAttribute("aria-pressed", !active);
     find("replay").setAttribute("aria-pressed", active);
     find("play").setAttribute("aria-label", replay.playing ? "Pause" : "Play");

@@ -5,7 +5,7 @@ of these has a limit here, and none of them shuts out a page that opens meanwhil
 """
 
 import asyncio
-from collections.abc import MutableSet
+from collections.abc import Awaitable, Callable, MutableSet
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -51,6 +51,8 @@ TOO_LONG = (
 
 class Connection(ServerConnection):
     """One connection. On viser's loop only."""
+
+    served_by: Callable[["Connection"], Awaitable[None]] | None = None  # in place of viser
 
     def __init__(self, there: MutableSet["Connection"], *args: Any, **kwargs: Any):
         """Takes what websockets' class does, after a set to which it adds itself."""

@@ -27,6 +27,8 @@ from brax_viser.page.access import (
 )
 from brax_viser.page.api import HEADER, PREFIX, Api
 from brax_viser.page.asking import asking
+from brax_viser.page.relay import PREFIX as OWN
+from brax_viser.page.relay import Relay
 
 NAME_SECONDS = 0.8
 """Timeout for finding out this machine's full name."""
@@ -70,6 +72,7 @@ class Gate:
         """
         self._access = access
         self.api: Api | None = None  # answers programs, once there is a page
+        self.relay: Relay | None = None  # likewise for replays of single pages
         self._origins: set[tuple[str, int] | None] = set()
         self._frames = ["'self'"] if access.tokens is not None else ["'self'", *LOCAL_FRAMES]
         self._names = {"localhost", socket.gethostname().lower(), *map(str.lower, access.names)}
@@ -149,12 +152,23 @@ class Gate:
         role = self.role_of(request)
         if role is None:
             return self._ask(connection, request)
+        if self.relay is not None and request.path.startswith(OWN):
+            return self._relayed(self.relay, connection, request)
         if self.api is not None and urlsplit(request.path).path.startswith(PREFIX):
             return self._serve(self.api, connection, request, role)
         response = answer()
         if response is None and role == "looking":
             limit_messages(connection, MOST_OF_ONLOOKERS)
+        return self._closed_to_others(response, request)
+
+    async def _relayed(self, relay: Relay, connection: Any, request: Any) -> Any | None:
+        """Returns the response to a request for a replay of one page alone."""
+        return self._closed_to_others(await relay.respond(connection, request), request)
+
+    def _closed_to_others(self, response: Any | None, request: Any) -> Any | None:
+        """Adds the headers that keep a page from other sites, and its cookie."""
         if response is not None:
+            tokens = self._access.tokens
             response.headers["Referrer-Policy"] = "no-referrer"  # which would carry the token
             given = [t for t in tokens_in(request) if tokens is not None and tokens.role_of(t)]
             if given:

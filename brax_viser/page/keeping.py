@@ -5,8 +5,10 @@ from typing import Any, Concatenate, Literal, ParamSpec
 
 from brax_viser.host.state import SharedState
 from brax_viser.page.page import Page
+from brax_viser.page.server import PageServer
 from brax_viser.page.steering import Steering
 from brax_viser.records.episode import Episodes, RunInfo
+from brax_viser.runs.keeper import Keeper
 from brax_viser.sandbox.trial import PolicyStore
 
 P = ParamSpec("P")
@@ -19,6 +21,8 @@ class Keeping:
     _page: Page | None  # None in other processes than the first
     _episodes: Episodes | None = None  # that are shown, if they are not those kept here
     _recorded: RunInfo | None = None  # the training, if nothing but its episodes is shown
+    _relayed = False  # whether another viewer relays the page, for one person alone
+    _keeper: Keeper
 
     def _steer(
         self,
@@ -30,6 +34,14 @@ class Keeping:
         first process steers all of them, and the calls of the others do nothing."""
         if self._page is not None:
             method(self._page.steering, *args, **kwargs)
+
+    def _run_dir(self) -> str | None:
+        """Where what is shown is kept on disk; None: nowhere."""
+        return self._keeper.path
+
+    def _greet(self, server: PageServer) -> None:
+        """Says where the page is."""
+        server.greet()
 
     def log(self, num_steps: int, metrics: Mapping[str, object]) -> None:
         """Adds numbers to the page's curves, from a training loop of your own.

@@ -56,6 +56,7 @@ class Page:
         leader: "Leader | None",
         episodes: Episodes,
         recorded: RunInfo | None = None,
+        relayed: bool = False,
     ):
         """Builds the scene and the panel; `start` begins to update them.
 
@@ -67,6 +68,7 @@ class Page:
             leader: connects the training's other processes; None if this is the only one.
             episodes: the episodes that are shown.
             recorded: that training, if nothing but its episodes is shown; None: it is live.
+            relayed: whether the page is one person's own, for which nothing is written or compiled.
         """
         self.server, self._keeper = server, keeper
         self.state = state = PageState()
@@ -88,13 +90,11 @@ class Page:
         policies = HandedOut(keeper, self.robots.sandbox.session)
         self.trials = Trials(shared, self.robots, self.replay, self.inbox, policies)
         tools = PanelTools(
-            server, self.inbox.enqueue, self.steering, commands, self.replay, self.trials
+            server, self.inbox.enqueue, self.steering, commands, self.replay, self.trials, relayed
         )
         self.panel = events.made(lambda: Panel(tools, is_live=is_live))
-        commands.exporting = self.exporting = Exporting(
-            *(server, state, self.replay, lambda: recorded or keeper.info),
-            *(shared.progress.metrics.arrays, shared.mailbox.wake),
-        )
+        self.exporting = self._exporting(shared, recorded)
+        commands.exporting = None if relayed else self.exporting
         self.clients = keep_openings_short(server)
         self.panel_state = PanelState(
             *(shared, state, *shown, self.twin_worker, leader, self.clients),
@@ -107,6 +107,12 @@ class Page:
         self.timeline = Timeline(shared, self.replay, recorded)
         both = self.recording, self.replay
         self.loop = Loop(shared, state, server, events, *shown, *parts, *both, self.timeline)
+
+    def _exporting(self, shared: SharedState, recorded: RunInfo | None) -> Exporting:
+        return Exporting(
+            *(self.server, self.state, self.replay, lambda: recorded or self._keeper.info),
+            *(shared.progress.metrics.arrays, shared.mailbox.wake),
+        )
 
     def start(self) -> None:
         self.twin_worker.start()

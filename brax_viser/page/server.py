@@ -28,7 +28,9 @@ from brax_viser.page.connection import ANSWER_SECONDS, REQUEST_SECONDS, Connecti
 from brax_viser.page.gate import Gate, full_name
 from brax_viser.page.greeting import greeting, tunnel
 from brax_viser.page.guard import Guard
+from brax_viser.page.own import OwnReplays
 from brax_viser.page.page import Page
+from brax_viser.page.relay import Relay
 from brax_viser.page.snapshot import Snapshots
 
 log = logging.getLogger("brax_viser")
@@ -66,6 +68,7 @@ class PageServer:
         self._host, self._access = host, access
         self.visitors: Visitors | None = None
         self._snapshots: Snapshots | None = None
+        self._own: OwnReplays | None = None
         self._gate = gate = Gate(host, access)
         self._forget: Callable[[], None] = lambda: None  # where the page is
 
@@ -82,7 +85,7 @@ class PageServer:
             settings |= {"ssl": access.tls, "ssl_handshake_timeout": REQUEST_SECONDS}
         with (
             without_viser_banner(),
-            asking_before_viser(respond, **settings) as asks,
+            asking_before_viser(respond, lambda one: one.served_by, **settings) as asks,
         ):
             if not asks:
                 _check_alone(host, access)
@@ -171,20 +174,28 @@ class PageServer:
                 self._host,
             )
 
-    def serve(self, shared: SharedState, page: Page) -> None:
+    def serve(
+        self, shared: SharedState, page: Page, run_dir: Callable[[], str | None] = lambda: None
+    ) -> None:
         """Begins to track open pages and their clicks.
 
         Args:
             shared: the shared state: records whether a page is open.
             page: the page that is served.
+            run_dir: returns the run directory of what is shown; None: there is none.
         """
         is_onlooker = self._guard.is_onlooker if self._guard is not None else lambda _: False
         self.visitors = visitors = Visitors(shared, self.viser, page, is_onlooker)
         self._snapshots = Snapshots(shared, page, visitors.drawing, visitors.looking)
-        self._gate.api = Api(shared, page.steering, page.timeline, self.place, self._snapshots)
+        self._own = own = OwnReplays(run_dir)
+        parts = page.timeline, self.place, self._snapshots, lambda: own.refusal
+        self._gate.api = Api(shared, page.steering, *parts)
+        self._gate.relay = Relay(self._own)
 
     def stop(self) -> None:
         self._forget()
+        if self._own is not None:
+            self._own.close()
         with contextlib.suppress(RuntimeError):  # already stopped
             self.viser.get_event_loop().call_soon_threadsafe(self._end_waiting)
         stop_viser(self.viser)

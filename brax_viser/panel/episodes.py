@@ -30,9 +30,11 @@ class EpisodesControls(Widgets):
         self._note = self._server.gui.add_html("")
         self._table = self._server.gui.add_html("")
         self._add_choice()
-        self._add_falls_and_files()
-        choice = self._table, self._only, self._compare, self._only_end
-        self._inside = *choice, self._fall, self._save
+        self._add_falls()
+        self._inside = self._table, self._only, self._compare, self._only_end, self._fall
+        if not tools.relayed:
+            self._inside = *self._inside, self._add_files()
+        self._written = self._server.gui.add_html("", visible=False)
         for handle in self._inside:
             handle.visible = False
 
@@ -65,7 +67,7 @@ class EpisodesControls(Widgets):
             self._replay.turn(0)
         self._replay.show_only(key)
 
-    def _add_falls_and_files(self) -> None:
+    def _add_falls(self) -> None:
         gui = self._server.gui
         self._fall: Any = gui.add_dropdown(
             "Last falls",
@@ -74,15 +76,17 @@ class EpisodesControls(Widgets):
             "plays its last 3 s over and over, selects that robot and draws its contacts.",
         )
         self._fall.on_update(self._fall_was_picked)
-        self._save = gui.add_button_group(
+
+    def _add_files(self) -> Any:
+        save = self._server.gui.add_button_group(
             "Save as",
             SAVED_AS,
             hint="Writes what is on screen into a file that this page downloads: a page that plays "
             "without a server, a video of the first episode, a picture of it at this moment, or "
             "the numbers.",
         )
-        self._on_pick_by(self._save, self._actions.export, str)
-        self._written = gui.add_html("", visible=False)
+        self._on_pick_by(save, self._actions.export, str)
+        return save
 
     async def _fall_was_picked(self, event: viser.GuiEvent) -> None:
         fall = self._falls.get(self._fall.value)

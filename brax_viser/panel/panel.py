@@ -50,7 +50,8 @@ class Panel:
                 self.pace = PaceFolder(tools)
         with tabs.add_tab("Episodes"):
             self.episodes = EpisodesControls(tools)
-            self.trials = TrialFolder(tools)
+            if not tools.relayed:
+                self.trials = TrialFolder(tools)
         with tabs.add_tab("Robot"):
             self.selected = SelectedFolder(tools)
             self.inside = InsideFolder(tools)

@@ -26,6 +26,7 @@ class PanelTools:
     actions: PageActions
     replay: ReplayActions
     trials: TrialActions
+    relayed: bool = False  # whether the page is one person's own: nothing is written or compiled
 
 
 class Widgets:

@@ -1,0 +1,103 @@
+"""Opens replays of single pages by the time bar's button, in a real browser."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brax_viser import Viewer
+from brax_viser.cli import remote
+from tests.conftest import eventually
+from tests.recorded import Kept, recording_of
+from tests.support import Probe
+from tests.test_own import MODEL, own_url, training
+from tests.test_timeline_browser import SMALL, Bar, beside, opened
+
+OWN = re.compile(r"/own/[a-z0-9]{12}/")
+
+
+@pytest.fixture(scope="module")
+def viewer(tmp_path_factory) -> Iterator[Viewer]:
+    with training(tmp_path_factory.mktemp("own") / "run") as viewer:
+        yield viewer
+
+
+def opened_by(bar: Bar) -> Bar:
+    """Clicks on the bar's button, and returns the bar of the page that opens."""
+    button = bar.part("own")
+    eventually(button.is_enabled, "it is offered")
+    assert button.get_attribute("aria-label") == "Replay on my own"
+    with bar.page.context.expect_page() as opening:
+        button.click()
+    page = opening.value
+    page.set_default_timeout(180_000)
+    page.set_viewport_size(SMALL)
+    assert OWN.search(page.url)
+    bar = Bar(page)
+    eventually(lambda: bar.shows == "replay" and "4 episodes" in bar.text, "it plays", 120)
+    return bar
+
+
+def step_of(bar: Bar) -> str:
+    return bar.part("step").inner_text()
+
+
+def test_two_pages_open_their_own_one_scrubs_and_the_others_stay(chromium, viewer, tmp_path):
+    live = Probe(viewer).replay
+    with (
+        opened(chromium, viewer.url, SMALL) as steering,
+        opened(chromium, viewer.onlooker_url, SMALL) as looking,
+    ):
+        mine, theirs = opened_by(Bar(steering)), opened_by(Bar(looking))
+        assert "Looking on" not in beside(theirs.page) and "Looking on" in beside(looking)
+        looking.close()  # software rendering is slow enough
+        for bar in (mine, theirs):
+            assert step_of(bar) == "step 1.2 M" and not bar.part("play").is_disabled()
+            assert bar.page.get_by_text("Save as").count() == 0
+        theirs.click_curve(0.01)
+        eventually(lambda: step_of(theirs) == "step 0", "an onlooker goes back")
+        theirs.page.get_by_text(re.compile("Replay: step 0, ")).wait_for()
+        mine.page.mouse.move(*mine.place(0.2, "line"))
+        mine.page.mouse.down()
+        mine.page.mouse.move(*mine.place(0.6, "line"), steps=4)
+        mine.page.mouse.up()
+        eventually(lambda: re.search(r"· 6\.\d / 10\.0 s", mine.text), "and I scrub")
+        assert step_of(mine) == "step 1.2 M" and not live.active
+        assert Bar(steering).shows == "live"
+        save(mine.page, tmp_path / "own.png")
+        back = mine.part("own")
+        assert back.get_attribute("aria-label") == "Live page"
+        back.click()
+        mine.page.wait_for_url(lambda url: not OWN.search(url))
+        eventually(lambda: Bar(mine.page).shows == "live", "the live page is one click away")
+        assert not live.active
+        save(mine.page, tmp_path / "live.png")
+
+
+def save(page: Any, path: Path) -> None:
+    assert page.screenshot(path=path)
+
+
+def test_without_a_run_directory_the_button_says_what_it_needs(chromium):
+    with Viewer(port=0) as kept_in_memory:
+        Probe(kept_in_memory).keep(Kept(recording_of(MODEL, 0, (50,))))
+        with opened(chromium, kept_in_memory.url, SMALL) as page:
+            bar = Bar(page)
+            eventually(
+                lambda: "Viewer(run_dir" in (bar.part("own").get_attribute("title") or ""), ""
+            )
+            assert bar.part("own").is_disabled()
+
+
+def test_it_is_reached_in_a_frame_with_the_token_in_its_path(chromium, viewer):
+    place, _, token = viewer.url.partition("?token=")
+    with opened(chromium, f"{place}{token}/", SMALL) as page:
+        page.context.clear_cookies()
+        bar = opened_by(Bar(page))
+        assert f"/{token}/own/" in bar.page.url
+        name = re.search(r"/own/([a-z0-9]{12})/", bar.page.url)
+        assert name is not None
+        told = remote.ask(own_url(viewer, name[1]), "timeline")
+        assert told["replay"]["active"]
