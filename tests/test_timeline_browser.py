@@ -346,14 +346,20 @@ def test_nothing_is_covered_and_nothing_sticks_out(width, bar, page, probe):
         there = box(selector)
         return there["y"] + there["height"]
 
+    marks = set()
     try:
         for shows in ("live", "replay"):
             bar.part("shows").locator(f".{shows}").click()
             eventually(lambda s=shows: bar.shows == s, shows)
+            marks.add(tuple(bar.dot(kind, 1)[1] for kind in ("best", "fell")))
             top = box("#brax-viser-bar")["y"]
             assert 640 < top < 740
             eventually(lambda t=top: bottom("canvas[data-engine]") <= t, "the scene ends above it")
             assert bottom(".mantine-ScrollArea-root") <= top, "and so does the panel"
+            if width == 420:  # the panel is a sheet below the scene
+                sheet = box("#root .mantine-Paper-root:has(.brax-viser-state)")
+                assert bottom("canvas[data-engine]") <= sheet["y"] + 1 and sheet["width"] == width
+                assert sheet["height"] < 0.4 * top
             parts = bar.all.evaluate(
                 """bar => ["shows", "hint", "transport", "track", "line", "text"].map((name) => {
                   const part = bar.querySelector(`.${name}`), box = part.getBoundingClientRect();
@@ -369,6 +375,7 @@ def test_nothing_is_covered_and_nothing_sticks_out(width, bar, page, probe):
                 for other, l2, t2, r2, b2, _ in parts:
                     apart = right <= l2 or r2 <= left or below <= t2 or b2 <= above
                     assert name == other or apart, f"{name} is over {other}"
+        assert len(marks) == 1, "what is clicked stays where it was"
     finally:
         page.set_viewport_size(WINDOW)
 

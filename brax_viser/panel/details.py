@@ -66,7 +66,7 @@ def strain(view: Inside) -> str:
     """Counts contacts, and lists violations: overlapping geoms, joints beyond their limits."""
     depth = -view.data.contact.dist
     deep = depth[depth > 0]
-    lines = [f"{len(depth)} contacts"]
+    lines = [f"{len(depth)} contact{'' if len(depth) == 1 else 's'}"]
     if len(deep):
         lines.append(f"{len(deep)} of them overlap, by {1000 * deep.max():.3g} mm at most")
     for joint, beyond in limits_exceeded(view.model, view.detail.qpos)[:4]:

@@ -81,7 +81,7 @@ def state_of_training(view: PanelView) -> tuple[str, str]:
         return "Streaming stopped by a fault", f"the training goes on: {view.fault}"
     if progress.phase == "done":
         saved = f"policy saved to {progress.saved}" if progress.saved else "the training is over"
-        return "Finished", saved
+        return "Finished, the policy plays on" if plays_on(view) else "Finished", saved
     if progress.phase == "failed":
         return "The training has failed", progress.error or ""
     if view.held:
@@ -111,6 +111,11 @@ def state_of_training(view: PanelView) -> tuple[str, str]:
             return "Live", "evaluating the policy"
         case _:
             return f"No step for {seconds}", "updating, compiling, or finished"
+
+
+def plays_on(view: PanelView) -> bool:
+    """Whether the policy drives a robot in the sandbox, as after the end of a training."""
+    return view.fork.env is not None and view.fork.driver == "policy"
 
 
 def on_screen(view: PanelView) -> str:
@@ -193,7 +198,7 @@ def cost(view: PanelView) -> str:
     lines = [
         f"Costs {100 * view.overhead:.1f} % of the time ({budget})",
         f"From the device: {_megabytes(view.bytes_per_second)}, "
-        f"{view.frames_per_second:.0f} batched steps a second",
+        f"{view.frames_per_second:.0f} steps of each env a second",
         f"To each page: {_megabytes(view.page_bytes_per_second)}",
     ]
     if view.waits >= WAITS:
@@ -306,14 +311,14 @@ def missing(view: PanelView) -> str:
 OVERLAY_LABELS = {
     "contacts": "Contact points",
     "contact_forces": "Contact forces",
-    "joint_axes": "Joint axes",
-    "actuators": "Actuators",
-    "violations": "Overlaps and limits",
+    "trail": "Trail",
     "velocities": "Velocities",
+    "actuators": "Actuators",
+    "joint_axes": "Joint axes",
+    "violations": "Overlaps and limits",
     "com": "Centre of mass",
     "inertia": "Inertia boxes",
     "tendons": "Tendons",
-    "trail": "Trail",
     "body_frames": "Body frames",
     "geom_frames": "Geom frames",
 }
@@ -349,10 +354,9 @@ def hold_note(view: PanelView) -> str:
     fall = "T: click on a robot first" if env is None else f"T (next fall of env {env})"
     lines = (counted, f"Keys: space, N, M, {fall}")
     if view.progress.over and not view.paused:
-        plays = view.fork.env is not None and view.fork.driver == "policy"
         lines = (
             "The training is over: there is nothing to hold.",
-            "The trained policy goes on, in MuJoCo: see Twins." if plays else "",
+            "The trained policy goes on, in MuJoCo: see Twins." if plays_on(view) else "",
         )
     return (
         f'<div style="margin:-0.3em 0.75em 0.5em 0.75em;font-size:0.8em;color:{GREY}">'
