@@ -5,10 +5,14 @@ python -m benchmarks.first_minutes docs/first_minutes
 Needs Chromium and the `test` extra. Software rendering will do.
 """
 
+import contextlib
 import io
+import os
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +30,7 @@ QUALITIES = (80, 70, 60, 50, 40, 30, 20)
 """Qualities of a picture, of which the first is used with which it is small enough."""
 
 WIDE, NARROW = {"width": 1920, "height": 1080}, {"width": 420, "height": 860}
+ASIDE = {"width": 640, "height": 700}  # of a window that is not looked at, and draws little
 MINUTE_MS = 60_000
 
 
@@ -59,7 +64,8 @@ def shoot(settings: Settings, page: Page, name: str) -> None:
         if path.stat().st_size <= MOST_BYTES:
             break
     size = Image.open(io.BytesIO(png)).size
-    print(f"{path}: {size[0]} x {size[1]}, {path.stat().st_size / 1000:.0f} kB, quality {quality}")
+    told = f"{size[0]} x {size[1]}, {path.stat().st_size / 1000:.0f} kB, quality {quality}"
+    print(f"{datetime.now():%H:%M:%S} {path}: {told}", flush=True)
 
 
 def opened(browser: Browser, address: str, size: dict[str, int]) -> Page:
@@ -99,14 +105,15 @@ def sizes(settings: Settings, browser: Browser, page: Page, address: str) -> Non
     in_both(settings, page, "live", "Watch")
     page.set_viewport_size(WIDE)  # pyright: ignore
     in_both(settings, page, "wide", "Watch")
-    page.set_viewport_size(settings.usual)  # pyright: ignore
+    page.set_viewport_size(ASIDE)  # pyright: ignore
     for surroundings, ending in (("Dark", "-dark"), ("Light", "")):
         surround(page, surroundings)
         narrow = opened(browser, address, NARROW)
-        narrow.get_by_text("Live").wait_for()
+        narrow.locator(".brax-viser-state").wait_for()
         time.sleep(2 * settings.settle)
         shoot(settings, narrow, f"narrow{ending}")
         narrow.close()
+    page.set_viewport_size(settings.usual)  # pyright: ignore
 
 
 def uses(settings: Settings, page: Page) -> None:
@@ -150,7 +157,10 @@ def end(settings: Settings, browser: Browser) -> None:
 def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
     settings.folder.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
+    with contextlib.ExitStack() as stack:
+        # As for a newcomer, of whom it is not known how long a start takes.
+        os.environ["XDG_CACHE_HOME"] = stack.enter_context(tempfile.TemporaryDirectory())
+        playwright = stack.enter_context(sync_playwright())
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         with training(["train", settings.env, "--port", "0"]) as address:
             page = opened(browser, address, settings.usual)

@@ -36,11 +36,10 @@ class ChoiceFolder(Widgets):
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
         self._shown_indices: tuple[int, ...] = ()
-        self._room = MOST_INDICES  # cells that there are robots for, once these are known
+        self._room = MOST_INDICES  # cells that there are robots for, once they are known
         with self._server.gui.add_folder("Which robots"):
             self._add_rollout()
             self._add_rule()
-            self._add_how_many()
             self._add_details()
             self._drawn = self._server.gui.add_html("")
 
@@ -73,6 +72,7 @@ class ChoiceFolder(Widgets):
             "shown as it fell, after the steps before its fall if they were sent.",
         )
         self._on_change(self._rule, self._actions.pick_rule, RULE_LABELS.__getitem__)
+        self._add_how_many()
         self._rank_by = gui.add_dropdown(
             "Return",
             tuple(MEASURE_LABELS),
@@ -175,8 +175,8 @@ class ChoiceFolder(Widgets):
     def _show_how_many(self, view: PanelView) -> None:
         """Updates the limit on the robots that are drawn; there is none where they are listed."""
         selection, num_envs = view.selection, view.stream.num_envs
-        if num_envs and view.capacity:
-            self._room = min(view.capacity, num_envs)
+        if view.capacity:
+            self._room = min(view.capacity, num_envs or view.capacity)
             self._set(self._most, visible=self._room > 1 and selection.rule != "indices")
             self._show_number(self._most, min(selection.room(view.capacity), self._room))
 

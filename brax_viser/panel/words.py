@@ -40,6 +40,10 @@ FAST_ENOUGH = 0.8
 """Share of its messages that a page takes, below which it is called slow."""
 
 
+PATIENCE_SECONDS = 120.0
+"""s of compilation from which on it takes longer than usual."""
+
+
 def status(view: PanelView) -> str:
     """Describes the training's state in one sentence."""
     word, detail = state(view)
@@ -136,7 +140,10 @@ def compiling(progress: ProgressView) -> tuple[str, str]:
         return word, f"for {seconds}"
     if progress.usual_seconds is not None:
         return word, f"{seconds} of usually {progress.usual_seconds:.0f} s here"
-    return word, f"for {seconds}: often takes a minute or two"
+    usually = "often takes a minute or two"
+    if progress.phase_seconds > PATIENCE_SECONDS:
+        usually = "takes some minutes on a busy machine"
+    return word, f"for {seconds}: {usually}"
 
 
 def head(view: PanelView) -> str:
@@ -207,7 +214,8 @@ def cost(view: PanelView) -> str:
             "step no step is skipped"
         )
     if view.slowest_page is not None and view.slowest_page < FAST_ENOUGH:
-        lines.append(f"A page is slow and skips frames: it takes {100 * view.slowest_page:.0f} %")
+        shows = f"it shows {100 * view.slowest_page:.0f} % of them"
+        lines.append(f"A page is slow and skips frames: {shows}")
     return lines_of(lines)
 
 
