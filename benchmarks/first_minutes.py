@@ -91,12 +91,15 @@ def beginning(settings: Settings, page: Page) -> None:
         shoot(settings, page, f"{moment:03d}s")
 
 
-def in_both(settings: Settings, page: Page, name: str, tab: str) -> None:
-    """Takes a picture of a tab by day and by night."""
+def in_both(settings: Settings, page: Page, name: str, tab: str, begin: str | None = None) -> None:
+    """Takes a picture of a tab by night and by day; a moment after a button there was clicked, if
+    one is given as `begin`."""
     for surroundings, ending in (("Dark", "-dark"), ("Light", "")):
         surround(page, surroundings)
         open_tab(page, tab)
         time.sleep(settings.settle)
+        if begin is not None:
+            click(page.get_by_role("button", name=begin))
         shoot(settings, page, name + ending)
 
 
@@ -135,7 +138,8 @@ def uses(settings: Settings, page: Page) -> None:
     click(page.get_by_label("Twins", exact=True))
     click(page.get_by_role("button", name="Fork the selected robot"))
     page.get_by_text("Driven by", exact=True).wait_for()
-    in_both(settings, page, "sandbox", "Twins")
+    time.sleep(settings.settle)
+    in_both(settings, page, "sandbox", "Twins", begin="Back to the fork")
     open_tab(page, "Watch")
     page.get_by_role("button", name="Replay", exact=True).click()
     page.get_by_text("Replay: step").wait_for()

@@ -42,12 +42,12 @@ def _together(told: Verdict) -> str:
 
 
 def _apart(told: Verdict) -> str:
-    far = f", {length(told.distance)} at most" if math.isfinite(told.distance) else ""
+    far = f" by up to {length(told.distance)}" if math.isfinite(told.distance) else ""
     if told.twins == 1:
-        return f"env {told.env} parts from its twin after {told.seconds:.1f} s{far}."
+        return f"env {told.env} parts from its twin{far}, after {told.seconds:.1f} s."
     return (
-        f"{told.parted} of {told.twins} robots part from their twins, env {told.env} first, after "
-        f"{told.seconds:.1f} s{far}."
+        f"{told.parted} of {told.twins} robots part from their twins{far}, env {told.env} first, "
+        f"after {told.seconds:.1f} s."
     )
 
 
