@@ -105,6 +105,7 @@ def in_both(settings: Settings, page: Page, name: str, tab: str, begin: str | No
 
 def sizes(settings: Settings, browser: Browser, page: Page, address: str) -> None:
     """Takes the pictures of other windows, and of the night."""
+    page.get_by_text("Training reward").wait_for()  # some episodes are over
     in_both(settings, page, "live", "Watch")
     page.set_viewport_size(WIDE)  # pyright: ignore
     in_both(settings, page, "wide", "Watch")
@@ -140,7 +141,8 @@ def uses(settings: Settings, page: Page) -> None:
     page.get_by_text("Driven by", exact=True).wait_for()
     time.sleep(settings.settle)
     in_both(settings, page, "sandbox", "Twins", begin="Back to the fork")
-    open_tab(page, "Watch")
+    click(page.get_by_role("button", name="End", exact=True))
+    open_tab(page, "Episodes")
     page.get_by_role("button", name="Replay", exact=True).click()
     page.get_by_text("Replay: step").wait_for()
     time.sleep(settings.settle)
