@@ -32,6 +32,7 @@ QUALITIES = (80, 70, 60, 50, 40, 30, 20)
 WIDE, NARROW = {"width": 1920, "height": 1080}, {"width": 420, "height": 860}
 ASIDE = {"width": 640, "height": 700}  # of a window that is not looked at, and draws little
 MINUTE_MS = 60_000
+PARTS = ("beginning", "sizes", "uses", "end")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Settings:
     env: str = "ant"
     moments: tuple[int, ...] = (3, 10, 30, 60, 120)
     """Seconds after the page has opened."""
+    parts: tuple[str, ...] = PARTS
+    """Which pictures are taken: those of the beginning, of other windows, of uses, of the end."""
     settle: float = 15.0
     """Seconds from what is clicked to its picture: software rendering is slow."""
     steps: int = 100_000
@@ -88,6 +91,7 @@ def beginning(settings: Settings, page: Page) -> None:
     start = time.monotonic()
     for moment in settings.moments:
         time.sleep(max(start + moment - time.monotonic(), 0.0))
+        print(f"{time.monotonic() - start:.1f} s after the page has opened:", end=" ")
         shoot(settings, page, f"{moment:03d}s")
 
 
@@ -105,7 +109,6 @@ def in_both(settings: Settings, page: Page, name: str, tab: str, begin: str | No
 
 def sizes(settings: Settings, browser: Browser, page: Page, address: str) -> None:
     """Takes the pictures of other windows, and of the night."""
-    page.get_by_text("Training reward").wait_for()  # some episodes are over
     in_both(settings, page, "live", "Watch")
     page.set_viewport_size(WIDE)  # pyright: ignore
     in_both(settings, page, "wide", "Watch")
@@ -160,6 +163,20 @@ def end(settings: Settings, browser: Browser) -> None:
         page.close()
 
 
+def one_training(settings: Settings, browser: Browser) -> None:
+    """Takes all pictures but that of the end."""
+    with training(["train", settings.env, "--port", "0"]) as address:
+        page = opened(browser, address, settings.usual)
+        if "beginning" in settings.parts:
+            beginning(settings, page)
+        page.get_by_text("Training reward").wait_for()  # some episodes are over
+        if "sizes" in settings.parts:
+            sizes(settings, browser, page, address)
+        if "uses" in settings.parts:
+            uses(settings, page)
+        page.close()
+
+
 def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
     settings.folder.mkdir(parents=True, exist_ok=True)
@@ -168,13 +185,10 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = stack.enter_context(tempfile.TemporaryDirectory())
         playwright = stack.enter_context(sync_playwright())
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        with training(["train", settings.env, "--port", "0"]) as address:
-            page = opened(browser, address, settings.usual)
-            beginning(settings, page)
-            sizes(settings, browser, page, address)
-            uses(settings, page)
-            page.close()
-        end(settings, browser)
+        if {*settings.parts} - {"end"}:
+            one_training(settings, browser)
+        if "end" in settings.parts:
+            end(settings, browser)
         browser.close()
 
 

@@ -69,7 +69,7 @@ def test_starts_are_kept_in_the_users_cache_directory(monkeypatch):
     ("seconds", "usual", "start", "words"),
     [
         (7.0, None, None, "for 7 s: often takes a minute or two"),
-        (150.0, None, None, "for 150 s: takes some minutes on a busy machine"),
+        (150.0, None, None, "for 150 s: a busy machine takes longer"),
         (7.0, 42.0, None, "7 s of usually 42 s here"),
         (7.0, 42.0, 40.0, "for 7 s"),
     ],

@@ -142,7 +142,7 @@ def compiling(progress: ProgressView) -> tuple[str, str]:
         return word, f"{seconds} of usually {progress.usual_seconds:.0f} s here"
     usually = "often takes a minute or two"
     if progress.phase_seconds > PATIENCE_SECONDS:
-        usually = "takes some minutes on a busy machine"
+        usually = "a busy machine takes longer"
     return word, f"for {seconds}: {usually}"
 
 
