@@ -74,16 +74,24 @@ def shoot(settings: Settings, page: Page, name: str) -> None:
 def opened(browser: Browser, address: str, size: dict[str, int]) -> Page:
     """Opens the page in a window of its own."""
     page = browser.new_page(viewport=size)  # pyright: ignore
-    page.set_default_timeout(5 * MINUTE_MS)
+    page.set_default_timeout(20 * MINUTE_MS)  # a busy machine compiles for long
     page.goto(address)
     return page
 
 
 def surround(page: Page, surroundings: str) -> None:
-    """Makes the page light or dark."""
+    """Makes the page light or dark, and waits for the scene to be so: a slow page takes a while."""
     open_tab(page, "Look")
     click(page.get_by_label("Surroundings", exact=True))
     click(page.get_by_role("option", name=surroundings, exact=True))
+    while is_dark(page) != (surroundings == "Dark"):
+        time.sleep(1.0)
+
+
+def is_dark(page: Page) -> bool:
+    """Whether the scene is, at its upper left corner."""
+    png = page.screenshot(clip={"x": 4, "y": 4, "width": 4, "height": 4})
+    return Image.open(io.BytesIO(png)).convert("L").getextrema()[1] < 128  # pyright: ignore
 
 
 def beginning(settings: Settings, page: Page) -> None:
