@@ -62,6 +62,7 @@ def shoot(settings: Settings, page: Page, name: str) -> None:
     """Takes one picture of the window."""
     close_notice(page)
     png, path = page.screenshot(timeout=3 * MINUTE_MS), settings.folder / f"{name}.webp"
+    quality = QUALITIES[0]
     for quality in QUALITIES:
         save(png, path, quality)
         if path.stat().st_size <= MOST_BYTES:
