@@ -49,22 +49,22 @@ def take(settings: Settings, page: Page, address: str) -> None:
     page.get_by_text("Live").wait_for(timeout=300_000)
     time.sleep(5.0)
     close_notice(page)
-    _select(settings, page)
+    select(page)
     for tab, names in (("Robot", ("Joint axes", "Numbers")), ("Twins", ("Twins",))):
-        _open(page, tab)
+        open_tab(page, tab)
         for name in names:
-            _click(page.get_by_label(name, exact=True))
-    _click(page.get_by_role("button", name="Fork the selected robot"))
+            click(page.get_by_label(name, exact=True))
+    click(page.get_by_role("button", name="Fork the selected robot"))
     page.get_by_text("Driven by", exact=True).wait_for(timeout=300_000)
     time.sleep(settings.seconds)
     page.set_viewport_size({"width": settings.width, "height": settings.tall})
     for tab in TABS:
-        _open(page, tab)
+        open_tab(page, tab)
         time.sleep(5.0)
         _save(settings, page, tab)
 
 
-def _open(page: Page, tab: str) -> None:
+def open_tab(page: Page, tab: str) -> None:
     """Shows a tab. Viser's tabs can be dragged, so they want the mouse, not just a click."""
     box = page.get_by_text(tab, exact=True).first.bounding_box()
     assert box is not None
@@ -72,17 +72,22 @@ def _open(page: Page, tab: str) -> None:
     time.sleep(2.0)
 
 
-def _select(settings: Settings, page: Page) -> None:
-    """Clicks the robot while the training is held, because it moves and the page is slow."""
-    _click(page.get_by_role("button", name="Hold training"))
-    page.get_by_text("Held at step").wait_for(timeout=60_000)
-    time.sleep(5.0)
-    _open(page, "Robot")  # which says whether a robot is selected
-    scene = {"x": 0, "y": 0, "width": _left(page) - 10, "height": settings.height}
+def select(page: Page) -> None:
+    """Clicks a robot while the training is held, because it moves and the page is slow."""
+    hold(page)
+    open_tab(page, "Robot")  # which says whether a robot is selected
+    scene = {"x": 0, "y": 0, "width": _left(page) - 10, "height": _bottom(page)}
     page.mouse.click(*_robot_in(page.screenshot(clip=scene)))  # pyright: ignore
     none = page.get_by_text("Click a robot to select it.")
     none.wait_for(state="detached", timeout=30_000)
-    _click(page.get_by_role("button", name="Resume training"))
+    click(page.get_by_role("button", name="Resume training"))
+
+
+def hold(page: Page) -> None:
+    """Holds the training, and waits for its step to be on screen."""
+    click(page.get_by_role("button", name="Hold training"))
+    page.get_by_text("Held at step").wait_for(timeout=60_000)
+    time.sleep(5.0)
 
 
 def _robot_in(png: bytes) -> tuple[float, float]:
@@ -95,7 +100,7 @@ def _robot_in(png: bytes) -> tuple[float, float]:
     return float(x), float(y)
 
 
-def _click(control: Locator) -> None:
+def click(control: Locator) -> None:
     """Clicks without waiting for the control to stand still: in a slow browser it never does."""
     control.wait_for(timeout=60_000)
     control.dispatch_event("click")
@@ -107,6 +112,13 @@ def _left(page: Page) -> float:
     box = page.get_by_text("Watch", exact=True).first.bounding_box()
     assert box is not None
     return box["x"]
+
+
+def _bottom(page: Page) -> float:
+    """Returns the scene's lower edge, in pixels."""
+    box = page.locator("#brax-viser-bar").bounding_box()
+    assert box is not None
+    return box["y"]
 
 
 def _save(settings: Settings, page: Page, tab: str) -> None:

@@ -58,9 +58,9 @@ def take(settings: Settings, page: Page, address: str) -> None:
     save(page.screenshot(), settings.path)
 
 
-def save(png: bytes, path: Path) -> None:
+def save(png: bytes, path: Path, quality: int = 80) -> None:
     """Writes a picture in the format given by its file name."""
-    Image.open(io.BytesIO(png)).convert("RGB").save(path, quality=80, method=6)
+    Image.open(io.BytesIO(png)).convert("RGB").save(path, quality=quality, method=6)
 
 
 def close_notice(page: Page) -> None:

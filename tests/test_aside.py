@@ -465,7 +465,11 @@ def test_after_the_training_its_policy_plays_on_until_another_training_begins(vi
     assert panel(viewer).env == CHOSEN and not panel(viewer).begins, "from where it was last shown"
     viewer.policy_saved("runs/pendulum/policy")
     said = words.head(probe.panel_view())
-    assert "Finished" in said and "runs/pendulum/policy" in said and "Live" not in said
+    assert (
+        "Finished, the policy plays on" in said
+        and "runs/pendulum/policy" in said
+        and "Live" not in said
+    )
     controls = probe.panel.training
     eventually(lambda: controls._hold.disabled and not controls._step.visible, "no hold is left")
     eventually(lambda: "The trained policy goes on" in controls._hold_note.content, "it is said")

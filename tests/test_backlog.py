@@ -357,7 +357,7 @@ def test_the_panel_reports_a_slow_page_which_slows_down_no_other(viewer):
         def tell() -> None:
             told.append(words.cost(probe.panel_view(time.monotonic())))
 
-        slow_words = "A page is slow and skips frames: it takes"
+        slow_words = "A page is slow and skips frames: it shows"
         eventually(lambda: probe.now(tell) or slow_words in told[-1], "the panel says so")
     finally:
         stop.set()

@@ -238,7 +238,7 @@ def test_the_switch_stops_the_robots_on_all_pages_and_starts_them_again(chromium
 
 @pytest.mark.usefixtures("live")
 def test_each_mode_shows_its_budget_and_moves_the_robots(page):
-    speed = page.get_by_text("Speed", exact=True)
+    speed = page.get_by_text("Speed, ×", exact=True)
     speed.wait_for(timeout=60_000)
     for mode, words in (("Latest", "budget 2 %"), ("Every step", "no budget")):
         choose(page, "Motion", mode)

@@ -1,8 +1,10 @@
 """Tests the panel's head and its notes: what they say, and that nothing below them moves."""
 
 import gzip
+import html
 import re
 import urllib.request
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import viser
 from websockets.datastructures import Headers
 from websockets.http11 import Response
 
-from brax_viser import VisualizedEnv
+from brax_viser import Viewer, VisualizedEnv
 from brax_viser.host.metrics import SEEN_LENGTH, SEEN_REWARD
 from brax_viser.host.progress import Progress
 from brax_viser.model.physics import touching_nothing
@@ -25,6 +27,7 @@ from brax_viser.records.frame import Frame
 from brax_viser.records.protocol import NEVER
 from brax_viser.sandbox.session import ForkView
 from brax_viser.sandbox.trial import Trial
+from brax_viser.twins.verdict import Verdict
 from tests.conftest import eventually
 from tests.recorded import recording_of, run_of
 from tests.support import Probe
@@ -129,12 +132,54 @@ def test_each_control_says_what_it_is_for_and_no_label_is_there_twice(viewer):
     assert not {label for label in labels if labels.count(label) > 1}
 
 
+def stepped(viewer: Viewer) -> Callable[[], object]:
+    """Steps 8 environments, of which 4 are drawn; returns a function that steps them once more."""
+    env = VisualizedEnv(Toy(), grid=(2, 2), viewer=viewer)
+    step = jax.jit(jax.vmap(env.step))
+    states = [jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 8))]
+
+    def advance() -> None:
+        states.append(jax.block_until_ready(step(states.pop(), np.zeros((8, 1)))))
+
+    advance()
+    eventually(lambda: viewer.stats().env_steps > 0, "the number of envs is known")
+    return advance
+
+
+@pytest.mark.usefixtures("page")
+def test_fewer_robots_are_drawn_if_a_person_wants_fewer_whatever_the_rule(viewer):
+    probe, advance = Probe(viewer), stepped(viewer)
+    field, shown = probe.panel.choice._most, lambda: probe.panel_view().drawn
+
+    def drawn(count: int) -> bool:
+        advance()
+        return shown() == count
+
+    def envs(*expected: int) -> bool:
+        advance()
+        frame = probe.panel_view().frame
+        return frame is not None and frame.env_index.tolist() == [*expected]
+
+    eventually(lambda: drawn(4) and field.visible and field.value == 4, "there are four cells")
+    probe.use(field, 2)
+    eventually(lambda: drawn(2), "two are drawn")
+    note = probe.panel.choice._notes["How many"]
+    probe.use(field, 5)
+    eventually(lambda: "5 is not used: it must be 1 to 4." in note.content, "there is no room")
+    for rule, expected in ((("page", 3), (4, 5)), ("first", (0, 1))):
+        viewer.select(rule)
+        eventually(lambda expected=expected: envs(*expected), f"two are drawn: {rule}")
+    viewer.selected_env = 7
+    eventually(lambda: envs(0, 7), "the selected one is one of them")
+    viewer.select([1, 2, 3])
+    eventually(lambda: envs(1, 2, 3, 7), "those that are listed are drawn, and the selected one")
+    eventually(lambda: not field.visible, "without a limit")
+
+
 @pytest.mark.usefixtures("page")
 def test_indices_that_no_env_has_are_refused_beside_the_field_and_the_robots_stay(viewer):
-    env, probe = VisualizedEnv(Toy(), grid=(2, 2), viewer=viewer), Probe(viewer)
-    state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 8))
-    jax.block_until_ready(jax.jit(jax.vmap(env.step))(state, np.zeros((8, 1))))
-    eventually(lambda: viewer.stats().env_steps > 0, "the number of envs is known")
+    probe = Probe(viewer)
+    stepped(viewer)
     probe.use(probe.panel.choice._rule, "Chosen by index")
     eventually(lambda: probe.shared.selection.rule == "indices", "the first ones are listed")
     shown = probe.shared.selection
@@ -221,6 +266,57 @@ def test_twins_are_not_promised_once_the_training_is_over(view, phase, what):
     on = replace(view.control, twins=16)
     asked = replace(view, control=on, progress=replace(view.progress, phase=phase), frame=None)
     assert what in twin_words.twins(asked)
+
+
+@pytest.mark.parametrize(
+    ("backend", "verdict", "sentence"),
+    [
+        ("mjx", None, ""),
+        ("mjx", Verdict(16, 0, 3, 1.2, 0.02), "MuJoCo agrees: all 16 robots stay within 2 cm of "
+         "their twins for the first 1.2 s."),
+        ("mjx", Verdict(1, 0, 3, 1.2, 4e-4), "MuJoCo agrees: env 3 and its twin stay within 0.4 mm "
+         "for the first 1.2 s."),
+        ("spring", Verdict(16, 14, 5, 0.6, 1.21), "MuJoCo disagrees: 14 of 16 robots part from "
+         "their twins by up to 1.3 m, env 5 first, after 0.6 s."),
+        ("mjx", Verdict(1, 1, 5, 0.6, np.inf), "MuJoCo disagrees: env 5 parts from its twin, after "
+         "0.6 s."),
+    ],
+)  # fmt: skip
+def test_twins_say_in_one_sentence_whether_mujoco_agrees_and_if_not_why(
+    view, backend, verdict, sentence
+):
+    on = replace(view.control, twins=16)
+    shown = replace(view, control=on, verdict=verdict, env=f"Ant · {backend}")
+    said = re.sub("<[^>]*>|&#9679;", "", twin_words.verdict(shown)).strip()
+    assert html.unescape(said).startswith(sentence) and bool(said) == bool(sentence)
+    parted = verdict is not None and verdict.parted > 0
+    assert ("Brax's spring physics" in html.unescape(said)) == (parted and backend == "spring")
+    assert ("the solver few iterations" in said) == (parted and backend == "mjx")
+    for silent in (
+        replace(shown, control=replace(on, mode="latest")),
+        replace(shown, twin_fault="ValueError"),
+        replace(shown, controls_known=False),
+    ):
+        assert twin_words.verdict(silent) == ""
+
+
+@pytest.mark.parametrize(
+    ("metres", "words_"),
+    [(0.0, "0.1 mm"), (4e-4, "0.4 mm"), (0.0095, "9.5 mm"), (0.00999, "1 cm"), (0.07, "7 cm"),
+     (0.0701, "8 cm"), (0.989, "99 cm"), (0.995, "1.0 m"), (1.01, "1.1 m"), (12.3, "12.3 m")],
+)  # fmt: skip
+def test_a_distance_is_rounded_up_so_that_within_it_stays_true(metres, words_):
+    assert twin_words.length(metres) == words_
+
+
+def test_the_numbers_are_the_first_box_to_look_inside_and_frames_the_last(viewer):
+    inside = Probe(viewer).panel.inside
+    boxes = {inside._numbers_wanted.order: "numbers"}
+    boxes |= {handle.order: name for name, handle in inside._overlays.items()}
+    names = [boxes[order] for order in sorted(boxes)]
+    assert names[:3] == ["numbers", "contacts", "contact_forces"]
+    assert names[-2:] == ["body_frames", "geom_frames"] and len(names) == 13
+    assert min(boxes) < inside._inside.order < inside._overlays["contacts"].order
 
 
 @pytest.mark.parametrize(("drawn", "verb"), [(1, "is"), (2, "are")])

@@ -274,6 +274,7 @@ def test_the_end_of_a_training_is_said_and_holds_are_gone(page, training):
     training.viewer.training_ended()
     training.viewer.policy_saved("runs/toy/policy")
     page.get_by_text("Finished").wait_for()
+    page.get_by_role("button", name="The end", exact=True).wait_for()  # in the time bar
     page.get_by_text("policy saved to runs/toy/policy").wait_for()
     assert page.get_by_role("button", name="Hold training").is_disabled()
     page.get_by_role("button", name="1 step", exact=True).wait_for(state="hidden")

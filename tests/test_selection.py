@@ -32,6 +32,24 @@ def test_the_first_envs_a_page_of_them_or_given_ones_are_chosen():
     assert Selection.of("first").num_pages(65, 64) == 2
 
 
+def test_fewer_envs_than_cells_are_chosen_by_each_rule_but_those_that_are_listed():
+    few = {what: replace(Selection.of(what), most=3) for what in ("first", "random", "best")}
+    assert few["first"].given(256, 64, RANDOM).tolist() == [0, 1, 2]
+    assert len(few["random"].given(256, 64, RANDOM)) == 3
+    third = replace(Selection.of(("page", 3)), most=3)
+    assert third.given(256, 64, RANDOM).tolist() == [6, 7, 8] and third.num_pages(256, 64) == 86
+    assert few["first"].given(256, 2, RANDOM).tolist() == [0, 1], "not more than there are cells"
+    listed = replace(Selection.of([5, 2, 9, 7]), most=3)
+    assert listed.given(256, 64, RANDOM).tolist() == [5, 2, 9, 7]
+    assert not few["first"].same_rule(Selection.of("first")), "another limit is another choice"
+    choice = Choice()
+    choice.begin(few["best"], 10, 8, now=0.0, keep=None)
+    choice.report(0, BEST, ranking([1, 2, 3, 4], [4.0, 3.0, 2.0, 1.0]), 1, 10, 8, None)
+    assert choice.env_index is not None and choice.env_index.tolist() == [1, 2, 3]
+    assert choice.keep(9, 10, 8)
+    assert choice.env_index.tolist() == [1, 2, 9], "the selected one takes the last place"
+
+
 def test_random_envs_are_distinct_and_change_each_time():
     one, other = given_by("random", num_envs=4096), given_by("random", num_envs=4096)
     assert len(set(one)) == 64 and one != other

@@ -66,15 +66,18 @@ def test_starts_are_kept_in_the_users_cache_directory(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("usual", "start", "words"),
+    ("seconds", "usual", "start", "words"),
     [
-        (None, None, "for 7 s: often takes a minute or two"),
-        (42.0, None, "7 s of usually 42 s here"),
-        (42.0, 40.0, "for 7 s"),
+        (7.0, None, None, "for 7 s: often takes a minute or two"),
+        (150.0, None, None, "for 150 s: a busy machine takes longer"),
+        (7.0, 42.0, None, "7 s of usually 42 s here"),
+        (7.0, 42.0, 40.0, "for 7 s"),
     ],
 )
-def test_the_page_says_what_is_compiled_and_how_long_that_usually_takes(usual, start, words):
-    view = replace(BEFORE, phase_seconds=7.0, usual_seconds=usual, start_seconds=start)
+def test_the_page_says_what_is_compiled_and_how_long_that_usually_takes(
+    seconds, usual, start, words
+):
+    view = replace(BEFORE, phase_seconds=seconds, usual_seconds=usual, start_seconds=start)
     assert compiling(view) == ("Compiling the training step", words)
 
 

@@ -236,10 +236,12 @@ def test_a_click_on_a_mark_shows_that_episode_alone(bar, page, probe):
     eventually(lambda: "worst: env 4, return" in bar.tip, "the mark says what it is")
     summary = RECORDINGS[1_200_000][1].summary
     assert "0.4 s, terminated" in bar.tip and "Click: this episode alone" in bar.tip
-    page.mouse.click(*bar.dot("worst", 2))
+    x, y = bar.dot("worst", 2)
+    page.mouse.click(x, y)
     eventually(lambda: drawn(probe) == [4], "it is drawn alone")
     assert probe.replay.told().only == summary.key
     eventually(lambda: bar.text.startswith("step 1.2 M · env 4, worst"), "the bar says so")
+    assert bar.dot("worst", 2)[1] == y, "the mark stays where it was clicked"
     bar.click_curve(0.99)
     eventually(lambda: drawn(probe) == [1, 4, 7, 10], "the curve shows all of them again")
 
@@ -354,6 +356,10 @@ def test_nothing_is_covered_and_nothing_sticks_out(width, bar, page, probe):
             assert 640 < top < 740
             eventually(lambda t=top: bottom("canvas[data-engine]") <= t, "the scene ends above it")
             assert bottom(".mantine-ScrollArea-root") <= top, "and so does the panel"
+            if width == 420:  # the panel is a sheet below the scene
+                sheet = box("#root .mantine-Paper-root:has(.brax-viser-state)")
+                assert bottom("canvas[data-engine]") <= sheet["y"] + 1 and sheet["width"] == width
+                assert sheet["height"] < 0.4 * top
             parts = bar.all.evaluate(
                 """bar => ["shows", "hint", "transport", "track", "line", "text"].map((name) => {
                   const part = bar.querySelector(`.${name}`), box = part.getBoundingClientRect();

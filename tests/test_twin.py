@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 import subprocess
 import sys
@@ -690,6 +691,49 @@ def test_drift_is_kept_for_a_while_and_interrupted_between_stretches(monkeypatch
     monkeypatch.setattr("brax_viser.twins.drift._median", None)
     curves = log.curves(None)
     assert curves is not None and len(curves.seconds) == MOST_POINTS
+
+
+def test_a_verdict_outlives_the_restart_of_a_twin_and_forgets_robots_that_have_none_any_more():
+    log, links, step = DriftLog(), np.zeros((3, 1, 3)), itertools.count(1)
+
+    def add(seconds: float, *bodies: float, passed: float = np.inf, **how: bool) -> None:
+        values = ghost_of(links, seconds)
+        values.bodies[:], values.passed[1] = bodies, passed
+        log.add(frame_of(next(step), None, links, values), 0.1, **how)
+
+    assert log.verdict(0.1) is None
+    add(0.0, 0.0, 0.0, 0.0)
+    assert log.verdict(0.1) is None, "no step has been taken"
+    add(0.1, 0.01, 0.02, 0.0)
+    add(0.2, 0.01, 0.05, 0.0)
+    told = log.verdict(0.1)
+    assert told is not None and (told.twins, told.parted, told.env) == (3, 0, 1)
+    assert (told.seconds, told.distance) == pytest.approx((0.2, 0.05))
+    add(0.3, 0.01, 0.4, 0.0, passed=0.3)
+    add(0.4, 0.2, 0.6, 0.0, passed=0.3)
+    add(0.0, 0.0, 0.0, 0.0)  # all begin again
+    add(0.1, 0.0, 0.01, 0.0)
+    told = log.verdict(0.1)
+    assert told is not None and (told.twins, told.parted, told.env) == (3, 2, 1)
+    assert (told.seconds, told.distance) == pytest.approx((0.3, 0.6))
+    told = log.verdict(0.5)
+    assert told is not None and told.parted == 1, "by another limit"
+    for seconds in (0.2, 0.3, 0.0, 0.1):  # another run is over
+        add(seconds, 0.0, 0.01, 0.0)
+    told = log.verdict(0.1)
+    assert told is not None and (told.parted, told.seconds) == (0, pytest.approx(0.3))
+    add(0.2, 0.0, np.nan, 0.0, passed=0.2)  # MuJoCo has lost it
+    told = log.verdict(0.1)
+    assert told is not None and (told.parted, told.env, told.distance) == (1, 1, np.inf)
+    assert told.seconds == pytest.approx(0.2)
+    add(0.0, 0.0, 0.0, 0.0, as_made=True)
+    assert log.verdict(0.1) is None, "other physics are judged from the start"
+    links = links[:1]
+    for number in range(MOST_POINTS + 1):
+        values = ghost_of(links, 0.1 * number)
+        log.add(frame_of(next(step), None, links, values), 0.1, as_made=True)
+    told = log.verdict(0.1)
+    assert told is not None and told.twins == 1
 
 
 def test_a_curve_without_a_number_does_not_spoil_the_others():

@@ -40,6 +40,8 @@ class Selection:
     num_agents: int = 1  # for both rules of `OF_AGENTS`
     sticky: bool = False  # keep the first choice instead of choosing again at each stretch
     rank_by: str = MEASURES[0]  # one of MEASURES: the return that "best" and "worst" rank by
+    # Environments to draw at most, unless they are given by "indices"; None: one in each cell.
+    most: int | None = None
 
     @property
     def code(self) -> int:
@@ -88,13 +90,20 @@ class Selection:
         rank_by = self.rank_by if self.rule in ("best", "worst") else other.rank_by
         return replace(self, sticky=other.sticky, rank_by=rank_by) == other
 
+    def room(self, capacity: int) -> int:
+        """Returns how many environments are drawn at most, where there are `capacity` cells."""
+        if self.most is None or self.rule == "indices":
+            return capacity
+        return min(self.most, capacity)
+
     def num_pages(self, num_envs: int, capacity: int) -> int:
-        """Returns the number of pages of `capacity` environments."""
-        return -(-num_envs // capacity)
+        """Returns the number of pages, where there are `capacity` cells."""
+        return -(-num_envs // self.room(capacity))
 
     def given(self, num_envs: int, capacity: int, random: np.random.Generator) -> np.ndarray:
         """Returns the choice of a rule that needs no ranking, int32 [K <= capacity]. Indices that
         don't exist are left out; a page that doesn't exist becomes the last one."""
+        capacity = self.room(capacity)
         match self.rule:
             case "first":
                 chosen = np.arange(min(num_envs, capacity))
@@ -222,7 +231,8 @@ class Choice:
         tier, key = (np.concatenate(parts) for parts in zip(*keys, strict=True))
         # Ties by index, as on the device.
         order = np.lexsort((index, key, tier))
-        chosen = index[order][np.isfinite(key[order])][:capacity].astype(np.int32)
+        room = self.made_of.room(capacity)
+        chosen = index[order][np.isfinite(key[order])][:room].astype(np.int32)
         self._settle(chosen, keep, num_envs, capacity)
         self._pending = False
 
@@ -257,6 +267,8 @@ class Choice:
 
     def _settle(self, chosen: np.ndarray, keep: int | None, num_envs: int, capacity: int) -> None:
         """Sets the choice, with `keep` appended, or in the last place if there is no room."""
+        if self.made_of is not None:
+            capacity = self.made_of.room(capacity)
         self._chosen, self.extra = chosen, None
         if keep is not None and keep < num_envs and keep not in chosen:
             self.extra = keep

@@ -245,9 +245,12 @@
       : `step ${count(active ? replay.step : now)}`;
     find("which").textContent = active ? shown : end ? `of ${count(end)}` : "";
     const over = { done: "ended", failed: "failed" }[phase];
+    bar.classList.toggle("over", Boolean(over));
+    find("live").setAttribute("aria-label", over ? "The end" : "Live");
+    find("live").title = over ? "Shows the robots after the training" : "Shows the robots as they train";
     if (!active) find("moment").textContent = (live && (held ? "held" : over)) || "";
     find("hint").textContent = !many ? "no episode is recorded yet"
-      : `${many} recording${many > 1 ? "s" : ""}`;
+      : `${many} recording${many > 1 ? "s" : ""}${steers ? ": click on a dot to see it again" : ""}`;
     track.setAttribute("aria-valuemax", Math.max(now, end || 0));
     track.setAttribute("aria-valuenow", active ? replay.step : now);
     track.setAttribute("aria-valuetext", find("step").textContent);

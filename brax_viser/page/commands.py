@@ -110,6 +110,10 @@ class Commands:
         agents = len(self._shared.control.agents.names) or 1
         self._steering.choose(Selection(rule, indices=drawn, sticky=sticky, num_agents=agents))
 
+    def draw_most(self, count: int) -> None:
+        """Draws at most so many environments, 1 or more, by the rule that is chosen."""
+        self._steering.choose(self._shared.selection, most=count)
+
     def pick_agent(self, name: str) -> None:
         """Draws the environments of one agent, given its name."""
         self._steering.select(("agent", name), sticky=self._shared.selection.sticky)

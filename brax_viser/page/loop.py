@@ -253,7 +253,8 @@ class Loop:
         same = view is None or (view.is_same_picture(channel.view) and look == channel.look)
         if view is not None and not (same and shown):
             channel.view = view
-            channel.drift.add(view.frame, channel.source.adapter.dt)
+            as_made = self._state.twins.as_made
+            channel.drift.add(view.frame, channel.source.adapter.dt, as_made=as_made)
             channel.terms.add(view.frame, channel.source.adapter.dt)
             if block is not None:
                 views[role] = view

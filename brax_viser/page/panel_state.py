@@ -173,6 +173,7 @@ class PanelState:
             twin_fault=self._twin_worker.fault,
             controls_known=channel.controls_known if channel else True,
             curves=channel.drift.curves(view.selected_env) if channel and twins else None,
+            verdict=channel.drift.verdict(self._state.twins.limit) if channel and twins else None,
         )
 
     def _lately(self, now: float) -> tuple[float, float]:

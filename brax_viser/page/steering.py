@@ -128,16 +128,20 @@ class Steering:
             self.choose(Selection(sticky=chosen.sticky))
         self._shared.mailbox.wake()
 
-    def choose(self, selection: Selection, rank_by: str | None = None) -> None:
+    def choose(
+        self, selection: Selection, rank_by: str | None = None, most: int | None = None
+    ) -> None:
         """Chooses the environments to draw.
 
         Args:
-            selection: the rule and its arguments; its `rank_by` is ignored.
+            selection: the rule and its arguments; its `rank_by` and `most` are ignored.
             rank_by: one of `MEASURES`; None keeps the present one.
+            most: how many are drawn at most, 1 or more; None keeps the present limit.
         """
         with self._shared.lock:
             before = self._shared.selection
-            selection = replace(selection, rank_by=rank_by or before.rank_by)
+            kept = {"rank_by": rank_by or before.rank_by, "most": most or before.most}
+            selection = replace(selection, **kept)
             self._shared.selection = selection
         self._state.complaint = None
         if not selection.same_rule(before):

@@ -36,6 +36,7 @@ class ChoiceFolder(Widgets):
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
         self._shown_indices: tuple[int, ...] = ()
+        self._room = MOST_INDICES  # cells that there are robots for, once they are known
         with self._server.gui.add_folder("Which robots"):
             self._add_rollout()
             self._add_rule()
@@ -55,7 +56,8 @@ class ChoiceFolder(Widgets):
             "Rollout",
             tuple(SHOW_LABELS),
             initial_value="Training",
-            hint="The trainer steps its training and, now and then, an evaluation of the policy.",
+            hint="Training: the robots that the trainer learns from. Evaluation: those by which it "
+            "sees, now and then, how good the policy is.",
         )
         self._on_change(self._show, self._steering.set_show, SHOW_LABELS.__getitem__)
 
@@ -66,19 +68,32 @@ class ChoiceFolder(Widgets):
             _rules_for(()),
             initial_value="First ones",
             hint="Which of the trainer's environments are drawn. Best, worst, terminated and NaN "
-            "are chosen among all of them, on the device. Just terminated: each is shown as it "
-            "fell, after the steps before its fall if they were sent.",
+            "are chosen among all of them, also among those not drawn. Just terminated: each is "
+            "shown as it fell, after the steps before its fall if they were sent.",
         )
         self._on_change(self._rule, self._actions.pick_rule, RULE_LABELS.__getitem__)
+        self._add_how_many()
         self._rank_by = gui.add_dropdown(
             "Return",
             tuple(MEASURE_LABELS),
             initial_value="Last episode",
-            hint="Which return Best and Worst go by, and labels and colours: that of each env's "
-            "last finished episode (those without one come behind, by reward per second); that of "
-            "its episode so far, which is mostly its age; or that over its time.",
+            hint="A return is the sum of an episode's rewards. Best and Worst, labels and colours "
+            "go by that of each env's last finished episode (those without one come behind, by "
+            "reward per second); by that of its episode so far, which is mostly its age; or by "
+            "that divided by the episode's time, s.",
         )
         self._on_change(self._rank_by, self._steering.set_rank_by, MEASURE_LABELS.__getitem__)
+
+    def _add_how_many(self) -> None:
+        self._most = self._server.gui.add_number(
+            "How many",
+            1,
+            step=1,
+            hint="How many robots are drawn at most, of those that there is room for (--grid). "
+            "Fewer are easier to follow, and leave fewer episodes to record.",
+            visible=False,
+        )
+        self._on_number(self._most, self._actions.draw_most, int, lambda: (1, self._room))
 
     def _add_details(self) -> None:
         gui = self._server.gui
@@ -105,7 +120,8 @@ class ChoiceFolder(Widgets):
         self._indices = gui.add_text(
             "Indices",
             "",
-            hint="For example 3, 141, 7 or 100-131. The first index is 0.",
+            hint="Numbers of the environments to draw, such as 3, 141, 7 or 100-131. The first one "
+            "is 0.",
             visible=False,
         )
         self._on_text(self._indices, self._actions.type_indices)
@@ -137,6 +153,7 @@ class ChoiceFolder(Widgets):
         self._set(self._rule, value=label_of(RULE_LABELS, selection.rule))
         one = agents[selection.agent] if selection.rule == "agent" else None
         self._set(self._agent, visible=one is not None, value=one or (agents or ("",))[0])
+        self._show_how_many(view)
         pages = selection.num_pages(num_envs, view.capacity) if num_envs and view.capacity else 1
         page = min(selection.page, pages)
         self._set(self._rank_by, value=label_of(MEASURE_LABELS, selection.rank_by))
@@ -154,6 +171,14 @@ class ChoiceFolder(Widgets):
         moves = selection.rule in ("random", *RANKED)
         self._set(self._sticky, visible=moves, value=selection.sticky)
         self._set(self._drawn, content=words.drawn(view))
+
+    def _show_how_many(self, view: PanelView) -> None:
+        """Updates the limit on the robots that are drawn; there is none where they are listed."""
+        selection, num_envs = view.selection, view.stream.num_envs
+        if view.capacity:
+            self._room = min(view.capacity, num_envs or view.capacity)
+            self._set(self._most, visible=self._room > 1 and selection.rule != "indices")
+            self._show_number(self._most, min(selection.room(view.capacity), self._room))
 
 
 def _rules_for(agents: Sequence[str]) -> tuple[str, ...]:

@@ -72,10 +72,10 @@ class CurvesControls(Widgets):
         )
         with gui.add_folder("Axes", expand_by_default=False):
             self._along = gui.add_dropdown(
-                "Along",
+                "Horizontal",
                 (BY_STEPS, BY_TIME),
-                hint="The horizontal axis: env steps over all environments, or seconds of training "
-                "since its first number; time during which it was held does not count.",
+                hint="What the horizontal axis counts: env steps over all environments, or the "
+                "time of training since its first number, without that for which it was held.",
             )
             self._smooth = gui.add_slider(
                 "Smoothing",
@@ -83,7 +83,8 @@ class CurvesControls(Widgets):
                 0.99,
                 0.01,
                 0.0,
-                hint="Weight of the past in a moving average. 0: as reported.",
+                hint="Evens out the lines: the weight of the past in a moving average, 0 to 0.99. "
+                "0: as reported.",
             )
             self._log = gui.add_checkbox(
                 "Logarithmic",

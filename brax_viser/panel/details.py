@@ -66,9 +66,10 @@ def strain(view: Inside) -> str:
     """Counts contacts, and lists violations: overlapping geoms, joints beyond their limits."""
     depth = -view.data.contact.dist
     deep = depth[depth > 0]
-    lines = [f"{len(depth)} contacts"]
+    lines = [f"{len(depth)} contact{'' if len(depth) == 1 else 's'}"]
     if len(deep):
-        lines.append(f"{len(deep)} of them overlap, by {1000 * deep.max():.3g} mm at most")
+        overlap = "overlaps" if len(deep) == 1 else "overlap"
+        lines.append(f"{len(deep)} of them {overlap}, by {1000 * deep.max():.3g} mm at most")
     for joint, beyond in limits_exceeded(view.model, view.detail.qpos)[:4]:
         name = named(view.model, mujoco.mjtObj.mjOBJ_JOINT, joint, "joint")
         unit = view.model.jnt_type[joint] in _ANGLES

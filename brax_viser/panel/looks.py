@@ -33,23 +33,23 @@ class LookControls(Widgets):
             "Colour by",
             tuple(COLOUR_LABELS),
             initial_value="As the model",
-            hint="Return: the one chosen under Watch. Reward: of this step. Termination: red where "
-            "an episode has just ended in one.",
+            hint="What the colour of a robot says. Return: the one chosen under Watch. Reward of "
+            "this step. Termination: red where an episode has just ended in one, as by a fall.",
         )
         self._on_change(self._colour, self._look("colour_by"), COLOUR_LABELS.__getitem__)
         self._legend = gui.add_html("")
         self._labels = gui.add_checkbox(
             "Labels",
             False,
-            hint="Above each robot: env index, the return chosen under Watch, and the time of its "
-            "episode.",
+            hint="Above each robot: the number of its environment, the return chosen under "
+            "Watch, and the time of its episode, s.",
         )
         self._on_change(self._labels, self._look("labels"), bool)
         self._tints = gui.add_checkbox(
             "Tints",
             True,
-            hint="Each cell, and its robot if it has one colour alone, has a quiet tint of its "
-            "own. Off: the model's own colours.",
+            hint="Each cell, and its robot if that has one colour alone, has a slight colour of "
+            "its own, to tell robots apart. Off: the model's own colours.",
         )
         self._on_change(self._tints, self._look("tints"), bool)
         self._in_cells = gui.add_checkbox(
@@ -121,8 +121,8 @@ class PartsFolder(Widgets):
                 handle = gui.add_checkbox(
                     f"Group {group}",
                     group in USUAL.groups,
-                    hint="Geoms, skins, sites and tendons that the model has put into this group. "
-                    "Usually 0 to 2 are the visible parts, and 3 the colliding ones.",
+                    hint="Shapes (geoms), skins, marked places (sites) and tendons that the model "
+                    "has put into this group. Usually 0 to 2 are meant to be seen, and 3 collides.",
                     visible=False,
                 )
                 self._groups[group] = handle
@@ -130,7 +130,7 @@ class PartsFolder(Widgets):
             self._sites = gui.add_checkbox(
                 "Sites",
                 USUAL.sites,
-                hint="Marked places of the model, those in the groups above.",
+                hint="Marked places of the model, such as those of sensors, in the groups above.",
                 visible=False,
             )
             self._on_change(self._sites, self._actions.show_sites, bool)

@@ -9,21 +9,21 @@ from brax_viser.scene.look import OTHERS
 
 OTHER_LABELS = labels(OTHERS, "Show", "Fade", "Hide")
 OVERLAY_HINTS = {
-    "contacts": "Where two geoms touch: a disc across the contact.",
+    "contacts": "A disc where two parts touch, or a part touches the floor.",
     "contact_forces": "The force of each contact, as an arrow as long as the force is large. "
     "MuJoCo works it out of this step's coordinates and controls.",
-    "joint_axes": "An arrow along the axis of each hinge and slide.",
-    "actuators": "What each actuator is told, as an arrow along what it moves: red forwards, blue "
+    "trail": "A line along which the part that you clicked on has moved in the last three seconds; "
+    "the trunk, if you clicked on none.",
+    "velocities": "How each part moves: its arrow ends where it would be a tenth of a second on.",
+    "actuators": "What each motor is told, as an arrow along what it moves: red forwards, blue "
     "backwards, full at the end of its range.",
-    "violations": "Red where geoms are within each other, and along joints beyond their limits.",
-    "velocities": "How each body moves: its arrow ends where it would be a tenth of a second on.",
+    "joint_axes": "An arrow along the axis about which each joint turns, or along which it slides.",
+    "violations": "Red where parts are within each other, and along joints beyond their limits.",
     "com": "A ball at the centre of mass of the whole robot.",
-    "inertia": "For each body, a box that has its mass and its inertia.",
-    "tendons": "The paths of the tendons, from site to site.",
-    "trail": "Where the body that you clicked on has been in the last three seconds; the trunk, if "
-    "none was.",
-    "body_frames": "x, y and z of each body in red, green and blue.",
-    "geom_frames": "x, y and z of each geom in red, green and blue.",
+    "inertia": "For each part, a box that has its mass and its inertia.",
+    "tendons": "The paths of the tendons through the robot; red beyond their limits.",
+    "body_frames": "The axes x, y and z of each body of the model, in red, green and blue.",
+    "geom_frames": "The axes x, y and z of each shape (geom) of the model, in red, green and blue.",
 }
 
 
@@ -64,27 +64,27 @@ class SelectedFolder(Widgets):
 
 
 class InsideFolder(Widgets):
-    """Controls for overlays and numbers of the selected robot."""
+    """Controls for numbers and overlays of the selected robot, those asked for most first."""
 
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
         gui = self._server.gui
         with gui.add_folder("Look inside"):
             self._looked_into = gui.add_html("")
+            self._numbers_wanted = gui.add_checkbox(
+                "Numbers",
+                False,
+                hint="Of the selected robot, live: where its parts and joints are, what the "
+                "policy is given and what it does.",
+            )
+            self._on_change(self._numbers_wanted, self._look("numbers"), bool)
+            self._inside = gui.add_html("")
             self._overlays = {}
             for name, label in words.OVERLAY_LABELS.items():
                 handle = gui.add_checkbox(label, False, hint=OVERLAY_HINTS[name])
                 self._overlays[name] = handle
                 self._on_change(handle, functools.partial(self._actions.overlay, name), bool)
             self._missing = gui.add_html("")
-            self._numbers_wanted = gui.add_checkbox(
-                "Numbers",
-                False,
-                hint="Of the selected robot, live: where its bodies and joints are, what the "
-                "policy is given and what it does.",
-            )
-            self._on_change(self._numbers_wanted, self._look("numbers"), bool)
-            self._inside = gui.add_html("")
 
     def show(self, view: PanelView) -> None:
         """Updates the controls."""

@@ -48,8 +48,8 @@ class SandboxFolder(Widgets):
         self._fork = gui.add_button(
             "Fork the selected robot",
             icon=viser.Icon.GIT_FORK,
-            hint="Freezes the selected robot as it is on screen, and plays it on in a MuJoCo "
-            "of its own, beside the others. The training is not touched.",
+            hint="Copies the selected robot as it is on screen, and plays the copy on in a MuJoCo "
+            "of its own, beside the others, where you can push it. The training is not touched.",
         )
         self._on_click_by(self._fork, self._actions.fork)
         self._go = gui.add_button_group(
@@ -71,7 +71,7 @@ class SandboxFolder(Widgets):
         )
         self._on_change(self._driver, self._change("driver"), DRIVER_LABELS.__getitem__)
         self._speed = self._slider(
-            "Sandbox speed",
+            "Sandbox speed, ×",
             0.0,
             2.0,
             0.1,
@@ -103,14 +103,16 @@ class SandboxFolder(Widgets):
         self._on_change(self._handle, self._actions.drag_sandbox, bool)
 
     def _add_physics(self) -> None:
-        self._gravity = self._slider("Gravity", *GRAVITY, 0.05, "As a multiple of the model's own.")
+        self._gravity = self._slider(
+            "Gravity, ×", *GRAVITY, 0.05, "As a multiple of the model's own; 0: none."
+        )
         self._on_number(self._gravity, self._change("gravity"))
         self._friction = self._slider(
-            "Friction", *FRICTION, 0.05, "As a multiple of the model's own."
+            "Friction, ×", *FRICTION, 0.05, "As a multiple of the model's own; 0: slippery as ice."
         )
         self._on_number(self._friction, self._change("friction"))
         self._mass = self._slider(
-            "Mass",
+            "Mass, ×",
             *MASS,
             0.1,
             "Of the part that you clicked on, or of all parts; as a multiple of the model's.",

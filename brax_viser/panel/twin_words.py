@@ -1,5 +1,6 @@
 """Writes the panel's sentences about twins and the sandbox. Pure functions."""
 
+import math
 from html import escape
 
 import numpy as np
@@ -10,6 +11,68 @@ from brax_viser.panel.view import PanelView
 from brax_viser.panel.widgets import labels
 from brax_viser.panel.words import GREY, lines_of, note
 from brax_viser.sandbox.limits import DRIVERS
+from brax_viser.twins.verdict import Verdict
+
+_AGREES, _DISAGREES = "#2f9e44", "#e8590c"
+
+
+def verdict(view: PanelView) -> str:
+    """Says in one sentence whether MuJoCo agrees with the training's physics, and if it does not,
+    why that is; empty while nothing can be said."""
+    told, stopped = view.verdict, view.twin_fault is not None or view.control.mode == "latest"
+    if told is None or stopped or not view.controls_known:
+        return ""
+    if not told.parted:
+        return _headline(f"MuJoCo agrees: {_together(told)}", _AGREES)
+    return _headline(f"MuJoCo disagrees: {_apart(told)}", _DISAGREES) + note(_why(view))
+
+
+def _headline(sentence: str, colour: str) -> str:
+    return (
+        '<div style="margin:0.1em 0.75em 0.5em 0.75em;font-size:0.9em;font-weight:600">'
+        f'<span style="color:{colour}">&#9679;</span> {escape(sentence)}</div>'
+    )
+
+
+def _together(told: Verdict) -> str:
+    near, first = length(told.distance), f"for the first {told.seconds:.1f} s"
+    if told.twins == 1:
+        return f"env {told.env} and its twin stay within {near} {first}."
+    return f"all {told.twins} robots stay within {near} of their twins {first}."
+
+
+def _apart(told: Verdict) -> str:
+    far = f" by up to {length(told.distance)}" if math.isfinite(told.distance) else ""
+    if told.twins == 1:
+        return f"env {told.env} parts from its twin{far}, after {told.seconds:.1f} s."
+    return (
+        f"{told.parted} of {told.twins} robots part from their twins{far}, env {told.env} first, "
+        f"after {told.seconds:.1f} s."
+    )
+
+
+def _why(view: PanelView) -> str:
+    if view.other_physics:
+        return (
+            f"Brax's {view.other_physics} physics is simpler than MuJoCo's, above all where robots "
+            "touch the ground. What is learned in it may fail in MuJoCo: try it in a sandbox."
+        )
+    return (
+        "Both solve the same equations. Small differences grow where robots touch something, above "
+        "all where the environment allows the solver few iterations."
+    )
+
+
+def length(metres: float) -> str:
+    """Writes a distance, rounded up to what can be seen: 0.4 mm, 2 cm, 1.3 m."""
+    if metres <= 0.0099:
+        return f"{_up(1000 * metres, 10) or 0.1} mm"
+    return f"{_up(100 * metres, 1):.0f} cm" if metres <= 0.99 else f"{_up(metres, 10)} m"
+
+
+def _up(number: float, parts: int) -> float:
+    """Rounds up to a whole number of parts of one, but for what the last digits add."""
+    return math.ceil(parts * number - 1e-6) / parts
 
 
 def twins(view: PanelView) -> str:

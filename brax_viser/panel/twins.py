@@ -42,6 +42,7 @@ class TwinFolder(Widgets):
                 "MuJoCo does not agree with the physics that is trained in.",
             )
             self._on_change(self._on, self._actions.switch_twins, bool)
+            self._verdict = gui.add_html("")
             self._note = gui.add_html("")
             self._place = gui.add_dropdown(
                 "Draw them",
@@ -98,8 +99,8 @@ class TwinFolder(Widgets):
             "Threshold, m",
             0.1,
             step=0.001,
-            hint="Mean distance between the links of a robot and of its twin from which on "
-            "the two count as parted.",
+            hint="Mean distance between the parts of a robot and those of its twin from which on "
+            "the two count as parted, and MuJoCo as disagreeing.",
         )
         self._on_number(self._limit, self._change("limit"), limits=(0.001, 10.0))
 
@@ -126,6 +127,7 @@ class TwinFolder(Widgets):
         """Updates the controls."""
         twins, on = view.twins, view.control.twins > 0
         self._set(self._on, value=on)
+        self._set(self._verdict, content=twin_words.verdict(view) if on else "")
         self._set(self._note, content=twin_words.twins(view))
         for handle in self._inside:
             self._set(handle, visible=on)

@@ -19,6 +19,7 @@ from brax_viser.sandbox.session import ForkView
 from brax_viser.sandbox.trial import Trial
 from brax_viser.scene.look import Look
 from brax_viser.twins.drift import Curves
+from brax_viser.twins.verdict import Verdict
 from brax_viser.twins.worker import TwinCost, TwinSettings
 
 
@@ -111,6 +112,7 @@ class PanelView:
     twin_fault: str | None = None  # the error that stopped the twins, if there was one
     controls_known: bool = True  # whether the actuators' controls are known
     curves: Curves | None = None  # of the twins' drift
+    verdict: Verdict | None = None  # whether robots and twins agree
     fork: ForkView = ForkView()  # noqa: RUF009
     shown: str = ""  # label of the environment that is shown
     stepped: tuple[str, ...] = ()  # labels of all environments that are stepped

@@ -35,7 +35,7 @@ class WatchControls(Widgets):
         )
         self._on_change(self._mode, self._steering.set_mode, MODE_LABELS.__getitem__)
         self._speed = gui.add_slider(
-            "Speed",
+            "Speed, ×",
             SPEED.low,
             SPEED.high,
             0.1,
@@ -47,8 +47,8 @@ class WatchControls(Widgets):
         self._hold_on_nan = gui.add_checkbox(
             "Hold at the first NaN",
             False,
-            hint="Holds the training once, at the very step at which anything of any environment "
-            "turns NaN or Inf (reward, link poses, velocities, observations), and selects that "
+            hint="Holds the training once, at the very step at which a reward, pose, velocity or "
+            "observation of any environment is no number any more (NaN or Inf), and selects that "
             "environment. Tick it again for the next one.",
         )
         self._on_change(self._hold_on_nan, self._steering.set_hold_on_nan, bool)

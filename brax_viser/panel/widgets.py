@@ -109,7 +109,7 @@ class Widgets:
         handle: Any,
         action: Callable[[Any], object],
         of: Callable[[float], Any] = float,
-        limits: tuple[float, float] | None = None,
+        limits: tuple[float, float] | Callable[[], tuple[float, float]] | None = None,
     ) -> None:
         """Connects a slider, or a number that is typed, and adds a note below it, which says what
         is wrong with a number.
@@ -118,13 +118,15 @@ class Widgets:
             handle: the control, which was added last.
             action: called with the converted value.
             of: converts the control's value.
-            limits: the least and the most; None: those of the handle. A field that viser knows the
-                limits of changes 500 to 100 when it is left, without a word.
+            limits: the least and the most, or a function that returns them; None: those of the
+                handle. A field that viser knows the limits of changes 500 to 100 when it is left,
+                without a word.
         """
-        low, high = limits or (handle.min, handle.max)
+        within = limits if callable(limits) else lambda: limits or (handle.min, handle.max)
         note = self._notes[handle.label] = self._server.gui.add_html("", visible=False)
 
         def use(value: float) -> None:
+            low, high = within()
             used = low <= value <= high
             if used:
                 self._enqueue(functools.partial(action, of(value)))
@@ -134,7 +136,12 @@ class Widgets:
             note.visible = not used
 
         dragged = isinstance(handle, viser.GuiSliderHandle)
-        self._when_complete(handle, use, lambda value: dragged and low <= value <= high)
+
+        def at_once(value: float) -> bool:
+            low, high = within()
+            return dragged and low <= value <= high
+
+        self._when_complete(handle, use, at_once)
 
     def _on_text(self, handle: Any, action: Callable[[str], object]) -> None:
         """Connects a text that is typed."""

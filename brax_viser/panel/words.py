@@ -40,6 +40,10 @@ FAST_ENOUGH = 0.8
 """Share of its messages that a page takes, below which it is called slow."""
 
 
+PATIENCE_SECONDS = 120.0
+"""s of compilation from which on it takes longer than usual."""
+
+
 def status(view: PanelView) -> str:
     """Describes the training's state in one sentence."""
     word, detail = state(view)
@@ -81,7 +85,7 @@ def state_of_training(view: PanelView) -> tuple[str, str]:
         return "Streaming stopped by a fault", f"the training goes on: {view.fault}"
     if progress.phase == "done":
         saved = f"policy saved to {progress.saved}" if progress.saved else "the training is over"
-        return "Finished", saved
+        return "Finished, the policy plays on" if plays_on(view) else "Finished", saved
     if progress.phase == "failed":
         return "The training has failed", progress.error or ""
     if view.held:
@@ -113,6 +117,11 @@ def state_of_training(view: PanelView) -> tuple[str, str]:
             return f"No step for {seconds}", "updating, compiling, or finished"
 
 
+def plays_on(view: PanelView) -> bool:
+    """Whether the policy drives a robot in the sandbox, as after the end of a training."""
+    return view.fork.env is not None and view.fork.driver == "policy"
+
+
 def on_screen(view: PanelView) -> str:
     """Says which step is on screen, and how old it is; empty before the first."""
     stream = view.stream
@@ -131,7 +140,10 @@ def compiling(progress: ProgressView) -> tuple[str, str]:
         return word, f"for {seconds}"
     if progress.usual_seconds is not None:
         return word, f"{seconds} of usually {progress.usual_seconds:.0f} s here"
-    return word, f"for {seconds}: often takes a minute or two"
+    usually = "often takes a minute or two"
+    if progress.phase_seconds > PATIENCE_SECONDS:
+        usually = "a busy machine takes longer"
+    return word, f"for {seconds}: {usually}"
 
 
 def head(view: PanelView) -> str:
@@ -193,7 +205,7 @@ def cost(view: PanelView) -> str:
     lines = [
         f"Costs {100 * view.overhead:.1f} % of the time ({budget})",
         f"From the device: {_megabytes(view.bytes_per_second)}, "
-        f"{view.frames_per_second:.0f} batched steps a second",
+        f"{view.frames_per_second:.0f} steps of each env a second",
         f"To each page: {_megabytes(view.page_bytes_per_second)}",
     ]
     if view.waits >= WAITS:
@@ -202,7 +214,8 @@ def cost(view: PanelView) -> str:
             "step no step is skipped"
         )
     if view.slowest_page is not None and view.slowest_page < FAST_ENOUGH:
-        lines.append(f"A page is slow and skips frames: it takes {100 * view.slowest_page:.0f} %")
+        shows = f"it shows {100 * view.slowest_page:.0f} % of them"
+        lines.append(f"A page is slow and skips frames: {shows}")
     return lines_of(lines)
 
 
@@ -306,14 +319,14 @@ def missing(view: PanelView) -> str:
 OVERLAY_LABELS = {
     "contacts": "Contact points",
     "contact_forces": "Contact forces",
-    "joint_axes": "Joint axes",
-    "actuators": "Actuators",
-    "violations": "Overlaps and limits",
+    "trail": "Trail",
     "velocities": "Velocities",
+    "actuators": "Actuators",
+    "joint_axes": "Joint axes",
+    "violations": "Overlaps and limits",
     "com": "Centre of mass",
     "inertia": "Inertia boxes",
     "tendons": "Tendons",
-    "trail": "Trail",
     "body_frames": "Body frames",
     "geom_frames": "Geom frames",
 }
@@ -345,14 +358,13 @@ def legend(view: PanelView) -> str:
 def hold_note(view: PanelView) -> str:
     """Says what a step counts, and which keys there are, in two lines."""
     num_envs, env = view.stream.num_envs, view.selected_env
-    counted = f"One step of all {num_envs:,} envs counts {num_envs:,} steps." if num_envs else ""
+    counted = f"One step of all {num_envs:,} envs counts {num_envs:,} steps."
     fall = "T: click on a robot first" if env is None else f"T (next fall of env {env})"
-    lines = (counted, f"Keys: space, N, M, {fall}")
+    lines = (counted if num_envs and num_envs > 1 else "", f"Keys: space, N, M, {fall}")
     if view.progress.over and not view.paused:
-        plays = view.fork.env is not None and view.fork.driver == "policy"
         lines = (
             "The training is over: there is nothing to hold.",
-            "The trained policy goes on, in MuJoCo: see Twins." if plays else "",
+            "The trained policy goes on, in MuJoCo: see Twins." if plays_on(view) else "",
         )
     return (
         f'<div style="margin:-0.3em 0.75em 0.5em 0.75em;font-size:0.8em;color:{GREY}">'

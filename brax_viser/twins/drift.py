@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from brax_viser.records.frame import Frame
+from brax_viser.twins.verdict import Judge, Verdict
 
 MOST_POINTS = 300
 """Maximum points of a curve: the page is sent the whole curve each time."""
@@ -66,12 +67,23 @@ class DriftLog:
     def __init__(self) -> None:
         self._points: deque[_Point] = deque(maxlen=MOST_POINTS)
         self._last: Frame | None = None
+        self._judge, self._as_made = Judge(MOST_POINTS), False
 
-    def add(self, frame: Frame, dt: float) -> None:
-        """Adds a frame that is on screen; one batched step takes `dt` s of robot time."""
+    def add(self, frame: Frame, dt: float, *, as_made: bool = False) -> None:
+        """Adds a frame that is on screen.
+
+        Args:
+            frame: with the twins' ghosts, if there are any.
+            dt: s of robot time that one batched step takes.
+            as_made: whether the twins have the physics of the model's file: with others, they are
+                judged from the start.
+        """
+        if as_made != self._as_made:
+            self._judge, self._as_made = Judge(MOST_POINTS), as_made
         last, self._last = self._last, frame
         if frame.ghost is None or frame is last:
             return
+        self._judge.add(frame.env_index, frame.ghost)
         there = frame.ghost.there
         before = self._points[-1].seconds if self._points else 0.0
         passed = 0.0 if last is None else dt * (frame.env_steps - last.env_steps)
@@ -84,6 +96,14 @@ class DriftLog:
         seconds = before + passed
         values = np.stack([getattr(frame.ghost, name)[there] for name in MEASURES])
         self._append(seconds, frame.env_index[there], values)
+
+    def verdict(self, limit: float) -> Verdict | None:
+        """Says whether robots and twins agree; None if there is nothing to judge.
+
+        Args:
+            limit: m, mean distance of the links from which on robot and twin count as parted.
+        """
+        return self._judge.verdict(limit)
 
     def curves(self, selected_env: int | None) -> Curves | None:
         """Returns the curves to plot; None if there are no points."""
