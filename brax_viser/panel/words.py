@@ -358,9 +358,10 @@ def legend(view: PanelView) -> str:
 def hold_note(view: PanelView) -> str:
     """Says what a step counts, and which keys there are, in two lines."""
     num_envs, env = view.stream.num_envs, view.selected_env
-    counted = f"One step of all {num_envs:,} envs counts {num_envs:,} steps."
+    several = num_envs is not None and num_envs > 1
+    counted = f"One step of all {num_envs:,} envs counts {num_envs:,} steps." if several else ""
     fall = "T: click on a robot first" if env is None else f"T (next fall of env {env})"
-    lines = (counted if num_envs and num_envs > 1 else "", f"Keys: space, N, M, {fall}")
+    lines = (counted, f"Keys: space, N, M, {fall}")
     if view.progress.over and not view.paused:
         lines = (
             "The training is over: there is nothing to hold.",
