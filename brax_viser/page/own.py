@@ -254,7 +254,7 @@ def _started(run_dir: str, token: str) -> "subprocess.Popen[bytes]":
         env={**os.environ, TOKEN: token, RELAYED_BY: str(os.getpid())},
         process_group=0,
     )
-    if hasattr(os, "setpriority"):
+    if hasattr(os, "setpriority"):  # on Linux it has this already, from the page's threads
         with contextlib.suppress(OSError):  # it has just ended
             os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
     with contextlib.suppress(OSError):  # Linux: where memory runs out, it goes, not the training
