@@ -31,6 +31,21 @@ hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "home")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full-until",
+        type=float,
+        default=math.inf,
+        metavar="TIME",
+        help="skip tests marked `full` from this time on, in s since 1970, as `date +%%s` prints it",
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if time.time() > item.config.getoption("full_until") and item.get_closest_marker("full"):
+        pytest.skip("no time left for it")
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Skips other lanes' files under `-m unit`: importing them takes longer than many tests."""
     lane, wanted = lanes.LANES.get(collection_path.stem), config.option.markexpr
