@@ -172,16 +172,17 @@ def end(settings: Settings, browser: Browser) -> None:
         page.close()
 
 
-def one_training(settings: Settings, browser: Browser) -> None:
-    """Takes all pictures but that of the end."""
+def one_training(settings: Settings, browser: Browser, parts: set[str]) -> None:
+    """Takes the pictures of some parts."""
     with training(["train", settings.env, "--port", "0"]) as address:
         page = opened(browser, address, settings.usual)
-        if "beginning" in settings.parts:
+        if "beginning" in parts:
             beginning(settings, page)
         page.get_by_text("Training reward").wait_for()  # some episodes are over
-        if "sizes" in settings.parts:
+        if "sizes" in parts:
             sizes(settings, browser, page, address)
-        if "uses" in settings.parts:
+        if "uses" in parts:
+            page.get_by_text("recordings: click").wait_for()  # in the plural: more than the first
             uses(settings, page)
         page.close()
 
@@ -194,8 +195,10 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = stack.enter_context(tempfile.TemporaryDirectory())
         playwright = stack.enter_context(sync_playwright())
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        if {*settings.parts} - {"end"}:
-            one_training(settings, browser)
+        # Two trainings, as in software all pictures take longer than one.
+        for parts in ({"beginning", "sizes"}, {"uses"}):
+            if parts & {*settings.parts}:
+                one_training(settings, browser, parts & {*settings.parts})
         if "end" in settings.parts:
             end(settings, browser)
         browser.close()

@@ -120,6 +120,7 @@ class TwinFolder(Widgets):
             scales={"x": {"time": False}},
             axes=({"grid": _GRID, "label": "s"}, {"grid": _GRID, "label": unit}),
             height=170,
+            padding=(10, 24, 0, 0),  # at the top for the upper half of a number
             visible=False,
         )
 
