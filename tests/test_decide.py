@@ -161,7 +161,7 @@ def play(training: Training, sequence: list[tuple[tuple[str, Any], int]]) -> Non
 
 
 @both_ways
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(sequence=sequences, rate=rates, model=models)
 def test_the_same_steps_get_the_same_decisions(way, sequence, rate, model):
     def played() -> tuple[Any, ...]:
@@ -174,7 +174,7 @@ def test_the_same_steps_get_the_same_decisions(way, sequence, rate, model):
 
 
 @both_ways
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(sequence=sequences, rate=rates, model=models)
 def test_each_packet_is_wanted_and_of_its_own_step(way, sequence, rate, model):
     training = Training(way, EVERY_STEP, rate=rate, model=model)
@@ -211,7 +211,7 @@ def test_each_packet_is_wanted_and_of_its_own_step(way, sequence, rate, model):
 
 
 @both_ways
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(sequence=sequences, rate=st.floats(5.0, 1_000.0), mode=st.sampled_from(MODES))
 def test_no_decision_lets_so_many_steps_pass_that_a_switch_takes_longer(way, sequence, rate, mode):
     training = Training(way, Control(), rate=rate)
