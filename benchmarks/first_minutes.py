@@ -32,7 +32,7 @@ QUALITIES = (80, 70, 60, 50, 40, 30, 20)
 WIDE, NARROW = {"width": 1920, "height": 1080}, {"width": 420, "height": 860}
 ASIDE = {"width": 640, "height": 700}  # of a window that is not looked at, and draws little
 MINUTE_MS = 60_000
-PARTS = ("beginning", "sizes", "uses", "end")
+PARTS = ("beginning", "sizes", "held", "twins", "sandbox", "replay", "end")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Settings:
     moments: tuple[int, ...] = (3, 10, 30, 60, 120)
     """Seconds after the page has opened."""
     parts: tuple[str, ...] = PARTS
-    """Which pictures are taken: those of the beginning, of other windows, of uses, of the end."""
+    """Which pictures are taken: those of the beginning, of other sizes of the window, and so on."""
     settle: float = 15.0
     """Seconds from what is clicked to its picture: software rendering is slow."""
     steps: int = 100_000
@@ -132,9 +132,8 @@ def sizes(settings: Settings, browser: Browser, page: Page, address: str) -> Non
     page.set_viewport_size(settings.usual)  # pyright: ignore
 
 
-def uses(settings: Settings, page: Page) -> None:
-    """Takes the pictures of a training that is held, of twins, of the sandbox, and of a replay."""
-    select(page)
+def held(settings: Settings, page: Page) -> None:
+    """Takes the pictures of a training that is held, with a look inside the selected robot."""
     open_tab(page, "Robot")
     for name in ("Numbers", "Contact points"):
         click(page.get_by_label(name, exact=True))
@@ -143,22 +142,39 @@ def uses(settings: Settings, page: Page) -> None:
     for name in ("Contact points", "Numbers"):
         click(page.get_by_label(name, exact=True))
     click(page.get_by_role("button", name="Resume training"))
+
+
+def twins(settings: Settings, page: Page) -> None:
+    """Takes the picture of twins, and of what they say."""
     open_tab(page, "Twins")
     click(page.get_by_label("Twins", exact=True))
     page.get_by_text("MuJoCo disagrees").or_(page.get_by_text("MuJoCo agrees")).wait_for()
     time.sleep(settings.settle)
     shoot(settings, page, "twins")
     click(page.get_by_label("Twins", exact=True))
+
+
+def sandbox(settings: Settings, page: Page) -> None:
+    """Takes the pictures of a sandbox, a moment after the fork: ants soon fall in MuJoCo."""
+    open_tab(page, "Twins")
     click(page.get_by_role("button", name="Fork the selected robot"))
     page.get_by_text("Driven by", exact=True).wait_for()
     time.sleep(settings.settle)
     in_both(settings, page, "sandbox", "Twins", begin="Back to the fork")
     click(page.get_by_role("button", name="End", exact=True))
+
+
+def replay(settings: Settings, page: Page) -> None:
+    """Takes the picture of recorded episodes."""
+    page.get_by_text("recordings: click").wait_for()  # in the plural: more than the first
     open_tab(page, "Episodes")
     page.get_by_role("button", name="Replay", exact=True).click()
     page.get_by_text("Replay: step").wait_for()
     time.sleep(settings.settle)
     shoot(settings, page, "replay")
+
+
+USES = {"held": held, "twins": twins, "sandbox": sandbox, "replay": replay}
 
 
 def end(settings: Settings, browser: Browser) -> None:
@@ -181,9 +197,11 @@ def one_training(settings: Settings, browser: Browser, parts: set[str]) -> None:
         page.get_by_text("Training reward").wait_for()  # some episodes are over
         if "sizes" in parts:
             sizes(settings, browser, page, address)
-        if "uses" in parts:
-            page.get_by_text("recordings: click").wait_for()  # in the plural: more than the first
-            uses(settings, page)
+        if parts & {*USES}:
+            select(page)
+        for use, take in USES.items():
+            if use in parts:
+                take(settings, page)
         page.close()
 
 
@@ -196,7 +214,7 @@ def main() -> None:
         playwright = stack.enter_context(sync_playwright())
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         # Two trainings, as in software all pictures take longer than one.
-        for parts in ({"beginning", "sizes"}, {"uses"}):
+        for parts in ({"beginning", "sizes"}, {*USES}):
             if parts & {*settings.parts}:
                 one_training(settings, browser, parts & {*settings.parts})
         if "end" in settings.parts:
