@@ -37,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=float,
         default=math.inf,
         metavar="TIME",
-        help="skip tests marked `full` from this time on, in s since 1970, as `date +%%s` prints it",
+        help="skip tests marked `full` from this time on, in s since 1970 (`date +%%s`)",
     )
 
 

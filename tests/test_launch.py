@@ -32,7 +32,7 @@ from brax_viser.records.protocol import BEST, BY_MEASURE, NEVER, NONFINITE, TERM
 from brax_viser.records.ranking import keys
 from envs.cartpole import CartPole
 from tests.conftest import Page, eventually
-from tests.late import LateDriver, unfailing
+from tests.late import LateDriver
 from tests.sample import FallingCartPole, Turning
 from tests.support import Probe, source_of
 
@@ -50,7 +50,7 @@ def memory(request, driver, monkeypatch) -> str:
     call, and with copies that arrive later."""
     monkeypatch.setenv(VARIABLE, LAUNCH)
     if request.param == "late":
-        arrivals = Arrivals(driver, unfailing)
+        arrivals = Arrivals(driver)
         monkeypatch.setattr(launch, "on_cpu", lambda: lambda context: arrivals.on(0))
     return request.param
 
@@ -186,7 +186,7 @@ def steps_of_module(request) -> Iterator[Steps]:
         patch.setenv(VARIABLE, LAUNCH)
         driver = LateDriver()
         if request.param == "late":
-            arrivals = Arrivals(driver, unfailing)
+            arrivals = Arrivals(driver)
             patch.setattr(launch, "on_cpu", lambda: lambda context: arrivals.on(0))
         page = Page(viewer)
         steps = Steps(viewer)

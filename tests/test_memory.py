@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brax_viser.device.cuda import CudaError
-from brax_viser.device.memory import MOST_RUNS, SLOTS, Arrivals, HostMemory, Take
+from brax_viser.device.memory import LEAST_BYTES, MOST_RUNS, SLOTS, Arrivals, HostMemory, Take
 from tests.late import LateDriver, unfailing
 
 
@@ -33,13 +33,14 @@ def array(count: int) -> np.ndarray:
 )
 @pytest.mark.parametrize("late", [False, True])
 def test_rows_arrive_in_the_order_asked_for(driver, late, rows, copies):
-    memory = Arrivals(driver, unfailing).on(0) if late else HostMemory()
+    memory = Arrivals(driver).on(0) if late else HostMemory()
     whole, other = array(100), np.arange(5)
     found: list[np.ndarray] = []
     chosen = None if rows is None else np.array(rows, int)
     sent = memory.send(
         [Take(whole, chosen), Take(other)],
         lambda arrays, _: found.extend(x.copy() for x in arrays),
+        unfailing,
         wait=True,
     )
     memory.finish()
@@ -51,21 +52,21 @@ def test_rows_arrive_in_the_order_asked_for(driver, late, rows, copies):
 @given(st.integers(1, 80), st.data())
 def test_any_rows_arrive_in_the_order_asked_for(count, data):
     rows = data.draw(st.lists(st.integers(0, count - 1), unique=True))
-    memory, found = Arrivals(LateDriver(), unfailing).on(0), []
+    memory, found = Arrivals(LateDriver()).on(0), []
     whole = array(count)
-    memory.send(
-        [Take(whole, np.array(rows, int))], lambda x, _: found.append(x[0].copy()), wait=True
-    )
+    take = Take(whole, np.array(rows, int))
+    memory.send([take], lambda x, _: found.append(x[0].copy()), unfailing, wait=True)
     memory.finish()
     np.testing.assert_array_equal(found[0], whole[rows])
 
 
 def test_steps_are_dropped_while_too_many_copies_are_under_way_and_arrive_in_order(driver):
-    arrivals, order = Arrivals(driver, unfailing), []
+    arrivals, order = Arrivals(driver), []
     memory = arrivals.on(0)
 
     def send(number: int, wait: bool = False) -> bool:
-        return memory.send([Take(array(2))], lambda *_: order.append(number), wait=wait)
+        take = Take(array(2))
+        return memory.send([take], lambda *_: order.append(number), unfailing, wait=wait)
 
     driver.arrives.clear()
     assert all(send(i) for i in range(SLOTS))
@@ -80,39 +81,120 @@ def test_steps_are_dropped_while_too_many_copies_are_under_way_and_arrive_in_ord
     assert order == list(range(SLOTS + 1))
 
 
-def test_a_failure_with_one_step_does_not_stop_the_others(driver):
+@pytest.mark.parametrize("late", [False, True])
+def test_a_failure_with_one_step_does_not_stop_the_others(driver, late):
     failures: list[Exception] = []
-    memory = Arrivals(driver, failures.append).on(0)
+    memory = Arrivals(driver).on(0) if late else HostMemory()
     seen: list[int] = []
+    take = Take(array(2))
     for i in range(3 * SLOTS):
-        memory.send([Take(array(2))], lambda *_: seen.append(1 // 0), wait=True)
-        memory.send([Take(array(2))], lambda *_, i=i: seen.append(i), wait=True)
+        memory.send([take], lambda *_: seen.append(1 // 0), failures.append, wait=True)
+        memory.send([take], lambda *_, i=i: seen.append(i), unfailing, wait=True)
     memory.finish()
     assert seen == list(range(3 * SLOTS)) and len(failures) == 3 * SLOTS
 
 
+def broken(*args: object) -> None:
+    raise CudaError("the device is lost")
+
+
 def test_nothing_waits_for_ever_for_a_driver_that_fails(driver, monkeypatch):
     failures: list[Exception] = []
-    memory = Arrivals(driver, failures.append).on(0)
-
-    def broken(event: int) -> None:
-        raise CudaError("the device is lost")
-
+    memory = Arrivals(driver).on(0)
     monkeypatch.setattr(driver, "wait", broken)
     for _ in range(3 * SLOTS):
-        memory.send([Take(array(2))], lambda *_: pytest.fail("nothing has arrived"), wait=True)
-    memory.finish()
-    assert len(failures) == 3 * SLOTS
-
-
-def test_the_memory_of_a_slot_grows_with_what_is_copied(driver):
-    memory = Arrivals(driver, unfailing).on(0)
-    found: list[np.ndarray] = []
-    for count in [1, 1000, 10] * SLOTS:
         memory.send(
-            [Take(array(count))], lambda arrays, _: found.append(arrays[0].copy()), wait=True
+            [Take(array(2))],
+            lambda *_: pytest.fail("nothing has arrived"),
+            failures.append,
+            wait=True,
         )
     memory.finish()
-    for count, rows in zip([1, 1000, 10] * SLOTS, found, strict=True):
+    assert len(failures) == 3 * SLOTS
+    with pytest.raises(CudaError, match="lost"):
+        memory.read(array(2))
+
+
+@pytest.mark.parametrize("function", ["allocate", "copy", "record", "event"])
+def test_copies_that_cannot_be_begun_use_up_no_slot(driver, monkeypatch, function):
+    memory, found = Arrivals(driver).on(0), []
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, function, broken)
+        for _ in range(2 * SLOTS):
+            with pytest.raises(CudaError, match="lost"):
+                memory.send([Take(array(2))], lambda *_: None, unfailing, wait=True)
+    for _ in range(2 * SLOTS):
+        memory.send([Take(array(2))], lambda x, _: found.append(x[0].copy()), unfailing, wait=True)
+    memory.finish()
+    np.testing.assert_array_equal(found, [array(2)] * 2 * SLOTS)
+
+
+def test_a_device_waits_for_its_own_copies_only(driver):
+    """In a collective a device waits for others, whose threads may wait for their copies."""
+    arrivals = Arrivals(driver)
+    first = arrivals.on(0)
+    driver.device = 1
+    second = arrivals.on(0)
+    assert second.device_of(None) == 1
+    driver.arrives_on[0] = threading.Event()
+    order: list[int] = []
+    driver.device = 0
+    first.send([Take(array(2))], lambda *_: order.append(0), unfailing, wait=True)
+    driver.device = 1
+    second.send([Take(array(2))], lambda *_: order.append(1), unfailing, wait=True)
+    waiting = threading.Thread(target=second.finish, daemon=True)
+    waiting.start()
+    waiting.join(60)
+    assert not waiting.is_alive() and order == [1]
+    driver.arrives_on[0].set()
+    first.finish()
+    assert order == [1, 0]
+
+
+class Passing:
+    """A buffer whose description is gone once the call that got it has returned."""
+
+    def __init__(self, whole: np.ndarray):
+        self.buffer: np.ndarray | None = whole
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        assert self.buffer is not None
+        return self.buffer.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        assert self.buffer is not None
+        return self.buffer.dtype
+
+
+def test_nothing_is_asked_of_a_buffer_after_the_call(driver):
+    memory, found = Arrivals(driver).on(0), []
+    driver.arrives.clear()
+    passing = Passing(array(9))
+    take = Take(passing, np.array([5, 2]))
+    memory.send([take], lambda x, _: found.append(x[0].copy()), unfailing, wait=True)
+    passing.buffer = None
+    driver.arrives.set()
+    memory.finish()
+    np.testing.assert_array_equal(found[0], array(9)[[5, 2]])
+
+
+def test_a_slot_gets_more_memory_seldom(driver):
+    memory, row = Arrivals(driver).on(0), 12
+    found: list[np.ndarray] = []
+    counts = [1, 1000, 10, LEAST_BYTES // row, LEAST_BYTES // row + 1, LEAST_BYTES // row + 9]
+    for count in counts:
+        for _ in range(SLOTS):
+            memory.send(
+                [Take(array(count))],
+                lambda x, _: found.append(x[0].copy()),
+                unfailing,
+                wait=True,
+            )
+        memory.finish()
+    for count, rows in zip(np.repeat(counts, SLOTS), found, strict=True):
         np.testing.assert_array_equal(rows, array(count))
-    assert len(driver._memory) <= SLOTS
+    sizes = [len(memory) for memory in driver.memory.values()]
+    assert {*sizes} == {LEAST_BYTES, 2 * LEAST_BYTES}
+    assert max(sizes.count(size) for size in {*sizes}) <= SLOTS

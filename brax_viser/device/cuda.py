@@ -21,7 +21,14 @@ class CudaDriver:
 
     def __init__(self) -> None:
         # Python's lock is kept, unless a call waits: XLA's thread would have to fight for it.
-        self._library, self._waiting = ctypes.PyDLL("libcuda.so.1"), ctypes.CDLL("libcuda.so.1")
+        self._library: ctypes.CDLL = ctypes.PyDLL("libcuda.so.1")
+        self._waiting = ctypes.CDLL("libcuda.so.1")
+        devices = ctypes.c_int()
+        self._call("cuDeviceGetCount", ctypes.byref(devices))
+        if devices.value > 1:
+            # A stream whose queue is full makes the call wait: for a collective, perhaps, and so
+            # for the thread of another device, which needs the lock to come to it.
+            self._library = self._waiting
 
     def address(self, buffer: Any) -> int:
         buffer = getattr(buffer, "buffer", buffer)
@@ -44,17 +51,11 @@ class CudaDriver:
         before = self._exchange_capture_mode(_RELAXED)
         try:
             size, flags = ctypes.c_size_t(nbytes), ctypes.c_uint(_PORTABLE)
-            self._call("cuMemHostAlloc", ctypes.byref(address), size, flags)
+            status = self._waiting.cuMemHostAlloc(ctypes.byref(address), size, flags)
+            _check("cuMemHostAlloc", status)
         finally:
             self._exchange_capture_mode(before)
         return address.value or 0
-
-    def release(self, address: int) -> None:
-        before = self._exchange_capture_mode(_RELAXED)
-        try:
-            self._call("cuMemFreeHost", ctypes.c_void_p(address))
-        finally:
-            self._exchange_capture_mode(before)
 
     def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
         self._call(

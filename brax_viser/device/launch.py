@@ -13,9 +13,8 @@ hold the training there (a NaN, or the end of an episode).
 """
 
 import functools
-import logging
+import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -43,8 +42,6 @@ from brax_viser.records.protocol import (
     is_image,
     with_images,
 )
-
-log = logging.getLogger("brax_viser")
 
 POLL_SECONDS = 0.2
 """How often all environments are looked through for NaN and Inf."""
@@ -194,7 +191,7 @@ class Launch:
         try:
             self._step(self._memory(context), dict(zip(self._names, buffers, strict=True)))
         except Exception as error:
-            self._host.failed("launch", error)
+            self._failed(error)
 
     def _step(self, memory: Memory, buffers: dict[str, Any]) -> None:
         host, origin = self._host, self._origin
@@ -237,7 +234,7 @@ class Launch:
             host.looked_through(shipment, *arrays[0], watching=watching)
 
         columns = Take(buffers["columns"], np.arange(len(FLAGS)))
-        memory.send([columns], self._guarded(then), wait=watching)
+        memory.send([columns], then, self._failed, wait=watching)
 
     def _send(
         self, memory: Memory, buffers: Mapping[str, Any], decision: Decision, shipment: Any
@@ -252,18 +249,10 @@ class Launch:
         takes, then = send(buffers, decision, shipment)
         # Models are sent once, so they are never dropped.
         wait = self._host.waits or decision.push == PUSH_MODEL
-        memory.send(takes, self._guarded(then), wait=wait)
+        memory.send(takes, then, self._failed, wait=wait)
 
-    def _guarded(self, then: Then) -> Then:
-        """Returns `then`, but reports its failures where they can be seen."""
-
-        def guarded(arrays: Sequence[np.ndarray], seconds: float) -> None:
-            try:
-                then(arrays, seconds)
-            except Exception as error:
-                self._host.failed("launch", error)
-
-        return guarded
+    def _failed(self, error: Exception) -> None:
+        self._host.failed("launch", error)
 
     def _chosen(
         self, buffers: Mapping[str, Any], decision: Decision, shipment: Any
@@ -372,22 +361,13 @@ def on_cpu() -> Callable[[Any], Memory]:
 
 @functools.cache
 def on_cuda() -> Callable[[Any], Memory]:
-    """Returns such a function for programs on CUDA. All share one thread for what arrives."""
-    found: list[Arrivals] = []
+    """Returns such a function for programs on CUDA. All share the threads for what arrives."""
+    arrivals, lock = functools.cache(lambda: Arrivals(CudaDriver())), threading.Lock()
 
     def memory(context: Any) -> Memory:
-        if not found:  # when first called, as programs are also lowered where there is no CUDA
-            found.append(Arrivals(CudaDriver(), failed))
-        return found[0].on(context.stream)
+        # When first called, as programs are also lowered where there is no CUDA.
+        with lock:
+            found = arrivals()
+        return found.on(context.stream)
 
     return memory
-
-
-def failed(error: Exception) -> None:
-    """Reports that copies have failed: once, as each step's does then."""
-    if not _failures:
-        log.error("what was copied from the device is not shown", exc_info=error)
-    _failures.append(error)
-
-
-_failures: deque[Exception] = deque(maxlen=1)

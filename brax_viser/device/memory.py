@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,6 +13,10 @@ import numpy as np
 SLOTS = 16
 """Steps per device whose copies may be under way. A host that waits for one of them is that far
 ahead of the device, which never runs out of work."""
+
+LEAST_BYTES = 1 << 20
+"""Least memory of a step's copies. Steps that copy little at first and more later, as ranking does,
+fit in it: the driver may have the device finish its work before it grants more."""
 
 MOST_RUNS = 16
 """Rows are copied run by run of consecutive ones, or all at once if there are more runs."""
@@ -42,6 +46,9 @@ Then = Callable[[Sequence[np.ndarray], float], None]
 """Receives the copied rows of each `Take`, arrays [K, ...] valid until it returns, and the s that
 the copies took."""
 
+Failed = Callable[[Exception], None]
+"""Receives the error if the rows do not arrive, or what `Then` raised."""
+
 
 class Memory(Protocol):
     """The memory of the device on which one step runs."""
@@ -58,9 +65,9 @@ class Memory(Protocol):
         """Returns a buffer's values; waits for the device."""
         ...
 
-    def send(self, takes: Sequence[Take], then: Then, *, wait: bool) -> bool:
-        """Copies rows, and calls `then` once they have arrived. When too many copies are under way,
-        waits, or returns False."""
+    def send(self, takes: Sequence[Take], then: Then, failed: Failed, *, wait: bool) -> bool:
+        """Copies rows, and calls `then` once they have arrived, or `failed`. When too many copies
+        are under way, waits, or returns False. An error while copying is begun is raised."""
         ...
 
     def finish(self) -> None:
@@ -79,14 +86,17 @@ class HostMemory:
     def read(self, buffer: Any) -> np.ndarray:
         return np.array(np.asarray(buffer))
 
-    def send(self, takes: Sequence[Take], then: Then, *, wait: bool) -> bool:
+    def send(self, takes: Sequence[Take], then: Then, failed: Failed, *, wait: bool) -> bool:
         start = time.perf_counter()
         whole = [np.asarray(take.buffer) for take in takes]
         copies = [
             x.copy() if take.rows is None else x[take.rows]
             for take, x in zip(takes, whole, strict=True)
         ]
-        then(copies, time.perf_counter() - start)
+        try:
+            then(copies, time.perf_counter() - start)
+        except Exception as error:
+            failed(error)
         return True
 
     def finish(self) -> None:
@@ -106,10 +116,9 @@ class Driver(Protocol):
         ...
 
     def allocate(self, nbytes: int) -> int:
-        """Returns the address of new host memory that the device can write to."""
+        """Returns the address of new host memory that the device can write to, for good."""
         ...
 
-    def release(self, address: int) -> None: ...
     def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
         """Has the device copy from its memory to the host's, after what the stream has to do."""
         ...
@@ -133,143 +142,184 @@ class _Slot:
     nbytes: int = 0
 
 
+class _Part(NamedTuple):
+    """The rows of one buffer in a slot. Says all that the reader needs: XLA may reuse the memory of
+    a buffer's description once the call has returned."""
+
+    place: int  # in the slot, bytes
+    runs: list[tuple[int, int]]
+    rows: np.ndarray | None
+    shape: tuple[int, ...]  # of one row
+    dtype: np.dtype
+
+    @property
+    def row_size(self) -> int:
+        """Bytes of one row."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    @property
+    def size(self) -> int:
+        """Bytes of all runs."""
+        return sum(stop - start for start, stop in self.runs) * self.row_size
+
+    def taken(self, address: int) -> np.ndarray:
+        """Returns the rows in the order in which they were asked for, once the runs have come to a
+        slot at this address."""
+        count = sum(stop - start for start, stop in self.runs)
+        memory = (ctypes.c_ubyte * self.size).from_address(address + self.place)
+        arrived = np.ctypeslib.as_array(memory).view(self.dtype).reshape(count, *self.shape)
+        if self.rows is None:
+            return arrived
+        copied = np.concatenate([np.arange(*run) for run in self.runs])
+        return arrived[np.searchsorted(copied, self.rows)]
+
+
 class _Job(NamedTuple):
-    device: int
-    context: int
     slot: _Slot
-    parts: list[tuple[Take, list[tuple[int, int]], int]]  # with its runs and its place in the slot
+    parts: list[_Part]
     then: Then
+    failed: Failed
 
 
-@dataclass(eq=False)
 class _Ring:
-    """The slots of one device."""
+    """The slots of one device, and the thread that waits for its copies. Each device has its own:
+    one may wait for another, as in a collective, for as long as that one's launching thread is held
+    or waits for copies of its own."""
 
-    free: "queue.SimpleQueue[_Slot]" = field(default_factory=queue.SimpleQueue)
-    made: int = 0
-    pending: int = 0  # jobs that have not been dealt with
-
-
-class Arrivals:
-    """Copies for all devices of one process. A thread of its own waits for what arrives: XLA's
-    thread, which enqueues the steps, only enqueues the copies too."""
-
-    def __init__(self, driver: Driver, failed: Callable[[Exception], None]):
-        self.driver = driver
-        self._failed = failed
-        self._rings: dict[int, _Ring] = {}
+    def __init__(self, driver: Driver, context: int):
+        self.driver, self.context = driver, context
+        self.pending = 0  # jobs that have not been dealt with
+        self._free: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
+        self._made = 0
         self._changed = threading.Condition()
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    def on(self, stream: int) -> "StreamMemory":
-        """Returns the memory of the device on whose stream the calling thread enqueues a step."""
-        return StreamMemory(self, stream, *self.driver.context())
+        thread = threading.Thread(target=self._run, name="brax_viser arrivals", daemon=True)
+        thread.start()
 
     def send(
-        self, device: int, context: int, stream: int, takes: Sequence[Take], then: Then, wait: bool
+        self, stream: int, takes: Sequence[Take], then: Then, failed: Failed, wait: bool
     ) -> bool:
         """See `Memory.send`."""
         parts, size = [], 0
         for take in takes:
-            runs = take.runs
-            parts.append((take, runs, size))
-            size += sum(stop - start for start, stop in runs) * _row_size(take.buffer)
+            dtype = np.dtype(take.buffer.dtype)
+            part = _Part(size, take.runs, take.rows, tuple(take.buffer.shape[1:]), dtype)
+            parts.append(part)
+            size += part.size
             size += -size % 64
-        slot = self._slot(device, wait)
+        slot = self._slot(wait)
         if slot is None:
             return False
-        driver = self.driver
-        if slot.nbytes < size:
-            if slot.nbytes:
-                driver.release(slot.address)
-            slot.address, slot.nbytes = driver.allocate(size), size
-        driver.record(slot.start, stream)
-        for take, runs, place in parts:
-            source, row = driver.address(take.buffer), _row_size(take.buffer)
-            for start, stop in runs:
-                nbytes = (stop - start) * row
-                if nbytes:
-                    driver.copy(slot.address + place, source + start * row, nbytes, stream)
-                place += nbytes
-        driver.record(slot.stop, stream)
+        try:
+            self._copy(slot, size, takes, parts, stream)
+        except BaseException:
+            # Whatever was begun before comes before the slot's next copies on the stream.
+            self._free.put(slot)
+            raise
         with self._changed:
-            self._rings[device].pending += 1
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="brax_viser arrivals", daemon=True
-                )
-                self._thread.start()
-        self._jobs.put(_Job(device, context, slot, parts, then))
+            self.pending += 1
+        self._jobs.put(_Job(slot, parts, then, failed))
         return True
 
-    def finish(self, device: int) -> None:
+    def _copy(
+        self, slot: _Slot, size: int, takes: Sequence[Take], parts: list[_Part], stream: int
+    ) -> None:
+        driver = self.driver
+        if slot.nbytes < size:
+            # By powers of two, so that what is left behind is less than what is in use. To free it
+            # the driver would wait for all devices, which may wait for this thread.
+            nbytes = max(LEAST_BYTES, 1 << (size - 1).bit_length())
+            slot.address, slot.nbytes = driver.allocate(nbytes), nbytes
+        driver.record(slot.start, stream)
+        for take, part in zip(takes, parts, strict=True):
+            source, target = driver.address(take.buffer), slot.address + part.place
+            for start, stop in part.runs:
+                nbytes = (stop - start) * part.row_size
+                if nbytes:
+                    driver.copy(target, source + start * part.row_size, nbytes, stream)
+                target += nbytes
+        driver.record(slot.stop, stream)
+
+    def finish(self) -> None:
         """See `Memory.finish`."""
         with self._changed:
-            self._changed.wait_for(lambda: not self.is_pending(device))
+            self._changed.wait_for(lambda: not self.pending)
 
-    def is_pending(self, device: int) -> bool:
-        """Whether anything that was sent from a device has not been dealt with."""
-        return device in self._rings and self._rings[device].pending > 0
-
-    def _slot(self, device: int, wait: bool) -> _Slot | None:
-        ring = self._rings.setdefault(device, _Ring())
-        if ring.free.empty() and ring.made < SLOTS:
-            ring.made += 1
-            return _Slot(self.driver.event(), self.driver.event())
+    def _slot(self, wait: bool) -> _Slot | None:
+        if self._free.empty() and self._made < SLOTS:
+            slot = _Slot(self.driver.event(), self.driver.event())
+            self._made += 1
+            return slot
         try:
-            return ring.free.get(block=wait)
+            return self._free.get(block=wait)
         except queue.Empty:
             return None
 
     def _run(self) -> None:
-        entered = 0
+        entered = False
         while True:
             job = self._jobs.get()
             try:
-                if job.context != entered:
-                    self.driver.enter(job.context)
-                    entered = job.context
+                if not entered:
+                    self.driver.enter(self.context)
+                    entered = True
                 self.driver.wait(job.slot.stop)
                 seconds = self.driver.seconds_between(job.slot.start, job.slot.stop)
-                arrays = [
-                    _taken(job.slot.address + place, take, runs) for take, runs, place in job.parts
-                ]
-                job.then(arrays, seconds)
+                job.then([part.taken(job.slot.address) for part in job.parts], seconds)
             # The thread serves all trainings of this process, which may wait for it.
             except Exception as error:
-                self._failed(error)
+                job.failed(error)
             finally:
-                ring = self._rings[job.device]
-                ring.free.put(job.slot)
+                self._free.put(job.slot)
                 with self._changed:
-                    ring.pending -= 1
+                    self.pending -= 1
                     self._changed.notify_all()
+
+
+class Arrivals:
+    """Copies for all devices of one process. Threads of its own wait for what arrives: XLA's
+    threads, which enqueue the steps, only enqueue the copies too."""
+
+    def __init__(self, driver: Driver):
+        self.driver = driver
+        self._rings: dict[int, _Ring] = {}  # by the device's context
+        self._lock = threading.Lock()
+
+    def on(self, stream: int) -> "StreamMemory":
+        """Returns the memory of the device on whose stream the calling thread enqueues a step."""
+        context, device = self.driver.context()
+        with self._lock:
+            ring = self._rings.get(context)
+            if ring is None:
+                ring = self._rings[context] = _Ring(self.driver, context)
+        return StreamMemory(ring, stream, device)
 
 
 class StreamMemory:
     """The memory of a device that runs after the host: `Memory` for one step on one stream."""
 
-    def __init__(self, arrivals: Arrivals, stream: int, context: int, device: int):
-        self._arrivals, self._stream = arrivals, stream
-        self._context, self._device = context, device
-        self.is_ahead = arrivals.is_pending(device)
+    def __init__(self, ring: _Ring, stream: int, device: int):
+        self._ring, self._stream, self._device = ring, stream, device
+        self.is_ahead = ring.pending > 0
 
     def device_of(self, shard: Any) -> int:
         return self._device
 
     def read(self, buffer: Any) -> np.ndarray:
         found: list[np.ndarray] = []
+        errors: list[Exception] = []
         flat = Take(_Flat(buffer))
-        self.send([flat], lambda arrays, _: found.append(arrays[0].copy()), wait=True)
+        self.send([flat], lambda x, _: found.append(x[0].copy()), errors.append, wait=True)
         self.finish()
+        if errors:
+            raise errors[0]
         return found[0].reshape(buffer.shape)
 
-    def send(self, takes: Sequence[Take], then: Then, *, wait: bool) -> bool:
-        return self._arrivals.send(self._device, self._context, self._stream, takes, then, wait)
+    def send(self, takes: Sequence[Take], then: Then, failed: Failed, *, wait: bool) -> bool:
+        return self._ring.send(self._stream, takes, then, failed, wait)
 
     def finish(self) -> None:
-        self._arrivals.finish(self._device)
+        self._ring.finish()
 
 
 class _Flat:
@@ -278,19 +328,3 @@ class _Flat:
     def __init__(self, buffer: Any):
         self.buffer, self.dtype = buffer, buffer.dtype
         self.shape = (int(np.prod(buffer.shape)),)
-
-
-def _row_size(buffer: Any) -> int:
-    """Returns the bytes of one row of a buffer [N, ...]."""
-    return int(np.prod(buffer.shape[1:])) * np.dtype(buffer.dtype).itemsize
-
-
-def _taken(address: int, take: Take, runs: list[tuple[int, int]]) -> np.ndarray:
-    """Returns the rows in the order in which they were asked for, once the runs have arrived."""
-    buffer, count = take.buffer, sum(stop - start for start, stop in runs)
-    memory = (ctypes.c_ubyte * (count * _row_size(buffer))).from_address(address)
-    arrived = np.ctypeslib.as_array(memory).view(buffer.dtype).reshape(count, *buffer.shape[1:])
-    if take.rows is None:
-        return arrived
-    copied = np.concatenate([np.arange(*run) for run in runs])
-    return arrived[np.searchsorted(copied, take.rows)]
