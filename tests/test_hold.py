@@ -82,12 +82,48 @@ def test_all_devices_stop_at_the_same_step(hold):
     hold.pause()
     eventually(lambda: all(hold._parts["train", d.shard].blocked for d in devices), "all wait")
     furthest = max(d.steps for d in devices)
+    eventually(lambda: {d.steps for d in devices} == {furthest} and hold.held, "at the furthest")
     hold.step(3)
     eventually(lambda: {d.steps for d in devices} == {furthest + 3} and hold.held, "aligned")
     for device in devices:
         device._stop = True
     for device in devices:
         device.stop()
+
+
+def test_a_device_that_waits_goes_on_to_one_that_is_further_and_may_need_it(hold):
+    """Has the further device wait in a collective before it calls again."""
+    behind, ahead = ShardSteps(10), ShardSteps(12)
+    hold.pause()
+    waits = threading.Thread(target=hold.wait, args=("train", 0, behind, 0), daemon=True)
+    waits.start()
+    eventually(lambda: hold.held, "the first one waits")
+    other = threading.Thread(target=hold.wait, args=("train", 1, ahead, 0), daemon=True)
+    other.start()
+    waits.join(60)
+    assert not waits.is_alive() and other.is_alive() and hold.orders.target == 12
+    hold.resume()
+    other.join(60)
+
+
+def test_devices_of_other_processes_are_waited_for_too(hold):
+    hold.pause()
+    hold.heard({("train", 1): (5, False), ("train", 2): (7, True)})
+    assert hold.orders.target == 7
+    hold.heard({("train", 1): (9, False)})
+    assert hold.orders.target == 7  # it is under way, and will stop
+
+
+def test_a_hold_at_a_nan_leaves_the_device_at_its_step(hold):
+    hold.pause(here=True)
+    hold.heard({("train", 0): (10, True), ("train", 1): (12, True)})
+    assert all(hold._must_wait("train", part) for part in hold._parts.values())
+    follower = Hold()
+    follower.obey(hold.orders)
+    follower.heard({("train", 0): (10, True), ("train", 1): (12, True)})
+    assert all(follower._must_wait("train", part) for part in follower._parts.values())
+    hold.step()  # from the furthest
+    assert hold.orders.target == 13
 
 
 def test_an_evaluation_is_held_too_and_runs_through_during_a_step_of_the_training(hold):

@@ -22,6 +22,7 @@ class HoldCommand:
     until_env: int | None = None
     since: float = -1
     stepped: str = "train"
+    raises: bool = True
 
 
 @dataclass
@@ -37,13 +38,16 @@ class Hold:
     """Where the training must wait. XLA's threads call `wait`; any thread calls the rest.
 
     Steps are counted in one rollout, the one that is shown; the other rollout runs freely while a
-    step is under way, and otherwise waits as well. All devices stop at the same step.
+    step is under way, and otherwise waits as well. All devices stop at the same step: those that
+    wait go on to that of a device which is found to be further. Between the two may be a
+    collective, in which that device waits for the others; NCCL and XLA give up after a while.
     """
 
     clock: Callable[[], float] = time.monotonic
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _paused: bool = False
     _target: float = 0  # step of the stepped rollout at which its parts wait
+    _raises: bool = True  # the target, to the step of a part that is further
     _pending: int | None = None  # steps to take, counted from the first call of `wait`
     _until_env: int | None = None  # continue until this environment next terminates
     _since: float = -1  # that termination must come after this step
@@ -80,10 +84,12 @@ class Hold:
         """The environment until whose next termination the training continues, if any."""
         return self._until_env
 
-    def pause(self, role: str = "train") -> None:
-        """Holds the training where each device next calls; `step` counts steps of `role`."""
+    def pause(self, role: str = "train", *, here: bool = False) -> None:
+        """Holds the training at the next step of the furthest device, or where each device next
+        calls if that must be `here`; `step` counts steps of `role`."""
         with self._changed:
             self._paused, self._target, self._until_env = True, 0, None
+            self._raises = not here
             self._stepped, self._pending = role, None
             self._version += 1
             # A shard that was released but has not woken up yet stays held.
@@ -171,6 +177,7 @@ class Hold:
             if self._pending is not None and role == self._stepped:
                 self._target, self._pending = steps.env_steps + self._pending - 1, None
                 self._version += 1
+            self._raise(role, steps.env_steps)
             # The threads that wait check again: this part may have been the last one under way.
             self._changed.notify_all()
             if not self._must_wait(role, part):
@@ -218,6 +225,7 @@ class Hold:
                 self._until_env,
                 self._since,
                 self._stepped,
+                self._raises,
             )
 
     @property
@@ -243,6 +251,7 @@ class Hold:
             self._paused, self._target = True, orders.target
             self._until_env, self._since = orders.until_env, orders.since
             self._stepped, self._pending = orders.stepped, None
+            self._raises = orders.raises
             self._settle()
 
     def parts(self) -> dict[Key, tuple[int, bool]]:
@@ -257,6 +266,8 @@ class Hold:
                 self._parts.pop(key, None)
             for key, (env_steps, blocked) in parts.items():
                 self._parts[key] = _Part(ShardSteps(env_steps), blocked)
+                if blocked:
+                    self._raise(key[0], env_steps)
             self._settle()
 
     def _settle(self) -> None:
@@ -278,7 +289,7 @@ class Hold:
 
     def _go_on(self, role: str, count: int | None, env: int | None) -> None:
         with self._changed:
-            self._stepped, self._until_env = role, env
+            self._stepped, self._until_env, self._raises = role, env, True
             known = self._furthest(role)
             waits = any(p.blocked for (r, _), p in self._parts.items() if r == role)
             self._since = known if waits else -1
@@ -288,6 +299,13 @@ class Hold:
             self._version += 1
             self._stand_still_no_more()
             self._changed.notify_all()
+
+    def _raise(self, role: str, env_steps: int) -> None:
+        """Has the other parts go on to the step at which one waits."""
+        further = self._paused and role == self._stepped and env_steps > self._target
+        if further and self._raises:
+            self._target = env_steps
+            self._version += 1
 
     def _furthest(self, role: str) -> int:
         return max([p.steps.env_steps for (r, _), p in self._parts.items() if r == role], default=0)

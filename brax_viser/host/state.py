@@ -191,7 +191,7 @@ class SharedState:
         holds = self.control.hold_on_nan and self.findings.holds(finding)
         is_new = self.findings.add(source, finding, holds=holds)
         if holds:
-            self.hold.pause(finding.role)
+            self.hold.pause(finding.role, here=True)  # other devices may be further
             self.show_source(finding.role, source)
             self.point_at(source, finding)
         return is_new
