@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from brax_viser.device import launch
-from brax_viser.device.memory import HostMemory, Take, Then
+from brax_viser.device.memory import Failed, HostMemory, Take, Then
 from brax_viser.host.callbacks import Callbacks
 from brax_viser.host.control import Control
 from brax_viser.host.state import SharedState
@@ -96,8 +96,8 @@ class Counting:
 class Copies(HostMemory):
     """Copies that take the device no time: a test's time is its own."""
 
-    def send(self, takes: Sequence[Take], then: Then, *, wait: bool) -> bool:
-        return super().send(takes, lambda arrays, _: then(arrays, 0.0), wait=wait)
+    def send(self, takes: Sequence[Take], then: Then, failed: Failed, *, wait: bool) -> bool:
+        return super().send(takes, lambda arrays, _: then(arrays, 0.0), failed, wait=wait)
 
 
 class Launching:
