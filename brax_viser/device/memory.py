@@ -116,7 +116,7 @@ class Driver(Protocol):
         ...
 
     def allocate(self, nbytes: int) -> int:
-        """Returns the address of new host memory that the device can write to. It is never freed."""
+        """Returns the address of new host memory that the device can write to; never freed."""
         ...
 
     def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
