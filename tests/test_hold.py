@@ -1,5 +1,6 @@
 """Holding and stepping, with threads in place of devices."""
 
+import functools
 import math
 import threading
 
@@ -34,7 +35,9 @@ class Device:
                 while again:
                     self.pushes += 1
                     refreshed = self.hold.refreshes
-                    again = self.hold.wait(self.role, self.shard, self.count, refreshed)
+                    again = self.hold.wait(
+                        self.role, self.shard, self.count, refreshed, sharded=True
+                    )
         except KeyboardInterrupt as error:
             self.error = error
 
@@ -95,10 +98,11 @@ def test_a_device_that_waits_goes_on_to_one_that_is_further_and_may_need_it(hold
     """Has the further device wait in a collective before it calls again."""
     behind, ahead = ShardSteps(10), ShardSteps(12)
     hold.pause()
-    waits = threading.Thread(target=hold.wait, args=("train", 0, behind, 0), daemon=True)
+    wait = functools.partial(hold.wait, "train", refreshed=0, sharded=True)
+    waits = threading.Thread(target=wait, args=(0, behind), daemon=True)
     waits.start()
     eventually(lambda: hold.held, "the first one waits")
-    other = threading.Thread(target=hold.wait, args=("train", 1, ahead, 0), daemon=True)
+    other = threading.Thread(target=wait, args=(1, ahead), daemon=True)
     other.start()
     waits.join(60)
     assert not waits.is_alive() and other.is_alive() and hold.orders.target == 12
@@ -107,6 +111,7 @@ def test_a_device_that_waits_goes_on_to_one_that_is_further_and_may_need_it(hold
 
 
 def test_devices_of_other_processes_are_waited_for_too(hold):
+    hold._sharded.add("train")
     hold.pause()
     hold.heard({("train", 1): (5, False), ("train", 2): (7, True)})
     assert hold.orders.target == 7
@@ -114,16 +119,41 @@ def test_devices_of_other_processes_are_waited_for_too(hold):
     assert hold.orders.target == 7  # it is under way, and will stop
 
 
+def test_environments_of_one_device_each_stop_where_they_call(hold):
+    """Has two of them, stepped in turn, which count for themselves."""
+    hold.pause()
+    for steps in (500, 300):
+        waits = threading.Thread(
+            target=hold.wait, args=("train", 0, ShardSteps(steps), 0), daemon=True
+        )
+        waits.start()
+        waits.join(0.2)
+        assert waits.is_alive() and hold.orders.target == 0
+
+
 def test_a_hold_at_a_nan_leaves_the_device_at_its_step(hold):
-    hold.pause(here=True)
-    hold.heard({("train", 0): (10, True), ("train", 1): (12, True)})
-    assert all(hold._must_wait("train", part) for part in hold._parts.values())
+    there = {("train", 0): (10, True), ("train", 1): (12, True)}
     follower = Hold()
+    for one in (hold, follower):
+        one._sharded.add("train")
+    hold.pause(here=True)
     follower.obey(hold.orders)
-    follower.heard({("train", 0): (10, True), ("train", 1): (12, True)})
-    assert all(follower._must_wait("train", part) for part in follower._parts.values())
+    for one in (hold, follower):
+        one.heard(there)
+        assert all(one._must_wait("train", part) for part in one._parts.values())
+    hold.pause()  # once more, by a person
+    assert all(hold._must_wait("train", part) for part in hold._parts.values())
     hold.step()  # from the furthest
     assert hold.orders.target == 13
+
+
+def test_a_device_that_was_released_and_is_held_again_goes_on_to_the_others(hold):
+    hold._sharded.add("train")
+    hold.pause()
+    hold.heard({("train", 0): (10, True), ("train", 1): (12, True)})
+    hold.resume()
+    hold.pause()  # before either has woken up
+    assert hold.orders.target == 12
 
 
 def test_an_evaluation_is_held_too_and_runs_through_during_a_step_of_the_training(hold):

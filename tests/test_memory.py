@@ -94,6 +94,14 @@ def test_a_failure_with_one_step_does_not_stop_the_others(driver, late):
     assert seen == list(range(3 * SLOTS)) and len(failures) == 3 * SLOTS
 
 
+def test_a_failure_that_cannot_be_reported_does_not_stop_the_others(driver, caplog):
+    memory, seen = Arrivals(driver).on(0), []
+    memory.send([Take(array(2))], lambda *_: seen.append(1 // 0), unfailing, wait=True)
+    memory.send([Take(array(2))], lambda *_: seen.append(1), unfailing, wait=True)
+    memory.finish()
+    assert seen == [1] and "ZeroDivisionError" in caplog.text
+
+
 def broken(*args: object) -> None:
     raise CudaError("the device is lost")
 

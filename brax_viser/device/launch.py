@@ -209,6 +209,8 @@ class Launch:
             lane.left -= 1
             return
         decision = host.decide(origin, lane.left, lane.shard, hidden=memory.is_ahead)
+        # At once, as the host counts by it: what follows may fail.
+        lane.left = lane.skip = decision.skip
         if not lane.watched and time.monotonic() - lane.polled > POLL_SECONDS:
             self._look_through(memory, buffers, lane)
         while decision.push:

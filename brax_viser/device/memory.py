@@ -1,6 +1,7 @@
 """Copies what a step has computed to the host: at once on a CPU, by the device itself on CUDA."""
 
 import ctypes
+import logging
 import queue
 import threading
 import time
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+log = logging.getLogger("brax_viser")
 
 SLOTS = 16
 """Steps per device whose copies may be under way. A host that waits for one of them is that far
@@ -189,7 +192,8 @@ class _Ring:
     def __init__(self, driver: Driver, context: int):
         self.driver, self.context = driver, context
         self.pending = 0  # jobs that have not been dealt with
-        self._free: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
+        # The last one that was used is used first, so that few slots get much memory.
+        self._free: queue.LifoQueue[_Slot] = queue.LifoQueue()
         self._made = 0
         self._changed = threading.Condition()
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
@@ -268,12 +272,19 @@ class _Ring:
                 job.then([part.taken(job.slot.address) for part in job.parts], seconds)
             # The thread serves all trainings of this process, which may wait for it.
             except Exception as error:
-                job.failed(error)
+                _report(job, error)
             finally:
                 self._free.put(job.slot)
                 with self._changed:
                     self.pending -= 1
                     self._changed.notify_all()
+
+
+def _report(job: _Job, error: Exception) -> None:
+    try:
+        job.failed(error)
+    except Exception:  # as that of a user's filter of the log
+        log.exception("copies from the device have failed, and so has saying so")
 
 
 class Arrivals:

@@ -264,8 +264,9 @@ class Decider(Source):
         """
         shared, role = self._shared, origin.role
         if not decision.push and shared.hold.paused:
+            sharded = origin.num_shards > 1
             while not decision.push and shared.hold.wait(
-                role, shard, rollout.steps.of[shard], refreshed
+                role, shard, rollout.steps.of[shard], refreshed, sharded=sharded
             ):
                 refreshed = shared.hold.refreshes
                 with shared.lock:

@@ -48,6 +48,7 @@ class Hold:
     _paused: bool = False
     _target: float = 0  # step of the stepped rollout at which its parts wait
     _raises: bool = True  # the target, to the step of a part that is further
+    _sharded: set[str] = field(default_factory=set)  # roles of which several devices have parts
     _pending: int | None = None  # steps to take, counted from the first call of `wait`
     _until_env: int | None = None  # continue until this environment next terminates
     _since: float = -1  # that termination must come after this step
@@ -57,7 +58,7 @@ class Hold:
     _interrupts: int = 0
     _interrupted: bool = False  # the next call of `wait` ends the training
     _closed: bool = False
-    _fell: tuple[str, int] | None = None
+    fell: tuple[str, int] | None = None  # rollout and step of the last awaited termination
     _version: int = 0  # of the orders that are given
     _obeyed: int = -1  # version of the last orders obeyed
     # (s held in total, up to the last release; s, start of the current hold, or None). A pair, so
@@ -88,13 +89,14 @@ class Hold:
         """Holds the training at the next step of the furthest device, or where each device next
         calls if that must be `here`; `step` counts steps of `role`."""
         with self._changed:
+            # A hold at a NaN stays one: its device must not go on.
+            self._raises = not here and (self._raises or not self._paused)
             self._paused, self._target, self._until_env = True, 0, None
-            self._raises = not here
             self._stepped, self._pending = role, None
             self._version += 1
             # A shard that was released but has not woken up yet stays held.
-            if any(part.blocked for part in self._parts.values()):
-                self._stand_still()
+            self._raise()
+            self._settle()
 
     def resume(self) -> None:
         """Lets the training continue."""
@@ -119,7 +121,7 @@ class Hold:
         with self._changed:
             if role != self._stepped or self._until_env is None or env_steps <= self._since:
                 return
-            self._fell = role, env_steps
+            self.fell = role, env_steps
             # Other devices may be further along.
             self._target, self._until_env = max(env_steps, self._furthest(role)), None
             self._version += 1
@@ -153,7 +155,9 @@ class Hold:
         """Whether each step of this rollout must be reported, because it is being stepped."""
         return self._paused and role == self._stepped
 
-    def wait(self, role: str, shard: int, steps: ShardSteps, refreshed: int) -> bool:
+    def wait(
+        self, role: str, shard: int, steps: ShardSteps, refreshed: int, *, sharded: bool = False
+    ) -> bool:
         """Waits at a step while the training is held there.
 
         Args:
@@ -161,6 +165,7 @@ class Hold:
             shard: the device's part of it.
             steps: the part's steps: `env_steps` is the number of this one.
             refreshed: `refreshes` as read before the selection was.
+            sharded: whether several devices, which must stop at the same step, have a part each.
 
         Returns:
             Whether to push this step again, because other environments must be shown.
@@ -171,13 +176,15 @@ class Hold:
         with self._changed:
             part = self._parts.setdefault((role, shard), _Part(steps))
             part.steps = steps
+            if sharded:
+                self._sharded.add(role)
             if self._interrupted and self._paused:
                 self._release()
                 raise KeyboardInterrupt
             if self._pending is not None and role == self._stepped:
                 self._target, self._pending = steps.env_steps + self._pending - 1, None
                 self._version += 1
-            self._raise(role, steps.env_steps)
+            self._raise((role, shard))
             # The threads that wait check again: this part may have been the last one under way.
             self._changed.notify_all()
             if not self._must_wait(role, part):
@@ -210,6 +217,7 @@ class Hold:
         """Forgets the parts and the target of the last training: another one begins."""
         with self._changed:
             self._parts.clear()
+            self._sharded.clear()
             self._target, self._pending, self._until_env = 0, None, None
             self._interrupted = False
             self._version += 1
@@ -227,11 +235,6 @@ class Hold:
                 self._stepped,
                 self._raises,
             )
-
-    @property
-    def fell(self) -> tuple[str, int] | None:
-        """Rollout and step of the last awaited termination."""
-        return self._fell
 
     def disobey(self) -> None:
         """Lets the training continue: contact with the leader is lost."""
@@ -266,12 +269,11 @@ class Hold:
                 self._parts.pop(key, None)
             for key, (env_steps, blocked) in parts.items():
                 self._parts[key] = _Part(ShardSteps(env_steps), blocked)
-                if blocked:
-                    self._raise(key[0], env_steps)
+            self._raise()
             self._settle()
 
     def _settle(self) -> None:
-        """Re-evaluates, after a remote change, which shards must wait, and the training clock."""
+        """Re-evaluates, after a change, which shards must wait, and the training clock."""
         blocked = [k for k, p in self._parts.items() if p.blocked and self._must_wait(k[0], p)]
         if blocked:
             self._stand_still()
@@ -300,11 +302,16 @@ class Hold:
             self._stand_still_no_more()
             self._changed.notify_all()
 
-    def _raise(self, role: str, env_steps: int) -> None:
-        """Has the other parts go on to the step at which one waits."""
-        further = self._paused and role == self._stepped and env_steps > self._target
-        if further and self._raises:
-            self._target = env_steps
+    def _raise(self, key: Key | None = None) -> None:
+        """Has the devices that wait go on to the furthest of them; `key` is about to wait, too."""
+        at = [
+            part.steps.env_steps
+            for other, part in self._parts.items()
+            if other[0] == self._stepped and (part.blocked or other == key)
+        ]
+        may = self._paused and self._raises and self._stepped in self._sharded
+        if may and max(at, default=0) > self._target:
+            self._target = max(at)
             self._version += 1
 
     def _furthest(self, role: str) -> int:
