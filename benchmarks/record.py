@@ -4,8 +4,8 @@ python -m benchmarks.record docs/page.webp
 
 A browser that renders in software draws only a few frames a second, in which robots would jerk. So
 the training is not filmed but recorded: a client that draws nothing receives the messages that the
-viewer sends to a page, with their times. Afterwards they are played to a real browser, slowly
-enough for a picture of each moment.
+viewer sends to a page, and what it answers to the page's time bar, with their times. Afterwards all
+of it is played to a real browser, slowly enough for a picture of each moment.
 
 Needs Chromium and the `test` extra.
 """
@@ -15,8 +15,9 @@ import queue
 import shutil
 import threading
 import time
+import urllib.request
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -36,6 +37,7 @@ from websockets.http11 import Request, Response
 
 from benchmarks.client import SUBPROTOCOL, answers_to, content_of, hello, messages_of
 from benchmarks.screenshot import FLAGS, close_notice, training
+from brax_viser.page.browser import add_to
 
 MOST_BYTES = 3_000_000
 """Limit on the animation's size: a larger one is slow to load at the top of a README."""
@@ -62,15 +64,43 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Window:
-    """A window of messages, as it is sent to a page."""
+class Sent:
+    """What a page was sent: a window of messages, or an answer to its time bar."""
 
     seconds: float  # since the page said "Live"; negative before that
     data: bytes
 
 
-def record(address: str, until: float) -> list[Window]:
-    """Receives the messages to a page, from before the training begins.
+@dataclass(frozen=True)
+class Recording:
+    """What a page was sent, in its order."""
+
+    windows: list[Sent]
+    bars: list[Sent]
+
+
+class Bars(threading.Thread):
+    """Asks what the time bar shows, twice a second, until it is stopped."""
+
+    def __init__(self, address: str):
+        super().__init__(daemon=True)
+        self.received: list[tuple[float, bytes]] = []
+        self._address = f"{address.rstrip('/')}/api/timeline"
+        self._ends = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self._ends.wait(0.5):
+            with urllib.request.urlopen(self._address, timeout=30) as answer:
+                self.received.append((time.monotonic(), answer.read()))
+
+    def stop(self) -> None:
+        self._ends.set()
+        self.join()
+
+
+def record(address: str, until: float) -> Recording:
+    """Receives what is sent to a page, from before the training begins.
 
     Args:
         address: the page's address.
@@ -78,6 +108,7 @@ def record(address: str, until: float) -> list[Window]:
     """
     received: list[tuple[float, bytes]] = []
     live: float | None = None
+    bars = Bars(address)
     with websockets.sync.client.connect(
         address.replace("http", "ws", 1),
         subprotocols=[SUBPROTOCOL],
@@ -95,8 +126,12 @@ def record(address: str, until: float) -> list[Window]:
                 live = now
             if live is not None and now > live + until:
                 break
+    bars.stop()
     assert live is not None, "the training has ended before the page said 'Live'"
-    return [Window(at - live, data) for at, data in received]
+    assert bars.received, "the time bar was told nothing"
+    return Recording(
+        *([Sent(at - live, data) for at, data in sent] for sent in (received, bars.received))
+    )
 
 
 def _says_live(window: bytes) -> bool:
@@ -108,10 +143,11 @@ def _says_live(window: bytes) -> bool:
 
 
 class Player:
-    """Serves viser's page, and plays a recording to it on demand."""
+    """Serves the page, and plays a recording to it on demand."""
 
-    def __init__(self, windows: Sequence[Window]):
-        self._left = list(reversed(windows))
+    def __init__(self, recording: Recording):
+        self._left = list(reversed(recording.windows))
+        self._bars, self._bar = list(reversed(recording.bars)), recording.bars[0].data
         self._clock = 0.0  # s, the viewer's time of the last message that was sent
         self._sockets: queue.Queue[Any] = queue.Queue()
         self._answers: queue.Queue[str] = queue.Queue()
@@ -120,7 +156,7 @@ class Player:
             self._receive,
             "127.0.0.1",
             0,
-            process_request=_page,
+            process_request=self._served,
             subprotocols=[SUBPROTOCOL],
             compression=None,
         )
@@ -138,6 +174,8 @@ class Player:
         """Plays the recording up to that moment, and returns once the page has processed it."""
         if self._socket is None:
             self._socket = self._sockets.get(timeout=60)
+        while self._bars and self._bars[-1].seconds <= seconds:
+            self._bar = self._bars.pop().data
         while self._left and self._left[-1].seconds <= seconds:
             data = self._left.pop().data
             self._clock = content_of(data)["timestampSec"]
@@ -160,20 +198,23 @@ class Player:
         sizes = (len(size).to_bytes(8, "little") for size in (inner, compressed))
         return b"".join([*sizes, compressed, bytes(-len(compressed) % 8)])
 
+    def _served(self, _: Any, request: Request) -> Response | None:
+        if request.headers.get("Upgrade") == "websocket":
+            return None
+        path = request.path.partition("?")[0]
+        if path == "/api/timeline":
+            return _response("application/json", self._bar)
+        if path not in ("/", "/index.html"):
+            return Response(HTTPStatus.NOT_FOUND, "Not Found", Headers())
+        page = Path(viser.__file__).parent / "client" / "build" / "index.html"
+        return add_to(_response("text/html; charset=utf-8", page.read_bytes()))
+
     def close(self) -> None:
         self._server.shutdown()
 
 
-def _page(_: Any, request: Request) -> Response | None:
-    if request.headers.get("Upgrade") == "websocket":
-        return None
-    if request.path not in ("/", "/index.html"):
-        return Response(HTTPStatus.NOT_FOUND, "Not Found", Headers())
-    page = Path(viser.__file__).parent / "client" / "build" / "index.html"
-    body = page.read_bytes()
-    headers = Headers(
-        {"Content-Type": "text/html; charset=utf-8", "Content-Length": str(len(body))}
-    )
+def _response(kind: str, body: bytes) -> Response:
+    headers = Headers({"Content-Type": kind, "Content-Length": str(len(body))})
     return Response(HTTPStatus.OK, "OK", headers, body)
 
 
@@ -183,6 +224,8 @@ def film(settings: Settings, page: Page, player: Player) -> Iterator[Image.Image
     for moment in settings.moments:
         first = moment is settings.moments[0]
         player.show(moment)
+        with page.expect_response("**/api/timeline*"):  # the bar asks each second or so
+            pass
         if first:
             _come_closer(settings, page)
         for number in range(round(settings.seconds * settings.fps)):
@@ -233,8 +276,8 @@ def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
     columns, rows = settings.grid
     with training(f"train {settings.env} --port 0 --grid {columns} {rows}".split()) as address:
-        windows = record(address, max(settings.moments) + settings.seconds)
-    player = Player(windows)
+        recording = record(address, max(settings.moments) + settings.seconds)
+    player = Player(recording)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         viewport = {"width": settings.width, "height": settings.height}
