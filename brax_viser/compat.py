@@ -331,6 +331,10 @@ class ViserGate(NamedTuple):
         """Returns an input of the panel, of the server or of a page."""
         return owner.gui._gui_input_handle_from_uuid.get(uuid)
 
+    def state_of(self, widget: Any) -> Any:
+        """Returns what an input holds: its `value`, and its `props`."""
+        return widget._impl
+
     def has_container(self, uuid: str) -> bool:
         """Whether the panel has this folder, form or the like."""
         return uuid in self.server.gui._container_handle_from_uuid

@@ -7,8 +7,10 @@ import importlib.util
 import inspect
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
+import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 
 import pytest
 import tyro
+import viser
 import websockets.sync.client
 from brax import envs
 from brax.training.agents.ppo import networks
@@ -216,6 +219,56 @@ def test_links_to_files_of_the_repository_have_a_target(page):
 def test_tests_and_benchmarks_named_in_a_page_exist(page):
     paths = re.findall(r"`((?:tests|benchmarks|examples)/\w+\.py)`", page.read_text())
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def _private_names() -> set[str]:
+    """Returns the last parts of other packages' names in compat.py that begin with an underscore,
+    or come from a module that does."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / "brax_viser" / "compat.py").read_text())):
+        if isinstance(node, ast.Attribute) and re.match("_[a-zA-Z]", node.attr):
+            found |= {node.attr} if ast.unparse(node.value) != "self" else set()
+        elif isinstance(node, ast.ImportFrom) and "._" in (node.module or ""):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found |= set(re.findall(r"^(?:\w+\.)*(_[a-zA-Z]\w*)$", node.value))
+    return found
+
+
+def test_the_table_of_private_names_is_complete():
+    names = _private_names()
+    assert len(names) > 15
+    text = (ROOT / "docs" / "compatibility.md").read_text()
+    assert not {name for name in names if not re.search(rf"\b{name}\b", text)}
+
+
+def test_the_reference_has_each_member_of_the_viewer_and_what_it_returns(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=600)
+    page = (tmp_path / "api" / "index.html").read_text()
+    written_of = set(re.findall(r'id="brax_viser\.([\w.]+)"', page))
+    public = {name for name in dir(Viewer) if name[0] != "_" and name != "attach"}
+    assert {f"Viewer.{name}" for name in public} <= written_of
+    returned = {kind for name in public for kind in _returned(getattr(Viewer, name))}
+    assert len(returned) > 4
+    for kind in returned:
+        home = kind.__module__.removeprefix("brax_viser.")
+        assert {f"{home}.{kind.__name__}", kind.__name__} & written_of, kind
+
+
+def _returned(member: Any) -> Iterator[type]:
+    """Yields the package's own types in what a method or a property is annotated to return."""
+    function = member.fget if isinstance(member, property) else member
+    kind = inspect.signature(function).return_annotation
+    if isinstance(kind, str):
+        loaded = [vars(m) for name, m in sys.modules.items() if name.startswith("brax_viser.")]
+        kind = eval(kind, {"viser": viser, **{k: v for names in loaded for k, v in names.items()}})
+    left = [kind]
+    while left:
+        kind = left.pop()
+        left += typing.get_args(kind)
+        if isinstance(kind, type) and kind.__module__.startswith("brax_viser"):
+            yield kind
 
 
 def test_the_readme_is_short_and_begins_with_the_command():

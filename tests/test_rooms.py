@@ -65,7 +65,8 @@ AT_HOME = {
 
 PRIVATE = re.compile(
     r"\b(jax\._(?!_)|mujoco_playground\._|viser\._(?!_)|mujoco\._(?!_)|conversions\._|envs\._)"
-    r"|\._(websock|broadcast_buffer|mjx_model|PMAP|unpmap)"
+    r"|\bfrom (jax|brax|viser|mujoco|mujoco_playground|mjviser)\b.* import .*\b_[a-z]"
+    r"|\._(impl\b|websock|broadcast_buffer|mjx_model|PMAP|unpmap)"
 )
 """Private names of other packages, which may change at any time."""
 
@@ -82,8 +83,12 @@ def imports_of(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import, which is not looked into here"
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= {name if name in FILES else node.module or "" for name in names}
+        elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):
+            # A name that is put together is not looked into: compat.py alone has such.
+            found |= {str(a.value) for a in node.args if isinstance(a, ast.Constant)}
     return found
 
 
@@ -125,6 +130,42 @@ def test_private_names_of_other_packages_are_only_in_compat(module):
     assert not [line for line in lines if PRIVATE.search(line)]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "handle._impl.value = 1",
+        "from viser import _messages",
+        "from jax._src import core",
+        "names = envs._envs",
+        "server._websock_server.stop()",
+        "env._mjx_model = model",
+    ],
+)
+def test_a_private_name_would_be_found(line):
+    assert PRIVATE.search(line)
+
+
+@pytest.mark.parametrize(
+    "source, found",
+    [
+        ("def late():\n    import jax.numpy as jnp", {"jax.numpy"}),
+        ("if TYPE_CHECKING:\n    from brax_viser.page import loop", {"brax_viser.page.loop"}),
+        ("import_module('viser.infra')", {"viser.infra"}),
+    ],
+)
+def test_an_import_would_be_found_wherever_it_is(source, found, tmp_path):
+    path = tmp_path / "made_up.py"
+    path.write_text(source)
+    assert imports_of(path) == found
+
+
+def test_a_long_method_would_be_found_beside_a_short_one_of_the_same_name():
+    long = "\n".join(["class A:", "    def run(self):", *["        pass"] * 60])
+    short = "class B:\n    def run(self):\n        pass"
+    sizes = dict(_sizes(ast.parse(f"{long}\n{short}")))
+    assert sizes["A.run@2"] == ("function", 61) and sizes["B.run@64"] == ("function", 2)
+
+
 MOST_LINES = {"file": 400, "class": 300, "function": 60}
 
 LONGER: dict[str, int] = {
@@ -146,16 +187,28 @@ def lengths() -> dict[str, tuple[str, int]]:
     for module, path in FILES.items():
         text = path.read_text()
         found[module] = "file", len(text.splitlines())
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                kind = "class" if isinstance(node, ast.ClassDef) else "function"
-                size = (node.end_lineno or 0) - node.lineno + 1
-                found[f"{module}:{node.name}"] = kind, size
+        found |= {f"{module}:{name}": size for name, size in _sizes(ast.parse(text))}
     return found
 
 
+def _sizes(node: ast.AST, within: str = "") -> Iterator[tuple[str, tuple[str, int]]]:
+    for inner in ast.iter_child_nodes(node):
+        name = within
+        if isinstance(inner, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            name = f"{within}.{inner.name}".lstrip(".")
+            kind = "class" if isinstance(inner, ast.ClassDef) else "function"
+            size = (inner.end_lineno or 0) - inner.lineno + 1
+            # With its line, as a property and its setter have one name.
+            yield f"{name}@{inner.lineno}", (kind, size)
+        yield from _sizes(inner, name)
+
+
 def test_no_file_class_or_function_grows_too_long():
-    long = {name: size for name, (kind, size) in lengths().items() if size > MOST_LINES[kind]}
+    long: dict[str, int] = {}
+    for place, (kind, size) in lengths().items():
+        name = place.partition("@")[0]
+        if size > MOST_LINES[kind]:
+            long[name] = max(size, long.get(name, 0))
     grown = {name: size for name, size in long.items() if size > LONGER.get(name, 0)}
     assert not grown
     shrunk = {name: long.get(name, 0) for name, size in LONGER.items() if long.get(name, 0) < size}

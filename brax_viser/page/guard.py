@@ -155,7 +155,7 @@ class Guard:
             return False  # it may just have been removed
         if set(message.updates) != {"value"}:
             raise Refused(f"a page changes the value of a widget, not its {[*message.updates]}")
-        value, widget = message.updates["value"], handle._impl
+        value, widget = message.updates["value"], self._gate.state_of(handle)
         check_kind(value, widget.value)
         if is_possible(value, widget.props):
             return True
