@@ -9,6 +9,7 @@ function that needs them.
 # These packages need not be installed, and types, Brax's and theirs, say less than is there.
 
 import functools
+import importlib
 import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,10 +26,19 @@ NUM_ENVS, NUM_STEPS, SEED = 8, 20, 3
 
 def own_loop(env: Any, seeds: int | None = None) -> Any:
     """A loop in the manner of purejaxrl: `scan` in `scan`, once or once per seed."""
-    train = make_train(env, num_envs=NUM_ENVS, num_updates=2, num_steps=NUM_STEPS // 2)
+    train = make_train(
+        env, num_envs=NUM_ENVS, num_updates=2, num_steps=NUM_STEPS // 2, wrap=_wrap_of(env)
+    )
     if seeds is None:
         return jax.jit(train)(jax.random.PRNGKey(SEED))
     return jax.jit(jax.vmap(train))(jax.random.split(jax.random.PRNGKey(SEED), seeds))
+
+
+def _wrap_of(env: Any) -> Callable[..., Any]:
+    """Returns the wrapper with automatic resets that fits, Brax's or Playground's."""
+    if type(env.unwrapped).__module__.startswith("mujoco_playground."):
+        return importlib.import_module("mujoco_playground").wrapper.wrap_for_brax_training
+    return training.wrap
 
 
 def own_loop_over_seeds(env: Any) -> Any:

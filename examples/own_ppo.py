@@ -59,11 +59,20 @@ def loss(params: Any, batch: Batch, advantage: jax.Array) -> jax.Array:
 
 
 def make_train(
-    env: Any, *, num_envs: int, num_updates: int, num_steps: int = 32, num_epochs: int = 4
+    env: Any,
+    *,
+    num_envs: int,
+    num_updates: int,
+    num_steps: int = 32,
+    num_epochs: int = 4,
+    wrap: Callable[..., Any] = training.wrap,
 ) -> Callable[[jax.Array], tuple[Any, jax.Array]]:
-    """Returns a function from a key to the learned parameters and the reward of each update."""
-    # Brax's wrappers for `vmap`, a time limit and automatic resets; any others do as well.
-    env = training.wrap(env, episode_length=500)
+    """Returns a function from a key to the learned parameters and the reward of each update.
+
+    `wrap` adds `vmap`, a time limit and automatic resets: Brax's way by default, Playground's
+    `wrap_for_brax_training` for its environments.
+    """
+    env = wrap(env, episode_length=500)
     adam = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-3))
 
     def train(key: jax.Array) -> tuple[Any, jax.Array]:
