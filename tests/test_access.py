@@ -26,7 +26,7 @@ from brax_viser import Viewer
 from brax_viser.page import access, address
 from brax_viser.page.access import Tokens
 from brax_viser.page.greeting import tunnel
-from tests.conftest import Page, eventually
+from tests.conftest import Page, eventually, lacking
 from tests.support import Probe, port_of
 from tests.test_guard import Hostile, update
 
@@ -276,7 +276,7 @@ def notebooks(tmp_path) -> Iterator[str]:
     """Starts Jupyter's server with its proxy, below a path as a hub does; yields its address."""
     command = shutil.which("jupyter-standaloneproxy")  # of the package of the proxy
     if command is None:
-        pytest.skip("no proxy of Jupyter's found: pip install jupyter-server jupyter-server-proxy")
+        lacking("no proxy of Jupyter's found: pip install jupyter-server-proxy")
     port = address.free_port("127.0.0.1", 8900)
     options = "--allow-root --no-browser --ServerApp.base_url=/user/me/ --IdentityProvider.token="
     server = subprocess.Popen(
@@ -288,6 +288,14 @@ def notebooks(tmp_path) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
     server.terminate()
     server.wait()
+
+
+@pytest.mark.parametrize("tool", ["proxy", "notebooks"])
+def test_without_a_tool_that_ci_installs_tests_fail_there(tool, request, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="install"):
+        request.getfixturevalue(tool)
 
 
 def test_behind_jupyters_proxy_the_page_its_socket_and_its_time_bar_are_served(notebooks):
