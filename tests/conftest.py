@@ -176,6 +176,19 @@ def page(viewer: Viewer) -> Iterator[Page]:
     page.close()
 
 
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("tls")
+    files = str(folder / "cert.pem"), str(folder / "key.pem")
+    subprocess.run(
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost "
+        f"-addext subjectAltName=IP:127.0.0.1 -out {files[0]} -keyout {files[1]}".split(),
+        check=True,
+        capture_output=True,
+    )
+    return files
+
+
 @pytest.fixture
 def proxy(tmp_path) -> Iterator[Callable[[int], str]]:
     """Yields a function that starts nginx, with what the documents say, before a page's port and

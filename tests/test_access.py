@@ -210,19 +210,6 @@ def test_a_training_is_not_held_for_an_onlooker(monkeypatch):
         onlooker.socket.close()
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory) -> tuple[str, str]:
-    folder = tmp_path_factory.mktemp("tls")
-    files = str(folder / "cert.pem"), str(folder / "key.pem")
-    subprocess.run(
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost "
-        f"-addext subjectAltName=IP:127.0.0.1 -out {files[0]} -keyout {files[1]}".split(),
-        check=True,
-        capture_output=True,
-    )
-    return files
-
-
 def test_a_certificate_encrypts_the_page_and_its_websocket(certificate):
     trusting = ssl.create_default_context(cafile=certificate[0])
     with Viewer(port=0, tls=certificate) as viewer:
@@ -236,6 +223,19 @@ def test_a_certificate_encrypts_the_page_and_its_websocket(certificate):
             assert page.recv(timeout=20)
         with pytest.raises(OSError):
             urllib.request.urlopen(viewer.url.replace("https", "http"), timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("proto", "secure"), [("https", True), ("HTTPS, http", True), ("http", False), (None, False)]
+)
+def test_behind_a_proxy_that_encrypts_the_cookie_is_kept_for_encrypted_connections(
+    served, proto, secure
+):
+    request = urllib.request.Request(served.url)
+    if proto is not None:
+        request.add_header("X-Forwarded-Proto", proto)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        assert ("; Secure" in answer.headers["Set-Cookie"]) is secure
 
 
 def test_files_that_are_no_certificate_are_refused(tmp_path):
@@ -259,7 +259,7 @@ def test_behind_a_proxy_the_page_is_served_at_a_path_of_its_own(proxy):
     with Viewer(port=port, origins=[place]) as viewer:
         query = urlsplit(viewer.url).query
         status, _, cookie = got(f"{place}/robots/?{query}")
-        assert status == 200 and cookie is not None
+        assert status == 200 and cookie is not None and "Secure" not in cookie
         value = cookie.split(";")[0]
         # As viser's page does: at its own address, without its last slash.
         assert opens(f"{place}/robots", value, origin=place)

@@ -27,7 +27,7 @@ from brax_viser import Viewer, VisualizedEnv
 from brax_viser.compat import VISER_LOOPS
 from brax_viser.page import address
 from brax_viser.page import server as server_module
-from brax_viser.page.access import Access, tokens_of
+from brax_viser.page.access import Access, Tls, tokens_of
 from brax_viser.page.gate import Gate, check_origins
 from brax_viser.page.guard import LARGEST, fits
 from tests.conftest import Page, eventually
@@ -153,7 +153,7 @@ def made(monkeypatch) -> list[viser.ViserServer]:
     [
         ("127.0.0.1", None, None),
         ("127.0.0.1", "a-token-of-mine", None),
-        ("127.0.0.1", False, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)),
+        ("127.0.0.1", False, Tls(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), "")),
         ("0.0.0.0", False, None),
     ],
 )

@@ -83,7 +83,7 @@ class PageServer:
             "open_timeout": ANSWER_SECONDS,
         }
         if access.tls is not None:
-            settings |= {"ssl": access.tls, "ssl_handshake_timeout": REQUEST_SECONDS}
+            settings |= {"ssl": access.tls.context, "ssl_handshake_timeout": REQUEST_SECONDS}
         with contextlib.ExitStack() as undo:
             with (
                 without_viser_banner(),
@@ -165,11 +165,12 @@ class PageServer:
             self.url_at(machine, looking=True) if reached and self._has_onlookers else "",
             line,
         )
-        self._forget = announce(self.url, self.port)
+        tls = self._access.tls
+        self._forget = announce(self.url, self.port, tls.certificate if tls is not None else "")
         with contextlib.suppress(OSError, ValueError):  # closed, or the disk is full
             for words in lines:
                 print(f"brax_viser: {words}", flush=True)
-        if reached and self._access.tls is None:
+        if reached and tls is None:
             log.warning(
                 "the page is served on %s without encryption: its token can be read on the way. "
                 "Use Viewer(tls=...), or host='127.0.0.1' and ssh -L",
