@@ -123,7 +123,7 @@ class Viewer(Controls):
         Raises:
             ValueError: a value is out of its limits, or `host` or `run_dir` can't be used.
             RuntimeError: the installed viser has not been tested: it cannot be kept from answering
-                everybody, so that `host` must be this machine alone.
+                everybody, and `token` is not False.
             ImportError: several processes run the training, and ZeroMQ is not installed.
         """
         _check(mode, fps, max_overhead, port)

@@ -10,15 +10,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import hypothesis
 import pytest
+import viser
 import websockets
 import websockets.sync.client
 
 from benchmarks.client import SUBPROTOCOL, answers_to, hello, poses_of, websocket_of
 from benchmarks.screenshot import FLAGS
-from brax_viser import Viewer
+from brax_viser import Viewer, compat
 from brax_viser.page import address
 from brax_viser.runs import keeper
 from tests import lanes
@@ -29,6 +31,10 @@ from tests.support import Probe
 hypothesis.settings.register_profile("home", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "home")
+
+if os.environ.get("TRY_UNTESTED_VISER"):  # what would work if a newer one were taken for tested
+    compat.VISER_LOOPS += (f"{'.'.join(viser.__version__.split('.')[:2])}.",)
+    compat.VISER_RECORDINGS = compat.VISER_LOOPS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -107,6 +113,11 @@ def eventually(condition: Callable[[], object], what: str, timeout: float = 60.0
         time.sleep(0.005)
 
 
+def lacking(what: str) -> NoReturn:
+    """Skips a test at home, and fails it in CI, for want of a tool that `.ci/run` installs."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compiles with fewer optimisations in the files that `tests.lanes` marks as quick, and in the
@@ -165,13 +176,26 @@ def page(viewer: Viewer) -> Iterator[Page]:
     page.close()
 
 
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("tls")
+    files = str(folder / "cert.pem"), str(folder / "key.pem")
+    subprocess.run(
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost "
+        f"-addext subjectAltName=IP:127.0.0.1 -out {files[0]} -keyout {files[1]}".split(),
+        check=True,
+        capture_output=True,
+    )
+    return files
+
+
 @pytest.fixture
 def proxy(tmp_path) -> Iterator[Callable[[int], str]]:
     """Yields a function that starts nginx, with what the documents say, before a page's port and
     returns its address."""
     nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     if nginx is None:
-        pytest.skip("no nginx found: install nginx-light")
+        lacking("no nginx found: install nginx-light")
     words = (Path(__file__).parent.parent / "docs" / "security.md").read_text()
     location = words.split("<!-- nginx -->\n```\n")[1].split("```")[0]
     running: list[subprocess.Popen[bytes]] = []
@@ -218,15 +242,12 @@ def code_server(tmp_path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def chromium():
-    """A browser with software WebGL. Without one, tests are skipped at home and fail in CI."""
+    """A browser with software WebGL."""
     executable = os.environ.get("CHROMIUM") or next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )
     if executable is None:
-        reason = "no Chromium found: install it, or set CHROMIUM to its path"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        lacking("no Chromium found: install it, or set CHROMIUM to its path")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

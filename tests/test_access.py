@@ -26,7 +26,7 @@ from brax_viser import Viewer
 from brax_viser.page import access, address
 from brax_viser.page.access import Tokens
 from brax_viser.page.greeting import tunnel
-from tests.conftest import Page, eventually
+from tests.conftest import Page, eventually, lacking
 from tests.support import Probe, port_of
 from tests.test_guard import Hostile, update
 
@@ -210,19 +210,6 @@ def test_a_training_is_not_held_for_an_onlooker(monkeypatch):
         onlooker.socket.close()
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory) -> tuple[str, str]:
-    folder = tmp_path_factory.mktemp("tls")
-    files = str(folder / "cert.pem"), str(folder / "key.pem")
-    subprocess.run(
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost "
-        f"-addext subjectAltName=IP:127.0.0.1 -out {files[0]} -keyout {files[1]}".split(),
-        check=True,
-        capture_output=True,
-    )
-    return files
-
-
 def test_a_certificate_encrypts_the_page_and_its_websocket(certificate):
     trusting = ssl.create_default_context(cafile=certificate[0])
     with Viewer(port=0, tls=certificate) as viewer:
@@ -236,6 +223,19 @@ def test_a_certificate_encrypts_the_page_and_its_websocket(certificate):
             assert page.recv(timeout=20)
         with pytest.raises(OSError):
             urllib.request.urlopen(viewer.url.replace("https", "http"), timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("proto", "secure"), [("https", True), ("HTTPS, http", True), ("http", False), (None, False)]
+)
+def test_behind_a_proxy_that_encrypts_the_cookie_is_kept_for_encrypted_connections(
+    served, proto, secure
+):
+    request = urllib.request.Request(served.url)
+    if proto is not None:
+        request.add_header("X-Forwarded-Proto", proto)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        assert ("; Secure" in answer.headers["Set-Cookie"]) is secure
 
 
 def test_files_that_are_no_certificate_are_refused(tmp_path):
@@ -259,7 +259,7 @@ def test_behind_a_proxy_the_page_is_served_at_a_path_of_its_own(proxy):
     with Viewer(port=port, origins=[place]) as viewer:
         query = urlsplit(viewer.url).query
         status, _, cookie = got(f"{place}/robots/?{query}")
-        assert status == 200 and cookie is not None
+        assert status == 200 and cookie is not None and "Secure" not in cookie
         value = cookie.split(";")[0]
         # As viser's page does: at its own address, without its last slash.
         assert opens(f"{place}/robots", value, origin=place)
@@ -276,7 +276,7 @@ def notebooks(tmp_path) -> Iterator[str]:
     """Starts Jupyter's server with its proxy, below a path as a hub does; yields its address."""
     command = shutil.which("jupyter-standaloneproxy")  # of the package of the proxy
     if command is None:
-        pytest.skip("no proxy of Jupyter's found: pip install jupyter-server jupyter-server-proxy")
+        lacking("no proxy of Jupyter's found: pip install jupyter-server-proxy")
     port = address.free_port("127.0.0.1", 8900)
     options = "--allow-root --no-browser --ServerApp.base_url=/user/me/ --IdentityProvider.token="
     server = subprocess.Popen(
@@ -288,6 +288,15 @@ def notebooks(tmp_path) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
     server.terminate()
     server.wait()
+
+
+@pytest.mark.parametrize("tool", ["proxy", "notebooks"])
+def test_without_a_tool_that_ci_installs_tests_fail_there(tool, request, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises((pytest.fail.Exception, pytest.skip.Exception), match="install") as raised:
+        request.getfixturevalue(tool)
+    assert raised.type is pytest.fail.Exception
 
 
 def test_behind_jupyters_proxy_the_page_its_socket_and_its_time_bar_are_served(notebooks):

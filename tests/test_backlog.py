@@ -385,7 +385,7 @@ def test_an_untested_viser_is_left_alone_even_if_its_private_names_match(monkeyp
     """It may have kept the names but changed the arguments of its loop."""
     monkeypatch.setattr(compat, "VISER_LOOPS", ("0.9.",))
     clients._say_that_it_is_left_alone.cache_clear()
-    with Viewer(port=0) as one, Viewer(port=0) as other:
+    with Viewer(port=0, token=False) as one, Viewer(port=0, token=False) as other:
         for viewer in (one, other):
             buffer: Any = Probe(viewer).server._websock_server._broadcast_buffer
             assert "window_generator" not in vars(buffer)

@@ -26,7 +26,6 @@ from brax_viser.page import connection
 from brax_viser.page.connection import MOST_CONNECTIONS, MOST_OF_REQUEST
 from tests.conftest import Page, eventually
 from tests.support import Probe, port_of
-from tests.test_access import certificate  # noqa: F401, a fixture
 from tests.test_faults import greets
 from tests.test_requests import asked, header, is_ended, status, tokens
 
@@ -117,7 +116,7 @@ def test_hundreds_of_clients_that_send_a_byte_now_and_then_shut_nobody_out(serve
     eventually(lambda: descriptors() <= before, "nothing is left")
 
 
-def test_connections_that_agree_upon_no_encryption_are_limited_as_well(certificate, monkeypatch):  # noqa: F811
+def test_connections_that_agree_upon_no_encryption_are_limited_as_well(certificate, monkeypatch):
     monkeypatch.setattr(connection, "MOST_ACCEPTED", 40)
     monkeypatch.setattr("brax_viser.page.server.REQUEST_SECONDS", 3.0)
     with Viewer(port=0, tls=certificate) as viewer:

@@ -1,11 +1,15 @@
 """Who may connect to the page's server, and what pages may send: against the real server."""
 
 import http.client
+import importlib
 import logging
 import math
 import socket
+import ssl
 import time
+import tomllib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,13 +18,16 @@ import pytest
 import viser
 import websockets
 import websockets.sync.client
+from packaging.requirements import Requirement
 from viser import _messages as messages
 from websockets.datastructures import Headers
 
 from benchmarks.client import SUBPROTOCOL, hello, is_last_of_replay, messages_of, websocket_of
 from brax_viser import Viewer, VisualizedEnv
+from brax_viser.compat import VISER_LOOPS
+from brax_viser.page import address
 from brax_viser.page import server as server_module
-from brax_viser.page.access import Access
+from brax_viser.page.access import Access, Tls, tokens_of
 from brax_viser.page.gate import Gate, check_origins
 from brax_viser.page.guard import LARGEST, fits
 from tests.conftest import Page, eventually
@@ -128,15 +135,68 @@ def test_origins_are_addresses(origins):
         check_origins(origins)
 
 
-def test_an_unknown_viser_serves_this_machine_alone(monkeypatch, caplog):
+@pytest.fixture
+def made(monkeypatch) -> list[viser.ViserServer]:
+    """Viser's servers that were started."""
+    servers, real = [], viser.ViserServer
+
+    def start(**given: Any) -> viser.ViserServer:
+        servers.append(real(**given))
+        return servers[-1]
+
+    monkeypatch.setattr(viser, "ViserServer", start)
+    return servers
+
+
+@pytest.mark.parametrize(
+    ("host", "token", "tls"),
+    [
+        ("127.0.0.1", None, None),
+        ("127.0.0.1", "a-token-of-mine", None),
+        ("127.0.0.1", False, Tls(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), "")),
+        ("0.0.0.0", False, None),
+    ],
+)
+def test_an_untested_viser_is_refused_and_a_tested_one_named(monkeypatch, made, host, token, tls):
     monkeypatch.setattr(viser, "__version__", "9.0.0")
-    with pytest.raises(RuntimeError, match="only served on 127\\.0\\.0\\.1, not on 0"):
-        server_module.PageServer("0.0.0.0", 0, Access())
-    with pytest.raises(RuntimeError, match="whatever their token: leave out"):
-        Viewer(port=0, token="a-token-of-mine")
-    with caplog.at_level(logging.WARNING, "brax_viser"), Viewer(port=0) as viewer:
-        assert "token" not in viewer.url and viewer.onlooker_url == ""
+    tokens = None if token is False else tokens_of(token, host, host)
+    with pytest.raises(RuntimeError, match=r"viser 9\.0\.0 .*pip install 'viser==1\.1\.\*'"):
+        server_module.PageServer(host, 0, Access(tokens=tokens, tls=tls))
+    assert not made
+
+
+def test_an_untested_viser_serves_this_machine_where_no_token_is_asked_for(monkeypatch, caplog):
+    monkeypatch.setattr(viser, "__version__", "9.0.0")
+    with pytest.raises(RuntimeError, match="has not been tested"):
+        Viewer(port=0)
+    with caplog.at_level(logging.WARNING, "brax_viser"), Viewer(port=0, token=False) as viewer:
+        assert status(viewer) == 200 and "token" not in viewer.url
     assert "answers whoever reaches the port" in caplog.text
+
+
+def test_a_viser_that_cannot_be_asked_or_checked_is_stopped(monkeypatch, made):
+    started = viser.ViserServer
+
+    def without_our_gate(**given: Any) -> viser.ViserServer:
+        module: Any = importlib.import_module("viser.infra._infra")
+        module.websockets = websockets
+        return started(**given)
+
+    for name, value in {"ViserServer": without_our_gate, "viser_gate": lambda _: None}.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(viser if name == "ViserServer" else server_module, name, value)
+            with pytest.raises(RuntimeError, match=r"does not call websockets|not been tested"):
+                Viewer(port=0)
+        port = made.pop().get_port()
+        eventually(lambda port=port: address.is_free("127.0.0.1", port), "it is stopped")
+
+
+def test_only_tested_visers_are_installed():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    needed = map(Requirement, project["project"]["dependencies"])
+    bounds = next(one.specifier for one in needed if one.name == "viser")
+    releases = [f"{major}.{minor}." for major in range(4) for minor in range(30)]
+    assert {one for one in releases if bounds.contains(f"{one}7")} == {*VISER_LOOPS}
 
 
 class Hostile:

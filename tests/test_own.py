@@ -185,7 +185,7 @@ def test_its_process_gives_way_imports_no_jax_and_is_no_page_of_the_users_comman
     assert os.getpgid(process.pid) != os.getpgid(0), "Ctrl-C in the terminal does not reach it"
     assert os.getsid(process.pid) == os.getsid(0), "it shares the cores of the same session"
     port = process.port.result()
-    assert not [url for url in announced.announced() if f":{port}/" in url]
+    assert not [note for note in announced.announced() if f":{port}/" in note.url]
 
 
 def test_its_page_is_the_pages_own_and_no_secret_passes_either_way(viewer):

@@ -2,11 +2,17 @@
 
 import json
 import os
+import socket
+import socketserver
 import subprocess
 import sys
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +22,7 @@ import pytest
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.cli import remote
 from brax_viser.page import announced
+from brax_viser.page.access import tls_of
 from tests.conftest import eventually
 from tests.recorded import Kept, recording_of
 from tests.support import Probe
@@ -40,6 +47,18 @@ def get(url: str, **headers: str) -> tuple[int, str]:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
+
+
+def urls() -> list[str]:
+    """The addresses that are noted."""
+    return [note.url for note in announced.announced()]
+
+
+def ended() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
 
 
 def at(viewer: Viewer, path: str, token: str | None = None) -> str:
@@ -152,14 +171,120 @@ def test_the_newest_page_of_this_user_is_found_and_no_one_else_can_read_where(vi
     (note,) = (tmp_path / "brax_viser" / "viewers").iterdir()
     assert note.stat().st_mode & 0o777 == 0o600 and note.parent.stat().st_mode & 0o777 == 0o700
     with Viewer(port=0) as newer:
-        assert announced.announced() == [newer.url, viewer.url]
-    assert announced.announced() == [viewer.url]
+        assert urls() == [newer.url, viewer.url]
+    assert urls() == [viewer.url]
     gone = note.with_name("1-1.json")
-    process = subprocess.Popen(["true"])
-    process.wait()
-    gone.write_text(json.dumps({"url": "http://x", "pid": process.pid, "since": 9e9}))
+    gone.write_text(json.dumps(json.loads(note.read_text()) | {"pid": ended(), "since": 9e9}))
     (note.parent / "broken.json").write_text("{")
-    assert announced.announced() == [viewer.url] and not gone.exists()
+    assert urls() == [viewer.url] and not gone.exists()
+
+
+@pytest.mark.parametrize("other", ["machine", "container"])
+def test_a_page_on_another_machine_is_told_of_and_its_note_stays(
+    viewer, monkeypatch, capsys, other
+):
+    """They share the home, as in a cluster. Numbers of its processes say nothing here."""
+    name = {"machine": (socket, "gethostname"), "container": (announced, "_container")}[other]
+    with monkeypatch.context() as there:
+        there.setattr(*name, lambda: "node/7")
+        forget = announced.announce("http://127.0.0.1:8000/?token=a-token-there", 8000)
+    [note] = [note for note in announced.announced() if not note.is_here]
+    place = next(
+        path for path in announced.folder().iterdir() if "a-token-there" in path.read_text()
+    )
+    place.write_text(json.dumps(asdict(note) | {"pid": ended(), "since": 1e9}))
+    assert place.stat().st_mode & 0o777 == 0o600
+    assert remote.status() == 0, "the page of this machine is asked"
+    viewer.close()
+    assert remote.status() == 2
+    said = " ".join(capsys.readouterr().err.split())
+    where = "on node/7" if other == "machine" else "on this machine, but outside of this container"
+    assert f"A page of yours was opened {where}" in said and "2001-09-09" in said
+    assert "a-token-there" not in said and place.exists()
+    with monkeypatch.context() as there:  # where it is known that the process has ended
+        there.setattr(*name, lambda: "node/7")
+        assert urls() == [] and not place.exists()
+    forget()
+
+
+def test_machines_whose_processes_have_the_same_number_keep_notes_of_their_own(monkeypatch):
+    for machine in ("node7", "node8"):
+        monkeypatch.setattr(socket, "gethostname", lambda machine=machine: machine)
+        announced.announce(f"http://127.0.0.1:8000/?token=at-{machine}", 8000)
+    assert sorted(note.machine for note in announced.announced()) == ["node7", "node8"]
+
+
+class Proxy(socketserver.BaseRequestHandler):
+    """Keeps what it is asked for, and refuses it."""
+
+    asked: ClassVar[list[bytes]] = []
+
+    def handle(self) -> None:
+        self.asked.append(self.request.recv(10_000))
+        self.request.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+
+
+@pytest.fixture
+def asked(monkeypatch) -> Iterator[list[bytes]]:
+    """What a proxy is asked for that the environment names."""
+    Proxy.asked.clear()
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Proxy) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        for name in ("http_proxy", "https_proxy", "HTTPS_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{server.server_address[1]}")
+        yield Proxy.asked
+        server.shutdown()
+        thread.join()
+
+
+def test_a_proxy_is_never_told_the_token(viewer, certificate, asked):
+    assert remote.ask(viewer.url, "status")["phase"] == "waiting"
+    with Viewer(port=0, tls=certificate) as encrypted:
+        assert remote.ask(encrypted.url, "status")["phase"] == "waiting"
+    with pytest.raises(ValueError, match="nothing that is brax_viser's answers"):
+        remote.ask("http://page.invalid/?token=a-token-there", "status")
+    assert not asked
+    with pytest.raises(
+        ValueError, match="502"
+    ):  # beyond a proxy, which passes on what it cannot read
+        remote.ask("https://page.invalid/?token=a-token-there", "status")
+    assert len(asked) == 1 and asked[0].startswith(b"CONNECT page.invalid:443 ")
+    assert b"a-token-there" not in asked[0]
+
+
+def issued(folder: Path, name: str) -> tuple[str, str]:
+    """Returns the files of a certificate, with that of the authority that has issued it behind, and
+    of its key. The authority is made first."""
+    authority = [str(folder / file) for file in ("authority.pem", "authority.key")]
+    chain, key = str(folder / f"{name}.pem"), str(folder / f"{name}.key")
+    new = "openssl req -x509 -newkey rsa:2048 -nodes -days 2"
+    by = f"-CA {authority[0]} -CAkey {authority[1]} -addext basicConstraints=critical,CA:FALSE"
+    lines = [f"{new} -subj /CN={name} {by} -out {chain} -keyout {key}"]
+    if not Path(authority[0]).exists():
+        lines.insert(0, f"{new} -subj /CN=authority -out {authority[0]} -keyout {authority[1]}")
+    for line in lines:
+        subprocess.run(line.split(), check=True, capture_output=True)
+    with open(chain, "a") as file:
+        file.write(Path(authority[0]).read_text())
+    return chain, key
+
+
+def test_of_an_encrypted_page_exactly_the_certificate_is_trusted(tmp_path):
+    """It need not be for a name of this machine, nor of an authority that is known; but another one
+    of the same authority is not trusted."""
+    with Viewer(port=0, tls=issued(tmp_path, "hub.example.org")) as viewer:
+        assert remote.status() == 0
+        assert remote.ask(viewer.url, "status")["url"].startswith("https://127.0.0.1:")
+        [place] = announced.folder().iterdir()
+        other = tls_of(issued(tmp_path, "other.example.org"))
+        assert other is not None and other.certificate
+        noted = json.loads(place.read_text())
+        place.write_text(json.dumps(noted | {"certificate": other.certificate}))
+        with pytest.raises(ValueError, match="certificate verify failed"):
+            remote.ask(viewer.url, "status")
 
 
 def test_the_command_answers_programs_in_json_and_people_in_words(viewer, tmp_path, capsys):

@@ -3,20 +3,23 @@ and the switch."""
 
 import base64
 import json
+import socket
+import ssl
 import sys
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qs, urlencode, urlsplit, urlunsplit
 
 import tyro
 from rich.console import Console
 
 from brax_viser.export.files import replacing
 from brax_viser.host.progress import count, duration
-from brax_viser.page.announced import announced
+from brax_viser.page.access import is_loopback
+from brax_viser.page.announced import Note, announced
 from brax_viser.page.api import HEADER, PREFIX
 
 SECONDS = 10.0
@@ -24,6 +27,9 @@ SECONDS = 10.0
 
 PICTURE_SECONDS = 180.0
 """s to wait for a picture, which MuJoCo may have to draw on a busy machine."""
+
+MOST_PLACES = 3
+"""Most places that are named where a page may still be open."""
 
 Url = Annotated[str | None, tyro.conf.Positional]
 
@@ -115,10 +121,22 @@ def _tell(url: str | None, name: str, **query: object) -> int:
 
 def _newest() -> str:
     """Returns the address of this user's newest page. Raises ValueError if there is none."""
-    known = announced()
-    if not known:
-        raise ValueError("no page of yours is open on this machine: give its address, in quotes")
-    return known[0]
+    notes = announced()
+    here = [note.url for note in notes if note.is_here]
+    if here:
+        return here[0]
+    words = "no page of yours is open on this machine: give its address, in quotes"
+    elsewhere = {_place_of(note): note.since for note in reversed(notes)}  # the newest of each
+    for place, since in sorted(elsewhere.items(), key=lambda one: -one[1])[:MOST_PLACES]:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(since))
+        words += f"\nA page of yours was opened {place} at {when}: if it still is, type this there"
+    raise ValueError(words)
+
+
+def _place_of(note: Note) -> str:
+    if note.machine != socket.gethostname():
+        return f"on {note.machine}"
+    return "on this machine, but outside of this container or in another,"
 
 
 def _say(told: dict[str, Any]) -> None:
@@ -147,12 +165,45 @@ def ask(url: str, name: str, **query: object) -> dict[str, Any]:
     place = f"{parts.scheme}://{parts.netloc}"
     try:
         request = urllib.request.Request(address, headers={HEADER: "1"})
-        with urllib.request.urlopen(request, timeout=SECONDS) as response:
+        with _opener(parts).open(request, timeout=SECONDS) as response:
             return json.load(response)
     except urllib.error.HTTPError as error:
         raise ValueError(_reason(error, place)) from error
     except (OSError, ValueError) as error:
         raise ValueError(f"nothing that is brax_viser's answers at {place}: {error}") from error
+
+
+def _opener(parts: SplitResult) -> urllib.request.OpenerDirector:
+    """Returns what sends requests to a page, straight where a proxy could read the token or would
+    not reach it. Of a page that this user has opened here, exactly the certificate is trusted.
+
+    Raises:
+        OSError: the certificate that was noted is none.
+    """
+    place = (parts.scheme, parts.netloc)
+    notes = (note for note in announced() if note.is_here and urlsplit(note.url)[:2] == place)
+    note = next(notes, None)
+    proxies = {}
+    if parts.scheme == "https" and note is None and not _is_here(parts.hostname or ""):
+        proxies = {
+            name: url for name, url in urllib.request.getproxies().items() if name == "https"
+        }
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler(proxies)]
+    if note is not None and note.certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False  # which need not be what this machine is called here
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # whoever has issued it
+        context.load_verify_locations(cadata=note.certificate)
+        handlers.append(urllib.request.HTTPSHandler(context=context))
+    return urllib.request.build_opener(*handlers)
+
+
+def _is_here(host: str) -> bool:
+    """Whether a name or a number means the machine itself."""
+    try:
+        return is_loopback(host)
+    except ValueError:  # a name
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _reason(error: urllib.error.HTTPError, place: str) -> str:

@@ -15,7 +15,7 @@ import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 TOKEN = "BRAX_VISER_TOKEN"
@@ -27,7 +27,16 @@ SHORTEST = 8
 
 _CHARACTERS = re.compile(r"[A-Za-z0-9_.~-]+")  # those that an address and a cookie keep as they are
 
+_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+
 Role = Literal["steering", "looking"]
+
+
+class Tls(NamedTuple):
+    """What encrypts connections."""
+
+    context: ssl.SSLContext
+    certificate: str  # that is shown, in PEM, without those of the authorities that have issued it
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ class Access:
     names: tuple[str, ...] = ()  # by which the user has called the machine
     origins: tuple[str, ...] = ()  # further addresses of the page, such as a proxy's
     tokens: Tokens | None = None  # None: no token is needed
-    tls: ssl.SSLContext | None = None  # None: no encryption
+    tls: Tls | None = None  # None: no encryption
     chosen: bool = False  # whether the user has asked for a token of their own, or for encryption
 
     def following(self, last: "Access") -> "Access":
@@ -138,7 +147,7 @@ def tokens_of(token: str | bool | None, host: str, listening: str) -> Tokens | N
     return Tokens.of(token)
 
 
-def tls_of(files: tuple[str | Path, str | Path] | None) -> ssl.SSLContext | None:
+def tls_of(files: tuple[str | Path, str | Path] | None) -> Tls | None:
     """Returns what encrypts connections, of the files of a certificate and its key.
 
     Raises:
@@ -150,11 +159,12 @@ def tls_of(files: tuple[str | Path, str | Path] | None) -> ssl.SSLContext | None
         certificate, key = files
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(certificate, key)
+        found = _CERTIFICATE.search(Path(certificate).read_text(errors="replace"))
     except (OSError, TypeError, ValueError) as error:  # of ssl's own, too
         raise ValueError(
             f"tls={files!r}: must be the files of a certificate and of its key, in PEM ({error})"
         ) from error
-    return context
+    return Tls(context, found[0] if found is not None else "")
 
 
 def is_loopback(listening: str) -> bool:

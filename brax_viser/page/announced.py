@@ -1,12 +1,18 @@
-"""Notes where the pages of this user's trainings are, for commands from another terminal."""
+"""Notes where the pages of this user's trainings are, for commands from another terminal.
+
+Several machines may share the user's home: of another's processes it is not known here which live.
+"""
 
 import contextlib
 import json
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 log = logging.getLogger("brax_viser")
 
@@ -21,19 +27,46 @@ def folder() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "brax_viser" / "viewers"
 
 
-def announce(url: str, port: int) -> Callable[[], None]:
+def _container() -> str:
+    """Returns what tells containers of a machine apart, by whose numbers processes go; empty on
+    systems that have none."""
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return ""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Where a page is."""
+
+    url: str  # with its token
+    certificate: str  # by which the page is known, in PEM; empty without encryption
+    machine: str
+    container: str
+    pid: int
+    since: float  # s since 1970
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its process is one of those that are seen from this one."""
+        return (self.machine, self.container) == (socket.gethostname(), _container())
+
+
+def announce(url: str, port: int, certificate: str = "") -> Callable[[], None]:
     """Notes the address of a page. Returns a function that removes the note.
 
     Args:
         url: with its token.
         port: of the page.
+        certificate: by which the page is known, in PEM; empty without encryption.
     """
     try:
-        place = folder() / f"{os.getpid()}-{port}.json"
+        here = socket.gethostname(), _container(), os.getpid()
+        note = Note(url, certificate, *here, since=time.time())
+        place = folder() / f"{quote(note.machine, safe='')}-{note.pid}-{port}.json"
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        text = json.dumps({"url": url, "pid": os.getpid(), "since": time.time()})
         with open(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(text)
+            file.write(json.dumps(asdict(note)))
     except (OSError, RuntimeError) as error:  # a home that cannot be written
         log.info("other terminals have to be told the page's address: %s", error)
         return lambda: None
@@ -45,22 +78,22 @@ def announce(url: str, port: int) -> Callable[[], None]:
     return remove
 
 
-def announced() -> list[str]:
-    """Returns the addresses of pages whose processes are alive, the newest first. Notes of others
-    are removed."""
+def announced() -> list[Note]:
+    """Returns where pages are whose processes are alive, or not seen from here; the newest first.
+    Notes of those that are known to have ended are removed."""
     found = []
     try:
         places = list(folder().glob("*.json"))
     except (OSError, RuntimeError):
         return []
     for place in places:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            told = json.loads(place.read_text())
-            if _lives(int(told["pid"])):
-                found.append((float(told["since"]), str(told["url"])))
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            note = Note(**json.loads(place.read_text()))
+            if not note.is_here or _lives(int(note.pid)):
+                found.append((float(note.since), note))
             else:
                 place.unlink(missing_ok=True)
-    return [url for _, url in sorted(found, reverse=True)]
+    return [note for _, note in sorted(found, key=lambda one: one[0], reverse=True)]
 
 
 def _lives(pid: int) -> bool:

@@ -172,12 +172,19 @@ class Gate:
             response.headers["Referrer-Policy"] = "no-referrer"  # which would carry the token
             given = [t for t in tokens_in(request) if tokens is not None and tokens.role_of(t)]
             if given:
-                secure = self._access.tls is not None
+                secure = self._is_encrypted(request)
                 response.headers["Set-Cookie"] = cookie_of(given[0], request, secure=secure)
             else:  # another site could have clicks meant for itself fall on a page in its frame
                 allowed = f"frame-ancestors {' '.join(self._frames)}"
                 response.headers["Content-Security-Policy"] = allowed
         return response
+
+    def _is_encrypted(self, request: Any) -> bool:
+        """Whether a browser's connection is, to this page or to a proxy. What a proxy says can be
+        taken on trust: it decides only how far the browser that has asked may send its cookie."""
+        said = request.headers.get_all("X-Forwarded-Proto")
+        first = said[0].partition(",")[0].strip().lower() if said else ""  # the browser's own
+        return self._access.tls is not None or first == "https"
 
     def _serve(self, api: Api, connection: Any, request: Any, role: Role) -> Any:
         """Returns the response to a program."""
@@ -194,7 +201,7 @@ class Gate:
     def _ask(self, connection: Any, request: Any) -> Any:
         """Returns the page that asks for a token, and tells a program in its first line."""
         wrong = bool(tokens_in(request) or cookies_in(request))
-        scheme = "http" if self._access.tls is None else "https"
+        scheme = "https" if self._is_encrypted(request) else "http"
         page = asking(f"{scheme}://{request.headers['Host']}", wrong=wrong)
         response = connection.respond(HTTPStatus.FORBIDDEN, page)
         del response.headers["Content-Type"]

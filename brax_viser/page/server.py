@@ -14,6 +14,7 @@ import numpy as np
 import viser
 
 from brax_viser.compat import (
+    VISER_LOOPS,
     asking_before_viser,
     stop_viser,
     viser_gate,
@@ -61,8 +62,8 @@ class PageServer:
             access: who may open the page.
 
         Raises:
-            RuntimeError: the installed viser cannot be kept from answering everybody, and `host` is
-                not this machine alone, or `access` is one that the user has chosen.
+            RuntimeError: the installed viser cannot be kept from answering everybody, and `access`
+                does not say that it may.
         """
         wanted, port = port, address.free_port(host, port) if port else 0
         self._host, self._access = host, access
@@ -82,32 +83,33 @@ class PageServer:
             "open_timeout": ANSWER_SECONDS,
         }
         if access.tls is not None:
-            settings |= {"ssl": access.tls, "ssl_handshake_timeout": REQUEST_SECONDS}
-        with (
-            without_viser_banner(),
-            asking_before_viser(respond, lambda one: one.served_by, **settings) as asks,
-        ):
-            if not asks:
-                _check_alone(host, access)
-            self.viser = viser.ViserServer(host=host, port=port, label="brax_viser", verbose=False)
-        self._tokens = access.tokens if asks else None
-        self._guard: Guard | None = None
-        try:
-            self._stand_guard(gate, asks=asks)
-        except RuntimeError:
-            self.stop()
-            raise
+            settings |= {"ssl": access.tls.context, "ssl_handshake_timeout": REQUEST_SECONDS}
+        with contextlib.ExitStack() as undo:
+            with (
+                without_viser_banner(),
+                asking_before_viser(respond, lambda one: one.served_by, **settings) as asks,
+            ):
+                if not asks:
+                    _check_open(host, access)
+                self.viser = viser.ViserServer(
+                    host=host, port=port, label="brax_viser", verbose=False
+                )
+                undo.callback(stop_viser, self.viser)
+            self._tokens = access.tokens if asks else None
+            self._guard = self._standing_guard(gate, asks=asks)
+            undo.pop_all()
         if wanted not in (0, self.port):
             # A privileged port cannot be told from a taken one.
             log.warning("port %d is taken or not allowed, using %d", wanted, self.port)
 
-    def _stand_guard(self, gate: Gate, *, asks: bool) -> None:
+    def _standing_guard(self, gate: Gate, *, asks: bool) -> Guard | None:
         """Has the messages of pages checked. Raises RuntimeError as the constructor does."""
         parts = viser_gate(self.viser)
         if parts is not None:
-            self._guard = Guard(parts, gate.role_of)
-        elif asks:
-            _check_alone(self._host, self._access)
+            return Guard(parts, gate.role_of)
+        if asks:
+            _check_open(self._host, self._access)
+        return None
 
     @property
     def port(self) -> int:
@@ -163,11 +165,12 @@ class PageServer:
             self.url_at(machine, looking=True) if reached and self._has_onlookers else "",
             line,
         )
-        self._forget = announce(self.url, self.port)
+        tls = self._access.tls
+        self._forget = announce(self.url, self.port, tls.certificate if tls is not None else "")
         with contextlib.suppress(OSError, ValueError):  # closed, or the disk is full
             for words in lines:
                 print(f"brax_viser: {words}", flush=True)
-        if reached and self._access.tls is None:
+        if reached and tls is None:
             log.warning(
                 "the page is served on %s without encryption: its token can be read on the way. "
                 "Use Viewer(tls=...), or host='127.0.0.1' and ssh -L",
@@ -209,18 +212,24 @@ class PageServer:
             connection.end_unless_open()
 
 
-def _check_alone(host: str, access: Access) -> None:
-    """Checks that only this machine is listened for, where viser answers everybody.
+def _check_open(host: str, access: Access) -> None:
+    """Checks that the page may be open to whoever reaches its port, as an untested viser has it.
 
     Raises:
-        RuntimeError: it is not, or the user has asked for a token or for encryption.
+        RuntimeError: the user has not said that no token is needed, or has asked for encryption, or
+            other machines reach the port.
     """
-    words = f"viser {viser.__version__} has not been tested: it answers whoever reaches the port"
-    if not is_loopback(host):
-        raise RuntimeError(f"{words}, so the page is only served on 127.0.0.1, not on {host}")
-    if access.chosen:
-        raise RuntimeError(f"{words}, whatever their token: leave out `token` and `tls`")
-    log.warning("%s, pages of other sites included, and asks for no token", words)
+    tested = " or ".join(f"'viser=={version}*'" for version in VISER_LOOPS)
+    words = (
+        f"viser {viser.__version__} has not been tested: it answers whoever reaches the port, and "
+        "pages of other sites that are open in your browser"
+    )
+    if access.tokens is not None or access.tls is not None or not is_loopback(host):
+        raise RuntimeError(
+            f"{words}. Install a tested one: pip install {tested}. To serve the page all the same, "
+            "to this machine alone: token=False, or --token none"
+        )
+    log.warning("%s, and none is asked for a token", words)
 
 
 def _websockets_log() -> logging.Logger:
