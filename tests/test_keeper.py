@@ -110,3 +110,20 @@ def test_a_viewer_writes_episodes_curves_and_policies_of_its_training(tmp_path):
     assert run.curves()["loss"][2].tolist() == [0.5]
     assert set(run.policy(100)) == {"mean", "net/0"}
     assert np.array_equal(run.policy(100)["net/0"], np.ones((2, 2)))
+
+
+@pytest.mark.parametrize("best", [17, 18])
+def test_a_directory_within_its_bytes_keeps_the_policy_of_the_best_evaluation(tmp_path, best):
+    keeper = Keeper(tmp_path / "run", max_run_bytes=200_000)
+    keeper.begin(run_info("Ant"))
+    for step in range(1, 100, 2):
+        keeper.add_policy(step, {"w": np.zeros(1000)}, best if step > best else None)
+    keeper.close()
+    kept = open_run(tmp_path / "run").policies()
+    assert len(kept) < 10 and {1, 17, 99} < set(kept), kept
+    assert sum(p.stat().st_size for p in (tmp_path / "run" / "policies").iterdir()) < 40_000
+
+
+def test_bytes_of_a_directory_that_leave_no_room_are_refused():
+    with pytest.raises(ValueError, match=r"max_run_bytes=0: must be .* above 0"):
+        Viewer(port=0, max_run_bytes=0)

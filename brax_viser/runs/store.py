@@ -10,7 +10,7 @@ from etils import epath
 from brax_viser.records.episode import RunInfo, Summary
 from brax_viser.runs import files, layout
 from brax_viser.runs.layout import Contents
-from brax_viser.runs.thinning import best_recording, surplus, surplus_recordings
+from brax_viser.runs.thinning import acting_at, best_recording, surplus, surplus_recordings
 
 POLICIES_SHARE = 0.2
 """Share of the directory's bytes that policies may have."""
@@ -82,14 +82,20 @@ class Store:
             files.write(self._path / layout.episode_file(key), data)
         self._list({**self.contents.episodes, **coming}, self.contents.policies)
 
-    def add_policy(self, num_steps: int, data: bytes) -> None:
+    def add_policy(self, num_steps: int, data: bytes, best: int | None = None) -> None:
         """Writes a policy, and drops others to make room for it; never the first, the newest, or
-        the one that acts in the best recording."""
+        those that act in the best recording and at the best evaluation.
+
+        Args:
+            num_steps: env steps trained.
+            data: the file.
+            best: env steps trained at the best evaluation so far; None if there is none.
+        """
         episodes, policies = self.contents.episodes, self.contents.policies
         sizes = dict(sorted({**policies, num_steps: len(data)}.items()))
-        best = best_recording(summary for summary, _ in episodes.values())
-        acting = max((n for n in sizes if best is not None and n <= best), default=-1)
-        kept = {acting, num_steps, max(policies, default=num_steps)}
+        recording = best_recording(summary for summary, _ in episodes.values())
+        acting = {acting_at(at, list(sizes)) for at in (recording, best) if at is not None}
+        kept = {*acting, num_steps, max(policies, default=num_steps)}
         room = int(POLICIES_SHARE * self._max_bytes)
         gone = surplus(list(sizes), list(sizes.values()), room, kept)
         if gone:  # from the list first, so that a reader finds what is listed
