@@ -1,5 +1,6 @@
 """What is recorded goes to the run directory, each training to its own; without one, to memory."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from brax import envs
 
 from brax_viser import Viewer, VisualizedEnv
+from brax_viser.records.trainer_call import TrainerCall
 from brax_viser.runs.keeper import Keeper
 from brax_viser.runs.reader import open_run
 from tests.conftest import eventually
@@ -93,6 +95,9 @@ def test_a_viewer_writes_episodes_curves_and_policies_of_its_training(tmp_path):
     place = Path(tmp_path / "run")
     with Viewer(port=0, run_dir=place) as viewer:
         env = VisualizedEnv(FallingCartPole(), grid=(4, 1), viewer=viewer)
+        settings = {"seed": 5, "learning_rate": 3e-4, "normalize_observations": True}
+        call = TrainerCall("PPO", False, 10**6, 6, weakref.ref(env), settings=settings)
+        assert viewer._shared.progress.traced(call, 0.0)
         params = {"mean": np.arange(3.0), "net": [np.ones((2, 2), np.float32)]}
         viewer.policy_params_fn(100, lambda *_: None, params)
         viewer.log(100, {"loss": 0.5})
@@ -104,6 +109,8 @@ def test_a_viewer_writes_episodes_curves_and_policies_of_its_training(tmp_path):
         assert np.array_equal(seen, stepped(FallingCartPole(), 60))
     run = open_run(place)
     assert run.info.env == "FallingCartPole" and run.info.num_envs == 6
+    assert run.info.trainer == "PPO"
+    assert run.info.settings == {**settings, "num_timesteps": 10**6}
     assert 1 <= len(run.summaries()) <= 4
     read = run.get(run.summaries()[0].key)
     assert len(read.qpos) == read.summary.length + 1

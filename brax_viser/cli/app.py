@@ -79,7 +79,6 @@ def train(
         max_run_bytes: bytes that its files may have; above, recordings are thinned evenly.
         keep_open: keep the page open after the training, until Ctrl-C.
     """
-
     where = save_dir or f"runs/{env}-{datetime.now():%Y%m%d-%H%M%S}"
 
     def work(run: _Run) -> Any:

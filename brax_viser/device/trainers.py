@@ -15,6 +15,7 @@ from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 import jax
+import numpy as np
 
 from brax_viser.records.trainer_call import TrainerCall
 
@@ -95,8 +96,19 @@ def _read_arguments(algorithm: str, evaluating: bool, frame: FrameType) -> Train
         num_timesteps=num_timesteps,
         num_envs=variables.get("num_envs"),
         num_reports=num_reports,
+        settings=_settings(frame),
         identity=None if made_here is None else weakref.ref(made_here),
     )
+
+
+def _settings(frame: FrameType) -> dict[str, Any]:
+    """Returns the arguments of a call that are numbers, texts or truth values, by name. Others are
+    left to the trainer: keeping them would keep arrays and environments alive."""
+    code, variables = frame.f_code, frame.f_locals
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    found = {name: variables[name] for name in names if name in variables}
+    found = {name: x.item() if isinstance(x, np.generic) else x for name, x in found.items()}
+    return {name: x for name, x in found.items() if isinstance(x, bool | int | float | str)}
 
 
 def _goal(algorithm: str, variables: Mapping[str, Any]) -> tuple[int | None, int | None]:

@@ -100,7 +100,7 @@ class Recording:
             return
         self._training, self._source = progress.begun, source
         adapter, call = source.adapter, progress.call
-        settings = {} if call is None else {"num_timesteps": call.num_timesteps}
+        settings = {} if call is None else {**call.settings, "num_timesteps": call.num_timesteps}
         self._keeper.begin(
             RunInfo(
                 env=adapter.name,
