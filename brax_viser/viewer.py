@@ -121,8 +121,7 @@ class Viewer(Controls):
             origins: further addresses of the page, such as a proxy's "https://hub.example.org".
             run_dir: directory without a training, in which recorded episodes, curves and policies
                 are kept; see `runs.keeper.Keeper`. None keeps the newest episodes in memory.
-            max_run_bytes: bytes that its files may have. What would be above leaves gaps that are
-                spread evenly over the training.
+            max_run_bytes: bytes that its files may have; above, recordings are thinned evenly.
 
         Raises:
             ValueError: a value is out of its limits, or `host` or `run_dir` can't be used.
@@ -141,8 +140,7 @@ class Viewer(Controls):
         self._shared = SharedState(
             Control(streaming=streaming, mode=mode, fps=fps, max_overhead=max_overhead)
         )
-        self._sources = Sources()
-        self._undo = contextlib.ExitStack()  # what `close` does, in reverse
+        self._sources, self._undo = Sources(), contextlib.ExitStack()  # the latter is for `close`
         self._start()
 
     def _start(self) -> None:

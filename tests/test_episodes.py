@@ -261,6 +261,8 @@ def test_a_page_of_episodes_alone_plays_them_and_has_nothing_of_a_training():
             eventually(lambda: len(probe.replay.told().steps) == 2, "a new recording appears")
             viewer.show_curves({"eval/episode_reward": np.array([[0, 10], [0, 1], [5.0, 7.0]])})
             eventually(lambda: probe.panel.curves._plot.visible, "curves are shown")
+            viewer.show_holds((5,))
+            eventually(lambda: probe.page.timeline.holds == (5,), "and where it was held")
         finally:
             page.close()
 

@@ -66,5 +66,6 @@ def _follow(run: SavedRun, viewer: ReplayViewer, ctrl_c: CtrlC) -> None:
             look = now + LOOK_SECONDS
         if now >= curves:
             viewer.show_curves(run.curves())
+            viewer.show_holds(run.holds())
             curves = now + CURVES_SECONDS
         time.sleep(0.1)

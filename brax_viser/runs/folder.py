@@ -3,7 +3,7 @@
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,7 @@ class RunFolder:
         self._policies: dict[int, Mapping[str, np.ndarray]] = {}  # likewise
         self._best: int | None = None  # env steps trained at the best evaluation
         self._curves = self._written_curves = {}
+        self._holds: tuple[int, ...] = ()
         self._changed = threading.Condition()
         self._closing = False
         self._failure: str | None = None  # why nothing can be written now
@@ -143,6 +144,13 @@ class RunFolder:
             self._curves = dict(curves)
             self._changed.notify_all()
 
+    def set_holds(self, holds: Iterable[int]) -> None:
+        """Keeps the env steps at which the training was held, in place of those given before."""
+        with self._changed:
+            if not self._closing:
+                self._holds = tuple(sorted(holds))
+                self._changed.notify_all()
+
     def summaries(self) -> tuple[Summary, ...]:
         """Returns those of all episodes, in memory or on disk, ordered by `key`."""
         # In this order, as the thread adds to the second before it takes from the first.
@@ -202,7 +210,8 @@ class RunFolder:
 
     def _has_work(self) -> bool:
         waiting = self._waiting.summaries() or self._policies or not self._store.has_model
-        return bool(waiting) or self._curves is not self._written_curves
+        held = self._holds != self._store.contents.holds
+        return bool(waiting) or held or self._curves is not self._written_curves
 
     def _work(self) -> None:
         """Writes what waits until `close`; runs on the thread."""
@@ -227,7 +236,8 @@ class RunFolder:
                 self._failure = None
 
     def _write(self) -> None:
-        """Writes the model, the oldest recording, a policy and the curves, as far as they wait."""
+        """Writes the model, the oldest recording, a policy, curves and holds, as far as they
+        wait."""
         if self._store.prepare():
             self._version += 1
             self._written_curves = {}
@@ -252,6 +262,8 @@ class RunFolder:
             if data := self._packed(lambda: files.pack(curves)):
                 self._store.write_curves(data)
             self._written_curves = curves
+        if (holds := self._holds) != self._store.contents.holds:
+            self._store.write_holds(holds)
 
     def _packed(self, pack: Callable[[], Any]) -> Any:
         """Returns what `pack` does; None if it cannot be packed, as trying again would not help."""

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -138,6 +138,13 @@ class Keeper:
         with self._lock:
             if self._folder is not None:
                 self._folder.set_curves(curves)
+
+    def set_holds(self, holds: Iterable[int]) -> None:
+        """Keeps in the run directory, if there is one, where the training was held; see
+        `RunFolder.set_holds`."""
+        with self._lock:
+            if self._folder is not None:
+                self._folder.set_holds(holds)
 
     @property
     def version(self) -> int:

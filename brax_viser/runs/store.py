@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from etils import epath
@@ -35,6 +35,7 @@ class Store:
             OSError: it cannot be written.
         """
         self._path, self._max_bytes = path, max_bytes
+        self._holds: tuple[int, ...] = ()
         self._model = copy.copy(info.mj_model)
         self._model_bytes = layout.model_bytes(self._model)
         self._record = json.dumps(layout.run_record(info, self._model_bytes), indent=1).encode()
@@ -111,6 +112,11 @@ class Store:
         self._make_room({})
         files.write(self._path / layout.CURVES, data)
 
+    def write_holds(self, holds: Iterable[int]) -> None:
+        """Writes at which env steps the training was held, in place of older ones."""
+        self._holds = tuple(holds)
+        self._list(self.contents.episodes, self.contents.policies)
+
     def _claim(self) -> None:
         run = self._path / layout.RUN
         self._path.mkdir(parents=True, exist_ok=True)
@@ -145,7 +151,7 @@ class Store:
     def _list(
         self, episodes: Mapping[str, tuple[Summary, int]], policies: Mapping[int, int]
     ) -> None:
-        contents = Contents.of(episodes, policies)
+        contents = Contents.of(episodes, policies, self._holds)
         files.write(self._path / layout.INDEX, layout.pack_index(contents))
         self.contents = contents
 
