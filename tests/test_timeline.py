@@ -233,12 +233,9 @@ def test_a_replay_of_a_run_directory_marks_where_its_training_was_held(tmp_path)
         look=lambda: None, show_curves=lambda _: None, show_holds=bar.timeline.show_holds
     )
 
-    class Once:
-        @property
-        def heard(self) -> bool:
-            return bool(bar.timeline.holds)
-
-    _follow(open_run(tmp_path), viewer, Once())  # type: ignore[arg-type]
+    looks = iter([False, True])  # of whether Ctrl-C was pressed
+    ctrl_c: Any = type("Pressed", (), {"heard": property(lambda _: next(looks))})()
+    _follow(open_run(tmp_path), viewer, ctrl_c)
     assert bar.told()["holds"] == [20, 300]
     bar.timeline.update()
     assert bar.timeline.holds == (20, 300), "they stay"

@@ -65,6 +65,7 @@ def test_ppo_and_its_arguments_are_recognised_and_its_evaluation_told_apart():
                 networks.make_ppo_networks,
                 policy_hidden_layer_sizes=(4,),
                 value_hidden_layer_sizes=(4,),
+                activation=jnp.tanh,
             ),
         )
     calls = [call for _, call in env.noted]
@@ -77,7 +78,9 @@ def test_ppo_and_its_arguments_are_recognised_and_its_evaluation_told_apart():
     given = {"seed": 3, "learning_rate": 2e-4, "num_timesteps": 64, "episode_length": 8}
     usual = {"normalize_observations": False, "action_repeat": 1}
     assert settings.items() >= {**given, **usual}.items()
-    assert json.loads(json.dumps(settings)) == settings, "nothing but plain values"
+    sizes = {"policy_hidden_layer_sizes": (4,), "value_hidden_layer_sizes": (4,)}
+    assert settings["network_factory"] == {**sizes, "activation": "tanh"}
+    assert json.loads(json.dumps({**settings, "network_factory": 0})), "all others are plain"
     for what in ("reset", "step"):
         assert {call.evaluating for w, call in env.noted if w == what} == {True, False}
 

@@ -16,7 +16,8 @@ class TrainerCall:
     num_envs: int | None = None  # environments in its training batch
     identity: "weakref.ref[Any] | None" = field(default=None, compare=False)
     num_reports: int | None = None  # last count in `progress_fn`, if not in env steps
-    # Its arguments by name, such as "seed", those that are numbers, texts or truth values.
+    # Its arguments by name, such as "seed": those that are numbers, texts or truth values; and
+    # "network_factory", the arguments of Brax's own function, or the name of another one.
     settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
