@@ -17,6 +17,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from benchmarks.screenshot import FLAGS, close_notice, save
 from brax_viser.cli.comparing import RunPolicies
+from brax_viser.cli.policies import Given
 from brax_viser.replay import ReplayViewer
 from brax_viser.runs.reader import open_run
 
@@ -52,7 +53,7 @@ def take(settings: Settings, page: Page, viewer: ReplayViewer) -> None:
 def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
     run = open_run(settings.run_dir)
-    viewer = ReplayViewer(run.info, run, RunPolicies(run), port=0)
+    viewer = ReplayViewer(run.info, run, RunPolicies(run, Given("replay")), port=0)
     with viewer, sync_playwright() as play:
         viewer.show_curves(run.curves())
         viewer.compare_policies(settings.solid, settings.ghost)

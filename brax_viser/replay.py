@@ -1,6 +1,7 @@
 """`ReplayViewer`: serves the page of a training that is not in this process, from its episodes."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,12 @@ class ReplayViewer(Viewer):
             curves: by name, float64 [3, P]: env steps trained, s of training, values.
         """
         self._shared.progress.metrics.replace(curves)
+
+    def show_holds(self, steps: Iterable[int]) -> None:
+        """Marks in the time bar at which env steps the training was held, in place of those marked
+        before."""
+        if self._page is not None:
+            self._page.inbox.enqueue(functools.partial(self._page.timeline.show_holds, steps))
 
 
 class _Listed:

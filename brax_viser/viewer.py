@@ -30,6 +30,7 @@ from brax_viser.process import InterruptWatch, interpreter
 from brax_viser.processes import rendezvous
 from brax_viser.records.grid import Grid
 from brax_viser.records.trainer_call import TrainerCall
+from brax_viser.runs.folder import DISK_BYTES
 from brax_viser.runs.keeper import Keeper
 
 if TYPE_CHECKING:  # it imports Brax, which takes a second that the page need not wait for
@@ -95,6 +96,7 @@ class Viewer(Controls):
         tls: tuple[str | Path, str | Path] | None = None,
         origins: Sequence[str] = (),
         run_dir: str | Path | None = None,
+        max_run_bytes: int = DISK_BYTES,
     ):
         """Starts the server.
 
@@ -119,6 +121,7 @@ class Viewer(Controls):
             origins: further addresses of the page, such as a proxy's "https://hub.example.org".
             run_dir: directory without a training, in which recorded episodes, curves and policies
                 are kept; see `runs.keeper.Keeper`. None keeps the newest episodes in memory.
+            max_run_bytes: bytes that its files may have; above, recordings are thinned evenly.
 
         Raises:
             ValueError: a value is out of its limits, or `host` or `run_dir` can't be used.
@@ -133,12 +136,11 @@ class Viewer(Controls):
         if self._place.process == 0:
             self._host = address.listening_address(host)
             self._access = access_of(host, self._host, token, tls, check_origins(origins))
-        self._keeper = Keeper(run_dir if self._place.process == 0 else None)
+        self._keeper = Keeper(run_dir if self._place.process == 0 else None, max_run_bytes)
         self._shared = SharedState(
             Control(streaming=streaming, mode=mode, fps=fps, max_overhead=max_overhead)
         )
-        self._sources = Sources()
-        self._undo = contextlib.ExitStack()  # what `close` does, in reverse
+        self._sources, self._undo = Sources(), contextlib.ExitStack()  # the latter is for `close`
         self._start()
 
     def _start(self) -> None:

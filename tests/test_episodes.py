@@ -244,7 +244,8 @@ def test_the_tab_says_that_nothing_is_recorded_yet(viewer):
 
 def test_a_page_of_episodes_alone_plays_them_and_has_nothing_of_a_training():
     kept = Kept(EARLY)
-    with ReplayViewer(run_of(MODEL, 0.02, "Cart"), kept, port=0) as viewer:
+    run = replace(run_of(MODEL, 0.02, "Cart"), settings={"seed": 7})
+    with ReplayViewer(run, kept, port=0) as viewer:
         page, probe = Page(viewer), Probe(viewer)
         try:
             block = lambda: probe.block_of("train")  # noqa: E731
@@ -252,7 +253,7 @@ def test_a_page_of_episodes_alone_plays_them_and_has_nothing_of_a_training():
             assert block().frame.env_index.tolist() == [1, 4, 7, 10]
             head = re.sub("<[^>]*>", " ", words.head(probe.panel_view()))
             assert re.match(r"\s*Replay of Cart, PPO, spring\s+\S+\s+Replay: step 0, ", head), head
-            assert re.search(r"from 20\d\d-\d\d-\d\d \d\d:\d\d, 2,048 environments", head)
+            assert re.search(r"from 20\d\d-\d\d-\d\d \d\d:\d\d, 2,048 environments, seed 7", head)
             assert not hasattr(probe.panel, "training") and not hasattr(probe.panel, "watch")
             for episode in LATE:
                 kept.add(episode)
@@ -260,6 +261,8 @@ def test_a_page_of_episodes_alone_plays_them_and_has_nothing_of_a_training():
             eventually(lambda: len(probe.replay.told().steps) == 2, "a new recording appears")
             viewer.show_curves({"eval/episode_reward": np.array([[0, 10], [0, 1], [5.0, 7.0]])})
             eventually(lambda: probe.panel.curves._plot.visible, "curves are shown")
+            viewer.show_holds((5,))
+            eventually(lambda: probe.page.timeline.holds == (5,), "and where it was held")
         finally:
             page.close()
 

@@ -1,5 +1,7 @@
 """What is recorded goes to the run directory, each training to its own; without one, to memory."""
 
+import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 from brax import envs
 
 from brax_viser import Viewer, VisualizedEnv
+from brax_viser.records.trainer_call import TrainerCall
 from brax_viser.runs.keeper import Keeper
 from brax_viser.runs.reader import open_run
 from tests.conftest import eventually
@@ -93,6 +96,9 @@ def test_a_viewer_writes_episodes_curves_and_policies_of_its_training(tmp_path):
     place = Path(tmp_path / "run")
     with Viewer(port=0, run_dir=place) as viewer:
         env = VisualizedEnv(FallingCartPole(), grid=(4, 1), viewer=viewer)
+        settings = {"seed": 5, "learning_rate": 3e-4, "normalize_observations": True}
+        call = TrainerCall("PPO", False, 10**6, 6, weakref.ref(env), settings=settings)
+        assert viewer._shared.progress.traced(call, 0.0)
         params = {"mean": np.arange(3.0), "net": [np.ones((2, 2), np.float32)]}
         viewer.policy_params_fn(100, lambda *_: None, params)
         viewer.log(100, {"loss": 0.5})
@@ -102,11 +108,37 @@ def test_a_viewer_writes_episodes_curves_and_policies_of_its_training(tmp_path):
                 break
         eventually(lambda: Probe(viewer).page.recording._keeper.summaries(), "something is kept")
         assert np.array_equal(seen, stepped(FallingCartPole(), 60))
+        viewer.pause()
+        stepping = threading.Thread(target=stepped, args=(env, 60), daemon=True)
+        stepping.start()
+        eventually(lambda: Probe(viewer).page.timeline.holds, "the hold is marked", timeout=120)
+        viewer.resume()
+        stepping.join(120)
     run = open_run(place)
     assert run.info.env == "FallingCartPole" and run.info.num_envs == 6
+    assert run.info.trainer == "PPO"
+    assert run.info.settings == {**settings, "num_timesteps": 10**6}
     assert 1 <= len(run.summaries()) <= 4
     read = run.get(run.summaries()[0].key)
     assert len(read.qpos) == read.summary.length + 1
     assert run.curves()["loss"][2].tolist() == [0.5]
+    assert len(run.holds()) == 1 and run.holds()[0] > 0
     assert set(run.policy(100)) == {"mean", "net/0"}
     assert np.array_equal(run.policy(100)["net/0"], np.ones((2, 2)))
+
+
+@pytest.mark.parametrize("best", [17, 18])
+def test_a_directory_within_its_bytes_keeps_the_policy_of_the_best_evaluation(tmp_path, best):
+    keeper = Keeper(tmp_path / "run", max_run_bytes=200_000)
+    keeper.begin(run_info("Ant"))
+    for step in range(1, 100, 2):
+        keeper.add_policy(step, {"w": np.zeros(1000)}, best if step > best else None)
+    keeper.close()
+    kept = open_run(tmp_path / "run").policies()
+    assert len(kept) < 10 and {1, 17, 99} < set(kept), kept
+    assert sum(p.stat().st_size for p in (tmp_path / "run" / "policies").iterdir()) < 40_000
+
+
+def test_bytes_of_a_directory_that_leave_no_room_are_refused():
+    with pytest.raises(ValueError, match=r"max_run_bytes=0: must be .* above 0"):
+        Viewer(port=0, max_run_bytes=0)

@@ -1,6 +1,7 @@
 """Trained policies drive their robots again: from run directories, and from Brax's checkpoints."""
 
 import dataclasses
+import functools
 import json
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -10,20 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from brax import envs
+from brax.training import types
 from brax.training.acme import running_statistics, specs
 from brax.training.agents.ppo import checkpoint
 from brax.training.agents.ppo import networks as ppo_networks
+from brax.training.agents.sac import checkpoint as sac_checkpoint
+from brax.training.agents.sac import networks as sac_networks
 from etils import epath
 
 from brax_viser.cli.loading import load
 from brax_viser.cli.play import Playing, _open, play, ranges_of
-from brax_viser.cli.policies import Arguments, _networks
+from brax_viser.cli.policies import Arguments, Given, _networks
 from brax_viser.runs.folder import RunFolder
 from brax_viser.sandbox.session import Trained
 from tests.episodes import run_info
 from tests.support import Probe
 
 NAME = "inverted_pendulum"
+PLAY, SPRING = Given("play"), Given("play", NAME, "spring")
 
 
 def policy_of(trainer: str, seed: int) -> tuple[Any, Any]:
@@ -48,7 +53,7 @@ def run_of(path: Any, trainer: str = "ppo", steps: tuple[int, ...] = (100, 200))
 @pytest.mark.parametrize("trainer", ["ppo", "sac", "apg", "es", "ars"])
 def test_a_policy_of_a_run_directory_acts_as_it_did_in_the_training(tmp_path, trainer):
     kept = run_of(tmp_path / "run", trainer, steps=(100,))
-    env, _, policies = _open(str(tmp_path / "run"), None, None)
+    env, _, policies = _open(str(tmp_path / "run"), PLAY)
     assert policies.steps == (100,)
     obs, key = jnp.full((3, env.observation_size), 0.3), jax.random.PRNGKey(0)
     make_policy, _ = policy_of(trainer, 100)
@@ -72,8 +77,8 @@ def test_policies_of_checkpoints_of_brax_are_found_by_their_steps(tmp_path):
     for step in (0, 500):
         checkpoint.save(tmp_path, step, params, config)
     with pytest.raises(ValueError, match=rf"brax-viser play {tmp_path} ENV"):
-        _open(str(tmp_path), None, None)
-    _, _, policies = _open(str(tmp_path), NAME, "spring")
+        _open(str(tmp_path), PLAY)
+    _, _, policies = _open(str(tmp_path), SPRING)
     assert policies.steps == (0, 500)
     obs, key = jnp.full((env.observation_size,), 0.3), jax.random.PRNGKey(0)
     action, _ = policies.make_policy(policies.params(500), deterministic=True)(obs, key)
@@ -84,13 +89,97 @@ def test_policies_of_checkpoints_of_brax_are_found_by_their_steps(tmp_path):
     )
     expected = ppo_networks.make_inference_fn(normalized)(params, deterministic=True)(obs, key)[0]
     assert np.array_equal(action, expected)
-    _, _, one = _open(str(tmp_path / "000000000500"), NAME, "spring")
+    _, _, one = _open(str(tmp_path / "000000000500"), SPRING)
     assert one.steps == (500,)
+
+
+def test_policies_of_checkpoints_of_sac_are_found_as_well(tmp_path):
+    env = envs.get_environment(NAME, backend="spring")
+    make = functools.partial(sac_networks.make_sac_networks, hidden_layer_sizes=(16, 8))
+    normalized = make(
+        env.observation_size,
+        env.action_size,
+        preprocess_observations_fn=running_statistics.normalize,
+    )
+    spec = specs.Array((env.observation_size,), jnp.dtype("float32"))
+    rng = np.random.default_rng(5)
+    state = dataclasses.replace(
+        running_statistics.init_state(spec), mean=rng.normal(size=spec.shape).astype(np.float32)
+    )
+    params = state, normalized.policy_network.init(jax.random.PRNGKey(0))
+    config = sac_checkpoint.network_config(env.observation_size, env.action_size, True, make)
+    sac_checkpoint.save(tmp_path, 500, params, config)
+    _, settings, policies = _open(str(tmp_path), SPRING)
+    assert policies.steps == (500,) and "min_replay_size" in settings
+    obs, key = jnp.full((env.observation_size,), 0.3), jax.random.PRNGKey(0)
+    action, _ = policies.make_policy(policies.params(500), deterministic=True)(obs, key)
+    expected = sac_networks.make_inference_fn(normalized)(params, deterministic=True)(obs, key)[0]
+    assert np.array_equal(action, expected)
+
+
+def script_run(path: Any, steps: tuple[int, ...] = (100,), **settings: Any) -> Any:
+    """Writes a run directory, as a script does that trains by PPO with small networks; returns what
+    its newest policy does, with or without normalized observations."""
+    env = envs.get_environment(NAME, backend="spring")
+    network = ppo_networks.make_ppo_networks(
+        env.observation_size,
+        env.action_size,
+        policy_hidden_layer_sizes=(16, 8),
+        activation=jnp.tanh,
+        preprocess_observations_fn=running_statistics.normalize
+        if settings.get("normalize_observations")
+        else types.identity_observation_preprocessor,
+    )
+    spec = specs.Array((env.observation_size,), jnp.dtype("float32"))
+    state = dataclasses.replace(
+        running_statistics.init_state(spec), mean=np.full(spec.shape, 0.7, np.float32)
+    )
+    params = state, network.policy_network.init(jax.random.PRNGKey(0)), {"value": np.ones(2)}
+    make_policy = ppo_networks.make_inference_fn(network)
+    folder = RunFolder(path, run_info("InvertedPendulum", backend="spring", settings=settings))
+    for step in steps:
+        folder.add_policy(step, Trained(step, make_policy, params).arrays())
+    assert folder.close()
+    return make_policy(params, deterministic=True)
+
+
+SMALL = {"policy_hidden_layer_sizes": (16, 8), "activation": "tanh"}
+
+
+@pytest.mark.parametrize("normalizes", [True, False])
+def test_a_policy_of_a_scripts_run_directory_acts_as_it_did_in_the_training(tmp_path, normalizes):
+    told = {"network_factory": SMALL, "normalize_observations": normalizes, "episode_length": 77}
+    expected = script_run(tmp_path / "run", **told)
+    with pytest.raises(ValueError, match=rf"InvertedPendulum.*brax-viser play {tmp_path}/run ENV"):
+        _open(str(tmp_path / "run"), PLAY)
+    env, settings, policies = _open(str(tmp_path / "run"), Given("play", NAME))
+    assert env.backend == "spring" and settings["episode_length"] == 77
+    obs, key = jnp.full((3, env.observation_size), 0.3), jax.random.PRNGKey(0)
+    action, _ = policies.make_policy(policies.params(100), deterministic=True)(obs, key)
+    assert np.array_equal(action, expected(obs, key)[0])
+
+
+def test_networks_of_a_script_that_cannot_be_made_are_refused_in_words(tmp_path, capsys):
+    def said(name: str) -> str:
+        assert play(str(tmp_path / name), NAME) == 2
+        return " ".join(capsys.readouterr().out.split())
+
+    script_run(tmp_path / "own", network_factory="my_networks")
+    assert "by 'my_networks', which cannot be made" in said("own")
+    script_run(tmp_path / "odd", network_factory={"activation": "mine"})
+    assert "by 'mine', which cannot be made" in said("odd")
+    script_run(tmp_path / "usual")
+    assert "does not fit ppo's networks for inverted_pendulum" in said("usual")
+    script_run(tmp_path / "small", network_factory=SMALL)
+    assert play(str(tmp_path / "small"), NAME, trainer="sac") == 2
+    assert "is not of sac" in " ".join(capsys.readouterr().out.split())
+    assert play(str(tmp_path / "usual"), NAME, trainer="bc") == 2
+    assert "trainer='bc': must be one of" in capsys.readouterr().out
 
 
 def test_robots_are_driven_in_real_time_and_by_another_policy_once_it_is_chosen(tmp_path, viewer):
     kept = run_of(tmp_path / "run")
-    env, settings, policies = _open(str(tmp_path / "run"), None, None)
+    env, settings, policies = _open(str(tmp_path / "run"), PLAY)
     viewer.mode = "every_step"
     playing = Playing(viewer, env, settings, policies, (2, 1), seed=0)
     assert same(playing._params[1], kept[200][1])
@@ -208,18 +297,15 @@ def test_keys_steer_and_stay_within_the_limits(viewer):
 
 def test_what_cannot_be_played_is_said_in_words(tmp_path, capsys):
     run_of(tmp_path / "run")
-    (tmp_path / "run" / "train.json").unlink()
-    assert play(str(tmp_path / "run")) == 2
-    assert "brax-viser replay" in capsys.readouterr().out
     assert play(str(tmp_path / "nothing")) == 2
     assert "nothing" in capsys.readouterr().out
     run_of(tmp_path / "none", steps=())
     assert play(str(tmp_path / "none")) == 2
     assert "no policies" in " ".join(capsys.readouterr().out.split())
     Arguments("reacher", None, "ppo").write(str(tmp_path / "run"))
-    _, _, policies = _open(str(tmp_path / "run"), None, None)
+    _, _, policies = _open(str(tmp_path / "run"), PLAY)
     with pytest.raises(ValueError, match="not of shape"):
         policies.params(100)
     (epath.Path(tmp_path) / "run" / "train.json").write_text(json.dumps({"env": 3}))
     with pytest.raises(ValueError, match="damaged"):
-        _open(str(tmp_path / "run"), None, None)
+        _open(str(tmp_path / "run"), PLAY)

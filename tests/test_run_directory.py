@@ -110,6 +110,23 @@ def test_policies_curves_and_the_training_come_back(tmp_path):
     assert layout.model_bytes(found.mj_model) == layout.model_bytes(info.mj_model)
 
 
+def test_where_the_training_was_held_comes_back_and_older_directories_open_without(tmp_path):
+    run = RunFolder(tmp_path, run_info())
+    run.add([episode(1)])
+    run.set_holds([30, 10])
+    wait_for(lambda: not run._has_work())
+    assert open_run(tmp_path).holds() == (10, 30)
+    run.set_holds([10, 30, 50])
+    run.add([episode(2)])
+    assert run.close()
+    assert open_run(tmp_path).holds() == (10, 30, 50)
+    index = json.loads((tmp_path / "index.json").read_text())
+    del index["holds"]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    older = open_run(tmp_path)
+    assert older.holds() == () and recordings_in(older) == [1, 2]
+
+
 def test_the_model_is_that_of_the_beginning_and_numpy_alone_reads_its_arrays(tmp_path, monkeypatch):
     info, changed, write = run_info(), threading.Event(), files.write
     monkeypatch.setattr(files, "write", lambda *args: changed.wait() and write(*args))

@@ -2,15 +2,19 @@
 
 import json
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from brax_viser.cli.replay import _follow
 from brax_viser.host.control import Control
 from brax_viser.host.state import SharedState
 from brax_viser.page import timeline as timelines
 from brax_viser.page.replay import Replay
 from brax_viser.page.timeline import Timeline
+from brax_viser.runs.folder import RunFolder
+from brax_viser.runs.reader import open_run
 from brax_viser.sandbox.trial import Trial
 from tests.recorded import Kept, recording_of, run_of
 from tests.test_replay import MODEL, at_once
@@ -218,6 +222,23 @@ def test_holds_are_marked_where_they_began_and_go_with_their_training(bar):
     bar.shared.progress.begun += 1
     timeline.update()
     assert bar.told()["holds"] == []
+
+
+def test_a_replay_of_a_run_directory_marks_where_its_training_was_held(tmp_path):
+    folder = RunFolder(tmp_path, run_of(MODEL, 0.1))
+    folder.set_holds([300, 20])
+    assert folder.close()
+    bar = Bar(Kept(LARGE[1]), num_timesteps=50_000)
+    viewer: Any = SimpleNamespace(
+        look=lambda: None, show_curves=lambda _: None, show_holds=bar.timeline.show_holds
+    )
+
+    looks = iter([False, True])  # of whether Ctrl-C was pressed
+    ctrl_c: Any = type("Pressed", (), {"heard": property(lambda _: next(looks))})()
+    _follow(open_run(tmp_path), viewer, ctrl_c)
+    assert bar.told()["holds"] == [20, 300]
+    bar.timeline.update()
+    assert bar.timeline.holds == (20, 300), "they stay"
 
 
 def test_a_training_that_is_over_spans_from_its_first_step_to_its_last():

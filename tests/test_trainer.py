@@ -3,6 +3,7 @@
 import functools
 import importlib
 import inspect
+import json
 import sys
 import types
 
@@ -53,6 +54,8 @@ def test_ppo_and_its_arguments_are_recognised_and_its_evaluation_told_apart():
             num_timesteps=64,
             num_envs=4,
             episode_length=8,
+            learning_rate=np.float64(2e-4),
+            seed=3,
             unroll_length=2,
             batch_size=4,
             num_minibatches=1,
@@ -62,6 +65,7 @@ def test_ppo_and_its_arguments_are_recognised_and_its_evaluation_told_apart():
                 networks.make_ppo_networks,
                 policy_hidden_layer_sizes=(4,),
                 value_hidden_layer_sizes=(4,),
+                activation=jnp.tanh,
             ),
         )
     calls = [call for _, call in env.noted]
@@ -70,6 +74,13 @@ def test_ppo_and_its_arguments_are_recognised_and_its_evaluation_told_apart():
     assert {call.num_timesteps for call in resets} == {64}
     assert {call.num_envs for call in resets} == {4}
     assert not resets[0].evaluating
+    settings = resets[0].settings
+    given = {"seed": 3, "learning_rate": 2e-4, "num_timesteps": 64, "episode_length": 8}
+    usual = {"normalize_observations": False, "action_repeat": 1}
+    assert settings.items() >= {**given, **usual}.items()
+    sizes = {"policy_hidden_layer_sizes": (4,), "value_hidden_layer_sizes": (4,)}
+    assert settings["network_factory"] == {**sizes, "activation": "tanh"}
+    assert json.loads(json.dumps({**settings, "network_factory": 0})), "all others are plain"
     for what in ("reset", "step"):
         assert {call.evaluating for w, call in env.noted if w == what} == {True, False}
 
@@ -87,6 +98,7 @@ def test_goal_and_number_of_envs_are_known_for_every_trainer(trainer, num_timest
     ((_, first),) = env.noted
     assert (first.algorithm, first.num_envs) == (trainer.upper(), 8)
     assert (first.num_timesteps, first.num_reports) == (num_timesteps, num_reports)
+    assert first.settings["seed"] == 3
 
 
 def test_a_users_own_loop_has_no_trainer():

@@ -13,7 +13,7 @@ from brax import envs
 
 from brax_viser import Viewer
 from brax_viser.cli.comparing import RunPolicies
-from brax_viser.cli.policies import Arguments
+from brax_viser.cli.policies import Arguments, Given
 from brax_viser.device.adapters import adapter_for
 from brax_viser.host.metrics import EVALUATION, STEPS_PER_SECOND, Metrics
 from brax_viser.page.trials import AGO, BEST, FIRST, NEWEST, choices_of
@@ -273,7 +273,7 @@ def run_of(path: Any, env: str) -> None:
 def test_a_replayed_trainings_policies_are_compared_once_its_environment_is_built(tmp_path):
     run_of(tmp_path / "run", PENDULUM)
     run = open_run(tmp_path / "run")
-    with ReplayViewer(run.info, run, RunPolicies(run), port=0) as viewer:
+    with ReplayViewer(run.info, run, RunPolicies(run, Given("replay")), port=0) as viewer:
         probe = Probe(viewer)
         viewer.compare_policies(200, 100)
         eventually(lambda: probe.replay.told().trial, "both have run", timeout=120)
@@ -285,11 +285,14 @@ def test_a_replayed_trainings_policies_are_compared_once_its_environment_is_buil
 def test_what_a_run_directory_lacks_for_it_is_said(tmp_path):
     run_of(tmp_path / "run", "reacher")
     run = open_run(tmp_path / "run")
-    with ReplayViewer(run.info, run, RunPolicies(run), port=0) as viewer:
+    with ReplayViewer(run.info, run, RunPolicies(run, Given("replay")), port=0) as viewer:
         probe, fault = Probe(viewer), lambda: probe.panel_view().trials.fault or ""
         viewer.compare_policies(200, 100)
         eventually(lambda: "it has been changed since" in fault(), "another robot", timeout=120)
         (tmp_path / "run" / "train.json").unlink()
-        viewer.offer_policies(RunPolicies(run))
+        viewer.offer_policies(RunPolicies(run, Given("replay")))
         viewer.compare_policies(200, 100)
-        eventually(lambda: "brax-viser train" in fault(), "a training of a script", timeout=120)
+        eventually(lambda: "/run ENV" in fault(), "a training of a script", timeout=120)
+        viewer.offer_policies(RunPolicies(run, Given("replay", PENDULUM, "spring")))
+        viewer.compare_policies(200, 100)
+        eventually(lambda: probe.replay.told().trial, "which is told", timeout=120)

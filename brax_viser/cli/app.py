@@ -31,6 +31,7 @@ from brax_viser.cli.remote import hold, resume, snapshot, status, switch
 from brax_viser.cli.replay import replay
 from brax_viser.cli.serving import USUAL, Serving
 from brax_viser.host.findings import explained
+from brax_viser.runs.folder import DISK_BYTES
 from brax_viser.viewer import Viewer
 
 app = tyro.extras.SubcommandApp()
@@ -57,6 +58,7 @@ def train(
     mode: str = "realtime",
     page: Annotated[Serving, tyro.conf.arg(name="")] = USUAL,
     save_dir: Annotated[str | None, tyro.conf.arg(aliases=("--run-dir",))] = None,
+    max_run_bytes: int = DISK_BYTES,
     keep_open: bool = True,
 ) -> int:
     """Train ENV with one of Brax's own trainers, and watch it in a browser.
@@ -74,9 +76,9 @@ def train(
         mode: realtime, latest or every_step.
         page: where the page is served, and who may open it.
         save_dir: folder for the policy, recorded episodes and curves; runs/ENV-TIME if not given.
+        max_run_bytes: bytes that its files may have; above, recordings are thinned evenly.
         keep_open: keep the page open after the training, until Ctrl-C.
     """
-
     where = save_dir or f"runs/{env}-{datetime.now():%Y%m%d-%H%M%S}"
 
     def work(run: _Run) -> Any:
@@ -84,8 +86,9 @@ def train(
         with console.status(f"Loading {env}"):  # the page opens when there are robots to see
             limits = num_envs, num_timesteps
             bare, settings = load(env, trainer, backend, *limits, domain_randomization)
+        made = functools.partial(Viewer, run_dir=where, max_run_bytes=max_run_bytes)
         try:
-            viewer = run.viewer = page.viewer(mode, functools.partial(Viewer, run_dir=where))
+            viewer = run.viewer = page.viewer(mode, made)
         except (RuntimeError, ValueError) as error:
             refuse(str(error))
         try:

@@ -2,10 +2,8 @@
 
 import threading
 
-from etils import epath
-
-from brax_viser.cli.loading import Refused, load
-from brax_viser.cli.policies import Arguments, Policies, of_run
+from brax_viser.cli.loading import Refused
+from brax_viser.cli.policies import Given, Policies, of_run
 from brax_viser.records.environment import Environment
 from brax_viser.runs.reader import SavedRun
 from brax_viser.sandbox.trained import Trained
@@ -33,8 +31,8 @@ class RunPolicies:
     """The policies of a run directory: a `PolicyStore`. The environment is built, for which JAX is
     imported, once a policy is asked for."""
 
-    def __init__(self, run: SavedRun):
-        self._run = run
+    def __init__(self, run: SavedRun, given: Given):
+        self._run, self._given = run, given
         self._lock = threading.Lock()  # held while the environment is built
         self._opened: tuple[Environment, Policies] | None = None
 
@@ -51,10 +49,9 @@ class RunPolicies:
     def _open(self) -> tuple[Environment, Policies]:
         with self._lock:
             if self._opened is None:
-                told = Arguments.read(epath.Path(self._run.path))
                 try:
-                    env, settings = load(told.env, told.trainer, told.backend, None, None, False)
+                    env, _, policies = of_run(self._run, self._given)
                 except Refused as error:
                     raise ValueError(str(error)) from error
-                self._opened = read(env), of_run(self._run, told.trainer, env, settings)
+                self._opened = read(env), policies
             return self._opened

@@ -13,7 +13,14 @@ from rich.console import Console
 from brax_viser.cli.comparing import PlayedPolicies
 from brax_viser.cli.ctrl_c import CtrlC
 from brax_viser.cli.loading import Refused, load
-from brax_viser.cli.policies import Arguments, Policies, brax_checkpoints, of_checkpoints, of_run
+from brax_viser.cli.policies import (
+    Given,
+    Policies,
+    brax_checkpoints,
+    of_checkpoints,
+    of_run,
+    trainer_of,
+)
 from brax_viser.cli.serving import USUAL, Serving
 from brax_viser.runs.reader import open_run
 from brax_viser.viewer import Viewer
@@ -43,6 +50,7 @@ def play(
     env: Annotated[str | None, tyro.conf.Positional] = None,
     *,
     backend: str | None = None,
+    trainer: str | None = None,
     grid: tuple[int, ...] = (2, 2),
     seed: int = 0,
     page: Annotated[Serving, tyro.conf.arg(name="")] = USUAL,
@@ -53,9 +61,11 @@ def play(
     sliders where the environment has some. A robot that is forked goes on in MuJoCo.
 
     Args:
-        source: run directory of `brax-viser train`, or checkpoints of Brax's PPO.
-        env: environment of checkpoints; run directories know theirs.
+        source: run directory of a training, or checkpoints of Brax's PPO or SAC.
+        env: environment of checkpoints and of a script's run directory; those of `brax-viser train`
+            know theirs.
         backend: physics, if not that of the training.
+        trainer: ppo, sac, apg, es or ars, if the run directory does not know.
         grid: columns and rows (and layers) of robots.
         seed: of the resets.
         page: where the page is served, and who may open it.
@@ -64,7 +74,8 @@ def play(
     with ctrl_c:
         try:
             with console.status(f"Loading {source}"):
-                bare, settings, policies = _open(source, env, backend)
+                bare, settings, policies = _open(source, Given("play", env, backend, trainer))
+                policies.params(policies.steps[-1])  # do they fit?
             viewer = page.viewer("every_step")
         except (Refused, RuntimeError, ValueError) as error:
             console.print(f"brax-viser: {error}", style="red", markup=False)
@@ -77,23 +88,19 @@ def play(
     return 0
 
 
-def _open(source: str, name: str | None, backend: str | None) -> tuple[Any, Any, Policies]:
+def _open(source: str, given: Given) -> tuple[Any, Any, Policies]:
     """Returns the environment, the settings of its training, and the policies."""
     path = epath.Path(source).expanduser()
     found = brax_checkpoints(path)
     if found:
-        if name is None:
+        if given.env is None:
             raise ValueError(
                 f"{source} does not say of which environment: brax-viser play {source} ENV"
             )
-        bare, settings = load(name, "ppo", backend, None, None, False)
-        return bare, settings, of_checkpoints(found)
-    run = open_run(source)
-    told = Arguments.read(path)
-    bare, settings = load(
-        name or told.env, told.trainer, backend or told.backend, None, None, False
-    )
-    return bare, settings, of_run(run, told.trainer, bare, settings)
+        trainer = trainer_of(found[max(found)]) or "ppo"
+        bare, settings = load(given.env, trainer, given.backend, None, None, False)
+        return bare, settings, of_checkpoints(found, trainer)
+    return of_run(open_run(source), given)
 
 
 class Playing:

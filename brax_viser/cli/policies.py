@@ -1,5 +1,6 @@
-"""Finds trained policies: those of run directories, and checkpoints of Brax's PPO."""
+"""Finds trained policies: those of run directories, and checkpoints of Brax's PPO and SAC."""
 
+import functools
 import importlib
 import inspect
 import json
@@ -10,6 +11,7 @@ from typing import Any
 
 from etils import epath
 
+from brax_viser.cli.loading import load
 from brax_viser.runs import files
 from brax_viser.runs.reader import SavedRun
 from brax_viser.sandbox.trained import filled
@@ -17,8 +19,14 @@ from brax_viser.sandbox.trained import filled
 ARGUMENTS = "train.json"
 """File of a run directory in which `brax-viser train` notes what `brax-viser play` needs."""
 
-BRAX_CONFIG = "ppo_network_config.json"
-"""File that Brax writes into each checkpoint of its PPO."""
+BRAX_CONFIGS = {"ppo": "ppo_network_config.json", "sac": "sac_network_config.json"}
+"""File that Brax writes into each checkpoint, by trainer."""
+
+NETWORKS = "network_factory"
+"""Argument of a trainer: the function that makes its networks."""
+
+RECORDED = ("normalize_observations", "episode_length", "action_repeat")
+"""Settings of a recorded training that matter to its policies."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +42,43 @@ class Arguments:
         files.write(epath.Path(folder) / ARGUMENTS, json.dumps(vars(self)).encode())
 
     @classmethod
-    def read(cls, folder: epath.Path) -> "Arguments":
-        """Raises ValueError: they are missing or damaged."""
+    def read(cls, folder: epath.Path) -> "Arguments | None":
+        """Returns None if there are none, as in the directory of a script. Raises ValueError: they
+        are damaged."""
         try:
             return cls(**json.loads((folder / ARGUMENTS).read_text()))
         except FileNotFoundError:
-            raise ValueError(
-                f"{folder} has no {ARGUMENTS}: only trainings of `brax-viser train` can be played "
-                "from their directory. Those of a script can be replayed: `brax-viser replay`"
-            ) from None
+            return None
         except (ValueError, TypeError) as error:
             raise ValueError(f"{folder / ARGUMENTS} is damaged: {error}") from error
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the command line says of a training; None: what is known of it."""
+
+    command: str  # such as "play"
+    env: str | None = None
+    backend: str | None = None
+    trainer: str | None = None
+
+    def arguments(self, run: SavedRun) -> Arguments:
+        """Returns what a training was started with: as given, or else as its directory says.
+
+        Raises:
+            ValueError: nothing says which environment it is; or its directory is damaged.
+        """
+        told = Arguments.read(epath.Path(run.path))
+        if told is None:
+            if self.env is None:
+                raise ValueError(
+                    f"{run.path} is of a script, and does not say by which name {run.info.env} is "
+                    f"made: brax-viser {self.command} {run.path} ENV"
+                )
+            told = Arguments(self.env, run.info.backend, (run.info.trainer or "ppo").lower())
+        return Arguments(
+            self.env or told.env, self.backend or told.backend, self.trainer or told.trainer
+        )
 
 
 @dataclass(frozen=True)
@@ -57,23 +91,29 @@ class Policies:
 
 
 def brax_checkpoints(path: epath.Path) -> dict[int, epath.Path]:
-    """Returns the checkpoints of Brax's PPO in a folder, or that is the folder, by their steps."""
-    if (path / BRAX_CONFIG).exists():
+    """Returns the checkpoints of Brax's PPO or SAC in a folder, or that is the folder, by their
+    steps."""
+    if trainer_of(path) is not None:
         return {int(path.name) if path.name.isdigit() else 0: path}
     if not path.is_dir():
         return {}
     inside = {int(p.name): p for p in path.iterdir() if p.name.isdigit()}
-    return {step: inside[step] for step in sorted(inside) if (inside[step] / BRAX_CONFIG).exists()}
+    return {step: inside[step] for step in sorted(inside) if trainer_of(inside[step]) is not None}
 
 
-def of_checkpoints(found: Mapping[int, epath.Path]) -> Policies:
-    """Returns the policies of checkpoints, as `brax_checkpoints` finds them."""
-    from brax.training import checkpoint as any_checkpoint
-    from brax.training.agents.ppo import checkpoint, networks
+def trainer_of(path: epath.Path) -> str | None:
+    """Returns the trainer of a checkpoint of Brax, "ppo" or "sac"; None if it is none."""
+    return next((name for name, file in BRAX_CONFIGS.items() if (path / file).exists()), None)
 
-    config = _config_of(found[max(found)])
-    network = any_checkpoint.get_network(config, networks.make_ppo_networks)
-    make_policy = networks.make_inference_fn(network)  # type: ignore[arg-type]
+
+def of_checkpoints(found: Mapping[int, epath.Path], trainer: str) -> Policies:
+    """Returns the policies of checkpoints of a trainer, as `brax_checkpoints` finds them."""
+    from brax.training import checkpoint
+
+    networks = importlib.import_module(f"brax.training.agents.{trainer}.networks")
+    config = _config_of(found[max(found)] / BRAX_CONFIGS[trainer])
+    network = checkpoint.get_network(config, getattr(networks, f"make_{trainer}_networks"))
+    make_policy = networks.make_inference_fn(network)
     return Policies(tuple(found), make_policy, lambda step: checkpoint.load(found[step]))
 
 
@@ -85,31 +125,73 @@ def _config_of(path: epath.Path) -> Any:
     """
     from brax.training import checkpoint
 
-    told = json.loads((path / BRAX_CONFIG).read_text())
+    told = json.loads(path.read_text())
     kwargs = told["network_factory_kwargs"]
     told["network_factory_kwargs"] = {name: x for name, x in kwargs.items() if x is not None}
     with tempfile.TemporaryDirectory() as folder:
-        copy = epath.Path(folder) / BRAX_CONFIG
+        copy = epath.Path(folder) / path.name
         copy.write_text(json.dumps(told))
         return checkpoint.load_config(copy)
 
 
-def of_run(run: SavedRun, trainer: str, env: Any, settings: Mapping[str, Any]) -> Policies:
-    """Returns the policies of a run directory.
-
-    Args:
-        run: the directory.
-        trainer: name of the trainer, as in `presets.TRAINERS`.
-        env: the environment.
-        settings: the trainer's, as `presets.trainer_settings` returns them.
+def of_run(run: SavedRun, given: Given) -> tuple[Any, dict[str, Any], Policies]:
+    """Returns the environment of a run directory, its trainer's settings, and its policies.
 
     Raises:
-        ValueError: it has no policies.
+        ValueError: it has no policies, or its environment is not known.
+        Refused: what is given cannot be used.
     """
+    told = given.arguments(run)
     if not run.policies():
         raise ValueError(f"{run.path} has no policies: the trainer had not handed one out yet")
-    make_policy, template = _networks(trainer, env, settings)
-    return Policies(run.policies(), make_policy, lambda step: filled(template, run.policy(step)))
+    env, settings = load(told.env, told.trainer, told.backend, None, None, False)
+    recorded = run.info.settings
+    settings |= {name: recorded[name] for name in RECORDED if name in recorded}
+    if not (epath.Path(run.path) / ARGUMENTS).exists():  # a script's networks are not the command's
+        settings[NETWORKS] = _factory(told.trainer, recorded.get(NETWORKS, {}))
+    try:
+        make_policy, template = _networks(told.trainer, env, settings)
+    except TypeError as error:  # such as arguments of another trainer's networks
+        raise ValueError(f"{run.path} is not of {told.trainer}: {error}") from error
+
+    def params(step: int) -> Any:
+        arrays = run.policy(step)
+        try:
+            return filled(template, arrays)
+        except ValueError as error:
+            of = f"{told.trainer}'s networks for {told.env}"
+            raise ValueError(f"{run.path} does not fit {of}: {error}") from error
+
+    return env, settings, Policies(run.policies(), make_policy, params)
+
+
+def _factory(trainer: str, recorded: Mapping[str, Any] | str) -> Callable[..., Any]:
+    """Returns what makes the networks of a script, as `TrainerCall.settings` describes them.
+
+    Raises:
+        ValueError: they cannot be made without the script.
+    """
+    from brax.training.networks import ACTIVATION
+
+    try:
+        if isinstance(recorded, str):
+            raise KeyError(recorded)
+        given = {name: tuple(x) if isinstance(x, list) else x for name, x in recorded.items()}
+        if "activation" in given:
+            given["activation"] = ACTIVATION[given["activation"]]
+    except KeyError as error:
+        raise ValueError(
+            f"the policies have networks of their script's own, by {error}, which cannot be made "
+            "without it. Its episodes can be replayed: `brax-viser replay`"
+        ) from None
+    given = {name: x for name, x in given.items() if not name.endswith("init_fn")}  # not needed
+    return functools.partial(_usual_factory(trainer), **given)
+
+
+def _usual_factory(trainer: str) -> Callable[..., Any]:
+    module = importlib.import_module(f"brax.training.agents.{trainer}.networks")
+    names = f"make_{trainer}_networks", "make_policy_network"
+    return next(getattr(module, name) for name in names if hasattr(module, name))
 
 
 def _networks(trainer: str, env: Any, settings: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -121,15 +203,13 @@ def _networks(trainer: str, env: Any, settings: Mapping[str, Any]) -> tuple[Any,
     from brax.training.acme import running_statistics, specs
 
     module = importlib.import_module(f"brax.training.agents.{trainer}.networks")
-    names = f"make_{trainer}_networks", "make_policy_network"
-    usual = next(getattr(module, name) for name in names if hasattr(module, name))
     key = jax.random.PRNGKey(0)
     obs = jax.eval_shape(env.reset, key).obs
     # PPO takes shapes, of any pytree of observations; the others one number.
     sizes = jax.tree.map(lambda x: x.shape, obs) if trainer == "ppo" else env.observation_size
     normalizes = settings.get("normalize_observations", False)
     preprocess = types.identity_observation_preprocessor
-    network = settings.get("network_factory", usual)(
+    network = settings.get(NETWORKS, _usual_factory(trainer))(
         sizes,
         env.action_size,
         preprocess_observations_fn=running_statistics.normalize if normalizes else preprocess,

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from brax_viser.cli.comparing import RunPolicies
 from brax_viser.cli.ctrl_c import CtrlC
+from brax_viser.cli.policies import Given
 from brax_viser.cli.serving import USUAL, Serving
 from brax_viser.page.own import RELAYED_BY
 from brax_viser.process import end_with
@@ -22,7 +23,10 @@ LOOK_SECONDS, CURVES_SECONDS = 1.0, 5.0
 
 def replay(
     run_dir: Annotated[str, tyro.conf.Positional],
+    env: Annotated[str | None, tyro.conf.Positional] = None,
     *,
+    backend: str | None = None,
+    trainer: str | None = None,
     page: Annotated[Serving, tyro.conf.arg(name="")] = USUAL,
 ) -> int:
     """Show the recorded episodes of a training, finished or running, in the page.
@@ -31,6 +35,10 @@ def replay(
 
     Args:
         run_dir: folder in which the training keeps its episodes.
+        env: environment of a script's run directory, for comparing its policies; those of
+            `brax-viser train` know theirs.
+        backend: physics in which policies are compared, if not that of the training.
+        trainer: ppo, sac, apg, es or ars, if the run directory does not know.
         page: where the page is served, and who may open it.
     """
     console, ctrl_c = Console(), CtrlC()
@@ -40,9 +48,8 @@ def replay(
     with ctrl_c:
         try:
             run = open_run(run_dir)
-            made = functools.partial(
-                ReplayViewer, run.info, run, RunPolicies(run), run_dir=run.path
-            )
+            policies = RunPolicies(run, Given("replay", env, backend, trainer))
+            made = functools.partial(ReplayViewer, run.info, run, policies, run_dir=run.path)
             if relayed_by is not None:
                 made = functools.partial(ReplayViewer, run.info, run, relayed=True)
             viewer = page.viewer("realtime", made)
@@ -66,5 +73,6 @@ def _follow(run: SavedRun, viewer: ReplayViewer, ctrl_c: CtrlC) -> None:
             look = now + LOOK_SECONDS
         if now >= curves:
             viewer.show_curves(run.curves())
+            viewer.show_holds(run.holds())
             curves = now + CURVES_SECONDS
         time.sleep(0.1)

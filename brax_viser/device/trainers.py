@@ -5,6 +5,7 @@ say "PPO, 12 M of 30 M steps". While JAX traces `reset` or `step`, the trainer's
 stack, with its arguments. The stack is read only while tracing, so a training step costs nothing.
 """
 
+import functools
 import inspect
 import re
 import sys
@@ -15,8 +16,12 @@ from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 import jax
+import numpy as np
 
 from brax_viser.records.trainer_call import TrainerCall
+
+NETWORKS = "network_factory"
+"""Argument of a trainer: the function that makes its networks."""
 
 _TRAINER_MODULE = re.compile(r"brax\.training\.agents\.(\w+)\.train")
 
@@ -95,8 +100,34 @@ def _read_arguments(algorithm: str, evaluating: bool, frame: FrameType) -> Train
         num_timesteps=num_timesteps,
         num_envs=variables.get("num_envs"),
         num_reports=num_reports,
+        settings=_settings(frame),
         identity=None if made_here is None else weakref.ref(made_here),
     )
+
+
+def _settings(frame: FrameType) -> dict[str, Any]:
+    """Returns the arguments of a call that are numbers, texts or truth values, by name, and how its
+    networks are made. Others are left to the trainer: keeping them would keep arrays and
+    environments alive."""
+    code, variables = frame.f_code, frame.f_locals
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    found = {name: variables[name] for name in names if name in variables}
+    found = {name: x.item() if isinstance(x, np.generic) else x for name, x in found.items()}
+    plain = {name: x for name, x in found.items() if isinstance(x, bool | int | float | str)}
+    if NETWORKS in found:
+        plain[NETWORKS] = _networks(found[NETWORKS])
+    return plain
+
+
+def _networks(factory: Any) -> dict[str, Any] | str:
+    """Describes a trainer's `network_factory`: by the arguments that Brax's own function is given,
+    with functions by name; or by the name of a script's own function."""
+    given: dict[str, Any] = {}
+    while isinstance(factory, functools.partial):
+        given, factory = {**factory.keywords, **given}, factory.func
+    if not str(getattr(factory, "__module__", "")).startswith("brax.training.agents."):
+        return str(getattr(factory, "__qualname__", type(factory).__qualname__))
+    return {name: getattr(x, "__name__", x) for name, x in given.items()}
 
 
 def _goal(algorithm: str, variables: Mapping[str, Any]) -> tuple[int | None, int | None]:

@@ -293,6 +293,7 @@ class Loop:
         self._finale.update()
         self._replay.update()
         self._timeline.update()
+        self._recording.keep_holds(self._timeline.holds)
         self._state.hold_limit = self._limit.update(now)
         view, channel = self._panel_state.view(now), self._robots.channels.get("train")
         frame = channel.view.frame if channel is not None and channel.view is not None else None

@@ -39,6 +39,7 @@ class Recording:
         self._training: int | None = None  # its number
         self._curves: object = None  # version of those that are kept
         self._next_curves = 0.0  # s
+        self._holds: Sequence[int] = ()  # that are kept
 
     def take(self, packets: Sequence[Packet | ModelPacket]) -> list[Packet | ModelPacket]:
         """Returns those of the packets that the page wants, and records others of the training."""
@@ -83,6 +84,12 @@ class Recording:
         self._keep_curves()
         self._state.unkept = self._keeper.problem
 
+    def keep_holds(self, holds: Sequence[int]) -> None:
+        """Keeps where the training was held, if it is the one that is kept."""
+        if self._shared.progress.begun == self._training and holds != self._holds:
+            self._holds = holds
+            self._keeper.set_holds(holds)
+
     def close(self) -> bool:
         """Finishes what is kept. Called on any thread. Returns whether episodes are on disk."""
         self._next_curves = 0.0
@@ -98,9 +105,9 @@ class Recording:
             return
         if not progress.under_way:
             return
-        self._training, self._source = progress.begun, source
+        self._training, self._source, self._holds = progress.begun, source, ()
         adapter, call = source.adapter, progress.call
-        settings = {} if call is None else {"num_timesteps": call.num_timesteps}
+        settings = {} if call is None else {**call.settings, "num_timesteps": call.num_timesteps}
         self._keeper.begin(
             RunInfo(
                 env=adapter.name,

@@ -8,7 +8,7 @@ import bisect
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -115,6 +115,15 @@ class Timeline:
             if len(self._holds) > MOST_HOLDS:
                 self._holds = self._holds[::2]
         self._held = held
+
+    @property
+    def holds(self) -> Sequence[int]:
+        """The env steps trained at which the training was held."""
+        return tuple(self._holds)
+
+    def show_holds(self, steps: Iterable[int]) -> None:
+        """Shows where a recorded training was held."""
+        self._holds = list(steps)
 
     def told(self, query: Mapping[str, str], *, steers: bool) -> dict[str, Any]:
         """Describes the bar, in JSON's types.

@@ -1,6 +1,5 @@
 """Has two policies run from the same start when a person asks for it, and shows what they did."""
 
-import bisect
 import functools
 import threading
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from brax_viser.panel.view import TrialView
 from brax_viser.records.environment import Environment
 from brax_viser.records.frame import Detail
 from brax_viser.runs.keeper import Keeper
+from brax_viser.runs.thinning import acting_at
 from brax_viser.sandbox.session import SandboxSession
 from brax_viser.sandbox.trained import Trained, filled
 from brax_viser.sandbox.trial import PolicyStore, Stage, Start, Trial
@@ -68,7 +68,7 @@ def choices_of(steps: Sequence[int], metrics: Metrics) -> dict[str, int]:
 
     def until(at: float) -> int:
         """Returns the steps of the policy that acted at a step of the training."""
-        return steps[max(bisect.bisect_right(steps, at) - 1, 0)]
+        return acting_at(at, steps)
 
     found, best = {NEWEST: steps[-1]}, metrics.best_step(EVALUATION)
     if best is not None:

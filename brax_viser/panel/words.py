@@ -72,7 +72,12 @@ def replayed(view: PanelView) -> tuple[str, str]:
         word = f"Replay: step {count(told.steps[told.index])}, {seconds}"
     if view.recorded is not None:
         began = datetime.fromtimestamp(view.recorded.started)
-        return word, f"from {began:%Y-%m-%d %H:%M}, {view.recorded.num_envs:,} environments"
+        seed = view.recorded.settings.get("seed")
+        seeded = "" if seed is None else f", seed {seed}"
+        return (
+            word,
+            f"from {began:%Y-%m-%d %H:%M}, {view.recorded.num_envs:,} environments{seeded}",
+        )
     if view.fault is None and not view.paused and not view.progress.over:
         return word, "the training goes on, unseen"
     return word, ": ".join(filter(None, state_of_training(view)))

@@ -1,6 +1,7 @@
 """Describes one call of a stock trainer, as far as it is known."""
 
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,9 @@ class TrainerCall:
     num_envs: int | None = None  # environments in its training batch
     identity: "weakref.ref[Any] | None" = field(default=None, compare=False)
     num_reports: int | None = None  # last count in `progress_fn`, if not in env steps
+    # Its arguments by name, such as "seed": those that are numbers, texts or truth values; and
+    # "network_factory", the arguments of Brax's own function, or the name of another one.
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def keeps_state(self) -> bool:

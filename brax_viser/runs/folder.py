@@ -3,7 +3,7 @@
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from brax_viser.records.episode import Episode, RunInfo, Summary
 from brax_viser.runs import files, layout
 from brax_viser.runs.memory import MEMORY_BYTES, RecentEpisodes
 from brax_viser.runs.store import Store
-from brax_viser.runs.thinning import surplus
+from brax_viser.runs.thinning import acting_at, surplus
 
 log = logging.getLogger("brax_viser")
 
@@ -60,7 +60,9 @@ class RunFolder:
             ) from error
         self._waiting = RecentEpisodes(MEMORY_BYTES)  # not on disk yet
         self._policies: dict[int, Mapping[str, np.ndarray]] = {}  # likewise
+        self._best: int | None = None  # env steps trained at the best evaluation
         self._curves = self._written_curves = {}
+        self._holds: tuple[int, ...] = ()
         self._changed = threading.Condition()
         self._closing = False
         self._failure: str | None = None  # why nothing can be written now
@@ -106,21 +108,27 @@ class RunFolder:
             )
             self._warn(self._loss, "dropped")
 
-    def add_policy(self, num_steps: int, params: Mapping[str, np.ndarray]) -> None:
+    def add_policy(
+        self, num_steps: int, params: Mapping[str, np.ndarray], best: int | None = None
+    ) -> None:
         """Keeps a policy.
 
         Args:
             num_steps: env steps trained, over all environments.
             params: its parameters by their paths in the pytree, such as "1/params/hidden_0/bias".
                 They must not change afterwards.
+            best: env steps trained at the best evaluation so far, whose policy is not dropped; None
+                if there is none.
         """
         with self._changed:
             if self._closing:
                 return
+            self._best = best
             waiting = dict(sorted({**self._policies, num_steps: params}.items()))
-            sizes = [sum(map(_bytes_of, kept.values())) for kept in waiting.values()]
-            gone = surplus(list(waiting), sizes, MEMORY_BYTES)
-            self._policies = {n: kept for n, kept in waiting.items() if n not in gone}
+            sizes = [sum(map(_bytes_of, policy.values())) for policy in waiting.values()]
+            kept = () if best is None else {acting_at(best, list(waiting))}
+            gone = surplus(list(waiting), sizes, MEMORY_BYTES, kept)
+            self._policies = {n: policy for n, policy in waiting.items() if n not in gone}
             self._changed.notify_all()
 
     def set_curves(self, curves: Mapping[str, np.ndarray]) -> None:
@@ -135,6 +143,13 @@ class RunFolder:
                 return
             self._curves = dict(curves)
             self._changed.notify_all()
+
+    def set_holds(self, holds: Iterable[int]) -> None:
+        """Keeps the env steps at which the training was held, in place of those given before."""
+        with self._changed:
+            if not self._closing:
+                self._holds = tuple(sorted(holds))
+                self._changed.notify_all()
 
     def summaries(self) -> tuple[Summary, ...]:
         """Returns those of all episodes, in memory or on disk, ordered by `key`."""
@@ -195,7 +210,8 @@ class RunFolder:
 
     def _has_work(self) -> bool:
         waiting = self._waiting.summaries() or self._policies or not self._store.has_model
-        return bool(waiting) or self._curves is not self._written_curves
+        held = self._holds != self._store.contents.holds
+        return bool(waiting) or held or self._curves is not self._written_curves
 
     def _work(self) -> None:
         """Writes what waits until `close`; runs on the thread."""
@@ -220,7 +236,8 @@ class RunFolder:
                 self._failure = None
 
     def _write(self) -> None:
-        """Writes the model, the oldest recording, a policy and the curves, as far as they wait."""
+        """Writes the model, the oldest recording, a policy, curves and holds, as far as they
+        wait."""
         if self._store.prepare():
             self._version += 1
             self._written_curves = {}
@@ -237,7 +254,7 @@ class RunFolder:
                 self._version += 1
         if params is not None:
             if data := self._packed(lambda: files.pack(params)):
-                self._store.add_policy(num_steps, data)
+                self._store.add_policy(num_steps, data, self._best)
             with self._changed:
                 if self._policies.get(num_steps) is params:
                     self._policies = {n: p for n, p in self._policies.items() if n != num_steps}
@@ -245,6 +262,8 @@ class RunFolder:
             if data := self._packed(lambda: files.pack(curves)):
                 self._store.write_curves(data)
             self._written_curves = curves
+        if (holds := self._holds) != self._store.contents.holds:
+            self._store.write_holds(holds)
 
     def _packed(self, pack: Callable[[], Any]) -> Any:
         """Returns what `pack` does; None if it cannot be packed, as trying again would not help."""

@@ -4,14 +4,14 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from etils import epath
 
 from brax_viser.records.episode import Episode, RunInfo, Summary
 from brax_viser.runs import files, layout
-from brax_viser.runs.folder import RunFolder
+from brax_viser.runs.folder import DISK_BYTES, RunFolder
 from brax_viser.runs.memory import RecentEpisodes, RecentPolicies
 from brax_viser.runs.store import describe
 
@@ -26,16 +26,22 @@ class Keeper:
     first has the run directory, and those after it DIRECTORY-2, DIRECTORY-3 and so on.
     """
 
-    def __init__(self, run_dir: str | os.PathLike[str] | None = None):
+    def __init__(
+        self, run_dir: str | os.PathLike[str] | None = None, max_run_bytes: int = DISK_BYTES
+    ):
         """Keeps nothing yet.
 
         Args:
             run_dir: a directory that does not exist yet or is empty; None keeps the newest episodes
                 in memory.
+            max_run_bytes: bytes that each training's directory may have; see `RunFolder`.
 
         Raises:
-            ValueError: the directory cannot be used.
+            ValueError: the directory cannot be used, or `max_run_bytes` is not above 0.
         """
+        if max_run_bytes <= 0:
+            raise ValueError(f"max_run_bytes={max_run_bytes}: must be a number of bytes above 0")
+        self._max_bytes = max_run_bytes
         self._run_dir = None if run_dir is None else epath.Path(run_dir).expanduser()
         if self._run_dir is not None:
             check_free(self._run_dir)
@@ -90,11 +96,11 @@ class Keeper:
 
     def _opened(self, path: epath.Path, info: RunInfo) -> RunFolder:
         if self._begun == 1:
-            return RunFolder(path, info)
+            return RunFolder(path, info, max_bytes=self._max_bytes)
         for number in itertools.count(self._begun):
             place = path.with_name(f"{path.name}-{number}")
             if not place.exists():
-                return RunFolder(place, info)
+                return RunFolder(place, info, max_bytes=self._max_bytes)
         raise AssertionError("unreachable")
 
     def add(self, episodes: Sequence[Episode]) -> None:
@@ -109,7 +115,7 @@ class Keeper:
         `RecentPolicies.add`."""
         with self._lock:
             if self._folder is not None:
-                self._folder.add_policy(num_steps, params)
+                self._folder.add_policy(num_steps, params, best)
             else:
                 self._policies.add(num_steps, params, best)
 
@@ -132,6 +138,13 @@ class Keeper:
         with self._lock:
             if self._folder is not None:
                 self._folder.set_curves(curves)
+
+    def set_holds(self, holds: Iterable[int]) -> None:
+        """Keeps in the run directory, if there is one, where the training was held; see
+        `RunFolder.set_holds`."""
+        with self._lock:
+            if self._folder is not None:
+                self._folder.set_holds(holds)
 
     @property
     def version(self) -> int:

@@ -4,7 +4,7 @@ import json
 import sys
 import uuid
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,13 +204,18 @@ class Contents:
 
     episodes: Mapping[str, tuple[Summary, int]]  # by key, in the keys' order
     policies: Mapping[int, int]  # by env steps trained, ascending
+    holds: tuple[int, ...] = ()  # env steps trained at which the training was held, ascending
 
     @classmethod
     def of(
-        cls, episodes: Mapping[str, tuple[Summary, int]], policies: Mapping[int, int]
+        cls,
+        episodes: Mapping[str, tuple[Summary, int]],
+        policies: Mapping[int, int],
+        holds: Iterable[int],
     ) -> "Contents":
         """Returns contents given in any order."""
-        return cls(dict(sorted(episodes.items())), dict(sorted(policies.items())))
+        by_step = dict(sorted(policies.items()))
+        return cls(dict(sorted(episodes.items())), by_step, tuple(sorted(holds)))
 
 
 def pack_index(contents: Contents) -> bytes:
@@ -221,6 +226,7 @@ def pack_index(contents: Contents) -> bytes:
     ]
     policies = [{"num_steps": n, "bytes": size} for n, size in contents.policies.items()]
     record = {"format": FORMAT, "episodes": episodes, "policies": policies}
+    record["holds"] = list(contents.holds)
     return json.dumps(record).encode()
 
 
@@ -234,9 +240,10 @@ def parse_index(data: bytes) -> Contents:
         record = json.loads(data)
         pairs = [(parse_summary(entry), int(entry["bytes"])) for entry in record["episodes"]]
         policies = {int(entry["num_steps"]): int(entry["bytes"]) for entry in record["policies"]}
+        holds = [int(step) for step in record.get("holds", ())]
     except (KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
-    return Contents.of({summary.key: (summary, size) for summary, size in pairs}, policies)
+    return Contents.of({summary.key: (summary, size) for summary, size in pairs}, policies, holds)
 
 
 def plain(value: Any) -> Any:

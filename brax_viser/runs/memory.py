@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from brax_viser.records.episode import Episode, Summary
-from brax_viser.runs.thinning import surplus, surplus_recordings
+from brax_viser.runs.thinning import acting_at, surplus, surplus_recordings
 
 MEMORY_BYTES = 200_000_000
 """Bytes that the episodes of a training without a run directory may have."""
@@ -115,14 +115,14 @@ class RecentPolicies:
         Args:
             num_steps: env steps trained, over all environments.
             params: its parameters, by name. They must not change afterwards.
-            best: steps of the best policy so far, or nearly; None if that is not known.
+            best: env steps trained at the best evaluation so far; None if there is none.
         """
         with self._lock:
             if self._policies and num_steps < max(self._policies):
                 self._policies = {}
             policies = {**self._policies, num_steps: params}
             sizes = [sum(np.asarray(x).nbytes for x in p.values()) for p in policies.values()]
-            kept = () if best is None else {min(policies, key=lambda n: abs(n - best))}
+            kept = () if best is None else {acting_at(best, list(policies))}
             gone = surplus(list(policies), sizes, self._max_bytes, kept)
             self._policies = {n: p for n, p in policies.items() if n not in gone}
 

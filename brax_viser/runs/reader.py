@@ -39,6 +39,7 @@ class SavedRun:
         self._index: bytes | None = None  # as it was read last
         self._kept: Mapping[str, Summary] = {}
         self._policies: tuple[int, ...] = ()
+        self._holds: tuple[int, ...] = ()
         self._found: dict[str, Summary] = {}  # read from the episodes' own files
         self._damaged: set[str] = set()
         self._warned: set[epath.Path] = set()
@@ -116,6 +117,12 @@ class SavedRun:
                 self._warn(path, str(error))
             return {}
 
+    def holds(self) -> tuple[int, ...]:
+        """Returns the env steps trained at which the training was held, ascending; none where the
+        list is missing, or an older release wrote it."""
+        self._look()
+        return self._holds
+
     def _look(self) -> None:
         """Looks for new episodes, if it is time to."""
         with self._lock:
@@ -144,6 +151,7 @@ class SavedRun:
             self._collect()
             return
         self._index, self._policies = index, tuple(listed.policies)
+        self._holds = listed.holds
         # Other stores than the local one may remember old lists of what a folder has.
         sizes = _sizes_in(self._path / layout.EPISODES) if files.is_local(self._path) else None
         kept = {}

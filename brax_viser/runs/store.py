@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from etils import epath
@@ -10,7 +10,7 @@ from etils import epath
 from brax_viser.records.episode import RunInfo, Summary
 from brax_viser.runs import files, layout
 from brax_viser.runs.layout import Contents
-from brax_viser.runs.thinning import best_recording, surplus, surplus_recordings
+from brax_viser.runs.thinning import acting_at, best_recording, surplus, surplus_recordings
 
 POLICIES_SHARE = 0.2
 """Share of the directory's bytes that policies may have."""
@@ -35,6 +35,7 @@ class Store:
             OSError: it cannot be written.
         """
         self._path, self._max_bytes = path, max_bytes
+        self._holds: tuple[int, ...] = ()
         self._model = copy.copy(info.mj_model)
         self._model_bytes = layout.model_bytes(self._model)
         self._record = json.dumps(layout.run_record(info, self._model_bytes), indent=1).encode()
@@ -82,14 +83,20 @@ class Store:
             files.write(self._path / layout.episode_file(key), data)
         self._list({**self.contents.episodes, **coming}, self.contents.policies)
 
-    def add_policy(self, num_steps: int, data: bytes) -> None:
+    def add_policy(self, num_steps: int, data: bytes, best: int | None = None) -> None:
         """Writes a policy, and drops others to make room for it; never the first, the newest, or
-        the one that acts in the best recording."""
+        those that act in the best recording and at the best evaluation.
+
+        Args:
+            num_steps: env steps trained.
+            data: the file.
+            best: env steps trained at the best evaluation so far; None if there is none.
+        """
         episodes, policies = self.contents.episodes, self.contents.policies
         sizes = dict(sorted({**policies, num_steps: len(data)}.items()))
-        best = best_recording(summary for summary, _ in episodes.values())
-        acting = max((n for n in sizes if best is not None and n <= best), default=-1)
-        kept = {acting, num_steps, max(policies, default=num_steps)}
+        recording = best_recording(summary for summary, _ in episodes.values())
+        acting = {acting_at(at, list(sizes)) for at in (recording, best) if at is not None}
+        kept = {*acting, num_steps, max(policies, default=num_steps)}
         room = int(POLICIES_SHARE * self._max_bytes)
         gone = surplus(list(sizes), list(sizes.values()), room, kept)
         if gone:  # from the list first, so that a reader finds what is listed
@@ -104,6 +111,11 @@ class Store:
         self._curves_size = len(data)
         self._make_room({})
         files.write(self._path / layout.CURVES, data)
+
+    def write_holds(self, holds: Iterable[int]) -> None:
+        """Writes at which env steps the training was held, in place of older ones."""
+        self._holds = tuple(holds)
+        self._list(self.contents.episodes, self.contents.policies)
 
     def _claim(self) -> None:
         run = self._path / layout.RUN
@@ -139,7 +151,7 @@ class Store:
     def _list(
         self, episodes: Mapping[str, tuple[Summary, int]], policies: Mapping[int, int]
     ) -> None:
-        contents = Contents.of(episodes, policies)
+        contents = Contents.of(episodes, policies, self._holds)
         files.write(self._path / layout.INDEX, layout.pack_index(contents))
         self.contents = contents
 

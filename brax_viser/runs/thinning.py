@@ -1,5 +1,6 @@
 """Decides what is dropped when a training's recordings outgrow their bytes."""
 
+import bisect
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -31,6 +32,16 @@ def surplus(
         dropped.append(steps[gone])
         total -= sizes[gone]
     return dropped
+
+
+def acting_at(at: float, steps: Sequence[int]) -> int:
+    """Returns the policy that acted at a step of the training: the newest until then, or the first.
+
+    Args:
+        at: env steps trained.
+        steps: env steps trained of each policy, ascending; at least one.
+    """
+    return steps[max(bisect.bisect_right(steps, at) - 1, 0)]
 
 
 def best_recording(summaries: Iterable[Summary]) -> int | None:

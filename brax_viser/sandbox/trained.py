@@ -48,7 +48,7 @@ def filled(template: Any, arrays: Mapping[str, np.ndarray]) -> Any:
             have = "missing" if found is None else f"of shape {found.shape}"
             raise ValueError(
                 f"the policy's {name} is {have}, not of shape {np.shape(usual)}: it was trained "
-                "with other networks, or by another version of Brax"
+                "with other networks, in another environment, or by another version of Brax"
             )
         return found
 
