@@ -1,6 +1,6 @@
 """Reads episodes before they are shown, and keeps those that have been read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ class Read:
     keys: tuple[str, ...]  # that were to be read
     episodes: tuple[Episode, ...]
     complaint: str | None  # why some could not
-    endings: Mapping[str, str]  # by key, what touched what at the end, if that is known
+    endings: Mapping[str, str]  # by key, how it ended, if that is known
 
 
 def read(episodes: Episodes, keys: tuple[str, ...], ending: "Ending") -> Read:
@@ -27,12 +27,12 @@ def read(episodes: Episodes, keys: tuple[str, ...], ending: "Ending") -> Read:
             complaint = "An episode of this recording is not kept any more"
         except ValueError as error:
             complaint = f"An episode cannot be read: {error}"
-    endings = {e.summary.key: ending(e) for e in found if e.summary.ended == "terminated"}
+    endings = {e.summary.key: ending(e) for e in found if e.summary.ended != "truncated"}
     return Read(keys, tuple(found), complaint, endings)
 
 
 Ending = Callable[[Episode], str]
-"""Says what touched what at the end of an episode; empty if that is not known."""
+"""Says how an episode ended, such as what touched what; empty if that is not known."""
 
 NOTHING = Read((), (), None, {})
 
@@ -78,3 +78,36 @@ class Wanted:
         if found.keys == self.keys:
             self.read = found
             self._used()
+
+
+class Endings:
+    """How episodes ended, as far as they have been read. Those of a list are read one by one."""
+
+    def __init__(self, read: Callable[[tuple[str, ...], Callable[[Read], object]], object]):
+        """Knows nothing.
+
+        Args:
+            read: reads episodes, by their keys, and later calls its second argument with them.
+        """
+        self._read = read
+        self._asked: str | None = None  # the one that is being read
+        self.known: Mapping[str, str] = {}  # by key; empty where it cannot be told
+
+    def learn(self, found: Read) -> None:
+        """Takes over what episodes tell that have been read."""
+        self.known = {**self.known, **found.endings}
+
+    def keep(self, keys: Collection[str]) -> None:
+        """Forgets all other episodes."""
+        self.known = {key: told for key, told in self.known.items() if key in keys}
+
+    def look_into(self, keys: Iterable[str]) -> None:
+        """Has the first of these read that is not known, unless another one is being read."""
+        unknown = (key for key in keys if key not in self.known)
+        if self._asked is None and (key := next(unknown, None)) is not None:
+            self._asked = key
+            self._read((key,), self._use)
+
+    def _use(self, found: Read) -> None:
+        self.known = {**self.known, **dict.fromkeys(found.keys, ""), **found.endings}
+        self._asked = None

@@ -47,7 +47,6 @@ class CurvesControls(Widgets):
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
         self._updates, self._sent = 0, -1
-        self._chosen: str | None = None  # by a person
         self._note = self._server.gui.add_html(note("Nothing has been reported yet."))
         self._add_controls()
 
@@ -91,12 +90,9 @@ class CurvesControls(Widgets):
                 False,
                 hint="A logarithmic vertical axis, if all values are above 0.",
             )
-        self._on_change(self._what, self._choose, str)
+        self._on_change(self._what, self._actions.draw_curve, str)
         for control in (self._what, self._along, self._smooth, self._log):
             self._on_change(control, self._again, lambda value: value)
-
-    def _choose(self, what: str) -> None:
-        self._chosen = what
 
     def _again(self, _: object) -> None:
         """Draws the plot at the next update: a person has changed what it shows."""
@@ -124,7 +120,7 @@ class CurvesControls(Widgets):
             return
         if self._what.options != options:
             self._what.options = options
-        what = self._chosen if self._chosen in options else options[0]
+        what = view.curve if view.curve in options else options[0]
         if what != self._what.value:
             self._sent = -1
             self._set(self._what, value=what)
