@@ -302,7 +302,7 @@
     const { what, lines: curves } = plot();
     const values = curves.map((one, i) => [one[0], valueAt(one[1], step), colour(one, i)])
       .filter(([, v]) => v !== null).map(([label, v, i]) =>
-        Object.assign(row(`${label === what ? "" : label} ${value(v)}`), { className: `value of${i}` }));
+        Object.assign(row((label === what ? "" : `${label} `) + value(v)), { className: `value of${i}` }));
     const known = row(`${what}: `);
     known.append(...values);
     const does = !recording || !told.steers ? null : episode ? "Click: this episode alone"

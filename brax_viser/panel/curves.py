@@ -37,6 +37,7 @@ EACH = 4
 
 BY_STEPS, BY_TIME = "Env steps", "Time"
 NOT_LOGARITHMIC = "Not logarithmic: some values are not above 0."
+IN_BAR = "The time bar below draws this too: click there to see the robots of that step."
 _BAND = 2  # series in front of the lines: the limits of a spread
 _ROOM = 0.05  # share of the height left free above and below
 
@@ -56,7 +57,8 @@ class CurvesControls(Widgets):
             "Show",
             GROUPS,
             hint="What is plotted: rewards and episode lengths of training and evaluation, or any "
-            "number that the trainer or the script has reported. Type to search.",
+            "number that the trainer or the script has reported. The time bar below the scene draws "
+            "it too. Type to search.",
         )
         self._legend = gui.add_html("")
         none = np.zeros(1)
@@ -69,6 +71,7 @@ class CurvesControls(Widgets):
             height=200,
             padding=(10, 24, 0, 0),
         )
+        self._below = gui.add_html(note(IN_BAR), visible=False)
         with gui.add_folder("Axes", expand_by_default=False):
             self._along = gui.add_dropdown(
                 "Horizontal",
@@ -124,6 +127,8 @@ class CurvesControls(Widgets):
         if what != self._what.value:
             self._sent = -1
             self._set(self._what, value=what)
+        recorded = bool(view.replay.steps) and self._what.value != SELECTED
+        self._set(self._below, visible=recorded)
         if self._what.value == SELECTED:
             terms = view.terms.terms() if view.terms is not None else None
             if terms is not None:
