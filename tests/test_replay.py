@@ -257,7 +257,7 @@ def test_the_listed_episodes_are_read_one_by_one_to_say_how_they_ended(kept):
     )
     replay.update()
     for _ in range(3):
-        replay.look_into_endings()
+        replay.endings.look_into()
     assert len(reads) == 1, "the next one waits for it"
     newest, limit = replay.told().ended[0], replay.told().ended[-1]
 
@@ -268,7 +268,7 @@ def test_the_listed_episodes_are_read_one_by_one_to_say_how_they_ended(kept):
     for place in range(6):
         read, use = reads[place]
         use(read())
-        replay.look_into_endings()
+        replay.endings.look_into()
     assert len(reads) == 6, "each once, and none that ended at a time limit"
     assert label(newest).startswith("1.01 k · env 10 · env 10 touches ground · 4.0 s")
     assert label(limit).startswith("10 · env 1 · time limit · 5.0 s")
@@ -290,7 +290,7 @@ def test_what_cannot_be_read_is_not_asked_for_again(kept):
     replay = Replay(Gone(EARLY), at_once)
     replay.update()
     for _ in range(5):
-        replay.look_into_endings()
+        replay.endings.look_into()
     assert len(asked) == 3
     assert "terminated" in episode_words.ended(replay.told().ended[0], replay.told().endings, DT)
 

@@ -293,7 +293,7 @@ class Loop:
         self._finale.update()
         self._replay.update()
         if self._shared.control.watched and self._robots.first is not None:
-            self._replay.look_into_endings()
+            self._replay.endings.look_into()
         self._timeline.update()
         self._state.hold_limit = self._limit.update(now)
         view, channel = self._panel_state.view(now), self._robots.channels.get("train")

@@ -84,11 +84,9 @@ class Page:
         )
         self.commands = commands = Commands(shared, state, server, *shown, self.steering)
         is_live = recorded is None
-        reading = self.robots.read_episodes, self.robots.ending_of
-        ghosts, listed = (
-            functools.partial(self.robots.read_episodes, what=what) for what in ("ghosts", "listed")
-        )
-        self.replay = Replay(episodes, *reading, begins=not is_live, ghosts=ghosts, listed=listed)
+        reads, ending = self.robots.read_episodes, self.robots.ending_of
+        others = {what: functools.partial(reads, what=what) for what in ("ghosts", "listed")}
+        self.replay = Replay(episodes, reads, ending, begins=not is_live, **others)
         policies = HandedOut(keeper, self.robots.sandbox.session)
         self.trials = Trials(shared, self.robots, self.replay, self.inbox, policies)
         tools = PanelTools(

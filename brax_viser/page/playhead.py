@@ -25,7 +25,7 @@ class Playhead:
         """Plays; what is over begins again.
 
         Args:
-            seconds: how long all of it is; 0: not known yet, see `known`.
+            seconds: how long all of it is; 0: not known yet (see `known`), or from the beginning.
             backwards: whether towards the beginning.
         """
         self.playing, self.backwards, self._now = True, backwards, None
@@ -49,14 +49,15 @@ class Playhead:
         REPLAY_SPEED.check("speed", speed)
         self.speed = float(speed)
 
-    def wait(self, now: float) -> None:
-        """Stands still until a time, s."""
-        self._now = now
+    def advance(self, now: float, seconds: float | None) -> None:
+        """Moves to where it is at a time.
 
-    def advance(self, now: float, seconds: float) -> None:
-        """Moves to where it is at a time, s."""
+        Args:
+            now: s.
+            seconds: how long all of it is; None: not known yet, so that it stays where it is.
+        """
         before, self._now = self._now, now
-        if not self.playing or before is None:
+        if not self.playing or before is None or seconds is None:
             return
         moved = (now - before) * self.speed
         self.position = min(self.position, seconds) + (-moved if self.backwards else moved)

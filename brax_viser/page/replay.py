@@ -17,9 +17,6 @@ from brax_viser.sandbox.trial import Trial
 LAST_SECONDS = 3.0
 """s of each episode that are played if only its end is."""
 
-MOST_ENDED = 30
-"""Episodes in the list of how they ended."""
-
 
 class Replay:
     """The episodes of one recording, played side by side. Used on viser's loop only."""
@@ -59,8 +56,7 @@ class Replay:
         self._ghosts = Wanted(
             lambda k, use: (ghosts or reader)(lambda: read(self._episodes, k, lambda _: ""), use)
         )
-        self._ended: tuple[Summary, ...] = ()  # see `ReplayView.ended`
-        self._endings = Endings(
+        self.endings = Endings(
             lambda k, use: (listed or reader)(lambda: read(self._episodes, k, ending), use)
         )
         self._head, self._only_end = Playhead(), False
@@ -75,24 +71,16 @@ class Replay:
         for summary in self._episodes.summaries():
             found.setdefault(summary.recording, []).append(summary)
         self._recordings = {step: tuple(sorted(found[step], key=_rank)) for step in sorted(found)}
-        newest = [s for many in self._recordings.values() for s in many][::-1]
-        newest.sort(key=lambda s: (s.ended == "truncated", -s.num_steps))
-        self._ended = tuple(newest[:MOST_ENDED])
-        self._endings.keep({summary.key for summary in newest})
+        self.endings.update([s for many in self._recordings.values() for s in many])
         if self.active:
             self._want()
         elif self._begins and self._recordings:
             self._begins = False
             self.toggle()
 
-    def look_into_endings(self) -> None:
-        """Reads the next episode of the list that ended otherwise than at a time limit, to know
-        how."""
-        self._endings.look_into(s.key for s in self._ended if s.ended != "truncated")
-
     def _has_read(self) -> None:
         self._head.known(self._seconds)
-        self._endings.learn(self._robots.read)
+        self.endings.learn(self._robots.read)
 
     # What a person can do. Values out of their limits raise ValueError.
 
@@ -136,7 +124,6 @@ class Replay:
         """Plays what two policies did from the same start, the second one as a ghost over the
         first, until a recording is chosen."""
         self._trial, self.active, self._only, self._only_end = trial, True, None, False
-        self._head.begin()
         self._head.play(0.0)
         self._robots.give(trial.episodes[0])
         self._ghosts.give(trial.episodes[1])
@@ -162,9 +149,8 @@ class Replay:
         self._trial = None
         self._step, self._only = by_key[key].recording, key
         self._only_end = self._head.loop = True
-        self._head.begin()
         self._open()
-        self._head.play(self._seconds)
+        self._head.play(0.0)
 
     def close(self) -> None:
         """Goes back to the live robots."""
@@ -216,8 +202,8 @@ class Replay:
             selected: the environment whose details are wanted.
             travels: index of the link that can travel without limit; None: there is none.
         """
-        self._advance(now)
         shown = self._robots.read.episodes[:cells]
+        self._head.advance(now, self._seconds if shown else None)
         if not self.active or not shown:
             return None
         read = self._robots.read, self._ghosts.read
@@ -252,7 +238,7 @@ class Replay:
             index=index,
             episodes=self._recordings[steps[index]] if steps else (),
             only=self._only,
-            ended=self._ended,
+            ended=self.endings.listed,
             playing=self._head.playing,
             backwards=self._head.backwards,
             reading=self.active and self._robots.read.keys != self._robots.keys,
@@ -262,7 +248,7 @@ class Replay:
             speed=self._head.speed,
             loop=self._head.loop,
             only_end=self._only_end,
-            endings=self._endings.known,
+            endings=self.endings.known,
             compared=steps.index(self._compared) if self._compared in steps else None,
             others=self._recordings.get(-1 if self._compared is None else self._compared, ()),
             complaint=self._robots.read.complaint if self.active else None,
@@ -331,12 +317,6 @@ class Replay:
         self._ghosts.want(tuple(summary.key for summary in others))
         if self._compared is None:
             self._ghosts.clear()
-
-    def _advance(self, now: float) -> None:
-        if self._robots.read.episodes:
-            self._head.advance(now, self._seconds)
-        else:
-            self._head.wait(now)
 
 
 def _partners(shown: Sequence[Episode], others: Sequence[Episode]) -> list[Episode]:

@@ -1,10 +1,13 @@
 """Reads episodes before they are shown, and keeps those that have been read."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from brax_viser.records.episode import Episode, Episodes
+from brax_viser.records.episode import Episode, Episodes, Summary
+
+MOST_ENDED = 30
+"""Episodes in the list of how they ended."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +84,8 @@ class Wanted:
 
 
 class Endings:
-    """How episodes ended, as far as they have been read. Those of a list are read one by one."""
+    """How episodes ended, as far as that is known, and a list of the last ones, which are read
+    one by one."""
 
     def __init__(self, read: Callable[[tuple[str, ...], Callable[[Read], object]], object]):
         """Knows nothing.
@@ -91,20 +95,24 @@ class Endings:
         """
         self._read = read
         self._asked: str | None = None  # the one that is being read
+        self.listed: tuple[Summary, ...] = ()  # see `ReplayView.ended`
         self.known: Mapping[str, str] = {}  # by key; empty where it cannot be told
+
+    def update(self, kept: Sequence[Summary]) -> None:
+        """Lists the last ones of those that are kept, in order, and forgets all others."""
+        newest = sorted(kept[::-1], key=lambda s: (s.ended == "truncated", -s.num_steps))
+        self.listed = tuple(newest[:MOST_ENDED])
+        self.known = {s.key: self.known[s.key] for s in kept if s.key in self.known}
 
     def learn(self, found: Read) -> None:
         """Takes over what episodes tell that have been read."""
         self.known = {**self.known, **found.endings}
 
-    def keep(self, keys: Collection[str]) -> None:
-        """Forgets all other episodes."""
-        self.known = {key: told for key, told in self.known.items() if key in keys}
-
-    def look_into(self, keys: Iterable[str]) -> None:
-        """Has the first of these read that is not known, unless another one is being read."""
-        unknown = (key for key in keys if key not in self.known)
-        if self._asked is None and (key := next(unknown, None)) is not None:
+    def look_into(self) -> None:
+        """Has the next one read of which it is not known how it ended, unless another one is being
+        read. Of those at a time limit, there is nothing to know."""
+        keys = (s.key for s in self.listed if s.ended != "truncated" and s.key not in self.known)
+        if self._asked is None and (key := next(keys, None)) is not None:
             self._asked = key
             self._read((key,), self._use)
 

@@ -57,8 +57,8 @@ class CurvesControls(Widgets):
             "Show",
             GROUPS,
             hint="What is plotted: rewards and episode lengths of training and evaluation, or any "
-            "number that the trainer or the script has reported. The time bar below the scene draws "
-            "it too. Type to search.",
+            "number that the trainer or the script has reported. The time bar draws it "
+            "too. Type to search.",
         )
         self._legend = gui.add_html("")
         none = np.zeros(1)
