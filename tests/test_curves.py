@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from brax_viser import Viewer
+from brax_viser.cli import remote
 from brax_viser.host.metrics import SEEN_LENGTH, SEEN_REWARD, STEPS_PER_SECOND, Metrics
 from brax_viser.host.progress import Progress
 from brax_viser.host.rewards import SEEN, rewards_of
@@ -135,9 +136,14 @@ def test_the_plot_appears_with_the_first_number_and_shows_what_was_reported(
     assert curves._what.options == (REWARD, "eval/episode_reward", "loss")
     assert "evaluation" in curves._legend.content
     assert "<b>7</b>" in curves._legend.content
-    curves._choose("loss")
-    curves._again(None)
+    Probe(viewer).use(curves._what, "loss")
     eventually(lambda: curves._plot.data[0].tolist() == [500], "the other metric is drawn")
+    told = remote.ask(viewer.url, "replay/curve", what=REWARD)
+    assert told["curves"]["of"]["what"] == REWARD
+    eventually(lambda: curves._what.value == REWARD, "the time bar's choice is the tab's")
+    Probe(viewer).use(curves._what, "loss")
+    drawn = lambda: remote.ask(viewer.url, "timeline")["curves"]["of"]["what"]  # noqa: E731
+    eventually(lambda: drawn() == "loss", "and the other way round")
     Probe(viewer).use(curves._log, True)
     eventually(lambda: curves._plot.scales["y"]["distr"] == 3, "all values are above 0")
     assert NOT_LOGARITHMIC not in curves._legend.content

@@ -187,8 +187,11 @@ def test_ghosts_are_there_again_after_a_look_at_the_live_robots(training):
 
 def test_a_fall_that_is_picked_is_played_with_its_contacts(training, viewer):
     probe = training.probe
-    eventually(lambda: len(probe.panel.episodes._fall.options) == 7, "six falls are listed")
-    training.use("fall", episode_words.fall(EARLY[1].summary, 0.02))
+    eventually(lambda: len(probe.panel.episodes._end.options) == 9, "eight episodes are listed")
+    labels = lambda: probe.panel.episodes._end.options  # noqa: E731
+    ended = "10 · env 4 · nothing is touched · 0.4 s · "
+    eventually(lambda: any(label.startswith(ended) for label in labels()), "it is said how")
+    training.use("end", next(label for label in labels() if label.startswith(ended)))
     eventually(lambda: training.drawn == [4], "that robot alone is drawn")
     assert viewer.selected_env == 4 and "contacts" in probe.state.look.overlays
     assert probe.replay.told().only_end and probe.replay.told().playing

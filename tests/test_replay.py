@@ -6,9 +6,10 @@ import mujoco
 import numpy as np
 import pytest
 
-from brax_viser.model.touching import touching
+from brax_viser.model.touching import ending, touching
 from brax_viser.page.replay import Replay
 from brax_viser.panel import episode_words
+from brax_viser.records.episode import Summary, nonfinite
 from brax_viser.records.protocol import NEVER
 from brax_viser.records.view import View
 from tests.recorded import Kept, recording_of
@@ -144,13 +145,14 @@ def test_only_the_last_seconds_end_together(replay):
 
 
 def test_a_fall_is_played_alone_from_three_seconds_before_it(replay):
-    told = replay.told().falls
+    told = replay.told().ended
     assert [(s.recording, s.env) for s in told[:2]] == [(1000, 10), (1000, 7)]
-    assert len(told) == 6, "those at a time limit are no falls"
-    later = replace(EARLY[3], summary=replace(EARLY[3].summary, num_steps=2000))
-    mixed = Replay(Kept([*LATE, later]), at_once)
+    assert [s.ended for s in told] == 6 * ["terminated"] + 2 * ["truncated"], "falls come first"
+    assert [s.recording for s in told[6:]] == [1000, 0], "the newest first"
+    later = replace(EARLY[3].summary, num_steps=2000, ended="nonfinite")
+    mixed = Replay(Kept([*LATE, replace(EARLY[3], summary=later)]), at_once)
     mixed.update()
-    assert mixed.told().falls[0] == later.summary, "begun last, if not of the newest recording"
+    assert mixed.told().ended[0] == later, "begun last, if not of the newest recording"
     replay.play_end(EARLY[3].summary.key)
     view = seen(replay, 0.0)
     assert view.frame.env_index.tolist() == [10] and view.frame.episode_length[0] == 10
@@ -224,6 +226,112 @@ def test_it_is_named_what_touched_what():
     data.qpos[2] = 0.0995
     mujoco.mj_forward(model, data)
     assert touching(model, data) == "trunk touches ground"
+
+
+def test_how_high_a_robot_was_at_its_end_is_told_if_it_can_rise():
+    model = mujoco.MjModel.from_xml_string(FALLING)
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    assert ending(model, data) == "trunk at 0.30 m, nothing is touched"
+    data = mujoco.MjData(MODEL)
+    mujoco.mj_forward(MODEL, data)
+    assert ending(MODEL, data) == "nothing is touched", "a cart does not rise"
+
+
+def test_the_numbers_that_turned_nan_first_are_named():
+    episode = EARLY[0]
+    assert nonfinite(episode) == ""
+    qvel, action, reward = (
+        x.copy() for x in (episode.qvel, episode.steps["action"], episode.steps["reward"])
+    )
+    qvel[7], action[6], reward[8] = np.inf, np.nan, np.nan  # in step 7, 7 and 9
+    steps = {**episode.steps, "action": action, "reward": reward}
+    assert nonfinite(replace(episode, qvel=qvel, steps=steps)) == "NaN or Inf in qvel, action"
+
+
+def test_the_listed_episodes_are_read_one_by_one_to_say_how_they_ended(kept):
+    reads = []
+    replay = Replay(
+        *(kept, at_once, lambda episode: f"env {episode.summary.env} touches ground"),
+        listed=lambda read, use: reads.append((read, use)),
+    )
+    replay.update()
+    for _ in range(3):
+        replay.endings.look_into()
+    assert len(reads) == 1, "the next one waits for it"
+    newest, limit = replay.told().ended[0], replay.told().ended[-1]
+
+    def label(summary: Summary) -> str:
+        return episode_words.ended(summary, replay.told().endings, DT)
+
+    assert label(newest).startswith("1.01 k · env 10 · terminated · 4.0 s · return ")
+    for place in range(6):
+        read, use = reads[place]
+        use(read())
+        replay.endings.look_into()
+    assert len(reads) == 6, "each once, and none that ended at a time limit"
+    assert label(newest).startswith("1.01 k · env 10 · env 10 touches ground · 4.0 s")
+    assert label(limit).startswith("10 · env 1 · time limit · 5.0 s")
+    told = {newest.key: ", ".join(10 * ["torso touches the floor"])}
+    assert len(episode_words.ended(newest, told, DT)) < 100
+    kept.drop(newest.key)
+    replay.update()
+    assert newest.key not in replay.told().endings
+
+
+def test_what_cannot_be_read_is_not_asked_for_again(kept):
+    asked = []
+
+    class Gone(Kept):
+        def get(self, key):
+            asked.append(key)
+            raise KeyError(key)
+
+    replay = Replay(Gone(EARLY), at_once)
+    replay.update()
+    for _ in range(5):
+        replay.endings.look_into()
+    assert len(asked) == 3
+    assert "terminated" in episode_words.ended(replay.told().ended[0], replay.told().endings, DT)
+
+
+def test_it_plays_backwards_and_stops_at_the_beginning_or_goes_on_from_the_end(replay):
+    replay.toggle()
+    seen(replay, 0.0)
+    seen(replay, 2.0)
+    replay.set_speed(2.0)
+    replay.play(backwards=True)
+    seen(replay, 10.0)
+    assert seen(replay, 10.5).frame.episode_length.tolist() == [10] * 4
+    assert replay.playing and replay.told().backwards
+    assert seen(replay, 11.5).frame.episode_length.tolist() == [40, 20, 30, 40], "it loops"
+    replay.set_loop(False)
+    assert seen(replay, 20.0).frame.episode_length.tolist() == [0] * 4 and not replay.playing
+    replay.play(backwards=True)
+    assert seen(replay, 30.0).frame.episode_length[0] == 50, "from the end once more"
+    assert seen(replay, 31.0).frame.episode_length[0] == 30 and replay.playing
+    replay.toggle()
+    assert not replay.playing and seen(replay, 40.0).frame.episode_length[0] == 30
+    replay.toggle()
+    seen(replay, 41.0)
+    assert seen(replay, 41.5).frame.episode_length[0] == 40, "and on again"
+    replay.play(backwards=True)
+    replay.choose(0)
+    seen(replay, 50.0)
+    assert seen(replay, 50.5).frame.episode_length[0] == 10, "another one is played from its start"
+
+
+def test_backwards_from_live_robots_it_begins_at_the_end_once_that_is_read(kept):
+    reads = []
+    replay = Replay(kept, lambda read, use: reads.append((read, use)))
+    replay.update()
+    replay.set_loop(False)
+    replay.play(backwards=True)
+    assert replay.view(0.0, 4, 2048, None) is None and replay.view(5.0, 4, 2048, None) is None
+    (read, use) = reads.pop()
+    use(read())
+    assert seen(replay, 6.0).frame.episode_length[0] == 50
+    assert seen(replay, 7.0).frame.episode_length[0] == 40 and replay.playing
 
 
 def test_the_ends_of_falls_alone_are_looked_into(kept):

@@ -12,13 +12,16 @@ from brax_viser.host.control import Control
 from brax_viser.host.state import SharedState
 from brax_viser.page import timeline as timelines
 from brax_viser.page.replay import Replay
+from brax_viser.page.state import PageState
 from brax_viser.page.timeline import Timeline
+from brax_viser.panel.curve_lines import SELECTED
 from brax_viser.runs.folder import RunFolder
 from brax_viser.runs.reader import open_run
 from brax_viser.sandbox.trial import Trial
 from tests.recorded import Kept, recording_of, run_of
 from tests.test_replay import MODEL, at_once
 
+PARTS = "curves", "plots", "marks", "holds"
 LARGE = recording_of(MODEL, 0), recording_of(MODEL, 1000), recording_of(MODEL, 9000)
 
 
@@ -31,7 +34,8 @@ class Bar:
         run = run_of(MODEL, 0.1) if recorded else None
         if run is not None:
             run.__dict__["settings"] = recorded
-        self.timeline = Timeline(self.shared, self.replay, run)
+        self.state = PageState()
+        self.timeline = Timeline(self.shared, self.state, self.replay, run)
         self.replay.update()
         self.has: dict[str, str] = {}  # versions
 
@@ -39,12 +43,15 @@ class Bar:
         names = {"training": "episode/sum_reward", "evaluation": "eval/episode_reward"}
         self.shared.progress.reported(step, {names[n]: x for n, x in rewards.items()}, 0.0)
 
+    def log(self, step: int, **numbers: float) -> None:
+        self.shared.progress.reported(step, numbers, 0.0)
+
     def told(self) -> dict[str, Any]:
         """What a page is told that has everything it was told before, as its browser reads it."""
         text = json.dumps(self.timeline.told(self.has, steers=True), allow_nan=False)
         assert len(text) < 150_000
         found = json.loads(text)
-        for name in ("curves", "marks", "holds"):
+        for name in PARTS:
             if name in found:
                 self.has[name] = found[name]["version"]
                 found[name] = found[name]["of"]
@@ -63,11 +70,13 @@ def test_a_page_is_told_everything_once_and_then_only_what_has_changed(bar):
     bar.report(500, training=1.25, evaluation=2.0)
     told = bar.told()
     assert (told["live"], told["now"], told["end"], told["held"]) == (True, 500, None, False)
-    assert told["curves"] == [["training", [[500, 1.25]]], ["evaluation", [[500, 2.0]]]]
+    lines = [["training", [[500, 1.25]]], ["evaluation", [[500, 2.0]]]]
+    assert told["curves"] == {"what": "Reward", "lines": lines}
+    assert told["plots"] == ["Reward", "episode/sum_reward", "eval/episode_reward"]
     assert [step for step, _ in told["marks"]] == [0, 1000, 9000] and told["holds"] == []
-    assert not {"curves", "marks", "holds"} & set(bar.told())
+    assert not set(PARTS) & set(bar.told())
     bar.report(1000, training=3.5)
-    assert bar.told().keys() & {"curves", "marks", "holds"} == {"curves"}
+    assert bar.told().keys() & set(PARTS) == {"curves"}
     bar.kept.drop(LARGE[1][0].summary.key)
     bar.replay.update()
     again = bar.told()
@@ -81,7 +90,7 @@ def test_a_page_that_was_told_by_another_process_is_told_everything_again(bar):
     other = Bar(bar.kept)
     other.report(500, training=1.0)
     other.has = bar.has
-    assert {"curves", "marks", "holds"} <= other.told().keys()
+    assert set(PARTS) <= other.told().keys()
 
 
 def test_a_mark_says_how_its_episode_went(bar):
@@ -98,13 +107,35 @@ def test_whatever_a_training_reports_is_bounded_and_json(bar, monkeypatch):
         bar.report(step, training=value, evaluation=math.nan)
     monkeypatch.setattr(timelines, "MOST_RECORDINGS", 2)
     told = bar.told()
-    (name, points), (_, none) = told["curves"]
+    (name, points), (_, none) = told["curves"]["lines"]
     assert name == "training" and none == []
     assert 100 <= len(points) <= timelines.MOST_POINTS
     assert points[-1][0] > 29_900 and points == sorted(points)
     assert [step for step, _ in told["marks"]] == [0, 9000], "the first and the newest are there"
     bar.do("go", step=1100)
     assert bar.told()["replay"]["step"] == 1000, "one without a mark is found all the same"
+
+
+def test_any_curve_is_drawn_once_it_is_chosen_and_the_first_one_if_it_is_there_no_more(bar):
+    assert bar.told()["curves"] == {"what": "Reward", "lines": []}
+    bar.log(500, loss=0.25)
+    told = bar.told()
+    assert told["curves"] == {"what": "loss", "lines": [["loss", [[500, 0.25]]]]}, (
+        "there is no other"
+    )
+    bar.report(500, training=1.0)
+    assert bar.told()["curves"]["what"] == "Reward"
+    bar.do("curve", what="loss")
+    assert bar.state.curve == "loss", "the tab draws it too"
+    told = bar.told()
+    assert told["curves"]["what"] == "loss" and "plots" not in told
+    with pytest.raises(ValueError, match=r"what='nothing': must be one of Reward, "):
+        bar.do("curve", what="nothing")
+    bar.state.curve = SELECTED  # what the tab alone can draw, over other times
+    assert bar.told()["curves"]["what"] == "Reward"
+    bar.do("curve", what="loss")
+    bar.shared.progress.metrics.clear()
+    assert bar.told()["curves"] == {"what": "Reward", "lines": []}
 
 
 def test_a_return_that_is_not_finite_is_sent_as_none(bar):
@@ -168,6 +199,11 @@ def test_the_moment_the_speed_and_the_loop_are_set_and_told(bar):
         False,
     )
     assert told["seconds"] == pytest.approx(5.0)
+    assert not bar.told()["replay"]["backwards"]
+    bar.do("play", backwards=1)
+    told = bar.told()["replay"]
+    assert told["playing"] and told["backwards"]
+    bar.do("seek", seconds=1.25)
     bar.do("step", n=-1)
     assert bar.told()["replay"]["position"] == pytest.approx(1.1), "the step before 1.2 s"
     bar.do("turn", by=-1)
@@ -188,6 +224,7 @@ def test_the_moment_the_speed_and_the_loop_are_set_and_told(bar):
         ("turn", "by"),
         ("speed", "speed"),
         ("loop", "on"),
+        ("play", "backwards"),
     ],
 )
 def test_a_number_that_cannot_be_used_changes_nothing(bar, name, argument, value):
@@ -247,3 +284,6 @@ def test_a_training_that_is_over_spans_from_its_first_step_to_its_last():
     assert (told["live"], told["now"], told["end"]) == (False, 1000, 50_000)
     bar.report(20_000, training=1.0)
     assert bar.told()["now"] == 20_000
+    bar.log(10_000, loss=1.0)
+    bar.do("curve", what="loss")
+    assert bar.told()["now"] == 20_000, "whichever curve is drawn"

@@ -25,6 +25,14 @@ WINDOW = {"width": 1100, "height": 700}
 SMALL = {"width": 700, "height": 400}
 ARROW = 20  # px that a browser's own arrow takes beside the text of a list
 MODEL = Toy().model
+MOMENTS = """async () => {
+  const found = [], line = document.querySelector("#brax-viser-bar .line");
+  for (let i = 0; i < 30; i++) {
+    await new Promise(requestAnimationFrame);
+    found.push(Number(line.getAttribute("aria-valuenow")));
+  }
+  return found;
+}"""  # s, of the moments that the bar shows in a row
 STEPS = (0, 400_000, 1_200_000)
 RECORDINGS = {step: recording_of(MODEL, step, (500, 20, 30, 40)) for step in STEPS}
 
@@ -81,7 +89,7 @@ def training() -> Iterator[Training]:
     probe.keep(Kept(episode for recording in RECORDINGS.values() for episode in recording))
     for step in range(0, 1_600_001, 100_000):
         rewards = {"episode/sum_reward": step / 1e4, "eval/episode_reward": step / 2e4}
-        training.viewer.progress_fn(step, rewards)
+        training.viewer.progress_fn(step, {**rewards, "loss": 80 - step / 2e4})
     yield training
     training.close()
 
@@ -153,7 +161,7 @@ def test_a_page_at_a_path_of_its_own_and_an_onlookers_see_the_same(chromium, tra
     with opened(chromium, training.viewer.onlooker_url, SMALL) as other:
         bar = Bar(other)
         eventually(lambda: bar.text.startswith("step 400 k · 4 episodes"), "it sees what others do")
-        for part in ("live", "play", "on", "loop", "speed"):
+        for part in ("live", "reverse", "play", "on", "loop", "speed", "plot"):
             assert bar.part(part).is_disabled(), part
         bar.click_curve(0.99)
         other.mouse.click(*bar.place(0.5, "line"))
@@ -177,9 +185,7 @@ def test_without_a_recording_it_has_the_curve_and_the_progress(chromium):
         viewer.progress_fn(0, {"eval/episode_reward": 1.0})
         viewer.progress_fn(5000, {"eval/episode_reward": 3.0})
         eventually(lambda: bar.text == "step 5 k", "how far it is")
-        eventually(
-            lambda: "L" in (bar.all.locator("path.evaluation").get_attribute("d") or ""), "curve"
-        )
+        eventually(lambda: "L" in (bar.all.locator("path.line1").get_attribute("d") or ""), "curve")
         assert bar.part("hint").inner_text() == "no episode is recorded yet"
         assert bar.part("shows").locator(".replay").is_disabled()
         bar.click_curve(0.5)
@@ -207,7 +213,8 @@ def test_a_click_on_the_curve_takes_the_scene_there_and_live_is_one_click_away(b
     assert re.fullmatch(r"step 1\.6\d* M", bar.text) and state.inner_text().endswith("Live")
     page.mouse.move(*bar.place(0.3))
     eventually(
-        lambda: re.match(r"step 4\d\d k · training 4\d[.\d]* · evaluation 2", bar.tip), "told"
+        lambda: re.match(r"step 4\d\d k\s+Reward:\s*training 4\d[.\d]*\s*evaluation 2", bar.tip),
+        "told",
     )
     assert "Click: the 4 episodes of step 400 k" in bar.tip
     bar.click_curve(0.3)
@@ -229,6 +236,26 @@ def test_a_click_on_the_curve_takes_the_scene_there_and_live_is_one_click_away(b
     assert bar.shows == "live"
     eventually(lambda: drawn(probe) == list(range(NUM_ENVS)), "the live robots are back")
     assert not probe.shared.hold.paused
+
+
+def test_any_curve_can_be_drawn_and_a_click_on_it_takes_the_scene_there_too(bar, page, probe):
+    line = lambda: bar.all.locator("path.line0").get_attribute("d")  # noqa: E731
+    reward = line()
+    bar.part("plot").select_option("loss")
+    try:
+        eventually(lambda: line() != reward, "it is drawn")
+        assert probe.state.curve == "loss", "in the tab as well"
+        first, last = np.float64(re.findall(r"[ML][\d.]+ ([\d.]+)", line()))[[0, -1]]
+        assert first < last, "it goes down"
+        page.mouse.move(*bar.place(0.3))
+        eventually(lambda: re.search(r"loss:\s*5\d", bar.tip), "its value is told")
+        assert "training" not in bar.tip
+        bar.click_curve(0.3)
+        eventually(lambda: bar.text.startswith("step 400 k · 4 episodes"), "the scene is there")
+        assert bar.dot("best", 1)[0] == pytest.approx(bar.place(0.25)[0], abs=12)
+    finally:
+        bar.part("plot").select_option("Reward")
+    eventually(lambda: "evaluation" in (page.mouse.move(*bar.place(0.3)) or bar.tip), "as before")
 
 
 def test_a_click_on_a_mark_shows_that_episode_alone(bar, page, probe):
@@ -261,6 +288,17 @@ def test_the_moment_is_dragged_stepped_looped_and_played_at_any_speed(bar, page,
     assert not told().playing
     eventually(lambda: re.search(r"· 6\.\d / 10\.0 s", bar.text), "the bar says where")
     page.get_by_role("button", name="Play", exact=True).wait_for()
+    for button in (lambda: page.keyboard.press("Shift+J"), bar.part("reverse").click):
+        button()
+        eventually(lambda: told().playing and told().backwards, "it plays backwards")
+        eventually(lambda: bar.part("reverse").get_attribute("aria-pressed") == "true", "and so on")
+        moved = np.diff(page.evaluate(MOMENTS))
+        assert (moved < 0).sum() > (moved > 0).sum(), "the bar goes back between two answers"
+        page.keyboard.press("k")
+        eventually(lambda: not told().playing, "it pauses")
+    told_at = lambda: told().position == pytest.approx(6.0, abs=0.1)  # noqa: E731
+    page.mouse.click(*bar.place(0.6, "line"))
+    eventually(told_at, "there again")
     at = told().position
     for button, key, place in (("on", "l", 1), ("back", "j", -1)):
         step = round(told().position / 0.02)
@@ -361,12 +399,14 @@ def test_nothing_is_covered_and_nothing_sticks_out(width, bar, page, probe):
                 assert bottom("canvas[data-engine]") <= sheet["y"] + 1 and sheet["width"] == width
                 assert sheet["height"] < 0.4 * top
             parts = bar.all.evaluate(
-                """bar => ["shows", "hint", "transport", "track", "line", "text"].map((name) => {
+                """bar => [
+                  "shows", "plot", "hint", "transport", "track", "line", "text",
+                ].map((name) => {
                   const part = bar.querySelector(`.${name}`), box = part.getBoundingClientRect();
                   return [name, box.left, box.top, box.right, box.bottom, part.scrollWidth];
                 }).filter(([, left, , right]) => right > left)"""
             )
-            assert {name for name, *_ in parts} == {"shows", "track", "text"} | (
+            assert {name for name, *_ in parts} == {"shows", "plot", "track", "text"} | (
                 {"hint"} if shows == "live" else {"transport", "line"}
             )
             for name, left, above, right, below, whole in parts:

@@ -6,6 +6,7 @@
 
   const KINDS = ["best", "worst", "fell", "random"]; // each has a lane, from above
   const ENDED = { terminated: "terminated", truncated: "time limit", nonfinite: "NaN or Inf" };
+  const MOST_LINES = 8;
   const SPEEDS = [0.1, 0.25, 0.5, 1, 2, 4, 8, 16];
   const LANE = 5; // px
   const REACH = 7; // px from a mark within which it is meant
@@ -27,8 +28,11 @@
       <button class="replay" aria-label="Replay"
         title="Plays the newest recorded episodes in their place; the training goes on"></button>
     </div>
+    <select class="plot" aria-label="Curve"
+      title="Which curve is drawn here, and in the tab Curves"></select>
     <div class="hint"></div>
     <div class="transport">
+      <button class="reverse" aria-label="Play backwards" title="Plays backwards (Shift+J)"></button>
       <button class="back" aria-label="One step back" title="One step back (J)"></button>
       <button class="play" title="Plays or pauses (K)"></button>
       <button class="on" aria-label="One step on" title="One step on (L)"></button>
@@ -50,7 +54,8 @@
   const find = (name) => bar.querySelector(`.${name}`);
   const [track, line, tip, svg] = [find("track"), find("line"), find("tip"), bar.querySelector("svg")];
   const shapes = {};
-  for (const name of ["rest", "area", "training", "evaluation", "points", "holds", "now", ...KINDS]) {
+  const LINES = Array.from({ length: MOST_LINES }, (_, i) => `line${i}`); // as in the tab Curves
+  for (const name of ["rest", "area", ...LINES, "points", "holds", "now", ...KINDS]) {
     shapes[name] = svg.appendChild(document.createElementNS(svg.namespaceURI, "path"));
     shapes[name].setAttribute("class", name);
   }
@@ -70,8 +75,10 @@
   });
 
   // The server.
-  const parts = {}; // curves, marks and holds, each as it came last, with its version
+  const parts = {}; // curves, plots, marks and holds, each as it came last, with its version
   const of = (part) => (parts[part] ? parts[part].of : []);
+  const plot = () => (parts.curves ? parts.curves.of : { what: "", lines: [] });
+  const colour = ([label], i) => (label === "evaluation" ? 1 : i); // also where it is alone
   let told = null; // the last answer
   let since = 0; // about when it was true, ms
   let asked = 0, used = 0; // answers can overtake each other
@@ -86,7 +93,7 @@
     if (!answer.ok) throw new Error(found.error);
     if (number < used) return;
     used = number;
-    for (const part of ["curves", "marks", "holds"]) if (found[part]) parts[part] = found[part];
+    for (const part of ["curves", "plots", "marks", "holds"]) if (found[part]) parts[part] = found[part];
     [told, since] = [found, (began + performance.now()) / 2];
     show();
   };
@@ -164,23 +171,23 @@
     const { past, place } = scale();
     const x = (step) => +(place(step) * width).toFixed(1);
     const floor = height - (of("marks").length ? KINDS.length * LANE + 4 : 3);
-    const values = of("curves").flatMap(([, points]) => points.map(([, y]) => y));
+    const { lines } = plot(), values = lines.flatMap(([, points]) => points.map(([, y]) => y));
     const low = Math.min(...values), high = Math.max(...values);
     const y = (v) => +(4 + (floor - 6) * (high > low ? (high - v) / (high - low) : 0.5)).toFixed(1);
     const set = (name, d) => shapes[name].setAttribute("d", d);
     const trace = (points) => points.map(([s, v], i) => `${i ? "L" : "M"}${x(s)} ${y(v)}`).join("");
     const dots = (places) => places.map(([px, py]) => `M${px} ${py}h0`).join("");
-    const curve = (evaluation) =>
-      (of("curves").find(([name]) => (name === "evaluation") === evaluation) || [, []])[1];
-    const training = curve(false), evaluation = curve(true), first = training[0], end = training.at(-1);
+    const drawn = []; // points, by colour
+    lines.forEach((one, i) => { drawn[colour(one, i)] = one[1]; });
+    const main = drawn[0] || [], first = main[0], end = main.at(-1);
+    const evaluations = (lines.find(([label]) => label === "evaluation") || [, []])[1];
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    set("area", first ? `${trace(training)}L${x(end[0])} ${floor}L${x(first[0])} ${floor}Z` : "");
-    set("training", trace(training));
-    set("evaluation", trace(evaluation));
-    set("points", dots(evaluation.map(([s, v]) => [x(s), y(v)])));
+    set("area", first ? `${trace(main)}L${x(end[0])} ${floor}L${x(first[0])} ${floor}Z` : "");
+    LINES.forEach((name, i) => set(name, trace(drawn[i] || [])));
+    set("points", dots(evaluations.map(([s, v]) => [x(s), y(v)])));
     set("rest", past < 1 ? `M${past * width} ${floor}H${width}` : "");
     set("holds", of("holds").map((s) => `M${x(s)} 2V${floor}`).join(""));
-    const newest = nearest([end, evaluation.at(-1)].filter(Boolean), ([s]) => told.now - s);
+    const newest = nearest([end, evaluations.at(-1)].filter(Boolean), ([s]) => told.now - s);
     set("now", dots([[x(told.now), newest ? y(newest[1]) : floor]]));
     KINDS.forEach((kind, i) => {
       const steps = of("marks").filter(([, all]) => all.some((mark) => mark[5].includes(kind)));
@@ -194,10 +201,12 @@
   // What is shown, and the moment within it.
   let dragged = null; // s, while the line is dragged
   const position = () => {
-    const { position, playing, reading, speed, seconds, loop } = told.replay;
+    const { position, playing, backwards, reading, speed, seconds, loop } = told.replay;
     if (dragged !== null) return dragged;
-    const at = position + (playing && !reading ? ((performance.now() - since) / 1000) * speed : 0);
-    return at <= seconds ? at : loop && seconds ? at % seconds : seconds;
+    const moved = playing && !reading ? ((performance.now() - since) / 1000) * speed : 0;
+    const at = position + (backwards ? -moved : moved);
+    if (at >= 0 && at <= seconds) return at;
+    return loop && seconds ? ((at % seconds) + seconds) % seconds : at < 0 ? 0 : seconds;
   };
   const showMoment = () => {
     const { seconds: whole, reading, active, playing } = told.replay;
@@ -214,6 +223,7 @@
     if (moving) requestAnimationFrame(move);
   };
 
+  let offered = null; // the plots that can be chosen
   const show = () => {
     const { replay, live, steers, now, end, held, phase } = told, { active } = replay;
     const many = of("marks").length;
@@ -232,7 +242,13 @@
     find("live").setAttribute("aria-pressed", !active);
     find("replay").setAttribute("aria-pressed", active);
     find("play").setAttribute("aria-label", replay.playing ? "Pause" : "Play");
+    find("reverse").setAttribute("aria-pressed", replay.playing && replay.backwards);
     find("loop").setAttribute("aria-pressed", replay.loop);
+    const plots = of("plots"), choice = find("plot");
+    choice.hidden = !plots.length;
+    if (plots !== offered) choice.replaceChildren(...plots.map((name) => new Option(name)));
+    offered = plots;
+    if (document.activeElement !== choice) choice.value = plot().what;
     const speeds = [...new Set([...SPEEDS, replay.speed])].sort((a, b) => a - b);
     if (find("speed").options.length !== speeds.length) {
       find("speed").replaceChildren(...speeds.map((s) => new Option(`${s}×`, s)));
@@ -283,15 +299,19 @@
   const point = (event) => {
     if (!told) return;
     const { share, step, recording, episode, held } = pointed(event);
-    const rewards = of("curves").map(([name, points]) => [name, valueAt(points, step)])
-      .filter(([, v]) => v !== null).map(([name, v]) => `${name} ${value(v)}`);
+    const { what, lines: curves } = plot();
+    const values = curves.map((one, i) => [one[0], valueAt(one[1], step), colour(one, i)])
+      .filter(([, v]) => v !== null).map(([label, v, i]) =>
+        Object.assign(row((label === what ? "" : `${label} `) + value(v)), { className: `value of${i}` }));
+    const known = row(`${what}: `);
+    known.append(...values);
     const does = !recording || !told.steers ? null : episode ? "Click: this episode alone"
       : `Click: the ${several(recording[1], "episode")} of step ${count(recording[0])}`;
     const lines = [
-      [`step ${count(step)}${step > told.now ? ", to come" : ""}`, ...rewards].join(" · "),
+      `step ${count(step)}${step > told.now ? ", to come" : ""}`, values.length && known,
       episode && about(episode), held && "the training was held here",
     ].filter(Boolean);
-    tip.replaceChildren(...[...lines, does || ""].map(row));
+    tip.replaceChildren(...[...lines, does || ""].map((one) => (one.nodeType ? one : row(one))));
     const { left, width } = track.getBoundingClientRect(), half = tip.offsetWidth / 2 + 4;
     tip.style.left = `${Math.min(Math.max(left + share * width, half), innerWidth - half)}px`;
     find("cursor").style.left = `${100 * share}%`;
@@ -339,14 +359,19 @@
   find("live").addEventListener("click", () => send("live"));
   find("replay").addEventListener("click", () => told.replay.active || send("toggle"));
   find("play").addEventListener("click", () => send("toggle"));
+  find("reverse").addEventListener("click", () => send("play", { backwards: 1 }));
   find("back").addEventListener("click", () => send("step", { n: -1 }));
   find("on").addEventListener("click", () => send("step", { n: 1 }));
   find("loop").addEventListener("click", () => send("loop", { on: told.replay.loop ? 0 : 1 }));
-  find("speed").addEventListener("change", ({ target }) => {
-    send("speed", { speed: target.value });
-    target.blur();
-  });
-  find("speed").addEventListener("click", (event) => event.stopPropagation()); // it keeps the focus
+  const chosen = (name, use) => {
+    find(name).addEventListener("change", ({ target }) => {
+      use(target.value);
+      target.blur();
+    });
+    find(name).addEventListener("click", (event) => event.stopPropagation()); // it keeps the focus
+  };
+  chosen("speed", (speed) => send("speed", { speed }));
+  chosen("plot", (what) => send("curve", { what }));
 
   // Keys, for those who come here with Tab. Viser's own do not hear what is used here.
   const KEYS = {

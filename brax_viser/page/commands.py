@@ -171,6 +171,10 @@ class Commands:
         """Changes some fields of `Look`."""
         self._state.look = replace(self._state.look, **changes)
 
+    def draw_curve(self, what: str) -> None:
+        """Draws a plot, one of `curve_lines.choices`, in the tab and in the time bar."""
+        self._state.curve = what
+
     def overlay(self, name: str, on: bool) -> None:
         """Shows or hides one of `overlays.OVERLAYS`."""
         self.look(overlays=_with(self._state.look.overlays, name, on))

@@ -292,6 +292,8 @@ class Loop:
                 block.title.write(self._title_of(role) if len(self._scene.blocks) > 1 else "")
         self._finale.update()
         self._replay.update()
+        if self._shared.control.watched and self._robots.first is not None:
+            self._replay.endings.look_into()
         self._timeline.update()
         self._recording.keep_holds(self._timeline.holds)
         self._state.hold_limit = self._limit.update(now)

@@ -84,9 +84,9 @@ class Page:
         )
         self.commands = commands = Commands(shared, state, server, *shown, self.steering)
         is_live = recorded is None
-        reading = self.robots.read_episodes, self.robots.ending_of
-        ghosts = functools.partial(self.robots.read_episodes, what="ghosts")
-        self.replay = Replay(episodes, *reading, begins=not is_live, ghosts=ghosts)
+        reads, ending = self.robots.read_episodes, self.robots.ending_of
+        others = {what: functools.partial(reads, what=what) for what in ("ghosts", "listed")}
+        self.replay = Replay(episodes, reads, ending, begins=not is_live, **others)
         policies = HandedOut(keeper, self.robots.sandbox.session)
         self.trials = Trials(shared, self.robots, self.replay, self.inbox, policies)
         tools = PanelTools(
@@ -104,7 +104,7 @@ class Page:
         self.finale = Finale(shared, server, self.robots, self.steering)
         self.recording = Recording(shared, state, self.robots, keeper)
         parts = self.panel, self.panel_state, self.inbox, self.functions, self.finale
-        self.timeline = Timeline(shared, self.replay, recorded)
+        self.timeline = Timeline(shared, state, self.replay, recorded)
         both = self.recording, self.replay
         self.loop = Loop(shared, state, server, events, *shown, *parts, *both, self.timeline)
 

@@ -107,6 +107,7 @@ class PanelState:
             fault=at.fault,
             waits=waits,
             parts=state.parts,
+            curve=state.curve,
             surroundings=scene.surroundings,
             looked_through=scene.is_looked_through,
             lost=leader.lost() if leader else (),

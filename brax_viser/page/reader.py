@@ -10,7 +10,7 @@ from typing import Any
 class Reading:
     """A model or episodes to read, and the function that uses them."""
 
-    role: str  # the scene's block that it is for; "episodes" or "ghosts" if it is no model
+    role: str  # the scene's block that it is for; "episodes" and so on if it is no model
     read: Callable[[], Any]  # called on any thread
     use: Callable[[Any], object]  # called on viser's loop with the result of `read`
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from brax_viser.page.episode_frames import ALMOST, view_of
-from brax_viser.page.wanted import Ending, Reader, Wanted, read
-from brax_viser.panel.limits import REPLAY_SPEED
+from brax_viser.page.episode_frames import view_of
+from brax_viser.page.playhead import Playhead
+from brax_viser.page.wanted import Ending, Endings, Reader, Wanted, read
 from brax_viser.panel.view import ReplayView
 from brax_viser.records.episode import KEPT_AS, Episode, Episodes, Summary
 from brax_viser.records.view import View
@@ -16,9 +16,6 @@ from brax_viser.sandbox.trial import Trial
 
 LAST_SECONDS = 3.0
 """s of each episode that are played if only its end is."""
-
-MOST_FALLS = 30
-"""Falls in the list."""
 
 
 class Replay:
@@ -31,6 +28,7 @@ class Replay:
         ending: Ending = lambda episode: "",
         *,
         ghosts: Reader | None = None,
+        listed: Reader | None = None,
         begins: bool = False,
     ):
         """Shows the live robots at first.
@@ -40,6 +38,7 @@ class Replay:
             reader: reads episodes, which may take a while.
             ending: called where they are read.
             ghosts: reads those that are drawn as ghosts; None: `reader` does.
+            listed: reads those of the list of how they ended; None: `reader` does.
             begins: whether the newest recording plays as soon as there is one.
         """
         self._episodes, self._begins = episodes, begins
@@ -50,16 +49,17 @@ class Replay:
         self._only: str | None = None  # key of the one episode that is shown; None: all
         self._robots = Wanted(
             lambda keys, use: reader(lambda: read(self._episodes, keys, ending), use),
-            lambda: setattr(self, "_now", None),
+            self._has_read,
         )
         self._trial: Trial | None = None  # what two policies did, if that is shown instead
         self._compared: int | None = None  # the recording whose episodes are drawn as ghosts
         self._ghosts = Wanted(
             lambda k, use: (ghosts or reader)(lambda: read(self._episodes, k, lambda _: ""), use)
         )
-        self._playing, self._speed, self._loop, self._only_end = False, 1.0, True, False
-        self._position = 0.0  # s of robot time
-        self._now: float | None = None  # s, of the last view while playing
+        self.endings = Endings(
+            lambda k, use: (listed or reader)(lambda: read(self._episodes, k, ending), use)
+        )
+        self._head, self._only_end = Playhead(), False
         self._view: tuple[tuple[Any, ...], View] | None = None  # with the arguments it was made of
 
     def update(self) -> None:
@@ -71,18 +71,23 @@ class Replay:
         for summary in self._episodes.summaries():
             found.setdefault(summary.recording, []).append(summary)
         self._recordings = {step: tuple(sorted(found[step], key=_rank)) for step in sorted(found)}
+        self.endings.update([s for many in self._recordings.values() for s in many])
         if self.active:
             self._want()
         elif self._begins and self._recordings:
             self._begins = False
             self.toggle()
 
+    def _has_read(self) -> None:
+        self._head.known(self._seconds)
+        self.endings.learn(self._robots.read)
+
     # What a person can do. Values out of their limits raise ValueError.
 
     def choose(self, index: int) -> None:
         """Goes to a recording, given its place among all, from 0."""
-        self._step, self._only, self._position = self._step_of(index), None, 0.0
-        self._trial = None
+        self._step, self._only, self._trial = self._step_of(index), None, None
+        self._head.begin()
         if self.active:
             self._want()
 
@@ -110,25 +115,31 @@ class Replay:
 
     def show_only(self, key: str | None) -> None:
         """Shows one episode of the recording; None: all."""
-        self._only, self._position = key, 0.0
+        self._only = key
+        self._head.begin()
         if self.active:
             self._want()
 
     def present(self, trial: Trial) -> None:
         """Plays what two policies did from the same start, the second one as a ghost over the
         first, until a recording is chosen."""
-        self._trial, self.active, self._playing = trial, True, True
-        self._position, self._now, self._only, self._only_end = 0.0, None, None, False
+        self._trial, self.active, self._only, self._only_end = trial, True, None, False
+        self._head.play(0.0)
         self._robots.give(trial.episodes[0])
         self._ghosts.give(trial.episodes[1])
 
     def toggle(self) -> None:
-        """Plays, or pauses. What is over begins again."""
-        self._playing, self._now = not (self.active and self._playing), None
+        """Plays, or pauses."""
+        if self.playing:
+            self._head.playing = False
+        else:
+            self.play()
+
+    def play(self, *, backwards: bool = False) -> None:
+        """Plays on, or backwards. What is over begins again."""
         if not self.active:
             self._open()
-        elif self._playing and self._position >= self._seconds - ALMOST:
-            self._position = 0.0
+        self._head.play(self._seconds, backwards=backwards)
 
     def play_end(self, key: str) -> None:
         """Plays the last seconds of one episode, over and over."""
@@ -136,13 +147,14 @@ class Replay:
         if key not in by_key:
             raise ValueError("This episode is not kept any more")
         self._trial = None
-        self._step, self._only, self._position = by_key[key].recording, key, 0.0
-        self._only_end = self._loop = self._playing = True
+        self._step, self._only = by_key[key].recording, key
+        self._only_end = self._head.loop = True
         self._open()
+        self._head.play(0.0)
 
     def close(self) -> None:
         """Goes back to the live robots."""
-        self.active = self._playing = False
+        self.active = self._head.playing = False
         self._view = self._trial = None
         self._robots.clear()
         self._ghosts.clear()
@@ -150,27 +162,26 @@ class Replay:
     def seek(self, seconds: float) -> None:
         """Goes to a time and pauses, if recorded episodes are shown."""
         if self.active:
-            self._playing = False
-            self._position = min(max(float(seconds), 0.0), self._seconds)
+            self._head.seek(seconds, self._seconds)
 
     def step(self, n: int) -> None:
         """Pauses, and goes on by `n` env steps; below 0: back."""
         self._open()
-        self.seek((round(self._position / self._dt) + n) * self._dt)
+        self.seek((round(self._head.position / self._dt) + n) * self._dt)
 
     def set_speed(self, speed: float) -> None:
         """Sets robot seconds per second."""
-        REPLAY_SPEED.check("speed", speed)
-        self._speed = float(speed)
+        self._head.set_speed(speed)
 
     def set_loop(self, on: bool) -> None:
-        """Sets whether it begins again at its end."""
-        self._loop = bool(on)
+        """Sets whether it begins again where it is over."""
+        self._head.loop = bool(on)
 
     def set_only_end(self, on: bool) -> None:
         """Sets whether only the last seconds of each episode are played, so that all end
         together."""
-        self._only_end, self._position = bool(on), 0.0
+        self._only_end = bool(on)
+        self._head.begin()
 
     # What is seen.
 
@@ -191,16 +202,16 @@ class Replay:
             selected: the environment whose details are wanted.
             travels: index of the link that can travel without limit; None: there is none.
         """
-        self._advance(now)
         shown = self._robots.read.episodes[:cells]
+        self._head.advance(now, self._seconds if shown else None)
         if not self.active or not shown:
             return None
         read = self._robots.read, self._ghosts.read
-        key = *read, self._position, self._only_end, cells, num_envs, selected
+        key = *read, self._head.position, self._only_end, cells, num_envs, selected
         if self._view is None or self._view[0] != key:
             others = _partners(shown, self._ghosts.read.episodes)
             robots, ghosts = ([(e, self._place(e)) for e in some] for some in (shown, others))
-            made = view_of(robots, num_envs, selected, now, self._position, ghosts, travels)
+            made = view_of(robots, num_envs, selected, now, self._head.position, ghosts, travels)
             self._view = key, made
         return self._view[1]
 
@@ -221,23 +232,23 @@ class Replay:
     def told(self) -> ReplayView:
         """Describes the replay for the panel."""
         steps, index = tuple(self._recordings), self._index
-        falls = [s for many in self._recordings.values() for s in many if s.ended == "terminated"]
         return ReplayView(
             active=self.active,
             steps=steps,
             index=index,
             episodes=self._recordings[steps[index]] if steps else (),
             only=self._only,
-            falls=tuple(sorted(falls[::-1], key=lambda s: -s.num_steps)[:MOST_FALLS]),
-            playing=self._playing,
+            ended=self.endings.listed,
+            playing=self._head.playing,
+            backwards=self._head.backwards,
             reading=self.active and self._robots.read.keys != self._robots.keys,
-            position=min(self._position, self._seconds),
+            position=min(self._head.position, self._seconds),
             seconds=self._seconds,
             dt=self._dt,
-            speed=self._speed,
-            loop=self._loop,
+            speed=self._head.speed,
+            loop=self._head.loop,
             only_end=self._only_end,
-            endings=self._robots.read.endings,
+            endings=self.endings.known,
             compared=steps.index(self._compared) if self._compared in steps else None,
             others=self._recordings.get(-1 if self._compared is None else self._compared, ()),
             complaint=self._robots.read.complaint if self.active else None,
@@ -253,7 +264,7 @@ class Replay:
     @property
     def playing(self) -> bool:
         """Whether the picture moves."""
-        return self.active and self._playing
+        return self.active and self._head.playing
 
     @property
     def _index(self) -> int:
@@ -280,7 +291,7 @@ class Replay:
 
     def _place(self, episode: Episode) -> float:
         """Steps of an episode that are over; it stays at its end."""
-        at = (self._start(episode) + self._position) / episode.dt
+        at = (self._start(episode) + self._head.position) / episode.dt
         return min(at, episode.summary.length)
 
     def _open(self) -> None:
@@ -288,10 +299,10 @@ class Replay:
         if self._trial is not None:
             return
         if not self._recordings:
-            self._playing = False
             raise ValueError("No episode has been recorded yet")
         if not self.active:
-            self.active, self._now, self._position = True, None, 0.0
+            self.active = True
+            self._head.begin()
         self._step = list(self._recordings)[self._index]
         self._want()
 
@@ -306,18 +317,6 @@ class Replay:
         self._ghosts.want(tuple(summary.key for summary in others))
         if self._compared is None:
             self._ghosts.clear()
-
-    def _advance(self, now: float) -> None:
-        before, self._now = self._now, now
-        if not self.playing or before is None or not self._robots.read.episodes:
-            return
-        self._position += (now - before) * self._speed
-        if self._position < self._seconds:
-            return
-        if self._loop:
-            self._position %= self._seconds or 1.0
-        else:
-            self._position, self._playing = self._seconds, False
 
 
 def _partners(shown: Sequence[Episode], others: Sequence[Episode]) -> list[Episode]:

@@ -11,7 +11,7 @@ from brax_viser.host.state import SharedState
 from brax_viser.model.physics import Physics
 from brax_viser.model.robot import Model
 from brax_viser.model.shapes import Parts
-from brax_viser.model.touching import touching
+from brax_viser.model.touching import ending
 from brax_viser.model.variants import Variants
 from brax_viser.page.channel import Channel, ProcessPlayback
 from brax_viser.page.episode_frames import frame_at
@@ -19,7 +19,7 @@ from brax_viser.page.event_loop import EventLoop
 from brax_viser.page.reader import Reader, Reading
 from brax_viser.page.sandbox_view import SandboxView
 from brax_viser.page.state import PageState, roles_shown
-from brax_viser.records.episode import Episode
+from brax_viser.records.episode import Episode, nonfinite
 from brax_viser.scene.block import Block
 from brax_viser.scene.scene import Scene
 from brax_viser.twins.worker import TwinWorker
@@ -105,8 +105,10 @@ class Robots:
         self._reader.read(Reading(what, read, use))
 
     def ending_of(self, episode: Episode) -> str:
-        """Says what touched what at the end of an episode; empty if that is not finite. Called on
-        any thread."""
+        """Says how an episode ended, as far as it tells: what turned NaN or Inf, or else how high
+        the robot was, and what touched what. Called on any thread."""
+        if episode.summary.ended == "nonfinite":
+            return nonfinite(episode)
         channel = self.first
         if channel is None:
             return ""
@@ -114,7 +116,7 @@ class Robots:
         physics, env = Physics(model, native=native), episode.summary.env
         frame = frame_at([episode], [episode.summary.length], 1, env)
         placed = physics.place(frame, 0, episode.model)
-        return touching(physics.model, physics.data) if placed else ""
+        return ending(physics.model, physics.data) if placed else ""
 
     def arrange(self) -> None:
         """Lays out the robots of the rollouts that are shown, and that of the sandbox."""

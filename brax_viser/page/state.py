@@ -15,6 +15,7 @@ class PageState:
     look: Look = Look(tints=True)  # noqa: RUF009 (it is frozen)
     parts: Parts = USUAL  # of the models: those that are drawn
     twins: TwinSettings = TwinSettings()  # noqa: RUF009
+    curve: str | None = None  # the plot of the tab "Curves" and the time bar; None: the first one
     notice: str | None = None  # an event to show in the panel
     exporting: str | None = None  # what is being written for a page, or was written last
     unkept: str | None = None  # why something that was recorded could not be kept

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from brax_viser.host.metrics import Metrics
 from brax_viser.host.state import SharedState
 from brax_viser.page.replay import Replay
-from brax_viser.panel.curve_lines import REWARD, lines_of
+from brax_viser.page.state import PageState
+from brax_viser.panel.curve_lines import REWARD, choices, lines_of
 from brax_viser.records.episode import RunInfo, Summary
 
 MOST_POINTS = 256
@@ -34,17 +36,23 @@ LARGEST = 2.0**53
 class Timeline:
     """The training from its start to now, as the time bar shows it. Used on viser's loop only."""
 
-    def __init__(self, shared: SharedState, replay: Replay, recorded: RunInfo | None):
+    def __init__(
+        self, shared: SharedState, state: PageState, replay: Replay, recorded: RunInfo | None
+    ):
         """Collects nothing yet.
 
         Args:
             shared: the shared state.
+            state: the page's state, with the plot that is drawn.
             replay: the recorded episodes.
             recorded: their training, if nothing is live.
         """
-        self._shared, self._replay, self._recorded = shared, replay, recorded
+        self._shared, self._state = shared, state
+        self._replay, self._recorded = replay, recorded
         self._holds: list[int] = []  # env steps trained, over all environments
         self._held, self._begun = False, shared.progress.begun
+        self._plots: tuple[str, ...] = ()  # see `choices`
+        self._reported = 0  # the last step of which a number was reported
         # Never the same in two processes: a page outlives a training that is started again.
         self._numbers = map(str, itertools.count(time.time_ns()))
         self._made_of: dict[str, object] = {}  # by part
@@ -53,11 +61,13 @@ class Timeline:
             "go": self._go,
             "turn": lambda query: replay.turn(int(_number(query, "by"))),
             "toggle": lambda query: replay.toggle(),
+            "play": lambda query: replay.play(backwards=_number(query, "backwards") != 0),
             "seek": lambda query: replay.seek(_number(query, "seconds")),
             "step": lambda query: replay.step(int(_number(query, "n"))),
             "speed": lambda query: replay.set_speed(_number(query, "speed")),
             "loop": lambda query: replay.set_loop(_number(query, "on") != 0),
             "live": lambda query: replay.close(),
+            "curve": self._draw_curve,
         }
 
     @property
@@ -69,6 +79,12 @@ class Timeline:
         """Carries out one of `commands`. Raises ValueError if a value is missing or wrong."""
         self._commands[name](query)
         self._shared.mailbox.wake()
+
+    def _draw_curve(self, query: Mapping[str, str]) -> None:
+        what, known = query.get("what", ""), choices(self._shared.progress.metrics)
+        if what not in known:
+            raise ValueError(f"what={what!r}: must be one of {', '.join(known)}")
+        self._state.curve = what
 
     def _go(self, query: Mapping[str, str]) -> None:
         if "episode" in query:
@@ -129,7 +145,7 @@ class Timeline:
         """Describes the bar, in JSON's types.
 
         Args:
-            query: by "curves", "marks" and "holds", the versions that the page has.
+            query: by "curves", "plots", "marks" and "holds", the versions that the page has.
             steers: whether that page may change anything.
         """
         self._make()
@@ -160,6 +176,7 @@ class Timeline:
             "policies": policies,  # that are compared, by step: then no recording is shown
             "reading": told.reading,
             "playing": told.playing,
+            "backwards": told.backwards,
             "step": told.steps[told.index] if told.steps else None,
             "only": told.only,
             "episodes": [self._mark(summary) for summary in told.episodes] if told.active else [],
@@ -172,13 +189,17 @@ class Timeline:
 
     def _last_step(self) -> int:
         """The last step of a training that is not live, as far as it is known."""
-        ends = [points[-1][0] for _, points in self._parts["curves"][1] if points]
-        return max([*ends, *list(self._replay.recordings)[-1:]], default=0)
+        return max([self._reported, *list(self._replay.recordings)[-1:]])
 
     def _make(self) -> None:
         """Makes those parts that have changed."""
         metrics, recordings = self._shared.progress.metrics, self._replay.recordings
-        self._part("curves", metrics.version, self._curves)
+        if self._made_of.get("plots") != metrics.version:
+            self._plots, self._reported = choices(metrics), _last_of(metrics)
+        self._part("plots", metrics.version, lambda: self._plots)
+        chosen = self._state.curve if self._state.curve in self._plots else None
+        what = chosen or next(iter(self._plots), REWARD)
+        self._part("curves", (metrics.version, what), lambda: self._curves(what))
         self._part("marks", (recordings, self._dt), self._marks)
         self._part("holds", tuple(self._holds), lambda: list(self._holds))
 
@@ -189,10 +210,11 @@ class Timeline:
         if name not in self._parts or self._parts[name][1] != part:
             self._parts[name] = next(self._numbers), part
 
-    def _curves(self) -> list[tuple[str, list[tuple[int, float]]]]:
-        """Returns the names of the rewards' curves, and their points."""
-        lines = lines_of(self._shared.progress.metrics, REWARD)
-        return [(line.label, points_of(line.curve.steps, line.curve.values)) for line in lines]
+    def _curves(self, what: str) -> dict[str, Any]:
+        """Returns the name of a plot, and the labels and the points of its lines."""
+        lines = lines_of(self._shared.progress.metrics, what)
+        points = [(li.label, points_of(li.curve.steps, li.curve.values)) for li in lines]
+        return {"what": what, "lines": points}
 
     def _marks(self) -> list[tuple[int, list[list[Any]]]]:
         """Returns the steps of the recordings, and their episodes."""
@@ -237,6 +259,11 @@ def points_of(steps: np.ndarray, values: np.ndarray) -> list[tuple[int, float]]:
     if every > 1:
         order = order[::-1][::every][::-1]
     return [(int(steps[place]), _short(float(values[place]))) for place in order]
+
+
+def _last_of(metrics: Metrics) -> int:
+    curves = [curve for name in metrics.names() if (curve := metrics.curve(name)) is not None]
+    return max((int(curve.steps[-1]) for curve in curves if len(curve.steps)), default=0)
 
 
 def _short(value: float) -> float:

@@ -1,10 +1,13 @@
 """Reads episodes before they are shown, and keeps those that have been read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from brax_viser.records.episode import Episode, Episodes
+from brax_viser.records.episode import Episode, Episodes, Summary
+
+MOST_ENDED = 30
+"""Episodes in the list of how they ended."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,7 +17,7 @@ class Read:
     keys: tuple[str, ...]  # that were to be read
     episodes: tuple[Episode, ...]
     complaint: str | None  # why some could not
-    endings: Mapping[str, str]  # by key, what touched what at the end, if that is known
+    endings: Mapping[str, str]  # by key, how it ended, if that is known
 
 
 def read(episodes: Episodes, keys: tuple[str, ...], ending: "Ending") -> Read:
@@ -27,12 +30,12 @@ def read(episodes: Episodes, keys: tuple[str, ...], ending: "Ending") -> Read:
             complaint = "An episode of this recording is not kept any more"
         except ValueError as error:
             complaint = f"An episode cannot be read: {error}"
-    endings = {e.summary.key: ending(e) for e in found if e.summary.ended == "terminated"}
+    endings = {e.summary.key: ending(e) for e in found if e.summary.ended != "truncated"}
     return Read(keys, tuple(found), complaint, endings)
 
 
 Ending = Callable[[Episode], str]
-"""Says what touched what at the end of an episode; empty if that is not known."""
+"""Says how an episode ended, such as what touched what; empty if that is not known."""
 
 NOTHING = Read((), (), None, {})
 
@@ -78,3 +81,41 @@ class Wanted:
         if found.keys == self.keys:
             self.read = found
             self._used()
+
+
+class Endings:
+    """How episodes ended, as far as that is known, and a list of the last ones, which are read
+    one by one."""
+
+    def __init__(self, read: Callable[[tuple[str, ...], Callable[[Read], object]], object]):
+        """Knows nothing.
+
+        Args:
+            read: reads episodes, by their keys, and later calls its second argument with them.
+        """
+        self._read = read
+        self._asked: str | None = None  # the one that is being read
+        self.listed: tuple[Summary, ...] = ()  # see `ReplayView.ended`
+        self.known: Mapping[str, str] = {}  # by key; empty where it cannot be told
+
+    def update(self, kept: Sequence[Summary]) -> None:
+        """Lists the last ones of those that are kept, in order, and forgets all others."""
+        newest = sorted(kept[::-1], key=lambda s: (s.ended == "truncated", -s.num_steps))
+        self.listed = tuple(newest[:MOST_ENDED])
+        self.known = {s.key: self.known[s.key] for s in kept if s.key in self.known}
+
+    def learn(self, found: Read) -> None:
+        """Takes over what episodes tell that have been read."""
+        self.known = {**self.known, **found.endings}
+
+    def look_into(self) -> None:
+        """Has the next one read of which it is not known how it ended, unless another one is being
+        read. Of those at a time limit, there is nothing to know."""
+        keys = (s.key for s in self.listed if s.ended != "truncated" and s.key not in self.known)
+        if self._asked is None and (key := next(keys, None)) is not None:
+            self._asked = key
+            self._read((key,), self._use)
+
+    def _use(self, found: Read) -> None:
+        self.known = {**self.known, **dict.fromkeys(found.keys, ""), **found.endings}
+        self._asked = None

@@ -37,6 +37,7 @@ EACH = 4
 
 BY_STEPS, BY_TIME = "Env steps", "Time"
 NOT_LOGARITHMIC = "Not logarithmic: some values are not above 0."
+IN_BAR = "The time bar below draws this too: click there to see the robots of that step."
 _BAND = 2  # series in front of the lines: the limits of a spread
 _ROOM = 0.05  # share of the height left free above and below
 
@@ -47,7 +48,6 @@ class CurvesControls(Widgets):
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
         self._updates, self._sent = 0, -1
-        self._chosen: str | None = None  # by a person
         self._note = self._server.gui.add_html(note("Nothing has been reported yet."))
         self._add_controls()
 
@@ -57,7 +57,8 @@ class CurvesControls(Widgets):
             "Show",
             GROUPS,
             hint="What is plotted: rewards and episode lengths of training and evaluation, or any "
-            "number that the trainer or the script has reported. Type to search.",
+            "number that the trainer or the script has reported. The time bar draws it "
+            "too. Type to search.",
         )
         self._legend = gui.add_html("")
         none = np.zeros(1)
@@ -70,6 +71,7 @@ class CurvesControls(Widgets):
             height=200,
             padding=(10, 24, 0, 0),
         )
+        self._below = gui.add_html(note(IN_BAR), visible=False)
         with gui.add_folder("Axes", expand_by_default=False):
             self._along = gui.add_dropdown(
                 "Horizontal",
@@ -91,12 +93,9 @@ class CurvesControls(Widgets):
                 False,
                 hint="A logarithmic vertical axis, if all values are above 0.",
             )
-        self._on_change(self._what, self._choose, str)
+        self._on_change(self._what, self._actions.draw_curve, str)
         for control in (self._what, self._along, self._smooth, self._log):
             self._on_change(control, self._again, lambda value: value)
-
-    def _choose(self, what: str) -> None:
-        self._chosen = what
 
     def _again(self, _: object) -> None:
         """Draws the plot at the next update: a person has changed what it shows."""
@@ -124,10 +123,12 @@ class CurvesControls(Widgets):
             return
         if self._what.options != options:
             self._what.options = options
-        what = self._chosen if self._chosen in options else options[0]
+        what = view.curve if view.curve in options else options[0]
         if what != self._what.value:
             self._sent = -1
             self._set(self._what, value=what)
+        recorded = bool(view.replay.steps) and self._what.value != SELECTED
+        self._set(self._below, visible=recorded)
         if self._what.value == SELECTED:
             terms = view.terms.terms() if view.terms is not None else None
             if terms is not None:

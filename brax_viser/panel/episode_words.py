@@ -1,5 +1,7 @@
 """Writes what the panel says of recorded episodes. Pure functions."""
 
+import textwrap
+from collections.abc import Mapping
 from html import escape
 
 from brax_viser.host.progress import count
@@ -9,6 +11,9 @@ from brax_viser.records.episode import Summary
 
 ENDED = {"terminated": "terminated", "truncated": "time limit", "nonfinite": "NaN or Inf"}
 """How an episode ended, in words."""
+
+MOST_LETTERS = 48
+"""Of how an episode ended, in a list."""
 
 _CELL = "padding:0 0.7em 0 0"
 
@@ -34,10 +39,12 @@ def name(summary: Summary) -> str:
     return f"Env {summary.env} · {', '.join(summary.kept_as)}"
 
 
-def fall(summary: Summary, dt: float) -> str:
-    """Names an episode that ended in a termination, among those of all recordings."""
+def ended(summary: Summary, endings: Mapping[str, str], dt: float) -> str:
+    """Names an episode by how it ended, among those of all recordings."""
+    how = endings.get(summary.key) or ENDED[summary.ended]
+    how = textwrap.shorten(how, MOST_LETTERS, placeholder=" …")
     return (
-        f"{count(summary.num_steps)} · env {summary.env} · {summary.length * dt:.1f} s "
+        f"{count(summary.num_steps)} · env {summary.env} · {how} · {summary.length * dt:.1f} s "
         f"· return {summary.episode_return:,.1f}"
     )
 
@@ -74,7 +81,7 @@ def _others(told: ReplayView, dt: float) -> str:
 
 
 def _endings(told: ReplayView) -> str:
-    """Says what touched what at the end of each episode that a termination has ended."""
+    """Says of each episode how it ended, as far as that is known."""
     lines = [
         f"At the end of env {summary.env}: {told.endings[summary.key]}."
         for summary in told.episodes

@@ -12,8 +12,9 @@ from brax_viser.panel import episode_words
 from brax_viser.panel.view import PanelView, ReplayView
 from brax_viser.panel.widgets import PanelTools, Widgets
 from brax_viser.panel.words import note
+from brax_viser.records.episode import Summary
 
-ALL, NO_FALL, NO_GHOST = "All of them", "Pick one", "Nothing"
+ALL, NO_END, NO_GHOST = "All of them", "Pick one", "Nothing"
 SAVED_AS = ("HTML", "MP4", "PNG", "CSV")
 
 
@@ -25,13 +26,13 @@ class EpisodesControls(Widgets):
         self._active = False  # whether recorded episodes are on screen
         self._shown: tuple[Any, ...] = ()  # what the lists were made of
         self._keys: dict[str, str] = {}  # of the recording's episodes, by label
-        self._falls: dict[str, Any] = {}  # summaries, by label
+        self._ended: dict[str, Summary] = {}  # by label
         self._places_of_ghosts: dict[str, int] = {}  # of recordings among all, by label
         self._note = self._server.gui.add_html("")
         self._table = self._server.gui.add_html("")
         self._add_choice()
-        self._add_falls()
-        self._inside = self._table, self._only, self._compare, self._only_end, self._fall
+        self._add_endings()
+        self._inside = self._table, self._only, self._compare, self._only_end, self._end
         if not tools.relayed:
             self._inside = *self._inside, self._add_files()
         self._written = self._server.gui.add_html("", visible=False)
@@ -67,15 +68,16 @@ class EpisodesControls(Widgets):
             self._replay.turn(0)
         self._replay.show_only(key)
 
-    def _add_falls(self) -> None:
+    def _add_endings(self) -> None:
         gui = self._server.gui
-        self._fall: Any = gui.add_dropdown(
-            "Last falls",
-            (NO_FALL,),
-            hint="Recorded episodes that ended in a termination, the newest first. Picking one "
-            "plays its last 3 s over and over, selects that robot and draws its contacts.",
+        self._end: Any = gui.add_dropdown(
+            "Last endings",
+            (NO_END,),
+            hint="Recorded episodes by how they ended: falls and NaNs first, then those at a time "
+            "limit, the newest first. Picking one plays its last 3 s over and over, selects that "
+            "robot and draws its contacts.",
         )
-        self._fall.on_update(self._fall_was_picked)
+        self._end.on_update(self._end_was_picked)
 
     def _add_files(self) -> Any:
         save = self._server.gui.add_button_group(
@@ -88,12 +90,12 @@ class EpisodesControls(Widgets):
         self._on_pick_by(save, self._actions.export, str)
         return save
 
-    async def _fall_was_picked(self, event: viser.GuiEvent) -> None:
-        fall = self._falls.get(self._fall.value)
-        if event.client is None or fall is None:
+    async def _end_was_picked(self, event: viser.GuiEvent) -> None:
+        picked = self._ended.get(self._end.value)
+        if event.client is None or picked is None:
             return
-        self._enqueue(functools.partial(self._replay.play_end, fall.key))
-        self._enqueue(functools.partial(self._steering.set_selected_env, fall.env))
+        self._enqueue(functools.partial(self._replay.play_end, picked.key))
+        self._enqueue(functools.partial(self._steering.set_selected_env, picked.env))
         self._enqueue(functools.partial(self._actions.overlay, "contacts", True))
 
     def show(self, view: PanelView) -> None:
@@ -106,7 +108,7 @@ class EpisodesControls(Widgets):
             self._set(handle, visible=bool(told.steps) and told.trial is None)
         if not told.steps:
             return
-        made_of = told.steps, told.index, told.episodes, told.falls, view.dt
+        made_of = told.steps, told.index, told.episodes, told.ended, told.endings, view.dt
         if made_of != self._shown:
             self._shown = made_of
             self._show_choice(told, view.dt)
@@ -122,7 +124,7 @@ class EpisodesControls(Widgets):
     def _show_choice(self, told: ReplayView, dt: float) -> None:
         """Updates the lists to the recordings that are kept."""
         self._keys = {episode_words.name(s): s.key for s in told.episodes}
-        self._falls = {episode_words.fall(s, dt): s for s in told.falls}
+        self._ended = {episode_words.ended(s, told.endings, dt): s for s in told.ended}
         self._places_of_ghosts.clear()
         self._places_of_ghosts |= {
             f"Step {step:,}": place for place, step in reversed([*enumerate(told.steps)])
@@ -130,4 +132,4 @@ class EpisodesControls(Widgets):
         alone = len(told.steps) == 1
         self._set(self._compare, options=(NO_GHOST, *self._places_of_ghosts), disabled=alone)
         self._set(self._only, options=(ALL, *self._keys))
-        self._set(self._fall, options=(NO_FALL, *self._falls), disabled=not self._falls)
+        self._set(self._end, options=(NO_END, *self._ended), disabled=not self._ended)

@@ -84,11 +84,13 @@ class Panel:
     def _add_keys(self, tools: PanelTools, *, is_live: bool) -> None:
         actions, replay = tools.actions, tools.replay
         back, on = (functools.partial(actions.turn_page, by) for by in (-1, 1))
+        backwards = functools.partial(replay.play, backwards=True)
         steps = {n: _by_any(functools.partial(replay.step, n)) for n in (-1, 1, 10)}
         both: tuple[tuple[str, Any, Callable[[int], object]], ...] = (
             ("Play or pause the recorded episodes", "K", _by_any(replay.toggle)),
             ("Recorded episodes: one step back", "J", steps[-1]),
             ("Recorded episodes: one step on", "L", steps[1]),
+            ("Play the recorded episodes backwards", "shift+J", _by_any(backwards)),
             ("The recording before", "U", _by_any(functools.partial(replay.turn, -1))),
             ("The recording after", "I", _by_any(functools.partial(replay.turn, 1))),
             ("Follow the selected robot, or not", "F", actions.toggle_follow),
@@ -113,7 +115,10 @@ class Panel:
             ("Next page of environments", "pagedown", _by_any(on)),
         )
         for label, key, action in (*(live if is_live else recorded), *both):
-            command = self._server.gui.add_command(label, hotkey=key)
+            *modifier, hotkey = key.split("+")
+            command = self._server.gui.add_command(
+                label, hotkey=hotkey, modifier=modifier[0] if modifier else None
+            )
 
             async def trigger(event: Any, action: Callable[[int], object] = action) -> None:
                 tools.enqueue(functools.partial(action, event.client_id))

@@ -44,8 +44,10 @@ class ReplayView:
     index: int = 0  # of the chosen recording
     episodes: tuple[Summary, ...] = ()  # of that recording
     only: str | None = None  # key of the one that is shown; None: all
-    falls: tuple[Summary, ...] = ()  # episodes that ended in a termination, the newest first
+    # The newest first: those that ended in a termination or with a NaN, then others.
+    ended: tuple[Summary, ...] = ()
     playing: bool = False
+    backwards: bool = False  # which way it plays
     reading: bool = False  # whether the episodes are still being read
     position: float = 0.0  # s of robot time
     seconds: float = 0.0  # s of robot time in all
@@ -53,7 +55,7 @@ class ReplayView:
     speed: float = 1.0  # robot seconds per second
     loop: bool = True
     only_end: bool = False  # whether only the last seconds are played
-    endings: Mapping[str, str] = field(default_factory=dict)  # what touched what, by key
+    endings: Mapping[str, str] = field(default_factory=dict)  # how they ended, by key
     compared: int | None = None  # place of the recording whose episodes are drawn as ghosts
     others: tuple[Summary, ...] = ()  # episodes of that recording
     complaint: str | None = None  # why an episode could not be read
@@ -102,6 +104,7 @@ class PanelView:
     inside: Inside | None = None  # of the selected robot, if its numbers are shown and known
     dt: float = 1.0  # s per step of the environment on screen
     has_detail: bool = False  # whether the frame on screen has the selected robot's details
+    curve: str | None = None  # the plot that was chosen for the tab and the time bar
     surroundings: str = "light"  # one of scene.SURROUNDINGS
     looked_through: bool = False  # whether any page looks through a camera of the model
     parts: Parts = USUAL  # of the model: those that are drawn

@@ -55,6 +55,19 @@ class Episode:
     model: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
+def nonfinite(episode: Episode) -> str:
+    """Says which of an episode's numbers turned NaN or Inf first; empty if all are finite."""
+    numbers = {"qpos": (episode.qpos, 0), "qvel": (episode.qvel, 0)}
+    numbers |= {name: (array, 1) for name, array in episode.steps.items()}
+    first: dict[str, int] = {}  # step, by name
+    for name, (array, begins) in numbers.items():
+        bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
+        if len(bad):
+            first[name] = int(bad[0]) + begins
+    names = [name for name, step in first.items() if step == min(first.values())]
+    return f"NaN or Inf in {', '.join(names)}" if names else ""
+
+
 BRAXS_OWN = ("generalized", "spring", "positional")
 """Backends whose physics is not MuJoCo's."""
 
