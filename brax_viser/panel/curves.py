@@ -117,11 +117,11 @@ class CurvesControls(Widgets):
         self._sent, self._marked, self._updates = None, 0.0, 0
 
     @staticmethod
-    def _series(
-        shown: tuple[int, ...], *, band: bool = False, mark: bool = False
-    ) -> tuple[uplot.Series, ...]:
+    def _series(shown: tuple[int, ...], plot: Plot | None = None) -> tuple[uplot.Series, ...]:
+        marks = plot is not None and plot.now is not None
+        band = plot is not None and plot.band is not None and not marks
         limits: list[uplot.Series] = [{"show": band, "width": 0} for _ in range(_BAND)]
-        if mark:
+        if marks:  # in place of a band
             limits[0] = {"stroke": MARK_COLOUR, "width": 1, "points": {"show": False}}
         lines: list[uplot.Series] = [
             {"show": i in shown, "stroke": COLOURS[i], "width": 1.5, "points": {"size": 4}}
@@ -200,7 +200,7 @@ class CurvesControls(Widgets):
             self._plot.data = (plot.x, *band, *drawn)
             self._set(
                 self._plot,
-                series=self._series(shown, band=plot.band is not None, mark=plot.now is not None),
+                series=self._series(shown, plot),
                 axes=({"label": x_name, "labelSize": 18, "size": 34}, {"size": 58}),
                 scales={"x": {"time": False}, "y": scale},
             )
