@@ -19,8 +19,9 @@ from playwright.sync_api import Locator, Page, sync_playwright
 from scipy import ndimage
 
 from benchmarks.screenshot import FLAGS, close_notice, save, training
+from brax_viser.panel.curve_lines import TERMS
 
-TABS = ("Watch", "Robot", "Twins", "Look")
+TABS = ("Watch", "Robot", "Curves", "Twins", "Look")
 """The panel's tabs, below its head."""
 
 MARGIN = 9
@@ -60,6 +61,9 @@ def take(settings: Settings, page: Page, address: str) -> None:
     page.set_viewport_size({"width": settings.width, "height": settings.tall})
     for tab in TABS:
         open_tab(page, tab)
+        if tab == "Curves":
+            click(page.get_by_label("Show", exact=True))
+            click(page.get_by_role("option", name=TERMS, exact=True))
         time.sleep(5.0)
         _save(settings, page, tab)
 

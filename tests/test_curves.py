@@ -1,7 +1,9 @@
 """The plot of curves chooses true lines from what is reported, and shows them in the page."""
 
+import functools
 from dataclasses import replace
 
+import mujoco
 import numpy as np
 import pytest
 
@@ -17,16 +19,23 @@ from brax_viser.panel.curve_lines import (
     MOST_LINES,
     REWARD,
     SPEED,
+    STEPWISE,
     TERMS,
     choices,
+    episode_of,
     lines_of,
+    marked,
     plot_of,
     terms_of,
 )
 from brax_viser.panel.curves import NOT_LOGARITHMIC, _limits
+from brax_viser.records.episode import Episode
 from brax_viser.records.frame import Detail, Frame
+from brax_viser.replay import ReplayViewer
 from tests.conftest import Page, eventually
+from tests.recorded import Kept, recording_of, run_of
 from tests.support import Probe
+from tests.toy import XML
 
 
 def reported(*points: tuple[int, dict[str, float]]) -> Metrics:
@@ -74,6 +83,9 @@ def test_robots_on_screen_stand_in_until_the_trainer_reports_its_own():
             ["alive", "orientation"],
         ),
         (["episode/x_position", "episode/sum_reward", "episode/length"], []),
+        (["recorded/episode_reward_ctrl"], ["ctrl, recorded episodes"]),
+        (["recorded/episode_reward_ctrl", "eval/episode_reward_ctrl"], ["ctrl"]),
+        (["recorded/episode_height"], []),
     ],
 )
 def test_reward_terms_are_found_by_brax_and_playground_names_largest_first(names, terms):
@@ -127,7 +139,7 @@ def test_the_plot_appears_with_the_first_number_and_shows_what_was_reported(
     assert not curves._plot.visible
     viewer.log(500, {"loss": 0.25})
     eventually(lambda: curves._plot.visible, "the plot is there")
-    assert curves._what.value == "loss"  # there is nothing else yet
+    eventually(lambda: curves._what.value == "loss", "there is nothing else yet")
     viewer.log(1000, {"eval/episode_reward": 5.0})
     eventually(lambda: curves._what.value == REWARD, "the reward comes first")
     viewer.log(2000, {"eval/episode_reward": 7.0, "note": "no number"})
@@ -229,3 +241,64 @@ def test_the_selected_robots_terms_are_kept_in_order_with_gaps_between_stretches
     terms = log.terms()
     assert terms is not None and terms.env == 3
     assert terms_of(terms).labels == ["whole reward", "x"]
+
+
+MODEL = mujoco.MjModel.from_xml_string(XML)
+EARLY, LATE = recording_of(MODEL, 0), recording_of(MODEL, 1_200_000)
+
+
+def test_a_recorded_episode_is_drawn_from_its_first_step_to_its_end_with_the_moment_marked():
+    metrics = {"reward_run": [1, 2, -7, np.inf], "x": [9, 9, 9, 9]}
+    steps = {f"metrics/{name}": np.array(x, np.float32) for name, x in metrics.items()}
+    steps["reward"] = np.array([5, 6, 7, 8], np.float32)
+    episode = replace(EARLY[0], summary=replace(EARLY[0].summary, length=4), dt=0.1, steps=steps)
+    plot = episode_of(episode, 2.5)
+    np.testing.assert_allclose(plot.x, [0.1, 0.2, 0.3, 0.4])
+    assert plot.labels == ["whole reward", "run"]
+    np.testing.assert_array_equal(plot.lines, [[5, 6, 7, 8], [1, 2, -7, np.nan]])
+    assert plot.newest == [6, 2], "the second step is over"
+    assert np.isnan(episode_of(episode, 0.0).newest).all()
+    assert episode_of(episode, 4).newest[0] == 8
+    drawn = marked(plot, -10, 10)
+    np.testing.assert_allclose(drawn.x, [0.1, 0.2, 0.25, 0.25, 0.3, 0.4])
+    np.testing.assert_allclose(drawn.lines[0], [5, 6, 6.5, 6.5, 7, 8])
+    assert drawn.band is not None
+    np.testing.assert_array_equal(drawn.band[0], [np.nan, np.nan, -10, 10, np.nan, np.nan])
+    for place, at in ((0, 0), (4, 3)):  # at either end
+        drawn = marked(episode_of(episode, place), 0, 1)
+        assert drawn.x[at] == drawn.x[at + 1] == pytest.approx(place * 0.1)
+        assert (np.diff(drawn.x) >= 0).all() and len(drawn.x) == 6
+
+
+def test_a_replayed_episodes_reward_is_shown_in_a_page_of_episodes_alone():
+    kept = Kept([*EARLY, *LATE])
+    with ReplayViewer(run_of(MODEL, 0.02, "Cart"), kept, port=0) as viewer:
+        page, probe = Page(viewer), Probe(viewer)
+        curves = probe.panel.curves
+
+        def shows(episode: Episode) -> bool:
+            """Whether each step's reward is drawn, and the mark with it."""
+            x, band, _, reward, alive = curves._plot.data[:5]
+            at = np.flatnonzero(np.isfinite(band))
+            known = len(at) == 2 and len(x) == episode.summary.length + 2
+            rewards = np.delete(reward, at) if known else np.zeros(0)
+            return known and np.array_equal(rewards, episode.steps["reward"]) and alive[-1] == 1
+
+        try:
+            eventually(lambda: STEPWISE in curves._what.options, "its reward can be chosen")
+            probe.use(curves._what, STEPWISE)
+            eventually(lambda: shows(LATE[0]), "the first episode's reward is drawn")
+            viewer.selected_env = 4
+            eventually(lambda: shows(LATE[1]), "the selected robot's")
+            assert "env 4" in curves._plot.axes[0]["label"]
+            probe.enqueue(functools.partial(probe.replay.seek, 0.2))
+            eventually(lambda: "At 0.20 of 0.40 s" in curves._legend.content, "the moment is told")
+            marked_at = curves._plot.data[0][np.isfinite(curves._plot.data[1])]
+            np.testing.assert_allclose(marked_at, 0.2)
+            assert "<b>1</b>" in curves._legend.content
+            probe.enqueue(functools.partial(probe.replay.choose, 0))
+            eventually(lambda: shows(EARLY[1]), "that of another recording")
+            probe.enqueue(functools.partial(probe.replay.show_only, EARLY[2].summary.key))
+            eventually(lambda: shows(EARLY[2]), "the only one")
+        finally:
+            page.close()

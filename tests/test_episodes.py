@@ -19,6 +19,7 @@ from brax_viser import VisualizedEnv
 from brax_viser.cli import remote
 from brax_viser.page import exporting
 from brax_viser.panel import episode_words, words
+from brax_viser.panel.curve_lines import STEPWISE
 from brax_viser.panel.episodes import ALL
 from brax_viser.panel.view import ReplayView
 from brax_viser.replay import ReplayViewer
@@ -183,6 +184,23 @@ def test_ghosts_are_there_again_after_a_look_at_the_live_robots(training):
         eventually(lambda: training.drawn == [1, 4, 7, 10] and ghost(), "both are drawn")
         probe.now(probe.replay.close)
         training.step_until(lambda: training.drawn == list(range(NUM_ENVS)), "live again")
+
+
+def test_the_rewards_that_are_drawn_are_the_replayed_robots_until_it_is_live_again(
+    training, viewer
+):
+    curves, viewer.selected_env = training.probe.panel.curves, 7
+    training.step_until(lambda: STEPWISE in curves._what.options, "its reward has come")
+    training.probe.use(curves._what, STEPWISE)
+    told = lambda what: any(a.get("label") == what for a in curves._plot.axes or ())  # noqa: E731
+    live, replayed = "seconds of env 7, 0 is on screen", "seconds of env 7's episode"
+    for _ in range(2):
+        training.step_until(lambda: told(live), "its last seconds are drawn")
+        training.ask("toggle")
+        eventually(lambda: told(replayed), "its episode is drawn")
+        rewards = curves._plot.data[3][: LATE[2].summary.length]
+        assert rewards[0] == LATE[2].steps["reward"][0]
+        training.ask("close")
 
 
 def test_a_fall_that_is_picked_is_played_with_its_contacts(training, viewer):

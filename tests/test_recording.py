@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from brax import envs
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.device.host_call import LAUNCH, VARIABLE
 from brax_viser.env import INFO_KEY
+from brax_viser.host.metrics import STEPS_PER_SECOND
 from brax_viser.records.episode import Episode
 from tests.conftest import Page, eventually
 from tests.sample import FallingCartPole
@@ -20,12 +22,27 @@ from tests.support import Probe
 NUM_ENVS, CELLS, LIMIT = 12, 6, 25
 
 
+class TellingCartPole(FallingCartPole):
+    """It keeps a term of its reward in `metrics`, and something else."""
+
+    def reset(self, rng):
+        return (
+            super()
+            .reset(rng)
+            .replace(metrics={"reward_pole": jnp.float32(0), "other": jnp.float32(0)})
+        )
+
+    def step(self, state, action):
+        state = super().step(state, action)
+        return state.replace(metrics={"reward_pole": state.reward - 1.0, "other": jnp.float32(0)})
+
+
 class Training:
     """A loop of the user's own over auto-resetting cart-poles, whose every state is kept."""
 
     def __init__(self, viewer: Viewer, num_envs: int = NUM_ENVS):
         self.viewer, self.probe = viewer, Probe(viewer)
-        wrapped = VisualizedEnv(FallingCartPole(), grid=(CELLS, 1), viewer=viewer)
+        wrapped = VisualizedEnv(TellingCartPole(), grid=(CELLS, 1), viewer=viewer)
         self.env = envs.training.wrap(wrapped, episode_length=LIMIT)
         keys = jax.random.split(jax.random.PRNGKey(0), num_envs)
         self.state: Any = jax.jit(self.env.reset)(keys)
@@ -92,6 +109,13 @@ def test_recorded_episodes_are_what_was_stepped_without_a_page(viewer, way):
             assert np.allclose(data.xpos[1:], pos, atol=1e-5)
         assert (length == LIMIT) == (summary.ended == "truncated")
     assert viewer.stats().frames == 0, "the page was sent nothing"
+    metrics = training.probe.shared.progress.metrics
+    assert metrics.names() == (STEPS_PER_SECOND, "recorded/episode_reward_pole")
+    curve = metrics.curve("recorded/episode_reward_pole")
+    assert curve is not None and len(curve.values) == 1
+    sums = [episode.steps["metrics/reward_pole"].sum() for episode in episodes]
+    # The best and the worst of them are kept, by the same term: the mean of all is between these.
+    assert min(sums) <= curve.values[0] <= max(sums)
 
 
 def test_the_page_and_the_pace_are_as_without_a_recording(viewer):

@@ -109,6 +109,22 @@ def test_returns_and_details_are_those_of_the_step_on_screen(replay):
     assert seen(replay, 0.0).frame.episode_return[0] == np.float32(LATE[0].summary.episode_return)
 
 
+def test_the_selected_robots_episode_is_told_or_else_the_first_with_its_own_place(replay):
+    assert replay.focus(4) is None, "the robots are live"
+    replay.toggle()
+    replay.seek(3.0)
+    assert replay.focus(None) == (LATE[0], pytest.approx(30))
+    assert replay.focus(4) == (LATE[1], 20), "it stands still at its end"
+    assert replay.focus(1234) == (LATE[0], pytest.approx(30)), "it is not among them"
+    replay.show_only(LATE[2].summary.key)
+    assert replay.focus(4) == (LATE[2], 0)
+    replay.set_only_end(True)
+    replay.choose(0)
+    assert replay.focus(1) == (EARLY[0], pytest.approx(20)), "the last 3 s"
+    replay.close()
+    assert replay.focus(None) is None
+
+
 def test_it_steps_to_both_sides_and_no_further_than_the_ends(replay):
     replay.step(1)
     assert not replay.playing

@@ -14,7 +14,7 @@ from brax_viser.page import timeline as timelines
 from brax_viser.page.replay import Replay
 from brax_viser.page.state import PageState
 from brax_viser.page.timeline import Timeline
-from brax_viser.panel.curve_lines import SELECTED
+from brax_viser.panel.curve_lines import STEPWISE
 from brax_viser.runs.folder import RunFolder
 from brax_viser.runs.reader import open_run
 from brax_viser.sandbox.trial import Trial
@@ -131,7 +131,7 @@ def test_any_curve_is_drawn_once_it_is_chosen_and_the_first_one_if_it_is_there_n
     assert told["curves"]["what"] == "loss" and "plots" not in told
     with pytest.raises(ValueError, match=r"what='nothing': must be one of Reward, "):
         bar.do("curve", what="nothing")
-    bar.state.curve = SELECTED  # what the tab alone can draw, over other times
+    bar.state.curve = STEPWISE  # what the tab alone can draw, over other times
     assert bar.told()["curves"]["what"] == "Reward"
     bar.do("curve", what="loss")
     bar.shared.progress.metrics.clear()

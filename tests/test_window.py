@@ -94,6 +94,15 @@ def test_an_episode_has_its_reset_all_its_steps_and_the_state_in_which_it_fell()
     assert all(x.dtype == np.float32 for x in (found.qpos, found.link_pos, found.steps["reward"]))
 
 
+def test_metrics_are_sums_over_episodes_and_means_over_all_that_have_finished():
+    lengths = [2, 3, 5, 4, 4, 4]
+    robots = [Robot(falls_after=length) for length in lengths]
+    made = window(*packets(robots, 6))
+    assert len(episodes(made)) == 4
+    assert made.metrics() == {"height": pytest.approx(7 * np.mean(lengths))}
+    assert window(*packets([Robot()], 2)).metrics() == {}, "none has finished"
+
+
 def test_a_time_limit_is_told_from_a_fall():
     found = episodes(window(*packets([Robot(limit=4), Robot(falls_after=2)], 6)))
     assert [(found[i].summary.ended, found[i].summary.length) for i in (0, 1)] == [

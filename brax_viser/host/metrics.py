@@ -17,6 +17,10 @@ MOST_CURVES = 400
 SEEN_REWARD, SEEN_LENGTH = "seen/episode_reward", "seen/episode_length"
 """Means over the environments on screen, of each one's last finished episode."""
 
+RECORDED = "recorded/episode_"
+"""Begins the names of the reward's terms in recorded episodes: sums over each episode, means over
+those that were recorded together."""
+
 EVALUATION = "eval/episode_reward"
 """The mean return of evaluations, as Brax's trainers report it."""
 

@@ -1,11 +1,15 @@
 """Keeps what the selected robot's rewards were made of over the last seconds on screen."""
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from brax_viser.records.frame import Detail, Frame
+
+T = TypeVar("T")
 
 MOST_POINTS = 400
 """Maximum points of a curve: the page is sent the whole curve each time."""
@@ -15,6 +19,12 @@ GAP_SECONDS = 1.0
 
 REWARD = "reward"
 """The step's whole reward, beside its terms."""
+
+
+def terms_among(metrics: Mapping[str, T]) -> dict[str, T]:
+    """Returns the terms of the reward among an environment's metrics, as far as their names tell
+    them; if none does, all metrics."""
+    return {name: x for name, x in metrics.items() if "reward" in name} or dict(metrics)
 
 
 @dataclass(frozen=True, eq=False)

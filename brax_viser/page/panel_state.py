@@ -162,6 +162,7 @@ class PanelState:
             dt=shown.adapter.dt if shown else 1.0,
             has_detail=has_detail,
             shown=shown.label if shown else "",
+            replayed=self._replay.focus(view.selected_env),
         )
 
     def _with_twins(self, view: PanelView, channel: Channel | None) -> PanelView:

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 import mujoco
 import numpy as np
 
+from brax_viser.host.metrics import RECORDED
+from brax_viser.host.selection import RANKED
 from brax_viser.host.source import Source
 from brax_viser.host.state import SharedState
+from brax_viser.host.terms import terms_among
 from brax_viser.page.channel import Channel
 from brax_viser.page.robots import Robots
 from brax_viser.page.state import PageState
@@ -79,6 +82,7 @@ class Recording:
             episodes = self._episodes(window, channel)
             if episodes:
                 self._keeper.add(episodes)
+                self._report(window)
             else:
                 recorder.found_none()
         self._keep_curves()
@@ -120,6 +124,14 @@ class Recording:
                 settings=settings,
             )
         )
+
+    def _report(self, window: Window) -> None:
+        """Adds the terms of the reward to the curves, as not every trainer reports them. Robots
+        that are drawn because they do well or badly stand for no others."""
+        if self._shared.selection.rule not in RANKED:
+            found = {RECORDED + name: x for name, x in terms_among(window.metrics()).items()}
+            progress = self._shared.progress
+            progress.metrics.add(progress.num_steps, found, self._shared.clock())
 
     def _episodes(self, window: Window, channel: Channel) -> list[Episode]:
         adapter = channel.source.adapter

@@ -225,6 +225,13 @@ class Replay:
         """Returns how much of the first episode on screen is over, s."""
         return next((self._place(one) * one.dt for one in self.shown()), 0.0)
 
+    def focus(self, selected: int | None) -> tuple[Episode, float] | None:
+        """Returns the episode on screen of an environment, or else the first one, and how many of
+        its steps are over; None if none is on screen."""
+        shown = self.shown()
+        one = next((e for e in shown if e.summary.env == selected), shown[0] if shown else None)
+        return None if one is None else (one, self._place(one))
+
     def models(self) -> dict[int, dict[str, np.ndarray]]:
         """Returns, by environment, the fields in which the models of those shown differ."""
         return {e.summary.env: dict(e.model) for e in self._robots.read.episodes if e.model}

@@ -1,11 +1,12 @@
 """Chooses and computes the lines of the plot of curves."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from brax_viser.host.metrics import (
+    RECORDED,
     SEEN_LENGTH,
     SEEN_REWARD,
     STEPS_PER_SECOND,
@@ -14,15 +15,19 @@ from brax_viser.host.metrics import (
     smoothed,
 )
 from brax_viser.host.terms import REWARD as WHOLE
-from brax_viser.host.terms import Terms
+from brax_viser.host.terms import Terms, terms_among
+from brax_viser.records.episode import Episode
 
 REWARD, LENGTH, SPEED, TERMS = "Reward", "Episode length", "Steps per second", "Reward terms"
-SELECTED = "Selected robot's reward"
+STEPWISE = "Reward of each step"
 GROUPS: tuple[str, ...] = (REWARD, LENGTH, SPEED, TERMS)
 """Choices that stand above the metrics' own names."""
 
 MOST_LINES = 8
 """Maximum number of lines in the plot."""
+
+ALMOST = 1e-6
+"""Of a step: less than this is rounding."""
 
 TRAINING, EVALUATION = "training", "evaluation"
 
@@ -31,7 +36,12 @@ _NAMES = {
     REWARD: ("episode/sum_reward", "eval/episode_reward", "eval/episode_reward_std", SEEN_REWARD),
     LENGTH: ("episode/length", "eval/avg_episode_length", "eval/std_episode_length", SEEN_LENGTH),
 }
-_TERMS = (("episode/", ("sum_reward", "length")), ("eval/episode_", ("reward", "length")))
+_TERMS = (
+    ("episode/", ("sum_reward", "length"), ""),
+    ("eval/episode_", ("reward", "length"), ""),
+    (RECORDED, (), ", recorded episodes"),
+)
+"""Beginnings of their names, what else begins so, and what is said of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +64,14 @@ class Plot:
     labels: list[str] = field(default_factory=list)
     colours: list[int] = field(default_factory=list)
     newest: list[float] = field(default_factory=list)  # value of each line, not smoothed
+    now: float | None = None  # place on the x-axis of what is on screen; `newest` are those there
 
 
-def choices(metrics: Metrics, *, selected: bool = False) -> tuple[str, ...]:
-    """Returns what can be shown: the groups that have a curve, the selected robot if its reward is
-    known, then the metrics' names."""
+def choices(metrics: Metrics, *, stepwise: bool = False) -> tuple[str, ...]:
+    """Returns what can be shown: the groups that have a curve, one robot's reward of each step if
+    that is known, then the metrics' names."""
     groups = (group for group in GROUPS if lines_of(metrics, group))
-    return (*groups, *((SELECTED,) if selected else ()), *metrics.names())
+    return (*groups, *((STEPWISE,) if stepwise else ()), *metrics.names())
 
 
 def terms_of(terms: Terms) -> Plot:
@@ -68,7 +79,7 @@ def terms_of(terms: Terms) -> Plot:
     environment names none, with its other metrics."""
     values = dict(terms.values)
     reward = values.pop(WHOLE, np.full(len(terms.seconds), np.nan))
-    named = {name: x for name, x in values.items() if "reward" in name} or values
+    named = terms_among(values)
     order = sorted(named, key=lambda name: -np.nanmax(np.abs(named[name]), initial=0))
     plot = Plot(terms.seconds)
     for name, line in [("whole reward", reward), *((_short(k), named[k]) for k in order)]:
@@ -79,6 +90,45 @@ def terms_of(terms: Terms) -> Plot:
         plot.labels.append(name)
         plot.newest.append(float(line[-1]))
     return plot
+
+
+def episode_of(episode: Episode, place: float) -> Plot:
+    """Returns the plot of a recorded episode's reward, with its terms, from its first step to its
+    end, over s of robot time.
+
+    Args:
+        episode: the episode.
+        place: how many of its steps are over, on screen.
+    """
+    values = {
+        name.removeprefix("metrics/"): np.where(np.isfinite(x), x, np.nan).astype(float)
+        for name, x in episode.steps.items()
+        if name == WHOLE or name.startswith("metrics/")
+    }
+    seconds = episode.dt * np.arange(1, episode.summary.length + 1)
+    plot, step = terms_of(Terms(episode.summary.env, seconds, values)), int(place + ALMOST)
+    plot.newest = [float(line[step - 1]) if step else np.nan for line in plot.lines]
+    plot.now = episode.dt * place
+    return plot
+
+
+def marked(plot: Plot, low: float, high: float) -> Plot:
+    """Returns a plot with an upright line at `now` for a band, from the lower to the upper limit of
+    the y-axis: of two points, at which the lines have values as well."""
+    if plot.now is None:
+        return plot
+    at, gap = int(np.searchsorted(plot.x, plot.now)), np.full(len(plot.x), np.nan)
+
+    def with_two(values: np.ndarray, one: float, other: float) -> np.ndarray:
+        return np.insert(values, at, (one, other))
+
+    there = [float(np.interp(plot.now, plot.x, y, np.nan)) for y in plot.lines]
+    return replace(
+        plot,
+        x=with_two(plot.x, plot.now, plot.now),
+        lines=[with_two(y, v, v) for y, v in zip(plot.lines, there, strict=True)],
+        band=(with_two(gap, low, high), with_two(gap, np.nan, np.nan)),
+    )
 
 
 def _short(term: str) -> str:
@@ -110,12 +160,13 @@ def _two(metrics: Metrics, train: str, evaluation: str, deviation: str, seen: st
 
 def _terms(metrics: Metrics) -> list[Line]:
     """Returns the means per episode of the terms that the environment keeps in `state.metrics`: of
-    training episodes if the trainer reports them, else of evaluations."""
-    for prefix, others in _TERMS:
-        names = {name.removeprefix(prefix): name for name in metrics.names() if prefix in name[:13]}
+    training episodes if the trainer reports them, else of evaluations, else of those recorded."""
+    for prefix, others, said in _TERMS:
+        began = [name for name in metrics.names() if name.startswith(prefix)]
+        names = {name.removeprefix(prefix): name for name in began}
         terms = [t for t in names if t not in others and not t.endswith("_std") and "reward" in t]
         found = [
-            Line(_short(term), curve)
+            Line(_short(term) + said, curve)
             for term in terms
             if (curve := metrics.curve(names[term])) is not None
         ]

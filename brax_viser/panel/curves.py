@@ -1,6 +1,8 @@
 """Curves of what the training reports, over the whole training."""
 
 import html
+import time
+from typing import Any
 
 import numpy as np
 from viser import uplot
@@ -9,10 +11,12 @@ from brax_viser.host.progress import count
 from brax_viser.panel.curve_lines import (
     GROUPS,
     MOST_LINES,
-    SELECTED,
+    STEPWISE,
     Plot,
     choices,
+    episode_of,
     lines_of,
+    marked,
     plot_of,
     terms_of,
 )
@@ -35,6 +39,13 @@ COLOURS = (
 EACH = 4
 """The plot is sent with every so many updates of the panel, about once a second."""
 
+MARK_SECONDS = 0.4
+"""s between two marks of the moment on screen, at least: the page is sent the whole plot each
+time."""
+
+MARK_COLOUR = "#7048e8"
+"""Of the line at the moment on screen, which is violet in the time bar as well."""
+
 BY_STEPS, BY_TIME = "Env steps", "Time"
 NOT_LOGARITHMIC = "Not logarithmic: some values are not above 0."
 IN_BAR = "The time bar below draws this too: click there to see the robots of that step."
@@ -47,7 +58,9 @@ class CurvesControls(Widgets):
 
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
-        self._updates, self._sent = 0, -1
+        self._updates = 0
+        self._sent: Any = None  # what the plot was made of
+        self._marked = 0.0  # s, when the moment on screen was marked last
         self._note = self._server.gui.add_html(note("Nothing has been reported yet."))
         self._add_controls()
 
@@ -56,9 +69,9 @@ class CurvesControls(Widgets):
         self._what = gui.add_dropdown(
             "Show",
             GROUPS,
-            hint="What is plotted: rewards and episode lengths of training and evaluation, or any "
-            "number that the trainer or the script has reported. The time bar draws it "
-            "too. Type to search.",
+            hint="What is plotted: rewards and episode lengths of training and evaluation, one "
+            "robot's reward of each step, or any number that the trainer or the script has "
+            "reported. Type to search. The time bar draws it too, if it is of the whole training.",
         )
         self._legend = gui.add_html("")
         none = np.zeros(1)
@@ -99,11 +112,15 @@ class CurvesControls(Widgets):
 
     def _again(self, _: object) -> None:
         """Draws the plot at the next update: a person has changed what it shows."""
-        self._sent, self._updates = -1, 0
+        self._sent, self._marked, self._updates = None, 0.0, 0
 
     @staticmethod
-    def _series(shown: tuple[int, ...], band: bool = False) -> tuple[uplot.Series, ...]:
+    def _series(shown: tuple[int, ...], plot: Plot | None = None) -> tuple[uplot.Series, ...]:
+        marks = plot is not None and plot.now is not None
+        band = plot is not None and plot.band is not None and not marks
         limits: list[uplot.Series] = [{"show": band, "width": 0} for _ in range(_BAND)]
+        if marks:  # in place of a band
+            limits[0] = {"stroke": MARK_COLOUR, "width": 1, "points": {"show": False}}
         lines: list[uplot.Series] = [
             {"show": i in shown, "stroke": COLOURS[i], "width": 1.5, "points": {"size": 4}}
             for i in range(MOST_LINES)
@@ -113,9 +130,10 @@ class CurvesControls(Widgets):
     def show(self, view: PanelView) -> None:
         """Updates the plot."""
         self._updates += 1
-        if (self._updates - 1) % EACH or view.metrics is None:
+        if view.metrics is None or not self._is_due(view):
             return
-        options = choices(view.metrics, selected=view.terms is not None)
+        stepwise = view.terms is not None or view.replayed is not None
+        options = choices(view.metrics, stepwise=stepwise)
         for handle in (self._what, self._legend, self._plot):
             self._set(handle, visible=bool(options))
         self._set(self._note, visible=not options)
@@ -125,14 +143,12 @@ class CurvesControls(Widgets):
             self._what.options = options
         what = view.curve if view.curve in options else options[0]
         if what != self._what.value:
-            self._sent = -1
+            self._sent = None
             self._set(self._what, value=what)
-        recorded = bool(view.replay.steps) and self._what.value != SELECTED
+        recorded = bool(view.replay.steps) and self._what.value != STEPWISE
         self._set(self._below, visible=recorded)
-        if self._what.value == SELECTED:
-            terms = view.terms.terms() if view.terms is not None else None
-            if terms is not None:
-                self._draw(terms_of(terms), f"seconds of env {terms.env}, 0 is on screen")
+        if self._what.value == STEPWISE:
+            self._show_steps(view)
         elif self._sent != view.metrics.version:
             self._sent = view.metrics.version
             by_time = self._along.value == BY_TIME
@@ -143,30 +159,58 @@ class CurvesControls(Widgets):
                 plot.x /= unit
                 self._draw(plot, name)
 
+    def _is_due(self, view: PanelView) -> bool:
+        """Whether to update: now and then, and sooner if another moment of a recorded episode is on
+        screen."""
+        moved = self._what.value == STEPWISE and self._has_moved(view)
+        return moved or (self._updates - 1) % EACH == 0
+
+    def _has_moved(self, view: PanelView) -> bool:
+        """Whether another moment of a recorded episode is to be marked."""
+        waited = time.monotonic() - self._marked
+        return view.replayed not in (None, self._sent) and waited >= MARK_SECONDS
+
+    def _show_steps(self, view: PanelView) -> None:
+        """Draws the reward of each step: of a recorded episode, or of the selected robot's last
+        seconds."""
+        terms = view.terms.terms() if view.terms is not None else None
+        if view.replayed is not None:
+            if self._has_moved(view):
+                self._sent, self._marked = view.replayed, time.monotonic()
+                env = view.replayed[0].summary.env
+                self._draw(episode_of(*view.replayed), f"seconds of env {env}'s episode")
+        elif terms is not None:
+            self._sent = None
+            self._draw(terms_of(terms), f"seconds of env {terms.env}, 0 is on screen")
+
     def _draw(self, plot: Plot, x_name: str) -> None:
+        values = np.concatenate([*plot.lines, *(plot.band or ())])
+        low, high, is_log = _limits(values[np.isfinite(values)], log=self._log.value)
+        refused = note(NOT_LOGARITHMIC) if self._log.value and not is_log else ""
+        self._set(self._legend, content=_legend(plot) + refused)
+        plot = marked(plot, low, high)
         none = np.full(len(plot.x), np.nan)
         band = plot.band or (none, none)
         drawn = [none] * MOST_LINES
         for colour, line in zip(plot.colours, plot.lines, strict=True):
             drawn[colour] = line
-        values = np.concatenate([*plot.lines, *band])
-        low, high, is_log = _limits(values[np.isfinite(values)], log=self._log.value)
-        refused = note(NOT_LOGARITHMIC) if self._log.value and not is_log else ""
-        self._set(self._legend, content=_legend(plot) + refused)
         scale: uplot.Scale = {"range": (low, high), "distr": 3 if is_log else 1}
         shown = tuple(i for i, x in enumerate(drawn) if np.isfinite(x).any())
         with self._server.atomic():
             self._plot.data = (plot.x, *band, *drawn)
             self._set(
                 self._plot,
-                series=self._series(shown, band=plot.band is not None),
+                series=self._series(shown, plot),
                 axes=({"label": x_name, "labelSize": 18, "size": 34}, {"size": 58}),
                 scales={"x": {"time": False}, "y": scale},
             )
 
 
 def _legend(plot: Plot) -> str:
-    """Names the lines, each with its newest value."""
+    """Names the lines, each with its newest value, or with that of the moment on screen."""
+    moment = ""
+    if plot.now is not None:
+        moment = note(f"At {plot.now:.2f} of {plot.x[-1]:.2f} s, on screen now (violet line):")
     rows = "".join(
         f'<div style="display:flex;gap:.4em;align-items:center"><span style="flex:none;width:.9em;'
         f'height:.25em;background:{COLOURS[colour]}"></span>'
@@ -174,7 +218,7 @@ def _legend(plot: Plot) -> str:
         f"<b>{'none' if np.isnan(value) else number(value)}</b></div>"
         for colour, label, value in zip(plot.colours, plot.labels, plot.newest, strict=True)
     )
-    return f'<div style="font-size:.8em;line-height:1.35;padding:0 .75em">{rows}</div>'
+    return f'{moment}<div style="font-size:.8em;line-height:1.35;padding:0 .75em">{rows}</div>'
 
 
 def number(value: float) -> str:

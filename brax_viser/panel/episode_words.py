@@ -15,6 +15,8 @@ ENDED = {"terminated": "terminated", "truncated": "time limit", "nonfinite": "Na
 MOST_LETTERS = 48
 """Of how an episode ended, in a list."""
 
+OF_DRAWN = "Best and worst are of the robots drawn then, 16 at most, not of the whole batch."
+
 _CELL = "padding:0 0.7em 0 0"
 
 
@@ -27,10 +29,10 @@ def note_on(told: ReplayView) -> str:
     many = len(told.steps)
     first, last = count(told.steps[0]), count(told.steps[-1])
     if many == 1:
-        return note(f"One recording, of step {first}. Click on it in the time bar.")
+        return note(f"One recording, of step {first}. Click on it in the time bar. {OF_DRAWN}")
     return note(
         f"{many:,} recordings, from step {first} to {last}. Click on one in the time bar below the "
-        "scene."
+        f"scene. {OF_DRAWN}"
     )
 
 

@@ -13,7 +13,7 @@ from brax_viser.host.selection import Selection
 from brax_viser.host.terms import TermLog
 from brax_viser.model.shapes import USUAL, Parts
 from brax_viser.panel.details import Inside
-from brax_viser.records.episode import BRAXS_OWN, RunInfo, Summary
+from brax_viser.records.episode import BRAXS_OWN, Episode, RunInfo, Summary
 from brax_viser.records.frame import Frame
 from brax_viser.sandbox.session import ForkView
 from brax_viser.sandbox.trial import Trial
@@ -125,6 +125,9 @@ class PanelView:
     unkept: str | None = None  # why something that was recorded could not be kept
     hold_limit: str | None = None  # how long the hold may last, if that is limited
     terms: TermLog | None = None  # the selected robot's reward, if its details have come
+    # The recorded episode on screen, of the selected robot or else the first, and how many of its
+    # steps are over; None while the robots are live.
+    replayed: tuple[Episode, float] | None = None
     cells: tuple[str, ...] = ()  # notes about where robots are drawn
     replay: ReplayView = ReplayView()
     trials: TrialView = TrialView()

@@ -150,6 +150,17 @@ class Window:
         episodes = [_episode(f, recording, dt, links_of, models.get(f.env, {})) for f in finished]
         return choose(episodes, np.random.default_rng(recording))
 
+    def metrics(self) -> dict[str, float]:
+        """Returns what the environments keep in `state.metrics`, by name: sums over each episode,
+        means over all that have finished, those that are not kept among them."""
+        sums: dict[str, list[float]] = {}
+        for finished in self._finished.values():
+            for name, values in unpack(finished.layout, finished.rows).items():
+                if name.startswith("metrics/"):
+                    total = float(values.sum(dtype=np.float64))
+                    sums.setdefault(name.removeprefix("metrics/"), []).append(total)
+        return {name: float(np.mean(totals)) for name, totals in sums.items()}
+
 
 def choose(episodes: list[Episode], rng: np.random.Generator) -> list[Episode]:
     """Returns the best, the worst, one that fell and one at random, as far as there are so many,
