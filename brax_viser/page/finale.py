@@ -31,6 +31,7 @@ class Finale:
         self._robots, self._steering = robots, steering
         self._begun = False  # for the training that has ended
         self._version = 0  # of the fork that it began
+        self._all = False  # whether all robots that play on are drawn
 
     def update(self) -> None:
         """Begins where a training has ended, a page is open and a policy is known; and ends with
@@ -40,7 +41,7 @@ class Finale:
         if progress.view(self._shared.clock()).phase != "done":
             if own:
                 self._steering.close_sandbox()
-            self._begun = False
+            self._begun = self._all = False
         elif own and session.panel().done:
             session.reset()  # another episode
         elif progress.plays_on:
@@ -57,9 +58,9 @@ class Finale:
         """Draws the robots that play on, once they do: they may be fewer than those of the training
         were, so that what was chosen among these need not be there."""
         rollout = self._shared.rollouts_shown().get("train")
-        if self._begun or rollout is None or not self._shared.progress.stepped_on:
+        if self._all or rollout is None or not self._shared.progress.stepped_on:
             return
-        self._begun = True
+        self._all = True
         self._steering.set_show("train")
         self._steering.choose(Selection())
         selected = self._shared.selected_env
