@@ -182,7 +182,7 @@ def end(settings: Settings, browser: Browser) -> None:
     options = ["train", settings.env, "--port", "0", "--num-timesteps", str(settings.steps)]
     with training(options) as address:
         page = opened(browser, address, settings.usual)
-        page.get_by_text("Finished, the policy plays on").wait_for()
+        page.get_by_text("The trained policy plays on; nothing is recorded").wait_for()
         time.sleep(2 * settings.settle)
         shoot(settings, page, "end")
         page.close()

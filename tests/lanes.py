@@ -100,6 +100,7 @@ LANES = {
     "test_parts": integration(),
     "test_play": integration(0.5, quick=True),
     "test_playback": unit(0.2),
+    "test_playing_on": integration(1.5, quick=True),
     "test_playground": integration(4),
     "test_policies": integration(1.5),
     "test_programs": integration(0.2),

@@ -466,13 +466,15 @@ def test_after_the_training_its_policy_plays_on_until_another_training_begins(vi
     viewer.policy_saved("runs/pendulum/policy")
     said = words.head(probe.panel_view())
     assert (
-        "Finished, the policy plays on" in said
+        "Finished, the policy plays on in MuJoCo" in said
         and "runs/pendulum/policy" in said
         and "Live" not in said
     )
     controls = probe.panel.training
-    eventually(lambda: controls._hold.disabled and not controls._step.visible, "no hold is left")
-    eventually(lambda: "The trained policy goes on" in controls._hold_note.content, "it is said")
+    eventually(lambda: controls._hold.disabled and controls._step.disabled, "no hold is left")
+    assert controls._step.visible, "the tabs stay where they are"
+    said = "It learned in spring physics: it may do worse here"
+    eventually(lambda: said in controls._hold_note.content, "it is said")
     for command in (Commands.toggle_hold, Commands.step, Commands.run_to_next_fall):
         told(viewer, command)
         assert "The training is over" in str(probe.state.notice)

@@ -234,10 +234,14 @@ def test_ctrl_c_while_the_policy_is_saved_loses_it_only_if_it_is_pressed_again(
         assert "Policy saved" not in training.output
 
 
-def test_ctrl_c_after_the_training_ends_the_command_without_an_error(start):
+@pytest.mark.parametrize(("number", "plays"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
+def test_ctrl_c_after_the_training_ends_the_command_without_an_error(start, number, plays):
+    """As soon as the training is over, while the robots' step is compiled, and once they go on."""
     training = start(f"inverted_pendulum {SHORT}")
+    if plays:
+        training.watch("Finished, the policy plays on<")
     eventually(lambda: "The page stays open at" in training.output, "it is over", timeout=400)
-    training.interrupt()
+    training.process.send_signal(number)
     assert training.end() == 0
     assert "Stopped" not in training.output
     assert training.saved()

@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import mujoco
@@ -266,6 +267,38 @@ def test_twins_are_not_promised_once_the_training_is_over(view, phase, what):
     on = replace(view.control, twins=16)
     asked = replace(view, control=on, progress=replace(view.progress, phase=phase), frame=None)
     assert what in twin_words.twins(asked)
+
+
+def test_the_end_says_how_robots_go_on_and_where_the_policy_is_in_whole(view):
+    path = "/home/a/" + 6 * "long-folder/" + "policy"
+
+    def ended(plays_on: str | None = None, **changes: Any) -> PanelView:
+        progress = replace(view.progress, phase="done", saved=path, plays_on=plays_on)
+        return replace(view, env="Ant · spring", progress=progress, **changes)
+
+    sandbox = ForkView(env=3, driver="policy")
+    for shown, state, line in (
+        (ended("soon"), "Finished, the policy plays on in a moment", "plays on in a moment."),
+        (ended("now"), "Finished, the policy plays on", "nothing is recorded."),
+        (ended("now", fork=sandbox), "Finished, the policy plays on", "nothing is recorded."),
+        (ended(fork=sandbox), "Finished, the policy plays on in MuJoCo", "may do worse here."),
+        (ended(), "Finished", "nothing to hold."),
+    ):
+        assert words.state(shown) == (state, f"policy saved to {path}")
+        assert line in words.hold_note(shown)
+        detail = words.head(shown).rpartition("<div")[2]
+        assert path in detail and words.ONE_LINE not in detail, "it is broken, not cut off"
+    learned_there = replace(ended(fork=sandbox), env="Ant · mjx")
+    assert "worse" not in words.hold_note(learned_there)
+    replayed = replace(ended("now"), replay=ReplayView(active=True, steps=(0,)))
+    assert words.state(replayed)[1] == f"policy saved to {path}", "no line more than live"
+
+
+def test_a_training_that_took_more_steps_than_asked_for_says_how_many(view):
+    for taken, said in ((64_000, "64 k of 100 k steps"), (102_400, ">102 k steps")):
+        progress = replace(view.progress, num_steps=taken, num_timesteps=100_000)
+        told = figures.figures(replace(view, progress=progress))
+        assert said in told and ("100 k were asked for" in told) == (taken > 100_000)
 
 
 @pytest.mark.parametrize(

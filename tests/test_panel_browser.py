@@ -270,6 +270,7 @@ def test_a_page_says_that_its_server_is_gone_and_comes_back_by_itself(chromium):
 
 
 def test_the_end_of_a_training_is_said_and_holds_are_gone(page, training):
+    tabs = page.get_by_role("tab", name="Watch").bounding_box()
     training.end()
     training.viewer.training_ended()
     training.viewer.policy_saved("runs/toy/policy")
@@ -277,7 +278,8 @@ def test_the_end_of_a_training_is_said_and_holds_are_gone(page, training):
     page.get_by_role("button", name="The end", exact=True).wait_for()  # in the time bar
     page.get_by_text("policy saved to runs/toy/policy").wait_for()
     assert page.get_by_role("button", name="Hold training").is_disabled()
-    page.get_by_role("button", name="1 step", exact=True).wait_for(state="hidden")
+    assert page.get_by_role("button", name="1 step", exact=True).is_disabled()
+    assert page.get_by_role("tab", name="Watch").bounding_box() == tabs
     page.keyboard.press("Space")
     page.get_by_text("The training is over: there is nothing to hold or to step").wait_for()
     assert page.get_by_text("Live").count() == 0

@@ -1,6 +1,7 @@
 """`brax-viser`: trains a Brax environment with a stock trainer, to be watched without a script."""
 
 import contextlib
+import copy
 import functools
 import os
 import sys
@@ -20,6 +21,7 @@ from rich.padding import Padding
 
 from brax_viser.cli.bar import TrainingBar
 from brax_viser.cli.ctrl_c import STOPPED, CtrlC
+from brax_viser.cli.driving import Driving, play_on
 from brax_viser.cli.epochs import num_parts, steps_per_policy
 from brax_viser.cli.export import export
 from brax_viser.cli.folding import FoldedOutput
@@ -97,6 +99,7 @@ def train(
             words = f"{where} cannot be written, so it can't be played later: {error}"
             console.print(words, style="red", markup=False)
         settings |= {"seed": seed} if seed is not None else {}
+        viewer._shared.progress.plays_on = keep_open
         return _train(run, viewer, bare, trainer, settings, grid, spacing)
 
     ctrl_c, run = CtrlC(), _Run()
@@ -135,8 +138,11 @@ class _Run:
 
     def __init__(self) -> None:
         self.viewer: Viewer | None = None
-        # The newest finite parameters that the trainer has handed out, on the host.
+        # The newest finite parameters that the trainer has handed out, on the host, and what makes
+        # a policy of them.
         self.params: Any = None
+        self.make_policy: Callable[..., Any] | None = None
+        self.robots: Callable[..., Driving] | None = None  # those that go on after the training
         self.step = 0  # env steps trained up to them; 0 for those of the end
         self.spoilt = False  # whether the newest parameters have a NaN or an Inf
         self.refusal: str | None = None
@@ -153,6 +159,18 @@ class _Run:
         self.spoilt = not is_finite(params)
         if not self.spoilt:
             self.params, self.step = params, step
+
+    def go_on(self) -> None:
+        """Has robots go on after the training, driven by its policy, on a thread of its own."""
+        assert self.viewer is not None
+        known = self.params is not None and self.make_policy is not None
+        stream = self.viewer.stats().streams.get("train")
+        if not known or self.robots is None or stream is None:
+            self.viewer._shared.progress.plays_on = False
+            return
+        robots = functools.partial(self.robots, most=stream.num_envs)
+        args = self.viewer, robots, self.make_policy, self.params
+        threading.Thread(target=play_on, args=args, name="playing on", daemon=True).start()
 
     def start(self, work: "Callable[[_Run], Any]") -> None:
         """Starts the thread; `work` returns the trained parameters."""
@@ -198,11 +216,16 @@ def _train(
     except (TypeError, ValueError) as error:
         refuse(str(error))
 
+    # A copy, as domain randomisation leaves tracers in the environment that is trained.
+    given = viewer, copy.copy(bare), settings, grid, settings.get("seed", 0)
+    run.robots = functools.partial(Driving, *given, spacing=spacing)
+
     def policy_params_fn(num_steps: int, make_policy: Any, params: Any) -> None:
         params = jax.device_get(params)  # the device's may be donated to the next epoch
         if trainer == "apg":  # its `num_steps` counts evaluations
             num_steps = viewer.progress().num_steps
         viewer.policy_params_fn(num_steps, make_policy, params)
+        run.make_policy = make_policy
         if num_steps:  # 0 is the untrained policy
             run.hand_out(params, num_steps)
 
@@ -256,6 +279,8 @@ def _end(run: _Run, ctrl_c: CtrlC, where: str, keep_open: bool) -> int:
         if keep_open and not ctrl_c.heard:
             words = f"The page stays open at {run.viewer.url}  (Ctrl-C ends it)"
             console.print(words, soft_wrap=True)  # an address must stay in one piece
+            if run.error is None:
+                run.go_on()
             while not ctrl_c.heard:
                 time.sleep(0.1)
         run.viewer.close()

@@ -1,7 +1,6 @@
 """`brax-viser play`: lets trained policies drive their robots, in real time."""
 
 import functools
-import time
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from brax_viser.cli.comparing import PlayedPolicies
 from brax_viser.cli.ctrl_c import CtrlC
+from brax_viser.cli.driving import Driving
 from brax_viser.cli.loading import Refused, load
 from brax_viser.cli.policies import (
     Given,
@@ -103,8 +103,8 @@ def _open(source: str, given: Given) -> tuple[Any, Any, Policies]:
     return of_run(open_run(source), given)
 
 
-class Playing:
-    """Robots that a policy drives."""
+class Playing(Driving):
+    """Robots that one of several policies drives, by commands if their task takes some."""
 
     def __init__(
         self,
@@ -125,26 +125,8 @@ class Playing:
             grid: the cells of the robots.
             seed: of their resets.
         """
-        import jax
-        from brax.envs import training
-
-        from brax_viser.env import VisualizedEnv
-
-        wrapped = VisualizedEnv(bare, grid=grid, viewer=viewer)
-        wrap = settings.get("wrap_env_fn") or training.wrap
-        self._env = wrap(
-            wrapped,
-            episode_length=settings.get("episode_length", 1000),
-            action_repeat=settings.get("action_repeat", 1),
-        )
-        self._viewer, self._policies = viewer, policies
-        adapter = wrapped._adapter
-        assert adapter is not None
-        self._dt = adapter.dt * settings.get("action_repeat", 1)
-        keys = jax.random.split(jax.random.PRNGKey(seed), int(np.prod(grid)))
-        self._state = jax.jit(self._env.reset)(keys)
-        self._key = jax.random.PRNGKey(seed + 1)
-        self._due = time.monotonic()
+        super().__init__(viewer, bare, settings, grid, seed)
+        self._policies = policies
         self._command = _Command(viewer, bare, self._state.info.get(COMMAND))
         viewer.offer_policies(PlayedPolicies(policies))
         self._choose(policies.steps[-1])
@@ -161,32 +143,15 @@ class Playing:
 
     def _choose(self, step: int) -> None:
         try:
-            self._params = self._policies.params(step)
+            params = self._policies.params(step)
         except (KeyError, ValueError) as error:
             Console().print(f"brax-viser: {error}", style="red", markup=False)
             return
-        self._viewer.policy_params_fn(step, self._policies.make_policy, self._params)
+        self.use(self._policies.make_policy, params)
+        self._viewer.policy_params_fn(step, self._policies.make_policy, params)
 
-    def step(self) -> None:
-        """Takes a step, and waits until the next one is due at the page's speed."""
-        import jax
-
-        self._key, key = jax.random.split(self._key)
-        state = self._command.given(self._state)
-        self._state = jax.block_until_ready(self._stepped(self._params, state, key))
-        now = time.monotonic()
-        self._due = max(self._due + self._dt / self._viewer.speed, now - self._dt)
-        time.sleep(max(self._due - now, 0.0))
-
-    @functools.cached_property
-    def _stepped(self) -> Any:
-        import jax
-
-        def stepped(params: Any, state: Any, key: Any) -> Any:
-            policy = self._policies.make_policy(params, deterministic=True)
-            return self._env.step(state, policy(state.obs, key)[0])
-
-        return jax.jit(stepped)
+    def _given(self, state: Any) -> Any:
+        return self._command.given(state)
 
 
 class _Command:

@@ -217,11 +217,12 @@ def _networks(trainer: str, env: Any, settings: Mapping[str, Any]) -> tuple[Any,
     policy = getattr(network, "policy_network", network)
     arrays = jax.tree.map(lambda x: specs.Array(x.shape[-1:], jnp.dtype("float32")), obs)
     template = running_statistics.init_state(arrays), policy.init(key)
-    return _with_deterministic(module.make_inference_fn(network)), template
+    return with_deterministic(module.make_inference_fn(network)), template
 
 
-def _with_deterministic(make_policy: Callable[..., Any]) -> Callable[..., Any]:
-    """Some trainers' policies are deterministic, and take no such argument."""
+def with_deterministic(make_policy: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a trainer's `make_policy` that takes this argument. Some trainers' policies are
+    deterministic, and theirs does not."""
     if "deterministic" in inspect.signature(make_policy).parameters:
         return make_policy
     return lambda params, deterministic=True: make_policy(params)

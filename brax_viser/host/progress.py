@@ -36,6 +36,8 @@ class ProgressView:
     saved: str | None  # where the trained policy is, once it has been saved
     start_seconds: float | None = None  # from the first tracing to the first step, once it is made
     usual_seconds: float | None = None  # the same at the last such start on this machine, if known
+    # After the training, whether its policy drives robots in the environment's physics.
+    plays_on: str | None = None  # "soon" or "now"; None: it does not
 
     @property
     def over(self) -> bool:
@@ -75,6 +77,8 @@ class Progress:
     metrics: Metrics = field(default_factory=Metrics)
     """What was reported, over the whole training."""
     begun: int = 0  # trainings that can be told from the one before
+    plays_on: bool = False  # whether the steps after `ended` are of robots that the policy drives
+    stepped_on: bool = False  # whether these have made a step
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _call: TrainerCall | None = None
     _num_timesteps: int | None = None
@@ -88,6 +92,7 @@ class Progress:
     _ended: float | None = None
     _error: str | None = None
     _saved: str | None = None
+    _over: bool = False  # since `ended`: what else says so may be wrong
 
     def traced(self, call: TrainerCall | None, now: float) -> bool:
         """Notes that `reset` or `step` is being traced. Returns whether another training begins."""
@@ -110,10 +115,15 @@ class Progress:
         self._rate = Rate(seconds=5.0)
         self.metrics.clear()
         self._ended = self._error = self._saved = None
+        self._over = self.stepped_on = False
 
     def stepped(self, role: str, num_steps: int, now: float) -> None:
-        """Counts `num_steps` more env steps of a rollout, over all its envs."""
+        """Counts `num_steps` more env steps of a rollout, over all its envs. Those after the
+        training, of robots that play on, are none of its steps."""
         with self._lock:
+            if self.playing_on:
+                self.stepped_on = True
+                return
             last = self._last_step.get(role, now)
             self._last_step[role] = now
             if role != "train":
@@ -150,7 +160,7 @@ class Progress:
     def ended(self, now: float, error: str | None = None) -> None:
         """Notes that the training is over or has failed with `error`."""
         with self._lock:
-            self._ended, self._error = now, error
+            self._ended, self._error, self._over = now, error, True
 
     def saved(self, path: str) -> None:
         """Notes where the trained policy has been saved."""
@@ -171,6 +181,11 @@ class Progress:
     def seconds(self, now: float) -> float:
         """Returns the s since the first step of the training; 0 before that."""
         return now - self._first_step if self._first_step is not None else 0.0
+
+    @property
+    def playing_on(self) -> bool:
+        """Whether steps, if there are any, are made after the training."""
+        return self.plays_on and self._over
 
     @property
     def under_way(self) -> bool:
@@ -194,7 +209,13 @@ class Progress:
                 error=self._error,
                 saved=self._saved,
                 start_seconds=self._start_seconds(),
+                plays_on=self._plays_on(phase),
             )
+
+    def _plays_on(self, phase: str) -> str | None:
+        if not self.plays_on or phase != "done":
+            return None
+        return "now" if self.stepped_on else "soon"
 
     def _start_seconds(self) -> float | None:
         if self._traced is None or self._first_step is None:

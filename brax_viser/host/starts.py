@@ -49,6 +49,8 @@ class Starts:
             return progress
         usual = self._read().get(key)
         start = progress.start_seconds
+        if progress.plays_on == "now":
+            start = None  # the robots on screen are not those of the training
         if start is not None and self._noted != (key, start):
             self._noted = key, start
             self._write({**self._read(), key: round(start, 1)})

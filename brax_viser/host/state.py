@@ -83,11 +83,15 @@ class SharedState:
     @property
     def pacing(self) -> Control:
         """The control, with `max_overhead` reduced to this process's share of the budget, and by
-        what recordings take of it, if there are any."""
-        made_of = self.control, self.budget_parts, self.meter.recorded > 0
+        what recordings take of it, if there are any. After the training there is no budget."""
+        made_of = (
+            *(self.control, self.budget_parts),
+            *(self.meter.recorded > 0, self.progress.playing_on),
+        )
         if made_of != self._pacing[0]:  # each call from the device asks, and a copy takes time
             share = self.control.max_overhead
             share -= self.recording_share if self.meter.recorded else 0.0
+            share = 1.0 if self.progress.playing_on else share
             self._pacing = made_of, replace(self.control, max_overhead=share / self.budget_parts)
         return self._pacing[1]
 
@@ -125,7 +129,8 @@ class SharedState:
         since, known = self.clock() - IDLE_SECONDS, self.beside.get(role, {})
         beside = {f: at for f, at in known.items() if at >= since and f is not source}
         self.beside[role] = beside
-        if before is not None and before is not source and role in before.rollouts:
+        goes_on = not self.progress.playing_on  # else what was shown is stepped no more
+        if before is not None and before is not source and role in before.rollouts and goes_on:
             beside[before] = max(before.rollouts[role].called.values(), default=self.clock())
 
     def choose_source(self, role: str, label: str) -> None:
@@ -188,6 +193,8 @@ class SharedState:
     def found(self, source: Source, finding: Finding) -> bool:
         """Adds a finding of this or another process, and holds the training if it must. Returns
         whether to report the finding. The caller holds `lock`."""
+        if self.progress.playing_on:
+            return False  # it is none of the training's, and there is nothing left to hold
         holds = self.control.hold_on_nan and self.findings.holds(finding)
         is_new = self.findings.add(source, finding, holds=holds)
         if holds:

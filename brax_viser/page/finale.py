@@ -1,7 +1,9 @@
-"""Has the trained policy play on in a sandbox when a training has ended."""
+"""Has the trained policy play on when a training has ended: in a sandbox, or as robots that a
+command steps."""
 
 import viser
 
+from brax_viser.host.selection import Selection
 from brax_viser.host.state import SharedState
 from brax_viser.page.robots import Robots
 from brax_viser.page.steering import Steering
@@ -29,18 +31,21 @@ class Finale:
         self._robots, self._steering = robots, steering
         self._begun = False  # for the training that has ended
         self._version = 0  # of the fork that it began
+        self._all = False  # whether all robots that play on are drawn
 
     def update(self) -> None:
         """Begins where a training has ended, a page is open and a policy is known; and ends with
         the next training. A sandbox that a person has made is left as it is."""
-        session = self._robots.sandbox.session
+        session, progress = self._robots.sandbox.session, self._shared.progress
         own = self._begun and session.version == self._version and session.forked is not None
-        if self._shared.progress.view(self._shared.clock()).phase != "done":
+        if progress.view(self._shared.clock()).phase != "done":
             if own:
                 self._steering.close_sandbox()
-            self._begun = False
+            self._begun = self._all = False
         elif own and session.panel().done:
             session.reset()  # another episode
+        elif progress.plays_on:
+            self._show_all()
         elif not self._begun and session.trained is not None and self._is_shown():
             self._begun = True
             if session.forked is None:
@@ -48,6 +53,19 @@ class Finale:
                 self._version = session.version
                 for client in self._server.get_clients().values():
                     self._robots.sandbox.look_at(client.camera)
+
+    def _show_all(self) -> None:
+        """Draws the robots that play on, once they do: they may be fewer than those of the training
+        were, so that what was chosen among these need not be there."""
+        rollout = self._shared.rollouts_shown().get("train")
+        if self._all or rollout is None or not self._shared.progress.stepped_on:
+            return
+        self._all = True
+        self._steering.set_show("train")
+        self._steering.choose(Selection())
+        selected = self._shared.selected_env
+        if selected is not None and selected >= rollout[1].num_envs:
+            self._steering.set_selected_env(None)
 
     def _is_shown(self) -> bool:
         return self._shared.control.watched and self._robots.first is not None

@@ -315,5 +315,7 @@ class Loop:
         channel = self._robots.channels.get(role)
         if channel is None or channel.view is None:
             return f"{TITLES[role]}: nothing has come yet"
+        if self._shared.progress.playing_on:
+            return "After the training" if role == "train" else ""
         frame = channel.view.frame
         return f"{TITLES[role]} · step {in_words(frame.env_steps * frame.num_envs)}"

@@ -229,13 +229,15 @@ class Steering:
         channel, progress = self._robots.first, self._shared.progress.view(self._shared.clock())
         frame = channel.view.frame if channel is not None and channel.view is not None else None
         known = frame is not None and frame.detail is not None and frame.detail.env == env
-        if channel is None or not (known or progress.over):
+        goes_on = progress.plays_on == "now"
+        still = progress.over and not goes_on  # no details come any more
+        if channel is None or not (known or still):
             raise ValueError(
                 f"The details of env {env} are not known yet: they come with its next steps"
             )
         adapter, own = channel.source.adapter, channel.variants.of_env.get(env, {})
         if known and frame is not None:
-            steps = frame.env_steps * frame.num_envs
+            steps = progress.num_steps if goes_on else frame.env_steps * frame.num_envs
             self._robots.sandbox.fork(adapter, channel.recent.until(frame), own, steps)
         else:
             start = (Detail.at_rest(env, adapter.init_qpos, adapter.mj_model.nv),)

@@ -1,4 +1,5 @@
-"""Says how a robot's episode has ended, as far as what is on screen tells. Pure functions."""
+"""Says how a robot's episode has ended, as far as what is on screen tells, and what there is after
+the training. Pure functions."""
 
 import numpy as np
 
@@ -33,3 +34,35 @@ def where_held(view: PanelView) -> str:
         if last_end(frame, env) == JUST_ENDED:
             return f"env {env}'s episode has ended: see Robot"
     return "the training waits for you"
+
+
+def plays_on(view: PanelView) -> bool:
+    """Whether the policy drives a robot in the sandbox, as after the end of a training."""
+    return view.fork.env is not None and view.fork.driver == "policy"
+
+
+def finished(view: PanelView) -> tuple[str, str]:
+    """Returns the state after the training, and where the policy was saved."""
+    word, saved = "Finished", view.progress.saved
+    if view.progress.plays_on == "soon":
+        word = "Finished, the policy plays on in a moment"
+    elif view.progress.plays_on == "now":
+        word = "Finished, the policy plays on"
+    elif plays_on(view):
+        word = "Finished, the policy plays on in MuJoCo"
+    return word, f"policy saved to {saved}" if saved else "the training is over"
+
+
+def after_the_end(view: PanelView) -> tuple[str, str]:
+    """Returns two lines that say how robots go on after the training."""
+    over = "The training is over: there is nothing to hold."
+    if view.progress.plays_on == "soon":
+        return over, "The trained policy plays on in a moment."
+    if view.progress.plays_on == "now":
+        return over, "The trained policy plays on; nothing is recorded."
+    if not plays_on(view):
+        return over, ""
+    where = "The trained policy plays on in MuJoCo: see Twins."
+    if view.other_physics:
+        return where, f"It learned in {view.other_physics} physics: it may do worse here."
+    return over, where

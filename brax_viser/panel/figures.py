@@ -44,11 +44,14 @@ Figure = tuple[str, str]
 
 
 def _steps(progress: ProgressView) -> tuple[Figure, Figure]:
-    goal = f" of {count(progress.num_timesteps)}" if progress.num_timesteps else ""
+    goal, hint = progress.num_timesteps, ""
+    if goal and progress.num_steps > goal:
+        hint = f" {count(goal)} were asked for: the trainer takes whole updates."
+    of = f" of {count(goal)}" if goal and not hint else ""
     return (
-        f"{count(progress.num_steps)}{goal} steps",
+        f"{count(progress.num_steps)}{of} steps",
         "Env steps over all environments, as the trainer counts them: one step of 64 environments "
-        "counts 64.",
+        f"counts 64.{hint}",
     ), (f"{count(progress.steps_per_second)} steps/s", "Env steps over all environments.")
 
 
@@ -80,6 +83,8 @@ def _reward(told: RewardView | None) -> tuple[Figure, Figure]:
 def _cost(view: PanelView) -> Figure:
     if not view.control.streaming:
         return "Watching costs nothing", "Streaming is off."
+    if view.progress.over:
+        return "Watching costs nothing any more", "The training is over."
     return f"Watching costs {100 * view.overhead:.1f} % of the time", (
         "Share of the training's time that goes into sending robots to this page. Its limit is "
         "the budget, under Watch."

@@ -93,7 +93,7 @@ def twins(view: PanelView) -> str:
     if ghost is None:
         if cost.skipped > 0.5:
             return note("MuJoCo does not keep up: fewer twins would.", warning=True)
-        if view.progress.over:
+        if view.progress.over and view.progress.plays_on != "now":
             return note("Twins step beside the training, which is over: fork a robot instead.")
         return note("Twins come with the next steps.")
     count = int(ghost.there.sum())

@@ -8,7 +8,7 @@ from brax_viser.host.findings import Finding
 from brax_viser.host.progress import ProgressView, count
 from brax_viser.host.selection import RANKED
 from brax_viser.panel import details
-from brax_viser.panel.endings import last_end, where_held
+from brax_viser.panel.endings import after_the_end, finished, last_end, where_held
 from brax_viser.panel.view import PanelView
 from brax_viser.scene.look import css_gradient, range_of
 
@@ -29,6 +29,8 @@ LINE = 1.45
 ONE_LINE = "white-space:nowrap;overflow:hidden;text-overflow:ellipsis"
 """CSS of a line that is cut off at the panel's edge."""
 
+WHOLE = f"min-height:{LINE}em;overflow-wrap:anywhere;user-select:text"
+"""CSS of a text that is broken at the panel's edge, and can be copied."""
 
 WAITS = 0.01
 """Share of the time that the training waits for the viewer, from which on the cost mentions it."""
@@ -80,7 +82,9 @@ def replayed(view: PanelView) -> tuple[str, str]:
         )
     if view.fault is None and not view.paused and not view.progress.over:
         return word, "the training goes on, unseen"
-    return word, ": ".join(filter(None, state_of_training(view)))
+    state = state_of_training(view)
+    # After the end, in as many lines as while the live robots are shown.
+    return word, state[1] if view.progress.phase == "done" else ": ".join(filter(None, state))
 
 
 def state_of_training(view: PanelView) -> tuple[str, str]:
@@ -89,8 +93,7 @@ def state_of_training(view: PanelView) -> tuple[str, str]:
     if view.fault is not None:
         return "Streaming stopped by a fault", f"the training goes on: {view.fault}"
     if progress.phase == "done":
-        saved = f"policy saved to {progress.saved}" if progress.saved else "the training is over"
-        return "Finished, the policy plays on" if plays_on(view) else "Finished", saved
+        return finished(view)
     if progress.phase == "failed":
         return "The training has failed", progress.error or ""
     if view.held:
@@ -120,11 +123,6 @@ def state_of_training(view: PanelView) -> tuple[str, str]:
             return "Live", "evaluating the policy"
         case _:
             return f"No step for {seconds}", "updating, compiling, or finished"
-
-
-def plays_on(view: PanelView) -> bool:
-    """Whether the policy drives a robot in the sandbox, as after the end of a training."""
-    return view.fork.env is not None and view.fork.driver == "policy"
 
 
 def on_screen(view: PanelView) -> str:
@@ -164,13 +162,15 @@ def head(view: PanelView) -> str:
         name = "Replay of " + ", ".join(filter(None, (run.env, run.trainer, run.backend)))
     word, detail = map(escape, state(view))
     line = f"height:{LINE}em;{ONE_LINE}"
+    # Where the policy is saved must be readable in whole, where there is no tooltip too.
+    below = WHOLE if view.progress.phase == "done" else line
     return (
         f'<div style="padding:0.5em 0.75em 0.4em 0.75em;line-height:{LINE}">'
         f'<div style="font-size:1.15em;font-weight:600;{line}" title="{escape(name)}">'
         f"{escape(name)}</div>"
         f'<div class="brax-viser-state" style="{line}"><span><span style="color:{dot}">&#9679;'
         f"</span> {word}</span></div>"
-        f'<div style="font-size:0.85em;color:{GREY};{line}" title="{detail}">{detail}</div></div>'
+        f'<div style="font-size:0.85em;color:{GREY};{below}" title="{detail}">{detail}</div></div>'
     )
 
 
@@ -206,6 +206,8 @@ def cost(view: PanelView) -> str:
     control = view.control
     if not control.streaming:
         return lines_of(["Costs nothing: no state leaves the device"])
+    if view.progress.over:
+        return lines_of(["Costs nothing: the training is over"])
     budget = "no budget" if control.mode == "every_step" else f"budget {_percent(control)}"
     lines = [
         f"Costs {100 * view.overhead:.1f} % of the time ({budget})",
@@ -368,10 +370,7 @@ def hold_note(view: PanelView) -> str:
     fall = "T: click on a robot first" if env is None else f"T (next fall of env {env})"
     lines = (counted, f"Keys: space, N, M, {fall}")
     if view.progress.over and not view.paused:
-        lines = (
-            "The training is over: there is nothing to hold.",
-            "The trained policy goes on, in MuJoCo: see Twins." if plays_on(view) else "",
-        )
+        lines = after_the_end(view)
     return (
         f'<div style="margin:-0.3em 0.75em 0.5em 0.75em;font-size:0.8em;color:{GREY}">'
         + "".join(f'<div style="height:{LINE}em;{ONE_LINE}">{line}</div>' for line in lines)
