@@ -81,6 +81,7 @@ LANES = {
     "test_lanes": unit(),
     "test_launch": integration(4),
     "test_left_behind": integration(0.5, quick=True),
+    "test_limits": integration(0.5, quick=True),
     "test_likeness": Lane("browser", 2, alone=True),
     "test_looks": integration(),
     "test_memory": integration(0.2),

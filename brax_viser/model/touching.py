@@ -12,7 +12,7 @@ MOST = 4
 
 
 def touching(model: mujoco.MjModel, data: mujoco.MjData) -> str:
-    """Says which bodies touch what, the deepest contact first.
+    """Says which bodies touch what, the deepest contact first; empty if none does.
 
     Args:
         model: the model.
@@ -26,8 +26,6 @@ def touching(model: mujoco.MjModel, data: mujoco.MjData) -> str:
         one, other = sorted(map(int, contact.geom), key=lambda geom: -model.geom_bodyid[geom])
         pair = f"{_name(model, one)} touches {_name(model, other)}"
         found[pair] = min(found.get(pair, 0.0), float(contact.dist))
-    if not found:
-        return "nothing is touched"
     pairs = sorted(found, key=found.__getitem__)
     left = f" and {len(pairs) - MOST} more" if len(pairs) > MOST else ""
     return ", ".join(pairs[:MOST]) + left

@@ -8,6 +8,7 @@ import viser
 
 from brax_viser.host.source import Source
 from brax_viser.host.state import SharedState
+from brax_viser.model.ending import last_pose, why_ended
 from brax_viser.model.physics import Physics
 from brax_viser.model.robot import Model
 from brax_viser.model.shapes import Parts
@@ -105,16 +106,19 @@ class Robots:
         self._reader.read(Reading(what, read, use))
 
     def ending_of(self, episode: Episode) -> str:
-        """Says what touched what at the end of an episode; empty if that is not finite. Called on
-        any thread."""
+        """Says why an episode was terminated, and what touched what at its end, as far as either is
+        known. Called on any thread."""
         channel = self.first
         if channel is None:
             return ""
-        model, native = channel.source.adapter.mj_model, channel.source.adapter.native
-        physics, env = Physics(model, native=native), episode.summary.env
+        adapter, env = channel.source.adapter, episode.summary.env
+        physics = Physics(adapter.mj_model, native=adapter.native)
         frame = frame_at([episode], [episode.summary.length], 1, env)
-        placed = physics.place(frame, 0, episode.model)
-        return touching(physics.model, physics.data) if placed else ""
+        touched = ""
+        if physics.place(frame, 0, episode.model):
+            touched = touching(physics.model, physics.data)
+        why = why_ended(adapter.limits, last_pose(frame, 0))
+        return "; ".join(filter(None, (why, touched)))
 
     def arrange(self) -> None:
         """Lays out the robots of the rollouts that are shown, and that of the sandbox."""

@@ -14,7 +14,7 @@ class Read:
     keys: tuple[str, ...]  # that were to be read
     episodes: tuple[Episode, ...]
     complaint: str | None  # why some could not
-    endings: Mapping[str, str]  # by key, what touched what at the end, if that is known
+    endings: Mapping[str, str]  # by key, see `Ending`
 
 
 def read(episodes: Episodes, keys: tuple[str, ...], ending: "Ending") -> Read:
@@ -32,7 +32,7 @@ def read(episodes: Episodes, keys: tuple[str, ...], ending: "Ending") -> Read:
 
 
 Ending = Callable[[Episode], str]
-"""Says what touched what at the end of an episode; empty if that is not known."""
+"""Says why an episode was terminated, and what touched what at its end, as far as it is known."""
 
 NOTHING = Read((), (), None, {})
 

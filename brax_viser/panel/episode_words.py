@@ -74,7 +74,7 @@ def _others(told: ReplayView, dt: float) -> str:
 
 
 def _endings(told: ReplayView) -> str:
-    """Says what touched what at the end of each episode that a termination has ended."""
+    """Says why each episode that was terminated was, and what touched what at its end."""
     lines = [
         f"At the end of env {summary.env}: {told.endings[summary.key]}."
         for summary in told.episodes

@@ -53,7 +53,7 @@ class ReplayView:
     speed: float = 1.0  # robot seconds per second
     loop: bool = True
     only_end: bool = False  # whether only the last seconds are played
-    endings: Mapping[str, str] = field(default_factory=dict)  # what touched what, by key
+    endings: Mapping[str, str] = field(default_factory=dict)  # why, and what touched what, by key
     compared: int | None = None  # place of the recording whose episodes are drawn as ghosts
     others: tuple[Summary, ...] = ()  # episodes of that recording
     complaint: str | None = None  # why an episode could not be read
@@ -96,6 +96,7 @@ class PanelView:
     complaint: str | None  # why the typed indices were refused
     notice: str | None  # an event to tell the person about
     fault: str | None  # the error that switched the streaming off, if there was one
+    why_ended: str = ""  # the selected robot's last episode, if it is known
     waits: float = 0.0  # share of the last second that the training has waited for the viewer
     model: mujoco.MjModel | None = None  # of the robots
     unavailable: Mapping[str, str] = field(default_factory=dict)  # overlay -> why there is none

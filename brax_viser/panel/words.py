@@ -276,7 +276,7 @@ def selected(view: PanelView) -> str:
     return (
         '<div style="margin:0 0.75em 0.4em 0.75em;font-size:0.9em">'
         f"<b>{escape(name[:1].upper() + name[1:])}</b>{escape(facts)}</div>"
-        + (note(last_end(view.frame, view.selected_env)) if view.frame is not None else "")
+        + note(last_end(view.frame, view.selected_env, view.why_ended) if view.frame else "")
     )
 
 
