@@ -1,11 +1,12 @@
 """The terminal's line says how the training goes, at any width."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from brax_viser.cli.bar import TrainingBar, in_words
+from brax_viser.cli.bar import LOG_SECONDS, TrainingBar, in_words
 from brax_viser.host.progress import ProgressView
 from brax_viser.host.rewards import RewardView
 
@@ -58,12 +59,31 @@ def test_the_line_says_that_the_training_is_held():
     assert "held" not in drawn(VIEW, 80)
 
 
-def test_a_log_gets_the_line_once_and_whole():
-    console = Console(file=io.StringIO(), width=80, force_terminal=False)
-    with TrainingBar(console) as bar:
-        for _ in range(3):
-            bar.update(VIEW, held=False)
+@pytest.mark.parametrize(
+    ("usual", "words"),
+    [(None, "for 75 s: often takes a minute or two"), (84.0, "75 s of usually 84 s here")],
+)
+def test_while_it_compiles_the_line_says_for_how_long_and_what_is_usual(usual, words):
+    view = replace(VIEW, phase="compiling", phase_seconds=75.0, num_steps=0, elapsed=0.0)
+    view = replace(view, steps_per_second=0.0, rewards=None, usual_seconds=usual)
+    assert words in drawn(view, 80)
+    assert in_words(view, 80) == f"{words} · 0 of 3 M steps"
+    assert in_words(view, 20) == words
+
+
+def test_a_log_gets_a_line_now_and_then_and_the_last_one_once_and_whole():
+    console = Console(file=io.StringIO(), width=40, force_terminal=False)
+    now = [0.0]
+    with TrainingBar(console, lambda: now[0]) as bar:
+        bar.update(replace(VIEW, phase="waiting"), held=False)
+        bar.update(replace(VIEW, phase="compiling", start_seconds=30.0), held=False)
+        for now[0] in (1.0, LOG_SECONDS - 1, LOG_SECONDS + 1, LOG_SECONDS + 2):
+            bar.update(replace(VIEW, num_steps=int(now[0])), held=False)
+        for _ in range(2):
+            bar.update(VIEW, held=True)
     console.print("next")
     assert isinstance(console.file, io.StringIO)
-    line, following = console.file.getvalue().splitlines()
-    assert "1.23 M of 3 M steps" in line and following == "next"
+    compiling, first, last, following = console.file.getvalue().splitlines()
+    assert compiling.startswith("compiling: for 1 s · 1.23 M of 3 M steps · 2:23 left")
+    assert first.startswith("training: 121 of 3 M steps")
+    assert last.startswith("held: 1.23 M of 3 M steps") and following == "next"

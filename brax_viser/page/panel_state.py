@@ -79,9 +79,11 @@ class PanelState:
         selected = at.selected_env
         page_bytes_per_second, waits = self._lately(now)
         frame = self._frame(channel, block)
+        progress = self._starts.told(shared.progress.view(training), _start_of(channel))
+        shared.progress.usual_seconds = progress.usual_seconds  # the terminal says it as well
         view = PanelView(
             env=f"{shown.adapter.name} · {shown.adapter.backend}" if shown else "",
-            progress=self._starts.told(shared.progress.view(training), _start_of(channel)),
+            progress=progress,
             control=at.control,
             overhead=at.cost.share(training) + (leader.share() if leader else 0.0),
             bytes_per_second=at.cost.bytes_per_second(training),
