@@ -169,6 +169,7 @@ FULL: dict[str, set[str]] = {
     "test_bad_input_is_reported_without_a_traceback": {
         "misspelt",
         "model",
+        "spacing",
         "timesteps",
         "trainer",
     },

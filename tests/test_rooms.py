@@ -43,8 +43,8 @@ BELOW: dict[str, set[str]] = {
     "replay": {"records", "host", "model", "sandbox", "page", "viewer"},
     "env": {"records", "host", "model", "device", "viewer"},
     "cli": {
-        *("records", "host", "page", "export", "viewer", "replay", "runs", "env", "compat"),
-        *("sandbox", "process", "brax_viser"),
+        *("records", "device", "host", "model", "page", "export", "viewer", "replay", "runs"),
+        *("env", "compat", "sandbox", "process", "brax_viser"),
     },
     "__main__": {"cli", "process"},
     "brax_viser": {"records", "page", "viewer", "env"},

@@ -23,7 +23,7 @@ from brax_viser.cli.ctrl_c import STOPPED, CtrlC
 from brax_viser.cli.epochs import num_parts, steps_per_policy
 from brax_viser.cli.export import export
 from brax_viser.cli.folding import FoldedOutput
-from brax_viser.cli.loading import Refused, check, load, refuse
+from brax_viser.cli.loading import Refused, check, check_shown, load, refuse
 from brax_viser.cli.play import play
 from brax_viser.cli.policies import Arguments
 from brax_viser.cli.presets import DEFAULT_ENV
@@ -35,6 +35,7 @@ from brax_viser.viewer import Viewer
 
 app = tyro.extras.SubcommandApp()
 console = Console()
+ABOUT = "Shows how robots learn, in a browser. --version prints the version."
 app.command(name="play")(play)
 app.command(name="replay")(replay)
 for command in (status, snapshot, hold, resume, switch):
@@ -84,6 +85,7 @@ def train(
         with console.status(f"Loading {env}"):  # the page opens when there are robots to see
             limits = num_envs, num_timesteps
             bare, settings = load(env, trainer, backend, *limits, domain_randomization)
+            check_shown(bare, grid, spacing)
         try:
             viewer = run.viewer = page.viewer(mode, functools.partial(Viewer, run_dir=where))
         except (RuntimeError, ValueError) as error:
@@ -190,10 +192,7 @@ def _train(
     from brax_viser.cli import training
     from brax_viser.env import VisualizedEnv
 
-    try:
-        env = VisualizedEnv(bare, grid=grid, spacing=spacing, viewer=viewer)
-    except (TypeError, ValueError) as error:
-        refuse(str(error))
+    env = VisualizedEnv(bare, grid=grid, spacing=spacing, viewer=viewer)
 
     def policy_params_fn(num_steps: int, make_policy: Any, params: Any) -> None:
         params = jax.device_get(params)  # the device's may be donated to the next epoch
@@ -284,11 +283,11 @@ def _save(where: str, run: _Run) -> None:
 
 def main() -> None:
     """Runs the command line, and ends the process."""
-    if sys.argv[1:] == ["--version"]:
+    if "--version" in sys.argv[1:]:
         print(f"brax-viser {version('brax_viser')}")
         return
     try:
-        code = app.cli(prog="brax-viser")
+        code = app.cli(prog="brax-viser", description=ABOUT)
     except SystemExit:  # --help, or invalid arguments
         try:
             sys.stdout.flush()

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from brax_viser.cli.folding import MutedThread
@@ -24,6 +25,18 @@ def check(trainer: str, num_timesteps: int | None) -> None:
         refuse(f"num_timesteps={num_timesteps}: must be at least 1")
     if trainer not in TRAINERS:
         refuse(f"trainer={trainer!r}: must be one of {', '.join(TRAINERS)}")
+
+
+def check_shown(bare: Any, grid: Sequence[int], spacing: Sequence[float] | None = None) -> None:
+    """Refuses what cannot be drawn, before a page is announced; see `VisualizedEnv`."""
+    from brax_viser.device.adapters import adapter_for
+    from brax_viser.model.grid import grid_of
+
+    try:
+        adapter = adapter_for(bare)
+        grid_of(adapter.mj_model, adapter.init_qpos, grid, spacing)
+    except (TypeError, ValueError) as error:
+        refuse(str(error))
 
 
 def load(

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from brax_viser.cli.comparing import PlayedPolicies
 from brax_viser.cli.ctrl_c import CtrlC
-from brax_viser.cli.loading import Refused, load
+from brax_viser.cli.loading import Refused, check_shown, load
 from brax_viser.cli.policies import Arguments, Policies, brax_checkpoints, of_checkpoints, of_run
 from brax_viser.cli.serving import USUAL, Serving
 from brax_viser.runs.reader import open_run
@@ -65,6 +65,7 @@ def play(
         try:
             with console.status(f"Loading {source}"):
                 bare, settings, policies = _open(source, env, backend)
+                check_shown(bare, grid)
             viewer = page.viewer("every_step")
         except (Refused, RuntimeError, ValueError) as error:
             console.print(f"brax-viser: {error}", style="red", markup=False)
