@@ -20,7 +20,7 @@ from rich.padding import Padding
 
 from brax_viser.cli.bar import TrainingBar
 from brax_viser.cli.ctrl_c import STOPPED, CtrlC
-from brax_viser.cli.epochs import num_parts, steps_per_policy
+from brax_viser.cli.epochs import num_parts, steps_per_policy, training_step
 from brax_viser.cli.export import export
 from brax_viser.cli.folding import FoldedOutput
 from brax_viser.cli.loading import Refused, check, check_shown, load, refuse
@@ -30,6 +30,7 @@ from brax_viser.cli.presets import DEFAULT_ENV
 from brax_viser.cli.remote import hold, resume, snapshot, status, switch
 from brax_viser.cli.replay import replay
 from brax_viser.cli.serving import USUAL, Serving
+from brax_viser.cli.sizes import told
 from brax_viser.host.findings import explained
 from brax_viser.viewer import Viewer
 
@@ -202,7 +203,10 @@ def _train(
         if num_steps:  # 0 is the untrained policy
             run.hand_out(params, num_steps)
 
-    parts = num_parts(trainer, settings, on_cpu=jax.default_backend() == "cpu")
+    on_cpu = jax.default_backend() == "cpu"
+    if on_cpu and trainer == "ppo":
+        console.print(told(settings, training_step(trainer, settings)), soft_wrap=True)
+    parts = num_parts(trainer, settings, on_cpu=on_cpu)
     every = steps_per_policy(trainer, settings, parts)
     console.print(f"The trainer hands out its policy every {every:,} steps.")
     run.training.set()

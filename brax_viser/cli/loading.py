@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from brax_viser.cli.folding import MutedThread
 from brax_viser.cli.presets import TRAINERS, ppo_preset, trainer_settings
+from brax_viser.cli.sizes import for_a_cpu
 
 
 class Refused(Exception):
@@ -50,6 +51,7 @@ def load(
     """Returns the environment of that name, and the trainer's settings for it."""
     with contextlib.redirect_stdout(MutedThread(sys.stdout)):  # it prints that Warp is missing
         importlib.import_module("mujoco.mjx")
+    import jax
     from brax import envs
 
     from brax_viser.cli import playground
@@ -66,6 +68,9 @@ def load(
         registered = brax_environments()
         if name in registered:
             bare = envs.get_environment(name, backend=backend or ppo_preset(name).backend)
+            ppo = ppo_preset(name).ppo
+            if jax.default_backend() == "cpu":
+                ppo = for_a_cpu(ppo)
             if randomise:
                 raise ValueError(f"{name} has no domain randomisation: only Playground's envs do")
         elif name not in known_environments():
