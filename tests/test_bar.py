@@ -1,6 +1,10 @@
 """The terminal's line says how the training goes, at any width."""
 
 import io
+import re
+import sys
+import traceback
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -57,6 +61,44 @@ def test_what_matters_least_is_left_out_first(width, words):
 def test_the_line_says_that_the_training_is_held():
     assert "held" in drawn(VIEW, 80, held=True)
     assert "held" not in drawn(VIEW, 80)
+
+
+def screen(written: str) -> list[str]:
+    """Returns the lines that a terminal shows of what was written to it."""
+    lines, row, column = [""], 0, 0
+    for part in re.findall(r"\x1b\[[\d?;]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", written):
+        if part == "\r":
+            column = 0
+        elif part == "\n":
+            row, column = row + 1, 0
+            lines += [""] * (row + 1 - len(lines))
+        elif part == "\x1b[2K":
+            lines[row] = ""
+        elif part == "\x1b[1A":
+            row -= 1
+        elif not part.startswith("\x1b"):
+            lines[row] = lines[row][:column].ljust(column) + part + lines[row][column + len(part) :]
+            column += len(part)
+    return [line.rstrip() for line in lines]
+
+
+def test_a_warning_and_a_traceback_come_whole_above_one_bar():
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    with TrainingBar(console) as bar:
+        bar.update(VIEW, held=False)
+        sys.stderr.write(warnings.formatwarning("slow", UserWarning, "step.py", 7, ""))
+        bar.update(VIEW, held=False)
+        try:
+            raise ValueError("the last words")
+        except ValueError:
+            traceback.print_exc()
+        bar.update(VIEW, held=True)
+    assert isinstance(console.file, io.StringIO)
+    shown = screen(console.file.getvalue())
+    assert "step.py:7: UserWarning: slow" in shown
+    assert "Traceback (most recent call last):" in shown and "ValueError: the last words" in shown
+    bars = [line for line in shown if "1.23 M of 3 M steps" in line]
+    assert len(bars) == 1 and bars[0].startswith("held ") and shown.index(bars[0]) > 4
 
 
 @pytest.mark.parametrize(
