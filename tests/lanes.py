@@ -81,6 +81,7 @@ LANES = {
     "test_lanes": unit(),
     "test_launch": integration(4),
     "test_left_behind": integration(0.5, quick=True),
+    "test_limits": integration(0.5, quick=True),
     "test_likeness": Lane("browser", 2, alone=True),
     "test_looks": integration(),
     "test_memory": integration(0.2),
@@ -169,6 +170,7 @@ FULL: dict[str, set[str]] = {
     "test_bad_input_is_reported_without_a_traceback": {
         "misspelt",
         "model",
+        "spacing",
         "timesteps",
         "trainer",
     },

@@ -1,11 +1,16 @@
 """The terminal's line says how the training goes, at any width."""
 
 import io
+import re
+import sys
+import traceback
+import warnings
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from brax_viser.cli.bar import TrainingBar, in_words
+from brax_viser.cli.bar import LOG_SECONDS, TrainingBar, in_words
 from brax_viser.host.progress import ProgressView
 from brax_viser.host.rewards import RewardView
 
@@ -58,12 +63,69 @@ def test_the_line_says_that_the_training_is_held():
     assert "held" not in drawn(VIEW, 80)
 
 
-def test_a_log_gets_the_line_once_and_whole():
-    console = Console(file=io.StringIO(), width=80, force_terminal=False)
+def screen(written: str) -> list[str]:
+    """Returns the lines that a terminal shows of what was written to it."""
+    lines, row, column = [""], 0, 0
+    for part in re.findall(r"\x1b\[[\d?;]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", written):
+        if part == "\r":
+            column = 0
+        elif part == "\n":
+            row, column = row + 1, 0
+            lines += [""] * (row + 1 - len(lines))
+        elif part == "\x1b[2K":
+            lines[row] = ""
+        elif part == "\x1b[1A":
+            row -= 1
+        elif not part.startswith("\x1b"):
+            lines[row] = lines[row][:column].ljust(column) + part + lines[row][column + len(part) :]
+            column += len(part)
+    return [line.rstrip() for line in lines]
+
+
+def test_a_warning_and_a_traceback_come_whole_above_one_bar():
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
     with TrainingBar(console) as bar:
-        for _ in range(3):
-            bar.update(VIEW, held=False)
+        bar.update(VIEW, held=False)
+        sys.stderr.write(warnings.formatwarning("slow", UserWarning, "step.py", 7, ""))
+        bar.update(VIEW, held=False)
+        try:
+            raise ValueError("the last words")
+        except ValueError:
+            traceback.print_exc()
+        bar.update(VIEW, held=True)
+    assert isinstance(console.file, io.StringIO)
+    shown = screen(console.file.getvalue())
+    assert "step.py:7: UserWarning: slow" in shown
+    assert "Traceback (most recent call last):" in shown and "ValueError: the last words" in shown
+    bars = [line for line in shown if "1.23 M of 3 M steps" in line]
+    assert len(bars) == 1 and bars[0].startswith("held ") and shown.index(bars[0]) > 4
+
+
+@pytest.mark.parametrize(
+    ("usual", "words"),
+    [(None, "for 75 s: often takes a minute or two"), (84.0, "75 s of usually 84 s here")],
+)
+def test_while_it_compiles_the_line_says_for_how_long_and_what_is_usual(usual, words):
+    view = replace(VIEW, phase="compiling", phase_seconds=75.0, num_steps=0, elapsed=0.0)
+    view = replace(view, steps_per_second=0.0, rewards=None, usual_seconds=usual)
+    assert words in drawn(view, 80)
+    assert in_words(view, 80) == f"{words} · 0 of 3 M steps"
+    assert in_words(view, 20) == words
+
+
+def test_a_log_gets_a_line_now_and_then_and_the_last_one_once_and_whole():
+    console = Console(file=io.StringIO(), width=40, force_terminal=False)
+    now = [0.0]
+    with TrainingBar(console, lambda: now[0]) as bar:
+        bar.update(replace(VIEW, phase="waiting"), held=False)
+        bar.update(replace(VIEW, phase="compiling", start_seconds=30.0), held=False)
+        for now[0] in (1.0, LOG_SECONDS - 1, LOG_SECONDS + 1, LOG_SECONDS + 2):
+            bar.update(replace(VIEW, num_steps=int(now[0])), held=False)
+        for _ in range(2):
+            bar.update(VIEW, held=True)
     console.print("next")
     assert isinstance(console.file, io.StringIO)
-    line, following = console.file.getvalue().splitlines()
-    assert "1.23 M of 3 M steps" in line and following == "next"
+    compiling, first, last, following = console.file.getvalue().splitlines()
+    assert compiling.startswith("compiling: for 1 s · 1.23 M of 3 M steps · 2:23 left")
+    assert first.startswith("training: 121 of 3 M steps")
+    assert last.startswith("held: 1.23 M of 3 M steps") and following == "next"

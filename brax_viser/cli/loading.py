@@ -4,10 +4,12 @@ import contextlib
 import importlib
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from brax_viser.cli.folding import MutedThread
 from brax_viser.cli.presets import TRAINERS, ppo_preset, trainer_settings
+from brax_viser.cli.sizes import for_a_cpu
 
 
 class Refused(Exception):
@@ -26,6 +28,18 @@ def check(trainer: str, num_timesteps: int | None) -> None:
         refuse(f"trainer={trainer!r}: must be one of {', '.join(TRAINERS)}")
 
 
+def check_shown(bare: Any, grid: Sequence[int], spacing: Sequence[float] | None = None) -> None:
+    """Refuses what cannot be drawn, before a page is announced; see `VisualizedEnv`."""
+    from brax_viser.device.adapters import adapter_for
+    from brax_viser.model.grid import grid_of
+
+    try:
+        adapter = adapter_for(bare)
+        grid_of(adapter.mj_model, adapter.init_qpos, grid, spacing)
+    except (TypeError, ValueError) as error:
+        refuse(str(error))
+
+
 def load(
     name: str,
     trainer: str,
@@ -37,6 +51,7 @@ def load(
     """Returns the environment of that name, and the trainer's settings for it."""
     with contextlib.redirect_stdout(MutedThread(sys.stdout)):  # it prints that Warp is missing
         importlib.import_module("mujoco.mjx")
+    import jax
     from brax import envs
 
     from brax_viser.cli import playground
@@ -53,6 +68,9 @@ def load(
         registered = brax_environments()
         if name in registered:
             bare = envs.get_environment(name, backend=backend or ppo_preset(name).backend)
+            ppo = ppo_preset(name).ppo
+            if jax.default_backend() == "cpu":
+                ppo = for_a_cpu(ppo)
             if randomise:
                 raise ValueError(f"{name} has no domain randomisation: only Playground's envs do")
         elif name not in known_environments():

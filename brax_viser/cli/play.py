@@ -12,7 +12,7 @@ from rich.console import Console
 from brax_viser.cli.comparing import PlayedPolicies
 from brax_viser.cli.ctrl_c import CtrlC
 from brax_viser.cli.driving import Driving
-from brax_viser.cli.loading import Refused, load
+from brax_viser.cli.loading import Refused, check_shown, load
 from brax_viser.cli.policies import (
     Given,
     Policies,
@@ -76,6 +76,7 @@ def play(
             with console.status(f"Loading {source}"):
                 bare, settings, policies = _open(source, Given("play", env, backend, trainer))
                 policies.params(policies.steps[-1])  # do they fit?
+                check_shown(bare, grid)
             viewer = page.viewer("every_step")
         except (Refused, RuntimeError, ValueError) as error:
             console.print(f"brax-viser: {error}", style="red", markup=False)

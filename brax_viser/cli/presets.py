@@ -199,7 +199,7 @@ def ppo_preset(env_name: str) -> Preset:
     that run within two. Inverted pendulums, humanoids, reacher, halfcheetah and pusher have the
     values that Brax lists as tested in its notebooks/training.ipynb; hopper, walker2d and swimmer
     those of MuJoCo Playground. Both are meant for an accelerator, which is faster with more
-    environments and larger batches.
+    environments and larger batches; see `sizes` for those on a CPU.
 
     Args:
         env_name: name registered in `brax.envs`; any other string is allowed.

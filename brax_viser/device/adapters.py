@@ -4,7 +4,7 @@ import copy
 import functools
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -17,7 +17,15 @@ from jax.core import Tracer
 from brax_viser.compat import opaque_trace_state
 from brax_viser.device.emit import Payload
 from brax_viser.device.episode import Coordinates, Motion
-from brax_viser.device.models import Path, at, misfit, mujoco_model, stepped_model
+from brax_viser.device.limits import limits_of
+from brax_viser.device.models import (
+    Path,
+    at,
+    changes_of,
+    misfit,
+    mujoco_model,
+    stepped_model,
+)
 from brax_viser.device.states import (
     batch_of,
     coordinates_of,
@@ -40,6 +48,7 @@ from brax_viser.device.wrappers import (
     is_playground,
     shadowed,
 )
+from brax_viser.records.environment import Limit
 
 log = logging.getLogger("brax_viser")
 
@@ -87,6 +96,7 @@ class Adapter:
     ctrl_fn: Callable[[jax.Array], jax.Array] | None = None  # the user's, action [A] to ctrl [nu]
     # A copy of the unchanged `base`: wrappers for domain randomisation write into `base`.
     original: Any = None
+    limits: tuple[Limit, ...] = ()  # beyond which its own rule ends episodes
     _changes: Mapping[str, np.ndarray] = field(default_factory=dict)  # see `mujoco_model`
     _leaves: dict[str, Any] = field(default_factory=dict)  # of the stepped model when this was made
     _stepped: Path = ()  # where `base` keeps the model that JAX steps; (): nowhere
@@ -315,7 +325,7 @@ def adapter_for(
     backend = _backend_of(env, base, stepped)
     if backend in _BRAXS_OWN and isinstance(stepped, System):
         _check_links(base, backend, stepped, model)
-    changes = {} if stepped is None else _changes_of(stepped, model)
+    changes = {} if stepped is None else changes_of(stepped, model)
     timestep = float(np.asarray(changes.get("opt.timestep", model.opt.timestep)))
     return (PlaygroundAdapter if playgrounds else BraxAdapter)(
         name=_playground_name(type(base)) if playgrounds else type(base).__name__,
@@ -327,6 +337,7 @@ def adapter_for(
         base=base,
         ctrl_fn=ctrl_fn,
         original=copied(base),
+        limits=limits_of(base, model),
         _changes=changes,
         _leaves=_leaves_of(stepped, model),
         _stepped=where,
@@ -398,57 +409,6 @@ def _playground_name(cls: type) -> str:
     *_, package, module = cls.__module__.split(".")
     robot = package if module.replace("_", "") == cls.__name__.lower() else module
     return f"{robot.replace('_', ' ').capitalize()} {cls.__name__}"
-
-
-_OPTIONS = (
-    "timestep",
-    "gravity",
-    "wind",
-    "density",
-    "viscosity",
-    "magnetic",
-    "impratio",
-    "integrator",
-    "cone",
-    "solver",
-    "iterations",
-    "ls_iterations",
-    "tolerance",
-    "ls_tolerance",
-    "disableflags",
-    "enableflags",
-)
-_PHYSICAL = ("qpos", "body_", "jnt_", "dof_", "geom_", "pair_", "eq_", "tendon_", "actuator_")
-"""Prefixes of the model's fields that the motion depends on."""
-
-
-def _changes_of(stepped: Any, model: mujoco.MjModel) -> dict[str, np.ndarray]:
-    """Returns the fields of a JAX model that differ from the MuJoCo model that it was made from."""
-    pairs = {f"opt.{name}": (stepped.opt, model.opt, name) for name in _OPTIONS}
-    names = [f.name for f in fields(stepped) if f.name.startswith(_PHYSICAL)]
-    pairs |= {name: (stepped, model, name) for name in names}
-    changes = {}
-    for key, (new, old, name) in pairs.items():
-        value, usual = getattr(new, name, None), getattr(old, name, None)
-        # MJX puts models on the first device, which belongs to the first process: other processes
-        # cannot read them, and need not, because the first process makes the twins.
-        if value is None or (isinstance(value, jax.Array) and not value.is_fully_addressable):
-            continue
-        # JAX stores some fields in shapes of its own.
-        if usual is None or np.shape(value) != np.shape(usual):
-            continue
-        value = np.asarray(value, np.float64)  # some are enumerations
-        # Ignore the rounding to float32.
-        if not np.allclose(value, usual, rtol=1e-5, atol=1e-7, equal_nan=True):
-            changes[key] = value
-    # Brax's own backends keep the motors' gear separately.
-    motors = getattr(stepped, "actuator", None)
-    if motors is not None and len(motors.gear) == model.nu:
-        gear = np.asarray(motors.gear)
-        if not np.allclose(gear, model.actuator_gear[:, 0]):
-            changes["actuator_gear"] = model.actuator_gear.copy()
-            changes["actuator_gear"][:, 0] = gear
-    return changes
 
 
 def _leaves_of(stepped: Any, model: mujoco.MjModel) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -149,3 +150,54 @@ def _followed(owner: Any, path: Path) -> Any:
         if owner is None:
             return None
     return owner
+
+
+_OPTIONS = (
+    "timestep",
+    "gravity",
+    "wind",
+    "density",
+    "viscosity",
+    "magnetic",
+    "impratio",
+    "integrator",
+    "cone",
+    "solver",
+    "iterations",
+    "ls_iterations",
+    "tolerance",
+    "ls_tolerance",
+    "disableflags",
+    "enableflags",
+)
+_PHYSICAL = ("qpos", "body_", "jnt_", "dof_", "geom_", "pair_", "eq_", "tendon_", "actuator_")
+"""Prefixes of the model's fields that the motion depends on."""
+
+
+def changes_of(stepped: Any, model: mujoco.MjModel) -> dict[str, np.ndarray]:
+    """Returns the fields of a JAX model that differ from the MuJoCo model that it was made from."""
+    pairs = {f"opt.{name}": (stepped.opt, model.opt, name) for name in _OPTIONS}
+    names = [f.name for f in fields(stepped) if f.name.startswith(_PHYSICAL)]
+    pairs |= {name: (stepped, model, name) for name in names}
+    changes = {}
+    for key, (new, old, name) in pairs.items():
+        value, usual = getattr(new, name, None), getattr(old, name, None)
+        # MJX puts models on the first device, which belongs to the first process: other processes
+        # cannot read them, and need not, because the first process makes the twins.
+        if value is None or (isinstance(value, jax.Array) and not value.is_fully_addressable):
+            continue
+        # JAX stores some fields in shapes of its own.
+        if usual is None or np.shape(value) != np.shape(usual):
+            continue
+        value = np.asarray(value, np.float64)  # some are enumerations
+        # Ignore the rounding to float32.
+        if not np.allclose(value, usual, rtol=1e-5, atol=1e-7, equal_nan=True):
+            changes[key] = value
+    # Brax's own backends keep the motors' gear separately.
+    motors = getattr(stepped, "actuator", None)
+    if motors is not None and len(motors.gear) == model.nu:
+        gear = np.asarray(motors.gear)
+        if not np.allclose(gear, model.actuator_gear[:, 0]):
+            changes["actuator_gear"] = model.actuator_gear.copy()
+            changes["actuator_gear"][:, 0] = gear
+    return changes

@@ -12,6 +12,9 @@ from brax_viser.records.trainer_call import TrainerCall
 QUIET_SECONDS = 1.0
 """Without a step for this long, the page says so instead of "live"."""
 
+PATIENCE_SECONDS = 120.0
+"""s of compilation from which on it takes longer than usual."""
+
 REWARDS = {
     "training": "training reward",
     "evaluation": "evaluation reward",
@@ -76,6 +79,8 @@ class Progress:
 
     metrics: Metrics = field(default_factory=Metrics)
     """What was reported, over the whole training."""
+    usual_seconds: float | None = None
+    """How long the last such start took on this machine; see `host.starts`. Set by the page."""
     begun: int = 0  # trainings that can be told from the one before
     plays_on: bool = False  # whether the steps after `ended` are of robots that the policy drives
     stepped_on: bool = False  # whether these have made a step
@@ -210,6 +215,7 @@ class Progress:
                 saved=self._saved,
                 start_seconds=self._start_seconds(),
                 plays_on=self._plays_on(phase),
+                usual_seconds=self.usual_seconds,
             )
 
     def _plays_on(self, phase: str) -> str | None:
@@ -238,6 +244,19 @@ class Progress:
         if self._traced is not None:
             return "compiling", self._traced
         return "waiting", now
+
+
+def waited(progress: ProgressView) -> str:
+    """Says how long something has been compiled, and how long that takes here before the first
+    step."""
+    seconds = f"{progress.phase_seconds:.0f} s"
+    if progress.start_seconds is not None:
+        return f"for {seconds}"
+    if progress.usual_seconds is not None:
+        return f"{seconds} of usually {progress.usual_seconds:.0f} s here"
+    busy = progress.phase_seconds > PATIENCE_SECONDS
+    usually = "a busy machine takes longer" if busy else "often takes a minute or two"
+    return f"for {seconds}: {usually}"
 
 
 def count(number: float) -> str:

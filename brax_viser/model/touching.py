@@ -26,7 +26,8 @@ def ending(model: mujoco.MjModel, data: mujoco.MjData) -> str:
     touched = touching(model, data)
     if body is None:
         return touched
-    return f"{body_name(model, body)} at {data.xpos[body, 2]:.2f} m, {touched}"
+    height = f"{body_name(model, body)} at {data.xpos[body, 2]:.2f} m"
+    return ", ".join(filter(None, (height, touched)))
 
 
 def _rising_body(model: mujoco.MjModel) -> int | None:
@@ -41,7 +42,7 @@ def _rising_body(model: mujoco.MjModel) -> int | None:
 
 
 def touching(model: mujoco.MjModel, data: mujoco.MjData) -> str:
-    """Says which bodies touch what, the deepest contact first.
+    """Says which bodies touch what, the deepest contact first; empty if none does.
 
     Args:
         model: the model.
@@ -55,8 +56,6 @@ def touching(model: mujoco.MjModel, data: mujoco.MjData) -> str:
         one, other = sorted(map(int, contact.geom), key=lambda geom: -model.geom_bodyid[geom])
         pair = f"{_name(model, one)} touches {_name(model, other)}"
         found[pair] = min(found.get(pair, 0.0), float(contact.dist))
-    if not found:
-        return "nothing is touched"
     pairs = sorted(found, key=found.__getitem__)
     left = f" and {len(pairs) - MOST} more" if len(pairs) > MOST else ""
     return ", ".join(pairs[:MOST]) + left

@@ -13,6 +13,7 @@ from brax_viser.model.robot import Model
 from brax_viser.model.variants import Variants
 from brax_viser.page.falls import Falls
 from brax_viser.page.playback import Player
+from brax_viser.page.reasons import Reasons
 from brax_viser.records.frame import Frame, joined
 from brax_viser.records.packet import Packet
 from brax_viser.records.view import View
@@ -78,6 +79,11 @@ class Channel:
     def falls(self) -> Falls:
         """The falls of its environments."""
         return Falls(self.source.adapter.dt)
+
+    @functools.cached_property
+    def reasons(self) -> Reasons:
+        """Why its environments were terminated."""
+        return Reasons(self.source.adapter.limits)
 
     @functools.cached_property
     def simulated(self) -> Simulated:

@@ -256,6 +256,7 @@ class Loop:
             as_made = self._state.twins.as_made
             channel.drift.add(view.frame, channel.source.adapter.dt, as_made=as_made)
             channel.terms.add(view.frame, channel.source.adapter.dt)
+            channel.reasons.add(view.frame)
             if block is not None:
                 views[role] = view
         elif view is None and block is not None and block.frame is self._replayed is not None:

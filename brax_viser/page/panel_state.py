@@ -78,9 +78,12 @@ class PanelState:
         at = shared.reading()
         selected = at.selected_env
         page_bytes_per_second, waits = self._lately(now)
+        frame = self._frame(channel, block)
+        progress = self._starts.told(shared.progress.view(training), _start_of(channel))
+        shared.progress.usual_seconds = progress.usual_seconds  # the terminal says it as well
         view = PanelView(
             env=f"{shown.adapter.name} · {shown.adapter.backend}" if shown else "",
-            progress=self._starts.told(shared.progress.view(training), _start_of(channel)),
+            progress=progress,
             control=at.control,
             overhead=at.cost.share(training) + (leader.share() if leader else 0.0),
             bytes_per_second=at.cost.bytes_per_second(training),
@@ -97,7 +100,8 @@ class PanelState:
             until_env=shared.hold.until_env,
             drawn=len(block.drawn_envs) if block else 0,
             capacity=shown.capacity if shown else 0,
-            frame=self._frame(channel, block),
+            frame=frame,
+            why_ended=channel.reasons.of(frame, selected) if channel else "",
             stream=self._stream(role, channel, shown, now, known=set(at.shown)),
             complaint=state.complaint,
             notice=state.notice,

@@ -6,6 +6,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from brax_viser.records.environment import Limit
 from brax_viser.records.episode import BRAXS_OWN, Episodes, RunInfo
 
 
@@ -41,6 +42,10 @@ class Recorded:
     @property
     def dt(self) -> float:
         return self.run.dt
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        return self.run.limits
 
     repeat = 1
 

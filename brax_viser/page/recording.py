@@ -122,6 +122,7 @@ class Recording:
                 trainer=call.algorithm if call is not None else None,
                 started=time.time(),
                 settings=settings,
+                limits=adapter.limits,
             )
         )
 

@@ -8,10 +8,11 @@ import viser
 
 from brax_viser.host.source import Source
 from brax_viser.host.state import SharedState
+from brax_viser.model.ending import last_pose, why_ended
 from brax_viser.model.physics import Physics
 from brax_viser.model.robot import Model
 from brax_viser.model.shapes import Parts
-from brax_viser.model.touching import ending
+from brax_viser.model.touching import ending, touching
 from brax_viser.model.variants import Variants
 from brax_viser.page.channel import Channel, ProcessPlayback
 from brax_viser.page.episode_frames import frame_at
@@ -105,18 +106,21 @@ class Robots:
         self._reader.read(Reading(what, read, use))
 
     def ending_of(self, episode: Episode) -> str:
-        """Says how an episode ended, as far as it tells: what turned NaN or Inf, or else how high
-        the robot was, and what touched what. Called on any thread."""
+        """Says how an episode ended, as far as it is known: what turned NaN or Inf, or why it was
+        terminated, or how high the robot was, and what touched what. Called on any thread."""
         if episode.summary.ended == "nonfinite":
             return nonfinite(episode)
         channel = self.first
         if channel is None:
             return ""
-        model, native = channel.source.adapter.mj_model, channel.source.adapter.native
-        physics, env = Physics(model, native=native), episode.summary.env
+        adapter, env = channel.source.adapter, episode.summary.env
+        physics = Physics(adapter.mj_model, native=adapter.native)
         frame = frame_at([episode], [episode.summary.length], 1, env)
-        placed = physics.place(frame, 0, episode.model)
-        return ending(physics.model, physics.data) if placed else ""
+        why = why_ended(adapter.limits, last_pose(frame, 0))
+        if not physics.place(frame, 0, episode.model):
+            return why
+        how = touching if why else ending  # the height says no more than the reason
+        return "; ".join(filter(None, (why, how(physics.model, physics.data))))
 
     def arrange(self) -> None:
         """Lays out the robots of the rollouts that are shown, and that of the sandbox."""

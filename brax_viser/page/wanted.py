@@ -35,7 +35,7 @@ def read(episodes: Episodes, keys: tuple[str, ...], ending: "Ending") -> Read:
 
 
 Ending = Callable[[Episode], str]
-"""Says how an episode ended, such as what touched what; empty if that is not known."""
+"""Says how an episode ended, such as why and what touched what; empty if it is not known."""
 
 NOTHING = Read((), (), None, {})
 

@@ -6,11 +6,18 @@ import numpy as np
 from brax_viser.panel.view import PanelView
 from brax_viser.records.frame import Frame
 
-JUST_ENDED = "Its episode has ended in a termination with this step."
+JUST_ENDED = "Its episode has ended in a termination with this step"
 
 
-def last_end(frame: Frame, env: int) -> str:
-    """Says how an environment's last episode ended, where the frame tells; else empty."""
+def last_end(frame: Frame, env: int, why: str = "") -> str:
+    """Says how an environment's last episode ended, where the frame tells; else empty.
+
+    Args:
+        frame: on screen.
+        env: the environment.
+        why: its last termination's reason, as of `model.ending.why_ended`; empty: not known.
+    """
+    why = f": {why}" if why else ""
     rows = np.flatnonzero(frame.env_index == env)
     if not len(rows) or frame.finished_length is None or frame.fell is not None:
         return ""
@@ -18,11 +25,11 @@ def last_end(frame: Frame, env: int) -> str:
     length, since = int(frame.episode_length[row]), int(frame.since_termination[row])
     steps = int(frame.finished_length[row])
     if since == 0:
-        return JUST_ENDED
+        return f"{JUST_ENDED}{why}."
     if steps == 0 or length < 1 or since == length + 1:  # not known, or not for certain
         return ""
     if since == length:
-        return f"Its last episode ended in a termination, after {steps:,} steps."
+        return f"Its last episode ended in a termination, after {steps:,} steps{why}."
     return f"Its last episode ended without a termination, as at a limit, after {steps:,} steps."
 
 
@@ -31,7 +38,7 @@ def where_held(view: PanelView) -> str:
     robot's episode has ended with the step that it is held at, as after Next fall."""
     frame, env = view.frame, view.selected_env
     if frame is not None and env is not None and not view.replay.active:
-        if last_end(frame, env) == JUST_ENDED:
+        if last_end(frame, env).startswith(JUST_ENDED):
             return f"env {env}'s episode has ended: see Robot"
     return "the training waits for you"
 

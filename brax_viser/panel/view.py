@@ -98,6 +98,7 @@ class PanelView:
     complaint: str | None  # why the typed indices were refused
     notice: str | None  # an event to tell the person about
     fault: str | None  # the error that switched the streaming off, if there was one
+    why_ended: str = ""  # the selected robot's last episode, if it is known
     waits: float = 0.0  # share of the last second that the training has waited for the viewer
     model: mujoco.MjModel | None = None  # of the robots
     unavailable: Mapping[str, str] = field(default_factory=dict)  # overlay -> why there is none

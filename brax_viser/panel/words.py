@@ -5,7 +5,7 @@ from html import escape
 
 from brax_viser.host.control import Control
 from brax_viser.host.findings import Finding
-from brax_viser.host.progress import ProgressView, count
+from brax_viser.host.progress import ProgressView, count, waited
 from brax_viser.host.selection import RANKED
 from brax_viser.panel import details
 from brax_viser.panel.endings import after_the_end, finished, last_end, where_held
@@ -40,10 +40,6 @@ WAITS_MOSTLY = 0.5
 
 FAST_ENOUGH = 0.8
 """Share of its messages that a page takes, below which it is called slow."""
-
-
-PATIENCE_SECONDS = 120.0
-"""s of compilation from which on it takes longer than usual."""
 
 
 def status(view: PanelView) -> str:
@@ -138,15 +134,7 @@ def on_screen(view: PanelView) -> str:
 
 def compiling(progress: ProgressView) -> tuple[str, str]:
     """Says what is waited for before a step, and how long that takes here."""
-    word, seconds = "Compiling the training step", f"{progress.phase_seconds:.0f} s"
-    if progress.start_seconds is not None:
-        return word, f"for {seconds}"
-    if progress.usual_seconds is not None:
-        return word, f"{seconds} of usually {progress.usual_seconds:.0f} s here"
-    usually = "often takes a minute or two"
-    if progress.phase_seconds > PATIENCE_SECONDS:
-        usually = "a busy machine takes longer"
-    return word, f"for {seconds}: {usually}"
+    return "Compiling the training step", waited(progress)
 
 
 def head(view: PanelView) -> str:
@@ -283,7 +271,7 @@ def selected(view: PanelView) -> str:
     return (
         '<div style="margin:0 0.75em 0.4em 0.75em;font-size:0.9em">'
         f"<b>{escape(name[:1].upper() + name[1:])}</b>{escape(facts)}</div>"
-        + (note(last_end(view.frame, view.selected_env)) if view.frame is not None else "")
+        + note(last_end(view.frame, view.selected_env, view.why_ended) if view.frame else "")
     )
 
 

@@ -1,9 +1,37 @@
 """Describes a wrapped environment to the host: the part of `device.adapters.Adapter` that needs no
 JAX."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A range of which the environment's own rule ends an episode that leaves it."""
+
+    what: str  # is measured: "torso height"
+    # "height": of a point of a link. "tilt": of a link's axis from the vertical. "qpos": one
+    # coordinate. "state": all coordinates from one on, and all velocities.
+    of: str
+    index: int  # of the link, or the coordinate
+    low: float | None  # None: there is no limit
+    high: float | None
+    unit: str = ""  # "m", "rad", "°"
+    # In the link's frame: the point whose height is meant, or the axis that should be upright.
+    point: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> "Limit":
+        """Returns a limit from what JSON kept of it; of newer releases' fields, those known here.
+
+        Raises:
+            TypeError: one is missing.
+        """
+        known = {f.name: record[f.name] for f in fields(cls) if f.name in record}
+        return cls(**{**known, "point": tuple(known.get("point", cls.point))})
 
 
 class Environment(Protocol):
@@ -47,6 +75,11 @@ class Environment(Protocol):
     @property
     def substeps(self) -> int:
         """Steps of the physics in one step of the wrapped environment."""
+        ...
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """The ranges by which its own rule ends episodes, as far as they are known."""
         ...
 
     def mujoco_model(self) -> Any:

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from brax_viser.records.environment import Limit
+
 ENDED = ("terminated", "truncated", "nonfinite")
 """How an episode can have ended: by the environment's own rule, at a time limit, or with a NaN or
 Inf in its state."""
@@ -84,6 +86,7 @@ class RunInfo:
     trainer: str | None  # "PPO"; None if it is not known
     started: float  # s since 1970
     settings: Mapping[str, Any] = field(default_factory=dict)  # of the trainer, as far as known
+    limits: tuple[Limit, ...] = ()  # beyond which the environment ends episodes, as far as known
 
 
 class Episodes(Protocol):

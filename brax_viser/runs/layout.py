@@ -5,13 +5,14 @@ import sys
 import uuid
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import mujoco
 import numpy as np
 from etils import epath
 
+from brax_viser.records.environment import Limit
 from brax_viser.records.episode import Episode, RunInfo, Summary
 from brax_viser.runs import files
 from brax_viser.runs.files import Damaged
@@ -50,6 +51,7 @@ def run_record(info: RunInfo, model: bytes) -> dict[str, Any]:
         "id": uuid.uuid4().hex,
         **{name: plain(getattr(info, name)) for name in _COMMON},
         "settings": plain(info.settings),
+        "limits": [asdict(limit) for limit in info.limits],
         "versions": {"brax_viser": _own_version(), "mujoco": mujoco.__version__},
         "model": {"bytes": len(model), "crc32": zlib.crc32(model)},
     }
@@ -79,9 +81,17 @@ def parse_run(data: bytes) -> dict[str, Any]:
 
 
 def run_info(record: Mapping[str, Any], model: mujoco.MjModel) -> RunInfo:
-    """Returns the description of a training, from what its run.json says."""
+    """Returns the description of a training, from what its run.json says.
+
+    Raises:
+        ValueError: that is damaged.
+    """
     common = {name: record[name] for name in _COMMON}
-    return RunInfo(**common, mj_model=model, settings=record.get("settings", {}))
+    try:
+        limits = tuple(map(Limit.of_record, record.get("limits", ())))  # older runs have none
+    except TypeError as error:
+        raise ValueError(f"{RUN} is damaged: {error}") from error
+    return RunInfo(**common, mj_model=model, settings=record.get("settings", {}), limits=limits)
 
 
 def model_bytes(model: mujoco.MjModel) -> bytes:
