@@ -192,7 +192,7 @@ def _opener(parts: SplitResult) -> urllib.request.OpenerDirector:
     if note is not None and note.certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False  # which need not be what this machine is called here
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # whoever has issued it
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # its authority need not be known
         context.load_verify_locations(cadata=note.certificate)
         handlers.append(urllib.request.HTTPSHandler(context=context))
     return urllib.request.build_opener(*handlers)

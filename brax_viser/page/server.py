@@ -213,7 +213,7 @@ class PageServer:
 
 
 def _check_open(host: str, access: Access) -> None:
-    """Checks that the page may be open to whoever reaches its port, as an untested viser has it.
+    """Checks that the page may be open to all who reach its port, as an untested viser has it.
 
     Raises:
         RuntimeError: the user has not said that no token is needed, or has asked for encryption, or
