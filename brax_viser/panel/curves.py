@@ -166,7 +166,7 @@ class CurvesControls(Widgets):
         return moved or (self._updates - 1) % EACH == 0
 
     def _has_moved(self, view: PanelView) -> bool:
-        """Whether another moment of a recorded episode is to be marked."""
+        """Whether the mark is late: a recorded episode has gone on."""
         waited = time.monotonic() - self._marked
         return view.replayed not in (None, self._sent) and waited >= MARK_SECONDS
 
