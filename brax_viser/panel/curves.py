@@ -225,7 +225,7 @@ def number(value: float) -> str:
     """Formats a value with three to four digits: 0.0123, 12.3, 1,234, 1.23 M."""
     if abs(value) >= 1e5:
         return count(value)
-    return f"{value:,.0f}" if abs(value) >= 1e3 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1e3 else f"{value + 0.0:.3g}"  # 0, not -0
 
 
 def _unit(most: float, *, by_time: bool) -> tuple[float, str]:
