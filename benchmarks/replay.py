@@ -63,7 +63,7 @@ def take(settings: Settings, page: Page, address: str) -> None:
     _go(page, "line", settings.fall)
     page.mouse.move(5, 5)
     time.sleep(3.0)
-    last = page.locator(".uplot-container:visible")
+    last = page.get_by_text("Axes", exact=True)
     _save(settings, page, page.screenshot(), "Curves", last, "steps")
 
 

@@ -166,7 +166,7 @@ class CurvesControls(Widgets):
         return moved or (self._updates - 1) % EACH == 0
 
     def _has_moved(self, view: PanelView) -> bool:
-        """Whether another moment of a recorded episode is to be marked."""
+        """Whether the mark is late: a recorded episode has gone on."""
         waited = time.monotonic() - self._marked
         return view.replayed not in (None, self._sent) and waited >= MARK_SECONDS
 
@@ -225,7 +225,7 @@ def number(value: float) -> str:
     """Formats a value with three to four digits: 0.0123, 12.3, 1,234, 1.23 M."""
     if abs(value) >= 1e5:
         return count(value)
-    return f"{value:,.0f}" if abs(value) >= 1e3 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1e3 else f"{value + 0.0:.3g}"  # 0, not -0
 
 
 def _unit(most: float, *, by_time: bool) -> tuple[float, str]:
