@@ -176,7 +176,8 @@ def _factory(trainer: str, recorded: Mapping[str, Any] | str) -> Callable[..., A
     try:
         if isinstance(recorded, str):
             raise KeyError(recorded)
-        given = {name: tuple(x) if isinstance(x, list) else x for name, x in recorded.items()}
+        given: dict[str, Any] = dict(recorded)
+        given = {name: tuple(x) if isinstance(x, list) else x for name, x in given.items()}
         if "activation" in given:
             given["activation"] = ACTIVATION[given["activation"]]
     except KeyError as error:

@@ -113,7 +113,9 @@ def _settings(frame: FrameType) -> dict[str, Any]:
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     found = {name: variables[name] for name in names if name in variables}
     found = {name: x.item() if isinstance(x, np.generic) else x for name, x in found.items()}
-    plain = {name: x for name, x in found.items() if isinstance(x, bool | int | float | str)}
+    plain: dict[str, Any] = {
+        name: x for name, x in found.items() if isinstance(x, bool | int | float | str)
+    }
     if NETWORKS in found:
         plain[NETWORKS] = _networks(found[NETWORKS])
     return plain
