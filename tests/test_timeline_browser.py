@@ -245,7 +245,7 @@ def test_any_curve_can_be_drawn_and_a_click_on_it_takes_the_scene_there_too(bar,
     try:
         eventually(lambda: line() != reward, "it is drawn")
         assert probe.state.curve == "loss", "in the tab as well"
-        first, last = np.float64(re.findall(r"[ML][\d.]+ ([\d.]+)", line()))[[0, -1]]
+        first, *_, last = map(float, re.findall(r"[ML][\d.]+ ([\d.]+)", line()))
         assert first < last, "it goes down"
         page.mouse.move(*bar.place(0.3))
         eventually(lambda: re.search(r"loss:\s*5\d", bar.tip), "its value is told")
