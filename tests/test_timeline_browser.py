@@ -27,7 +27,7 @@ ARROW = 20  # px that a browser's own arrow takes beside the text of a list
 MODEL = Toy().model
 MOMENTS = """async () => {
   const found = [], line = document.querySelector("#brax-viser-bar .line");
-  for (let i = 0; i < 30; i++) {
+  for (let i = 0; i < 8; i++) {
     await new Promise(requestAnimationFrame);
     found.push(Number(line.getAttribute("aria-valuenow")));
   }
@@ -245,7 +245,7 @@ def test_any_curve_can_be_drawn_and_a_click_on_it_takes_the_scene_there_too(bar,
     try:
         eventually(lambda: line() != reward, "it is drawn")
         assert probe.state.curve == "loss", "in the tab as well"
-        first, last = np.float64(re.findall(r"[ML][\d.]+ ([\d.]+)", line()))[[0, -1]]
+        first, *_, last = map(float, re.findall(r"[ML][\d.]+ ([\d.]+)", line()))
         assert first < last, "it goes down"
         page.mouse.move(*bar.place(0.3))
         eventually(lambda: re.search(r"loss:\s*5\d", bar.tip), "its value is told")
@@ -288,12 +288,15 @@ def test_the_moment_is_dragged_stepped_looped_and_played_at_any_speed(bar, page,
     assert not told().playing
     eventually(lambda: re.search(r"· 6\.\d / 10\.0 s", bar.text), "the bar says where")
     page.get_by_role("button", name="Play", exact=True).wait_for()
+    bar.part("speed").select_option("0.1")
     for button in (lambda: page.keyboard.press("Shift+J"), bar.part("reverse").click):
         button()
         eventually(lambda: told().playing and told().backwards, "it plays backwards")
         eventually(lambda: bar.part("reverse").get_attribute("aria-pressed") == "true", "and so on")
+        page.route("**/api/timeline*", lambda route: route.abort())
         moved = np.diff(page.evaluate(MOMENTS))
-        assert (moved < 0).sum() > (moved > 0).sum(), "the bar goes back between two answers"
+        page.unroute("**/api/timeline*")
+        assert (moved < 0).sum() > (moved > 0).sum(), "the bar goes back without any answer"
         page.keyboard.press("k")
         eventually(lambda: not told().playing, "it pauses")
     told_at = lambda: told().position == pytest.approx(6.0, abs=0.1)  # noqa: E731

@@ -115,10 +115,9 @@ class Panel:
             ("Next page of environments", "pagedown", _by_any(on)),
         )
         for label, key, action in (*(live if is_live else recorded), *both):
-            *modifier, hotkey = key.split("+")
-            command = self._server.gui.add_command(
-                label, hotkey=hotkey, modifier=modifier[0] if modifier else None
-            )
+            parts: list[Any] = key.split("+")  # a modifier, if there is one, and the key
+            modifier = parts[0] if len(parts) > 1 else None
+            command = self._server.gui.add_command(label, hotkey=parts[-1], modifier=modifier)
 
             async def trigger(event: Any, action: Callable[[int], object] = action) -> None:
                 tools.enqueue(functools.partial(action, event.client_id))
