@@ -99,7 +99,7 @@ class TrainingControls(Widgets):
 
     def _show_hold(self, view: PanelView) -> None:
         over = view.progress.over and not view.paused
-        self._set(self._step, disabled=over)
+        self._set(self._step, visible=not over)
         self._set(
             self._hold,
             disabled=over,

@@ -29,6 +29,9 @@ LINE = 1.45
 ONE_LINE = "white-space:nowrap;overflow:hidden;text-overflow:ellipsis"
 """CSS of a line that is cut off at the panel's edge."""
 
+BUTTONS = "27px"
+"""Height of the buttons for steps, which are gone once the training is over: no tab moves."""
+
 WHOLE = f"min-height:{LINE}em;overflow-wrap:anywhere;user-select:text"
 """CSS of a text that is broken at the panel's edge, and can be copied."""
 
@@ -357,10 +360,11 @@ def hold_note(view: PanelView) -> str:
     counted = f"One step of all {num_envs:,} envs counts {num_envs:,} steps." if several else ""
     fall = "T: click on a robot first" if env is None else f"T (next fall of env {env})"
     lines = (counted, f"Keys: space, N, M, {fall}")
+    room = ""
     if view.progress.over and not view.paused:
-        lines = after_the_end(view)
+        lines, room = after_the_end(view), f'<div style="height:{BUTTONS}"></div>'
     return (
-        f'<div style="margin:-0.3em 0.75em 0.5em 0.75em;font-size:0.8em;color:{GREY}">'
+        f'<div style="margin:-0.3em 0.75em 0.5em 0.75em;font-size:0.8em;color:{GREY}">{room}'
         + "".join(f'<div style="height:{LINE}em;{ONE_LINE}">{line}</div>' for line in lines)
         + "</div>"
     )
