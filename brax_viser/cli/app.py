@@ -96,11 +96,7 @@ def train(
             viewer = run.viewer = page.viewer(mode, made)
         except (RuntimeError, ValueError) as error:
             refuse(str(error))
-        try:
-            Arguments(env, backend, trainer).write(where)
-        except OSError as error:  # such as a full disk: the training matters more
-            words = f"{where} cannot be written, so it can't be played later: {error}"
-            console.print(words, style="red", markup=False)
+        _note(Arguments(env, backend, trainer), where)
         settings |= {"seed": seed} if seed is not None else {}
         viewer._shared.progress.plays_on = keep_open
         return _train(run, viewer, bare, trainer, settings, grid, spacing)
@@ -130,6 +126,14 @@ def list_environments(word: Annotated[str, tyro.conf.Positional] = "") -> int:
         names = [name for name in found if found[name] == where]
         console.print(Padding(Columns(names, equal=True, padding=(0, 2)), (0, 2)), highlight=False)
     return 0
+
+
+def _note(arguments: Arguments, where: str) -> None:
+    try:
+        arguments.write(where)
+    except OSError as error:  # such as a full disk: the training matters more
+        words = f"{where} cannot be written, so it can't be played later: {error}"
+        console.print(words, style="red", markup=False)
 
 
 class _Run:

@@ -66,7 +66,8 @@ class Exporting:
             raise ValueError("Play a recording first: what is on screen is written")
         name = f"{_plain(info.env)}-step-{episodes[0].summary.recording}{KINDS[kind]}"
         self._state.exporting = f"Writing {name}. The training goes on."
-        moment = f"{self._replay.moment():.4f}"
+        first = self._replay.focus(None)
+        moment = f"{first[1] * first[0].dt if first is not None else 0:.4f}"
         options = ("--seconds", moment, moment) if kind == "PNG" else ()
         work = info, episodes, name, options, client_id
         self._thread = threading.Thread(target=self._write, args=work, daemon=True)

@@ -72,9 +72,8 @@ class Replay:
             found.setdefault(summary.recording, []).append(summary)
         self._recordings = {step: tuple(sorted(found[step], key=_rank)) for step in sorted(found)}
         self.endings.update([s for many in self._recordings.values() for s in many])
-        if self.active:
-            self._want()
-        elif self._begins and self._recordings:
+        self._want()
+        if not self.active and self._begins and self._recordings:
             self._begins = False
             self.toggle()
 
@@ -88,8 +87,7 @@ class Replay:
         """Goes to a recording, given its place among all, from 0."""
         self._step, self._only, self._trial = self._step_of(index), None, None
         self._head.begin()
-        if self.active:
-            self._want()
+        self._want()
 
     def turn(self, by: int) -> None:
         """Goes on by so many recordings, at most to the last one; below 0: back. If live robots are
@@ -103,8 +101,7 @@ class Replay:
         """Draws the episodes of another recording as ghosts over those that are shown, given its
         place among all, from 0; None: none."""
         self._compared = None if index is None else self._step_of(index)
-        if self.active:
-            self._want()
+        self._want()
 
     def _step_of(self, index: int) -> int:
         """Returns the step of a recording, given its place among all."""
@@ -117,8 +114,7 @@ class Replay:
         """Shows one episode of the recording; None: all."""
         self._only = key
         self._head.begin()
-        if self.active:
-            self._want()
+        self._want()
 
     def present(self, trial: Trial) -> None:
         """Plays what two policies did from the same start, the second one as a ghost over the
@@ -221,10 +217,6 @@ class Replay:
             return self._trial.episodes
         return self._robots.read.episodes if self.active else ()
 
-    def moment(self) -> float:
-        """Returns how much of the first episode on screen is over, s."""
-        return next((self._place(one) * one.dt for one in self.shown()), 0.0)
-
     def focus(self, selected: int | None) -> tuple[Episode, float] | None:
         """Returns the episode on screen of an environment, or else the first one, and how many of
         its steps are over; None if none is on screen."""
@@ -315,7 +307,7 @@ class Replay:
 
     def _want(self) -> None:
         """Has the episodes read that will be shown, unless they are there."""
-        if self._trial is not None:
+        if self._trial is not None or not self.active:
             return
         # A recording may be thinned out while it is watched: it stays until another is chosen.
         kept = self._recordings.get(-1 if self._step is None else self._step, ())
