@@ -122,7 +122,7 @@ def test_all_robots_go_on_bit_by_bit_as_the_policy_drives_the_environment(ended)
 
 def test_what_goes_on_is_told_apart_from_the_training(ended):
     viewer, shared = ended.viewer, ended.viewer._shared
-    assert "Finished, the policy plays on in a moment" in ended.head
+    assert "the trained policy plays on in a moment" in ended.head
     eventually(lambda: len(ended.on.steps) > 10, "they go on", timeout=600)
     eventually(lambda: viewer.selected_env is None, "one that is gone is not selected")
     view = Probe(viewer).panel_view(shared.wall_clock())
