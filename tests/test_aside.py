@@ -466,7 +466,7 @@ def test_after_the_training_its_policy_plays_on_until_another_training_begins(vi
     viewer.policy_saved("runs/pendulum/policy")
     said = words.head(probe.panel_view())
     assert (
-        "Finished, the policy plays on in MuJoCo" in said
+        "Finished, the policy plays on" in said
         and "runs/pendulum/policy" in said
         and "Live" not in said
     )

@@ -276,7 +276,7 @@ def test_the_end_of_a_training_is_said_and_holds_are_gone(page, training):
     training.viewer.policy_saved("runs/toy/policy")
     page.get_by_text("Finished").wait_for()
     page.get_by_role("button", name="The end", exact=True).wait_for()  # in the time bar
-    page.get_by_text("policy saved to runs/toy/policy").wait_for()
+    page.get_by_text("Policy saved to runs/toy/policy", exact=True).wait_for()
     assert page.get_by_role("button", name="Hold training").is_disabled()
     page.get_by_role("button", name="1 step", exact=True).wait_for(state="hidden")
     moved = page.get_by_role("tab", name="Watch").bounding_box()["y"] - tabs["y"]

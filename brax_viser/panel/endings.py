@@ -50,13 +50,11 @@ def plays_on(view: PanelView) -> bool:
 
 def finished(view: PanelView) -> tuple[str, str]:
     """Returns the state after the training, and where the policy was saved."""
-    word, saved = "Finished", view.progress.saved
+    saved = view.progress.saved
     if view.progress.plays_on == "soon":
-        word = "Finished, the policy plays on in a moment"
-    elif view.progress.plays_on == "now":
-        word = "Finished, the policy plays on"
-    elif plays_on(view):
-        word = "Finished, the policy plays on in MuJoCo"
+        return "Finished", "the trained policy plays on in a moment"
+    goes_on = view.progress.plays_on == "now" or plays_on(view)
+    word = "Finished, the policy plays on" if goes_on else "Finished"
     return word, f"policy saved to {saved}" if saved else "the training is over"
 
 

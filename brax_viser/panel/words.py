@@ -29,11 +29,9 @@ LINE = 1.45
 ONE_LINE = "white-space:nowrap;overflow:hidden;text-overflow:ellipsis"
 """CSS of a line that is cut off at the panel's edge."""
 
-BUTTONS = "27px"
-"""Height of the buttons for steps, which are gone once the training is over: no tab moves."""
-
-WHOLE = f"min-height:{LINE}em;overflow-wrap:anywhere;user-select:text"
-"""CSS of a text that is broken at the panel's edge, and can be copied."""
+WHOLE = "min-height:27px;line-height:13px;overflow-wrap:anywhere;user-select:text"
+"""CSS of a text that is broken at the panel's edge, and can be copied. It is as high as the buttons
+for steps, in whose place it is, so that no tab moves."""
 
 WAITS = 0.01
 """Share of the time that the training waits for the viewer, from which on the cost mentions it."""
@@ -153,15 +151,13 @@ def head(view: PanelView) -> str:
         name = "Replay of " + ", ".join(filter(None, (run.env, run.trainer, run.backend)))
     word, detail = map(escape, state(view))
     line = f"height:{LINE}em;{ONE_LINE}"
-    # Where the policy is saved must be readable in whole, where there is no tooltip too.
-    below = WHOLE if view.progress.phase == "done" else line
     return (
         f'<div style="padding:0.5em 0.75em 0.4em 0.75em;line-height:{LINE}">'
         f'<div style="font-size:1.15em;font-weight:600;{line}" title="{escape(name)}">'
         f"{escape(name)}</div>"
         f'<div class="brax-viser-state" style="{line}"><span><span style="color:{dot}">&#9679;'
         f"</span> {word}</span></div>"
-        f'<div style="font-size:0.85em;color:{GREY};{below}" title="{detail}">{detail}</div></div>'
+        f'<div style="font-size:0.85em;color:{GREY};{line}" title="{detail}">{detail}</div></div>'
     )
 
 
@@ -362,7 +358,10 @@ def hold_note(view: PanelView) -> str:
     lines = (counted, f"Keys: space, N, M, {fall}")
     room = ""
     if view.progress.over and not view.paused:
-        lines, room = after_the_end(view), f'<div style="height:{BUTTONS}"></div>'
+        lines, saved = after_the_end(view), view.progress.saved
+        # In whole, also where there is no tooltip.
+        text = f"Policy saved to {escape(saved)}" if saved else ""
+        room = f'<div style="{WHOLE}">{text}</div>'
     return (
         f'<div style="margin:-0.3em 0.75em 0.5em 0.75em;font-size:0.8em;color:{GREY}">{room}'
         + "".join(f'<div style="height:{LINE}em;{ONE_LINE}">{line}</div>' for line in lines)
