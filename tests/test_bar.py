@@ -121,6 +121,7 @@ def test_a_log_gets_a_line_now_and_then_and_the_last_one_once_and_whole():
         bar.update(replace(VIEW, phase="compiling", start_seconds=30.0), held=False)
         for now[0] in (1.0, LOG_SECONDS - 1, LOG_SECONDS + 1, LOG_SECONDS + 2):
             bar.update(replace(VIEW, num_steps=int(now[0])), held=False)
+        now[0] += LOG_SECONDS
         for _ in range(2):
             bar.update(VIEW, held=True)
     console.print("next")
