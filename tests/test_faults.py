@@ -378,7 +378,10 @@ def vanished():
 
 faults = [(full, "No space left"), (read_only, "Read-only"), (vanished, ""), (lambda: None, "")]
 
-def hand_out(num_steps, make_policy, params):  # between two parts of the training
+def hand_out(num_steps, make_policy, params):
+    if num_steps == 0:  # of the untrained policy; the others are between parts of the training
+        return viewer.policy_params_fn(num_steps, make_policy, params)
+    eventually(lambda: Probe(viewer).page.recording._keeper.path, "the directory is in use")
     fault, why = faults.pop(0)
     fault()
     viewer.policy_params_fn(num_steps, make_policy, params)
