@@ -14,9 +14,18 @@ import threading
 import time
 from collections.abc import Callable
 
+BY_THEMSELVES = {
+    number
+    for name in ("SIGCHLD", "SIGWINCH", "SIGPROF", "SIGVTALRM")
+    if (number := getattr(signal, name, None)) is not None
+}
+"""Signals that come without anybody's doing, some of them many times a second: when a child process
+ends, a terminal changes its size, or a profiler looks. They are not passed on."""
 
-class InterruptWatch:
-    """Calls back on SIGINT, on a thread of its own; Python's own handling is not affected.
+
+class SignalWatch:
+    """Calls back on signals that have a handler in Python, on a thread of its own; Python's own
+    handling is not affected.
 
     Python runs signal handlers only on the main thread, between bytecodes, and a held training
     keeps that thread within a compiled program. But Python's C handler writes a byte to the wakeup
@@ -27,15 +36,23 @@ class InterruptWatch:
     thread receives nothing until a watch is started on the main thread.
     """
 
-    def __init__(self, heard: Callable[[], object]):
-        self._heard = heard
+    def __init__(self, heard: Callable[[int], object]):
+        """Hears nothing yet.
+
+        Args:
+            heard: called with the number of each signal, but for those in `BY_THEMSELVES`.
+        """
+        self._heard, self._closed = heard, False
 
     def start(self) -> None:
-        """Starts listening."""
-        _wakeups.add(self, self._heard)
+        """Starts listening. To be called again where others, such as an event loop of asyncio, may
+        have set the descriptor since: they are passed on what comes. Does nothing once closed."""
+        if not self._closed:
+            _wakeups.add(self, self._heard)
 
     def close(self) -> None:
         """Stops listening. Idempotent."""
+        self._closed = True
         _wakeups.remove(self)
 
 
@@ -65,11 +82,11 @@ class _Wakeups:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._listeners: dict[object, Callable[[], object]] = {}
+        self._listeners: dict[object, Callable[[int], object]] = {}
         self._signals: socket.socket | None = None  # the end that Python writes signal numbers to
         self._before: _Descriptor | None = None  # the one before ours, e.g. an event loop's
 
-    def add(self, key: object, heard: Callable[[], object]) -> None:
+    def add(self, key: object, heard: Callable[[int], object]) -> None:
         with self._lock:
             self._listeners[key] = heard
             if threading.current_thread() is threading.main_thread():
@@ -116,9 +133,10 @@ class _Wakeups:
                 if before is not None and before.is_still_there:
                     with contextlib.suppress(OSError):
                         os.write(before.number, numbers)
-                if signal.SIGINT in numbers:
+                # Only signals with a handler in Python come here. Others may write anything.
+                for number in (set(numbers) & signal.valid_signals()) - BY_THEMSELVES:
                     for heard in listeners:
-                        heard()
+                        heard(number)
 
     def forget(self) -> None:
         """Leaves the descriptor to the process that this one was forked from: a signal of this one

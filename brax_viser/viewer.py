@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import importlib.util
 import os
 import uuid
 import weakref
@@ -26,7 +25,7 @@ from brax_viser.page.page import Page
 from brax_viser.page.server import PageServer
 from brax_viser.page.stats import Stats, StreamStats, stats_of
 from brax_viser.panel.limits import check_choice, check_fps, check_share
-from brax_viser.process import InterruptWatch, interpreter
+from brax_viser.process import SignalWatch, interpreter
 from brax_viser.processes import rendezvous
 from brax_viser.records.grid import Grid
 from brax_viser.records.trainer_call import TrainerCall
@@ -131,7 +130,7 @@ class Viewer(Controls):
         """
         _check(mode, fps, max_overhead, port)
         self._key, self._process = key_of(name, port), os.getpid()
-        self._place = _place()
+        self._place = rendezvous.checked_place()
         self._host, self._access, self._asked_port = "", Access(), port
         if self._place.process == 0:
             self._host = address.listening_address(host)
@@ -140,7 +139,8 @@ class Viewer(Controls):
         self._shared = SharedState(
             Control(streaming=streaming, mode=mode, fps=fps, max_overhead=max_overhead)
         )
-        self._sources, self._undo = Sources(), contextlib.ExitStack()  # the latter is for `close`
+        self._sources, self._signals = Sources(), SignalWatch(self._shared.signalled)
+        self._undo = contextlib.ExitStack()  # what `close` does, in reverse
         self._start()
 
     def _start(self) -> None:
@@ -179,9 +179,8 @@ class Viewer(Controls):
             self._end = self._page = self._serve(number, port)
         interpreter.shorten()
         undo.callback(interpreter.restore)
-        interrupts = InterruptWatch(self._shared.hold.interrupt)
-        undo.callback(interrupts.close)
-        interrupts.start()
+        undo.callback(self._signals.close)
+        self._signals.start()
         self._end.start()
         if self._place.process > 0:
             undo.callback(self._end.join, timeout=5.0)
@@ -339,6 +338,7 @@ class Viewer(Controls):
 
     def attach(self, adapter: "Adapter", grid: Grid, role: str | None) -> Callbacks:
         """Called by `VisualizedEnv`: shows the model at once. Returns the host's callbacks."""
+        self._signals.start()  # an event loop may have taken the signals since
         source = Callbacks(self._shared, adapter, grid, role, self._new_training)
         self._sources.add(source)
         with self._shared.lock:
@@ -358,6 +358,7 @@ class Viewer(Controls):
 
     def _new_training(self, source: Source, call: TrainerCall) -> None:
         """Called on the trainer's thread when it begins to trace `source`'s environment."""
+        self._signals.start()
         if source.role != "eval":
             self._end.show_model(source, "train", call.num_envs)
 
@@ -379,17 +380,3 @@ _viewers: "weakref.WeakValueDictionary[str, Viewer]" = weakref.WeakValueDictiona
 def _viewer_here(process: int, name: str) -> Viewer | None:
     """Returns the viewer that was pickled; None in any other process, a fork included."""
     return _viewers.get(name) if process == os.getpid() else None
-
-
-def _place() -> rendezvous.ProcessInfo:
-    """Returns this process's place. If there are others, raises ImportError without ZeroMQ, and
-    ValueError if the secret that is given is too short."""
-    place = rendezvous.place()
-    if place.num_processes > 1 and importlib.util.find_spec("zmq") is None:
-        raise ImportError(
-            "a training of several processes needs ZeroMQ to show all of them in one page: "
-            "pip install 'brax-viser[hosts]' in each"
-        )
-    if place.num_processes > 1:
-        rendezvous.check_secret()
-    return place

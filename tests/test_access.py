@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import IPython.display
 import pytest
 import websockets
 import websockets.sync.client
@@ -23,7 +24,7 @@ from websockets.typing import Origin
 
 from benchmarks.client import SUBPROTOCOL, hello, websocket_of
 from brax_viser import Viewer
-from brax_viser.page import access, address
+from brax_viser.page import access, address, notebook
 from brax_viser.page.access import Tokens
 from brax_viser.page.greeting import tunnel
 from tests.conftest import Page, eventually, lacking
@@ -412,3 +413,31 @@ def test_in_colab_its_proxy_shows_the_page_whose_address_is_then_taken(monkeypat
         connection.request("GET", f"/{token}/", headers=host)
         assert connection.getresponse().status == 200
         connection.close()
+
+
+@pytest.mark.parametrize("hub", ["https://hub.example.org/user/me/", ""])
+def test_on_a_jupyterhub_its_proxy_shows_the_page(monkeypatch, capsys, hub):
+    shown: list[Any] = []
+    monkeypatch.setattr(IPython.display, "display", shown.append)
+    monkeypatch.setenv(notebook.PREFIX, "/user/me/")
+    monkeypatch.setenv(notebook.ADDRESSES[0], hub)
+    with Viewer(port=0, token="secret-of-a-test") as viewer:
+        port = port_of(viewer)
+        viewer.show_in_notebook(height=500)
+        assert shown[0].src == f"/user/me/proxy/{port}/secret-of-a-test/"
+        assert opens(viewer.url, origin="https://hub.example.org") == bool(hub)
+        said = capsys.readouterr().out
+        assert (notebook.NO_ORIGIN in said) == (not hub)
+        viewer.show_in_notebook(url="https://elsewhere.example.org/")
+        assert shown[1].src == "https://elsewhere.example.org/", "what the user says counts"
+
+
+def test_on_a_jupyterhub_without_a_proxy_it_says_what_is_missing(monkeypatch, capsys):
+    shown: list[Any] = []
+    monkeypatch.setattr(IPython.display, "display", shown.append)
+    monkeypatch.setenv(notebook.PREFIX, "/user/me/")
+    with Viewer(port=0) as viewer:
+        monkeypatch.setattr(notebook.importlib.util, "find_spec", lambda name: None)
+        viewer.show_in_notebook()
+        assert shown[0].src.startswith(f"http://127.0.0.1:{port_of(viewer)}/")
+        assert notebook.NO_PROXY in capsys.readouterr().out

@@ -356,6 +356,7 @@ def test_of_many_forks_only_the_newest_is_made_while_another_is(rollout, viewer,
         for number in range(20):
             forks.fork(rollout.env._adapter, [frame.detail], {}, number)
         eventually(lambda: made, "the first is being made")
+        assert [thread.name for thread in threading.enumerate()].count("brax_viser fork") == 1
         open_.set()
         eventually(lambda: forks.panel().drivers, "the last one runs")
         assert len(made) <= 2 and forks.panel().num_steps == 19

@@ -352,7 +352,7 @@ def test_closing_the_last_page_resumes_a_held_training_and_says_so(training, mon
     with caplog.at_level(logging.WARNING, "brax_viser"):
         reloaded.close()
         eventually(lambda: viewer.stats().env_steps > at + 10, "it goes on", timeout=60)
-        eventually(lambda: "the last page was closed" in caplog.text, "it says so")
+        eventually(lambda: "The last page was closed" in caplog.text, "it says so")
     assert not viewer.stats().held
     training.page = Page(viewer)
     assert "The last page was closed while" in notices(Probe(viewer).panel_view(0.0))
@@ -664,6 +664,63 @@ def test_ctrl_c_ends_a_training_that_is_held():
         process.kill()
     assert process.returncode not in (0, None), errors
     assert "KeyboardInterrupt" in errors
+
+
+SIGNALLED = """
+    import asyncio, signal, threading
+    import jax, numpy as np
+    from brax.training.agents.ppo import train as ppo
+    from brax_viser import Viewer, VisualizedEnv
+    from tests.conftest import eventually
+    from tests.support import Probe
+    from tests.toy import BraxToy
+
+    def trained(env):
+        _, params, _ = ppo.train(
+            environment=env, num_timesteps=4000, num_envs=8, episode_length=100, unroll_length=5,
+            batch_size=8, num_minibatches=2, run_evals=False,
+        )
+        return jax.tree.leaves(params)
+
+    def tell():
+        eventually(lambda: viewer.stats().held, "it is held", timeout=600)
+        print("held", flush=True)
+
+    async def main():  # the event loop takes the wakeup descriptor from the viewer
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: None)
+        return trained(env)
+
+    viewer, handled = Viewer(port=0), []
+    signal.signal(signal.SIGUSR1, lambda *_: handled.append(True))
+    alone = trained(BraxToy())
+    env = VisualizedEnv(BraxToy(), grid=(2, 2), viewer=viewer)
+    viewer.pause()
+    threading.Thread(target=tell, daemon=True).start()
+    watched = asyncio.run(main())
+    assert handled and all(map(np.array_equal, watched, alone))
+    print(Probe(viewer).state.notice)
+    viewer.close()
+"""
+
+
+def test_another_signal_lets_a_held_training_go_on_and_its_handler_runs():
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SIGNALLED)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line == "held\n":
+                break
+        process.send_signal(signal.SIGUSR1)
+        words, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    assert "The training goes on: SIGUSR1 has come" in words
 
 
 class CountingLock:

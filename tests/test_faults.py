@@ -7,6 +7,7 @@ import contextlib
 import io
 import logging
 import multiprocessing
+import shutil
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from websockets.uri import parse_uri
 from benchmarks.client import SUBPROTOCOL, hello, websocket_of
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.compat import viser_gate
+from brax_viser.page import address
 from tests.conftest import Page, eventually
 from tests.support import Probe, port_of
 from tests.toy import Toy
@@ -61,6 +63,22 @@ def ends_the_pages_loop(viewer: Viewer) -> None:
 
 def ends_the_server(viewer: Viewer) -> None:
     Probe(viewer).server.stop()
+
+
+def loses_the_port_to_another_program(viewer: Viewer) -> None:
+    port = port_of(viewer)
+    ends_the_server(viewer)
+    assert address.wait_until_free("127.0.0.1", port)
+    _left_open.append(thief_of(port))
+
+
+def thief_of(port: int) -> socket.socket:
+    """Listens on a port that a viewer has had."""
+    thief = socket.socket()
+    thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    thief.bind(("127.0.0.1", port))
+    thief.listen()
+    return thief
 
 
 def makes_the_clock_jump(viewer: Viewer) -> None:
@@ -109,7 +127,7 @@ def has_a_client_vanish(viewer: Viewer) -> None:
 
 
 def has_a_client_stall(viewer: Viewer) -> None:
-    _left_open.append(connected(viewer))  # until the viewer is closed
+    _left_open.append(connected(viewer).socket)  # until the viewer is closed
 
 
 def has_a_client_send_garbage(viewer: Viewer) -> None:
@@ -131,10 +149,11 @@ def starts_data_loaders(viewer: Viewer) -> None:
         assert pool.map(abs, [1, -2, 3]) == [1, 2, 3]
 
 
-_left_open: list[websockets.sync.client.ClientConnection] = []
+_left_open: list[socket.socket] = []
 
 FAULTS = [
     *(ends_the_pages_loop, ends_the_server, makes_the_clock_jump),
+    loses_the_port_to_another_program,
     *(has_a_client_vanish, has_a_client_stall, has_a_client_send_garbage),
     *(has_two_hundred_clients_come_and_go, starts_data_loaders),
 ]
@@ -162,7 +181,7 @@ def test_a_training_goes_on_to_the_same_states_although_a_fault(fault, mode, unw
     viewer.close()
     page.close()
     while _left_open:
-        _left_open.pop().socket.close()
+        _left_open.pop().close()
 
 
 def test_a_training_goes_on_although_nothing_can_be_printed_or_logged_any_more(
@@ -291,25 +310,101 @@ def test_of_two_viewers_that_watch_one_after_the_other_either_may_be_closed_firs
         assert not (tmp_path / file.name).stat().st_size, "written to by a viewer"
 
 
-def test_a_port_that_is_stolen_while_a_viewer_gives_way_is_left_to_the_thief(monkeypatch):
-    from brax_viser.page import address
-
-    first = Viewer(port=address.free_port("127.0.0.1", 8750))
-    port = port_of(first)
-    thief = socket.socket()
-    thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    wait = address.wait_until_free
+def test_a_port_that_is_stolen_while_a_viewer_gives_way_is_left_to_the_thief(
+    monkeypatch, unwatched
+):
+    """Amid a training that the first of both shows."""
+    first = Viewer(port=address.free_port("127.0.0.1", 8750), mode="every_step")
+    page, port, wait = Page(first), port_of(first), address.wait_until_free
+    env = VisualizedEnv(Toy(), grid=(2, 2), viewer=first)
+    thieves: list[socket.socket] = []
+    second: list[Viewer] = []
 
     def stolen(host: str, port: int) -> bool:
         free = wait(host, port)
-        thief.bind((host, port))
-        thief.listen()
+        thieves.append(thief_of(port))
         return free
 
+    def between(n: int) -> None:
+        if n == 20:
+            second.append(Viewer(port=port))
+
     monkeypatch.setattr("brax_viser.viewer.address.wait_until_free", stolen)
-    with thief, Viewer(port=port) as second:
-        assert port_of(second) > port
-        Page(second).close()
+    assert all(map(np.array_equal, trained(env, between), unwatched))
+    with thieves[0], second[0]:
+        assert port_of(second[0]) > port
+        Page(second[0]).close()
+    page.close()
+
+
+DISK = """
+set -e
+mount -t tmpfs -o size=3m none "$1"
+exec "$2" -c "$3" "$1"
+"""
+
+KEPT = """
+import contextlib, os, shutil, sys
+from pathlib import Path
+from brax_viser import Viewer, VisualizedEnv
+from brax_viser.runs import folder
+from brax_viser.runs.reader import open_run
+from tests.conftest import eventually
+from tests.support import Probe
+from tests.test_training import SMALL, assert_identical, train
+from tests.toy import Toy
+
+folder.RETRY_SECONDS, disk = 0.05, Path(sys.argv[1])
+run, other = disk / "run", disk / "other"
+settings = dict(SMALL, num_evals=5, num_eval_envs=4)
+viewer, told = Viewer(port=0, run_dir=run), []
+
+def problem():
+    return Probe(viewer).page.recording._keeper.problem or ""
+
+def full():
+    with contextlib.suppress(OSError), open(other, "wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+
+def read_only():
+    os.remove(other)
+    assert os.system(f"mount -o remount,ro {disk}") == 0
+
+def vanished():
+    assert os.system(f"mount -o remount,rw {disk}") == 0
+    eventually(lambda: not problem(), "what waited is written")
+    shutil.rmtree(run)
+
+faults = [(full, "No space left"), (read_only, "Read-only"), (vanished, ""), (lambda: None, "")]
+
+def hand_out(num_steps, make_policy, params):
+    if num_steps == 0:  # of the untrained policy; the others are between parts of the training
+        return viewer.policy_params_fn(num_steps, make_policy, params)
+    eventually(lambda: Probe(viewer).page.recording._keeper.path, "the directory is in use")
+    fault, why = faults.pop(0)
+    fault()
+    viewer.policy_params_fn(num_steps, make_policy, params)
+    eventually(lambda: why in problem() and bool(why) == bool(problem()), f"it says {why!r}")
+    told.append(num_steps)
+
+with viewer:
+    env = VisualizedEnv(Toy(), grid=(2, 2), viewer=viewer)
+    watched = train(env, settings, progress_fn=viewer.progress_fn, policy_params_fn=hand_out)
+assert not faults and set(told[2:]) <= set(open_run(run).policies()), "it is written again"
+assert_identical(watched, train(Toy(), settings))
+"""
+
+
+@pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run(["unshare", "-m", "true"]).returncode != 0,
+    reason="mounting a small disk is not allowed",
+)
+def test_a_training_ends_with_the_same_parameters_although_its_disk_fails(tmp_path):
+    """The disk is full, then read-only, and then the run directory vanishes."""
+    command = ["unshare", "-m", "sh", "-c", DISK, "sh", str(tmp_path), sys.executable, KEPT]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stderr
 
 
 EXIT = textwrap.dedent(

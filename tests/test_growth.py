@@ -76,8 +76,10 @@ def test_of_30_environments_of_one_viewer_only_the_last_has_twins_and_is_kept(
         shown(viewer, adapter)
         eventually(lambda: len(twin_worker._twins) == 1, "the twins of the one before have ended")
         if few is None:
-            few = native_threads()
-    assert few is not None and native_threads() <= few + 3, "each has left threads of its own"
+            few = native_threads(), open_files()
+    assert few is not None
+    assert native_threads() <= few[0] + 3, "each has left threads of its own"
+    assert open_files() <= few[1] + 3, "each has left files or connections open"
     gc.collect()
     # The first, which the test keeps, the last, which is shown, and those in use by the loop.
     assert len(list(Probe(viewer).sources)) <= 4
@@ -85,6 +87,11 @@ def test_of_30_environments_of_one_viewer_only_the_last_has_twins_and_is_kept(
     assert first in list(Probe(viewer).sources) and first.number == 0
     viewer.twins = 0
     eventually(lambda: not twin_worker._twins, "the twins have ended")
+
+
+def open_files() -> int:
+    """Counts this process's descriptors; 0 if the system does not say."""
+    return len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
 
 
 def native_threads() -> int:

@@ -473,6 +473,26 @@ def paired(monkeypatch, first: list[str], second: list[str]) -> Iterator[tuple[H
         worker.join(5)
 
 
+def test_a_signal_that_another_process_hears_lets_all_of_them_go_on(monkeypatch):
+    with paired(monkeypatch, ["ant"], ["ant"]) as (one, two, leader):
+        said: list[str] = []
+
+        def let_go(why: str) -> None:
+            said.append(why)
+            one.shared.hold.resume()
+
+        one.shared.let_go = let_go
+        one.step(0, fresh=True)
+        two.step(0, fresh=True)
+        eventually(leader.living, "the leader hears the worker")
+        one.shared.hold.pause()
+        eventually(lambda: two.shared.hold.paused, "both are held")
+        two.shared.signalled(signal.SIGTERM)
+        assert two.shared.hold.paused, "the hold is the leader's"
+        eventually(lambda: not two.shared.hold.paused, "both go on")
+        assert len(said) == 1 and "SIGTERM has come" in said[0] and "(process 1)" in said[0]
+
+
 def came_from_the_second(one: Host) -> list[Any]:
     return [p for p in one.shared.mailbox.take() if getattr(p, "process", 0) == 1]
 
@@ -606,6 +626,6 @@ def test_the_error_for_a_missing_zeromq_names_the_extra(monkeypatch):
     from brax_viser.processes import rendezvous
 
     monkeypatch.setattr(rendezvous, "place", lambda: rendezvous.ProcessInfo(1, 2))
-    monkeypatch.setattr(viewer.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(rendezvous.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"brax-viser\[hosts\]"):
         viewer.Viewer(port=0)

@@ -1,5 +1,6 @@
 """The process's wakeup descriptor: all viewers share it and give it back to its owner."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -8,16 +9,20 @@ from collections.abc import Iterator
 
 import pytest
 
-from brax_viser.process import InterruptWatch
+from brax_viser.process import BY_THEMSELVES, SignalWatch
 from tests.conftest import eventually
 
 
 class Heard:
     def __init__(self) -> None:
-        self.times = 0
+        self.numbers: list[int] = []
 
-    def __call__(self) -> None:
-        self.times += 1
+    @property
+    def times(self) -> int:
+        return len(self.numbers)
+
+    def __call__(self, number: int) -> None:
+        self.numbers.append(number)
 
 
 def wakeup_fd() -> int:
@@ -39,7 +44,7 @@ def no_handler() -> Iterator[None]:
 def test_watches_may_be_closed_in_any_order_and_write_to_no_other_files(tmp_path, first_closed):
     before = wakeup_fd()
     heard = Heard(), Heard()
-    watches = [InterruptWatch(one) for one in heard]
+    watches = [SignalWatch(one) for one in heard]
     for watch in watches:
         watch.start()
     watches[first_closed].close()
@@ -61,7 +66,7 @@ def test_an_earlier_owner_is_still_woken_and_gets_the_descriptor_back():
     theirs.setblocking(False)
     before = signal.set_wakeup_fd(theirs.fileno())
     heard = Heard()
-    watches = [InterruptWatch(heard), InterruptWatch(heard)]
+    watches = [SignalWatch(heard), SignalWatch(heard)]
     for watch in watches:
         watch.start()
     signal.raise_signal(signal.SIGINT)
@@ -80,7 +85,7 @@ def test_a_descriptor_closed_by_its_owner_is_neither_written_to_nor_given_back(t
     theirs.setblocking(False)
     number, before = theirs.fileno(), signal.set_wakeup_fd(theirs.fileno())
     heard = Heard()
-    watch = InterruptWatch(heard)
+    watch = SignalWatch(heard)
     watch.start()
     file = os.open(tmp_path / "checkpoint", os.O_CREAT | os.O_RDWR)
     theirs.close()
@@ -97,14 +102,54 @@ def test_a_descriptor_closed_by_its_owner_is_neither_written_to_nor_given_back(t
 
 def test_a_watch_closed_on_another_thread_is_not_called_again():
     heard, other = Heard(), Heard()
-    watch = InterruptWatch(heard)
+    watch = SignalWatch(heard)
     watch.start()
     closing = threading.Thread(target=watch.close)
     closing.start()
     closing.join()
-    beside = InterruptWatch(other)
+    beside = SignalWatch(other)
     beside.start()
     signal.raise_signal(signal.SIGINT)
     eventually(lambda: other.times == 1, "the one that is left hears of it")
     assert heard.times == 0
     beside.close()
+
+
+def test_all_signals_are_heard_but_those_that_come_by_themselves():
+    heard = Heard()
+    watch = SignalWatch(heard)
+    before = {number: signal.getsignal(number) for number in (*BY_THEMSELVES, signal.SIGUSR1)}
+    for number in before:
+        signal.signal(number, lambda *_: None)
+    watch.start()
+    try:
+        os.write(wakeup_fd(), b"\0\xff")  # as an event loop may, to wake itself: no signals
+        for number in before:
+            signal.raise_signal(number)
+        eventually(lambda: heard.times, "the last one is heard")
+        assert heard.numbers == [signal.SIGUSR1]
+    finally:
+        watch.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_signals_are_heard_again_where_asyncio_has_taken_them_and_both_hear():
+    heard, handled = Heard(), []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, lambda: handled.append(1))
+        watch.start()  # as before a training
+        signal.raise_signal(signal.SIGUSR1)
+        while not (handled and heard.numbers):
+            await asyncio.sleep(0.01)
+
+    watch, before = SignalWatch(heard), signal.getsignal(signal.SIGUSR1)
+    watch.start()
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert heard.numbers == [signal.SIGUSR1]
+    watch.close()
+    watch.start()
+    assert wakeup_fd() == -1, "one that is closed stays so"
+    signal.signal(signal.SIGUSR1, before)

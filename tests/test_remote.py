@@ -296,6 +296,12 @@ def test_the_command_answers_programs_in_json_and_people_in_words(viewer, tmp_pa
     told = json.loads(done.stdout) | {"env": "Ant", "num_timesteps": 3_000_000, "reward": 12.0}
     words = remote.in_words(told | {"num_steps": 1_500_000, "elapsed_seconds": 75.0, "held": True})
     assert words.startswith("Ant: held · 1.5 M of 3 M steps · for 1:15 · reward 12.0\nhttp://")
+    limited = told | {"hold_seconds": 90.0}
+    assert "steps · for 0:00 · a hold may last 1:30 ·" in remote.in_words(
+        limited | {"elapsed_seconds": 0.0}
+    )
+    held = remote.in_words(limited | {"held": True, "hold_seconds_left": 30.0})
+    assert held.startswith("Ant: held, goes on by itself in 0:30 ·")
     viewer.close()
     assert remote.status() == 2
     assert remote.status(f"http://127.0.0.1:{9}") == 2

@@ -1,7 +1,9 @@
 """Two policies are run from the same start in MuJoCo, and are compared in the page."""
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -15,9 +17,13 @@ from brax_viser import Viewer
 from brax_viser.cli.comparing import RunPolicies
 from brax_viser.cli.policies import Arguments, Given
 from brax_viser.device.adapters import adapter_for
+from brax_viser.host.control import Control
 from brax_viser.host.metrics import EVALUATION, STEPS_PER_SECOND, Metrics
-from brax_viser.page.trials import AGO, BEST, FIRST, NEWEST, choices_of
-from brax_viser.panel import words
+from brax_viser.host.state import SharedState
+from brax_viser.page.inbox import Inbox
+from brax_viser.page.state import PageState
+from brax_viser.page.trials import AGO, BEST, FIRST, NEWEST, Trials, choices_of
+from brax_viser.panel import trial_words, words
 from brax_viser.panel.trial_words import RUN
 from brax_viser.records.episode import Episode
 from brax_viser.replay import ReplayViewer
@@ -97,6 +103,46 @@ def test_their_distance_is_the_mean_over_all_links_until_the_first_of_them_ends(
     short, long = episode_of(model, length=3), episode_of(model, length=5)
     moved = replace(long, link_pos=long.link_pos + np.array([[[3, 4, 0], [0, 0, 0]]], np.float32))
     np.testing.assert_allclose(Trial(("a", "b"), (short, moved)).distance(), np.full(4, 2.5))
+
+
+def test_of_many_trials_only_the_newest_runs_while_another_does():
+    open_, seeds, inbox = threading.Event(), [], Inbox(PageState(), lambda: None)
+    adapter = SimpleNamespace(name="Nothing")
+
+    def try_out(policies: Any, start: Start, seed: int, given_up: Any) -> list[Episode]:
+        seeds.append(seed)
+        assert open_.wait(60)
+        return []
+
+    source, variants = SimpleNamespace(adapter=adapter), SimpleNamespace(of_env={})
+    robots: Any = SimpleNamespace(
+        first=SimpleNamespace(source=source, variants=variants),
+        roles=("train",),
+        block_of=lambda role: None,
+    )
+    store: Any = SimpleNamespace(
+        steps=lambda: (0, 500), get=lambda step: of_push(step, 0.0), environment=lambda: None
+    )
+    replay: Any = None  # nothing is played
+    trials = Trials(SharedState(Control()), robots, replay, inbox, store)
+    stage: Any = SimpleNamespace(environment=adapter, try_out=try_out)
+    trials._stage = stage
+    at_work = lambda: [t.name for t in threading.enumerate()].count("brax_viser trial")  # noqa: E731
+    trials.begin(NEWEST, FIRST, False)
+    eventually(lambda: seeds, "the first one runs")
+    for _ in range(50):
+        trials.begin(NEWEST, FIRST, False)
+    assert at_work() == 1 and "they take their place" in trial_words.told(view_of(trials))
+    open_.set()
+    eventually(lambda: not at_work(), "all are done")
+    assert seeds == [1, 51]
+    inbox.carry_out()
+    assert not trials.told().running
+
+
+def view_of(trials: Trials) -> Any:
+    """Returns as much of the panel's view as the words about the trials read."""
+    return SimpleNamespace(trials=trials.told())
 
 
 def test_policies_are_named_by_moments_of_the_training():

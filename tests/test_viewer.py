@@ -111,7 +111,7 @@ def test_two_viewers_live_side_by_side():
         "PageServer.serve",
         "Page",
         "Page.start",
-        "InterruptWatch.start",
+        "SignalWatch.start",
         "_named.add",
         "PageServer.greet",
     ],

@@ -224,6 +224,10 @@ def in_words(told: dict[str, Any]) -> str:
         f"{count(told['num_steps'])}{goal} steps",
         f"for {duration(told['elapsed_seconds'])}",
     ]
+    if told["hold_seconds_left"] is not None:
+        parts[0] += f", goes on by itself in {duration(told['hold_seconds_left'])}"
+    elif told["hold_seconds"] is not None:
+        parts.append(f"a hold may last {duration(told['hold_seconds'])}")
     if told["reward"] is not None:
         parts.append(f"reward {told['reward']:,.1f}")
     watching = f"watching costs {100 * told['cost']:.1f} %" if told["streaming"] else "switched off"

@@ -1,11 +1,13 @@
 """Holds the state that the device's calls, the page's loop and the user share."""
 
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from brax_viser.host import watchdog
 from brax_viser.host.budget import RECORDING_SHARE, Cost, CostMeter
 from brax_viser.host.control import Control
 from brax_viser.host.findings import Finding, Findings
@@ -15,6 +17,7 @@ from brax_viser.host.progress import Progress
 from brax_viser.host.rollout import Rollout
 from brax_viser.host.selection import NOTHING_SECONDS, Choice, Ranking, Selection
 from brax_viser.host.source import Source
+from brax_viser.host.watchdog import HoldLimit
 
 log = logging.getLogger("brax_viser")
 
@@ -71,10 +74,25 @@ class SharedState:
     new_choice: Callable[[], Choice] = Choice
     # Given a role and its rollout: number of its shards in processes that no longer report.
     absent: Callable[[str, Rollout], int] = lambda role, rollout: 0
+    # Given why, lets a held training go on: the page says why, and a worker asks the leader.
+    let_go: Callable[[str], None] = lambda why: None
 
     def __post_init__(self) -> None:
         self._pacing: tuple[tuple[object, ...], Control] = ((), self.control)
         self.hold.clock = self.mailbox.clock = self.wall_clock
+        self.hold_limit = HoldLimit(self.hold, watchdog.usual())
+
+    def signalled(self, number: int) -> None:
+        """Ends a held training at Ctrl-C. Lets it go on at any other signal, whose handler Python
+        runs once the main thread is back from XLA. Called on a thread of its own."""
+        if number == signal.SIGINT:
+            self.hold.interrupt()
+        elif self.hold.paused:
+            name = next((s.name for s in signal.Signals if s == number), f"signal {number}")
+            self.let_go(
+                f"The training goes on: {name} has come, and the script's handler of that signal "
+                "could not run during the hold"
+            )
 
     def clock(self) -> float:
         """Returns s; the clock stands still while the training is held, so no pause is counted."""

@@ -3,8 +3,9 @@
 import math
 import os
 import re
+import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from brax_viser.host.hold import Hold
@@ -20,6 +21,9 @@ a program: it waits within a step. Without the flags XLA waits for ever."""
 
 SHARE = 0.5
 """Share of that time that a hold may take, as the program's own work counts too."""
+
+LOOK_SECONDS = 0.25
+"""s between two looks at whether a hold must end."""
 
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|us|ns|m|s)?")
@@ -60,38 +64,78 @@ def usual() -> Watchdog | None:
     return watchdog_of(os.environ.get("XLA_FLAGS", ""))
 
 
-@dataclass
 class HoldLimit:
-    """Ends holds that last too long. Steps in between do not prolong one: the program goes on."""
+    """Ends holds that last too long. Steps in between do not prolong one: the program goes on.
 
-    hold: Hold
-    watchdog: Watchdog | None
-    tell: Callable[[str], object]
-    """Called when a hold is ended, with the reason."""
-    _since: float | None = None
+    Has a thread of its own, if there is a limit: whatever the page's loop does, or waits for, the
+    process must not be ended.
+    """
 
-    def update(self, now: float) -> str | None:
-        """Ends the hold if it must; to be called about every second, or more often.
+    def __init__(self, hold: Hold, watchdog: Watchdog | None):
+        """Ends nothing until `start`.
 
         Args:
-            now: s, a clock that does not stand still while the training is held.
-
-        Returns:
-            How long the hold may last, in words; None if there is no hold, or no limit.
+            hold: the training's.
+            watchdog: the strictest one; None: a hold may last for ever.
         """
-        if self.watchdog is None or not self.hold.paused:
-            self._since = None
-            return None
-        if self._since is None:
-            self._since = now
-        flag, seconds = self.watchdog
-        left = self._since + SHARE * seconds - now
-        if left > 0:
-            return f"The training goes on by itself in {left:.0f} s: XLA_FLAGS has {flag}"
-        self.hold.resume()
-        self._since = None
-        self.tell(
+        self._hold, self._watchdog = hold, watchdog
+        self._ends: float | None = None  # s, when the hold must end; None: there is none
+        self._closed = threading.Event()
+        self._tell: Callable[[str], object] = lambda why: None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long a hold may last, s; None: for ever."""
+        return None if self._watchdog is None else SHARE * self._watchdog.seconds
+
+    @property
+    def left(self) -> float | None:
+        """How long this hold may still last, s; None if there is no hold, or no limit."""
+        ends = self._ends
+        return None if ends is None else max(ends - time.monotonic(), 0.0)
+
+    def start(self, tell: Callable[[str], object]) -> None:
+        """Begins to watch; `tell` is called with the reason when a hold is ended."""
+        self._tell = tell
+        if self._watchdog is not None:
+            threading.Thread(target=self._watch, name="brax_viser hold limit", daemon=True).start()
+
+    def close(self) -> None:
+        """Ends the thread. Idempotent."""
+        self._closed.set()
+        self._tell = lambda why: None  # compiled programs keep this object, not so the page
+
+    def _watch(self) -> None:
+        assert self._watchdog is not None
+        while not self._closed.wait(min(LOOK_SECONDS, SHARE * self._watchdog.seconds / 10)):
+            self.update(time.monotonic())
+
+    def update(self, now: float) -> None:
+        """Ends the hold if it must.
+
+        Args:
+            now: s, of `time.monotonic`: it does not stand still while the training is held.
+        """
+        if self._watchdog is None or not self._hold.paused:
+            self._ends = None
+            return
+        flag, seconds = self._watchdog
+        if self._ends is None:
+            self._ends = now + SHARE * seconds
+        if now < self._ends:
+            return
+        self._hold.resume()
+        self._ends = None
+        self._tell(
             f"The training goes on after {SHARE * seconds:.0f} s: by {flag} in XLA_FLAGS, "
             f"XLA ends a process whose program runs for {seconds:g} s"
         )
-        return None
+
+    def words(self) -> str | None:
+        """Says how long the hold may still last; None if there is no hold, or no limit."""
+        left = self.left
+        if left is None or self._watchdog is None:
+            return None
+        return (
+            f"The training goes on by itself in {left:.0f} s: XLA_FLAGS has {self._watchdog.flag}"
+        )

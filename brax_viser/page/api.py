@@ -121,6 +121,8 @@ class Api:
             "trainer": told.algorithm,
             "phase": told.phase,
             "held": shared.hold.held,
+            "hold_seconds": shared.hold_limit.seconds,
+            "hold_seconds_left": shared.hold_limit.left,
             "num_steps": told.num_steps,
             "num_timesteps": told.num_timesteps,
             "steps_per_second": round(told.steps_per_second, 1),

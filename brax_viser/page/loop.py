@@ -3,15 +3,12 @@
 import asyncio
 import concurrent.futures
 import contextlib
-import logging
 
 import viser
 
-from brax_viser.host import watchdog
 from brax_viser.host.progress import count as in_words
 from brax_viser.host.rollout import Rollout
 from brax_viser.host.state import SharedState
-from brax_viser.host.watchdog import HoldLimit
 from brax_viser.page.channel import Channel
 from brax_viser.page.channels import Channels
 from brax_viser.page.event_loop import EventLoop
@@ -30,8 +27,6 @@ from brax_viser.process import lower_priority
 from brax_viser.records.frame import Frame
 from brax_viser.records.view import ASIDE, View
 from brax_viser.scene.look import Look
-
-log = logging.getLogger("brax_viser")
 
 PANEL_SECONDS = 0.25
 IDLE_SECONDS = 1.0
@@ -90,7 +85,6 @@ class Loop:
         self._scene, self._sandbox = robots.scene, robots.sandbox
         self._replayed: Frame | None = None  # the last one of a recorded episode
         self._sampler = Sampler(shared.progress.metrics)
-        self._limit = HoldLimit(shared.hold, watchdog.usual(), self._let_go)
         self._rung = asyncio.Event()
         self._task: concurrent.futures.Future[None] | None = None
         shared.mailbox.ring = self._ring
@@ -297,16 +291,11 @@ class Loop:
             self._replay.endings.look_into()
         self._timeline.update()
         self._recording.keep_holds(self._timeline.holds)
-        self._state.hold_limit = self._limit.update(now)
         view, channel = self._panel_state.view(now), self._robots.channels.get("train")
         frame = channel.view.frame if channel is not None and channel.view is not None else None
         frame = None if self._replay.active else frame
         self._sampler.sample(view.progress, frame, view.selection.rule, self._shared.clock())
         self._panel.show(view)
-
-    def _let_go(self, why: str) -> None:
-        self._state.notice = why
-        log.warning(why)
 
     def _title_of(self, role: str) -> str:
         if role == ASIDE:

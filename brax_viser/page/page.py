@@ -70,7 +70,7 @@ class Page:
             recorded: that training, if nothing but its episodes is shown; None: it is live.
             relayed: whether the page is one person's own, for which nothing is written or compiled.
         """
-        self.server, self._keeper = server, keeper
+        self.server, self._keeper, self._shared = server, keeper, shared
         self.state = state = PageState()
         self.events = events = EventLoop(server, shared)
         self.inbox = Inbox(state, shared.mailbox.wake)
@@ -115,6 +115,8 @@ class Page:
         )
 
     def start(self) -> None:
+        self._shared.let_go = self._let_go
+        self._shared.hold_limit.start(self._let_go)
         self.twin_worker.start()
         self.robots.start()
         self.loop.start()
@@ -122,6 +124,8 @@ class Page:
     def join(self, timeout: float) -> None:
         """Ends the page's threads, once the shared state is closed; `timeout` is s for the loop and
         for the sandbox."""
+        self._shared.hold_limit.close()
+        self._shared.let_go = lambda why: None  # compiled programs keep the state, not so the page
         sandbox = self.robots.sandbox.session.thread
         self.loop.join(timeout)
         self.twin_worker.close()
@@ -138,6 +142,11 @@ class Page:
         """Sends what is reported to a tracker from now on; see `Viewer.track`."""
         tracking = Tracking(self._keeper, tracker_of(target), self._complain, clips=clips)
         self.trackings = (*self.trackings, tracking)
+
+    def _let_go(self, why: str) -> None:
+        """Lets a held training go on although no page has asked for it, and says why there."""
+        self.steering.resume()
+        self._complain(why)
 
     def _complain(self, why: str) -> None:
         log.warning(why)

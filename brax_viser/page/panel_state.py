@@ -105,7 +105,7 @@ class PanelState:
             stream=self._stream(role, channel, shown, now, known=set(at.shown)),
             complaint=state.complaint,
             notice=state.notice,
-            hold_limit=state.hold_limit,
+            hold_limit=shared.hold_limit.words(),
             unkept=state.unkept,
             exporting=state.exporting,
             fault=at.fault,

@@ -145,6 +145,11 @@ class PageServer:
         self._gate.allow(origin)
 
     @property
+    def has_origins(self) -> bool:
+        """Whether further addresses of the page were given when it was made."""
+        return bool(self._access.origins)
+
+    @property
     def _has_onlookers(self) -> bool:
         return self._tokens is not None and self._guard is not None
 
@@ -345,8 +350,4 @@ class Visitors:
     def _let_go(self) -> None:
         """Resumes a held training if no page has been opened again."""
         if self._shared.hold.paused and not self._is_steered():
-            self._page.steering.resume()
-            self._page.state.notice = (
-                "The last page was closed while the training was held: it went on"
-            )
-            log.warning("the last page was closed: the training that it held goes on")
+            self._shared.let_go("The last page was closed while the training was held: it went on")

@@ -19,7 +19,6 @@ class PageState:
     notice: str | None = None  # an event to show in the panel
     exporting: str | None = None  # what is being written for a page, or was written last
     unkept: str | None = None  # why something that was recorded could not be kept
-    hold_limit: str | None = None  # how long the hold may last, if that is limited
     complaint: str | None = None  # why the typed indices were refused
 
 

@@ -1,7 +1,6 @@
 """Has two policies run from the same start when a person asks for it, and shows what they did."""
 
 import functools
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from brax_viser.records.environment import Environment
 from brax_viser.records.frame import Detail
 from brax_viser.runs.keeper import Keeper
 from brax_viser.runs.thinning import acting_at
+from brax_viser.sandbox.newest import Newest
 from brax_viser.sandbox.session import SandboxSession
 from brax_viser.sandbox.trained import Trained, filled
 from brax_viser.sandbox.trial import PolicyStore, Stage, Start, Trial
@@ -120,8 +120,8 @@ class Trials:
         self._request: _Request | None = None  # that has not been answered
         self._fault: str | None = None
         self._seed = 0  # of the next one: each begins with another reset
-        self._at_work = threading.Lock()  # held by the thread that runs a trial
-        self._stage: Stage | None = None  # of that thread
+        self._requests = Newest(self._work, "brax_viser trial")
+        self._stage: Stage | None = None  # of the thread that runs trials
 
     def choices(self) -> dict[str, int]:
         """Returns the steps of the policies that can be compared, by name."""
@@ -166,10 +166,7 @@ class Trials:
             Start(env, channel.variants.of_env.get(env, {}), detail),
             self._seed,
         )
-        # It inherits the low priority of the loop's thread.
-        threading.Thread(
-            target=self._work, args=(request,), name="brax_viser trial", daemon=True
-        ).start()
+        self._requests.wish(request)  # its thread inherits the low priority of the loop's
 
     def close(self) -> None:
         """Gives up the trial that runs. Called on any thread."""
@@ -191,14 +188,13 @@ class Trials:
 
     def _work(self, request: _Request) -> None:
         """Runs on the thread."""
-        with self._at_work:
-            trial, fault = None, None
-            try:
-                trial = self._run(request)
-            # Whatever goes wrong in the environment's code, the page shows it and goes on.
-            except Exception as error:
-                known = isinstance(error, ValueError)
-                fault = str(error) if known else f"{type(error).__name__}: {error}"
+        trial, fault = None, None
+        try:
+            trial = self._run(request)
+        # Whatever goes wrong in the environment's code, the page shows it and goes on.
+        except Exception as error:
+            known = isinstance(error, ValueError)
+            fault = str(error) if known else f"{type(error).__name__}: {error}"
         self._inbox.enqueue(functools.partial(self._ran, request, trial, fault))
 
     def _run(self, request: _Request) -> Trial | None:

@@ -25,7 +25,10 @@ def told(view: PanelView) -> str:
     if trials.fault is not None:
         return note(trials.fault, warning=True)
     if trials.running:
-        return note("Both policies run. The first time, this takes a while to compile.")
+        return note(
+            "Both policies run. The first time, this takes a while to compile. Run others "
+            "meanwhile, and they take their place."
+        )
     if view.replay.trial is not None and view.other_physics is not None:
         return note(
             f"Both ran in MuJoCo, not in the {view.other_physics} physics of the training, where a "

@@ -160,10 +160,10 @@ class Leader:
         if report.fault is not None and report.fault != known.report.fault:
             log.error("streaming stopped in process %d: %s", process, report.fault)
         self._hear_found([found for found in report.found if found not in known.found])
-        known.found = set(report.found)
-        known.report, known.heard = report, now
-        for role, part in report.parts.items():
-            known.sending[role] = part.sending
+        if report.let_go[0] > known.report.let_go[0] and shared.hold.paused:
+            shared.let_go(f"{report.let_go[1]} (process {process})")
+        known.found, known.report, known.heard = set(report.found), report, now
+        known.sending |= {role: part.sending for role, part in report.parts.items()}
         if report.leaves:
             self._lose(known)
             return

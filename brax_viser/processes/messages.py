@@ -84,6 +84,8 @@ class Report(msgspec.Struct, frozen=True, tag=True):
     leaves: bool = False
     # (number of the source, finding), of all NaN and Inf findings in that process.
     found: tuple[tuple[int, Finding], ...] = ()
+    # (how often it has asked to let the held training go on, why it did last)
+    let_go: tuple[int, str] = (0, "")
 
 
 class Step(msgspec.Struct, frozen=True, tag=True):

@@ -1,5 +1,6 @@
 """Lets the processes of one training find each other and share a secret."""
 
+import importlib.util
 import os
 import secrets
 import sys
@@ -38,6 +39,20 @@ def place() -> ProcessInfo:
         return ProcessInfo()
     state = distributed_state()
     return ProcessInfo(state.process_id, state.num_processes)
+
+
+def checked_place() -> ProcessInfo:
+    """Returns this process's place. If there are others, raises ImportError without ZeroMQ, and
+    ValueError if the secret that is given is too short."""
+    found = place()
+    if found.num_processes > 1 and importlib.util.find_spec("zmq") is None:
+        raise ImportError(
+            "a training of several processes needs ZeroMQ to show all of them in one page: "
+            "pip install 'brax-viser[hosts]' in each"
+        )
+    if found.num_processes > 1:
+        check_secret()
+    return found
 
 
 def check_secret() -> None:

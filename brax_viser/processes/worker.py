@@ -121,15 +121,20 @@ class Worker:
         self._refused: str | None = None  # why the leader ignores this worker's messages
         self._heard: float | None = None  # s, last message; None: none yet, or lost
         self._reported: tuple[float, messages.Report | None] = (-np.inf, None)
+        self._let_go = 0, ""  # how often `_ask` was called, and why it was last
         # By role: the leader's step count minus this process's.
         self._ahead: dict[str, int] = {}
-        shared.new_choice = self._new_choice
+        shared.new_choice, shared.let_go = self._new_choice, self._ask
 
     def start(self) -> None:
         self._thread.start()
 
     def join(self, timeout: float) -> None:
         self._thread.join(timeout)
+
+    def _ask(self, why: str) -> None:
+        """Asks the leader, whose hold it is, to let the held training go on. On any thread."""
+        self._let_go = self._let_go[0] + 1, why
 
     def show_model(self, source: Source, role: str, num_envs: int | None) -> None:
         """Does nothing: the leader shows the same robots."""
@@ -333,10 +338,11 @@ class Worker:
                     for source, finding in shared.findings.by_source
                     if self._sources.get(source.number) is source
                 ),
+                let_go=self._let_go,
             )
 
 
 def same_but_for_cost(one: messages.Report, other: messages.Report) -> bool:
     """Whether both reports are equal in all that must be reported without delay."""
-    same = one.found == other.found
+    same = one.found == other.found and one.let_go == other.let_go
     return same and one.parts == other.parts and one.terminated == other.terminated

@@ -14,6 +14,7 @@ from brax_viser.records.environment import Environment
 from brax_viser.records.frame import Detail, Frame
 from brax_viser.records.protocol import NEVER
 from brax_viser.records.view import ASIDE, View
+from brax_viser.sandbox.newest import Newest
 from brax_viser.sandbox.trained import Trained
 
 if TYPE_CHECKING:  # these modules import JAX, which would delay the page
@@ -84,7 +85,7 @@ class SandboxSession:
         self.steered: Mapping[str, np.ndarray] = {}
         self.version = 0  # changes with each fork: another robot is drawn
         self._wake = wake
-        self._preparing = threading.Lock()  # held while a sandbox is made
+        self._forks = Newest(self._prepare_newest, "brax_viser fork")
         self._lock = threading.Lock()  # guards the next three
         self._view = ForkView()
         self._fork: _Fork | None = None
@@ -134,9 +135,7 @@ class SandboxSession:
         )
         with self._lock:
             self._fork, self._view = fork, view
-        threading.Thread(
-            target=self._prepare_in_turn, args=(fork,), name="brax_viser fork", daemon=True
-        ).start()
+        self._forks.wish(fork)
 
     def close(self) -> None:
         """Ends the sandbox, if any; its robot is no longer drawn."""
@@ -271,12 +270,10 @@ class SandboxSession:
             log.warning("sandbox: %s", error)
         self._wake()
 
-    def _prepare_in_turn(self, fork: _Fork) -> None:
-        """Makes the sandbox, unless another fork has replaced it while the one before was made:
-        many at once would slow the training down."""
-        with self._preparing:
-            if self._fork is fork:
-                self._prepare(fork, self.trained)
+    def _prepare_newest(self, fork: _Fork) -> None:
+        """Makes the sandbox, unless it was closed while another was made."""
+        if self._fork is fork:
+            self._prepare(fork, self.trained)
 
     def _prepare(self, fork: _Fork, trained: Trained | None) -> None:
         """Makes the sandbox. Runs on a thread of its own."""
