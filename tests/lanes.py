@@ -245,7 +245,7 @@ FULL: dict[str, set[str]] = {
     "test_four_devices_are_held_at_the_same_step": set(),
     "test_a_program_for_cuda_has_no_branch_more_and_one_call_more": {"ant"},
     "test_a_nan_is_found_and_holds_the_training_at_its_step": {"at once-True"},
-    "test_randomised_models_are_sent_once_and_again_after_a_reset": {"at once"},
+    "test_randomised_models_are_copied_once_and_again_after_a_reset": {"at once"},
     "test_a_fault_of_ours_leaves_the_training_alone": set(),
     "test_each_step_is_seen_once_and_nothing_that_is_computed_changes": {"at once"},
     # test_left_behind
