@@ -12,8 +12,8 @@ A row counts only if the viewer had no fault and frames came where some must: ot
 INVALID, and why. All train with the same seed, so that parameters can be compared after each epoch;
 a third training, stock again, says how much speed and parameters differ without us. On a GPU they
 may: where not all are identical, all three train again for some epochs, with operations that XLA
-makes deterministic, which are too slow to be measured. `--together` has stock and watched take turns
-in one process instead, to see what they capture then.
+makes deterministic, which are too slow to be measured. `--together` has stock and watched take
+turns in one process instead, to see what they capture then.
 
 Processes that take steps without learning say how long the host takes to enqueue them ("dispatch":
 close to the whole time if something waits for the device at each step), how soon the switch acts,
@@ -32,6 +32,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import median
@@ -104,6 +105,11 @@ class Settings:
 
 class Failed(RuntimeError):
     """What keeps a case from being measured."""
+
+
+def told(error: Exception) -> str:
+    """Returns an error in words."""
+    return str(error) if isinstance(error, Failed) else "".join(traceback.format_exception(error))
 
 
 class Worker:
@@ -427,29 +433,37 @@ class Steps:
         return _row([name, words, f"{ratio:.3f}", f"{dispatch:.0f}", *columns], self.WIDTHS)
 
     def _switch(self) -> None:
-        found = self.watched.do("switch")
+        found = self._check("switch")
+        if found is None:
+            return
         words = []
         for way, what in (("on", "first frame"), ("off", "last frame")):
             ms = [1000 * s for s in found[way]]
             words.append(f"{what} {median(ms):.0f} ms after it is {way} (at most {max(ms):.0f})")
         late = max(median(found["on"]), median(found["off"])) > SWITCH_SECONDS
-        self._judge("switch", "; ".join(words), "TOO LATE" if late else "in time", found)
+        self._say("switch", "; ".join(words), "TOO LATE" if late else "in time")
 
     def _hold(self) -> None:
-        found = self.watched.do("hold")
+        found = self._check("hold")
+        if found is None:
+            return
         (first, third), (counted, carried) = found["held"][-1], found["end"]
         words = (
             f"{len(found['held'])} times; the last at {first[0]} (its frame is of {first[1]}, its "
             f"state's counter {first[2]}), three steps on {third[0]} ({third[1]}, {third[2]}); at "
             f"the end {counted}, counter {carried}"
         )
-        self._judge("hold", words, "exact" if exact(found) else "NOT EXACT", found)
+        self._say("hold", words, "exact" if exact(found) else "NOT EXACT")
 
-    def _judge(self, what: str, words: str, verdict: str, found: Mapping[str, Any]) -> None:
-        """Prints what a check has found; a viewer that has failed is told instead."""
-        if found["fault"] is not None:
-            why = f"the viewer has failed: {found['fault']}"
-            return self.run.invalid(self.name, what, why, self.watched)
+    def _check(self, what: str) -> dict[str, Any] | None:
+        """Returns what a check has found; None if it has failed, which is printed."""
+        found = self.watched.do(what)
+        why = found.get("error") or found["fault"]
+        if why is not None:
+            self.run.invalid(self.name, what, why, self.watched)
+        return found if why is None else None
+
+    def _say(self, what: str, words: str, verdict: str) -> None:
         if verdict not in ("in time", "exact"):
             self.run.wrong.append(f"{self.name}: {what}")
         self.run.say(f"{what:<{self.WIDTHS[0]}}{verdict}: {words}")
@@ -608,8 +622,9 @@ def perform(run: Run, jobs: Sequence[Job]) -> None:
                 run.say(job.name)
                 try:
                     job.measure()
-                except Failed as error:
-                    run.fail(job.name, str(error))
+                # Any other error is of the benchmark itself, or of what a process has told.
+                except Exception as error:
+                    run.fail(job.name, told(error))
                 job.stop()
     finally:
         for job in jobs:

@@ -37,6 +37,9 @@ lie apart; and 16 twins in real time, which is MuJoCo beside the training."""
 FLIPS, HOLDS = 11, 5
 """How often streaming is switched off and on, and the training held."""
 
+LONG = 10
+"""How many times as long the program is in which they are."""
+
 PATIENCE = 60.0
 """s that a check waits for what must happen soon."""
 
@@ -330,9 +333,8 @@ def take_steps(case: Case, watching: Watching | None, steps: int) -> None:
 
     @jax.jit
     def run_long(state: Any) -> Any:
-        return jax.lax.scan(lambda s, _: (env.step(s, actions[0]), None), state, None, 10 * steps)[
-            0
-        ]
+        some = functools.partial(jax.lax.scan, lambda s, _: (env.step(s, actions[0]), None))
+        return some(state, None, LONG * steps)[0]
 
     state = jax.block_until_ready(run(jax.jit(env.reset)(keys)))
     checks = None
@@ -349,7 +351,11 @@ def take_steps(case: Case, watching: Watching | None, steps: int) -> None:
         if mode in ("switch", "hold"):
             assert checks is not None and watching is not None
             checks.state = state
-            tell(**getattr(checks, mode)(), **watching.state(viewed))
+            try:
+                found = getattr(checks, mode)()
+            except Exception as error:  # the other check may still succeed
+                found = {"error": f"{type(error).__name__}: {error}"}
+            tell(**found, **watching.state(viewed))
             state = checks.state
             continue
         own: dict[str, Any] = {}
@@ -415,7 +421,7 @@ class Checks:
         shared, on, off = viewer._shared, [], []
         with self._running():
             known = shared.frames
-            _until(lambda: shared.frames > known, "frames flow")
+            self._until(lambda: shared.frames > known, "frames flow")
             for _ in range(FLIPS):
                 flipped = last = time.perf_counter()
                 viewer.streaming, known = False, shared.frames
@@ -426,7 +432,7 @@ class Checks:
                 off.append(last - flipped)
                 flipped = time.perf_counter()
                 viewer.streaming = True
-                _until(lambda known=known: shared.frames > known, "frames flow again")
+                self._until(lambda known=known: shared.frames > known, "frames flow again")
                 on.append(time.perf_counter() - flipped)
                 time.sleep(0.1)
         return {"on": on, "off": off}
@@ -441,7 +447,7 @@ class Checks:
                 viewer.pause()
                 held = [self._held_at()]
                 viewer.step(3)
-                _until(lambda at=held[0][0]: viewer.stats().env_steps > at, "steps are taken")
+                self._until(lambda at=held[0][0]: viewer.stats().env_steps > at, "steps are taken")
                 held.append(self._held_at())
                 found.append(held)
                 viewer.resume()
@@ -453,22 +459,23 @@ class Checks:
         """Waits until the training is held. Returns the viewer's count of steps, that of the newest
         frame, and the counter in the newest frame's state."""
         stats = self._watching.viewer.stats
-        _until(lambda: stats().held, "the training is held")
+        self._until(lambda: stats().held, "the training is held")
         at = stats().env_steps
-        _until(
+        self._until(
             lambda: bool(self._packets) and self._packets[0].env_steps >= at, "its frame arrives"
         )
         time.sleep(0.2)  # another step would be seen
         frame = self._packets[0].open()
         return stats().env_steps, frame.env_steps, int(frame.reward[0])
 
-
-def _until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {PATIENCE:.0f} s")
-        time.sleep(0.001)
+    def _until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline, shared = time.monotonic() + PATIENCE, self._watching.viewer._shared
+        while not condition():
+            if shared.fault is not None:
+                raise RuntimeError(f"the viewer has failed: {shared.fault}")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{what}: not within {PATIENCE:.0f} s")
+            time.sleep(0.001)
 
 
 def look() -> None:
@@ -482,8 +489,8 @@ def look() -> None:
 
 
 def check_device() -> None:
-    """Raises RuntimeError if JAX has taken the CPU where a card was asked for, which it does without
-    a word if the card can't be used."""
+    """Raises RuntimeError if JAX has taken the CPU where a card was asked for: it does so without a
+    word if the card can't be used."""
     import jax
 
     asked = os.environ["JAX_PLATFORMS"]

@@ -65,6 +65,7 @@ LANES = {
     "test_flexes": unit(),
     "test_fork": integration(0.3),
     "test_fuzz": integration(1, quick=True),
+    "test_gpu": integration(0.3),
     "test_grants": integration(1, quick=True),
     "test_guard": integration(0.5),
     "test_floods": integration(0.7, quick=True),
@@ -221,6 +222,8 @@ FULL: dict[str, set[str]] = {
     "test_random_messages_leave_the_training_and_the_page_alone": set(),
     # test_growth
     "test_a_compiled_program_does_not_keep_a_closed_viewer_alive": set(),
+    # test_gpu
+    "test_a_small_case_is_measured_on_a_cpu_beside_one_that_fails": set(),
     # test_hosts
     "test_the_page_survives_the_death_of_a_worker": set(),
     # test_inputs
