@@ -17,6 +17,7 @@ from brax import envs
 from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mujoco_playground import wrapper
 from mujoco_playground._src import mjx_env
 
 from brax_viser import Viewer, VisualizedEnv
@@ -73,20 +74,24 @@ PROGRAMS = {
     "ant": lambda: (envs.get_environment("ant", backend="positional"), None),
     "humanoid": lambda: (envs.get_environment("humanoid", backend="mjx"), None),
     "go1": lambda: (load("Go1JoystickFlatTerrain", "jax"), None),
+    "go1-warp": lambda: (load("Go1JoystickFlatTerrain", "warp"), None),
     "randomised": humanoid_with_randomised_masses,
 }
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_for_cuda_has_no_branch_more_and_one_call_more(viewer, monkeypatch, name):
-    if name == "go1":  # the only one for which robots of others must be installed
+    if name.startswith("go1"):  # the only ones for which robots of others must be installed
         from tests.test_playground import MENAGERIE
 
         monkeypatch.setattr(mjx_env, "MENAGERIE_PATH", epath.Path(MENAGERIE))
     bare, randomisation = PROGRAMS[name]()
 
     def operations(env: Any) -> dict[str, int]:
-        if hasattr(bare, "mjx_model"):
+        if name == "go1-warp":
+            env = wrapper.wrap_for_brax_training(env, episode_length=100)
+            step, reset = env.step, env.reset
+        elif hasattr(bare, "mjx_model"):
             step, reset = jax.vmap(env.step), jax.vmap(env.reset)
         else:
             env = envs.training.wrap(env, 100, randomization_fn=randomisation)
