@@ -453,7 +453,8 @@ class Steps:
             f"state's counter {first[2]}), three steps on {third[0]} ({third[1]}, {third[2]}); at "
             f"the end {counted}, counter {carried}"
         )
-        self._say("hold", words, "exact" if exact(found) else "NOT EXACT")
+        verdict = "exact" if exact(found) else f"NOT EXACT: {found['held']}"
+        self._say("hold", words, verdict)
 
     def _check(self, what: str) -> dict[str, Any] | None:
         """Returns what a check has found; None if it has failed, which is printed."""

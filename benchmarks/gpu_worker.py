@@ -7,12 +7,14 @@ import contextlib
 import functools
 import hashlib
 import importlib
+import importlib.util
 import json
 import os
 import queue
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,8 +229,8 @@ def train_both(case: Case) -> None:
 def _train_or_exit(case: Case, watching: Watching | None, lines: Iterator[str]) -> None:
     try:
         train(case, watching, lines)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
+    except BaseException as error:
+        traceback.print_exception(error)
         os._exit(1)  # else the process would wait for lines, and be waited for
 
 
@@ -358,6 +360,7 @@ def take_steps(case: Case, watching: Watching | None, steps: int) -> None:
             tell(**found, **watching.state(viewed))
             state = checks.state
             continue
+        before: dict[str, float] = {}
         own: dict[str, Any] = {}
         if watching is not None and mode != "on":
             watching.set(mode)
