@@ -338,11 +338,12 @@ def take_steps(case: Case, watching: Watching | None, steps: int) -> None:
         some = functools.partial(jax.lax.scan, lambda s, _: (env.step(s, actions[0]), None))
         return some(state, None, LONG * steps)[0]
 
-    state = jax.block_until_ready(run(jax.jit(env.reset)(keys)))
+    # Twice: JAX may compile once for a state as the reset makes it, and once as a step does.
+    state = jax.block_until_ready(run(run(jax.jit(env.reset)(keys))))
     checks = None
     if watching is not None:
         checks = Checks(watching, jax.block_until_ready(run_long(state)), run_long)
-        state = checks.state
+        state = jax.block_until_ready(run(checks.state))
     tell(ready=True)
     lines = told()
     while True:
