@@ -1,67 +1,55 @@
 """Measures what watching costs on a GPU: stock PPO and the same PPO watched, in turn.
 
-XLA_FLAGS=--xla_gpu_deterministic_ops=true python -m benchmarks.gpu
+python -m benchmarks.gpu
+python -m benchmarks.gpu --cases CartpoleBalance/warp/2048 --minutes 4
 
 Each training has a process of its own, so that neither disturbs what the other keeps on the device
-(Warp keeps 32 CUDA graphs in a process, by the addresses of a step's buffers). The processes of a
-case compile side by side; then one trains an epoch while the other waits. The watched one goes
-through the modes without recompiling, with a client in a third process. Both train equally long
-with the same seed, so that their parameters can be compared. `--together` has both trainings take
+(Warp keeps 32 CUDA graphs in a process, by the addresses of a step's buffers). All compile first,
+side by side where the card's memory allows; then one trains an epoch while the others wait.
+The watched one goes through the modes without recompiling, with a client in a process of its own.
+
+A row counts only if the viewer had no fault and frames came where some must: other rows say
+INVALID, and why. All train with the same seed, so that parameters can be compared after each epoch;
+a third training, stock again, says how much speed and parameters differ without us. On a GPU they
+may: where not all are identical, all three train again for some epochs, with operations that XLA
+makes deterministic, which are too slow to be measured. `--together` has stock and watched take
 turns in one process instead, to see what they capture then.
 
-A last pair takes steps without learning. "Dispatch" is the time after which the host has enqueued
-all of them: close to the whole time if something waits for the device at each step.
+Processes that take steps without learning say how long the host takes to enqueue them ("dispatch":
+close to the whole time if something waits for the device at each step), how soon the switch acts,
+and whether a hold is exact to the step.
+
+A case that fails leaves the others alone. The exit code is 1 if something failed or is invalid.
 """
 
 import contextlib
-import functools
-import hashlib
-import importlib
+import importlib.util
 import json
 import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.overhead import COMPILING_EPOCHS, Page, in_words, record
-
-MODES = ("off", "no_page", "recording", "realtime", "latest", "every_step", "twins", "closed")
-"""Those of `benchmarks.overhead`, and 16 twins in real time: MuJoCo beside the training."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One environment, and how it is trained."""
-
-    env: str
-    physics: str
-    """A backend of Brax, or "warp" or "jax" for an environment of Playground."""
-    num_envs: int
-    training_steps: int
-    """Training steps of 20 batched steps each in an epoch."""
-    pairs: int
-    """Epochs in each mode."""
-
-    @property
-    def name(self) -> str:
-        return f"{self.env}/{self.physics}, {self.num_envs:,}"
-
+from benchmarks.gpu_worker import MODES, Case
+from benchmarks.overhead import in_words
 
 CASES = (
-    Case("ant", "positional", 4096, 5, 6),
-    Case("ant", "mjx", 2048, 5, 6),
-    Case("Go1JoystickFlatTerrain", "warp", 8192, 1, 6),
+    Case("ant", "positional", 4096, 5, 5),
+    Case("Go1JoystickFlatTerrain", "warp", 8192, 1, 5),
+    Case("ant", "mjx", 2048, 5, 5),
 )
+"""What matters most comes first: time may be up before the last one."""
 
 SMALL_CASES = (
     Case("inverted_pendulum", "generalized", 8, 2, 5),
@@ -69,6 +57,24 @@ SMALL_CASES = (
     Case("ant", "positional", 64, 1, 5),
 )
 """For `--platform cpu`."""
+
+ALIKE = "--xla_gpu_deterministic_ops=true"
+"""Has XLA compute the same bits each time, and not choose among kernels by their speed."""
+
+ALIKE_EPOCHS = 3
+"""Epochs that are compared with these operations."""
+
+COMPILING_SHARE = 0.5
+"""Of the time that is left, after which what has not been compiled is given up."""
+
+ROOMY = 30 << 30
+"""Bytes that JAX may take of a card on which all cases fit at once."""
+
+LEAST_PUSHED = 0.95
+"""Least share of the steps that must arrive in modes that show every step."""
+
+SWITCH_SECONDS = 0.2
+"""Within which the switch must act."""
 
 
 @dataclass(frozen=True)
@@ -79,44 +85,94 @@ class Settings:
     """"cpu" shows with a small case that the benchmark itself works."""
     only: str = ""
     """Measure only the cases whose names contain this."""
+    cases: tuple[str, ...] = ()
+    """Cases of your own instead, such as CartpoleBalance/warp/2048 or ant/spring/4096."""
+    pairs: int | None = None
+    """Epochs in each mode, instead of each case's own number."""
     learn: bool = True
     """Whether to train. Steps without learning are taken in any case, on a GPU in the first one."""
     steps: int = 100
     """Steps of the pairs that do not learn."""
+    minutes: float = 6.0
+    """After which nothing more is begun."""
+    patience: float = 120.0
+    """s that one epoch may take at most."""
     together: bool = False
     """Whether the trainings that are compared share a process."""
+    side_by_side: bool | None = None
+    """Whether all cases compile at once; None: if the card has room for them."""
+
+
+class Failed(RuntimeError):
+    """What keeps a case from being measured."""
+
+
+def told(error: Exception) -> str:
+    """Returns an error in words."""
+    return str(error) if isinstance(error, Failed) else "".join(traceback.format_exception(error))
 
 
 class Worker:
     """One training, or two, in a process of its own, told line by line what to do."""
 
-    def __init__(self, kind: str, case: Case, settings: Settings):
+    def __init__(self, kind: str, case: Case, settings: Settings, flags: str = ""):
         environ = {**os.environ, "JAX_PLATFORMS": settings.platform}
-        # Two processes share the device.
+        if settings.platform == "cuda":
+            # What calls the host needs a CPU beside the card, and one card is measured.
+            environ["JAX_PLATFORMS"] = "cuda,cpu"
+            environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+        # Several processes share the device.
         environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-        self.case = case
+        environ["XLA_FLAGS"] = f"{environ.get('XLA_FLAGS', '')} {flags}".strip()
+        self.name = f"{case.name}, process {kind!r}"
+        self._patience = settings.patience
+        # Not a pipe: nothing would empty it.
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")
+        command = [sys.executable, "-m", "benchmarks.gpu_worker", kind]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.gpu", kind, json.dumps(asdict(case))],
-            env={**environ, "BRAX_VISER_GPU_STEPS": str(settings.steps)},
+            [*command, json.dumps(asdict(case)), str(settings.steps)],
+            env=environ,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self._errors,
             text=True,
         )
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
 
-    def hear(self) -> dict[str, Any]:
-        """Returns the next line of results. Raises RuntimeError if the process has failed."""
+    def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith("{"):
-                return json.loads(line)
-        raise RuntimeError(f"{self.case.name}: the process ended, {self._process.wait()}")
+                self._lines.put(line)
+        self._lines.put(None)
+
+    def hear(self, timeout: float) -> dict[str, Any]:
+        """Returns the next line of results. Raises Failed if the process has ended, or says nothing
+        for `timeout` s."""
+        try:
+            line = self._lines.get(timeout=max(timeout, 0.0))
+        except queue.Empty:
+            raise Failed(
+                f"{self.name}: no answer within {timeout:.0f} s\n{self.errors()}"
+            ) from None
+        if line is None:
+            code = self._process.wait()
+            raise Failed(f"{self.name} has ended, exit code {code}\n{self.errors()}")
+        return json.loads(line)
 
     def do(self, what: str) -> dict[str, Any]:
-        """Has it do something. Returns the results."""
+        """Has it do something. Returns the results, or raises as `hear` does."""
         assert self._process.stdin is not None
-        self._process.stdin.write(what + "\n")
-        self._process.stdin.flush()
-        return self.hear()
+        with contextlib.suppress(BrokenPipeError):  # `hear` says why
+            self._process.stdin.write(what + "\n")
+            self._process.stdin.flush()
+        return self.hear(self._patience)
+
+    def errors(self, most: int = 12) -> str:
+        """Returns the last lines of the process's error output."""
+        self._errors.seek(0)
+        return "\n".join(f"    {line}" for line in self._errors.read().splitlines()[-most:])
 
     def stop(self) -> None:
         self._process.kill()
@@ -129,314 +185,480 @@ class Side:
     def __init__(self, worker: Worker, name: str):
         self._worker, self._name = worker, name
 
-    def hear(self) -> dict[str, Any]:
+    def hear(self, timeout: float) -> dict[str, Any]:
         """Begins, and returns the first results."""
-        return self.do("begin")
+        self._worker._patience, before = timeout, self._worker._patience
+        try:
+            return self.do("begin")
+        finally:
+            self._worker._patience = before
 
     def do(self, what: str) -> dict[str, Any]:
         return self._worker.do(f"{self._name} {what}")
+
+    def errors(self) -> str:
+        return self._worker.errors()
 
     def stop(self) -> None:
         self._worker.stop()
 
 
-def trainings(case: Case, settings: Settings) -> tuple[Worker | Side, Worker | Side]:
-    """Returns the stock training, and the watched one."""
-    if not settings.together:
-        return Worker("train", case, settings), Worker("train-watched", case, settings)
-    both = Worker("train-both", case, settings)
-    return Side(both, "stock"), Side(both, "watched")
+@dataclass
+class Run:
+    """All that is said, and by when."""
 
+    settings: Settings
+    until: float  # s, time.monotonic
+    unlike: list[Case] = field(default_factory=list)  # parameters were not identical
+    skipped: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)  # what failed or is invalid
+    console: Console = field(default_factory=lambda: Console(width=200))
 
-def tell(**results: Any) -> None:
-    print(json.dumps(results), flush=True)
+    def say(self, words: str = "") -> None:
+        self.console.print(words, highlight=False, markup=False, soft_wrap=True)
 
+    def fail(self, what: str, why: str) -> None:
+        self.wrong.append(what)
+        self.say(f"{what}: FAILED: {why}")
 
-def told() -> Iterator[str]:
-    """Yields what the process that measures asks for."""
-    for line in sys.stdin:
-        yield line.strip()
-
-
-class Captures:
-    """Counts the CUDA graphs that Warp captures."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        with contextlib.suppress(ModuleNotFoundError):
-            scope = importlib.import_module("warp").ScopedCapture
-            enter = scope.__enter__
-
-            def counted(own: Any) -> Any:
-                self.count += 1
-                return enter(own)
-
-            scope.__enter__ = counted
-
-
-def bare_env(case: Case) -> Any:
-    from brax import envs
-
-    from brax_viser.cli import playground
-
-    if case.physics in ("warp", "jax"):
-        return playground.load(case.env, case.physics)
-    return envs.get_environment(case.env, backend=case.physics)
-
-
-def ppo_settings(case: Case) -> dict[str, Any]:
-    """Returns arguments of stock PPO, the same for both trainings."""
-    from brax.training.agents.ppo import networks
-
-    from brax_viser.cli import playground
-
-    epochs, unroll_length = COMPILING_EPOCHS + case.pairs * len(MODES), 20
-    layers = {name: (64, 64) for name in ("policy_hidden_layer_sizes", "value_hidden_layer_sizes")}
-    own: dict[str, Any] = {}
-    if case.physics in ("warp", "jax"):
-        own = playground.ppo_settings(case.env, case.physics)
-        keys = own["network_factory"].keywords
-        layers |= {k: v for k, v in keys.items() if k.endswith("obs_key")}
-    return own | dict(
-        num_timesteps=case.num_envs * unroll_length * case.training_steps * epochs,
-        num_evals=epochs + 1,
-        num_resets_per_eval=0,
-        run_evals=False,
-        num_envs=case.num_envs,
-        episode_length=1000,
-        unroll_length=unroll_length,
-        batch_size=case.num_envs // 4,
-        num_minibatches=4,
-        num_updates_per_batch=4,
-        seed=3,
-        network_factory=functools.partial(networks.make_ppo_networks, **layers),
-    )
-
-
-def digest_of(tree: Any) -> str:
-    """Returns a number for the values of a pytree, equal only for equal bits."""
-    import jax
-    import numpy as np
-
-    leaves = [np.asarray(x).tobytes() for x in jax.tree.leaves(jax.device_get(tree))]
-    return hashlib.blake2b(b"".join(leaves), digest_size=8).hexdigest()
-
-
-class Watching:
-    """The viewer of a watched training, and the client that receives from it."""
-
-    def __init__(self) -> None:
-        from brax_viser import Viewer
-
-        self.viewer = Viewer(port=0)
-        self.page = Page(self.viewer)
-
-    def set(self, mode: str) -> None:
-        if mode == "closed":
-            self.page.close()
-            self.viewer.close()
-            return
-        self.viewer.streaming, self.viewer.twins = mode != "off", 16 * (mode == "twins")
-        record(self.viewer, always=mode == "recording")
-        if mode in ("no_page", "recording"):
-            self.page.close()
-        else:
-            self.page.open()
-        self.viewer.mode = mode if mode in ("realtime", "latest", "every_step") else "realtime"
+    def invalid(self, name: str, row: str, why: str, watched: Worker | Side) -> None:
+        """Prints a row that says nothing, and, once, the last words of the watched process."""
+        first = not any(other.startswith(name) for other in self.wrong)
+        self.wrong.append(f"{name}: {row}")
+        self.say(f"{row:<12}INVALID: {why}")
+        if first:
+            self.say(watched.errors())
 
     @property
-    def spent(self) -> float:
-        """s, what the viewer itself has counted as its cost."""
-        return self.viewer._shared.meter.spent
+    def left(self) -> float:
+        """s."""
+        return self.until - time.monotonic()
+
+    def has_time(self, what: str) -> bool:
+        """Whether something more may begin; if not, notes what is skipped."""
+        if self.left > 0:
+            return True
+        self.skipped.append(what)
+        return False
+
+    def worker(self, kind: str, case: Case, flags: str = "") -> Worker:
+        return Worker(kind, case, self.settings, flags)
 
 
-def train_both(case: Case) -> None:
-    """Trains twice in this process, and in turn: lines of input are "stock" or "watched", and what
-    `train` takes. Each begins at its first line, as Warp cannot capture two programs at once."""
-    lines: dict[str, queue.SimpleQueue[str]] = {}
-    for line in told():
-        name, what = line.split()
-        if name in lines:
-            lines[name].put(what)
-            continue
-        own = lines[name] = queue.SimpleQueue()
-        watching = Watching() if name == "watched" else None
-        arguments = (case, watching, iter(own.get, ""))
-        threading.Thread(target=train, args=arguments, daemon=True).start()
+def invalid(mode: str, sides: Sequence[Mapping[str, Any]]) -> str | None:
+    """Returns why results of the watched program in one mode say nothing; None if they do."""
+    last = sides[-1]
+    if last["fault"] is not None:
+        return f"the viewer has failed: {last['fault']}"
+    if last["way"] == "never called":
+        return "the program has never called the host"
+    steps, frames, nbytes = (sum(s[key] for s in sides) for key in ("steps", "frames", "bytes"))
+    if mode in ("every_step", "worst") and frames < LEAST_PUSHED * steps:
+        return f"{frames} frames came in {steps} steps"
+    if mode in ("realtime", "latest", "twins") and not frames:
+        return f"no frame came in {steps} steps"
+    if mode == "recording" and not nbytes:
+        return f"nothing came in {steps} steps"
+    if mode in ("off", "no_page") and frames:
+        return f"{frames} frames came, although nothing is shown"
+    return None
 
 
-def train(case: Case, watching: Watching | None, lines: Iterator[str]) -> None:
-    """Trains, an epoch for each line, which names the mode."""
-    from brax.training.agents.ppo import train as ppo
-
-    from brax_viser import VisualizedEnv
-
-    captures, env = Captures(), bare_env(case)
-    if watching is not None:
-        watching.set("off")
-        env = VisualizedEnv(env, grid=(8, 8), viewer=watching.viewer)
-    before: dict[str, float] = {"walltime": 0.0, "captures": 0, "spent": 0.0}
-    epoch = 0
-
-    def progress_fn(_: int, metrics: Mapping[str, Any]) -> None:
-        nonlocal epoch
-        now = {
-            "walltime": float(metrics["training/walltime"]),
-            "captures": captures.count,
-            "spent": 0.0 if watching is None else watching.spent,
-        }
-        epoch += 1
-        if epoch >= COMPILING_EPOCHS:
-            steps = 20 * case.training_steps
-            tell(**{key: (now[key] - before[key]) / steps for key in now})
-            mode = next(lines, "closed")
-            if watching is not None and mode != "on":
-                watching.set(mode)
-        # Another training of this process may have captured some meanwhile.
-        before.update(now, captures=captures.count)
-
-    _, params, _ = ppo.train(environment=env, progress_fn=progress_fn, **ppo_settings(case))
-    tell(parameters=digest_of(params))
+COLUMNS = {
+    "frames per step": lambda s: f"{sum(x['frames'] for x in s) / sum(x['steps'] for x in s):.2f}",
+    "page, frames/s": lambda s: f"{median(x['at_page'] / x['walltime'] for x in s):.1f}",
+    "counted, %": lambda s: f"{median(100 * x['spent'] / x['walltime'] for x in s):.1f}",
+    "called by": lambda s: s[-1]["way"],
+}
+"""Of the watched program's results in one mode."""
 
 
-def take_steps(case: Case, watching: Watching | None) -> None:
-    """Takes steps without learning, some for each line of input, which names the mode."""
-    import jax
-    from brax import envs
-
-    from brax_viser import VisualizedEnv
-
-    steps = int(os.environ["BRAX_VISER_GPU_STEPS"])
-    env = bare_env(case)
-    if watching is not None:
-        watching.set("off")
-        env = VisualizedEnv(env, grid=(8, 8), viewer=watching.viewer)
-    env = envs.training.wrap(env, 1000)
-    keys = jax.random.split(jax.random.PRNGKey(0), case.num_envs)
-    shape = (steps, case.num_envs, env.action_size)
-    actions = jax.random.uniform(jax.random.PRNGKey(1), shape, minval=-1, maxval=1)
-
-    @jax.jit
-    def run(state: Any) -> Any:
-        return jax.lax.scan(lambda s, a: (env.step(s, a), None), state, actions)[0]
-
-    state = jax.block_until_ready(run(jax.jit(env.reset)(keys)))
-    tell(ready=True)
-    for mode in told():
-        if watching is not None and mode != "on":
-            watching.set(mode)
-        start = time.perf_counter()
-        state = run(state)
-        dispatched = time.perf_counter()
-        jax.block_until_ready(state)
-        tell(walltime=(time.perf_counter() - start) / steps, dispatch=(dispatched - start) / steps)
+def per_step(sides: Sequence[Mapping[str, Any]], key: str = "walltime") -> list[float]:
+    """Returns us per step."""
+    return [1e6 * side[key] / side["steps"] for side in sides]
 
 
-def measure(case: Case, settings: Settings) -> Table:
-    """Returns the table of one case's trainings."""
-    workers = stock, watched = trainings(case, settings)
-    where = ", in one process" * settings.together
-    table = Table(title=f"{case.name}: PPO, 64 environments drawn, {case.pairs} pairs{where}")
-    for column in (
-        "mode",
-        "ratio to stock: median, its 95 % interval (min to max)",
-        "us per step: stock, watched",
-        "counted by the viewer, %",
-        "graphs captured per step: stock, watched",
-    ):
-        table.add_column(column)
-    try:
-        for worker in workers:
-            worker.hear()
-        for mode in MODES:
-            pairs = [(stock.do("on"), watched.do(mode)) for _ in range(case.pairs)]
-            us = [[1e6 * side["walltime"] for side in pair] for pair in pairs]
-            table.add_row(
-                mode,
-                in_words([a / b for a, b in us]),
-                ", ".join(f"{median(side):.0f}" for side in zip(*us, strict=True)),
-                f"{median(100 * own['spent'] / own['walltime'] for _, own in pairs):.1f}",
-                ", ".join(
-                    f"{median(s['captures'] for s in side):.2f}"
-                    for side in zip(*pairs, strict=True)
-                ),
-            )
-        # Each epoch's results come after it: the last line of all is the parameters'.
-        digests = [worker.do("closed")["parameters"] for worker in workers]
-        same = "identical" if digests[0] == digests[1] else "DIFFERENT"
-        table.caption = f"parameters: {same}"
-    finally:
-        for worker in workers:
-            worker.stop()
-    return table
+class Trainings:
+    """Stock PPO, the same watched, and stock again."""
 
+    HEAD = ("mode", "speed: median, 95 % interval (min to max)", "us per step: stock, watched")
+    WIDTHS = (12, 44, 28, 16, 16, 11, 23, 30)
 
-def measure_steps(case: Case, settings: Settings) -> Table:
-    """Returns the table of steps without learning."""
-    bare, watched = (Worker(kind, case, settings) for kind in ("steps", "steps-watched"))
-    table = Table(title=f"{case.name}: {settings.steps} steps in one program")
-    for column in ("", "us per step (min to max)", "ratio", "dispatch"):
-        table.add_column(column)
-    try:
-        for worker in (bare, watched):
-            worker.hear()
-        base: list[dict[str, Any]] = []
-        rows: list[tuple[str, list[dict[str, Any]]]] = []
-        for mode in MODES:
-            pairs = [(bare.do("on"), watched.do(mode)) for _ in range(case.pairs)]
-            base += [stock for stock, _ in pairs]
-            rows.append((mode, [own for _, own in pairs]))
-        stock_us = median(side["walltime"] for side in base)
-        for name, sides in (("bare", base), *rows):
-            us = [1e6 * side["walltime"] for side in sides]
-            dispatch = median(1e6 * side["dispatch"] for side in sides)
-            words = f"{median(us):.0f} ({min(us):.0f} to {max(us):.0f})"
-            table.add_row(name, words, f"{1e6 * stock_us / median(us):.3f}", f"{dispatch:.0f}")
-    finally:
-        for worker in (bare, watched):
-            worker.stop()
-    return table
+    def __init__(self, run: Run, case: Case):
+        self.run, self.case = run, case
+        where = ", in one process" * run.settings.together
+        self.name = f"{case.name}: PPO, 64 environments drawn, {case.pairs} pairs{where}"
 
-
-def card() -> str | None:
-    """Returns the name of the GPU, as its driver gives it; None if there is none."""
-    try:
-        found = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip().splitlines()[0]
-
-
-def main(arguments: Sequence[str]) -> None:
-    if len(arguments) == 2 and arguments[0].split("-")[0] in ("train", "steps"):
-        kind, case = arguments[0], Case(**json.loads(arguments[1]))
-        watching = Watching() if kind.endswith("-watched") else None
-        if kind == "train-both":
-            train_both(case)
-        elif kind.startswith("train"):
-            train(case, watching, told())
+    def start(self) -> None:
+        if self.run.settings.together:
+            both = self.run.worker("train-both", self.case)
+            self.stock, self.watched = Side(both, "stock"), Side(both, "watched")
         else:
-            take_steps(case, watching)
-        os._exit(0)  # the viewer's threads must not keep the process
+            self.stock = self.run.worker("train", self.case)
+            self.watched = self.run.worker("train-watched", self.case)
+        self.again = self.run.worker("train", self.case)
+        self.sides = self.stock, self.watched, self.again
+        self.digests: tuple[list[str], ...] = ([], [], [])
+
+    def wait(self, timeout: float) -> None:
+        """Waits until all have been compiled."""
+        until = time.monotonic() + timeout
+        for side, digests in zip(self.sides, self.digests, strict=True):
+            digests.append(side.hear(until - time.monotonic())["parameters"])
+
+    def _pairs(self, mode: str | None) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Returns results of stock and of watched, in turn; or of stock again without a mode."""
+        other = 1 if mode else 2
+        pairs = []
+        for _ in range(self.case.pairs):
+            pair = self.stock.do("on"), self.sides[other].do(mode or "on")
+            for which, side in zip((0, other), pair, strict=True):
+                self.digests[which].append(side["parameters"])
+            pairs.append(pair)
+        return pairs
+
+    def measure(self) -> None:
+        """Prints each row as soon as it is there."""
+        run = self.run
+        graphs = "graphs per step: stock, watched"
+        run.say(_row([*self.HEAD, *COLUMNS, graphs], self.WIDTHS))
+        for mode in (None, *MODES):
+            name = mode or "stock again"
+            if not run.has_time(f"{self.case.name}: {name}"):
+                continue
+            pairs = self._pairs(mode)
+            stock, own = ([pair[i] for pair in pairs] for i in (0, 1))
+            if mode is not None and (why := invalid(mode, own)) is not None:
+                run.invalid(self.case.name, mode, why, self.watched)
+                continue
+            us = per_step(stock), per_step(own)
+            ratios = [a / b for a, b in zip(*us, strict=True)]
+            columns = [of(own) if mode else "" for of in COLUMNS.values()]
+            captured = (sum(s["captures"] for s in side) for side in (stock, own))
+            steps = sum(side["steps"] for side in stock)
+            graphs = ", ".join(f"{count / steps:.2f}" for count in captured)
+            both = ", ".join(f"{median(side):.0f}" for side in us)
+            run.say(_row([name, in_words(ratios), both, *columns, graphs], self.WIDTHS))
+        run.say(f"parameters: {self._verdict()}")
+        run.say()
+
+    def _verdict(self) -> str:
+        """Says whether all have learned the same, after having stock again catch up if needed."""
+        stock, watched, again = self.digests
+        ours = differs(stock, watched)
+        while ours is not None and len(again) <= ours and self.run.left > 0:
+            again.append(self.again.do("on")["parameters"])
+        if ours is not None or differs(stock, again) is not None:
+            self.run.unlike.append(self.case)
+        return compared(stock, watched, again)
+
+    def stop(self) -> None:
+        for side in getattr(self, "sides", ()):
+            side.stop()
+
+
+def differs(one: Sequence[str], other: Sequence[str]) -> int | None:
+    """Returns the first epoch in which both differ, of those that both have."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), None)
+
+
+def compared(stock: Sequence[str], watched: Sequence[str], again: Sequence[str]) -> str:
+    """Says in words what the digests of parameters, epoch by epoch, have shown."""
+    ours, theirs = differs(stock, watched), differs(stock, again)
+    both = min(len(stock), len(again))
+    control = (
+        f"two stock trainings are identical in {both} epochs"
+        if theirs is None
+        else f"two stock trainings differ from epoch {theirs + 1} on"
+    )
+    if ours is None:
+        return f"identical in {min(len(stock), len(watched))} epochs; {control}"
+    if theirs is not None and theirs <= ours:
+        return f"not comparable: stock and watched differ from epoch {ours + 1} on, but {control}"
+    if both <= ours:
+        return f"not known: differ from epoch {ours + 1} on, which stock again did not come to"
+    return f"DIFFERENT from epoch {ours + 1} on; {control}"
+
+
+class Steps:
+    """Steps without learning: bare, and watched."""
+
+    HEAD = ("", "us per step (min to max)", "ratio", "dispatch, us per step")
+    WIDTHS = (12, 36, 8, 24, 16, 16, 11, 23)
+
+    def __init__(self, run: Run, case: Case):
+        self.run, self.case = run, case
+        self.name = f"{case.name}: {run.settings.steps} steps in one program"
+
+    def start(self) -> None:
+        kinds = ("steps", "steps-watched")
+        self.bare, self.watched = self.sides = [self.run.worker(k, self.case) for k in kinds]
+
+    def wait(self, timeout: float) -> None:
+        until = time.monotonic() + timeout
+        for side in self.sides:
+            side.hear(until - time.monotonic())
+
+    def measure(self) -> None:
+        """Prints each row as soon as it is there."""
+        run = self.run
+        run.say(_row([*self.HEAD, *COLUMNS], self.WIDTHS))
+        for mode in MODES[:-1]:
+            if not run.has_time(f"{self.name}: {mode}"):
+                continue
+            pairs = [(self.bare.do("on"), self.watched.do(mode)) for _ in range(self.case.pairs)]
+            bare, own = ([pair[i] for pair in pairs] for i in (0, 1))
+            if mode == MODES[0]:
+                run.say(self._row("bare", bare, bare))
+            if (why := invalid(mode, own)) is not None:
+                run.invalid(self.name, mode, why, self.watched)
+                continue
+            run.say(self._row(mode, bare, own, [of(own) for of in COLUMNS.values()]))
+        for what, check in (("switch", self._switch), ("hold", self._hold)):
+            if run.has_time(f"{self.name}: {what}"):
+                check()
+        run.say()
+
+    def _row(
+        self,
+        name: str,
+        bare: Sequence[Mapping[str, Any]],
+        own: Sequence[Mapping[str, Any]],
+        columns: Sequence[str] = (),
+    ) -> str:
+        us, dispatch = per_step(own), median(per_step(own, "dispatch"))
+        words = f"{median(us):.0f} ({min(us):.0f} to {max(us):.0f})"
+        ratio = median(per_step(bare)) / median(us)
+        return _row([name, words, f"{ratio:.3f}", f"{dispatch:.0f}", *columns], self.WIDTHS)
+
+    def _switch(self) -> None:
+        found = self._check("switch")
+        if found is None:
+            return
+        words = []
+        for way, what in (("on", "first frame"), ("off", "last frame")):
+            ms = [1000 * s for s in found[way]]
+            words.append(f"{what} {median(ms):.0f} ms after it is {way} (at most {max(ms):.0f})")
+        late = max(median(found["on"]), median(found["off"])) > SWITCH_SECONDS
+        self._say("switch", "; ".join(words), "TOO LATE" if late else "in time")
+
+    def _hold(self) -> None:
+        found = self._check("hold")
+        if found is None:
+            return
+        (first, third), (counted, carried) = found["held"][-1], found["end"]
+        words = (
+            f"{len(found['held'])} times; the last at {first[0]} (its frame is of {first[1]}, its "
+            f"state's counter {first[2]}), three steps on {third[0]} ({third[1]}, {third[2]}); at "
+            f"the end {counted}, counter {carried}"
+        )
+        verdict = "exact" if exact(found) else f"NOT EXACT: {found['held']}"
+        self._say("hold", words, verdict)
+
+    def _check(self, what: str) -> dict[str, Any] | None:
+        """Returns what a check has found; None if it has failed, which is printed."""
+        found = self.watched.do(what)
+        why = found.get("error") or found["fault"]
+        if why is not None:
+            self.run.invalid(self.name, what, why, self.watched)
+        return found if why is None else None
+
+    def _say(self, what: str, words: str, verdict: str) -> None:
+        if verdict not in ("in time", "exact"):
+            self.run.wrong.append(f"{self.name}: {what}")
+        self.run.say(f"{what:<{self.WIDTHS[0]}}{verdict}: {words}")
+
+    def stop(self) -> None:
+        for side in getattr(self, "sides", ()):
+            side.stop()
+
+
+class Alike:
+    """The three trainings once more, with operations that XLA makes deterministic."""
+
+    def __init__(self, run: Run, case: Case):
+        self.run, self.case = run, case
+        self.name = f"{case.name}: parameters with {ALIKE}"
+
+    def start(self) -> None:
+        kinds = ("train", "train-watched", "train")
+        self.sides = [self.run.worker(kind, self.case, ALIKE) for kind in kinds]
+        self.digests: list[list[str]] = [[], [], []]
+
+    def wait(self, timeout: float) -> None:
+        until = time.monotonic() + timeout
+        for side, digests in zip(self.sides, self.digests, strict=True):
+            digests.append(side.hear(until - time.monotonic())["parameters"])
+
+    def measure(self) -> None:
+        """Prints the verdict."""
+        own = []
+        for _ in range(ALIKE_EPOCHS):
+            results = [
+                side.do(mode)
+                for side, mode in zip(self.sides, ("on", "every_step", "on"), strict=True)
+            ]
+            own.append(results[1])
+            for digests, result in zip(self.digests, results, strict=True):
+                digests.append(result["parameters"])
+        if (why := invalid("every_step", own)) is not None:
+            return self.run.invalid(self.name, "every_step", why, self.sides[1])
+        verdict = compared(*self.digests)
+        if not verdict.startswith("identical"):
+            self.run.wrong.append(self.name)
+        self.run.say(f"parameters: {verdict}\n")
+
+    def stop(self) -> None:
+        for side in getattr(self, "sides", ()):
+            side.stop()
+
+
+Job = Trainings | Steps | Alike
+
+
+def exact(found: Mapping[str, Any]) -> bool:
+    """Whether each hold was where the state's own counter says, and three steps were three."""
+    held = found["held"]
+    alike = all(len(set(at)) == 1 for pair in held for at in pair)
+    three = all(later[0] == first[0] + 3 for first, later in held)
+    return bool(held) and alike and three and found["end"][0] == found["end"][1]
+
+
+def _row(words: Sequence[str], widths: Sequence[int]) -> str:
+    return "".join(f"{w:<{width}}" for w, width in zip(words, widths, strict=False)).rstrip()
+
+
+def chosen(settings: Settings) -> list[Case]:
+    """Returns the cases to measure. Raises SystemExit if there are none, or one can't be read."""
+    cuda = settings.platform == "cuda"
+    cases = list(CASES if cuda else SMALL_CASES)
+    if settings.cases:
+        try:
+            parts = [case.split("/") for case in settings.cases]
+            cases = [Case(env, physics, int(count), 2, 5) for env, physics, count in parts]
+        except ValueError:
+            raise SystemExit("--cases: must be such as ant/spring/4096, each") from None
+    found = [case for case in cases if settings.only in case.name]
+    if not found:
+        names = "; ".join(case.name for case in cases)
+        raise SystemExit(f"--only {settings.only}: must be part of one of {names}")
+    return [replace(case, pairs=settings.pairs or case.pairs) for case in found]
+
+
+def look(settings: Settings) -> dict[str, Any]:
+    """Returns what JAX says of the device. Raises SystemExit if it finds none."""
+    worker = Worker("look", CASES[0], settings)
+    try:
+        return worker.hear(settings.patience)
+    except Failed as failed:
+        if settings.platform == "cpu":
+            raise SystemExit(str(failed)) from None
+        hint = (
+            "No GPU that JAX can use. Its plugin comes with `pip install 'jax[cuda13]'`, or cuda12."
+        )
+        raise SystemExit(
+            f"{hint} `--platform cpu` tries small cases.\n{driver()}\n{failed}"
+        ) from None
+    finally:
+        worker.stop()
+
+
+def driver() -> str:
+    """Returns, in words, what the driver says of the card."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.split("\n")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"nvidia-smi: {error}"
+    return f"nvidia-smi: {found[0].strip() or 'finds no card'}"
+
+
+def missing(run: Run, case: Case) -> str | None:
+    """Returns why a case can't be measured; None if it can. Has Playground fetch its models, before
+    several processes do so at once."""
+    if not case.is_playground:
+        return None
+    if importlib.util.find_spec("mujoco_playground") is None:
+        return "MuJoCo Playground is not installed: pip install 'brax_viser[playground]'"
+    worker = run.worker("load", case)
+    try:
+        worker.hear(min(run.settings.patience, run.left))
+    except Failed as error:
+        return str(error)
+    finally:
+        worker.stop()
+    return None
+
+
+def perform(run: Run, jobs: Sequence[Job]) -> None:
+    """Has all jobs compile at once, then measures one after the other."""
+    ready = []
+    absent: dict[str, str | None] = {}
+    begun = time.monotonic()
+    try:
+        # Those of Playground start last, as their models are looked for first.
+        for job in sorted(jobs, key=lambda job: job.case.is_playground):
+            if not run.has_time(job.name):
+                continue
+            if job.case.name not in absent:
+                absent[job.case.name] = missing(run, job.case)
+            if (why := absent[job.case.name]) is not None:
+                run.fail(job.name, why)
+                continue
+            job.start()
+            ready.append(job)
+        # What comes first has the rest of the time if the others are not ready.
+        compiled_by = time.monotonic() + COMPILING_SHARE * max(run.left, 0.0)
+        for job in tuple(ready):
+            try:
+                job.wait(compiled_by - time.monotonic())
+            except Failed as error:
+                ready.remove(job)
+                job.stop()
+                run.fail(job.name, str(error))
+        run.say(f"compiled within {time.monotonic() - begun:.0f} s")
+        for job in jobs:
+            if job in ready and run.has_time(job.name):
+                run.say(job.name)
+                try:
+                    job.measure()
+                # Any other error is of the benchmark itself, or of what a process has told.
+                except Exception as error:
+                    run.fail(job.name, told(error))
+                job.stop()
+    finally:
+        for job in jobs:
+            job.stop()
+
+
+def main(arguments: Sequence[str]) -> int:
+    begun = time.monotonic()
     settings = tyro.cli(Settings, description=__doc__, args=arguments)
-    console, name = Console(width=130), card()
-    if settings.platform == "cuda" and name is None:
-        console.print("No GPU: nvidia-smi finds none. `--platform cpu` tries a small case.")
-        return
-    console.print(name if settings.platform == "cuda" else "CPU")
-    cases = CASES if settings.platform == "cuda" else SMALL_CASES
-    cases = [case for case in cases if settings.only in case.name]
+    cases = chosen(settings)
+    run = Run(settings, begun + 60 * settings.minutes)
+    found = look(settings)
+    cuda = settings.platform == "cuda"
+    run.say(f"{found['kind']}; jax {found['jax']}")
+    if cuda:
+        run.say(driver())
+    # Those that do not learn come first, as they compile soonest and say most.
+    jobs: list[Job] = [Steps(run, case) for case in (cases[:1] if cuda else cases)]
     if settings.learn:
-        for case in cases:
-            console.print(measure(case, settings))
-    for case in cases if settings.platform == "cpu" else cases[:1]:
-        console.print(measure_steps(case, settings))
+        jobs += [Trainings(run, case) for case in cases]
+    at_once = settings.side_by_side
+    if at_once is None:
+        at_once = cuda and found["memory"] >= ROOMY
+    for group in [jobs] if at_once else [[job] for job in jobs]:
+        perform(run, group)
+    again: list[Job] = [Alike(run, case) for case in run.unlike]
+    for group in [again] if at_once else [[job] for job in again]:
+        perform(run, group)
+    for what, names in (("Skipped, as time is up", run.skipped), ("Failed or invalid", run.wrong)):
+        run.say(f"{what}: {'; '.join(dict.fromkeys(names)) or 'nothing'}")
+    run.say(f"{time.monotonic() - begun:.0f} s in all")
+    return int(bool(run.wrong))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

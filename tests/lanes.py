@@ -65,6 +65,7 @@ LANES = {
     "test_flexes": unit(),
     "test_fork": integration(0.3),
     "test_fuzz": integration(1, quick=True),
+    "test_gpu": integration(0.3),
     "test_grants": integration(1, quick=True),
     "test_guard": integration(0.5),
     "test_floods": integration(0.7, quick=True),
@@ -226,6 +227,8 @@ FULL: dict[str, set[str]] = {
     "test_random_messages_leave_the_training_and_the_page_alone": set(),
     # test_growth
     "test_a_compiled_program_does_not_keep_a_closed_viewer_alive": set(),
+    # test_gpu
+    "test_a_small_case_is_measured_on_a_cpu_beside_one_that_fails": set(),
     # test_hosts
     "test_the_page_survives_the_death_of_a_worker": set(),
     # test_inputs
@@ -250,7 +253,7 @@ FULL: dict[str, set[str]] = {
     "test_four_devices_are_held_at_the_same_step": set(),
     "test_a_program_for_cuda_has_no_branch_more_and_one_call_more": {"ant"},
     "test_a_nan_is_found_and_holds_the_training_at_its_step": {"at once-True"},
-    "test_randomised_models_are_sent_once_and_again_after_a_reset": {"at once"},
+    "test_randomised_models_are_copied_once_and_again_after_a_reset": {"at once"},
     "test_a_fault_of_ours_leaves_the_training_alone": set(),
     "test_each_step_is_seen_once_and_nothing_that_is_computed_changes": {"at once"},
     # test_left_behind

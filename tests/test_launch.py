@@ -17,6 +17,7 @@ from brax import envs
 from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mujoco_playground import wrapper
 from mujoco_playground._src import mjx_env
 
 from brax_viser import Viewer, VisualizedEnv
@@ -73,20 +74,24 @@ PROGRAMS = {
     "ant": lambda: (envs.get_environment("ant", backend="positional"), None),
     "humanoid": lambda: (envs.get_environment("humanoid", backend="mjx"), None),
     "go1": lambda: (load("Go1JoystickFlatTerrain", "jax"), None),
+    "go1-warp": lambda: (load("Go1JoystickFlatTerrain", "warp"), None),
     "randomised": humanoid_with_randomised_masses,
 }
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_for_cuda_has_no_branch_more_and_one_call_more(viewer, monkeypatch, name):
-    if name == "go1":  # the only one for which robots of others must be installed
+    if name.startswith("go1"):  # the only ones for which robots of others must be installed
         from tests.test_playground import MENAGERIE
 
         monkeypatch.setattr(mjx_env, "MENAGERIE_PATH", epath.Path(MENAGERIE))
     bare, randomisation = PROGRAMS[name]()
 
     def operations(env: Any) -> dict[str, int]:
-        if hasattr(bare, "mjx_model"):
+        if name == "go1-warp":
+            env = wrapper.wrap_for_brax_training(env, episode_length=100)
+            step, reset = env.step, env.reset
+        elif hasattr(bare, "mjx_model"):
             step, reset = jax.vmap(env.step), jax.vmap(env.reset)
         else:
             env = envs.training.wrap(env, 100, randomization_fn=randomisation)
@@ -375,7 +380,7 @@ def test_a_nan_is_found_and_holds_the_training_at_its_step(memory, viewer, page,
     assert Probe(viewer).shared.fault is None
 
 
-def test_randomised_models_are_sent_once_and_again_after_a_reset(memory, viewer, page):
+def test_randomised_models_are_copied_once_and_again_after_a_reset(memory, viewer, page):
     viewer.mode = "every_step"
     sent: list[dict[int, Any]] = []
     put = Probe(viewer).shared.mailbox.put_model
@@ -394,6 +399,10 @@ def test_randomised_models_are_sent_once_and_again_after_a_reset(memory, viewer,
         return sys.tree_replace(change), axes.tree_replace({"link.inertia.mass": 0})
 
     env = VisualizedEnv(CartPole(n_frames=1), grid=(2, 1), viewer=viewer)
+    copied: list[Any] = []
+    source = source_of(env)
+    arrived = source.models_arrived
+    source.models_arrived = lambda *given: (copied.append(given), arrived(*given))
     wrapped = envs.training.wrap(env, 100, randomization_fn=randomised)
     reset, step = jax.jit(wrapped.reset), jax.jit(wrapped.step)
     keys = jax.random.split(jax.random.PRNGKey(0), NUM_ENVS)
@@ -405,14 +414,21 @@ def test_randomised_models_are_sent_once_and_again_after_a_reset(memory, viewer,
     assert sorted(sent[0]) == [0, 1]
     (name,) = sent[0][0]
     np.testing.assert_allclose(sent[0][1][name], 2 * sent[0][0][name], rtol=1e-6)
-    state = reset(keys)
 
-    def again() -> bool:
+    def sent_again(times: int) -> bool:
         nonlocal state
         state = jax.block_until_ready(step(state, action))
-        return len(sent) == 2
+        return len(sent) == times
 
-    eventually(again, "they are sent again")
+    viewer.select([5, 1])
+    eventually(lambda: sent_again(2), "models of others are handed on")
+    assert sorted(sent[1]) == [1, 5]
+    np.testing.assert_allclose(sent[1][5][name], 6 * sent[0][0][name], rtol=1e-6)
+    launch.on_cpu()(None).finish()
+    assert len(copied) == 1, "all models came with the first copy"
+    state = reset(keys)
+    eventually(lambda: sent_again(3), "they are sent again")
+    assert len(copied) == 2
     assert Probe(viewer).shared.fault is None
 
 

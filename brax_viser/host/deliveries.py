@@ -91,6 +91,16 @@ class Deliveries(Decider):
             decision = self._decision(rollout, origin, shard, push=decision.push == PUSH_MODEL)
         return self._held(decision, rollout, origin, shard, shipment.refreshed)
 
+    def _decision(self, rollout: Rollout, origin: Origin, shard: int, *, push: bool) -> Decision:
+        """See `Decider`. A device sends all of its models at once, and need not send them again."""
+        decision = super()._decision(rollout, origin, shard, push=push)
+        if decision.push != PUSH_MODEL or shard not in rollout.model_rows:
+            return decision
+        self._put_models(rollout, origin, shard, decision)
+        assert decision.request is not None
+        rollout.models |= decision.request.envs
+        return super()._decision(rollout, origin, shard, push=push)
+
     def failed(self, where: str, error: Exception) -> None:
         """Reports a fault of our own; the training goes on."""
         self._shared.failed(where, error)
@@ -124,22 +134,27 @@ class Deliveries(Decider):
         self, shipment: Shipment, leaves: Mapping[str, np.ndarray], seconds: float
     ) -> None:
         """Hands on the fields in which models differ, arrays [N, ...] of all environments."""
-        request = shipment.decision.request
-        assert request is not None
         if self._is_over(shipment):
             return
-        local = request.rows[: len(request.mine)]
-        rows = _packed([leaves[name][local] for name, _ in shipment.origin.model])
+        rollout, shard, origin = shipment.rollout, shipment.shard, shipment.origin
+        # Kept, as another choice of environments then needs no copy of its own.
+        rollout.model_rows[shard] = _packed([leaves[name] for name, _ in origin.model])
+        self._put_models(rollout, origin, shard, shipment.decision)
+        self._count(sum(x.nbytes for x in leaves.values()), seconds)
+
+    def _put_models(self, rollout: Rollout, origin: Origin, shard: int, decision: Decision) -> None:
+        """Hands on the models that a decision asks for, of those that a device has sent."""
+        request = decision.request
+        assert request is not None
         packet = ModelPacket(
             source=self,
-            role=shipment.origin.role,
+            role=origin.role,
             env_index=request.mine,
-            num_envs=shipment.rollout.num_envs,
-            layout=shipment.origin.model,
-            rows=rows,
+            num_envs=rollout.num_envs,
+            layout=origin.model,
+            rows=rollout.model_rows[shard][request.rows[: len(request.mine)]],
         )
         self._shared.mailbox.put_model(packet)
-        self._count(sum(x.nbytes for x in leaves.values()), seconds)
 
     def rank(
         self,
@@ -207,6 +222,7 @@ class Deliveries(Decider):
         if count < before + shipment.env_steps - at:
             with self._shared.lock:
                 shipment.rollout.models.clear()
+                shipment.rollout.model_rows.clear()
 
     def looked_through(
         self, shipment: Shipment, flags: np.ndarray, ever: np.ndarray, *, watching: bool

@@ -30,6 +30,8 @@ class Rollout:
     unshown: set[int] = field(default_factory=set)  # shards whose last step is only recorded
     # Environments whose models' differences from the shared model are known.
     models: set[int] = field(default_factory=set)
+    # By shard, where copies arrive later: float32 [N, D], the fields in which all models differ.
+    model_rows: dict[int, np.ndarray] = field(default_factory=dict)
     steps: Steps = field(init=False)  # the pacer's, which counts them
 
     def __post_init__(self) -> None:

@@ -1,0 +1,215 @@
+"""The benchmark of a GPU: it runs to its end, and tells what is measured from what is not."""
+
+import io
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from rich.console import Console
+
+from benchmarks import gpu
+from benchmarks.gpu import Alike, Failed, Run, Settings, Steps, Trainings, compared, exact, invalid
+from benchmarks.gpu_worker import MODES, Case
+
+GOOD = dict(
+    walltime=0.1,
+    dispatch=0.05,
+    steps=100,
+    captures=0,
+    spent=0.001,
+    frames=0,
+    bytes=0,
+    at_page=0,
+    fault=None,
+    way="launch",
+    parameters="a",
+)
+
+
+def told(mode: str) -> dict[str, Any]:
+    """Returns what a process tells of an epoch in which all went well."""
+    frames = 0 if mode in ("off", "no_page", "recording", "closed") else 100
+    return {**GOOD, "frames": frames, "bytes": 1000 * (frames > 0 or mode == "recording")}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_row_counts_only_if_the_viewer_was_well_and_frames_came_where_some_must(mode):
+    good = told(mode)
+    assert invalid(mode, [good, good]) is None
+    fault = {**good, "fault": "CudaError in launch: no"}
+    assert "CudaError" in str(invalid(mode, [good, fault]))
+    assert invalid(mode, [{**good, "way": "never called"}]) is not None
+    nothing = {**good, "frames": 0, "bytes": 0}
+    assert (invalid(mode, [nothing]) is None) == (mode in ("off", "no_page", "closed"))
+    some = invalid(mode, [{**good, "frames": 50, "bytes": 9}])
+    assert (some is None) == (mode in ("realtime", "latest", "twins", "recording", "closed"))
+
+
+@pytest.mark.parametrize(
+    "watched, again, verdict",
+    [
+        ("aaaa", "aa", "identical in 4 epochs; two stock trainings are identical in 2"),
+        ("aaab", "aaaa", "DIFFERENT from epoch 4"),
+        ("aaab", "aa", "not known"),
+        ("aaab", "abbb", "not comparable"),
+        ("aaaa", "abbb", "identical in 4 epochs; two stock trainings differ from epoch 2"),
+        ("abbb", "aaab", "DIFFERENT from epoch 2"),
+    ],
+)
+def test_parameters_are_compared_with_how_much_stock_differs_by_itself(watched, again, verdict):
+    assert compared("aaaa", watched, again).startswith(verdict)
+
+
+def test_a_hold_is_exact_only_if_viewer_frame_and_state_agree():
+    held = [[[7, 7, 7], [10, 10, 10]], [[20, 20, 20], [23, 23, 23]]]
+    assert exact({"held": held, "end": [40, 40]})
+    assert not exact({"held": held, "end": [40, 41]})
+    for wrong in ([[7, 7, 8], [10, 10, 10]], [[7, 7, 7], [11, 11, 11]]):
+        assert not exact({"held": [*held, wrong], "end": [40, 40]})
+
+
+class Process:
+    """Stands in for a process of the benchmark: it tells that all is well, but for what is given by
+    the name of the environment."""
+
+    def __init__(self, kind: str, case: Case, flags: str):
+        self.kind, self.case, self.flags = kind, case, flags
+
+    def hear(self, timeout: float) -> dict[str, Any]:
+        if self.case.env == "unable":
+            raise Failed("no such thing\nits last words")
+        return {"parameters": "a", "ready": True}
+
+    def do(self, what: str) -> dict[str, Any]:
+        if what == "hold":
+            at = {"held": [[[7, 7, 7], [10, 10, 10]]], "end": [40, 40]}
+            return at | {"fault": None, "way": "launch"}
+        if what == "switch":
+            return {"error": "TimeoutError: frames flow", "fault": None, "way": "launch"}
+        watched = self.kind.endswith("-watched")
+        result = told(what)
+        if watched and self.case.env == "faulty" and what == "worst":
+            result["fault"] = "CudaError in launch: no"
+        if watched and self.case.env == "odd" and what == "latest":
+            del result["frames"]
+        if watched and self.case.env == "unlike" and not self.flags:
+            result["parameters"] = "b"
+        return result
+
+    def errors(self) -> str:
+        return "its last words"
+
+    def stop(self) -> None:
+        pass
+
+
+@pytest.fixture
+def run(monkeypatch) -> Run:
+    run = Run(Settings(), time.monotonic() + 600, console=Console(file=io.StringIO(), width=250))
+    monkeypatch.setattr(run, "worker", lambda kind, case, flags="": Process(kind, case, flags))
+    return run
+
+
+def said(run: Run) -> list[str]:
+    return run.console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+def case(name: str) -> Case:
+    return Case(name, "spring", 64, 2, 2)
+
+
+def test_cases_that_fail_leave_the_others_alone_and_faults_are_no_figures(run):
+    names = ("fine", "unable", "odd", "faulty", "fine")
+    gpu.perform(run, [Trainings(run, case(name)) for name in names])
+    lines = said(run)
+    firsts = [line.split(" ")[0] for line in lines]
+    # Of "odd" the rows up to where it fails; of "faulty" all.
+    assert firsts.count("every_step") == firsts.count("closed") == 3
+    assert firsts.count("stock") == 4 and firsts.count("latest") == 3
+    invalid = [line for line in lines if "INVALID" in line]
+    assert len(invalid) == 1 and invalid[0].startswith("worst") and "CudaError" in invalid[0]
+    assert "1.000" not in invalid[0]
+    assert len([line for line in lines if "FAILED" in line]) == 2
+    assert len([line for line in lines if line.startswith("parameters: identical")]) == 3
+    wrong = " ".join(run.wrong)
+    assert all(f"{name}/spring, 64" in wrong for name in ("unable", "odd", "faulty"))
+    assert "fine" not in wrong and not run.skipped
+
+
+def test_steps_are_judged_row_by_row(run):
+    gpu.perform(run, [Steps(run, case("fine"))])
+    rows = {line.split(" ")[0]: line for line in said(run)}
+    assert set(MODES) - {"closed"} <= set(rows)
+    assert "exact" in rows["hold"] and "INVALID: TimeoutError" in rows["switch"]
+    assert len(run.wrong) == 1
+
+
+def test_differing_parameters_are_compared_again_with_deterministic_operations(run):
+    gpu.perform(run, [Trainings(run, case("unlike")), Trainings(run, case("fine"))])
+    assert [unlike.env for unlike in run.unlike] == ["unlike"] and not run.wrong
+    gpu.perform(run, [Alike(run, unlike) for unlike in run.unlike])
+    verdicts = [line for line in said(run) if line.startswith("parameters")]
+    assert [verdict.split(" ")[1] for verdict in verdicts] == [
+        "DIFFERENT",
+        "identical",
+        "identical",
+    ]
+    assert not run.wrong
+
+
+def test_what_there_is_no_time_for_is_skipped_by_name(run, monkeypatch):
+    jobs = [Trainings(run, case("fine")), Steps(run, case("fine"))]
+    measured = jobs[0]._pairs
+
+    def slow(mode: str | None) -> Any:
+        run.until = 0.0
+        return measured(mode)
+
+    monkeypatch.setattr(jobs[0], "_pairs", slow)
+    gpu.perform(run, jobs)
+    assert [line for line in said(run) if line.startswith("stock again")]
+    assert [name.split(": ")[-1] for name in run.skipped[:-1]] == list(MODES)
+    assert run.skipped[-1] == jobs[1].name and not run.wrong
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="there is one")
+def test_without_a_gpu_it_says_what_is_missing():
+    with pytest.raises(SystemExit, match=r"No GPU that JAX can use.*cuda13") as ended:
+        gpu.main(["--patience", "300"])
+    assert "nvidia-smi" in str(ended.value)
+
+
+@pytest.mark.parametrize("wrong", [["--only", "nothing"], ["--cases", "ant"]])
+def test_cases_that_are_none_are_refused(wrong):
+    with pytest.raises(SystemExit, match="must be"):
+        gpu.main(wrong)
+
+
+def test_a_small_case_is_measured_on_a_cpu_beside_one_that_fails():
+    options = "--platform cpu --pairs 2 --steps 50 --minutes 60 --patience 600 --cases"
+    cases = ("no_such/spring/8", "inverted_pendulum/generalized/8")
+    # Compiles in half of the time.
+    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", *options.split(), *cases],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "XLA_FLAGS": quick},
+        capture_output=True,
+        text=True,
+        timeout=3600,
+    )
+    lines = done.stdout.splitlines()
+    assert done.returncode == 1, done.stdout + done.stderr
+    failed = [line for line in lines if "FAILED" in line]
+    assert len(failed) == 2 and all(line.startswith("no_such") for line in failed), done.stdout
+    every_step = [line for line in lines if line.startswith("every_step")]
+    assert len(every_step) == 2 and "INVALID" not in "".join(every_step), done.stdout
+    (hold,) = (line for line in lines if line.startswith("hold"))
+    (parameters,) = (line for line in lines if line.startswith("parameters"))
+    assert "exact" in hold and "NOT" not in hold, done.stdout
+    assert "identical in" in parameters and "two stock trainings are identical" in parameters
