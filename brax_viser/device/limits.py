@@ -113,5 +113,5 @@ def _playgrounds(base: Any, model: mujoco.MjModel) -> tuple[Limit, ...]:
     site, axis = int(model.sensor_objid[sensor]), np.zeros(3)
     mujoco.mju_rotVecQuat(axis, np.array([0.0, 0.0, 1.0]), model.site_quat[site])
     link, most = int(model.site_bodyid[site]) - 1, float(np.degrees(np.arccos(float(least))))
-    up = tuple(axis.tolist())
+    up = float(axis[0]), float(axis[1]), float(axis[2])
     return (Limit(f"tilt of {_link(model, link)}", "tilt", link, None, most, "°", up),)
