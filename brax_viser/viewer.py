@@ -111,9 +111,8 @@ class Viewer(Controls):
             streaming: whether the switch is on at first.
             name: if this process has an open viewer of the same name, that one is closed and the
                 new one takes its port, so that an open page comes back. Without a name, the port
-                that was asked for is the name, if it is not 0. In an interactive session (Jupyter,
-                IPython, Python's own), where a cell may be run again, all viewers without a name
-                and a port share one name.
+                that was asked for is the name, if it is not 0. In an interactive session, where a
+                cell may be run again, all viewers without a name and a port share one name.
             token: without it nothing is served. None takes the environment's BRAX_VISER_TOKEN, or
                 makes one; False asks for none, only where `host` is this machine alone.
             tls: files of a certificate and its key, in PEM, which encrypt connections.
@@ -124,8 +123,7 @@ class Viewer(Controls):
 
         Raises:
             ValueError: a value is out of its limits, or `host` or `run_dir` can't be used.
-            RuntimeError: the installed viser has not been tested: it cannot be kept from answering
-                everybody, and `token` is not False.
+            RuntimeError: viser is untested: it answers everybody, and `token` is not False.
             ImportError: several processes run the training, and ZeroMQ is not installed.
         """
         _check(mode, fps, max_overhead, port)
@@ -139,8 +137,8 @@ class Viewer(Controls):
         self._shared = SharedState(
             Control(streaming=streaming, mode=mode, fps=fps, max_overhead=max_overhead)
         )
-        self._sources, self._signals = Sources(), SignalWatch(self._shared.signalled)
-        self._undo = contextlib.ExitStack()  # what `close` does, in reverse
+        self._signals = SignalWatch(self._shared.signalled)
+        self._sources, self._undo = Sources(), contextlib.ExitStack()  # the latter is for `close`
         self._start()
 
     def _start(self) -> None:
