@@ -294,6 +294,26 @@ def test_the_end_says_how_robots_go_on_and_where_the_policy_is_in_whole(view):
     assert words.state(replayed)[1] == f"policy saved to {path}", "no line more than live"
 
 
+@pytest.mark.parametrize(
+    "phase, word, detail",
+    [
+        ("compiling", "Compiling a step of the robots", "for 3 s: often takes a minute or two"),
+        ("training", "The policy plays", "on screen: step 2 k"),
+        ("quiet", "The policy plays", "on screen: step 2 k"),
+    ],
+)
+def test_a_policy_that_is_played_is_called_no_training(view, phase, word, detail):
+    progress = replace(view.progress, phase=phase, phase_seconds=3.0, rewards=None)
+    stream = replace(view.stream, step=2_000)
+    control = replace(view.control, mode="every_step")
+    trained = replace(view, progress=progress, stream=stream, control=control, waits=1.0)
+    played = replace(trained, progress=replace(progress, plays=True))
+    assert words.state(played) == (word, detail) != words.state(trained)
+    assert "training" in figures.figures(trained)
+    assert "no return yet" in figures.figures(played) and "time left" not in figures.figures(played)
+    assert words.cost(played) == words.lines_of(["Costs nothing: no training runs"])
+
+
 def test_a_training_that_took_more_steps_than_asked_for_says_how_many(view):
     for taken, said in ((64_000, "64 k of 100 k steps"), (102_400, ">102 k steps")):
         progress = replace(view.progress, num_steps=taken, num_timesteps=100_000)

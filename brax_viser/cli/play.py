@@ -82,6 +82,7 @@ def play(
             console.print(f"brax-viser: {error}", style="red", markup=False)
             return 2
         with viewer:
+            viewer._shared.progress.plays = True
             playing = Playing(viewer, bare, settings, policies, grid, seed)
             console.print("Ctrl-C ends it.")
             while not ctrl_c.heard:

@@ -41,6 +41,7 @@ class ProgressView:
     usual_seconds: float | None = None  # the same at the last such start on this machine, if known
     # After the training, whether its policy drives robots in the environment's physics.
     plays_on: str | None = None  # "soon" or "now"; None: it does not
+    plays: bool = False  # whether a policy is played, and nothing is trained
 
     @property
     def over(self) -> bool:
@@ -84,6 +85,7 @@ class Progress:
     begun: int = 0  # trainings that can be told from the one before
     plays_on: bool = False  # whether the steps after `ended` are of robots that the policy drives
     stepped_on: bool = False  # whether these have made a step
+    plays: bool = False  # whether a policy is played, and nothing is trained
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _call: TrainerCall | None = None
     _num_timesteps: int | None = None
@@ -215,6 +217,7 @@ class Progress:
                 saved=self._saved,
                 start_seconds=self._start_seconds(),
                 plays_on=self._plays_on(phase),
+                plays=self.plays,
                 usual_seconds=self.usual_seconds,
             )
 

@@ -40,7 +40,7 @@ def where_held(view: PanelView) -> str:
     if frame is not None and env is not None and not view.replay.active:
         if last_end(frame, env).startswith(JUST_ENDED):
             return f"env {env}'s episode has ended: see Robot"
-    return "the training waits for you"
+    return f"{'the policy' if view.progress.plays else 'the training'} waits for you"
 
 
 def plays_on(view: PanelView) -> bool:

@@ -30,7 +30,7 @@ _BLUE = "#1c7ed6"
 def figures(view: PanelView) -> str:
     """Returns the steps, the time, the reward with its curve, and the cost."""
     progress = view.progress
-    rows = [_steps(progress), _time(progress), _reward(progress.rewards)]
+    rows = [_steps(progress), _time(progress), _reward(progress)]
     lines = "".join(_line(*left, *right) for left, right in rows)
     return (
         f'<div style="margin:0 0.75em 0.4em 0.75em;font-size:0.85em;line-height:{LINE};'
@@ -61,7 +61,7 @@ def _time(progress: ProgressView) -> tuple[Figure, Figure]:
     if progress.remaining is not None and not ended:
         left = f"{duration(progress.remaining)} left"
     elif not ended:
-        left = "time left: not known yet"
+        left = "" if progress.plays else "time left: not known yet"
     spent = f"{'took' if ended else 'for'} {duration(progress.elapsed)}" if progress.elapsed else ""
     return (left, "At the speed so far. A training that is held does not age."), (
         spent,
@@ -69,7 +69,10 @@ def _time(progress: ProgressView) -> tuple[Figure, Figure]:
     )
 
 
-def _reward(told: RewardView | None) -> tuple[Figure, Figure]:
+def _reward(progress: ProgressView) -> tuple[Figure, Figure]:
+    told = progress.rewards
+    if told is None and progress.plays:
+        return ("no return yet", "It comes with the first episodes that end."), ("", "")
     if told is None:
         return ("no reward yet", "It comes with the trainer's reports (progress_fn)."), ("", "")
     name, hint = REWARD_NAMES[told.kind]
@@ -85,6 +88,8 @@ def _cost(view: PanelView) -> Figure:
         return "Watching costs nothing", "Streaming is off."
     if view.progress.over:
         return "Watching costs nothing any more", "The training is over."
+    if view.progress.plays:
+        return "Watching costs nothing", "No training runs."
     return f"Watching costs {100 * view.overhead:.1f} % of the time", (
         "Share of the training's time that goes into sending robots to this page. Its limit is "
         "the budget, under Watch."

@@ -99,11 +99,12 @@ class TrainingControls(Widgets):
 
     def _show_hold(self, view: PanelView) -> None:
         over = view.progress.over and not view.paused
+        label = RESUME if view.paused else HOLD
         self._set(self._step, visible=not over)
         self._set(
             self._hold,
             disabled=over,
-            label=RESUME if view.paused else HOLD,
+            label=label.removesuffix(" training") if view.progress.plays else label,
             color="orange" if view.paused else None,
         )
         icon = viser.Icon.PLAYER_PLAY if view.paused else viser.Icon.PLAYER_PAUSE

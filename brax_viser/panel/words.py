@@ -9,6 +9,7 @@ from brax_viser.host.progress import ProgressView, count, waited
 from brax_viser.host.selection import RANKED
 from brax_viser.panel import details
 from brax_viser.panel.endings import after_the_end, finished, last_end, where_held
+from brax_viser.panel.playing import on_screen, played
 from brax_viser.panel.view import PanelView
 from brax_viser.scene.look import css_gradient, range_of
 
@@ -100,6 +101,8 @@ def state_of_training(view: PanelView) -> tuple[str, str]:
         return "Running on", f"until env {view.until_env} terminates"
     if view.paused:
         return "Holding", "at the next step"
+    if progress.plays:
+        return played(view)
     # Shown between two rollouts too, so that it is always clear that streaming is off.
     if not view.control.streaming and progress.phase in ("training", "evaluating", "quiet"):
         return "Streaming is off", "the training goes on unseen"
@@ -120,17 +123,6 @@ def state_of_training(view: PanelView) -> tuple[str, str]:
             return "Live", "evaluating the policy"
         case _:
             return f"No step for {seconds}", "updating, compiling, or finished"
-
-
-def on_screen(view: PanelView) -> str:
-    """Says which step is on screen, and how old it is; empty before the first."""
-    stream = view.stream
-    if stream.step is None:
-        return ""
-    shown = f"on screen: step {count(stream.step)}"
-    if view.control.mode == "realtime" and not (view.paused or stream.following):
-        shown += f", {stream.age:.0f} s ago"
-    return shown
 
 
 def compiling(progress: ProgressView) -> tuple[str, str]:
@@ -193,8 +185,9 @@ def cost(view: PanelView) -> str:
     control = view.control
     if not control.streaming:
         return lines_of(["Costs nothing: no state leaves the device"])
-    if view.progress.over:
-        return lines_of(["Costs nothing: the training is over"])
+    if view.progress.over or view.progress.plays:
+        why = "no training runs" if view.progress.plays else "the training is over"
+        return lines_of([f"Costs nothing: {why}"])
     budget = "no budget" if control.mode == "every_step" else f"budget {_percent(control)}"
     lines = [
         f"Costs {100 * view.overhead:.1f} % of the time ({budget})",
