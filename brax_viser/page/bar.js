@@ -233,6 +233,7 @@
     document.documentElement.classList.toggle("brax-viser-looks", !steers);
     bar.classList.toggle("known", many > 0);
     bar.classList.toggle("held", held);
+    bar.classList.toggle("still", ["waiting", "compiling"].includes(phase));
     for (const button of bar.querySelectorAll("button, select")) button.disabled = !steers;
     find("replay").disabled = !steers || !many;
     // Onlookers too may have a replay of their own.
