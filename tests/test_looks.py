@@ -329,25 +329,30 @@ def test_colours_by_return_follow_the_chosen_measure_and_unknown_returns_are_gre
     assert range_of("return", frame, 0.05, "per_second") == (0.0, 10.0)  # 1 in 2 steps, 2 in 4
 
 
-def test_labels_show_env_return_and_time_and_disappear_again(ants):
+def test_labels_show_env_return_time_and_distance_and_disappear_again(ants):
+    pos = ants.frame.link_pos.copy()
+    pos[:2, ants.block.model.roaming_link, :2] = [[3.0, 4.0], [-0.6, 0.8]]
+    ants.frame = replace(ants.frame, link_pos=pos)
+    away = ["5.0 m away", "1.0 m away"]
     ants.draw(Look(labels=True, others="hide", selected_env=11))
     labels = ants.block._labels.handles
     assert [label.text for label in labels[:2]] == [
-        "env 10 · last return 0.0 · for 1.0 s",
-        "env 11 · last return 1.0 · for 1.0 s",
+        f"env 10 · last return 0.0 · for 1.0 s · {away[0]}",
+        f"env 11 · last return 1.0 · for 1.0 s · {away[1]}",
     ]
     ants.draw(Look(labels=True, rank_by="per_second"))
-    assert labels[1].text == "env 11 · 1.0 reward/s · for 1.0 s"
+    assert labels[1].text == f"env 11 · 1.0 reward/s · for 1.0 s · {away[1]}"
     none = np.full(COUNT, np.nan, np.float32)
     ants.draw(Look(labels=True), finished_return=none)
-    assert labels[1].text == "env 11 · no episode has ended yet · for 1.0 s"
+    assert labels[1].text == f"env 11 · no episode has ended yet · for 1.0 s · {away[1]}"
     unknown = np.full(COUNT, UNKNOWN, np.int32)
     ants.draw(Look(labels=True, rank_by="so_far"), episode_length=unknown)
-    assert labels[1].text == "env 11 · return unknown"
+    assert labels[1].text == f"env 11 · return unknown · {away[1]}"
     fell = {"fell": np.arange(COUNT) < 2, "fell_return": np.array([83.14, np.nan, *[0.0] * 4])}
     ants.draw(Look(labels=True), **fell, since_termination=np.full(COUNT, 24, np.int32))
     shown = [label.text for label in labels[:2]]
-    assert shown == ["env 10 · fell 1.2 s ago · return 83.1", "env 11 · fell 1.2 s ago"]
+    fallen = [f"env 10 · fell 1.2 s ago · return 83.1 · {away[0]}"]
+    assert shown == [*fallen, f"env 11 · fell 1.2 s ago · {away[1]}"]
     ants.draw(Look(labels=True, others="hide", selected_env=11))
     assert [label.visible for label in labels] == [env == 11 for env in range(10, 16)]
     assert labels[1].position[2] > ants.scene._scale * ants.block.place_of(11)[2]

@@ -42,7 +42,8 @@ class LookControls(Widgets):
             "Labels",
             False,
             hint="Above each robot: the number of its environment, the return chosen under "
-            "Watch, and the time of its episode, s.",
+            "Watch, the time of its episode, s, and if it travels, how far it is from the origin "
+            "of its world, m.",
         )
         self._on_change(self._labels, self._look("labels"), bool)
         self._tints = gui.add_checkbox(

@@ -15,10 +15,13 @@ wire as on the screen."""
 
 
 def label_texts(frame: Frame, model: Model, look: Look) -> list[str]:
-    """The text above each of the first robots of a frame, at most `MAX_LABELS`."""
-    texts = []
+    """The text above each of the first robots of a frame, at most `MAX_LABELS`; of robots that
+    travel, with how far they are from the origin of their world, which a moving floor hides."""
+    texts, link = [], model.roaming_link
     for row, env in enumerate(frame.env_index[:MAX_LABELS].tolist()):
         text = label_of(frame, row, model.dt, look)
+        if link is not None:
+            text += f" · {np.hypot(*frame.link_pos[row, link, :2]):.1f} m away"
         own = model.variants.in_words(env)
         texts.append(f"{text} · {own}" if own else text)
     return texts
