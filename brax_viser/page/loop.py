@@ -198,6 +198,8 @@ class Loop:
         num_envs = channel.num_envs or block.count
         selected, travels = self._shared.selected_env, block.model.roaming_link
         view = self._replay.view(now, block.count, num_envs, selected, travels)
+        if view is not None:
+            self._scene.fit(len(view.frame.env_index))
         own = self._replay.models()
         missing = {env: own[env] for env in own.keys() - channel.variants.of_env.keys()}
         if missing and channel.variants.update(missing):
@@ -208,6 +210,7 @@ class Loop:
         channel.look = look
 
     def _add_rollouts(self, views: dict[str, View | None], now: float) -> None:
+        self._scene.fit(None)
         for role in self._robots.roles:
             channel = self._robots.channels.get(role)
             rollout = channel and channel.source.rollouts.get(role)

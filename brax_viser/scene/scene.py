@@ -41,6 +41,7 @@ class Scene:
         self._scale = 1.0
         self._surroundings = "light"
         self._bounds = np.zeros((2, 3))
+        self._fitted: int | None = None  # how many robots of the only block cameras are to see
         self._followed: tuple[str, int] | None = None
         self._anchor = np.zeros(3)  # m, where a followed robot stays
         # By client id: the page's camera, and the model's camera that it looks through.
@@ -98,9 +99,24 @@ class Scene:
         # Robots that stay do not move on the screen. New ones are all in view from there, because
         # every scene has the same size.
         stay = self._scale / before if some_stay else None
+        self._fitted = None
         self.views.frame(self._scale * self._bounds, stay=stay)
         if ASIDE not in blocks:
             self.bring_back_visitors()
+
+    def fit(self, count: int | None) -> None:
+        """Has cameras that no user has moved see so many robots, the first ones of the only block;
+        None, and with several blocks: all that there is room for."""
+        if count is not None and (len(self.blocks) != 1 or not count):
+            count = None
+        if count == self._fitted:
+            return
+        self._fitted, bounds = count, self._bounds
+        if count is not None:
+            block = next(iter(self.blocks.values()))
+            bounds = block.grid.bounds(min(count, block.count)) + block.offset
+            bounds[0, 2] = min(bounds[0, 2], self._bounds[0, 2])
+        self.views.frame(self._scale * bounds)
 
     def bring_back_visitors(self) -> None:
         """Shows all robots again to the pages that were brought to the sandbox."""
