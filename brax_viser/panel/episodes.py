@@ -15,7 +15,7 @@ from brax_viser.panel.words import note
 from brax_viser.records.episode import Summary
 
 ALL, NO_END, NO_GHOST = "All of them", "Pick one", "Nothing"
-SAVED_AS = ("HTML", "MP4", "PNG", "CSV")
+SAVED_AS = ("HTML", "MP4", "GIF", "PNG", "CSV")
 
 
 class EpisodesControls(Widgets):
@@ -84,8 +84,8 @@ class EpisodesControls(Widgets):
             "Save as",
             SAVED_AS,
             hint="Writes what is on screen into a file that this page downloads: a page that plays "
-            "without a server, a video of the first episode, a picture of it at this moment, or "
-            "the numbers.",
+            "without a server, a video or an animation of the first episode, a picture of it at "
+            "this moment, or the numbers.",
         )
         self._on_pick_by(save, self._actions.export, str)
         return save
