@@ -130,3 +130,8 @@ def test_a_log_gets_a_line_now_and_then_and_the_last_one_once_and_whole():
     assert compiling.startswith("compiling: for 1 s · 1.23 M of 3 M steps · 2:23 left")
     assert first.startswith("training: 121 of 3 M steps")
     assert last.startswith("held: 1.23 M of 3 M steps") and following == "next"
+
+
+def test_whole_updates_beyond_the_goal_are_not_called_a_part_of_it():
+    assert in_words(VIEW, 200).startswith("1.23 M of 3 M steps")
+    assert in_words(replace(VIEW, num_steps=3_050_000), 200).startswith("3.05 M steps")

@@ -101,7 +101,8 @@ class _Line:
 
 def in_words(view: ProgressView, width: int) -> str:
     """Describes the progress in at most `width` characters, if the first part fits at all."""
-    goal = f" of {count(view.num_timesteps)}" if view.num_timesteps else ""
+    known = view.num_timesteps and view.num_steps <= view.num_timesteps  # whole updates are taken
+    goal = f" of {count(view.num_timesteps or 0)}" if known else ""
     parts = [f"{count(view.num_steps)}{goal} steps"]
     if view.phase == "compiling":
         parts.insert(0, waited(view))
