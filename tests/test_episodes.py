@@ -206,7 +206,7 @@ def test_a_fall_that_is_picked_is_played_with_its_contacts(training, viewer):
     probe = training.probe
     eventually(lambda: len(probe.panel.episodes._end.options) == 9, "eight episodes are listed")
     labels = lambda: probe.panel.episodes._end.options  # noqa: E731
-    ended = "10 · env 4 · nothing is touched · 0.4 s · "
+    ended = "10 · env 4 · terminated · 0.4 s · "  # what it touched would stand there
     eventually(lambda: any(label.startswith(ended) for label in labels()), "it is said how")
     training.use("end", next(label for label in labels() if label.startswith(ended)))
     eventually(lambda: training.drawn == [4], "that robot alone is drawn")
