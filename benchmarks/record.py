@@ -11,11 +11,11 @@ Needs Chromium and the `test` extra.
 """
 
 import io
+import json
 import queue
 import shutil
 import threading
 import time
-import urllib.request
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +37,7 @@ from websockets.http11 import Request, Response
 
 from benchmarks.client import SUBPROTOCOL, answers_to, content_of, hello, messages_of
 from benchmarks.screenshot import FLAGS, close_notice, training
+from brax_viser.cli.remote import ask
 from brax_viser.page.browser import add_to
 
 MOST_BYTES = 3_000_000
@@ -85,14 +86,14 @@ class Bars(threading.Thread):
     def __init__(self, address: str):
         super().__init__(daemon=True)
         self.received: list[tuple[float, bytes]] = []
-        self._address = f"{address.rstrip('/')}/api/timeline"
+        self._address = address
         self._ends = threading.Event()
         self.start()
 
     def run(self) -> None:
         while not self._ends.wait(0.5):
-            with urllib.request.urlopen(self._address, timeout=30) as answer:
-                self.received.append((time.monotonic(), answer.read()))
+            told = json.dumps(ask(self._address, "timeline"))
+            self.received.append((time.monotonic(), told.encode()))
 
     def stop(self) -> None:
         self._ends.set()

@@ -9,6 +9,7 @@ import pytest
 
 from brax_viser.cli.replay import _follow
 from brax_viser.host.control import Control
+from brax_viser.host.metrics import STEPS_PER_SECOND
 from brax_viser.host.state import SharedState
 from brax_viser.page import timeline as timelines
 from brax_viser.page.replay import Replay
@@ -136,6 +137,15 @@ def test_any_curve_is_drawn_once_it_is_chosen_and_the_first_one_if_it_is_there_n
     bar.do("curve", what="loss")
     bar.shared.progress.metrics.clear()
     assert bar.told()["curves"] == {"what": "Reward", "lines": []}
+
+
+def test_the_speed_alone_is_offered_and_not_drawn(bar):
+    bar.shared.progress.metrics.add(500, {STEPS_PER_SECOND: 9.0}, 0.0)
+    told = bar.told()
+    assert told["curves"] == {"what": "Reward", "lines": []}
+    assert told["plots"][:2] == ["Reward", "Steps per second"]
+    bar.do("curve", what="Steps per second")
+    assert [label for label, _ in bar.told()["curves"]["lines"]] == ["Steps per second"]
 
 
 def test_a_return_that_is_not_finite_is_sent_as_none(bar):

@@ -17,7 +17,7 @@ from brax_viser.host.metrics import Metrics
 from brax_viser.host.state import SharedState
 from brax_viser.page.replay import Replay
 from brax_viser.page.state import PageState
-from brax_viser.panel.curve_lines import REWARD, choices, lines_of
+from brax_viser.panel.curve_lines import REWARD, SPEED, choices, lines_of
 from brax_viser.records.episode import RunInfo, Summary
 
 MOST_POINTS = 256
@@ -196,6 +196,9 @@ class Timeline:
         metrics, recordings = self._shared.progress.metrics, self._replay.recordings
         if self._made_of.get("plots") != metrics.version:
             self._plots, self._reported = choices(metrics), _last_of(metrics)
+            # The speed comes first of all, and tells least: until a reward comes there is none.
+            if self._plots[:1] == (SPEED,):
+                self._plots = REWARD, *self._plots
         self._part("plots", metrics.version, lambda: self._plots)
         chosen = self._state.curve if self._state.curve in self._plots else None
         what = chosen or next(iter(self._plots), REWARD)
