@@ -63,7 +63,8 @@ def take(settings: Settings, page: Page, address: str) -> None:
         open_tab(page, tab)
         if tab == "Curves":
             click(page.get_by_label("Show", exact=True))
-            click(page.get_by_role("option", name=TERMS, exact=True))
+            # The last one: the time bar's list has one of the same name.
+            click(page.get_by_role("option", name=TERMS, exact=True).last)
         time.sleep(5.0)
         _save(settings, page, tab)
 
