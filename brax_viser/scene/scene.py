@@ -107,16 +107,10 @@ class Scene:
     def fit(self, count: int | None) -> None:
         """Has cameras that no user has moved see so many robots, the first ones of the only block;
         None, and with several blocks: all that there is room for."""
-        if count is not None and (len(self.blocks) != 1 or not count):
-            count = None
-        if count == self._fitted:
-            return
-        self._fitted, bounds = count, self._bounds
-        if count is not None:
-            block = next(iter(self.blocks.values()))
-            bounds = block.grid.bounds(min(count, block.count)) + block.offset
-            bounds[0, 2] = min(bounds[0, 2], self._bounds[0, 2])
-        self.views.frame(self._scale * bounds)
+        count = count if len(self.blocks) == 1 else None
+        if count != self._fitted:
+            self._fitted = count
+            self.views.frame(self._scale * _box(self.blocks, count, self._bounds))
 
     def bring_back_visitors(self) -> None:
         """Shows all robots again to the pages that were brought to the sandbox."""
@@ -337,6 +331,16 @@ class Scene:
             shift = self._scale * (self._anchor - place)
             # Not in z: a jump or a fall must be visible.
             self._root.position = (float(shift[0]), float(shift[1]), 0.0)
+
+
+def _box(blocks: dict[str, Block], count: int | None, whole: np.ndarray) -> np.ndarray:
+    """float [2, 3], m: the box around so many robots of the first block; None, 0: `whole`."""
+    if not count:
+        return whole
+    block = next(iter(blocks.values()))
+    box = block.grid.bounds(min(count, block.count)) + block.offset
+    box[0, 2] = min(box[0, 2], whole[0, 2])
+    return box
 
 
 def _side_by_side(
