@@ -156,13 +156,18 @@ def test_a_pages_camera_fits_its_window_until_its_user_moves_it(server):
         eventually(lambda: is_at(wide), "the camera fits a wide window")
         page.send(hello(tuple(wide.position), tuple(wide.look_at), (400, 800)))
         eventually(lambda: is_at(tall), "the camera fits a tall window")
-        stage.scene.fit(2)
         of_two = stage.scene._scale * stage.block.grid.bounds(2)
         of_two[0, 2] = bounds[0, 2]
         near = framing_camera(of_two, aspect=0.5)
-        assert is_at(near) and not is_at(tall), "two robots that are replayed fill the window"
-        stage.scene.fit(None)
-        assert is_at(tall)
+
+        def fits(count: int | None, pose) -> bool:
+            # Again, as its window's shape may not yet be known where the camera is moved.
+            for again in (1 if count is None else None, count):
+                stage.scene.fit(again)
+            return is_at(pose)
+
+        eventually(lambda: fits(2, near), "two robots that are replayed fill the window")
+        eventually(lambda: fits(None, tall), "and then all do")
         moved = tuple(tall.position + np.array([3.0, 0.0, 0.0]))
         page.send(hello(moved, tuple(tall.look_at), (1000, 500)))
         eventually(lambda: camera.image_width == 1000, "the window is wide again")

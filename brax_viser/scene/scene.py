@@ -94,19 +94,17 @@ class Scene:
             blocks[role] = kept.get(role) or Block(
                 self._server, path, model, grid, count, offset, self._scale, others=others[role]
             )
-        self.blocks = blocks
+        self.blocks, self._fitted = blocks, None
         self._set_stage()
         # Robots that stay do not move on the screen. New ones are all in view from there, because
         # every scene has the same size.
         stay = self._scale / before if some_stay else None
-        self._fitted = None
         self.views.frame(self._scale * self._bounds, stay=stay)
         if ASIDE not in blocks:
             self.bring_back_visitors()
 
     def fit(self, count: int | None) -> None:
-        """Has cameras that no user has moved see so many robots, the first ones of the only block;
-        None, and with several blocks: all that there is room for."""
+        """Has cameras that no user has moved see so many robots of the only block; None: all."""
         count = count if len(self.blocks) == 1 else None
         if count != self._fitted:
             self._fitted = count
