@@ -102,14 +102,12 @@ class SharedState:
     def pacing(self) -> Control:
         """The control, with `max_overhead` reduced to this process's share of the budget, and by
         what recordings take of it, if there are any. After the training there is no budget."""
-        made_of = (
-            *(self.control, self.budget_parts),
-            *(self.meter.recorded > 0, self.progress.playing_on),
-        )
+        recorded, over = self.meter.recorded > 0, self.progress.playing_on
+        made_of = self.control, self.budget_parts, recorded, over
         if made_of != self._pacing[0]:  # each call from the device asks, and a copy takes time
             share = self.control.max_overhead
-            share -= self.recording_share if self.meter.recorded else 0.0
-            share = 1.0 if self.progress.playing_on else share
+            share -= self.recording_share if recorded else 0.0
+            share = 1.0 if over else share
             self._pacing = made_of, replace(self.control, max_overhead=share / self.budget_parts)
         return self._pacing[1]
 
