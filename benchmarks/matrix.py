@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -295,6 +296,7 @@ def main(
     families: tuple[str, ...] = (),
     mode: str = "every_step",
     timeout: float = 300.0,
+    at_once: int = 1,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
     """Measure the table.
@@ -304,6 +306,7 @@ def main(
         families: its columns; all that are installed if none is given.
         mode: the viewer's mode.
         timeout: limit on the time of one cell, in s.
+        at_once: cells measured beside each other; nothing in the table is a time.
         json_file: where to save the table.
     """
     columns = families or tuple(all_families())
@@ -316,12 +319,19 @@ def main(
         if unknown := [name for name in given if name not in known]:
             sys.exit(f"{', '.join(unknown)}: must be among {', '.join(known)}")
     cells: dict[tuple[str, str], Cell] = {}
-    for trainer in trainers:
-        for family in columns:
-            outcome = measure_apart(trainer, family, mode, timeout)
-            cells[family, trainer] = outcome
-            words = f"{trainer} on {family}: {outcome.in_words()} ({outcome.seconds:.0f} s)"
-            print(words, *filter(None, [outcome.error]), sep="\n", flush=True)
+    with ThreadPoolExecutor(at_once) as pool:  # the cells run in processes of their own
+        measured = [
+            pool.submit(measure_apart, trainer, family, mode, timeout)
+            for trainer in trainers
+            for family in columns
+        ]
+        for done in as_completed(measured):
+            outcome = done.result()
+            cells[outcome.family, outcome.trainer] = outcome
+            words = f"{outcome.trainer} on {outcome.family}: {outcome.in_words()}"
+            print(f"{words} ({outcome.seconds:.0f} s)", flush=True)
+            if outcome.error is not None:
+                print(outcome.error, flush=True)
             if json_file is not None:  # after each cell, so that an interruption loses nothing
                 json_file.write_text(json.dumps([asdict(c) for c in cells.values()], indent=1))
     rows = [["", *columns], ["---"] * (1 + len(columns))]
