@@ -38,6 +38,13 @@ def source_of(env: Any) -> Any:
     return env._host
 
 
+def adapter_of(env: Any) -> Any:
+    """Returns what a `VisualizedEnv` knows of its environment: its model, and how states are
+    read."""
+    assert env._adapter is not None
+    return env._adapter
+
+
 def port_of(viewer: Viewer) -> int:
     """Returns the port of a viewer's page."""
     port = urlsplit(viewer.url).port

@@ -26,7 +26,7 @@ from brax_viser.sandbox.transplant import Transplant
 from brax_viser.scene.robots import PARKED
 from tests.conftest import Page, eventually
 from tests.recorded import Kept, recording_of
-from tests.support import Probe
+from tests.support import Probe, adapter_of
 from tests.test_detail import CHOSEN, NUM_ENVS, Rollout, suite_env
 from tests.test_twin import frame_of
 
@@ -170,7 +170,7 @@ def test_pushes_sliders_and_reset_take_effect_in_the_sandbox(viewer, rollout):
     told(viewer, lambda do: do.set_sandbox(friction=2.0))
     told(viewer, lambda do: do.set_sandbox(mass=3.0))
     model = run.do(lambda s: s.model).result()
-    made = rollout.env._adapter.mj_model
+    made = adapter_of(rollout.env).mj_model
     assert model.opt.gravity[2] == 0.0 and made.opt.gravity[2] < -9
     np.testing.assert_allclose(model.body_mass[1:], 3 * made.body_mass[1:])
     np.testing.assert_allclose(model.geom_friction, 2 * made.geom_friction)
@@ -189,11 +189,11 @@ def test_a_click_in_the_sandbox_chooses_the_body_to_push_and_weigh(viewer, rollo
     block = scene.blocks[ASIDE]
     eventually(lambda: block.frame.detail is viewer.sandbox.pose.detail, "it is drawn there")
     pole = block.place_of(CHOSEN, 1) + np.array([0.0, 0.0, 0.3])
-    before_it = scene._scale * (pole + np.array([0, -5.0, 0]))
+    before_it = scene.scale * (pole + np.array([0, -5.0, 0]))
     told(viewer, lambda do: do.click(before_it, np.array([0, 1.0, 0])))
     assert panel(viewer).body == 2 and viewer.selected_env == CHOSEN
     told(viewer, lambda do: do.set_sandbox(mass=2.0))
-    made = rollout.env._adapter.mj_model
+    made = adapter_of(rollout.env).mj_model
     model = viewer.sandbox.do(lambda s: s.model).result()
     np.testing.assert_allclose(model.body_mass[1:], made.body_mass[1:] * [1, 2])
     viewer.mode = "every_step"
@@ -354,7 +354,7 @@ def test_of_many_forks_only_the_newest_is_made_while_another_is(rollout, viewer,
     frame, forks = Probe(viewer).scene.blocks["train"].frame, SandboxSession(lambda: None)
     try:
         for number in range(20):
-            forks.fork(rollout.env._adapter, [frame.detail], {}, number)
+            forks.fork(adapter_of(rollout.env), [frame.detail], {}, number)
         eventually(lambda: made, "the first is being made")
         assert [thread.name for thread in threading.enumerate()].count("brax_viser fork") == 1
         open_.set()
@@ -369,7 +369,7 @@ def test_of_many_forks_only_the_newest_is_made_while_another_is(rollout, viewer,
 def test_closing_a_sandbox_while_it_starts_leaves_nothing_behind(rollout, viewer, closes_at):
     frame = Probe(viewer).scene.blocks["train"].frame
     forks = Overtaken(lambda: None)
-    forks.fork(rollout.env._adapter, [frame.detail], {}, 20)
+    forks.fork(adapter_of(rollout.env), [frame.detail], {}, 20)
     forks.closes_at = closes_at
     running = lambda: {t.name for t in threading.enumerate()}  # noqa: E731
     eventually(lambda: not forks.closes_at, "it is closed")
@@ -381,7 +381,7 @@ def test_a_policy_received_while_a_sandbox_is_being_built_can_drive_it(rollout, 
     frame = Probe(viewer).scene.blocks["train"].frame
     forks = SandboxSession(lambda: None)
     try:
-        forks.fork(rollout.env._adapter, [frame.detail], {}, 20)
+        forks.fork(adapter_of(rollout.env), [frame.detail], {}, 20)
         forks.hand_out(Trained(1000, leaning, {"push": np.float32(0.0)}))
         eventually(lambda: forks.panel().policy_steps == 1000, "it is known")
         eventually(lambda: "policy" in forks.panel().drivers, "it can drive")
@@ -414,14 +414,14 @@ def test_the_page_keeps_running_while_the_sandboxs_robot_is_read(viewer, rollout
     eventually(lambda: ASIDE in scene.blocks, "it is there")
     eventually(lambda: scene.blocks[ASIDE].frame is not None, "and is drawn", 120)
     camera = next(iter(Probe(viewer).server.get_clients().values())).camera
-    middle = scene._scale * scene.blocks[ASIDE].offset
+    middle = scene.scale * scene.blocks[ASIDE].offset
     assert abs(camera.look_at[1] - middle[1]) < abs(middle[1]) / 2, (
         "the camera of its page is there"
     )
     viewer.close_sandbox()
 
     def sees_all() -> bool:
-        pose = framing_camera(scene._scale * scene._bounds, aspect=camera.aspect)
+        pose = framing_camera(scene.scale * scene.bounds, aspect=camera.aspect)
         return ASIDE not in scene.blocks and np.allclose(camera.position, pose.position)
 
     eventually(sees_all, "the camera is back")
@@ -436,10 +436,10 @@ def test_recorded_episodes_are_not_played_out_of_sight_of_a_page_at_the_sandbox(
     at_sandbox = lambda: client.client_id in scene._visitors  # noqa: E731
     eventually(at_sandbox, "the camera of its page is there", timeout=120)
     assert not np.allclose(client.camera.position, home)
-    probe.keep(Kept(recording_of(rollout.env._adapter.mj_model, 0)))
+    probe.keep(Kept(recording_of(adapter_of(rollout.env).mj_model, 0)))
 
     def sees_all() -> bool:
-        pose = framing_camera(scene._scale * scene._bounds, aspect=client.camera.aspect)
+        pose = framing_camera(scene.scale * scene.bounds, aspect=client.camera.aspect)
         return np.allclose(client.camera.position, pose.position)
 
     assert not sees_all()
@@ -506,7 +506,7 @@ def test_after_the_training_any_robot_can_be_forked_at_the_start_of_an_episode(
     eventually(lambda: panel(viewer).env == CHOSEN and panel(viewer).drivers, "it is forked")
     assert panel(viewer).begins
     pose = viewer.sandbox.do(lambda sandbox: sandbox.reset() or sandbox.pose).result(timeout=60)
-    np.testing.assert_array_equal(pose.detail.qpos, pendulums.env._adapter.init_qpos)
+    np.testing.assert_array_equal(pose.detail.qpos, adapter_of(pendulums.env).init_qpos)
     pendulums.step()
     threading.Event().wait(1.5)
     assert viewer.sandbox is not None, "a person's own sandbox is left as it is"

@@ -510,7 +510,7 @@ def test_the_far_walls_of_a_hall_are_in_the_cameras_range_and_stand_on_its_floor
         ]
     )
     np.testing.assert_allclose(np.abs(corners[:, :2]).max(axis=0), half, atol=0.2)
-    camera, scale = server.initial_camera, stage.scene._scale
+    camera, scale = server.initial_camera, stage.scene.scale
     away = np.linalg.norm(corners * scale - camera.position, axis=1).max()
     assert camera.far > away
     # The floor reaches them: they do not stand in mid-air.
@@ -546,7 +546,7 @@ def test_the_page_says_that_a_cell_is_too_small_or_that_a_robot_left_it(server):
 
 def test_distant_geoms_are_in_the_cameras_range(server):
     stage = Stage(server, of(FLOOR + DOG + FAR["parked"]), (2, 2))
-    assert server.initial_camera.far > 110 * stage.scene._scale
+    assert server.initial_camera.far > 110 * stage.scene.scale
     shown = np.concatenate([handle.batched_positions for handle in stage.block.robots.handles])
     assert shown[:, 0].max() > 99  # drawn in its true place, not moved nearer
     assert len(visible_geoms(stage.mujoco)) == 5

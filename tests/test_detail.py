@@ -24,7 +24,7 @@ from brax_viser.records.protocol import size_of
 from brax_viser.records.view import View, beside
 from envs.cartpole import CartPole
 from tests.conftest import eventually
-from tests.support import Probe
+from tests.support import Probe, adapter_of
 
 NUM_ENVS, CHOSEN = 5, 3
 
@@ -253,11 +253,11 @@ class Verbose(CartPole):
 def test_observations_are_sent_by_name_up_to_a_total_size(viewer):
     env = VisualizedEnv(Verbose(), grid=(2, 1), viewer=viewer)
     state = env.reset(jax.random.PRNGKey(0))
-    fields = env._adapter.detail(state, jnp.zeros(1))
+    fields = adapter_of(env).detail(state, jnp.zeros(1))
     # The long one comes first by name and reaches the limit alone: the others are left out.
     assert {name for name in fields if name.startswith("observation")} == {"observation/long"}
     state.obs.pop("long")
-    fields = env._adapter.detail(state, jnp.zeros(1))
+    fields = adapter_of(env).detail(state, jnp.zeros(1))
     names = {name for name in fields if name.startswith("observation")}
     assert names == {"observation/state", "observation/history"}
     assert size_of([(name, fields[name].shape) for name in names]) == 16

@@ -11,6 +11,7 @@ from brax_viser import Viewer, VisualizedEnv
 from brax_viser.device.episode import EpisodeLog
 from brax_viser.env import INFO_KEY
 from envs.cartpole import CartPole
+from tests.support import source_of
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,7 @@ def test_a_wrapper_around_a_vmap_wrapper_sees_the_whole_batch_too(shared_viewer)
     state = jax.jit(env.reset)(jax.random.split(jax.random.PRNGKey(0), 5))
     state = jax.block_until_ready(jax.jit(env.step)(state, jnp.zeros((5, 1))))
     assert state.info[INFO_KEY]["countdown"].shape == (5,)
-    assert env._host.rollouts["train"].num_envs == 5
+    assert source_of(env).rollouts["train"].num_envs == 5
 
 
 def test_a_model_with_unfused_bodies_is_refused(shared_viewer):

@@ -15,6 +15,7 @@ from brax_viser.env import INFO_KEY
 from brax_viser.records.protocol import NEVER
 from envs.cartpole import CartPole
 from tests.sample import FallingCartPole
+from tests.support import adapter_of
 from tests.toy import State, Toy
 
 NUM_ENVS, STEPS = 12, 60
@@ -321,8 +322,8 @@ def test_the_time_of_an_outer_step_includes_its_repeats(viewer):
     bare = CartPole()
     outside = VisualizedEnv(envs.training.wrap(CartPole(), 100, 4), viewer=viewer)
     inside = VisualizedEnv(CartPole(), viewer=viewer)
-    assert inside._adapter.dt == pytest.approx(float(bare.dt))
-    assert outside._adapter.dt == pytest.approx(4 * float(bare.dt))
+    assert adapter_of(inside).dt == pytest.approx(float(bare.dt))
+    assert adapter_of(outside).dt == pytest.approx(4 * float(bare.dt))
 
 
 @struct.dataclass

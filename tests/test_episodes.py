@@ -299,10 +299,10 @@ from brax_viser.replay import ReplayViewer
 def look(run, viewer, ctrl_c):
     assert urllib.request.urlopen(viewer.url).status == 200
     deadline = time.monotonic() + 60
-    while not viewer._page.replay.playing:
+    while not Probe(viewer).page.replay.playing:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert viewer._shared.fault is None, viewer._shared.fault
+    assert Probe(viewer).shared.fault is None, Probe(viewer).shared.fault
     loaded = {{"jax", "jaxlib", "brax", "flax"}} & set(sys.modules)
     assert not loaded, loaded
     print("replayed")

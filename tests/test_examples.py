@@ -12,6 +12,7 @@ from brax_viser import VisualizedEnv
 from envs.cartpole import CartPole
 from examples import own_environment, own_ppo
 from examples.own_ppo import make_train
+from tests.support import adapter_of, source_of
 
 
 class Stop(Exception):
@@ -60,7 +61,7 @@ def test_cartpole_grid_has_the_spacing_of_its_example(monkeypatch):
     monkeypatch.setattr("builtins.input", lambda _: "")
     envs: list[VisualizedEnv] = []
     cartpole_grid.main()
-    grid = envs[0]._host.grid
+    grid = source_of(envs[0]).grid
     assert (grid.shape, grid.spacing) == ((4, 2, 1), (4.0, 4.0, 2.0))
     envs[0].viewer.close()
 
@@ -93,8 +94,8 @@ def test_the_hand_written_environment_is_shown_and_steps_as_bare(viewer, page):
     assert stats.frames == stats.env_steps == 6
     assert stats.streams["train"].num_envs == 5
     np.testing.assert_array_equal(watched, rewards(own_environment.Acrobot()))
-    adapter = env._adapter
-    assert adapter is not None and (adapter.name, adapter.backend) == ("Acrobot", "mjx")
+    adapter = adapter_of(env)
+    assert (adapter.name, adapter.backend) == ("Acrobot", "mjx")
     assert (adapter.dt, adapter.substeps) == (0.02, 2)
 
 

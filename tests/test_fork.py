@@ -11,12 +11,13 @@ FORK = textwrap.dedent(
     import os, signal, sys, threading, time
     from brax_viser import Viewer
     from brax_viser.process import _wakeups
+    from tests.support import Probe
 
     # A shell has its background jobs ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     viewer = Viewer(port=0)
     heard = threading.Event()
-    viewer._shared.hold.pause()
+    Probe(viewer).shared.hold.pause()
     listeners = _wakeups._listeners
     for key in list(listeners):
         listeners[key] = heard.set

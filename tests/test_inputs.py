@@ -28,7 +28,7 @@ from brax_viser.env import INFO_KEY
 from brax_viser.records.frame import Detail
 from envs.cartpole import CartPole
 from tests.conftest import Page, eventually
-from tests.support import Probe
+from tests.support import Probe, adapter_of
 from tests.test_training import SMALL, assert_identical, train
 from tests.toy import State, Toy
 
@@ -159,10 +159,10 @@ def test_observations_may_be_any_pytree_and_are_named_by_their_paths(shared, kin
     make, sizes = OBSERVATIONS[kind]
     env = assert_shown_and_the_same(lambda: Toy(obs=make), shared)
     state = env.reset(jax.random.PRNGKey(0))
-    fields = env._adapter.detail(state, jnp.ones(1))
+    fields = adapter_of(env).detail(state, jnp.ones(1))
     seen = Detail.of(0, fields).observation
     assert {name: len(x) for name, x in seen.items()} == sizes
-    inspected = env._adapter.inspected(state).values()
+    inspected = adapter_of(env).inspected(state).values()
     assert all(jnp.issubdtype(x.dtype, jnp.floating) for x in inspected)
 
 
@@ -270,7 +270,7 @@ def test_poses_equal_mujocos_wherever_the_state_keeps_them(viewer, page, make):
         np.testing.assert_allclose(frame.link_rot[i], data.xquat[1:], atol=1e-5)
     np.testing.assert_allclose(frame.detail.qpos, state.pipeline_state.qpos[2])
     np.testing.assert_allclose(frame.detail.ctrl, [1.0])
-    assert env._adapter.native and env._adapter.substeps == 1
+    assert adapter_of(env).native and adapter_of(env).substeps == 1
 
 
 def test_jointless_bodies_on_braxs_own_backends_are_refused_with_a_remedy_that_works(shared):
@@ -337,7 +337,7 @@ def test_a_mujoco_model_that_is_passed_in_must_match_the_env(shared):
         VisualizedEnv(bare, viewer=shared, mj_model="arm.xml")
     with pytest.raises(ValueError, match=r"has 2 bodies .* what is stepped has 5"):
         VisualizedEnv(bare, viewer=shared, mj_model=Toy().model)
-    assert VisualizedEnv(bare, viewer=shared, mj_model=arm_model()[0])._adapter.dt == 0.005
+    assert adapter_of(VisualizedEnv(bare, viewer=shared, mj_model=arm_model()[0])).dt == 0.005
     toy = VisualizedEnv(Toy(), viewer=shared, mj_model=arm_model()[0])
     with pytest.raises(ValueError, match=r"\(1, 1, 1\), but its MuJoCo model has \(2, 2, 4\)"):
         toy.reset(jax.random.PRNGKey(0))
@@ -500,7 +500,7 @@ def test_a_copy_shares_the_viewer_and_is_the_same_env(shared, way, make):
     else:
         assert other.unwrapped._pipeline is env.unwrapped._pipeline
         jax.eval_shape(other.reset, jax.random.PRNGKey(0))  # a copy is attached while it is traced
-        assert other._adapter is not None and other._adapter.dt == env._adapter.dt
+        assert adapter_of(other).dt == adapter_of(env).dt
 
 
 def elsewhere(path: str) -> None:

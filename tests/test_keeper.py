@@ -97,7 +97,7 @@ def test_a_viewer_writes_episodes_curves_and_policies_of_its_training(tmp_path):
         env = VisualizedEnv(FallingCartPole(), grid=(4, 1), viewer=viewer)
         settings = {"seed": 5, "learning_rate": 3e-4, "normalize_observations": True}
         call = TrainerCall("PPO", False, 10**6, 6, weakref.ref(env), settings=settings)
-        assert viewer._shared.progress.traced(call, 0.0)
+        assert Probe(viewer).shared.progress.traced(call, 0.0)
         params = {"mean": np.arange(3.0), "net": [np.ones((2, 2), np.float32)]}
         viewer.policy_params_fn(100, lambda *_: None, params)
         viewer.log(100, {"loss": 0.5})

@@ -96,8 +96,8 @@ def ants(server):
 
 
 def test_a_click_selects_the_robot_under_it_from_any_viewpoint(ants):
-    scene, scale = ants.scene, ants.scene._scale
-    for eye in (framing_camera(scene._bounds * scale).position, np.array([0.0, 0.0, 30.0])):
+    scene, scale = ants.scene, ants.scene.scale
+    for eye in (framing_camera(scene.bounds * scale).position, np.array([0.0, 0.0, 30.0])):
         for env in range(10, 16):
             target = scale * ants.block.place_of(env)
             ray = (target - eye) / np.linalg.norm(target - eye)
@@ -127,7 +127,7 @@ def corners_in(camera: CameraPose, bounds: np.ndarray, aspect: float) -> np.ndar
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("aspect", [0.5, 0.8, 1.33, 2.4])
 def test_each_view_fills_the_free_part_of_a_window_of_any_shape(ants, view, aspect):
-    bounds = ants.scene._bounds
+    bounds = ants.scene.bounds
     seen = corners_in(framing_camera(bounds, view, aspect=aspect), bounds, aspect)
     lowest = 1 - 2 * (1 - COVERED) if aspect < UPRIGHT else -1  # the panel is below it
     assert (seen[:, 1] >= lowest).all() and (np.abs(seen) <= 1).all()
@@ -137,7 +137,7 @@ def test_each_view_fills_the_free_part_of_a_window_of_any_shape(ants, view, aspe
 
 def test_a_pages_camera_fits_its_window_until_its_user_moves_it(server):
     stage = Stage(server, "ant")
-    bounds = stage.scene._scale * stage.scene._bounds
+    bounds = stage.scene.scale * stage.scene.bounds
     wide, tall = (framing_camera(bounds, aspect=aspect) for aspect in (2.0, 0.5))
     start = server.initial_camera
     start = tuple(start.position), tuple(start.look_at)
@@ -156,7 +156,7 @@ def test_a_pages_camera_fits_its_window_until_its_user_moves_it(server):
         eventually(lambda: is_at(wide), "the camera fits a wide window")
         page.send(hello(tuple(wide.position), tuple(wide.look_at), (400, 800)))
         eventually(lambda: is_at(tall), "the camera fits a tall window")
-        of_two = stage.scene._scale * stage.block.grid.bounds(2)
+        of_two = stage.scene.scale * stage.block.grid.bounds(2)
         of_two[0, 2] = bounds[0, 2]
         near = framing_camera(of_two, aspect=0.5)
 
@@ -178,11 +178,11 @@ def test_a_pages_camera_fits_its_window_until_its_user_moves_it(server):
 def test_a_followed_robot_stays_in_place_and_the_world_moves(ants):
     scene, look = ants.scene, Look(selected_env=13)
     scene.follow(("train", 13))
-    seen = lambda: scene._scale * ants.block.place_of(13) + np.array(scene._root.position)  # noqa: E731
+    seen = lambda: scene.scale * ants.block.place_of(13) + np.array(scene._root.position)  # noqa: E731
     before = seen()
     ants.move(13, (1.7, -0.9, 0.4), look)
     np.testing.assert_allclose(seen()[:2], before[:2], atol=1e-5)
-    assert seen()[2] > before[2] + 0.1 * scene._scale  # a jump stays visible
+    assert seen()[2] > before[2] + 0.1 * scene.scale  # a jump stays visible
     scene.follow(None)
     assert tuple(scene._root.position) == (0.0, 0.0, 0.0)
     scene.follow(("train", 99))  # a robot that is not drawn cannot be followed
@@ -368,7 +368,7 @@ def test_labels_show_env_return_time_and_distance_and_disappear_again(ants):
     assert shown == [*fallen, f"env 11 · fell 1.2 s ago · {away[1]}"]
     ants.draw(Look(labels=True, others="hide", selected_env=11))
     assert [label.visible for label in labels] == [env == 11 for env in range(10, 16)]
-    assert labels[1].position[2] > ants.scene._scale * ants.block.place_of(11)[2]
+    assert labels[1].position[2] > ants.scene.scale * ants.block.place_of(11)[2]
     ants.draw(Look())
     assert ants.block._labels.handles == []
 

@@ -315,7 +315,7 @@ def test_the_view_of_robots_stays_when_others_are_put_beside_them(viewer, page):
     probe.now(lambda: scene.show("train", robot, cells, 2))
     probe.now(lambda: scene.arrange(("train",)))
     (client,) = Probe(viewer).server.get_clients().values()
-    before = scene._scale
+    before = scene.scale
 
     place, at = np.array([1.0, 2.0, 1.5]), np.array([0.2, 0.1, 1.0])
     seen: list[Any] = []
@@ -324,7 +324,7 @@ def test_the_view_of_robots_stays_when_others_are_put_beside_them(viewer, page):
         client.camera.position, client.camera.look_at = before * place, before * at
         scene.show("sandbox", robot, cells, 2)
         scene.arrange(("train", "sandbox"))
-        seen.extend((scene._scale, client.camera.position, client.camera.look_at))
+        seen.extend((scene.scale, client.camera.position, client.camera.look_at))
 
     probe.now(put_beside)
     scale, position, look_at = seen
@@ -346,7 +346,7 @@ def test_a_page_looks_through_a_camera_of_the_model(viewer, page):
     probe.now(lambda: probe.scene.look_through(client.camera, nose))
     scene = probe.scene
     expected = sight_of(nose, *links).position + scene.blocks["train"]._origins[0]
-    np.testing.assert_allclose(client.camera.position, scene._scale * expected, atol=1e-5)
+    np.testing.assert_allclose(client.camera.position, scene.scale * expected, atol=1e-5)
     assert scene._eyes[client.client_id][1] is nose
     probe.now(lambda: scene.look_through(client.camera, None))
     assert client.client_id not in scene._eyes

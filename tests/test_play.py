@@ -197,10 +197,10 @@ def test_robots_are_driven_in_real_time_and_by_another_policy_once_it_is_chosen(
     assert same(playing._params[1], kept[100][1])
     Probe(viewer).now(lambda: None)
     assert session.trained is not None and session.trained.num_steps == 100, "sandboxes, too"
-    start = viewer._shared.wall_clock()
+    start = Probe(viewer).shared.wall_clock()
     for _ in range(10):
         playing.step()
-    assert viewer._shared.wall_clock() - start > 8 * playing._dt
+    assert Probe(viewer).shared.wall_clock() - start > 8 * playing._dt
 
 
 def same(one: Any, other: Any) -> bool:

@@ -33,7 +33,7 @@ from brax_viser.env import INFO_KEY, PRESERVED_KEY
 from brax_viser.model.ending import LastPose, why_ended
 from brax_viser.records.protocol import NEVER
 from tests.conftest import Page, eventually
-from tests.support import Probe
+from tests.support import Probe, adapter_of
 from tests.test_training import SMALL, assert_identical, train
 
 MENAGERIE = (
@@ -60,7 +60,7 @@ def test_a_wrapped_env_counts_as_a_playground_wrapper(module_viewer):
     assert not isinstance(env, Env)
     assert isinstance(env.unwrapped, type(bare))
     assert (env.action_size, env.dt, env.mj_model) == (1, bare.dt, bare.mj_model)
-    assert env._adapter.name == "Cartpole Balance" and env._adapter.backend == "jax"
+    assert adapter_of(env).name == "Cartpole Balance" and adapter_of(env).backend == "jax"
 
 
 def test_a_users_own_environment_is_named_after_its_class(module_viewer):
@@ -68,7 +68,7 @@ def test_a_users_own_environment_is_named_after_its_class(module_viewer):
     for module in ("__main__", "my_env", "lab.robots.my_env"):
         env = copy.copy(bare)
         env.__class__ = type("MyBalance", (type(bare),), {"__module__": module})
-        assert VisualizedEnv(env, viewer=module_viewer)._adapter.name == "MyBalance"
+        assert adapter_of(VisualizedEnv(env, viewer=module_viewer)).name == "MyBalance"
 
 
 @pytest.mark.parametrize("full_reset", [False, True])
@@ -120,7 +120,7 @@ def go1(viewer: Viewer, impl: str) -> None:
     viewer.mode = "every_step"
     name = "Go1JoystickFlatTerrain"
     env = VisualizedEnv(load(name, impl), grid=(2, 2), viewer=viewer)
-    assert env._adapter.name == "Go1 Joystick"
+    assert adapter_of(env).name == "Go1 Joystick"
     small = dict(
         num_timesteps=60,
         num_envs=4,

@@ -76,7 +76,7 @@ class Ended:
         given = viewer, copy.copy(self.bare), {}, GRID, SEED
         run.viewer, run.robots = viewer, functools.partial(driving.Driving, *given)
         run.make_policy, run.params = make_policy, {"gain": np.float32(3.0)}
-        viewer._shared.progress.plays_on = True
+        Probe(viewer).shared.progress.plays_on = True
         env = VisualizedEnv(self.bare, grid=GRID, viewer=viewer)
         state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
         for _ in range(5):
@@ -85,7 +85,7 @@ class Ended:
         viewer.progress_fn(40, {"episode/sum_reward": 2.0})
         viewer.training_ended()
         viewer.selected_env = 6  # which is not among those that go on
-        shared = viewer._shared
+        shared = Probe(viewer).shared
         self.before = shared.progress.view(shared.clock())
         self.curves = shared.progress.metrics.version
         self.head = words.head(Probe(viewer).panel_view())
@@ -122,7 +122,7 @@ def test_all_robots_go_on_bit_by_bit_as_the_policy_drives_the_environment(ended)
 
 
 def test_what_goes_on_is_told_apart_from_the_training(ended):
-    viewer, shared = ended.viewer, ended.viewer._shared
+    viewer, shared = ended.viewer, Probe(ended.viewer).shared
     assert "the trained policy plays on in a moment" in ended.head
     eventually(lambda: len(ended.on.steps) > 10, "they go on", timeout=600)
     eventually(lambda: viewer.selected_env is None, "one that is gone is not selected")
@@ -138,7 +138,7 @@ def test_what_goes_on_is_told_apart_from_the_training(ended):
 
 
 def test_robots_that_go_on_wait_while_a_replay_is_shown(ended):
-    shared = ended.viewer._shared
+    shared = Probe(ended.viewer).shared
     eventually(lambda: len(ended.on.steps) > 10, "they go on", timeout=600)
     patch = pytest.MonkeyPatch()
     patch.setattr(Probe(ended.viewer).replay, "active", True)
@@ -184,7 +184,7 @@ def test_after_each_trainer_all_robots_go_on_as_its_policy_drives_them(
     viewer, page, trainer, monkeypatch
 ):
     bare, settings = load("inverted_pendulum", trainer, "spring", NUM_ENVS, 1, False)
-    viewer._shared.progress.plays_on = True
+    Probe(viewer).shared.progress.plays_on = True
 
     def work(run: app._Run) -> Any:
         run.viewer = viewer

@@ -106,7 +106,7 @@ def test_a_page_of_another_site_cannot_command(viewer):
     assert get(at(viewer, "api/hold"), **evil)[0] == 403
     assert get(at(viewer, "api/status", token="wrong"))[0] == 403
     assert get(f"{place}api/status")[0] == 403
-    assert not viewer.stats().held and not viewer._shared.hold.paused
+    assert not viewer.stats().held and not Probe(viewer).shared.hold.paused
 
 
 def test_an_onlooker_reads_and_changes_nothing(viewer):

@@ -235,3 +235,14 @@ def test_the_page_needs_no_brax():
 def test_the_library_never_imports_the_sample_environments():
     for module, imports in IMPORTS.items():
         assert not {i.split(".")[0] for i in imports} & {"envs", "examples", "benchmarks"}, module
+
+
+# Attributes of a viewer and of a wrapped environment that only the probe in `support.py` knows.
+INSIDE = re.compile(r"\b(?:viewer|env)\._(?:adapter|host|page|shared|server)\b")
+
+
+def test_only_the_probe_reaches_into_a_viewer():
+    here = Path(__file__).parent
+    files = set(here.glob("*.py")) - {here / "support.py"}
+    assert not [path.name for path in sorted(files) if INSIDE.search(path.read_text())]
+    assert INSIDE.search((here / "support.py").read_text())  # else it looks for nothing

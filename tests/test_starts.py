@@ -14,7 +14,7 @@ from brax_viser.host.progress import Progress
 from brax_viser.host.starts import MOST, Starts, usual_path
 from brax_viser.panel.words import compiling
 from tests.conftest import eventually
-from tests.support import Probe
+from tests.support import Probe, source_of
 from tests.toy import Toy
 
 BEFORE = Progress().view(0.0)
@@ -87,7 +87,7 @@ def test_a_page_remembers_the_start_of_a_training(tmp_path, monkeypatch):
     def told(steps: int) -> float | None:
         with Viewer(port=0) as viewer:
             env = VisualizedEnv(Toy(), grid=(2, 1), viewer=viewer)
-            Probe(viewer).show_model(env._host, "train", 4)
+            Probe(viewer).show_model(source_of(env), "train", 4)
             if steps:
                 state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 4))
                 jax.block_until_ready(jax.jit(jax.vmap(env.step))(state, jnp.zeros((4, 1))))

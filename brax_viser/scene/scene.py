@@ -38,9 +38,9 @@ class Scene:
         self._wanted: dict[str, tuple[Model, Grid, int]] = {}
         self.blocks: dict[str, Block] = {}  # by role
         self.sent = 0  # bytes of moving robots that each page was sent, or could have taken
-        self._scale = 1.0
+        self.scale = 1.0
         self._surroundings = "light"
-        self._bounds = np.zeros((2, 3))
+        self.bounds = np.zeros((2, 3))
         self._fitted: int | None = None  # how many robots of the only block cameras are to see
         self._followed: tuple[str, int] | None = None
         self._anchor = np.zeros(3)  # m, where a followed robot stays
@@ -69,12 +69,12 @@ class Scene:
         ):
             return
         some_stay = any(role in self.blocks and self._is_as_wanted(role) for role in roles)
-        before = self._scale
+        before = self.scale
         self.follow(None)
         # The robots of the training stay in place when another one is put beside them.
         settled = sum(role != ASIDE for role in roles)
-        offsets, self._bounds = _side_by_side([self._wanted[role] for role in roles], settled)
-        self._scale = scene_scale(self._bounds)
+        offsets, self.bounds = _side_by_side([self._wanted[role] for role in roles], settled)
+        self.scale = scene_scale(self.bounds)
         places = dict(zip(roles, offsets, strict=True))
         others = {role: self._others(role, places) for role in places}
         kept = {
@@ -92,14 +92,14 @@ class Scene:
             model, grid, count = self._wanted[role]
             path = f"{ROOT}/{role}"
             blocks[role] = kept.get(role) or Block(
-                self._server, path, model, grid, count, offset, self._scale, others=others[role]
+                self._server, path, model, grid, count, offset, self.scale, others=others[role]
             )
         self.blocks, self._fitted = blocks, None
         self._set_stage()
         # Robots that stay do not move on the screen. New ones are all in view from there, because
         # every scene has the same size.
-        stay = self._scale / before if some_stay else None
-        self.views.frame(self._scale * self._bounds, stay=stay)
+        stay = self.scale / before if some_stay else None
+        self.views.frame(self.scale * self.bounds, stay=stay)
         if ASIDE not in blocks:
             self.bring_back_visitors()
 
@@ -108,7 +108,7 @@ class Scene:
         count = count if len(self.blocks) == 1 else None
         if count != self._fitted:
             self._fitted = count
-            self.views.frame(self._scale * _box(self.blocks, count, self._bounds))
+            self.views.frame(self.scale * _box(self.blocks, count, self.bounds))
 
     def bring_back_visitors(self) -> None:
         """Shows all robots again to the pages that were brought to the sandbox."""
@@ -144,7 +144,7 @@ class Scene:
                 palette = DARK
             case _:
                 palette = palette_of(block.model.variants.model)
-        bounds, scale = self._bounds, self._scale
+        bounds, scale = self.bounds, self.scale
         set_stage(
             self._server,
             f"{ROOT}/floor",
@@ -198,7 +198,7 @@ class Scene:
         if place is None:
             self._root.position = (0.0, 0.0, 0.0)
             return
-        self._anchor = place + np.asarray(self._root.position) / self._scale
+        self._anchor = place + np.asarray(self._root.position) / self.scale
 
     @property
     def followed(self) -> tuple[str, int] | None:
@@ -211,10 +211,10 @@ class Scene:
             return
         role, _ = self._followed
         size = float(np.ptp(self.blocks[role].grid.reach, axis=0).max())
-        target = self._scale * self._anchor
+        target = self.scale * self._anchor
         away = np.asarray(camera.position) - np.asarray(camera.look_at)
         away /= max(float(np.linalg.norm(away)), 1e-9)
-        camera.position = target + 3.0 * size * self._scale * away
+        camera.position = target + 3.0 * size * self.scale * away
         camera.look_at = target
 
     def look_at_block(self, camera: viser.CameraHandle, role: str) -> None:
@@ -226,10 +226,10 @@ class Scene:
             self._visitors.add(camera.client.client_id)
         low, high = block.grid.bounds(block.count)
         size = float((high - low).max())
-        target = self._scale * ((low + high) / 2 + block.offset)
+        target = self.scale * ((low + high) / 2 + block.offset)
         away = np.asarray(camera.position) - np.asarray(camera.look_at)
         away /= max(float(np.linalg.norm(away)), 1e-9)
-        camera.position = target + 2.0 * size * self._scale * away
+        camera.position = target + 2.0 * size * self.scale * away
         camera.look_at = target
 
     def look_at_all(self, camera: viser.CameraHandle, view: str | None = None) -> None:
@@ -249,7 +249,7 @@ class Scene:
             origin: float [3], scene units, in the page's world frame.
             direction: float [3], of unit length.
         """
-        start = (origin - np.asarray(self._root.position)) / self._scale
+        start = (origin - np.asarray(self._root.position)) / self.scale
         best: tuple[int, float] | None = None
         picked = None
         for role, block in self.blocks.items():
@@ -276,7 +276,7 @@ class Scene:
         self, whom: tuple[str, int], origin: np.ndarray, direction: np.ndarray
     ) -> int | None:
         """The body of a robot, (role, env), that a ray hits or passes nearest to; see `pick`."""
-        start = (origin - np.asarray(self._root.position)) / self._scale
+        start = (origin - np.asarray(self._root.position)) / self.scale
         return self.blocks[whom[0]].body_at(whom[1], start, direction)
 
     def _others(self, role: str, places: dict[str, np.ndarray]) -> np.ndarray:
@@ -301,7 +301,7 @@ class Scene:
         """Whether a block can stay: making large meshes again takes the loop and the pages long."""
         if not self._is_as_wanted(role):
             return False
-        return block.scale == self._scale and np.array_equal(block.offset, offset)
+        return block.scale == self.scale and np.array_equal(block.offset, offset)
 
     def _place_of(self, whom: tuple[str, int]) -> np.ndarray | None:
         role, env = whom
@@ -316,8 +316,8 @@ class Scene:
                 continue
             root = np.asarray(self._root.position)
             with camera.client.atomic():
-                camera.position = root + self._scale * sight.position
-                camera.look_at = root + self._scale * sight.look_at
+                camera.position = root + self.scale * sight.position
+                camera.look_at = root + self.scale * sight.look_at
                 camera.up_direction = sight.up
                 camera.fov = sight.fov
 
@@ -326,7 +326,7 @@ class Scene:
             return
         place = self._place_of(self._followed)
         if place is not None:
-            shift = self._scale * (self._anchor - place)
+            shift = self.scale * (self._anchor - place)
             # Not in z: a jump or a fall must be visible.
             self._root.position = (float(shift[0]), float(shift[1]), 0.0)
 
