@@ -36,7 +36,8 @@ def own_loop(env: Any, seeds: int | None = None) -> Any:
 
 def _wrap_of(env: Any) -> Callable[..., Any]:
     """Returns the wrapper with automatic resets that fits, Brax's or Playground's."""
-    if type(getattr(env, "unwrapped", env)).__module__.startswith("mujoco_playground."):
+    base = getattr(env, "unwrapped", env)
+    if base.__class__.__module__.startswith("mujoco_playground."):  # a stand-in's `type` is ours
         return importlib.import_module("mujoco_playground").wrapper.wrap_for_brax_training
     return training.wrap
 
