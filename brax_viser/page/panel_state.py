@@ -167,6 +167,7 @@ class PanelState:
             has_detail=has_detail,
             shown=shown.label if shown else "",
             replayed=self._replay.focus(view.selected_env),
+            pair=self._replay.pair(view.selected_env),
         )
 
     def _with_twins(self, view: PanelView, channel: Channel | None) -> PanelView:

@@ -224,6 +224,15 @@ class Replay:
         one = next((e for e in shown if e.summary.env == selected), shown[0] if shown else None)
         return None if one is None else (one, self._place(one))
 
+    def pair(self, selected: int | None) -> tuple[Episode, Episode] | None:
+        """Returns the episode that `focus` returns, and the one that is drawn as its ghost; None
+        if there is no ghost."""
+        focus = self.focus(selected)
+        if focus is None:
+            return None
+        ghosts = _partners([focus[0]], self._ghosts.read.episodes)
+        return (focus[0], ghosts[0]) if ghosts else None
+
     def models(self) -> dict[int, dict[str, np.ndarray]]:
         """Returns, by environment, the fields in which the models of those shown differ."""
         return {e.summary.env: dict(e.model) for e in self._robots.read.episodes if e.model}

@@ -129,6 +129,7 @@ class PanelView:
     # The recorded episode on screen, of the selected robot or else the first, and how many of its
     # steps are over; None while the robots are live.
     replayed: tuple[Episode, float] | None = None
+    pair: tuple[Episode, Episode] | None = None  # that episode and its ghost, if it has one
     cells: tuple[str, ...] = ()  # notes about where robots are drawn
     replay: ReplayView = ReplayView()
     trials: TrialView = TrialView()
