@@ -108,6 +108,7 @@ class PanelState:
             hold_limit=shared.hold_limit.words(),
             unkept=state.unkept,
             exporting=state.exporting,
+            exported=state.exported,
             fault=at.fault,
             waits=waits,
             parts=state.parts,

@@ -123,6 +123,7 @@ class PanelView:
     nonfinite: tuple[Finding, ...] = ()  # values that have turned NaN or Inf
     metrics: Metrics | None = None  # numbers that the training has reported
     exporting: str | None = None  # what is being written for a page, or was written last
+    exported: float | None = None  # share of that file, 0 to 1; None: no file is being written
     unkept: str | None = None  # why something that was recorded could not be kept
     hold_limit: str | None = None  # how long the hold may last, if that is limited
     terms: TermLog | None = None  # the selected robot's reward, if its details have come
