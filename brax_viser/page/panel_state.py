@@ -72,8 +72,7 @@ class PanelState:
         shared, leader, state, scene = self._shared, self._leader, self._state, self._robots.scene
         role = self._robots.roles[0]
         channel, shown = self._robots.channels.get(role), self._channels.shown_source()
-        training = shared.clock()
-        block = self._robots.block_of(role)
+        training, block = shared.clock(), self._robots.block_of(role)
         # One consistent reading; the rest is computed from it while device callbacks go on.
         at = shared.reading()
         selected = at.selected_env
