@@ -120,6 +120,7 @@ LANES = {
     "test_rooms": unit(),
     "test_rrd": integration(0.1),
     "test_sandbox": integration(2, quick=True),
+    "test_saving": integration(0.5),
     "test_scale": integration(alone=True),
     "test_scene": integration(2, quick=True),
     "test_selection": unit(),

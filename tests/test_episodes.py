@@ -22,6 +22,7 @@ from brax_viser.panel import episode_words, words
 from brax_viser.panel.curve_lines import STEPWISE
 from brax_viser.panel.episodes import ALL
 from brax_viser.panel.view import ReplayView
+from brax_viser.records.episode import distance
 from brax_viser.replay import ReplayViewer
 from brax_viser.runs.folder import RunFolder
 from tests.conftest import Page, eventually
@@ -283,6 +284,40 @@ def test_a_page_of_episodes_alone_plays_them_and_has_nothing_of_a_training():
             eventually(lambda: probe.panel.curves._plot.visible, "curves are shown")
             viewer.show_holds((5,))
             eventually(lambda: probe.page.timeline.holds == (5,), "and where it was held")
+        finally:
+            page.close()
+
+
+def test_a_recorded_episode_and_its_ghost_have_curves_of_their_rewards_and_of_their_distance():
+    with ReplayViewer(run_of(MODEL, 0.02, "Cart"), Kept([*EARLY, *LATE]), port=0) as viewer:
+        page, probe = Page(viewer), Probe(viewer)
+        shown = probe.panel.pair
+        try:
+            eventually(lambda: probe.replay.shown(), "it plays by itself")
+            assert not shown._reward.visible and not shown._distance.visible
+            probe.now(lambda: probe.replay.compare(0))
+
+            def drawn(at: int) -> bool:
+                one, other = LATE[at], EARLY[at]
+                rewards = [line[np.isfinite(line)] for line in shown._reward.data[1:]]
+                apart = shown._distance.data[1]
+                expected = *(e.steps["reward"] for e in (one, other)), distance(one, other)[1:]
+                return (
+                    all(handle.visible for handle in (shown._names, *shown._curves))
+                    and all(map(np.array_equal, (*rewards, apart), expected))
+                    and np.allclose(shown._reward.data[0], 0.02 * np.arange(1, 1 + len(rewards[0])))
+                )
+
+            eventually(lambda: drawn(0), "the best one's curves are there")
+            assert "Env 1 · best · step 1,200,000; its ghost: Env 1 · best" in shown._names.content
+            assert "Click on another robot" in shown._names.content
+            viewer.selected_env = LATE[2].summary.env
+            eventually(lambda: drawn(2), "those of the robot that was selected")
+            probe.now(lambda: probe.replay.show_only(LATE[1].summary.key))
+            eventually(lambda: drawn(1), "those of the only one that is shown")
+            assert "Click on another robot" not in shown._names.content
+            probe.now(lambda: probe.replay.compare(None))
+            eventually(lambda: not shown._reward.visible, "they are gone with the ghost")
         finally:
             page.close()
 

@@ -25,8 +25,8 @@ import zstandard
 from PIL import Image
 
 from benchmarks.likeness import available
-from brax_viser.cli.export import chosen
 from brax_viser.compat import stop_viser
+from brax_viser.export.chosen import chosen
 from brax_viser.export.clip import clip_of
 from brax_viser.export.files import replacing
 from brax_viser.export.html import with_curves, write_html

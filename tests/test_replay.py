@@ -9,9 +9,10 @@ import pytest
 from brax_viser.model.touching import ending, touching
 from brax_viser.page.replay import Replay
 from brax_viser.panel import episode_words
-from brax_viser.records.episode import Summary, nonfinite
+from brax_viser.records.episode import Summary, distance, nonfinite
 from brax_viser.records.protocol import NEVER
 from brax_viser.records.view import View
+from brax_viser.sandbox.trial import Trial
 from tests.recorded import Kept, recording_of
 
 XML = """
@@ -382,6 +383,24 @@ def test_another_recording_is_drawn_as_ghosts_each_over_the_one_kept_for_the_sam
     assert seen(replay, 1.0).ghost is None and replay.told().compared is None
     with pytest.raises(ValueError, match="no recording 5: 2 are kept"):
         replay.compare(4)
+
+
+def test_a_pair_is_the_selected_robots_episode_and_its_ghost_whichever_way_they_came(replay):
+    replay.toggle()
+    assert replay.pair(None) is None, "nothing is compared"
+    replay.compare(0)
+    assert replay.pair(None) == (LATE[0], EARLY[0])
+    assert replay.pair(LATE[2].summary.env) == (LATE[2], EARLY[2])
+    seen(replay, 0.0)
+    ghost = seen(replay, 1.0).frame.ghost
+    assert ghost is not None
+    assert ghost.bodies[1] == pytest.approx(distance(LATE[1], EARLY[1])[10]), "as it is measured"
+    replay.compare(None)
+    assert replay.pair(None) is None
+    replay.present(Trial(("Newest", "At the start"), (LATE[3], EARLY[3])))
+    assert replay.pair(None) == (LATE[3], EARLY[3])
+    replay.close()
+    assert replay.pair(None) is None
 
 
 def test_the_ghost_of_a_robot_that_travels_goes_along_with_it(replay):

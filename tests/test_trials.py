@@ -25,13 +25,13 @@ from brax_viser.page.state import PageState
 from brax_viser.page.trials import AGO, BEST, FIRST, NEWEST, Trials, choices_of
 from brax_viser.panel import trial_words, words
 from brax_viser.panel.trial_words import RUN
-from brax_viser.records.episode import Episode
+from brax_viser.records.episode import Episode, distance
 from brax_viser.replay import ReplayViewer
 from brax_viser.runs.folder import RunFolder
 from brax_viser.runs.memory import RecentPolicies
 from brax_viser.runs.reader import open_run
 from brax_viser.sandbox.trained import Trained
-from brax_viser.sandbox.trial import Stage, Start, Trial
+from brax_viser.sandbox.trial import Stage, Start
 from tests.conftest import Page, eventually
 from tests.recorded import episode_of
 from tests.support import Probe
@@ -102,7 +102,7 @@ def test_their_distance_is_the_mean_over_all_links_until_the_first_of_them_ends(
     )
     short, long = episode_of(model, length=3), episode_of(model, length=5)
     moved = replace(long, link_pos=long.link_pos + np.array([[[3, 4, 0], [0, 0, 0]]], np.float32))
-    np.testing.assert_allclose(Trial(("a", "b"), (short, moved)).distance(), np.full(4, 2.5))
+    np.testing.assert_allclose(distance(short, moved), np.full(4, 2.5))
 
 
 def test_of_many_trials_only_the_newest_runs_while_another_does():
@@ -240,20 +240,21 @@ def test_a_person_compares_two_policies_in_the_page_of_a_training(rollout):
     frame = block().frame
     solid, _ = trial.episodes
     np.testing.assert_array_equal(frame.link_pos[0], solid.link_pos[3])
-    np.testing.assert_allclose(frame.ghost.bodies[0], trial.distance()[3], rtol=1e-5)
+    np.testing.assert_allclose(frame.ghost.bodies[0], distance(*trial.episodes)[3], rtol=1e-5)
     assert words.state(probe.panel_view())[0].startswith("Two policies: ")
-    eventually(lambda: folder._reward.visible, "their curves are there")
-    for line, episode in zip(folder._reward.data[1:], trial.episodes, strict=True):
+    curves = probe.panel.pair
+    eventually(lambda: curves._reward.visible, "their curves are there")
+    for line, episode in zip(curves._reward.data[1:], trial.episodes, strict=True):
         rewards = episode.steps["reward"]
         np.testing.assert_array_equal(line[: len(rewards)], rewards)
         assert np.isnan(line[len(rewards) :]).all()
-    shown = folder._distance.data[1]
-    np.testing.assert_allclose(shown[np.isfinite(shown)], trial.distance()[1:])
+    shown = curves._distance.data[1]
+    np.testing.assert_allclose(shown[np.isfinite(shown)], distance(*trial.episodes)[1:])
     assert "step 700" in folder._table.content and "newest" in folder._table.content
     assert not probe.panel.episodes._table.visible, "no recording is on screen"
     probe.now(probe.replay.close)
     step_until_live(rollout)
-    eventually(lambda: not folder._reward.visible, "the curves are gone with the trial")
+    eventually(lambda: not curves._reward.visible, "the curves are gone with the trial")
 
 
 def test_they_may_begin_as_the_selected_robot_is(rollout):

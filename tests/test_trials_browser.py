@@ -13,8 +13,8 @@ from PIL import Image
 from benchmarks.screenshot import close_notice
 from brax_viser import Viewer
 from brax_viser.page.trials import NEWEST
-from brax_viser.panel.trial_words import RUN, TITLES
-from brax_viser.panel.trials import GHOST_COLOUR, SOLID_COLOUR
+from brax_viser.panel.pair import GHOST_COLOUR, SOLID_COLOUR, TITLES
+from brax_viser.panel.trial_words import RUN
 from tests.conftest import eventually
 from tests.support import Probe
 from tests.test_aside import PENDULUM, leaning

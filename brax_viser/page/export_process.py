@@ -1,10 +1,12 @@
 """Writes recorded episodes into a file by `brax-viser export`, in a process of its own."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,9 @@ NICENESS = 10
 
 MOST_SECONDS = 900.0
 """s after which a file that is not written yet is given up."""
+
+_DONE = re.compile(r".*: (\d+) %\n")
+"""How much of the file is written, as `brax-viser export` says it where it has no terminal."""
 
 
 class ExportProcess:
@@ -32,6 +37,7 @@ class ExportProcess:
         out: Path,
         *options: str,
         curves: Mapping[str, np.ndarray] | None = None,
+        told: Callable[[float], object] = lambda share: None,
     ) -> str | None:
         """Writes a file, and waits until it is there.
 
@@ -41,6 +47,7 @@ class ExportProcess:
             out: the file; its ending says what it is.
             options: further ones of `brax-viser export`.
             curves: of the training, see `RunFolder.set_curves`; None: none.
+            told: is told the share that is written, from 0 to 1, now and then.
 
         Returns:
             Why it could not be written, in words; None if it was.
@@ -53,30 +60,39 @@ class ExportProcess:
             kept.add(episodes)
             kept.set_curves(curves or {})
             kept.close()
-            return self._export(kept.path, out, [e.summary.key for e in episodes], options)
+            keys = [episode.summary.key for episode in episodes]
+            return self._export([kept.path, str(out), *options, "--episode", *keys], told)
 
     def kill(self) -> None:
         """Gives up what is being written."""
         if (process := self._process) is not None:
             process.kill()
 
-    def _export(
-        self, run: str, out: Path, keys: Sequence[str], options: Sequence[str]
-    ) -> str | None:
-        command = [sys.executable, "-m", "brax_viser", "export", run, str(out)]
+    def _export(self, words: Sequence[str], told: Callable[[float], object]) -> str | None:
         self._process = process = subprocess.Popen(
-            [*command, *options, "--episode", *keys],
+            [sys.executable, "-m", "brax_viser", "export", *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         if hasattr(os, "setpriority"):
             os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
-        try:
-            said, _ = process.communicate(timeout=MOST_SECONDS)
-        except subprocess.TimeoutExpired:
+        said: list[str] = []
+
+        def give_up() -> None:
+            said.append(f"it took more than {MOST_SECONDS:.0f} s")
             process.kill()
-            said = f"it took more than {MOST_SECONDS:.0f} s"
+
+        limit = threading.Timer(MOST_SECONDS, give_up)
+        limit.daemon = True
+        limit.start()
+        with process:
+            for line in process.stdout or ():
+                if (done := _DONE.fullmatch(line)) is not None:
+                    told(int(done[1]) / 100)
+                else:
+                    said.append(line)
+        limit.cancel()
         if process.returncode == 0:
             return None
-        return " ".join(said.replace("brax-viser:", "").split())[-300:]
+        return " ".join("".join(said).replace("brax-viser:", "").split())[-300:]

@@ -66,6 +66,7 @@ class Exporting:
             raise ValueError("Play a recording first: what is on screen is written")
         name = f"{_plain(info.env)}-step-{episodes[0].summary.recording}{KINDS[kind]}"
         self._state.exporting = f"Writing {name}. The training goes on."
+        self._state.exported = 0.0
         first = self._replay.focus(None)
         moment = f"{first[1] * first[0].dt if first is not None else 0:.4f}"
         options = ("--seconds", moment, moment) if kind == "PNG" else ()
@@ -90,7 +91,8 @@ class Exporting:
             with tempfile.TemporaryDirectory() as folder:
                 out = Path(folder) / name
                 chosen = episodes if out.suffix in OF_SEVERAL else episodes[:1]
-                complaint = self._process.write(info, chosen, out, *options, curves=self._curves())
+                both = {"curves": self._curves(), "told": self._told}
+                complaint = self._process.write(info, chosen, out, *options, **both)
                 told = "is written, and sent to the page that asked for it."
                 if complaint is not None:
                     told = f"could not be written: {complaint}"
@@ -100,6 +102,12 @@ class Exporting:
                     client.send_file_download(name, out.read_bytes(), save_immediately=True)
         except (OSError, ValueError) as error:  # no room for what is handed to the process
             self._state.exporting = f"{name} could not be written: {error}"
+        self._state.exported = None
+        self._wake()
+
+    def _told(self, share: float) -> None:
+        """Shows how much is written. Runs on the thread."""
+        self._state.exported = share
         self._wake()
 
 

@@ -1,6 +1,7 @@
 """The part of `Viewer` about what is kept of a training: curves, episodes, policies."""
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, Literal, ParamSpec
 
 from brax_viser.host.state import SharedState
@@ -89,6 +90,52 @@ class Keeping:
     @record_every.setter
     def record_every(self, every: float | Literal["evaluation"]) -> None:
         self._steer(Steering.set_record_every, every)
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        episodes: str | Sequence[str] = "best",
+        *,
+        seconds: tuple[float, float] | None = None,
+        fps: float = 30.0,
+        size: tuple[int, int] = (1280, 720),
+        camera: str = "orbit",
+        progress: Callable[[float], object] = lambda share: None,
+    ) -> None:
+        """Writes recorded episodes into a file that others can look at, as `brax-viser export` does
+        of a run directory: with or without `run_dir`, while the training runs or after it. Returns
+        once the file is there; the training goes on if this is another thread than its own.
+
+        Args:
+            path: its ending says what it is: .html plays in a browser without a server; .mp4, .gif
+                and .webp are videos, .png and .jpg pictures; .csv has the numbers; .rrd opens in
+                Rerun. A file that is there is replaced once the new one is complete.
+            episodes: "best", "worst", "newest", "first", "all", or the key of an episode; several
+                of them for .html, .csv and .rrd.
+            seconds: first and last second to show, since each reset; of a picture, the first; None:
+                whole episodes.
+            fps: pictures per second of a video, at most.
+            size: pixels of a video or a picture, width and height.
+            camera: "orbit", "front", "side" or "top", which follow a robot that travels, or the
+                name of a camera of the model; for videos and pictures.
+            progress: is told the share that is done, from 0 to 1.
+
+        Raises:
+            ValueError: no episode has been recorded yet, as always in other processes than the
+                first; there is none of these names; or another value cannot be used.
+            RuntimeError: MuJoCo cannot draw off screen here, or a package is missing; the message
+                says what to install.
+            OSError: the file cannot be written.
+        """
+        from brax_viser.export.chosen import Clips, write_chosen  # it takes a moment
+
+        kept, info = self._episodes or self._keeper, self._recorded or self._keeper.info
+        if info is None:
+            raise ValueError("No episode has been recorded yet")
+        names = (episodes,) if isinstance(episodes, str) else tuple(episodes)
+        curves = self._shared.progress.metrics.arrays()
+        clips = Clips(seconds, fps, size, camera)
+        write_chosen(path, info, kept, curves, names, clips, progress)
 
     def finish_recording(self) -> bool:
         """Writes what was recorded to the run directory, and ends that; `close` does so as well.

@@ -72,8 +72,7 @@ class PanelState:
         shared, leader, state, scene = self._shared, self._leader, self._state, self._robots.scene
         role = self._robots.roles[0]
         channel, shown = self._robots.channels.get(role), self._channels.shown_source()
-        training = shared.clock()
-        block = self._robots.block_of(role)
+        training, block = shared.clock(), self._robots.block_of(role)
         # One consistent reading; the rest is computed from it while device callbacks go on.
         at = shared.reading()
         selected = at.selected_env
@@ -108,6 +107,7 @@ class PanelState:
             hold_limit=shared.hold_limit.words(),
             unkept=state.unkept,
             exporting=state.exporting,
+            exported=state.exported,
             fault=at.fault,
             waits=waits,
             parts=state.parts,
@@ -167,6 +167,7 @@ class PanelState:
             has_detail=has_detail,
             shown=shown.label if shown else "",
             replayed=self._replay.focus(view.selected_env),
+            pair=self._replay.pair(view.selected_env),
         )
 
     def _with_twins(self, view: PanelView, channel: Channel | None) -> PanelView:

@@ -98,8 +98,7 @@ class Replay:
             self.toggle()
 
     def compare(self, index: int | None) -> None:
-        """Draws the episodes of another recording as ghosts over those that are shown, given its
-        place among all, from 0; None: none."""
+        """Draws another recording as ghosts, given its place among all, from 0; None: none."""
         self._compared = None if index is None else self._step_of(index)
         self._want()
 
@@ -142,8 +141,7 @@ class Replay:
         by_key = {s.key: s for many in self._recordings.values() for s in many}
         if key not in by_key:
             raise ValueError("This episode is not kept any more")
-        self._trial = None
-        self._step, self._only = by_key[key].recording, key
+        self._trial, self._step, self._only = None, by_key[key].recording, key
         self._only_end = self._head.loop = True
         self._open()
         self._head.play(0.0)
@@ -174,8 +172,7 @@ class Replay:
         self._head.loop = bool(on)
 
     def set_only_end(self, on: bool) -> None:
-        """Sets whether only the last seconds of each episode are played, so that all end
-        together."""
+        """Plays only the last seconds of each episode, so that all end together, or all."""
         self._only_end = bool(on)
         self._head.begin()
 
@@ -224,6 +221,12 @@ class Replay:
         one = next((e for e in shown if e.summary.env == selected), shown[0] if shown else None)
         return None if one is None else (one, self._place(one))
 
+    def pair(self, selected: int | None) -> tuple[Episode, Episode] | None:
+        """Returns the episode that `focus` returns and its ghost; None if there is no ghost."""
+        shown = [found[0] for found in (self.focus(selected),) if found is not None]
+        others = _partners(shown, self._ghosts.read.episodes)
+        return (shown[0], others[0]) if others else None
+
     def models(self) -> dict[int, dict[str, np.ndarray]]:
         """Returns, by environment, the fields in which the models of those shown differ."""
         return {e.summary.env: dict(e.model) for e in self._robots.read.episodes if e.model}
@@ -256,8 +259,7 @@ class Replay:
 
     @property
     def recordings(self) -> Mapping[int, tuple[Summary, ...]]:
-        """The episodes of each recording, by the step at which it began, in order. Another object
-        whenever there are others."""
+        """The episodes, by their recordings' steps, in order; another object if it changes."""
         return self._recordings
 
     @property

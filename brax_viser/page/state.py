@@ -18,6 +18,7 @@ class PageState:
     curve: str | None = None  # the plot of the tab "Curves" and the time bar; None: the first one
     notice: str | None = None  # an event to show in the panel
     exporting: str | None = None  # what is being written for a page, or was written last
+    exported: float | None = None  # share of that file, 0 to 1; None: no file is being written
     unkept: str | None = None  # why something that was recorded could not be kept
     complaint: str | None = None  # why the typed indices were refused
 

@@ -68,6 +68,13 @@ def table(told: ReplayView, dt: float) -> str:
     )
 
 
+def pair(shown: Summary, ghost: Summary, *, alone: bool) -> str:
+    """Says whose curves are drawn, of an episode and its ghost; `alone`: no other has one."""
+    one, other = (f"{name(s)} · step {s.recording:,}" for s in (shown, ghost))
+    others = "" if alone else ". Click on another robot for its own"
+    return note(f"{one}; its ghost: {other}{others}.")
+
+
 def _of_step(told: ReplayView) -> str:
     """Names the recording."""
     return f'<tr><td colspan="5"><b>Step {told.steps[told.index]:,}</b></td></tr>'

@@ -35,6 +35,7 @@ class EpisodesControls(Widgets):
         self._inside = self._table, self._only, self._compare, self._only_end, self._end
         if not tools.relayed:
             self._inside = *self._inside, self._add_files()
+        self._bar = self._server.gui.add_progress_bar(0.0, visible=False, animated=True)
         self._written = self._server.gui.add_html("", visible=False)
         for handle in self._inside:
             handle.visible = False
@@ -118,6 +119,8 @@ class EpisodesControls(Widgets):
         self._set(self._compare, value=with_step or NO_GHOST)
         self._set(self._table, content=episode_words.table(told, view.dt))
         self._set(self._only_end, value=told.only_end)
+        self._set(self._bar, value=round(100 * (view.exported or 0.0)))
+        self._set(self._bar, visible=view.exported is not None)
         written = view.exporting or ""
         self._set(self._written, content=note(written), visible=bool(written))
 

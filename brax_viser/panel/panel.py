@@ -8,6 +8,7 @@ from brax_viser.panel.choice import ChoiceFolder
 from brax_viser.panel.curves import CurvesControls
 from brax_viser.panel.episodes import EpisodesControls
 from brax_viser.panel.looks import LookControls, PartsFolder
+from brax_viser.panel.pair import PairCurves
 from brax_viser.panel.robot import InsideFolder, SelectedFolder
 from brax_viser.panel.sandbox import SandboxFolder
 from brax_viser.panel.training import Head, TrainingControls
@@ -52,6 +53,7 @@ class Panel:
             self.episodes = EpisodesControls(tools)
             if not tools.relayed:
                 self.trials = TrialFolder(tools)
+            self.pair = PairCurves(tools)
         with tabs.add_tab("Robot"):
             self.selected = SelectedFolder(tools)
             self.inside = InsideFolder(tools)

@@ -10,12 +10,6 @@ from brax_viser.sandbox.trial import Trial
 
 RUN = "Run both"
 
-TITLES = (
-    "Reward of each step: blue, of the solid robot; violet, of the ghost.",
-    "Mean distance between the links of both, m.",
-)
-"""What the curves show."""
-
 _CELL = "padding:0 0.7em 0 0"
 
 

@@ -123,12 +123,14 @@ class PanelView:
     nonfinite: tuple[Finding, ...] = ()  # values that have turned NaN or Inf
     metrics: Metrics | None = None  # numbers that the training has reported
     exporting: str | None = None  # what is being written for a page, or was written last
+    exported: float | None = None  # share of that file, 0 to 1; None: no file is being written
     unkept: str | None = None  # why something that was recorded could not be kept
     hold_limit: str | None = None  # how long the hold may last, if that is limited
     terms: TermLog | None = None  # the selected robot's reward, if its details have come
     # The recorded episode on screen, of the selected robot or else the first, and how many of its
     # steps are over; None while the robots are live.
     replayed: tuple[Episode, float] | None = None
+    pair: tuple[Episode, Episode] | None = None  # that episode and its ghost, if it has one
     cells: tuple[str, ...] = ()  # notes about where robots are drawn
     replay: ReplayView = ReplayView()
     trials: TrialView = TrialView()

@@ -57,6 +57,14 @@ class Episode:
     model: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
+def distance(one: Episode, other: Episode) -> np.ndarray:
+    """Returns the mean distance between the links of two episodes of the same robot, at the same
+    time since each reset: float [T + 1] in m, until the first of them ends."""
+    both = min(len(one.link_pos), len(other.link_pos))
+    apart = one.link_pos[:both] - other.link_pos[:both]
+    return np.linalg.norm(apart, axis=-1).mean(axis=-1)
+
+
 def nonfinite(episode: Episode) -> str:
     """Says which of an episode's numbers turned NaN or Inf first; empty if all are finite."""
     numbers = {"qpos": (episode.qpos, 0), "qvel": (episode.qvel, 0)}

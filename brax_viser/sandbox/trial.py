@@ -76,13 +76,6 @@ class Trial:
     policies: tuple[str, str]  # as they were chosen, such as "Newest"
     episodes: tuple[Episode, Episode]
 
-    def distance(self) -> np.ndarray:
-        """Returns the mean distance between their links, float [T + 1] in m, until the first of
-        them ends."""
-        one, other = (episode.link_pos for episode in self.episodes)
-        both = min(len(one), len(other))
-        return np.linalg.norm(one[:both] - other[:both], axis=-1).mean(axis=-1)
-
 
 class Stage:
     """An environment whose policies can be tried. One thread calls all methods."""
