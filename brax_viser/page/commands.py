@@ -33,6 +33,7 @@ class Commands:
         robots: Robots,
         channels: Channels,
         steering: Steering,
+        exporting: Exporting | None,
     ):
         """Changes nothing yet.
 
@@ -43,17 +44,17 @@ class Commands:
             robots: the robots that are drawn.
             channels: the rollouts that are shown.
             steering: the commands that a script has as well.
+            exporting: writes files of episodes; None on a page that may not.
         """
-        self.exporting: Exporting | None = None  # there is none until the panel is there
         self._steering, self._shared, self._state, self._server = steering, shared, state, server
-        self._robots, self._channels = robots, channels
+        self._robots, self._channels, self._exporting = robots, channels, exporting
         self._scene, self._sandbox = robots.scene, robots.sandbox
 
     def export(self, kind: str, client_id: int) -> None:
         """Writes the episodes on screen into a file, which the page downloads; `kind` is one of
         `exporting.KINDS`."""
-        if self.exporting is not None:
-            self.exporting.begin(kind, client_id)
+        if self._exporting is not None:
+            self._exporting.begin(kind, client_id)
 
     def toggle_streaming(self) -> None:
         self._steering.set_streaming(not self._shared.control.streaming)

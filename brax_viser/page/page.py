@@ -82,19 +82,20 @@ class Page:
         self.steering = Steering(
             shared, sources, state, events, self.inbox, *shown, self.twin_worker, keeper
         )
-        self.commands = commands = Commands(shared, state, server, *shown, self.steering)
         is_live = recorded is None
         reads, ending = self.robots.read_episodes, self.robots.ending_of
         others = {what: functools.partial(reads, what=what) for what in ("ghosts", "listed")}
         self.replay = Replay(episodes, reads, ending, begins=not is_live, **others)
+        self.exporting = self._exporting(shared, recorded)
+        exporting = None if relayed else self.exporting
+        self.commands = Commands(shared, state, server, *shown, self.steering, exporting)
         policies = HandedOut(keeper, self.robots.sandbox.session)
         self.trials = Trials(shared, self.robots, self.replay, self.inbox, policies)
         tools = PanelTools(
-            server, self.inbox.enqueue, self.steering, commands, self.replay, self.trials, relayed
+            *(server, self.inbox.enqueue, self.steering, self.commands),
+            *(self.replay, self.trials, relayed),
         )
         self.panel = events.made(lambda: Panel(tools, is_live=is_live))
-        self.exporting = self._exporting(shared, recorded)
-        commands.exporting = None if relayed else self.exporting
         self.clients = keep_openings_short(server)
         self.panel_state = PanelState(
             *(shared, state, *shown, self.twin_worker, leader, self.clients),
