@@ -82,8 +82,7 @@ class Page:
         self.steering = Steering(
             shared, sources, state, events, self.inbox, *shown, self.twin_worker, keeper
         )
-        is_live = recorded is None
-        reads, ending = self.robots.read_episodes, self.robots.ending_of
+        is_live, reads, ending = recorded is None, self.robots.read_episodes, self.robots.ending_of
         others = {what: functools.partial(reads, what=what) for what in ("ghosts", "listed")}
         self.replay = Replay(episodes, reads, ending, begins=not is_live, **others)
         self.exporting = self._exporting(shared, recorded)
