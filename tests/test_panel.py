@@ -133,6 +133,43 @@ def test_each_control_says_what_it_is_for_and_no_label_is_there_twice(viewer):
     assert not {label for label in labels if labels.count(label) > 1}
 
 
+def test_the_hint_of_each_number_gives_its_limits(viewer):
+    gui = Probe(viewer).server.gui
+    hints = {
+        handle.label: handle.hint or ""
+        for handle in gui._gui_input_handle_from_uuid.values()
+        if isinstance(handle, viser.GuiSliderHandle | viser.GuiNumberHandle)
+    }
+    assert len(hints) > 10
+    lacking = [label for label, hint in hints.items() if not re.search("From .* to .*[.]$", hint)]
+    assert lacking == ["How many"], "whose limit depends on the room that there is"
+    assert hints["Smoothing"].endswith("From 0 to 0.99.")
+    assert hints["Number of twins"].endswith("From 1 to 256.")
+
+
+@pytest.mark.parametrize("typed", [500.0, -3.0])
+@pytest.mark.parametrize(("tab", "name"), [("watch", "speed"), ("curves", "smooth")])
+def test_a_number_beyond_a_sliders_limits_is_not_used_and_its_replacement_is_told(
+    viewer, tab, name, typed
+):
+    probe = Probe(viewer)
+    controls = getattr(probe.panel, tab)
+    slider = getattr(controls, f"_{name}")
+    used = (lambda: viewer.speed) if tab == "watch" else (lambda: controls._weight)
+    before, note = used(), controls._notes[slider.label]
+    probe.use(slider, typed)
+    said = f"{typed:g} is not used: it must be {slider.min:g} to {slider.max:g}."
+    eventually(lambda: note.visible and said in note.content, "it is named")
+    assert used() == before
+    nearest = min(max(typed, slider.min), slider.max)
+    probe.use(slider, nearest)  # as viser's client does when the box is left
+    said = f"{nearest:g} is used instead of {typed:g}"
+    eventually(lambda: note.visible and said in note.content, "what is in its place is named")
+    eventually(lambda: used() == nearest, "and used")
+    probe.use(slider, 0.5)
+    eventually(lambda: used() == 0.5 and not note.visible, "the note goes")
+
+
 def stepped(viewer: Viewer) -> Callable[[], object]:
     """Steps 8 environments, of which 4 are drawn; returns a function that steps them once more."""
     env = VisualizedEnv(Toy(), grid=(2, 2), viewer=viewer)

@@ -224,6 +224,61 @@ def test_a_wrong_number_is_named_beside_its_field_and_what_is_used_stays(page, t
     viewer.max_overhead = 0.02
 
 
+def test_a_number_beyond_a_sliders_limits_is_replaced_in_words(page, training):
+    viewer = training.viewer
+    row = page.get_by_text("Speed, ×", exact=True).locator("xpath=ancestor::*[.//input][1]")
+    field = row.locator("input[inputmode]")
+    field.fill("500")
+    page.get_by_text("500 is not used: it must be 0.1 to 4.").wait_for()
+    assert viewer.speed == 1.0
+    field.press("Enter")  # the box is left, and viser puts the slider's end into it
+    page.get_by_text("4 is used instead of 500: it must be 0.1 to 4.").wait_for()
+    assert field.input_value() == "4"
+    eventually(lambda: viewer.speed == 4.0, "what is shown is used")
+    field.fill("1")
+    eventually(lambda: viewer.speed == 1.0, "a possible one is used")
+    page.get_by_text("instead of").wait_for(state="hidden")
+
+
+def test_on_a_phone_all_tabs_stay_in_sight_and_show_their_controls(page):
+    page.set_viewport_size({"width": 420, "height": 860})
+    state = ".brax-viser-state"
+
+    def out_of_sight() -> list[str]:
+        """Returns the names of the tabs that cannot be tapped on."""
+        return page.evaluate(
+            """() => [...document.querySelectorAll("[role=tab]")].filter((tab) => {
+                const box = tab.getBoundingClientRect();
+                return ![box.left + 3, box.right - 3].every(
+                    (x) => tab.contains(document.elementFromPoint(x, box.top + box.height / 2)));
+            }).map((tab) => tab.innerText)"""
+        )
+
+    def tap(name: str) -> None:
+        box = page.get_by_role("tab", name=name).bounding_box()
+        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+
+    sheet = page.locator(f".mantine-ScrollArea-viewport:has({state})").first
+    sheet.evaluate("sheet => { sheet.scrollTop = 0 }")
+    assert page.get_by_role("tab").count() == 6
+    eventually(lambda: not out_of_sight(), "all are below the head")
+    for tab, control in (("Robot", "Numbers"), ("Curves", "Show"), ("Watch", "Motion")):
+        tap(tab)
+
+        def is_shown(control: str = control) -> bool:
+            return page.get_by_label(control, exact=True).first.evaluate(
+                """at => { const box = at.getBoundingClientRect();
+                    return at.contains(document.elementFromPoint(box.left + 5, box.top + 5)); }"""
+            )
+
+        eventually(is_shown, f"a tap on {tab} brings its controls into sight")
+        assert sheet.evaluate("sheet => sheet.scrollWidth <= sheet.clientWidth")
+    sheet.evaluate("sheet => { sheet.scrollTop = sheet.scrollHeight }")
+    eventually(lambda: not out_of_sight(), "and they stay above its last control")
+    sheet.evaluate("sheet => { sheet.scrollTop = 0 }")
+    page.set_viewport_size(WINDOW)
+
+
 def test_the_next_fall_of_no_robot_is_refused_in_words(page):
     page.get_by_role("button", name="Next fall").click()
     page.get_by_text("Next fall: click on a robot first").wait_for()

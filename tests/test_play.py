@@ -239,6 +239,8 @@ def test_a_command_is_given_by_sliders_until_the_tasks_own_are_wanted_again(view
     assert np.allclose(command.given(state).info["command"], 4 * [[1.2, -0.4, 0]])
     session = Probe(viewer).sandbox_session
     assert np.allclose(session.steered["command"], [1.2, -0.4, 0]), "and a forked robot's"
+    controls["Left, m/s"].value = -500.0  # typed, and the slider's box not left yet
+    assert np.allclose(command.given(state).info["command"], 4 * [[1.2, -0.8, 0]])
     controls["Steer"].value = False
     assert command.given(state) is state, "the task's own commands again"
     assert not session.steered

@@ -181,7 +181,8 @@ class _Command:
             _add_keys(viewer, follows, sliders)
 
         def change(_: object) -> None:
-            values = np.array([slider.value for slider in sliders], np.float32)
+            # A number that is typed beyond a slider's limits stays until its box is left.
+            values = np.array([np.clip(s.value, s.min, s.max) for s in sliders], np.float32)
             self._given = values if follows.value else None
             session.steered = {COMMAND: values} if follows.value else {}
 

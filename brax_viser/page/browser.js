@@ -27,6 +27,16 @@
     setTimeout(giveBack); // lists close, and labels pass the focus on, after the click
   });
 
+  // In a narrow window, where the head fills the panel, a tab that is chosen is scrolled into sight.
+  window.addEventListener("click", ({ target }) => setTimeout(() => {
+    const tab = target.closest("[role=tab]");
+    const shown = tab && document.getElementById(tab.getAttribute("aria-controls"));
+    const sheet = shown && shown.closest(".mantine-ScrollArea-viewport");
+    if (!sheet || getComputedStyle(tab.parentElement).position !== "sticky") return;
+    const free = sheet.getBoundingClientRect().top + tab.parentElement.offsetHeight;
+    sheet.scrollTop += shown.getBoundingClientRect().top - free;
+  }));
+
   window.addEventListener("keydown", (event) => {
     const at = event.target;
     if (event.isTrusted && isInput(at) && !takesText(at) && !OF_INPUTS.includes(event.key)) {

@@ -60,6 +60,7 @@ class CurvesControls(Widgets):
         super().__init__(tools)
         self._updates = 0
         self._sent: Any = None  # what the plot was made of
+        self._weight = 0.0  # of the past, when smoothing
         self._marked = 0.0  # s, when the moment on screen was marked last
         self._note = self._server.gui.add_html(note("Nothing has been reported yet."))
         self._add_controls()
@@ -98,17 +99,22 @@ class CurvesControls(Widgets):
                 0.99,
                 0.01,
                 0.0,
-                hint="Evens out the lines: the weight of the past in a moving average, 0 to 0.99. "
-                "0: as reported.",
+                hint="Evens out the lines: the weight of the past in a moving average. 0: as "
+                "reported.",
             )
+            self._on_number(self._smooth, self._smoothen)
             self._log = gui.add_checkbox(
                 "Logarithmic",
                 False,
                 hint="A logarithmic vertical axis, if all values are above 0.",
             )
         self._on_change(self._what, self._actions.draw_curve, str)
-        for control in (self._what, self._along, self._smooth, self._log):
+        for control in (self._what, self._along, self._log):
             self._on_change(control, self._again, lambda value: value)
+
+    def _smoothen(self, weight: float) -> None:
+        self._weight = weight
+        self._again(weight)
 
     def _again(self, _: object) -> None:
         """Draws the plot at the next update: a person has changed what it shows."""
@@ -153,7 +159,7 @@ class CurvesControls(Widgets):
             self._sent = view.metrics.version
             by_time = self._along.value == BY_TIME
             lines = lines_of(view.metrics, self._what.value)[:MOST_LINES]
-            plot = plot_of(lines, by_time=by_time, weight=self._smooth.value)
+            plot = plot_of(lines, by_time=by_time, weight=self._weight)
             if plot is not None:
                 unit, name = _unit(float(plot.x.max()), by_time=by_time)
                 plot.x /= unit

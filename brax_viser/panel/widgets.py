@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,33 +112,41 @@ class Widgets:
         of: Callable[[float], Any] = float,
         limits: tuple[float, float] | Callable[[], tuple[float, float]] | None = None,
     ) -> None:
-        """Connects a slider, or a number that is typed, and adds a note below it, which says what
-        is wrong with a number.
+        """Connects a slider, or a number that is typed. Adds the limits to its hint, and below it a
+        note, which says what is wrong with a number.
 
         Args:
             handle: the control, which was added last.
             action: called with the converted value.
             of: converts the control's value.
             limits: the least and the most, or a function that returns them; None: those of the
-                handle. A field that viser knows the limits of changes 500 to 100 when it is left,
-                without a word.
+                handle. A field that viser knows the limits of, such as a slider's, goes to the
+                nearest one when it is left.
         """
         within = limits if callable(limits) else lambda: limits or (handle.min, handle.max)
+        if not callable(limits):  # they are known
+            low, high = within()
+            handle.hint = f"{handle.hint} From {low:g} to {high:,g}."
         note = self._notes[handle.label] = self._server.gui.add_html("", visible=False)
+        dragged = isinstance(handle, viser.GuiSliderHandle)
+        last = deque([handle.value], maxlen=2)  # as a person has set it: before, and now
 
         def use(value: float) -> None:
             low, high = within()
-            used = low <= value <= high
-            if used:
-                self._enqueue(functools.partial(action, of(value)))
+            nearest = lambda number: min(max(number, low), high)  # noqa: E731
+            said = ""
+            if nearest(value) != value:
+                said = f"{value:g} is not used"
             else:
-                said = f"{value:g} is not used: it must be {low:g} to {high:,g}."
-                note.content = words.note(said, warning=True)
-            note.visible = not used
-
-        dragged = isinstance(handle, viser.GuiSliderHandle)
+                self._enqueue(functools.partial(action, of(value)))
+                if dragged and value == nearest(last[0]) != last[0]:
+                    said = f"{value:g} is used instead of {last[0]:g}"
+            note.visible = bool(said)
+            if said:
+                note.content = words.note(f"{said}: it must be {low:g} to {high:,g}.", warning=True)
 
         def at_once(value: float) -> bool:
+            last.append(value)
             low, high = within()
             return dragged and low <= value <= high
 
