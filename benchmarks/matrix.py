@@ -226,7 +226,8 @@ class Cell:
             return self.left_out
         if self.error is not None:
             # If the bare environment does not train either, there is nothing to compare with.
-            return "trains bare, **fails watched**" if self.trains else "fails without us too"
+            how = "trains bare, **fails watched**" if self.trains else "fails without us too"
+            return f"{how}: {self.error.splitlines()[0]}"
         arrives = f"{self.frames} arrive" if self.frames else "**nothing arrives**"
         same = "identical" if self.difference == 0 else f"**differs by {self.difference:.1e}**"
         return f"{arrives}, {same}"
@@ -330,8 +331,6 @@ def main(
             cells[outcome.family, outcome.trainer] = outcome
             words = f"{outcome.trainer} on {outcome.family}: {outcome.in_words()}"
             print(f"{words} ({outcome.seconds:.0f} s)", flush=True)
-            if outcome.error is not None:
-                print(outcome.error, flush=True)
             if json_file is not None:  # after each cell, so that an interruption loses nothing
                 json_file.write_text(json.dumps([asdict(c) for c in cells.values()], indent=1))
     rows = [["", *columns], ["---"] * (1 + len(columns))]

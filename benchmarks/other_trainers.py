@@ -202,7 +202,7 @@ class Other(NamedTuple):
 
 
 BRAXS = ("spring", "positional", "generalized", "mjx")
-"""Families of Brax's environments, which its own and TorchRL's wrappers want."""
+"""Families of Brax's environments, which its own wrappers want, and so evosax's and TorchRL's."""
 
 OTHERS: dict[str, Other] = {
     "own loop": Other(own_loop, (), NUM_STEPS),
@@ -225,7 +225,7 @@ OTHERS: dict[str, Other] = {
         ("rejax",),
         NUM_STEPS,
     ),
-    "evosax": Other(evosax, ("evosax",), 2 * NUM_STEPS, tried=1),
+    "evosax": Other(evosax, ("evosax",), 2 * NUM_STEPS, tried=1, only=BRAXS),
     "brax gym": Other(brax_gym, ("gym",), NUM_STEPS, only=BRAXS),
     "brax torch": Other(brax_torch, ("gym", "torch"), NUM_STEPS, only=BRAXS),
     "torchrl": Other(torchrl, ("torchrl",), NUM_STEPS, only=BRAXS),

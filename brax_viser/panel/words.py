@@ -201,7 +201,7 @@ def cost(view: PanelView) -> str:
             "step no step is skipped"
         )
     if view.slowest_page is not None and view.slowest_page < FAST_ENOUGH:
-        shows = f"it shows {100 * view.slowest_page:.0f} % of them"
+        shows = f"it shows {100 * view.slowest_page:.0f} % of the frames"
         lines.append(f"A page is slow and skips frames: {shows}")
     return lines_of(lines)
 
