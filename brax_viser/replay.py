@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ class ReplayViewer(Viewer):
             episodes: those that are kept.
             policies: those that can be compared; None: none.
             run_dir: where the episodes are kept, from which each page can have a replay of its own;
-                None: no page can.
+                None: it has one of a copy.
             relayed: whether another viewer relays the page, for one person alone: it says no more
                 than its port, and the page writes no files.
             options: those of `Viewer`.
@@ -60,8 +61,8 @@ class ReplayViewer(Viewer):
         self._shared.show_source("train", self._source)
         self._end.show_model(self._source, "train", run.num_envs)
 
-    def _run_dir(self) -> str | None:
-        return self._place_kept
+    def _run_dir(self) -> AbstractContextManager[str] | None:
+        return super()._run_dir() if self._place_kept is None else nullcontext(self._place_kept)
 
     def _greet(self, server: PageServer) -> None:
         if self._relayed:

@@ -363,7 +363,7 @@ def test_the_command_line_names_episodes(short):
     assert found("all") == [0, 1, 2, 3]
     with pytest.raises(ValueError, match=keys[0]):
         chosen(ones, ["nowhere"])
-    with pytest.raises(ValueError, match="no episode"):
+    with pytest.raises(ValueError, match="No episode"):
         chosen([], ["best"])
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -355,6 +356,8 @@ def test_one_more_process_or_page_than_the_most_is_refused_in_words(viewer, monk
     answer = asked(viewer, f"/own/onemore1/?token={tokens(viewer)[0]}")
     assert status(answer) == 503 and b"which is the most" in answer
     assert "onemore1" not in Probe(viewer).own
+    mine = replay_of(viewer, "mine0001")
+    eventually(lambda: not mine.pages, "the pages of other tests have left")
     monkeypatch.setattr(own, "MOST_PAGES", 1)
     page = OwnPage(own_url(viewer, "mine0001"))
     assert page.seen.wait(START)
@@ -424,13 +427,27 @@ def test_a_slow_page_has_its_process_wait_and_fills_no_memory_here(viewer):
             server.shutdown()
 
 
-def test_without_a_run_directory_the_page_says_so_and_nothing_is_started():
+def test_before_the_first_recording_the_page_says_so_and_nothing_is_started():
     with Viewer(port=0) as viewer:
         told = remote.ask(viewer.url, "timeline")
-        assert "Viewer(run_dir=...)" in told["own_refused"]
+        assert told["own_refused"] == "No episode is recorded yet"
         answer = asked(viewer, f"/own/mine0001/?token={tokens(viewer)[0]}")
-        assert status(answer) == 503 and b"Viewer(run_dir=...)" in answer
+        assert status(answer) == 503 and b"No episode is recorded yet" in answer
         assert not Probe(viewer).own
+
+
+def test_without_a_run_directory_it_shows_a_copy_of_what_is_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Viewer(port=0) as viewer:
+        keeper = Probe(viewer).page._keeper
+        keeper.begin(RUN)
+        for step in STEPS:
+            keeper.add(recording_of(MODEL, step, (500, 20, 30, 40)))
+        assert remote.ask(viewer.url, "timeline")["own_refused"] is None
+        told = remote.ask(begin(viewer, "mine0001"), "timeline")
+        assert [step for step, _ in told["marks"]["of"]] == [*STEPS]
+        assert len(list(tmp_path.iterdir())) == 1
+    eventually(lambda: not list(tmp_path.iterdir()), "the copy is removed")
 
 
 def test_with_one_the_page_offers_it_and_what_cannot_be_opened_is_told(viewer, tmp_path, caplog):

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from brax_viser.records.episode import Episode, RunInfo
-from brax_viser.runs.folder import RunFolder
+from brax_viser.runs.copies import copied
 
 NICENESS = 10
 """Of the process that writes: it must not take the training's time."""
@@ -55,13 +54,9 @@ class ExportProcess:
         Raises:
             OSError, ValueError: what is handed to the process could not be written.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            kept = RunFolder(Path(folder) / "run", info)
-            kept.add(episodes)
-            kept.set_curves(curves or {})
-            kept.close()
+        with copied(info, episodes, curves or {}) as run_dir:
             keys = [episode.summary.key for episode in episodes]
-            return self._export([kept.path, str(out), *options, "--episode", *keys], told)
+            return self._export([run_dir, str(out), *options, "--episode", *keys], told)
 
     def kill(self) -> None:
         """Gives up what is being written."""

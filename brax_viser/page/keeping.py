@@ -1,7 +1,9 @@
 """The part of `Viewer` about what is kept of a training: curves, episodes, policies."""
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Concatenate, Literal, ParamSpec
 
 from brax_viser.host.state import SharedState
@@ -9,6 +11,7 @@ from brax_viser.page.page import Page
 from brax_viser.page.server import PageServer
 from brax_viser.page.steering import Steering
 from brax_viser.records.episode import Episodes, RunInfo
+from brax_viser.runs.copies import copied, gathered
 from brax_viser.runs.keeper import Keeper
 from brax_viser.sandbox.trial import PolicyStore
 
@@ -36,9 +39,24 @@ class Keeping:
         if self._page is not None:
             method(self._page.steering, *args, **kwargs)
 
-    def _run_dir(self) -> str | None:
-        """Where what is shown is kept on disk; None: nowhere."""
-        return self._keeper.path
+    def _run_dir(self) -> AbstractContextManager[str] | None:
+        """Returns what yields a run directory with what is shown: where that is kept, or a copy of
+        what is in memory at the time; None: nothing has been recorded yet."""
+        if self._keeper.path is not None:
+            return contextlib.nullcontext(self._keeper.path)
+        return self._copied() if self._kept[0].summaries() else None
+
+    @property
+    def _kept(self) -> tuple[Episodes, RunInfo | None]:
+        """What is shown, and of which training."""
+        return self._episodes or self._keeper, self._recorded or self._keeper.info
+
+    @contextlib.contextmanager
+    def _copied(self) -> Iterator[str]:
+        kept, info = self._kept
+        assert info is not None
+        with copied(info, gathered(kept), self._shared.progress.metrics.arrays()) as run_dir:
+            yield run_dir
 
     def _greet(self, server: PageServer) -> None:
         """Says where the page is."""
@@ -129,7 +147,7 @@ class Keeping:
         """
         from brax_viser.export.chosen import Clips, write_chosen  # it takes a moment
 
-        kept, info = self._episodes or self._keeper, self._recorded or self._keeper.info
+        kept, info = self._kept
         if info is None:
             raise ValueError("No episode has been recorded yet")
         names = (episodes,) if isinstance(episodes, str) else tuple(episodes)

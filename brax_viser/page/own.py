@@ -1,6 +1,6 @@
 """Runs replays for single pages: `brax-viser replay`, in processes beside the training's.
 
-Such a process is handed nothing but the path of the run directory, which it reads. It writes no
+Such a process is handed nothing but the path of a run directory, which it reads. It writes no
 files, imports no JAX, and ends with this one.
 """
 
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from brax_viser.page.access import TOKEN
@@ -40,7 +41,7 @@ START_SECONDS = 120.0
 MOST_CHARACTERS = 300
 """Of what a process that fails has said."""
 
-NO_DIRECTORY = "It needs a run directory, as Viewer(run_dir=...) and brax-viser train have"
+NO_EPISODE = "No episode is recorded yet"
 FULL = (
     f"{MOST_PROCESSES} replays of single pages run already, which is the most. One ends "
     f"{IDLE_SECONDS:.0f} s after its last page was closed"
@@ -49,6 +50,10 @@ CROWDED = f"{MOST_PAGES} pages show this replay already, which is the most"
 
 _LISTENING = "brax_viser: relayed at port {}"
 _LISTENS = re.compile(_LISTENING.format(r"(\d{1,5})"))
+
+
+RunDir = Callable[[], AbstractContextManager[str] | None]
+"""Returns what yields a run directory; None: there is nothing to show yet."""
 
 
 class Unavailable(Exception):
@@ -63,11 +68,13 @@ def announce(port: int) -> None:
 class OwnReplay:
     """One process. Used on viser's loop, except where noted."""
 
-    def __init__(self, run_dir: str, ended: Callable[["OwnReplay"], object]):
+    def __init__(
+        self, run_dir: AbstractContextManager[str], ended: Callable[["OwnReplay"], object]
+    ):
         """Starts it on a thread, which waits for its end.
 
         Args:
-            run_dir: what it shows.
+            run_dir: yields the run directory that it shows; entered and left on the thread.
             ended: called on the loop when it has ended, or is about to.
         """
         self.token = secrets.token_hex(16)  # that lets this process in
@@ -127,22 +134,27 @@ class OwnReplay:
         if self._over:
             raise ConnectionError("it has ended")
 
-    def _run(self, run_dir: str) -> None:
+    def _run(self, run_dir: AbstractContextManager[str]) -> None:
         """Runs on the thread."""
         try:
-            with self._lock:
-                if self._killed:
-                    return
-                self._process = process = _started(run_dir, self.token)
-            with process:
-                assert process.stdout is not None
-                while line := process.stdout.readline(MOST_CHARACTERS):
-                    self._heard(line.decode(errors="replace").strip())
-                self._over = True
-        except OSError as error:  # no memory, or no descriptor, is left for a process
+            with run_dir as place:
+                self._show(place)
+        except (OSError, ValueError) as error:  # no room for a copy, no memory for a process
             self.said = str(error)
         finally:
             self._tell(self._is_over)
+
+    def _show(self, place: str) -> None:
+        """Runs the process to its end."""
+        with self._lock:
+            if self._killed:
+                return
+            self._process = process = _started(place, self.token)
+        with process:
+            assert process.stdout is not None
+            while line := process.stdout.readline(MOST_CHARACTERS):
+                self._heard(line.decode(errors="replace").strip())
+            self._over = True
 
     def _heard(self, line: str) -> None:
         if found := _LISTENS.fullmatch(line):
@@ -172,11 +184,11 @@ class OwnReplays:
     """The replays of single pages of one viewer, by the names that their pages have made up. Used
     on viser's loop, except where noted."""
 
-    def __init__(self, run_dir: Callable[[], str | None]):
+    def __init__(self, run_dir: RunDir):
         """Starts none yet.
 
         Args:
-            run_dir: returns the run directory of what the page shows; None: there is none.
+            run_dir: of what the page shows.
         """
         self._run_dir = run_dir
         self._lock = threading.Lock()  # of what `close` needs
@@ -186,7 +198,7 @@ class OwnReplays:
     @property
     def refusal(self) -> str | None:
         """Why there can be none; None if there can."""
-        return NO_DIRECTORY if self._run_dir() is None else None
+        return NO_EPISODE if self._run_dir() is None else None
 
     async def get(self, name: str, *, starts: bool) -> tuple[OwnReplay, int]:
         """Returns a replay and its port, once it answers.
@@ -214,7 +226,7 @@ class OwnReplays:
     def _begun(self, name: str, *, starts: bool) -> OwnReplay:
         run_dir = self._run_dir()
         if run_dir is None:
-            raise Unavailable(NO_DIRECTORY)
+            raise Unavailable(NO_EPISODE)
         with self._lock:
             if self._closed or not starts:
                 raise Unavailable("It has ended")

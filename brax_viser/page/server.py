@@ -29,7 +29,7 @@ from brax_viser.page.connection import ANSWER_SECONDS, REQUEST_SECONDS, Connecti
 from brax_viser.page.gate import Gate, full_name
 from brax_viser.page.greeting import greeting, tunnel
 from brax_viser.page.guard import Guard
-from brax_viser.page.own import OwnReplays
+from brax_viser.page.own import OwnReplays, RunDir
 from brax_viser.page.page import Page
 from brax_viser.page.relay import Relay
 from brax_viser.page.snapshot import Snapshots
@@ -182,15 +182,13 @@ class PageServer:
                 self._host,
             )
 
-    def serve(
-        self, shared: SharedState, page: Page, run_dir: Callable[[], str | None] = lambda: None
-    ) -> None:
+    def serve(self, shared: SharedState, page: Page, run_dir: RunDir = lambda: None) -> None:
         """Begins to track open pages and their clicks.
 
         Args:
             shared: the shared state: records whether a page is open.
             page: the page that is served.
-            run_dir: returns the run directory of what is shown; None: there is none.
+            run_dir: of what is shown.
         """
         is_onlooker = self._guard.is_onlooker if self._guard is not None else lambda _: False
         self.visitors = visitors = Visitors(shared, self.viser, page, is_onlooker)
