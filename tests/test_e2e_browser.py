@@ -285,8 +285,8 @@ def test_robots_are_selected_by_a_click_ranked_and_followed(page):
     held_at(page)
     stands_still(page)
     tab(page, "Watch")
-    choose(page, "Return", "Episode so far")  # known for every robot
     choose(page, "Draw", "Best return")
+    choose(page, "Return", "Episode so far")  # known for every robot
     page.wait_for_timeout(2000)
     select_a_robot(page)
     best = return_of_the_selected(page)

@@ -57,6 +57,21 @@ def test_the_training_reward_comes_before_the_evaluations_and_before_what_is_on_
     ]
 
 
+def test_the_kind_of_return_is_there_while_something_goes_by_it(viewer):
+    probe = Probe(viewer)
+    choice, looks = probe.panel.choice, probe.panel.look
+    eventually(lambda: not choice._rank_by.visible, "the first ones have nothing to do with it")
+    for control, value, usual in (
+        (choice._rule, "Best return", "First ones"),
+        (looks._colour, "Return", "As the model"),
+        (looks._labels, True, False),
+    ):
+        probe.use(control, value)
+        eventually(lambda: choice._rank_by.visible, "it is there")
+        probe.use(control, usual)
+        eventually(lambda: not choice._rank_by.visible, "it is gone")
+
+
 def boxes(view: PanelView) -> list[str]:
     """Returns the heights of the head's lines, in order."""
     html = words.head(view) + figures.figures(view) + words.hold_note(view)

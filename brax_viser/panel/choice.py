@@ -156,7 +156,12 @@ class ChoiceFolder(Widgets):
         self._show_how_many(view)
         pages = selection.num_pages(num_envs, view.capacity) if num_envs and view.capacity else 1
         page = min(selection.page, pages)
-        self._set(self._rank_by, value=label_of(MEASURE_LABELS, selection.rank_by))
+        matters = selection.rule in ("best", "worst") or view.look.colour_by == "return"
+        self._set(
+            self._rank_by,
+            value=label_of(MEASURE_LABELS, selection.rank_by),
+            visible=matters or view.look.labels,
+        )
         self._set(
             self._page,
             visible=selection.rule == "page",
