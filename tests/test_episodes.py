@@ -330,6 +330,7 @@ def test_replay_serves_a_run_directory_without_jax(tmp_path):
 import sys, threading, time, urllib.request
 from brax_viser.cli import app, replay
 from brax_viser.replay import ReplayViewer
+from tests.support import Probe
 
 def look(run, viewer, ctrl_c):
     assert urllib.request.urlopen(viewer.url).status == 200
