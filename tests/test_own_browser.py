@@ -10,9 +10,9 @@ import pytest
 from brax_viser import Viewer
 from brax_viser.cli import remote
 from tests.conftest import eventually
-from tests.recorded import Kept, recording_of
+from tests.recorded import recording_of
 from tests.support import Probe
-from tests.test_own import MODEL, own_url, training
+from tests.test_own import MODEL, RUN, own_url, training
 from tests.test_timeline_browser import SMALL, Bar, beside, opened
 
 OWN = re.compile(r"/own/[a-z0-9]{12}/")
@@ -80,15 +80,15 @@ def save(page: Any, path: Path) -> None:
     assert page.screenshot(path=path)
 
 
-def test_without_a_run_directory_the_button_says_what_it_needs(chromium):
-    with Viewer(port=0) as kept_in_memory:
-        Probe(kept_in_memory).keep(Kept(recording_of(MODEL, 0, (50,))))
-        with opened(chromium, kept_in_memory.url, SMALL) as page:
-            bar = Bar(page)
-            eventually(
-                lambda: "Viewer(run_dir" in (bar.part("own").get_attribute("title") or ""), ""
-            )
-            assert bar.part("own").is_disabled()
+def test_before_the_first_recording_the_button_says_what_it_waits_for(chromium):
+    with Viewer(port=0) as kept_in_memory, opened(chromium, kept_in_memory.url, SMALL) as page:
+        own = Bar(page).part("own")
+        eventually(lambda: own.get_attribute("title") == "No episode is recorded yet", "it says so")
+        assert own.is_disabled()
+        keeper = Probe(kept_in_memory).page._keeper
+        keeper.begin(RUN)
+        keeper.add(recording_of(MODEL, 0, (50,)))
+        eventually(own.is_enabled, "it is offered, of what is in memory")
 
 
 def test_it_is_reached_in_a_frame_with_the_token_in_its_path(chromium, viewer):
