@@ -272,9 +272,12 @@ def test_on_a_phone_all_tabs_stay_in_sight_and_show_their_controls(on_a_phone):
                 return shown.contains(seen) ? tab.innerText : null; }"""
         )
 
-    def tap(name: str) -> None:
+    def shows(name: str) -> bool:
+        """Taps on a tab, which may move as long as the page takes its new shape."""
         box = page.get_by_role("tab", name=name).bounding_box()
         page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.wait_for_timeout(500)
+        return shown() == name
 
     sheet = page.locator(f".mantine-ScrollArea-viewport:has({state})").first
     sheet.evaluate("sheet => { sheet.scrollTop = 0 }")
@@ -282,8 +285,7 @@ def test_on_a_phone_all_tabs_stay_in_sight_and_show_their_controls(on_a_phone):
     eventually(lambda: not out_of_sight(), "all are below the head")
     assert shown() is None, "the head fills the sheet"
     for tab in ("Robot", "Curves", "Watch"):
-        tap(tab)
-        eventually(lambda: shown() == tab, f"a tap on {tab} brings its controls into sight")  # noqa: B023
+        eventually(lambda: shows(tab), f"a tap on {tab} brings its controls into sight")  # noqa: B023
         assert sheet.evaluate("sheet => sheet.scrollWidth <= sheet.clientWidth")
     sheet.evaluate("sheet => { sheet.scrollTop = sheet.scrollHeight }")
     eventually(lambda: not out_of_sight(), "and they stay above its last control")
