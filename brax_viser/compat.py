@@ -1,4 +1,4 @@
-"""Collects every private name of another package that this one uses.
+"""Collects the private names of other packages that this one uses.
 
 Each function says for which versions the name is known, and what happens without it. Packages are
 imported only when a function is called, so that the page can start before JAX and Brax are loaded.
@@ -28,15 +28,16 @@ VISER_RECORDINGS = ("1.1.",)
 made smaller."""
 
 
-def callback_op_sharding() -> Callable[..., Any]:
-    """Returns the function by which jax places a callback, jax 0.9 to 0.12.
+def callback_lowering() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Returns the functions by which jax lowers a callback and places it, jax 0.9 to 0.12.
 
     Raises:
-        ImportError: this jax keeps it elsewhere; the host is then called by `io_callback`.
+        ImportError: this jax keeps one elsewhere; the host is then called by `io_callback`.
     """
     from jax._src.callback import _callback_op_sharding
+    from jax.interpreters.mlir import emit_python_callback
 
-    return _callback_op_sharding
+    return emit_python_callback, _callback_op_sharding
 
 
 def is_divided_by_xla(context: Any) -> bool:

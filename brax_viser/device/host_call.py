@@ -106,7 +106,7 @@ def _best_known() -> str:
         why = f"jax {jax.__version__} has not been tested with direct calls"
     else:
         try:
-            compat.callback_op_sharding()
+            compat.callback_lowering()
             return "direct"
         except ImportError as error:
             why = str(error)
@@ -134,8 +134,8 @@ def _lower(ctx: Any, *args: Any, function: HostFunction, kept_alive: bool, **_: 
     def flat(*values: np.ndarray) -> tuple[np.ndarray]:
         return (function(*values),)
 
-    sharding = compat.callback_op_sharding()
-    results, _, _ = mlir.emit_python_callback(
+    emit, sharding = compat.callback_lowering()
+    results, _, _ = emit(
         ctx,
         flat,
         None,
