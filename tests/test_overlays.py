@@ -18,8 +18,9 @@ from brax_viser.panel.details import Inside
 from brax_viser.records.frame import Detail, Frame
 from brax_viser.records.view import View
 from brax_viser.scene.block import Block
+from brax_viser.scene.handles import PARKED
 from brax_viser.scene.look import Look
-from brax_viser.scene.overlays import FAR, OVERLAYS, Recent, Trail
+from brax_viser.scene.overlays import OVERLAYS, Recent, Trail
 from brax_viser.scene.robots import CLEAR, FADED
 
 ARM = """
@@ -135,7 +136,7 @@ class Stage:
         handle = overlays._batches[name]._handle if overlays and name in overlays._batches else None
         if handle is None or not handle.visible:
             return np.zeros((0, 2, 3))
-        seen = handle.points[..., 2].min(axis=1) > FAR[2]
+        seen = handle.points[..., 2].min(axis=1) > PARKED[2]
         return handle.points[seen] - self.origin
 
     def remove(self) -> None:

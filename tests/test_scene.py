@@ -14,7 +14,7 @@ from brax_viser.model.framing import framing_camera
 from brax_viser.model.grid import grid_of
 from brax_viser.model.rotations import multiply, rotate
 from brax_viser.model.shapes import floor_height, floor_of, shapes_of, visible_geoms
-from brax_viser.scene.robots import PARKED
+from brax_viser.scene.handles import PARKED
 from brax_viser.scene.stage import SHADOW_DEPTH, scene_scale
 from tests.conftest import eventually
 from tests.support import Probe, source_of

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
-from brax_viser.model.physics import limits_exceeded
+from brax_viser.model.physics import AXIAL, limits_exceeded
 from brax_viser.model.rods import Limits
 from brax_viser.model.rotations import rotate
 
@@ -24,7 +24,6 @@ _JOINT, _TENDON = int(mujoco.mjtTrn.mjTRN_JOINT), int(mujoco.mjtTrn.mjTRN_TENDON
 _IN_PARENT, _BODY = int(mujoco.mjtTrn.mjTRN_JOINTINPARENT), int(mujoco.mjtTrn.mjTRN_BODY)
 _BY_SITE, _BY_JOINT = int(mujoco.mjtWrap.mjWRAP_SITE), int(mujoco.mjtWrap.mjWRAP_JOINT)
 _BY_GEOM = (int(mujoco.mjtWrap.mjWRAP_SPHERE), int(mujoco.mjtWrap.mjWRAP_CYLINDER))
-AXIAL = (int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE))
 
 
 @dataclass(frozen=True, eq=False)

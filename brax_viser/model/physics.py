@@ -9,7 +9,9 @@ import numpy as np
 from brax_viser.model.rotations import multiply, rotate
 from brax_viser.records.frame import Detail, Frame
 
-_SINGLE = (int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE))
+AXIAL = (int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE))
+"""Types of joints with one axis and one coordinate, as the integers in a model's arrays."""
+
 _CONJUGATE = np.array([1.0, -1.0, -1.0, -1.0])
 
 
@@ -158,7 +160,7 @@ def limits_exceeded(model: mujoco.MjModel, qpos: np.ndarray) -> list[tuple[int, 
     excess is negative below the lower end and positive above the upper end."""
     found = []
     for joint in np.flatnonzero(model.jnt_limited):
-        if int(model.jnt_type[joint]) not in _SINGLE:
+        if int(model.jnt_type[joint]) not in AXIAL:
             continue
         value = float(qpos[model.jnt_qposadr[joint]])
         low, high = model.jnt_range[joint]

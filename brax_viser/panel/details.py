@@ -10,7 +10,7 @@ import mujoco
 import numpy as np
 from PIL import Image
 
-from brax_viser.model.physics import body_name, limits_exceeded, named
+from brax_viser.model.physics import AXIAL, body_name, limits_exceeded, named
 from brax_viser.records.frame import Detail
 
 MOST_ROWS = 40
@@ -21,7 +21,6 @@ _AT_MOST_CELLS = 64
 
 _BLUE, _RED, _GREY, _LINE = "#1c7ed6", "#e03131", "#868e96", "rgba(134,142,150,0.25)"
 _ANGLES = (int(mujoco.mjtJoint.mjJNT_HINGE),)
-_SINGLE = (int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE))
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +94,7 @@ def bodies(view: Inside) -> str:
 def joints(view: Inside) -> str:
     """Returns each hinge's and slide's position, velocity, and place within its range."""
     model, rows = view.model, []
-    single = [j for j in range(model.njnt) if model.jnt_type[j] in _SINGLE]
+    single = [j for j in range(model.njnt) if model.jnt_type[j] in AXIAL]
     for joint in single[:MOST_ROWS]:
         value = float(view.detail.qpos[model.jnt_qposadr[joint]])
         speed = float(view.detail.qvel[model.jnt_dofadr[joint]])

@@ -1,4 +1,4 @@
-"""Sends a handle only those arrays that have changed."""
+"""Sends a handle only those arrays that have changed, and parks what a handle does not show."""
 
 import numpy as np
 import viser
@@ -6,6 +6,10 @@ import viser
 from brax_viser.compat import set_together
 
 BatchedHandle = viser.BatchedMeshHandle | viser.BatchedGlbHandle
+
+PARKED = np.array([0.0, 0.0, -1e4], np.float32)
+"""m: place of hidden instances and unused lines, far outside of every camera's view. Unlike a scale
+of zero it needs no message of its own, because positions are sent anyway."""
 
 
 def send(handle: BatchedHandle, **fields: np.ndarray) -> int:

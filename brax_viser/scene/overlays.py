@@ -15,6 +15,7 @@ from brax_viser.model.physics import Physics, with_world
 from brax_viser.model.rotations import multiply, rotate
 from brax_viser.model.surfaces import linear
 from brax_viser.records.frame import Frame
+from brax_viser.scene.handles import PARKED
 
 TRAIL_SECONDS = 3.0
 """Length of a trail, s of robot time."""
@@ -24,10 +25,6 @@ GAP_SECONDS = 0.5
 moved on unseen."""
 
 TRAIL_RGB = np.array([230, 73, 128], np.uint8)
-
-FAR = np.array([0.0, 0.0, -1e4], np.float32)
-"""m: place of lines that are not in use, far outside of every camera's view. The page needs as many
-lines as there were at first."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +217,7 @@ class Overlays:
                 mesh.vertices,
                 mesh.faces,
                 batched_wxyzs=np.tile(np.array([1.0, 0.0, 0.0, 0.0], np.float32), (count, 1)),
-                batched_positions=np.tile(FAR, (count, 1)),
+                batched_positions=np.tile(PARKED, (count, 1)),
                 batched_scales=scales.astype(np.float32),
                 batched_colors=linear(255 * np.asarray(rgba[:3])),
                 opacity=float(rgba[3]) if rgba[3] < 1 else None,
@@ -333,7 +330,7 @@ class _Batch:
             self._room = 1 << int(len(ends) - 1).bit_length()
             self._make()
         assert self._handle is not None
-        points = np.broadcast_to(FAR, (self._room, 2, 3)).copy()
+        points = np.broadcast_to(PARKED, (self._room, 2, 3)).copy()
         points[: len(ends)] = ends
         colours = np.zeros((self._room, 3), np.uint8)
         colours[: len(rgb)] = rgb
@@ -352,7 +349,7 @@ class _Batch:
 
     def _make(self) -> None:
         self.remove()
-        points = np.broadcast_to(FAR, (self._room, 2, 3)).copy()
+        points = np.broadcast_to(PARKED, (self._room, 2, 3)).copy()
         if self._arrows:
             self._handle = self._server.scene.add_arrows(
                 self._name,

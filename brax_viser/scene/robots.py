@@ -14,13 +14,9 @@ from brax_viser.model.shapes import Shape
 from brax_viser.model.surfaces import linear
 from brax_viser.model.tints import has_one_colour, tinted
 from brax_viser.model.variants import Places
-from brax_viser.scene.handles import BatchedHandle, send
+from brax_viser.scene.handles import PARKED, BatchedHandle, send
 
 _IDENTITY = np.array([1.0, 0.0, 0.0, 0.0], np.float32)
-
-PARKED = np.array([0.0, 0.0, -1e4], np.float32)
-"""m: place of a hidden instance, far outside of every camera's view. Unlike a scale of zero it
-needs no message of its own, because positions are sent anyway."""
 
 FOCAL_LENGTH = 1600.0
 """Pixels, for a page 1,000 pixels high with the first camera's angle of view."""

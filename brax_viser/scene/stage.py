@@ -16,7 +16,7 @@ these maps, or too far away."""
 FLOOR_OPACITY = 0.65
 """The cells' tiles are seen through the floor, see `cells.THIN`."""
 
-SURROUNDINGS = "city"
+ENVIRONMENT_MAP = "city"
 """viser's environment map that surfaces mirror: grey, bright above and dark below."""
 
 MOST_METRES = 4000.0
@@ -121,7 +121,7 @@ def _light(scene: viser.SceneApi, palette: Palette) -> None:
     # viser's default lights, with its environment map at full strength, bleach pale robots.
     scene.configure_default_lights(enabled=False)
     scene.configure_environment_map(
-        SURROUNDINGS if palette.reflected > 0 else None, environment_intensity=palette.reflected
+        ENVIRONMENT_MAP if palette.reflected > 0 else None, environment_intensity=palette.reflected
     )
     scene.add_light_hemisphere(
         "/lights/sky",
