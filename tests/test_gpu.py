@@ -162,7 +162,7 @@ def test_differing_parameters_are_compared_again_with_deterministic_operations(r
     assert not run.wrong
 
 
-def test_what_there_is_no_time_for_is_skipped_by_name(run, monkeypatch):
+def test_cases_beyond_the_time_limit_are_skipped_and_named(run, monkeypatch):
     jobs = [Trainings(run, case("fine")), Steps(run, case("fine"))]
     measured = jobs[0]._pairs
 
@@ -185,7 +185,7 @@ def test_without_a_gpu_it_says_what_is_missing():
 
 
 @pytest.mark.parametrize("wrong", [["--only", "nothing"], ["--cases", "ant"]])
-def test_cases_that_are_none_are_refused(wrong):
+def test_unknown_cases_are_refused(wrong):
     with pytest.raises(SystemExit, match="must be"):
         gpu.main(wrong)
 

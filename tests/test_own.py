@@ -189,7 +189,7 @@ def test_its_process_gives_way_imports_no_jax_and_is_no_page_of_the_users_comman
     assert not [note for note in announced.announced() if f":{port}/" in note.url]
 
 
-def test_its_page_is_the_pages_own_and_no_secret_passes_either_way(viewer):
+def test_a_replay_is_private_and_relays_no_token_or_cookie(viewer):
     url, token = begin(viewer, "mine0001"), tokens(viewer)[0]
     inner = replay_of(viewer, "mine0001").token
     cookie = f"Cookie: brax_viser_{port_of(viewer)}={token}"
@@ -271,7 +271,7 @@ def stand_in(viewer: Viewer, name: str) -> Iterator[socket.socket]:
     ],
     ids=("nothing", "cut off", "no length", "no HTTP", "no status", "a long line"),
 )
-def test_a_process_that_answers_wrongly_is_said_to(viewer, sent):
+def test_a_wrong_answer_of_the_replay_process_is_reported(viewer, sent):
     begin(viewer, "mine0001")
     with stand_in(viewer, "mine0001") as listening:
 
@@ -450,7 +450,7 @@ def test_without_a_run_directory_it_shows_a_copy_of_what_is_in_memory(tmp_path, 
     eventually(lambda: not list(tmp_path.iterdir()), "the copy is removed")
 
 
-def test_with_one_the_page_offers_it_and_what_cannot_be_opened_is_told(viewer, tmp_path, caplog):
+def test_a_run_directory_is_offered_and_a_failure_to_open_it_is_reported(viewer, tmp_path, caplog):
     assert remote.ask(viewer.url, "timeline")["own_refused"] is None
     with training(tmp_path / "run") as other:
         (tmp_path / "run" / "model.mjb").unlink()

@@ -116,7 +116,7 @@ def test_a_wrong_value_is_refused_in_words(served, name):
     assert msgspec.json.decode(answer.partition(b"\r\n\r\n")[2])["error"]
 
 
-def test_as_many_steps_as_a_number_can_say_are_taken_for_what_they_are(served):
+def test_a_huge_step_count_does_not_overflow(served):
     """A step count has no largest value of its own: it must not fail where it is counted."""
     token = tokens(served)[0]
     answer = asked(served, f"/api/step?n={'9' * 300}&token={token}", COMMAND)
@@ -177,7 +177,7 @@ def test_a_token_in_the_path_is_found_below_a_proxys_own_path(served):
 
 
 @pytest.mark.parametrize("path", ["/%61pi/hold", "/api%2Fhold", "/API/hold", "/api/%68old"])
-def test_a_command_that_is_written_otherwise_is_none(served, path):
+def test_a_misspelt_command_is_refused(served, path):
     assert status(asked(served, f"{path}?token={tokens(served)[0]}", COMMAND)) == 404
     assert not Probe(served).shared.hold.paused
 

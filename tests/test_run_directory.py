@@ -480,7 +480,7 @@ def test_a_directory_that_turns_into_a_file_is_told_and_written_when_it_is_back(
 
 
 @pytest.mark.parametrize("place", ["file", "file/run"])
-def test_what_is_no_directory_is_refused(tmp_path, place):
+def test_a_file_as_run_directory_is_refused(tmp_path, place):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=f"{place} cannot be the run directory: it is no dir"):
         RunFolder(tmp_path / place, run_info())
@@ -512,7 +512,7 @@ def test_the_directory_of_another_training_is_refused_by_name_and_left_as_it_is(
         RunFolder(tmp_path, run_info("Ant"))
 
 
-def test_of_trainings_that_start_at_once_in_one_directory_one_has_it(tmp_path):
+def test_only_one_of_several_simultaneous_trainings_gets_the_directory(tmp_path):
     for round_ in range(5):
         barrier, runs, refused = threading.Barrier(6), [], []
 

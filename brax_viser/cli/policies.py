@@ -55,7 +55,7 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Given:
-    """What the command line says of a training; None: what is known of it."""
+    """Command-line overrides; None takes the stored value."""
 
     command: str  # such as "play"
     env: str | None = None
@@ -63,17 +63,18 @@ class Given:
     trainer: str | None = None
 
     def arguments(self, run: SavedRun) -> Arguments:
-        """Returns what a training was started with: as given, or else as its directory says.
+        """Returns what a training was started with: the overrides, or else what is stored.
 
         Raises:
-            ValueError: nothing says which environment it is; or its directory is damaged.
+            ValueError: the name of the environment is neither given nor stored; or the directory is
+                damaged.
         """
         told = Arguments.read(epath.Path(run.path))
         if told is None:
             if self.env is None:
                 raise ValueError(
-                    f"{run.path} is of a script, and does not say by which name {run.info.env} is "
-                    f"made: brax-viser {self.command} {run.path} ENV"
+                    f"{run.path} was written by a script, which did not store the environment's "
+                    f"name. Give it: brax-viser {self.command} {run.path} ENV"
                 )
             told = Arguments(self.env, run.info.backend, (run.info.trainer or "ppo").lower())
         return Arguments(
@@ -85,14 +86,16 @@ class Given:
 class Policies:
     """The policies of one training."""
 
-    steps: tuple[int, ...]  # env steps trained of each, ascending
+    steps: tuple[int, ...]  # env steps that each was trained for, ascending
     make_policy: Callable[..., Any]  # as trainers hand it to `policy_params_fn`
-    params: Callable[[int], Any]  # of a policy, by its steps. Raises ValueError: damaged
+    params: Callable[[int], Any]
+    """Returns the parameters trained for that many env steps; raises ValueError if the file is
+    damaged."""
 
 
 def brax_checkpoints(path: epath.Path) -> dict[int, epath.Path]:
-    """Returns the checkpoints of Brax's PPO or SAC in a folder, or that is the folder, by their
-    steps."""
+    """Returns the checkpoints of Brax's PPO or SAC in a folder, or the folder itself if it is one,
+    by env steps."""
     if trainer_of(path) is not None:
         return {int(path.name) if path.name.isdigit() else 0: path}
     if not path.is_dir():
@@ -102,12 +105,12 @@ def brax_checkpoints(path: epath.Path) -> dict[int, epath.Path]:
 
 
 def trainer_of(path: epath.Path) -> str | None:
-    """Returns the trainer of a checkpoint of Brax, "ppo" or "sac"; None if it is none."""
+    """Returns the trainer of one of Brax's checkpoints, "ppo" or "sac"; None of another folder."""
     return next((name for name, file in BRAX_CONFIGS.items() if (path / file).exists()), None)
 
 
 def of_checkpoints(found: Mapping[int, epath.Path], trainer: str) -> Policies:
-    """Returns the policies of checkpoints of a trainer, as `brax_checkpoints` finds them."""
+    """Returns the policies of a trainer's checkpoints, as `brax_checkpoints` finds them."""
     from brax.training import checkpoint
 
     networks = importlib.import_module(f"brax.training.agents.{trainer}.networks")
@@ -118,10 +121,10 @@ def of_checkpoints(found: Mapping[int, epath.Path], trainer: str) -> Policies:
 
 
 def _config_of(path: epath.Path) -> Any:
-    """Returns what a checkpoint says of its networks.
+    """Returns the settings of a checkpoint's networks.
 
-    Brax 0.14.2's `load_config` fails on what it has written itself if no initialiser of the means
-    was chosen: it looks for one named None. The networks have none unless they are told.
+    Brax 0.14.2's `load_config` fails on its own files if no initialiser of the means was chosen: it
+    looks for one named None. Networks have no such initialiser unless one is given.
     """
     from brax.training import checkpoint
 
@@ -222,8 +225,8 @@ def _networks(trainer: str, env: Any, settings: Mapping[str, Any]) -> tuple[Any,
 
 
 def with_deterministic(make_policy: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a trainer's `make_policy` that takes this argument. Some trainers' policies are
-    deterministic, and theirs does not."""
+    """Returns a trainer's `make_policy` that takes the argument `deterministic`. Trainers with
+    deterministic policies have no such argument."""
     if "deterministic" in inspect.signature(make_policy).parameters:
         return make_policy
     return lambda params, deterministic=True: make_policy(params)

@@ -12,10 +12,10 @@ import numpy as np
 import zstandard
 
 TURN = 2.0**-14
-"""To what the numbers of quaternions are rounded: the end of a link of a metre moves by 0.1 mm."""
+"""Rounding step of quaternion components: it moves the end of a link of one metre by 0.1 mm."""
 
 LEVEL = 19
-"""Of the compression: the highest that needs no special memory."""
+"""Compression level: the highest that needs no extra memory."""
 
 _UPDATE, _POSITIONS, _TURNS = "SceneNodeUpdateMessage", "batched_positions", "batched_wxyzs"
 

@@ -16,8 +16,8 @@ WATCHDOGS = (
     "xla_gpu_executable_terminate_timeout_seconds",
     "xla_gpu_nccl_termination_timeout_seconds",
 )
-"""Flags of XLA after whose time a program that still runs ends the process. A held training is such
-a program: it waits within a step. Without the flags XLA waits for ever."""
+"""XLA flags whose timeout ends the process while a program is still running. A held training is
+such a program: it waits within a step. Without these flags XLA waits for ever."""
 
 SHARE = 0.5
 """Share of that time that a hold may take, as the program's own work counts too."""
@@ -103,7 +103,8 @@ class HoldLimit:
     def close(self) -> None:
         """Ends the thread. Idempotent."""
         self._closed.set()
-        self._tell = lambda why: None  # compiled programs keep this object, not so the page
+        # Compiled programs keep this object alive; it must not keep the page alive.
+        self._tell = lambda why: None
 
     def _watch(self) -> None:
         assert self._watchdog is not None

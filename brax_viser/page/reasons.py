@@ -23,7 +23,7 @@ class Reasons:
         self._known: dict[int, tuple[int, str]] = {}  # by environment: batched step, and why
 
     def add(self, frame: Frame) -> None:
-        """Learns from a frame that is on screen."""
+        """Records the terminations in a frame on screen."""
         if not self._limits or frame.fell is not None:
             return
         for row in np.flatnonzero(frame.since_termination == 0).tolist():

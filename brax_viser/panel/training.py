@@ -28,7 +28,8 @@ class Head(Widgets):
 
 
 class TrainingControls(Widgets):
-    """Controls above the tabs. What may come and go is below the buttons, so that these stay."""
+    """Controls above the tabs. Lines that appear and disappear are below the buttons, so that the
+    buttons do not move."""
 
     def __init__(self, tools: PanelTools):
         super().__init__(tools)

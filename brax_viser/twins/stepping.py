@@ -114,11 +114,11 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class StepResult:
-    """Segments after their steps. The segments' states are concatenated in arrays of P moments:
+    """Segments after their steps. The segments' states are concatenated in arrays of P states:
     for each segment the state before its steps, then the one after each step."""
 
     segments: Sequence[Segment]
-    begins: Sequence[int]  # index of each segment's first moment
+    begins: Sequence[int]  # index of each segment's first state
     states: np.ndarray  # float64 [P, S], of `STATE`
     warmstarts: np.ndarray  # float64 [P, nv]
     link_pos: np.ndarray  # float32 [P, L, 3], m
