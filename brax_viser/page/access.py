@@ -19,13 +19,13 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 TOKEN = "BRAX_VISER_TOKEN"
-"""Environment variable: the token of viewers that are given none, so that pages that are open come
-back after a restart."""
+"""Environment variable with the token of viewers that are given none, so that open pages reconnect
+after a restart."""
 
 SHORTEST = 8
 """Fewest characters of a token."""
 
-_CHARACTERS = re.compile(r"[A-Za-z0-9_.~-]+")  # those that an address and a cookie keep as they are
+_CHARACTERS = re.compile(r"[A-Za-z0-9_.~-]+")  # need no escape in addresses and cookies
 
 _CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
@@ -33,10 +33,10 @@ Role = Literal["steering", "looking"]
 
 
 class Tls(NamedTuple):
-    """What encrypts connections."""
+    """Encrypts connections."""
 
     context: ssl.SSLContext
-    certificate: str  # that is shown, in PEM, without those of the authorities that have issued it
+    certificate: str  # the server's own, in PEM, without its issuers'
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Tokens:
 
     @classmethod
     def of(cls, token: str) -> "Tokens":
-        """Returns a token that was chosen, and the onlookers' made of it: the same after a restart.
-        From the onlookers' the other can only be guessed, and slowly."""
+        """Returns a chosen token, and the onlookers' token made from it, which is the same after a
+        restart. Those who have the onlookers' token can only guess the other, and slowly."""
         looking = hashlib.scrypt(
             token.encode(), salt=b"brax_viser onlookers", n=2**14, r=8, p=1, dklen=16
         )
@@ -63,7 +63,7 @@ class Tokens:
 
     def role_of(self, token: str) -> Role | None:
         """Returns what a token allows; None: nothing. Takes the same time for any wrong one."""
-        given = token.encode(errors="surrogateescape")  # bytes of a header that are no ASCII
+        given = token.encode(errors="surrogateescape")  # header bytes that are not ASCII
         steers = hmac.compare_digest(given, self.steering.encode())
         looks = hmac.compare_digest(given, self.looking.encode())
         if steers:
@@ -71,7 +71,7 @@ class Tokens:
         return "looking" if looks else None
 
     def role_in(self, given: Sequence[str]) -> Role | None:
-        """Returns what the first valid one of some tokens allows; None: there is none."""
+        """Returns what the first valid token allows; None if none is valid."""
         for token in given:
             if (role := self.role_of(token)) is not None:
                 return role
@@ -82,14 +82,15 @@ class Tokens:
 class Access:
     """Who may open a page, from where, and how."""
 
-    names: tuple[str, ...] = ()  # by which the user has called the machine
+    names: tuple[str, ...] = ()  # the user's names for this machine
     origins: tuple[str, ...] = ()  # further addresses of the page, such as a proxy's
     tokens: Tokens | None = None  # None: no token is needed
     tls: Tls | None = None  # None: no encryption
     chosen: bool = False  # whether the user has asked for a token of their own, or for encryption
 
     def following(self, last: "Access") -> "Access":
-        """Returns this with the tokens of a viewer that it replaces, unless some were chosen."""
+        """Returns a copy with the tokens of the viewer that is replaced, unless tokens were
+        chosen."""
         keeps = not self.chosen and self.tokens is not None and last.tokens is not None
         return replace(self, tokens=last.tokens) if keeps else self
 
@@ -116,16 +117,16 @@ def access_of(
 
 
 def tokens_of(token: str | bool | None, host: str, listening: str) -> Tokens | None:
-    """Returns the tokens that a viewer's argument asks for; None: there are none.
+    """Returns the tokens that a viewer's argument asks for; None if no token is needed.
 
     Args:
         token: the argument.
-        host: as the user has called it.
+        host: as the user gave it.
         listening: numeric address that is listened on.
 
     Raises:
-        ValueError: a token is too short or has other characters than an address keeps, or False is
-            asked for where other machines reach the page.
+        ValueError: a token is too short, or has characters that addresses escape; or it is False
+            where other machines reach the page.
     """
     if token is False:
         if not is_loopback(listening):
@@ -148,7 +149,7 @@ def tokens_of(token: str | bool | None, host: str, listening: str) -> Tokens | N
 
 
 def tls_of(files: tuple[str | Path, str | Path] | None) -> Tls | None:
-    """Returns what encrypts connections, of the files of a certificate and its key.
+    """Reads the certificate and the key that encrypt connections from their files.
 
     Raises:
         ValueError: they cannot be read.
@@ -160,7 +161,7 @@ def tls_of(files: tuple[str | Path, str | Path] | None) -> Tls | None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(certificate, key)
         found = _CERTIFICATE.search(Path(certificate).read_text(errors="replace"))
-    except (OSError, TypeError, ValueError) as error:  # of ssl's own, too
+    except (OSError, TypeError, ValueError) as error:  # an OSError may be one of ssl's
         raise ValueError(
             f"tls={files!r}: must be the files of a certificate and of its key, in PEM ({error})"
         ) from error
@@ -174,17 +175,17 @@ def is_loopback(listening: str) -> bool:
 
 def tokens_in(request: Any) -> list[str]:
     """Returns the tokens that a request's address carries."""
-    with contextlib.suppress(ValueError):  # no address
+    with contextlib.suppress(ValueError):  # the path is malformed
         return parse_qs(urlsplit(request.path).query).get("token", [])
     return []
 
 
 def with_token_in_query(path: str, tokens: Tokens | None) -> str:
     """Returns a request's path; "/TOKEN/index.html" becomes "/index.html?token=TOKEN", as does
-    "/absproxy/8000/TOKEN/index.html": some proxies leave the path of their own in.
+    "/absproxy/8000/TOKEN/index.html": some proxies leave their own prefix in the path.
 
-    The page opens its websocket at its own path, so that such a token reaches it where no cookie
-    does: browsers keep cookies from a frame within another site's page, such as a notebook.
+    The page opens its websocket at its own path, so such a token reaches the server where no cookie
+    does: browsers send none from a frame within another site's page, such as a notebook.
     """
     place, _, query = path.partition("?")
     names = place.split("/")
@@ -196,8 +197,8 @@ def with_token_in_query(path: str, tokens: Tokens | None) -> str:
 
 
 def cookies_in(request: Any) -> list[str]:
-    """Returns the tokens that a request's cookies carry. Another page of the same name, at another
-    path, may have left one as well."""
+    """Returns the tokens that a request's cookies carry. Another page on the same host, at another
+    path, may have left one too."""
     name, found = cookie_name(request), []
     for header in request.headers.get_all("Cookie"):
         for part in header.split(";"):

@@ -148,7 +148,7 @@ def reached_at(address: str) -> str:
 
 
 def is_everywhere(address: str) -> bool:
-    """Whether listening on an address is listening on all that the machine has."""
+    """Whether an address stands for all addresses of this machine."""
     return address in _EVERYWHERE
 
 
@@ -156,9 +156,9 @@ def url_of(host: str, port: int, token: str | None = None, *, tls: bool = False)
     """Returns the URL to open in a browser.
 
     Args:
-        host: a name or a numeric address; one to listen on gives the URL for this machine.
-        port: of the page.
-        token: that lets the page in; None for none.
+        host: a name or a numeric address; a wildcard gives the URL for this machine.
+        port: the page's port.
+        token: put into the URL; None for none.
         tls: whether connections are encrypted.
     """
     host = reached_at(host)

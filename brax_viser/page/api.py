@@ -18,7 +18,7 @@ PREFIX = "/api/"
 
 TIMELINE = "timeline"
 REPLAY = "replay/"
-"""What the time bar shows, and the beginning of its commands' paths, after `PREFIX`."""
+"""Beginning of the paths of the time bar's commands, after `PREFIX`."""
 
 MOST_DIGITS = 15
 """Most digits of a number in an address."""
@@ -93,7 +93,7 @@ class Api:
         return HTTPStatus.OK, _text(self.status())
 
     def _snapshot(self, query: Mapping[str, str], *, has_header: bool) -> tuple[HTTPStatus, str]:
-        if not has_header:  # it takes the machine some work
+        if not has_header:  # a picture costs the machine some work
             return HTTPStatus.FORBIDDEN, _text({"error": f"no header {HEADER}"})
         number = query.get("id", "")
         if number and not (number.isdecimal() and len(number) <= MOST_DIGITS):

@@ -45,6 +45,6 @@ def asking(address: str, *, wrong: bool) -> str:
 
     Args:
         address: of the page, without a token.
-        wrong: whether a token was given, which is not the page's.
+        wrong: whether a token was given that is not the page's.
     """
     return PAGE.format(why=WRONG if wrong else MISSING, address=html.escape(address))

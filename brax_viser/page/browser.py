@@ -1,8 +1,8 @@
 """Adds scripts and styles of our own to viser's page, as it is served.
 
-One script has keys work wherever no text is typed, and says when the page has no connection;
-another one draws the time bar; the third keeps what was chosen while there is no connection. Viser
-offers nothing for any of it. A page without them lacks just that.
+One script makes keys work wherever no text is being typed, and says when the page has no
+connection; another draws the time bar; the third keeps choices made while there is no connection.
+viser offers nothing of the kind.
 """
 
 import functools

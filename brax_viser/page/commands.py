@@ -44,7 +44,7 @@ class Commands:
             robots: the robots that are drawn.
             channels: the rollouts that are shown.
             steering: the commands that a script has as well.
-            exporting: writes files of episodes; None on a page that may not.
+            exporting: writes files of episodes; None on a page that may write none.
         """
         self._steering, self._shared, self._state, self._server = steering, shared, state, server
         self._robots, self._channels, self._exporting = robots, channels, exporting
@@ -151,11 +151,11 @@ class Commands:
         self._steering.choose(replace(self._shared.selection, sticky=on))
 
     def click(self, origin: np.ndarray, direction: np.ndarray) -> None:
-        """Selects the robot that was clicked on, and the body of it; none if the click missed.
+        """Selects the robot and the body that were clicked on; none if the click missed.
 
         Args:
-            origin: float [3], of the ray, in viser's frame.
-            direction: float [3], of the ray.
+            origin: float [3], where the ray begins, in viser's frame.
+            direction: float [3], of the ray, in viser's frame.
         """
         picked, body = self._scene.pick(origin, direction), None
         if picked is None:

@@ -21,13 +21,13 @@ F = TypeVar("F", bound=Callable[[ShownFrame], object])
 
 
 class Controls(Keeping):
-    """The public face of `Steering`. A value out of its limits raises `ValueError`."""
+    """The public face of `Steering`. A value outside its limits raises `ValueError`."""
 
     @property
     def server(self) -> "viser.ViserServer":
         """viser's server of the page, for controls, plots and scene nodes of your own.
 
-        Its scene is in units of its own, not in metres: see `ShownFrame.scale`.
+        Its scene is not in metres: see `ShownFrame.scale`.
 
         Raises:
             RuntimeError: in other processes than the first, which serve no page.

@@ -12,7 +12,7 @@ from brax_viser.records.protocol import NEVER
 from brax_viser.records.view import View
 
 ALMOST = 1e-6
-"""Of a step: less than this is rounding."""
+"""Fraction of a step below which a difference is rounding."""
 
 
 Placed = Sequence[tuple[Episode, float]]
@@ -34,11 +34,12 @@ def view_of(
         robots: K episodes, of different environments.
         num_envs: environments of the training.
         selected: the environment whose details are wanted.
-        came: s, when this was asked for.
+        came: s, when this view was requested.
         position: s of robot time since the beginning.
         ghosts: K episodes, each drawn over the robot of the same place in the list; or none.
         travels: index of the link that can travel without limit. Each ghost is drawn where its
-            robot is, or they would soon be too far apart to be compared. None: as it was.
+            robot is, or they would soon be too far apart to be compared. None: ghosts stay where
+            they were recorded.
     """
     episodes = [episode for episode, _ in robots]
     frame = frame_at(episodes, [int(at + ALMOST) for _, at in robots], num_envs, selected)
@@ -121,7 +122,7 @@ def _known(episode: Episode, name: str, step: int) -> np.ndarray | None:
 
 
 def _detail(episode: Episode, step: int) -> Detail:
-    """What is known of an episode after so many steps."""
+    """Returns the recorded details of an episode after so many steps."""
     at = max(step - 1, 0)
     fields = {name: _known(episode, name, step) for name in COORDINATES}
     known = {name: x for name, x in fields.items() if x is not None}

@@ -1,4 +1,4 @@
-"""Writes recorded episodes into a file by `brax-viser export`, in a process of its own."""
+"""Writes recorded episodes into a file by `brax-viser export`, in a separate process."""
 
 import os
 import re
@@ -14,13 +14,13 @@ from brax_viser.records.episode import Episode, RunInfo
 from brax_viser.runs.copies import copied
 
 NICENESS = 10
-"""Of the process that writes: it must not take the training's time."""
+"""Niceness of the process that writes: it must not take the training's time."""
 
 MOST_SECONDS = 900.0
 """s after which a file that is not written yet is given up."""
 
 _DONE = re.compile(r".*: (\d+) %\n")
-"""How much of the file is written, as `brax-viser export` says it where it has no terminal."""
+"""The line in which `brax-viser export` reports its progress where it has no terminal."""
 
 
 class ExportProcess:
@@ -42,17 +42,17 @@ class ExportProcess:
 
         Args:
             info: the training.
-            episodes: of that training: those that the file shows.
-            out: the file; its ending says what it is.
-            options: further ones of `brax-viser export`.
+            episodes: those of its episodes that the file shows.
+            out: the file; its ending says the format.
+            options: further options of `brax-viser export`.
             curves: of the training, see `RunFolder.set_curves`; None: none.
-            told: is told the share that is written, from 0 to 1, now and then.
+            told: called now and then with the share that is written, from 0 to 1.
 
         Returns:
             Why it could not be written, in words; None if it was.
 
         Raises:
-            OSError, ValueError: what is handed to the process could not be written.
+            OSError, ValueError: the process's input could not be written.
         """
         with copied(info, episodes, curves or {}) as run_dir:
             keys = [episode.summary.key for episode in episodes]

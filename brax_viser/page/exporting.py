@@ -22,7 +22,7 @@ OF_SEVERAL = (".html", ".csv")
 
 
 class Exporting:
-    """Writes one file at a time, by `brax-viser export` in a process of its own. Used on viser's
+    """Writes one file at a time, by `brax-viser export` in a separate process. Used on viser's
     loop, except where noted."""
 
     def __init__(
@@ -40,8 +40,9 @@ class Exporting:
             server: viser's server, with the pages.
             state: the page's state, which says what is being written.
             replay: the episodes on screen.
-            info: returns the training that they are of.
-            curves: returns that training's, see `RunFolder.set_curves`; called on any thread.
+            info: returns their training.
+            curves: returns that training's curves, see `RunFolder.set_curves`; called on any
+                thread.
             wake: has the panel updated; called on any thread.
         """
         self._server, self._state, self._replay = server, state, replay
@@ -100,7 +101,7 @@ class Exporting:
                 client = self._server.get_clients().get(client_id)
                 if out.exists() and client is not None:
                     client.send_file_download(name, out.read_bytes(), save_immediately=True)
-        except (OSError, ValueError) as error:  # no room for what is handed to the process
+        except (OSError, ValueError) as error:  # no room for the process's input
             self._state.exporting = f"{name} could not be written: {error}"
         self._state.exported = None
         self._wake()

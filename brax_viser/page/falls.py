@@ -35,8 +35,8 @@ class Falls:
 
     def __init__(self, dt: float):
         self._dt = dt  # s per step
-        # Whether falls are shown. Else they are looked for once they are, as robots fall often, and
-        # the device knows the last fall of each.
+        # Whether falls are shown. Until they are, none are looked for: robots fall often, and the
+        # device knows the last fall of each.
         self.wanted = False
         self._frames: deque[Frame] = deque()  # the last ones received
         self._new = 0  # how many of them have not been looked through, the newest
@@ -149,7 +149,7 @@ class Falls:
         return changed
 
     def _before(self, env: int, step: int) -> list[Poses]:
-        """Returns the poses of the consecutive steps of one episode up to a step, without it."""
+        """Returns the poses of the consecutive steps of one episode up to a step, excluding it."""
         found: list[Poses] = []
         length: int | None = None
         for frame in reversed(self._frames):

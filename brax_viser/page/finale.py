@@ -1,5 +1,5 @@
-"""Has the trained policy play on when a training has ended: in a sandbox, or as robots that a
-command steps."""
+"""Keeps robots moving by the trained policy after a training: in a sandbox, or those that a command
+steps."""
 
 import viser
 
@@ -30,12 +30,12 @@ class Finale:
         self._shared, self._server = shared, server
         self._robots, self._steering = robots, steering
         self._begun = False  # for the training that has ended
-        self._version = 0  # of the fork that it began
+        self._version = 0  # of the fork that this has begun
         self._all = False  # whether all robots that play on are drawn
 
     def update(self) -> None:
-        """Begins where a training has ended, a page is open and a policy is known; and ends with
-        the next training. A sandbox that a person has made is left as it is."""
+        """Begins once a training has ended, a page is open and a policy is known; ends with the
+        next training. A sandbox that a person has made is left as it is."""
         session, progress = self._robots.sandbox.session, self._shared.progress
         own = self._begun and session.version == self._version and session.forked is not None
         if progress.view(self._shared.clock()).phase != "done":
@@ -55,8 +55,8 @@ class Finale:
                     self._robots.sandbox.look_at(client.camera)
 
     def _show_all(self) -> None:
-        """Draws the robots that play on, once they do: they may be fewer than those of the training
-        were, so that what was chosen among these need not be there."""
+        """Draws the robots that play on, once they do: there may be fewer of them than in the
+        training, so that robots chosen there may not exist any more."""
         rollout = self._shared.rollouts_shown().get("train")
         if self._all or rollout is None or not self._shared.progress.stepped_on:
             return

@@ -29,8 +29,8 @@ def greeting(url: str, elsewhere: str, onlookers: str, tunnel: str | None) -> It
 def tunnel(
     environ: Mapping[str, str], listening: str, port: int, machine: Callable[[], str]
 ) -> str | None:
-    """Returns the line that forwards the page's port to the machine that a person sits at; None if
-    this is no session over ssh.
+    """Returns the line that forwards the page's port to the user's own machine; None if this is not
+    a session over ssh.
 
     Args:
         environ: environment variables; "SSH_CONNECTION" has the address and port of the client,
@@ -52,16 +52,14 @@ def tunnel(
     words = ["ssh", f"-L {port}:{target}:{port}"]
     if ssh_port != "22":
         words.append(f"-p {ssh_port}")
-    if not address.is_free(
-        server, 0
-    ):  # the session has gone on to another machine, as in a cluster
+    if not address.is_free(server, 0):  # the session continues on another machine, as in a cluster
         return " ".join(["ssh", "-J", f"{at}{server}", words[1], f"{at}{machine()}"])
     return " ".join([*words, f"{at}{server if _is_reached(server, client) else machine()}"])
 
 
 def _is_reached(server: str, client: str) -> bool:
-    """Whether a client can reach a server by the address that the server has: not from the internet
-    if it is a private one, which is then another's beyond a router."""
+    """Whether a client can reach a server by the server's own address: from the internet not by a
+    private one, which beyond a router belongs to another machine."""
     try:
         ours, theirs = map(ipaddress.ip_address, (server, client))
     except ValueError:

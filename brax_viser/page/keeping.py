@@ -19,7 +19,7 @@ P = ParamSpec("P")
 
 
 class Keeping:
-    """What a script can do with what is kept."""
+    """What a script can do with recorded curves, episodes and policies."""
 
     _shared: SharedState
     _page: Page | None  # None in other processes than the first
@@ -40,15 +40,15 @@ class Keeping:
             method(self._page.steering, *args, **kwargs)
 
     def _run_dir(self) -> AbstractContextManager[str] | None:
-        """Returns what yields a run directory with what is shown: where that is kept, or a copy of
-        what is in memory at the time; None: nothing has been recorded yet."""
+        """Returns a context that yields a run directory with the episodes shown: their own, or a
+        copy of what is in memory then; None if nothing has been recorded yet."""
         if self._keeper.path is not None:
             return contextlib.nullcontext(self._keeper.path)
         return self._copied() if self._kept[0].summaries() else None
 
     @property
     def _kept(self) -> tuple[Episodes, RunInfo | None]:
-        """What is shown, and of which training."""
+        """The episodes shown, and their training."""
         return self._episodes or self._keeper, self._recorded or self._keeper.info
 
     @contextlib.contextmanager
@@ -59,7 +59,7 @@ class Keeping:
             yield run_dir
 
     def _greet(self, server: PageServer) -> None:
-        """Says where the page is."""
+        """Prints where the page is."""
         server.greet()
 
     def log(self, num_steps: int, metrics: Mapping[str, object]) -> None:
@@ -77,8 +77,8 @@ class Keeping:
         """Sends what is reported to an experiment tracker from now on: all numbers, and after each
         evaluation a clip of up to 10 s of the newest recorded episode, if there is a newer one.
 
-        Nothing waits for it: it is sent on a thread of its own, and MuJoCo draws clips off screen
-        in a process of its own.
+        Nothing waits for it: it is sent on a separate thread, and MuJoCo draws clips off screen in
+        a separate process.
 
         Args:
             target: "wandb", which is the run of W&B that is open (`wandb.run`); a run of W&B; or a
@@ -139,8 +139,8 @@ class Keeping:
             progress: is told the share that is done, from 0 to 1.
 
         Raises:
-            ValueError: no episode has been recorded yet, as always in other processes than the
-                first; there is none of these names; or another value cannot be used.
+            ValueError: no episode has been recorded yet, as is always so in processes other than
+                the first; a name is unknown; or another value cannot be used.
             RuntimeError: MuJoCo cannot draw off screen here, or a package is missing; the message
                 says what to install.
             OSError: the file cannot be written.
@@ -156,8 +156,8 @@ class Keeping:
         write_chosen(path, info, kept, curves, names, clips, progress)
 
     def finish_recording(self) -> bool:
-        """Writes what was recorded to the run directory, and ends that; `close` does so as well.
-        Returns whether there is a directory with recorded episodes."""
+        """Writes what was recorded to the run directory, and ends the recording; `close` does both
+        too. Returns whether there is a directory with recorded episodes."""
         return self._page is not None and self._page.recording.close()
 
     def policy_params_fn(
@@ -174,7 +174,7 @@ class Keeping:
 
         Args:
             solid: a policy: "Newest", "At the best evaluation", "Ten minutes ago", "At the start",
-                as far as they are known, or the env steps trained of one that is kept.
+                as far as they are known, or the env steps that a kept one was trained for.
             ghost: likewise.
             from_selected: begin as the selected robot is on screen; otherwise with an episode.
 

@@ -34,7 +34,7 @@ IDLE_SECONDS = 1.0
 person makes are shown at once."""
 
 RECORDING_SECONDS = 0.1
-"""s between two looks for recorded steps while no robot is shown."""
+"""s between two checks for recorded steps while no robot is shown."""
 
 TITLES = {"train": "Training", "eval": "Evaluation"}
 
@@ -72,7 +72,7 @@ class Loop:
             panel_state: makes the panel's view.
             inbox: the commands from the page.
             functions: the script's own functions, called with each picture.
-            finale: what comes after the training.
+            finale: what follows the training.
             recording: records episodes.
             replay: the recorded episodes, while these are shown in place of the rollouts.
             timeline: what the time bar shows.
@@ -97,7 +97,7 @@ class Loop:
         """Called on any thread, once the shared state is closed."""
         if self._task is not None and not self._events.is_current():
             concurrent.futures.wait([self._task], timeout)
-        # Compiled programs keep the shared state, and so would the loop be kept.
+        # Compiled programs keep the shared state alive, and would keep the loop alive with it.
         self._shared.mailbox.ring = lambda: None
 
     def _ring(self) -> None:
@@ -117,7 +117,7 @@ class Loop:
                 if woken or start >= next_panel:
                     self._update_panel(start)
                     next_panel = start + (PANEL_SECONDS if active else IDLE_SECONDS)
-            # The task must live on: a page that is stuck would hide the fault.
+            # The task must survive: a frozen page would hide the fault.
             except Exception as error:
                 shared.failed("the page", error)
             idle = RECORDING_SECONDS if shared.control.recording else IDLE_SECONDS
@@ -140,7 +140,7 @@ class Loop:
         self._recording.update()
 
     def _switch(self) -> None:
-        """Has no steps sent while recorded episodes are shown, and begins a stretch after that."""
+        """Requests no steps while recorded episodes are shown, and begins a stretch afterwards."""
         replayed = self._replay.active
         if replayed != self._shared.control.replayed:
             self._shared.set(replayed=replayed)

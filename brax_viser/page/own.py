@@ -27,10 +27,10 @@ RELAYED_BY = "BRAX_VISER_RELAYED_BY"
 """Environment variable of such a process: the number of the process that relays its page."""
 
 MOST_PROCESSES = 4
-"""Such processes at once. Each takes 160 MB of memory, and more for large robots."""
+"""Most such processes at once. Each takes 160 MB of memory, and more for large robots."""
 
 MOST_PAGES = 4
-"""Pages of one such process. Each may have a few messages of megabytes under way here."""
+"""Most pages of one such process: for each, a few messages of megabytes may be in memory here."""
 
 IDLE_SECONDS = 60.0
 """s without a page after which a process is ended. A page that is reloaded comes back earlier."""
@@ -39,7 +39,7 @@ START_SECONDS = 120.0
 """s in which a process must have opened the run directory."""
 
 MOST_CHARACTERS = 300
-"""Of what a process that fails has said."""
+"""Characters that are kept of what a failed process has said."""
 
 NO_EPISODE = "No episode is recorded yet"
 FULL = (
@@ -57,11 +57,11 @@ RunDir = Callable[[], AbstractContextManager[str] | None]
 
 
 class Unavailable(Exception):
-    """There can be no such replay now; the text says why."""
+    """No such replay is available now; the text says why."""
 
 
 def announce(port: int) -> None:
-    """Tells the process that relays this one's page where it is."""
+    """Prints the port of this process's page for the process that relays it."""
     print(_LISTENING.format(port), flush=True)
 
 
@@ -77,9 +77,9 @@ class OwnReplay:
             run_dir: yields the run directory that it shows; entered and left on the thread.
             ended: called on the loop when it has ended, or is about to.
         """
-        self.token = secrets.token_hex(16)  # that lets this process in
-        self.pages = 0  # that are connected
-        self.said = ""  # in its last lines
+        self.token = secrets.token_hex(16)  # needed to open the process's page
+        self.pages = 0  # number of connected pages
+        self.said = ""  # its last lines of output
         self._loop = asyncio.get_running_loop()
         self.port: asyncio.Future[int | None] = self._loop.create_future()  # None: it has ended
         self._ended = ended
@@ -107,7 +107,7 @@ class OwnReplay:
             self.wait()
 
     def wait(self) -> None:
-        """Waits for a page from now on, if there is none."""
+        """Ends the process in `IDLE_SECONDS` unless a page is connected then."""
         if self._idle is not None:
             self._idle.cancel()
         self._idle = self._loop.call_later(IDLE_SECONDS, self._end_without_pages)
@@ -117,20 +117,20 @@ class OwnReplay:
             self.end()
 
     def end(self) -> None:
-        """Ends the process at once: it has nothing to lose."""
+        """Ends the process at once: it has nothing to save."""
         self._ended(self)
         self.kill()
 
     def kill(self) -> None:
-        """As `end`, without a word. Called on any thread."""
+        """Kills the process without calling `ended`. Called on any thread."""
         with self._lock:
             self._killed = True
             if self._process is not None:
                 self._process.kill()
 
     def check(self) -> None:
-        """Checks that it still runs, so that what answers at its port is no other process. Raises
-        ConnectionError if it does not."""
+        """Raises ConnectionError if it no longer runs: another process may then answer at its
+        port."""
         if self._over:
             raise ConnectionError("it has ended")
 
@@ -181,8 +181,8 @@ class OwnReplay:
 
 
 class OwnReplays:
-    """The replays of single pages of one viewer, by the names that their pages have made up. Used
-    on viser's loop, except where noted."""
+    """The replays of single pages of one viewer, by the names that their pages choose. Used on
+    viser's loop, except where noted."""
 
     def __init__(self, run_dir: RunDir):
         """Starts none yet.
@@ -191,20 +191,20 @@ class OwnReplays:
             run_dir: of what the page shows.
         """
         self._run_dir = run_dir
-        self._lock = threading.Lock()  # of what `close` needs
+        self._lock = threading.Lock()  # guards what `close` needs
         self._closed = False
         self._running: dict[str, OwnReplay] = {}
 
     @property
     def refusal(self) -> str | None:
-        """Why there can be none; None if there can."""
+        """Why no replay can be started; None if one can."""
         return NO_EPISODE if self._run_dir() is None else None
 
     async def get(self, name: str, *, starts: bool) -> tuple[OwnReplay, int]:
         """Returns a replay and its port, once it answers.
 
         Args:
-            name: that its page has made up.
+            name: chosen by its page.
             starts: whether it is started, if it does not run.
 
         Raises:
@@ -253,8 +253,8 @@ class OwnReplays:
 
 
 def _started(run_dir: str, token: str) -> "subprocess.Popen[bytes]":
-    """Starts a process, of lower priority, which Ctrl-C in the training's terminal does not reach:
-    it stays in the session, as a session of its own would have a share of the cores of its own."""
+    """Starts a process of lower priority, which Ctrl-C in the training's terminal does not reach.
+    It stays in the session: a separate session would get a separate share of the cores."""
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "brax_viser", "replay", run_dir),
@@ -266,9 +266,10 @@ def _started(run_dir: str, token: str) -> "subprocess.Popen[bytes]":
         env={**os.environ, TOKEN: token, RELAYED_BY: str(os.getpid())},
         process_group=0,
     )
-    if hasattr(os, "setpriority"):  # on Linux it has this already, from the page's threads
+    if hasattr(os, "setpriority"):  # on Linux it inherits this from the page's thread
         with contextlib.suppress(OSError):  # it has just ended
             os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
-    with contextlib.suppress(OSError):  # Linux: where memory runs out, it goes, not the training
+    # Linux: if memory runs out, this process is killed, not the training.
+    with contextlib.suppress(OSError):
         Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")
     return process

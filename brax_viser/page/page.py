@@ -1,4 +1,4 @@
-"""Puts the page of a viewer together from its parts."""
+"""Assembles a viewer's page from its parts."""
 
 import functools
 import logging
@@ -45,7 +45,7 @@ class Page:
     """The host side of the page: its scene, its panel, and the loop that updates both. All methods
     may be called on any thread."""
 
-    trackings: tuple[Tracking, ...] = ()  # the trackers that are sent what is reported
+    trackings: tuple[Tracking, ...] = ()  # trackers that get all reports
 
     def __init__(
         self,
@@ -67,8 +67,9 @@ class Page:
             keeper: keeps what is recorded.
             leader: connects the training's other processes; None if this is the only one.
             episodes: the episodes that are shown.
-            recorded: that training, if nothing but its episodes is shown; None: it is live.
-            relayed: whether the page is one person's own, for which nothing is written or compiled.
+            recorded: their training, if nothing but its episodes is shown; None: it is live.
+            relayed: whether the page is for one person alone, who may have nothing written or
+                compiled.
         """
         self.server, self._keeper, self._shared = server, keeper, shared
         self.state = state = PageState()
@@ -125,7 +126,8 @@ class Page:
         """Ends the page's threads, once the shared state is closed; `timeout` is s for the loop and
         for the sandbox."""
         self._shared.hold_limit.close()
-        self._shared.let_go = lambda why: None  # compiled programs keep the state, not so the page
+        # Compiled programs keep the state alive; it must not keep the page alive.
+        self._shared.let_go = lambda why: None
         sandbox = self.robots.sandbox.session.thread
         self.loop.join(timeout)
         self.twin_worker.close()
@@ -144,7 +146,7 @@ class Page:
         self.trackings = (*self.trackings, tracking)
 
     def _let_go(self, why: str) -> None:
-        """Lets a held training go on although no page has asked for it, and says why there."""
+        """Lets a held training go on although no page has asked for it, and shows the reason."""
         self.steering.resume()
         self._complain(why)
 

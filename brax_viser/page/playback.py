@@ -18,8 +18,8 @@ BLINK_SECONDS = 0.06
 """s of wall-clock time before and after its reset for which a robot is hidden."""
 
 MAX_LAG = 2.0
-"""s of robot time by which playback may lag behind steps that are shown as they come. This much of
-the way to a fall is seen if the training ran on to it."""
+"""s of robot time by which playback may lag behind steps that are shown as they come. If the
+training was run to a fall, this much of the way there is shown."""
 
 CLOSE = 1e-3
 """rad, half of the angle between two rotations, below which linear and spherical interpolation are
@@ -175,7 +175,7 @@ class Player:
         return self._stretches[0] if self._started and self._stretches else None
 
     def _enough(self, stretch: _Stretch, now: float, speed: float) -> bool:
-        """Whether the rest of a stretch should arrive before it is played.
+        """Whether the rest of a stretch is expected to arrive before playback needs it.
 
         Estimated from how long earlier stretches took, the trainer's updates included.
         """

@@ -1,4 +1,4 @@
-"""Reads models on a thread of its own: large meshes would block the page's loop for seconds."""
+"""Reads models on a separate thread: large meshes would block the page's loop for seconds."""
 
 import threading
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any
 class Reading:
     """A model or episodes to read, and the function that uses them."""
 
-    role: str  # the scene's block that it is for; "episodes" and so on if it is no model
+    role: str  # the scene's block that it is for; "episodes" and so on if it is not a model
     read: Callable[[], Any]  # called on any thread
     use: Callable[[Any], object]  # called on viser's loop with the result of `read`
 

@@ -10,14 +10,14 @@ from brax_viser.records.frame import Frame
 
 
 class Reasons:
-    """Why the robots of one rollout were terminated last, of the terminations that were on screen:
-    their poses are there for one step only. Used on the page's loop only."""
+    """Why each robot of one rollout was last terminated. Only terminations that were on screen are
+    known: the pose is there for one step only. Used on the page's loop only."""
 
     def __init__(self, limits: Sequence[Limit]):
         """Knows nothing yet.
 
         Args:
-            limits: the environment's.
+            limits: the environment's limits of termination.
         """
         self._limits = limits
         self._known: dict[int, tuple[int, str]] = {}  # by environment: batched step, and why
@@ -32,7 +32,8 @@ class Reasons:
                 self._known[int(frame.env_index[row])] = frame.env_steps, why
 
     def of(self, frame: Frame | None, env: int | None) -> str:
-        """Says why an environment was terminated last, as of a frame; empty if it is not known."""
+        """Says why an environment was last terminated by the time of a frame; empty if it is not
+        known."""
         if frame is None or env not in self._known or env not in frame.env_index:
             return ""
         row = int(np.flatnonzero(frame.env_index == env)[0])

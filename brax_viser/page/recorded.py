@@ -54,7 +54,7 @@ class Recorded:
         return max(round(self.run.dt / self.run.mj_model.opt.timestep), 1)
 
     def mujoco_model(self) -> Any:
-        """Returns the model that is drawn: with what values it was stepped is not recorded."""
+        """Returns the model that is drawn; the values that it was stepped with are not recorded."""
         return self.run.mj_model
 
     def init_links(self) -> tuple[np.ndarray, np.ndarray]:

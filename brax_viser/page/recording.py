@@ -1,4 +1,4 @@
-"""Records episodes of the training that the page shows, whether or not anybody looks."""
+"""Records episodes of the training that the page shows, whether or not a page is open."""
 
 import time
 from collections.abc import Sequence
@@ -21,11 +21,12 @@ from brax_viser.runs.recorder import Recorder
 from brax_viser.runs.window import LinksOf, Window
 
 CURVE_SECONDS = 10.0
-"""s between two times that the curves are kept."""
+"""s between two copies of the curves that are kept."""
 
 
 class Recording:
-    """Hands the recorder its steps, and the keeper what was recorded. Used on viser's loop only."""
+    """Passes steps to the recorder, and what was recorded to the keeper. Used on viser's loop
+    only."""
 
     def __init__(self, shared: SharedState, state: PageState, robots: Robots, keeper: Keeper):
         """Records nothing yet.
@@ -45,7 +46,7 @@ class Recording:
         self._holds: Sequence[int] = ()  # that are kept
 
     def take(self, packets: Sequence[Packet | ModelPacket]) -> list[Packet | ModelPacket]:
-        """Returns those of the packets that the page wants, and records others of the training."""
+        """Records the packets of the training, and returns those that the page wants."""
         window = self._recorder.window
         if window is not None and packets:
             self._begin()
@@ -66,7 +67,7 @@ class Recording:
         """Begins or ends a recording where one is due."""
         shared, recorder, channel = self._shared, self._recorder, self._robots.channels.get("train")
         progress = shared.progress
-        # What a recording must have from the first step on, it asks for before that.
+        # What a recording needs from the first step on must be requested before that step.
         early = self._keeper.first_after == 0 and progress.seconds(shared.clock()) == 0
         training = channel is not None and (progress.under_way or early)
         if progress.under_way and channel is not None:
@@ -89,7 +90,7 @@ class Recording:
         self._state.unkept = self._keeper.problem
 
     def keep_holds(self, holds: Sequence[int]) -> None:
-        """Keeps where the training was held, if it is the one that is kept."""
+        """Keeps the steps at which the training was held, if that training is being recorded."""
         if self._shared.progress.begun == self._training and holds != self._holds:
             self._holds = holds
             self._keeper.set_holds(holds)
@@ -101,8 +102,8 @@ class Recording:
         return self._keeper.close()
 
     def _begin(self) -> None:
-        """Begins with another training, if this is one. Of several environments that are stepped in
-        turn, the first is recorded."""
+        """Begins to keep another training once there is one. Of several environments that are
+        stepped in turn, the first is recorded."""
         progress, source = self._shared.progress, self._shared.sources_shown().get("train")
         rollout = source.rollouts.get("train") if source is not None else None
         if source is None or rollout is None or progress.begun == self._training:
@@ -128,7 +129,7 @@ class Recording:
 
     def _report(self, window: Window) -> None:
         """Adds the terms of the reward to the curves, as not every trainer reports them. Robots
-        that are drawn because they do well or badly stand for no others."""
+        that are drawn because they do well or badly are not representative."""
         if self._shared.selection.rule not in RANKED:
             found = {RECORDED + name: x for name, x in terms_among(window.metrics()).items()}
             progress = self._shared.progress

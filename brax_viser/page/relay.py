@@ -35,7 +35,7 @@ _PLACE = re.compile(
 HOST = "127.0.0.1"
 
 MOST_SENT = 2_000_000
-"""Most bytes of a message that a page sends: as of an onlooker's, since it may be one."""
+"""Most bytes of a message that a page sends: the limit for onlookers, since it may be one."""
 
 MOST_RECEIVED = 1 << 28
 """Most bytes of an answer, or of a message, of the upstream process."""
@@ -64,17 +64,17 @@ class Relay:
         """Returns the response to a request; None has the websocket opened.
 
         Args:
-            connection: that the request has come by.
+            connection: by which the request has come.
             request: with `headers` and `path`.
         """
         place, _, query = request.path.partition("?")
         found = _PLACE.fullmatch(place)
         if found is None:
             return connection.respond(HTTPStatus.NOT_FOUND, "There is no such page.\n")
-        if "cross-site" in request.headers.get_all("Sec-Fetch-Site"):  # a process costs something
+        if "cross-site" in request.headers.get_all("Sec-Fetch-Site"):  # it may start a process
             return connection.respond(HTTPStatus.FORBIDDEN, "Open it from the page itself.\n")
         try:
-            # The bar of a page that is hardly there any more does not bring its replay back.
+            # A late request of the bar does not start the replay again: its page may be gone.
             one, port = await self._replays.get(found[1], starts=not found[2].startswith("/api/"))
             if any(value.lower() == "websocket" for value in request.headers.get_all("Upgrade")):
                 if one.pages >= own.MOST_PAGES:
@@ -118,7 +118,7 @@ async def _passed_on(source: Any, sink: Any) -> None:
 
 async def _connected(one: OwnReplay, port: int, subprotocol: Any) -> ClientConnection:
     """Opens a websocket to a replay. Raises OSError or WebSocketException if it does not answer."""
-    # A socket of our own: proxies of the environment are not asked.
+    # A socket of our own, so that proxies named in the environment are not used.
     link = socket.socket()
     try:
         link.setblocking(False)
@@ -132,7 +132,7 @@ async def _connected(one: OwnReplay, port: int, subprotocol: Any) -> ClientConne
             max_size=MOST_RECEIVED,
             max_queue=MOST_WAITING,
             open_timeout=ANSWER_SECONDS,
-            ping_interval=None,  # where the process ends, so does the connection
+            ping_interval=None,  # if the process ends, so does the connection
             close_timeout=CLOSE_SECONDS,
         )
     except BaseException:
@@ -147,7 +147,7 @@ def _without_token(query: str) -> str:
 
 
 def _kept(headers: Any) -> list[str]:
-    """Returns the lines of a request's headers that the upstream process is told."""
+    """Returns the lines of a request's headers that are passed to the upstream process."""
     zipped = any("gzip" in value for value in headers.get_all("Accept-Encoding"))
     return ["Accept-Encoding: gzip"] * zipped + [f"{HEADER}: 1"] * (HEADER in headers)
 
@@ -158,7 +158,8 @@ async def _asked(
     """Returns the status, the headers and the body of the answer to a request.
 
     Raises:
-        OSError, ValueError, LookupError, HTTPException: nothing answers in time, or it is none.
+        OSError, ValueError, LookupError, HTTPException: no answer comes in time, or it is not a
+        valid one.
     """
     reader, writer = await asyncio.open_connection(HOST, port)
     data = bytearray()
@@ -177,7 +178,7 @@ async def _asked(
     status = int(stream.readline().split()[1])
     headers, body = http.client.parse_headers(stream), stream.read()
     if headers["Content-Length"] != str(len(body)):
-        raise ValueError("its answer is not whole")
+        raise ValueError("its answer is incomplete")
     return status, headers, body
 
 

@@ -15,7 +15,7 @@ from brax_viser.records.view import View
 from brax_viser.sandbox.trial import Trial
 
 LAST_SECONDS = 3.0
-"""s of each episode that are played if only its end is."""
+"""s of each episode that are played if only ends are."""
 
 
 class Replay:
@@ -36,9 +36,9 @@ class Replay:
         Args:
             episodes: those that are kept.
             reader: reads episodes, which may take a while.
-            ending: called where they are read.
+            ending: says how an episode ended; called where episodes are read.
             ghosts: reads those that are drawn as ghosts; None: `reader` does.
-            listed: reads those of the list of how they ended; None: `reader` does.
+            listed: reads episodes to list how they ended; None: `reader` does.
             begins: whether the newest recording plays as soon as there is one.
         """
         self._episodes, self._begins = episodes, begins
@@ -81,7 +81,7 @@ class Replay:
         self._head.known(self._seconds)
         self.endings.learn(self._robots.read)
 
-    # What a person can do. Values out of their limits raise ValueError.
+    # What a person can do. Values outside their limits raise ValueError.
 
     def choose(self, index: int) -> None:
         """Goes to a recording, given its place among all, from 0."""
@@ -131,7 +131,7 @@ class Replay:
             self.play()
 
     def play(self, *, backwards: bool = False) -> None:
-        """Plays on, or backwards. What is over begins again."""
+        """Plays on, or backwards. At the end, it starts over."""
         if not self.active:
             self._open()
         self._head.play(self._seconds, backwards=backwards)
@@ -168,7 +168,7 @@ class Replay:
         self._head.set_speed(speed)
 
     def set_loop(self, on: bool) -> None:
-        """Sets whether it begins again where it is over."""
+        """Sets whether it starts over at the end."""
         self._head.loop = bool(on)
 
     def set_only_end(self, on: bool) -> None:
@@ -216,7 +216,7 @@ class Replay:
 
     def focus(self, selected: int | None) -> tuple[Episode, float] | None:
         """Returns the episode on screen of an environment, or else the first one, and how many of
-        its steps are over; None if none is on screen."""
+        its steps have been played; None if none is on screen."""
         shown = self.shown()
         one = next((e for e in shown if e.summary.env == selected), shown[0] if shown else None)
         return None if one is None else (one, self._place(one))
@@ -259,7 +259,7 @@ class Replay:
 
     @property
     def recordings(self) -> Mapping[int, tuple[Summary, ...]]:
-        """The episodes, by their recordings' steps, in order; another object if it changes."""
+        """The episodes, by their recordings' steps, in order; a new object whenever they change."""
         return self._recordings
 
     @property
@@ -287,11 +287,11 @@ class Replay:
         return max((_seconds(e) - self._start(e) for e in all_of_them), default=0.0)
 
     def _start(self, episode: Episode) -> float:
-        """s of an episode at which it is begun."""
+        """s of an episode at which it starts to play."""
         return max(_seconds(episode) - LAST_SECONDS, 0.0) if self._only_end else 0.0
 
     def _place(self, episode: Episode) -> float:
-        """Steps of an episode that are over; it stays at its end."""
+        """Steps of an episode that have been played; an episode stays at its end."""
         at = (self._start(episode) + self._head.position) / episode.dt
         return min(at, episode.summary.length)
 
@@ -308,7 +308,7 @@ class Replay:
         self._want()
 
     def _want(self) -> None:
-        """Has the episodes read that will be shown, unless they are there."""
+        """Has the chosen episodes read, unless they have been."""
         if self._trial is not None or not self.active:
             return
         # A recording may be thinned out while it is watched: it stays until another is chosen.

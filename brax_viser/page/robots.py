@@ -119,7 +119,7 @@ class Robots:
         why = why_ended(adapter.limits, last_pose(frame, 0))
         if not physics.place(frame, 0, episode.model):
             return why
-        how = touching if why else ending  # the height says no more than the reason
+        how = touching if why else ending  # the height adds nothing to the reason
         return "; ".join(filter(None, (why, how(physics.model, physics.data))))
 
     def arrange(self) -> None:

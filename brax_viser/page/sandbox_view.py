@@ -43,7 +43,7 @@ class SandboxView:
         self._server, self._scene, self._read = server, scene, read
         # Versions of the fork: the one whose robot was requested, and the one in the scene.
         self._asked, self._there = 0, 0
-        self._looking: list[viser.CameraHandle] = []  # they move there once the block exists
+        self._looking: list[viser.CameraHandle] = []  # cameras to move there once the block exists
         self._handle: DragHandle | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""Adds to the curves what can be told from the steps that are seen anyway."""
+"""Adds points to the curves from the steps that are on screen anyway."""
 
 from dataclasses import dataclass, field
 
@@ -22,13 +22,13 @@ class Sampler:
     _frame: Frame | None = None
 
     def sample(self, progress: ProgressView, frame: Frame | None, rule: str, now: float) -> None:
-        """Adds a point. Robots that are drawn because they do well or badly stand for no others:
+        """Adds a point. Robots that are drawn because they do well or badly are not representative:
         their episodes are left out.
 
         Args:
             progress: of the training.
             frame: of the training, on screen; None if there is none.
-            rule: by which its robots were chosen, see `selection.Selection`.
+            rule: the rule by which its robots were chosen, see `selection.Selection`.
             now: s, a clock that stands still while the training is held.
         """
         if progress.phase != "training" or now < self._next:

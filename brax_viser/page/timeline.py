@@ -1,7 +1,7 @@
 """Collects what the time bar below the scene shows, and carries out what is clicked in it.
 
-The bar's script (bar.js) asks about once a second. What is long, the curves and the marks, is made
-when a page asks, and sent only if it differs from what that page has.
+The bar's script (bar.js) asks about once a second. The long parts, curves and marks, are made when
+a page asks, and sent only if they differ from those that the page has.
 """
 
 import bisect
@@ -24,7 +24,8 @@ MOST_POINTS = 256
 """Most points of each curve: about one for each four pixels of a wide page."""
 
 MOST_RECORDINGS = 240
-"""Most recordings with marks. Of more, as many are taken evenly; a click finds the others too."""
+"""Most recordings with marks. If there are more, evenly spaced ones are shown; a click finds the
+others too."""
 
 MOST_HOLDS = 128
 """Most marks of holds. When there are more, every second one is dropped."""
@@ -196,7 +197,8 @@ class Timeline:
         metrics, recordings = self._shared.progress.metrics, self._replay.recordings
         if self._made_of.get("plots") != metrics.version:
             self._plots, self._reported = choices(metrics), _last_of(metrics)
-            # The speed comes first of all, and tells least: until a reward comes there is none.
+            # The speed is known first, and says least: the reward comes first even before it is
+            # known.
             if self._plots[:1] == (SPEED,):
                 self._plots = REWARD, *self._plots
         self._part("plots", metrics.version, lambda: self._plots)
@@ -257,7 +259,7 @@ def points_of(steps: np.ndarray, values: np.ndarray) -> list[tuple[int, float]]:
     """
     known = np.isfinite(values)
     steps, values = steps[known], values[known]
-    order = np.argsort(steps, kind="stable")  # a count that was corrected may step back
+    order = np.argsort(steps, kind="stable")  # a corrected count may step back
     every = math.ceil(len(order) / MOST_POINTS)
     if every > 1:
         order = order[::-1][::every][::-1]

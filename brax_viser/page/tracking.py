@@ -1,5 +1,5 @@
 """Sends a training's numbers and clips of its episodes to an experiment tracker, such as W&B or
-TensorBoard, on a thread of its own: neither the training nor the page waits for it."""
+TensorBoard, on a separate thread: neither the training nor the page waits for it."""
 
 import importlib
 import importlib.util
@@ -23,7 +23,8 @@ from brax_viser.runs.keeper import Keeper
 log = logging.getLogger("brax_viser")
 
 MOST_WAITING = 1000
-"""Reports that may wait. Beyond these the oldest are dropped: the tracker does not keep up."""
+"""Reports that may wait. If there are more, the tracker does not keep up, and the oldest are
+dropped."""
 
 CLIP_SECONDS = 10.0
 """s of an episode that a clip shows at most."""
@@ -45,7 +46,7 @@ class Tracker(Protocol):
 
 
 class WandbTracker:
-    """A run of W&B. Its own count of steps is left alone, as it must not go back."""
+    """A run of W&B. Its own step counter is left alone, as it must not go back."""
 
     def __init__(self, run: Any):
         self._run, self._defined = run, set[str]()
@@ -133,7 +134,7 @@ class Tracking:
         Args:
             keeper: has the recorded episodes.
             tracker: the tracker.
-            complain: told once what went wrong, in words for users; called on the thread.
+            complain: called once with what went wrong, in words for users; called on the thread.
             clips: whether a clip of the newest episode is sent after each evaluation.
         """
         self._keeper, self._tracker, self._complain = keeper, tracker, complain
@@ -151,7 +152,7 @@ class Tracking:
 
         Args:
             num_steps: env steps trained, over all environments.
-            metrics: values by name; those that are no single finite numbers are left out.
+            metrics: values by name; those that are not single finite numbers are left out.
         """
         found = {str(name): number_of(value) for name, value in metrics.items()}
         numbers = {name: x for name, x in found.items() if x is not None and math.isfinite(x)}

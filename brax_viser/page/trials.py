@@ -56,7 +56,7 @@ def choices_of(steps: Sequence[int], metrics: Metrics) -> dict[str, int]:
     """Names policies.
 
     Args:
-        steps: env steps trained of each, ascending.
+        steps: env steps that each was trained for, ascending.
         metrics: the training's curves, for the best evaluation, and for times.
 
     Returns:

@@ -14,9 +14,9 @@ MOST_ENDED = 30
 class Read:
     """The episodes of one recording that could be read."""
 
-    keys: tuple[str, ...]  # that were to be read
+    keys: tuple[str, ...]  # that were requested
     episodes: tuple[Episode, ...]
-    complaint: str | None  # why some could not
+    complaint: str | None  # why some could not be read
     endings: Mapping[str, str]  # by key, how it ended, if that is known
 
 
@@ -69,7 +69,7 @@ class Wanted:
             self._read(keys, self._use)
 
     def give(self, episode: Episode) -> None:
-        """Shows an episode that is kept nowhere."""
+        """Shows an episode that is not stored anywhere."""
         self.keys = (f"trial {episode.summary.key}",)
         self.read = Read(self.keys, (episode,), None, {})
 
@@ -88,7 +88,7 @@ class Endings:
     one by one."""
 
     def __init__(self, read: Callable[[tuple[str, ...], Callable[[Read], object]], object]):
-        """Knows nothing.
+        """Knows nothing yet.
 
         Args:
             read: reads episodes, by their keys, and later calls its second argument with them.
@@ -109,8 +109,8 @@ class Endings:
         self.known = {**self.known, **found.endings}
 
     def look_into(self) -> None:
-        """Has the next one read of which it is not known how it ended, unless another one is being
-        read. Of those at a time limit, there is nothing to know."""
+        """Has the next episode read whose ending is not known, unless another one is being read.
+        For those that ended at a time limit, there is nothing to read."""
         keys = (s.key for s in self.listed if s.ended != "truncated" and s.key not in self.known)
         if self._asked is None and (key := next(keys, None)) is not None:
             self._asked = key
