@@ -360,4 +360,4 @@ def test_replay_refuses_what_is_no_run_directory(tmp_path):
     command = Path(sys.executable).with_name("brax-viser")
     done = subprocess.run([command, "replay", tmp_path], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert "is no run directory" in " ".join(done.stdout.split()) and "Trace" not in done.stderr
+    assert "is not a run directory" in " ".join(done.stdout.split()) and "Trace" not in done.stderr

@@ -482,7 +482,7 @@ def test_a_directory_that_turns_into_a_file_is_told_and_written_when_it_is_back(
 @pytest.mark.parametrize("place", ["file", "file/run"])
 def test_a_file_as_run_directory_is_refused(tmp_path, place):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=f"{place} cannot be the run directory: it is no dir"):
+    with pytest.raises(ValueError, match=f"{place} cannot be the run directory: it is not a dir"):
         RunFolder(tmp_path / place, run_info())
     with pytest.raises(ValueError, match=place):
         open_run(tmp_path / place)

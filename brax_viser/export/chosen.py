@@ -45,13 +45,13 @@ def write_chosen(
         info: the training.
         kept: its episodes.
         curves: of the training, see `write_html`.
-        names: of the episodes: keys, or some of `CHOICES`.
+        names: keys of episodes, or some of `CHOICES`.
         clips: what is shown of each.
-        progress: is told the share that is done, from 0 to 1.
+        progress: called with the share that is done, from 0 to 1.
 
     Raises:
-        ValueError, RuntimeError, OSError: there is no such episode (any more), or as the functions
-            say that write each kind of file.
+        ValueError, RuntimeError, OSError: no such episode is kept (any more); others as documented
+            by the functions that write each kind of file.
     """
     kind, (seconds, fps) = Path(path).suffix.lower(), (clips.seconds, clips.fps)
     try:
@@ -80,7 +80,7 @@ def chosen(summaries: Sequence[Summary], names: Sequence[str]) -> list[Summary]:
     """Returns the episodes of these names, each once.
 
     Args:
-        summaries: of the episodes there are, ordered by key.
+        summaries: of all kept episodes, ordered by key.
         names: keys, or some of `CHOICES`.
 
     Raises:

@@ -9,7 +9,7 @@ import numpy as np
 from brax_viser.records.episode import Episode, RunInfo
 
 Progress = Callable[[float], object]
-"""Told the share that is done, from 0 to 1, from time to time."""
+"""Called from time to time with the share that is done, from 0 to 1."""
 
 ENDED_IN_WORDS = {
     "terminated": "terminated",
@@ -21,7 +21,7 @@ ENDED_IN_WORDS = {
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """The F steps of an episode that are drawn: evenly spaced, but for the last."""
+    """The F steps of an episode that are drawn: evenly spaced, except the last."""
 
     episode: Episode
     rows: np.ndarray  # int [F], indices into the episode's poses
@@ -60,7 +60,8 @@ def clip_of(episode: Episode, fps: float, seconds: tuple[float, float] | None = 
 
     Args:
         episode: at least one step long.
-        fps: at most so many steps are picked per second of robot time; k is the least for it.
+        fps: at most so many steps are picked per second of robot time; k is the smallest number for
+            that.
         seconds: first and last time to show, s since the reset; None: the whole episode.
 
     Raises:
@@ -106,5 +107,5 @@ def finite_rows(array: np.ndarray) -> np.ndarray:
 
 
 def last_good(good: np.ndarray) -> np.ndarray:
-    """int [T]: for each row the newest one up to it that is good; 0 where there is none."""
+    """int [T]: for each row the index of the last good one up to it; 0 if there is none."""
     return np.maximum.accumulate(np.where(good, np.arange(len(good)), 0))

@@ -24,10 +24,10 @@ from brax_viser.model.shapes import floor_of, roaming_body, visible_geoms
 from brax_viser.records.episode import RunInfo
 
 SMOOTH_SECONDS = 1.0
-"""s of robot time over which the camera's way is averaged: steps of a gait do not shake it."""
+"""s of robot time over which the camera's path is averaged: a gait must not shake it."""
 
 POSES_FRAMED = 12
-"""So many poses, from all of the clip, the camera frames."""
+"""Number of poses, spread over the clip, that the camera frames."""
 
 MARGIN = 0.12
 """Room around the robot, as a share of its size."""

@@ -17,10 +17,10 @@ from brax_viser.export.smaller import smaller
 from brax_viser.records.episode import Episode, RunInfo
 
 FPS = 30.0
-"""At most so many poses are kept per second of robot time."""
+"""Most poses that are kept per second of robot time."""
 
 MOST_POINTS = 150
-"""Points that are kept of each curve of the training: as many as its picture has pixels' widths."""
+"""Most points that are kept of each curve of the training: more would not show in its picture."""
 
 
 def write_html(
@@ -41,10 +41,10 @@ def write_html(
     Args:
         path: the file, ".html"; one that is there is replaced once the new one is complete.
         info: the training.
-        episodes: at least one; each has a cell of its own, in this order.
+        episodes: at least one; each gets a cell, in this order.
         curves: of the training, by name: float64 [3, P], env steps trained, s of training, values.
         seconds: first and last time to show, s since each reset; None: whole episodes.
-        progress: is told the share that is done, from 0 to 1.
+        progress: called with the share that is done, from 0 to 1.
 
     Raises:
         ValueError: there is no episode, it is not of the training's model, or it has nothing

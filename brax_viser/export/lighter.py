@@ -1,5 +1,5 @@
-"""Makes a robot's meshes light enough for a file: merges what is too near to be told apart, and
-rounds what is finer than can be seen."""
+"""Makes a robot's meshes light enough for a file: merges vertices that are too close to be told
+apart, and rounds what is finer than can be seen."""
 
 from dataclasses import replace
 
@@ -11,11 +11,11 @@ from trimesh.visual import ColorVisuals, TextureVisuals
 from brax_viser.model.shapes import Shape
 
 MOST_BYTES = 1_150_000
-"""Of the file, for a robot's meshes, if they can be made that light."""
+"""Most bytes of the file for a robot's meshes, if they can be made that light."""
 
 PLAIN_BYTES, OWN_BYTES = 8, 14
-"""About what a triangle takes of the file, of a mesh of one colour; and of one with a texture or
-several colours, which has normals of its own."""
+"""Approximate bytes of the file for a triangle: of a mesh of one colour; of a mesh with a texture
+or several colours, which comes with normals."""
 
 FINEST = 1e-3
 """Size of the smallest cell in which vertices are merged, as a share of the robot's size: less than
@@ -23,7 +23,7 @@ a pixel where the robot fills the window."""
 
 COARSEST = 1e-2
 FINER = 2**0.25
-"""From each size of cells to the next one that is tried."""
+"""Factor from each size of cells to the next one that is tried."""
 
 DIRECTIONS = 1.5
 """How finely normals are told apart, per unit: vertices on both sides of a crease stay apart."""
@@ -33,8 +33,8 @@ PATCHES = 64
 apart."""
 
 TURN, TEXEL = 2.0**-7, 2.0**-13
-"""To what normals are rounded, about half a degree, and texture coordinates, a sixteenth of a pixel
-of the largest texture."""
+"""Rounding steps of normals, about half a degree, and of texture coordinates, a sixteenth of a
+pixel of the largest texture."""
 
 
 def lighter(shapes: list[Shape], size: float) -> list[Shape]:
@@ -53,7 +53,7 @@ def lighter(shapes: list[Shape], size: float) -> list[Shape]:
 
 def rounded(shapes: list[Shape], size: float) -> list[Shape]:
     """Returns the shapes with the numbers of meshes with a texture or several colours rounded, so
-    that they compress to half the size. `lighter` has done so with the others where they are large.
+    that they compress to half the size. `lighter` has rounded other meshes where they are large.
 
     Args:
         shapes: of a robot.
@@ -111,7 +111,7 @@ def _merged(shape: Shape, cell: float) -> Shape:
 
 
 def _rounded(mesh: trimesh.Trimesh, grain: float) -> trimesh.Trimesh:
-    """Rounds the vertices of a mesh to multiples of `grain`, m, and what else each has."""
+    """Rounds the vertices of a mesh to multiples of `grain`, m, and their other attributes."""
     if _textured(mesh):
         visual = _with_uv(mesh, _nearest(_uv_of(mesh), TEXEL))
     else:

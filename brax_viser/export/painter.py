@@ -1,10 +1,9 @@
-"""Draws poses of a robot off screen with MuJoCo, in a process of its own.
+"""Draws poses of a robot off screen with MuJoCo, in a separate process.
 
 `python -m brax_viser.export.painter JOB` reads the model and the poses from the folder JOB, and
 writes the pictures to stdout, uint8 [height, width, 3] each: one of each pose, or one of all poses
-side by side where these have origins. A process of its own can choose how
-MuJoCo draws, which is fixed when MuJoCo is first imported, and has no OpenGL context on a thread of
-the training's.
+side by side where these have origins. A separate process can choose how MuJoCo draws, which is
+fixed when MuJoCo is first imported, and puts no OpenGL context on a thread of the training.
 """
 
 import contextlib
@@ -26,7 +25,7 @@ JOB, MODEL, POSES = "job.json", "model.mjb", "poses.npz"
 """Names of the files in the folder."""
 
 OWN = "own/"
-"""Before the names of fields in which the robots' models differ, among the poses."""
+"""Prefix of the names of fields in which the robots' models differ, among the poses."""
 
 SKY = (226, 235, 243)
 """Background where the model has no sky of its own: that of the page's horizon."""
@@ -76,7 +75,7 @@ def _placed(
     model: mujoco.MjModel, poses: Mapping[str, np.ndarray], job: Mapping[str, Any]
 ) -> Iterator[tuple[mujoco.MjData, mujoco.MjvCamera | str]]:
     """Yields MuJoCo's data for each pose, and a camera: the model's of some name, or its own."""
-    # By their links, as the page draws robots, in whatever physics.
+    # Placed by their links, as on the page, whatever the physics.
     physics = Physics(model, native=False)
     suns = (model.light_type == mujoco.mjtLightType.mjLIGHT_DIRECTIONAL) & (model.light_bodyid == 0)
     for index in range(len(poses["qpos"])):

@@ -29,7 +29,7 @@ ROLE = "train"
 
 
 class Recording(NamedTuple):
-    """What is drawn of episodes."""
+    """Episodes as they are drawn."""
 
     messages: viser.infra.StateSerializer
     grain: float  # a power of two; what is finer cannot be seen, in the scene's units
@@ -41,7 +41,7 @@ def record(info: RunInfo, clips: Sequence[Clip], progress: Progress) -> Recordin
     Args:
         info: the training.
         clips: at least one. They begin together; one that has ended stays in its last pose.
-        progress: is told the share that is drawn, from 0 to 1.
+        progress: called with the share that is drawn, from 0 to 1.
     """
     server = unreachable_server()
     try:
@@ -129,7 +129,7 @@ def _shape(count: int) -> tuple[int, int]:
 
 
 def unreachable_server() -> viser.ViserServer:
-    """A server that answers every request with a refusal: it is there to be recorded."""
+    """A server that answers every request with a refusal: it exists only to be recorded."""
 
     def refuse(connection: Any, request: Any, answer: Any) -> Any:
         return connection.respond(HTTPStatus.FORBIDDEN, "This server only records.\n")

@@ -40,7 +40,7 @@ def write_rrd(
         episodes: at least one. They begin together.
         curves: of the training, by name: float64 [3, P], env steps trained, s of training, values.
         seconds: first and last time to show, s since each reset; None: whole episodes.
-        progress: is told the share that is done, from 0 to 1.
+        progress: called with the share that is done, from 0 to 1.
 
     Raises:
         ValueError: there is no episode, it is not of the training's model, or it has nothing

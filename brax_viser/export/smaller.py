@@ -1,4 +1,4 @@
-"""Makes a recording of viser's smaller: poses of as many bits as can be seen.
+"""Makes a recording of viser's smaller: poses keep only the bits that can be seen.
 
 Viser's format: the size of what follows, once it is decompressed, then by Zstandard the length of a
 MessagePack text, that text, and the arrays which it names by their places, each at a multiple of
@@ -25,7 +25,7 @@ def smaller(recording: bytes, grain: float) -> bytes:
 
     Args:
         recording: as `viser.infra.StateSerializer.serialize` returns it.
-        grain: to what positions are rounded, in the scene's units: a power of two.
+        grain: rounding step of positions, in the scene's units: a power of two.
     """
     size = int.from_bytes(recording[:8], "little")
     inner = zstandard.ZstdDecompressor().decompress(recording[8:], max_output_size=size)

@@ -30,13 +30,13 @@ class Still:
 
 
 def draws_together(model: mujoco.MjModel) -> bool:
-    """Whether MuJoCo can draw several robots of a model side by side: not what bends, of which it
-    draws one, nor rough ground, which would lie in the neighbours' cells."""
+    """Whether MuJoCo can draw several robots of a model side by side: not parts that bend, of which
+    it draws one, nor rough ground, which would lie in the neighbours' cells."""
     return not (model.nskin or model.nflex or model.nhfield)
 
 
 def draw_still(still: Still, size: tuple[int, int]) -> np.ndarray:
-    """Returns a picture, uint8 [height, width, 3]. MuJoCo draws it in a process of its own.
+    """Returns a picture, uint8 [height, width, 3]. MuJoCo draws it in a separate process.
 
     Args:
         still: what is drawn.

@@ -18,7 +18,7 @@ _COORDINATES = {
     ),
     mujoco.mjtJoint.mjJNT_BALL: (("qw", "qx", "qy", "qz"), ("wx", "wy", "wz")),
 }
-"""Names of what a joint of several coordinates has in qpos and in qvel."""
+"""Names of the coordinates in qpos and in qvel of joints that have several."""
 
 
 def write_csv(
@@ -33,16 +33,16 @@ def write_csv(
 
     The columns are `episode` (its key), `num_steps` (env steps trained when it began), `time` (s of
     robot time since the reset), `reward`, the terms of the reward and all other metrics, `action`,
-    `ctrl`, and `qpos` and `qvel` by the names of the joints, in MuJoCo's units. What an episode or
-    its reset does not have stays empty. Numbers are written in full: as float32 they are those of
-    the device.
+    `ctrl`, and `qpos` and `qvel` by the names of the joints, in MuJoCo's units. Numbers that an
+    episode or its reset does not have stay empty. The others are written in full: as float32 they
+    equal those of the device.
 
     Args:
         path: the file; one that is there is replaced once the new one is complete.
         info: the training.
         episodes: at least one.
         seconds: first and last time to write, s since each reset; None: whole episodes.
-        progress: is told the share that is done, from 0 to 1.
+        progress: called with the share that is done, from 0 to 1.
 
     Raises:
         ValueError: there is no episode, or it is not of the training's model.
@@ -80,7 +80,7 @@ def write_curves_csv(path: str | os.PathLike[str], curves: Mapping[str, np.ndarr
 
 def columns_of(info: RunInfo, episode: Episode) -> dict[str, np.ndarray]:
     """Returns the columns of an episode's numbers by name, each float32 [T + 1], NaN where there is
-    none: what belongs to a step is in the row of the state after it."""
+    none: the numbers of a step are in the row of the state after it."""
     found: dict[str, np.ndarray] = {}
     first = ("reward", *sorted(name for name in episode.steps if name.startswith("metrics/")))
     others = ("action", "ctrl")

@@ -24,7 +24,7 @@ PICTURES = (".png", ".jpg", ".jpeg")
 """Kinds of pictures."""
 
 MOST_COLOURS = 256
-"""Of a GIF."""
+"""Most colours of a GIF."""
 
 
 Pictures: TypeAlias = Generator[Image.Image, None, None]
@@ -44,7 +44,7 @@ def write_video(
 ) -> None:
     """Writes a video of an episode, at the robot's own speed.
 
-    MuJoCo draws it in a process of its own, whatever this process does.
+    MuJoCo draws it in a separate process, whatever this process does.
 
     Args:
         path: the file, ".mp4", ".gif" or ".webp"; one that is there is replaced once the new one is
@@ -58,7 +58,7 @@ def write_video(
             a camera of the model.
         seconds: first and last time to show, s since the reset; None: the whole episode.
         caption: whether environment, training step, return and time are written below.
-        progress: is told the share that is done, from 0 to 1.
+        progress: called with the share that is done, from 0 to 1.
 
     Raises:
         ValueError: the file's ending, the size, the camera or the times cannot be used, or the
@@ -129,7 +129,7 @@ def _write_mp4(file: Path, drawn: Iterator[Image.Image], clip: Clip, size: tuple
         size,
         fps=clip.fps,  # type: ignore[arg-type]
         codec="libx264",
-        pix_fmt_out="yuv420p",  # what browsers and players know
+        pix_fmt_out="yuv420p",  # the format that browsers and players know
         quality=8,
         macro_block_size=2,
         output_params=["-movflags", "+faststart"],  # a browser can begin before it has all

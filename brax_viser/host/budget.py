@@ -102,9 +102,9 @@ class CostMeter:
         self.calls = 0  # total
         self.recording = False  # whether steps are recorded now: then all of them are sent
         self.recorded = 0.0  # s, the part of `spent` meanwhile
-        # s, the other part: what the page's own wishes have cost. While steps are recorded, it has
-        # them for nothing: what a recording costs must not keep the page waiting for its next
-        # stretch. A sum of its own, as the difference of the two others can shrink by rounding.
+        # s, the other part: what the page's own requests have cost. While steps are recorded, they
+        # are free: the cost of a recording must not delay the page's next stretch. A separate sum,
+        # as the difference of the other two can shrink by rounding.
         self.watching = 0.0
         self._gaps = deque([20e-6], maxlen=32)  # s, between the call before and each recent push
         # s: cost of a call outside our function. The smallest of the recent gaps is used: a gap

@@ -99,7 +99,7 @@ class Callbacks(Deliveries):
                 decision = self._decision(rollout, origin, shard, push=not wanted)
             if wanted:
                 decision = self._granting(decision, rollout, origin, layout, shard)
-            wanted &= shard not in rollout.unshown  # as far as frames of the page go
+            wanted &= shard not in rollout.unshown  # only frames of the page count as frames
             nbytes = rows.nbytes + header.nbytes
             self._count_push(rollout, shard, start, nbytes, asked=asked, frame=wanted)
         return self._held(decision, rollout, origin, shard, refreshed).packed(origin)

@@ -36,7 +36,7 @@ def wish(control: Control, role: str, paced: Answer, shown: bool, stepped: bool)
         control: the page's settings.
         role: of the rollout.
         paced: the pacer's answer.
-        shown: whether the page shows this environment, of those of this role.
+        shown: whether this is the environment that the page shows for the role.
         stepped: whether the training is held, and advanced by steps of this rollout.
     """
     if control.closed:
@@ -54,7 +54,7 @@ class Drawn(NamedTuple):
     request: RowRequest | None = None  # None: they are not chosen yet
     models: Set[int] = frozenset()  # environments whose models are known
     coordinates: bool = False  # whether twins or a recording need them
-    detail_env: int | None = None  # the one, of all devices', that is looked into
+    detail_env: int | None = None  # the environment, over all devices, whose details are wanted
 
 
 def decide(origin: Origin, skip: int, drawn: Drawn) -> Decision:

@@ -19,8 +19,8 @@ from brax_viser.records.trainer_call import TrainerCall
 
 
 class Decider(Source):
-    """Decides for one `VisualizedEnv`, traced and running. Both ways in which a device calls the
-    host share it."""
+    """Decides for one `VisualizedEnv`, while it is traced and while it runs. Both ways in which a
+    device calls the host share it."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Decider(Source):
         return rollout
 
     def _take_the_page(self, role: str, *, begins: bool) -> None:
-        """Shows this environment if, among several of one viewer, it has begun last. If they are
+        """Shows this environment if it was the last of several in one viewer to begin. If they are
         stepped in turn, the shown one stays, whichever is reset, until it is no longer stepped."""
         shared, shown = self._shared, self._shared.shown.get(role)
         if shown is self:

@@ -1,4 +1,4 @@
-"""Hands on what is copied from a device while its next steps are already under way."""
+"""Passes on what is copied from a device while its next steps are already under way."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -113,7 +113,7 @@ class Deliveries(Decider):
         detail: np.ndarray | None,
         seconds: float,
     ) -> None:
-        """Hands on a frame.
+        """Passes on a frame.
 
         Args:
             shipment: the step.
@@ -133,17 +133,17 @@ class Deliveries(Decider):
     def models_arrived(
         self, shipment: Shipment, leaves: Mapping[str, np.ndarray], seconds: float
     ) -> None:
-        """Hands on the fields in which models differ, arrays [N, ...] of all environments."""
+        """Passes on the fields in which models differ, arrays [N, ...] of all environments."""
         if self._is_over(shipment):
             return
         rollout, shard, origin = shipment.rollout, shipment.shard, shipment.origin
-        # Kept, as another choice of environments then needs no copy of its own.
+        # Kept, so that another choice of environments needs no further copy.
         rollout.model_rows[shard] = _packed([leaves[name] for name, _ in origin.model])
         self._put_models(rollout, origin, shard, shipment.decision)
         self._count(sum(x.nbytes for x in leaves.values()), seconds)
 
     def _put_models(self, rollout: Rollout, origin: Origin, shard: int, decision: Decision) -> None:
-        """Hands on the models that a decision asks for, of those that a device has sent."""
+        """Passes on those of a device's models that a decision asks for."""
         request = decision.request
         assert request is not None
         packet = ModelPacket(
@@ -165,7 +165,7 @@ class Deliveries(Decider):
         last: tuple[Layout, np.ndarray] | None,
         seconds: float,
     ) -> None:
-        """Ranks all environments of a device, and hands on the frame if that completes a choice.
+        """Ranks all environments of a device, and passes on the frame if that completes a choice.
 
         Args:
             shipment: the step.
@@ -173,7 +173,7 @@ class Deliveries(Decider):
             rows: float32 [N, D], of all environments.
             numbers: arrays [N], for `ranking.keys`.
             last: layout and values, float32 [N, C], that replace those of the same names where
-                terminated environments are shown; None if no such are wanted.
+                terminated environments are shown; None if these are not wanted.
             seconds: s, duration of the copies.
         """
         if self._is_over(shipment):
@@ -210,7 +210,7 @@ class Deliveries(Decider):
             self.arrived(shipment._replace(decision=decision), layout, shown, None, 0.0)
 
     def counted(self, shipment: Shipment, count: int) -> None:
-        """Notices a reset, after which models may be others.
+        """Notices a reset, after which models may differ from those before.
 
         Args:
             shipment: the step.
@@ -279,7 +279,7 @@ class Deliveries(Decider):
         rows: np.ndarray,
         ranked: np.ndarray | None = None,
     ) -> None:
-        """Hands on the rows that were asked for, or those of the environments that were `ranked`
+        """Passes on the rows that were asked for, or those of the environments that were `ranked`
         first, int32 [K], by their indices over all devices."""
         origin, rollout, shard, env_steps, decision, _, shown = shipment
         if ranked is not None:
@@ -306,7 +306,8 @@ class Deliveries(Decider):
         self._shared.mailbox.put(packet, wait=self._shared.control.mode == "every_step")
 
     def _end(self, shipment: Shipment, since_termination: np.ndarray) -> None:
-        """Holds the training if an awaited episode has ended; given are int32 [K], of the drawn."""
+        """Holds the training if an awaited episode has ended; `since_termination` is int32 [K], of
+        the drawn environments."""
         hold, request = self._shared.hold, shipment.decision.request
         assert request is not None
         ended = since_termination[: len(request.mine)] == 0

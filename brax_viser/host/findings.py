@@ -128,6 +128,6 @@ def explained(error: BaseException, findings: Sequence[Finding]) -> str:
         words = (
             "AssertionError: at its end Brax makes sure that all devices have the same parameters "
             "(brax.training.pmap.assert_is_replicated), and a NaN is not even equal to itself: "
-            "the parameters have one"
+            "the parameters contain one"
         )
     return f"{words}. First not finite: {findings[0]}" if findings else words

@@ -29,7 +29,7 @@ class HoldCommand:
 class _Part:
     """How far one device's part of a rollout is, and whether it waits."""
 
-    steps: ShardSteps  # of this process: the ones that its calls count
+    steps: ShardSteps  # in this process, those that its calls count
     blocked: bool = False
 
 
@@ -39,15 +39,16 @@ class Hold:
 
     Steps are counted in one rollout, the one that is shown; the other rollout runs freely while a
     step is under way, and otherwise waits as well. All devices stop at the same step: those that
-    wait go on to that of a device which is found to be further. Between the two may be a
-    collective, in which that device waits for the others; NCCL and XLA give up after a while.
+    wait go on to the step of a device that turns out to be further. Between these steps there may
+    be a collective, in which the further device waits for the others; NCCL and XLA give up after a
+    while.
     """
 
     clock: Callable[[], float] = time.monotonic
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _paused: bool = False
     _target: float = 0  # step of the stepped rollout at which its parts wait
-    _raises: bool = True  # the target, to the step of a part that is further
+    _raises: bool = True  # whether a part that is further raises the target
     _sharded: set[str] = field(default_factory=set)  # roles of which several devices have parts
     _pending: int | None = None  # steps to take, counted from the first call of `wait`
     _until_env: int | None = None  # continue until this environment next terminates
@@ -263,7 +264,7 @@ class Hold:
             return {key: (part.steps.env_steps, part.blocked) for key, part in self._parts.items()}
 
     def heard(self, parts: Mapping[Key, tuple[int, bool]], gone: Iterable[Key] = ()) -> None:
-        """Takes over what another process reports of its parts, and drops the `gone` ones."""
+        """Adopts what another process reports of its parts, and drops the `gone` ones."""
         with self._changed:
             for key in gone:
                 self._parts.pop(key, None)
@@ -303,7 +304,7 @@ class Hold:
             self._changed.notify_all()
 
     def _raise(self, key: Key | None = None) -> None:
-        """Has the devices that wait go on to the furthest of them; `key` is about to wait, too."""
+        """Has the waiting devices go on to the step of the furthest; `key` is about to wait too."""
         at = [
             part.steps.env_steps
             for other, part in self._parts.items()

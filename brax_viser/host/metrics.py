@@ -12,7 +12,7 @@ MOST_POINTS = 512
 """Maximum points of a curve, a power of two. A full curve averages its points two by two."""
 
 MOST_CURVES = 400
-"""Maximum number of curves: names beyond are dropped, as may come from a name with a number."""
+"""Maximum number of curves: further names, such as those with a counter in them, are dropped."""
 
 SEEN_REWARD, SEEN_LENGTH = "seen/episode_reward", "seen/episode_length"
 """Means over the environments on screen, of each one's last finished episode."""
@@ -92,7 +92,7 @@ class Metrics:
 
         Args:
             num_steps: env steps over all envs.
-            metrics: values by name. Those that are no single numbers are left out.
+            metrics: values by name. Those that are not single numbers are left out.
             now: s, any monotonic clock.
         """
         numbers = {str(name): x for name, x in metrics.items() if not isinstance(x, str)}
@@ -111,7 +111,7 @@ class Metrics:
             self._version += 1
 
     def replace(self, curves: Mapping[str, np.ndarray]) -> None:
-        """Forgets all curves for others.
+        """Replaces all curves.
 
         Args:
             curves: by name, float [3, P]: env steps over all envs, s of training, values.
@@ -162,8 +162,8 @@ class Metrics:
 
 
 def number_of(value: Any) -> float | None:
-    """Returns a reported value as a number, NaN if it is infinite; None if it is no number, or
-    more than one."""
+    """Returns a reported value as a number, NaN if it is infinite; None if it is not a single
+    number."""
     try:
         array = np.asarray(value)
         number = float(array.reshape(())) if array.size == 1 else None

@@ -19,7 +19,7 @@ ENDLESS = 1 << 60
 
 
 class Moment(NamedTuple):
-    """What a mode plans by."""
+    """The circumstances by which a mode plans."""
 
     now: float  # s
     control: Control
@@ -97,12 +97,13 @@ class Latest:
 
 @dataclass
 class Realtime:
-    """Stretches as the player needs them, or each step where the training is slower than it."""
+    """Stretches as the player needs them, or each step where the training is slower than
+    playback."""
 
     due: float = -math.inf  # s, when the next stretch is wanted: set by the player
     slow: bool = True
     _earliest: float = -math.inf  # s, start of the next stretch at the earliest
-    _rests: bool = False  # until the credit suffices again
+    _rests: bool = False  # whether to wait until the credit suffices again
 
     def goes_on(self, length: int, at: Moment) -> bool:
         return _is_affordable(length, at)
@@ -138,5 +139,5 @@ class Realtime:
 
 def _is_affordable(length: int, at: Moment) -> bool:
     """Whether a stretch goes on. One left over from "every_step" must end. One that costs more than
-    was saved up for it ends too, and the steps already sent are shown."""
+    was saved for it ends too, and the steps already sent are shown."""
     return length <= at.stretch and at.budget.credit >= 0

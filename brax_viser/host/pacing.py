@@ -183,7 +183,7 @@ class Pacer:
             return
         over = step >= self._stop
         # A stretch that took far longer than the others was delayed by something else. One that
-        # took nothing was sent for a recording, and tells nothing of the others.
+        # took nothing was sent for a recording, and says nothing about the others.
         cost = min((spent - self._spent_at_start) / sent, 10 * self._step_cost)
         if cost > 0:
             self._step_cost += (0.3 if over else 0.05) * (cost - self._step_cost)

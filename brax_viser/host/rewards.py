@@ -9,7 +9,7 @@ MOST_POINTS = 128
 """Most points of the head's curve."""
 
 SEEN = "seen"
-"""The kind of what the trainer does not report: the last episodes of the robots that are drawn."""
+"""The kind that no trainer reports: from the last episodes of the robots that are drawn."""
 
 KINDS = {
     "training": ("episode/sum_reward", "episode/length"),

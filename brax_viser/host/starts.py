@@ -1,4 +1,5 @@
-"""Remembers how long starts have taken on this machine, so that the page can say so at the next."""
+"""Remembers how long starts have taken on this machine, so that the page can announce it at the
+next."""
 
 import dataclasses
 import json
@@ -32,14 +33,14 @@ class Starts:
         """Reads nothing yet.
 
         Args:
-            path: of the file; None: in the user's cache directory.
+            path: the file; None: one in the user's cache directory.
         """
         self._path = path
         self._known: dict[str, float] | None = None
         self._noted: tuple[str, float] | None = None
 
     def told(self, progress: ProgressView, key: str | None) -> ProgressView:
-        """Returns the progress with what is usual, and notes a start that has been made.
+        """Returns the progress with the usual duration, and notes a start that has succeeded.
 
         Args:
             progress: of the training.

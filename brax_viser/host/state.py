@@ -145,7 +145,7 @@ class SharedState:
         since, known = self.clock() - IDLE_SECONDS, self.beside.get(role, {})
         beside = {f: at for f, at in known.items() if at >= since and f is not source}
         self.beside[role] = beside
-        goes_on = not self.progress.playing_on  # else what was shown is stepped no more
+        goes_on = not self.progress.playing_on  # else the shown one is no longer stepped
         if before is not None and before is not source and role in before.rollouts and goes_on:
             beside[before] = max(before.rollouts[role].called.values(), default=self.clock())
 
@@ -210,7 +210,7 @@ class SharedState:
         """Adds a finding of this or another process, and holds the training if it must. Returns
         whether to report the finding. The caller holds `lock`."""
         if self.progress.playing_on:
-            return False  # it is none of the training's, and there is nothing left to hold
+            return False  # it is not the training's, and there is nothing left to hold
         holds = self.control.hold_on_nan and self.findings.holds(finding)
         is_new = self.findings.add(source, finding, holds=holds)
         if holds:

@@ -22,8 +22,8 @@ REWARD = "reward"
 
 
 def terms_among(metrics: Mapping[str, T]) -> dict[str, T]:
-    """Returns the terms of the reward among an environment's metrics, as far as their names tell
-    them; if none does, all metrics."""
+    """Returns the terms of the reward among an environment's metrics, as far as their names show;
+    if none does, all metrics."""
     return {name: x for name, x in metrics.items() if "reward" in name} or dict(metrics)
 
 

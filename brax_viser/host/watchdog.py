@@ -20,10 +20,10 @@ WATCHDOGS = (
 such a program: it waits within a step. Without these flags XLA waits for ever."""
 
 SHARE = 0.5
-"""Share of that time that a hold may take, as the program's own work counts too."""
+"""Share of that timeout that a hold may take, as the program's own work counts too."""
 
 LOOK_SECONDS = 0.25
-"""s between two looks at whether a hold must end."""
+"""s between two checks whether a hold must end."""
 
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|us|ns|m|s)?")
@@ -52,7 +52,7 @@ def watchdog_of(flags: str) -> Watchdog | None:
 
 
 def _seconds(value: str) -> float:
-    """Returns a duration in s; infinite if it is none."""
+    """Returns a duration in s; infinite if it is not one."""
     parts = _DURATION.findall(value)
     if not parts or "".join(number + unit for number, unit in parts) != value:
         return math.inf
@@ -67,8 +67,8 @@ def usual() -> Watchdog | None:
 class HoldLimit:
     """Ends holds that last too long. Steps in between do not prolong one: the program goes on.
 
-    Has a thread of its own, if there is a limit: whatever the page's loop does, or waits for, the
-    process must not be ended.
+    Runs on a separate thread, if there is a limit: whatever the page's loop does or waits for, the
+    process must survive.
     """
 
     def __init__(self, hold: Hold, watchdog: Watchdog | None):

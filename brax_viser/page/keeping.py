@@ -136,7 +136,7 @@ class Keeping:
             size: pixels of a video or a picture, width and height.
             camera: "orbit", "front", "side" or "top", which follow a robot that travels, or the
                 name of a camera of the model; for videos and pictures.
-            progress: is told the share that is done, from 0 to 1.
+            progress: called with the share that is done, from 0 to 1.
 
         Raises:
             ValueError: no episode has been recorded yet, as is always so in processes other than

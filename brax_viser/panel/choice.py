@@ -36,7 +36,7 @@ class ChoiceFolder(Widgets):
     def __init__(self, tools: PanelTools):
         super().__init__(tools)
         self._shown_indices: tuple[int, ...] = ()
-        self._room = MOST_INDICES  # cells that there are robots for, once they are known
+        self._room = MOST_INDICES  # cells that robots can fill, once that is known
         with self._server.gui.add_folder("Which robots"):
             self._add_rollout()
             self._add_rule()
@@ -57,7 +57,7 @@ class ChoiceFolder(Widgets):
             tuple(SHOW_LABELS),
             initial_value="Training",
             hint="Training: the robots that the trainer learns from. Evaluation: those by which it "
-            "sees, now and then, how good the policy is.",
+            "now and then measures how good the policy is.",
         )
         self._on_change(self._show, self._steering.set_show, SHOW_LABELS.__getitem__)
 
@@ -169,7 +169,7 @@ class ChoiceFolder(Widgets):
         )
         self._set(self._indices, visible=selection.rule == "indices")
         if selection.indices != self._shown_indices:
-            # Leaves text alone that means the same: a person may be typing it.
+            # Text that means the same is left alone: a person may be typing it.
             self._shown_indices = selection.indices
             if _indices_or_none(str(self._indices.value)) != selection.indices:
                 self._set(self._indices, value=written(selection.indices))
@@ -178,7 +178,7 @@ class ChoiceFolder(Widgets):
         self._set(self._drawn, content=words.drawn(view))
 
     def _show_how_many(self, view: PanelView) -> None:
-        """Updates the limit on the robots that are drawn; there is none where they are listed."""
+        """Updates the limit on the drawn robots, which is hidden where these are listed."""
         selection, num_envs = view.selection, view.stream.num_envs
         if view.capacity:
             self._room = min(view.capacity, num_envs or view.capacity)
@@ -234,7 +234,8 @@ def check_indices(indices: Sequence[int], num_envs: int | None) -> None:
     """Checks that there are environments of these indices.
 
     Raises:
-        ValueError: there are not; never if `num_envs` is None, as their number is not known yet.
+        ValueError: an index is too high; not if `num_envs` is None, as their number is not known
+            yet.
     """
     if num_envs is None:
         return

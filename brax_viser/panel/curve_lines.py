@@ -27,7 +27,7 @@ MOST_LINES = 8
 """Maximum number of lines in the plot."""
 
 ALMOST = 1e-6
-"""Of a step: less than this is rounding."""
+"""Fraction of a step below which a difference is rounding."""
 
 TRAINING, EVALUATION = "training", "evaluation"
 
@@ -41,12 +41,12 @@ _TERMS = (
     ("eval/episode_", ("reward", "length"), ""),
     (RECORDED, (), ", recorded episodes"),
 )
-"""Beginnings of their names, what else begins so, and what is said of them."""
+"""Beginnings of their names, other names that begin so, and what the labels add."""
 
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """A curve in words, with its standard deviation if that was reported."""
+    """A labelled curve, with its standard deviation if that was reported."""
 
     label: str
     curve: CurveView
@@ -56,7 +56,7 @@ class Line:
 
 @dataclass(eq=False)
 class Plot:
-    """Arrays that share their places on the x-axis, [P] each."""
+    """Arrays over a common x-axis, [P] each."""
 
     x: np.ndarray
     lines: list[np.ndarray] = field(default_factory=list)  # NaN where a curve has not begun
@@ -64,7 +64,7 @@ class Plot:
     labels: list[str] = field(default_factory=list)
     colours: list[int] = field(default_factory=list)
     newest: list[float] = field(default_factory=list)  # value of each line, not smoothed
-    now: float | None = None  # place on the x-axis of what is on screen; `newest` are those there
+    now: float | None = None  # the moment on screen, on the x-axis; `newest` holds the values there
 
 
 def choices(metrics: Metrics, *, stepwise: bool = False) -> tuple[str, ...]:
@@ -98,7 +98,7 @@ def episode_of(episode: Episode, place: float) -> Plot:
 
     Args:
         episode: the episode.
-        place: how many of its steps are over, on screen.
+        place: how many of its steps have been played.
     """
     values = {
         name.removeprefix("metrics/"): np.where(np.isfinite(x), x, np.nan).astype(float)
@@ -113,8 +113,8 @@ def episode_of(episode: Episode, place: float) -> Plot:
 
 
 def marked(plot: Plot, low: float, high: float) -> Plot:
-    """Returns a plot with an upright line at `now` for a band, from the lower to the upper limit of
-    the y-axis: of two points, at which the lines have values as well."""
+    """Returns a plot whose band is a vertical line at `now`, from the lower to the upper limit of
+    the y-axis: two points, at which the lines get values too."""
     if plot.now is None:
         return plot
     at, gap = int(np.searchsorted(plot.x, plot.now)), np.full(len(plot.x), np.nan)
@@ -170,7 +170,7 @@ def _terms(metrics: Metrics) -> list[Line]:
             for term in terms
             if (curve := metrics.curve(names[term])) is not None
         ]
-        if found:  # the largest, of many
+        if found:  # only the largest, if there are many
             found.sort(key=lambda line: -np.nanmax(np.abs(line.curve.values), initial=0))
             return found[:MOST_LINES]
     return []
@@ -206,8 +206,8 @@ def plot_of(lines: Sequence[Line], *, by_time: bool = False, weight: float = 0.0
 def _band(
     x: np.ndarray, axis: np.ndarray, values: np.ndarray, spread: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns limits without NaN, at which uPlot fills areas that are none: beyond its curve the
-    band has no width."""
+    """Returns limits without NaN, at which uPlot would fill false areas: outside its curve the band
+    has no width."""
     middle, width = _at(x, axis, values), np.nan_to_num(_at(x, axis, spread))
     known = np.isfinite(middle)
     middle = np.interp(x, x[known], middle[known]) if known.any() else np.zeros(len(x))
@@ -219,5 +219,5 @@ def _at(x: np.ndarray, axis: np.ndarray, values: np.ndarray) -> np.ndarray:
     known = np.isfinite(values)
     if not known.any():
         return np.full(len(x), np.nan)
-    order = np.argsort(axis[known], kind="stable")  # a count that was corrected may step back
+    order = np.argsort(axis[known], kind="stable")  # a corrected count may step back
     return np.interp(x, axis[known][order], values[known][order], left=np.nan, right=np.nan)

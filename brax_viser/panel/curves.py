@@ -34,17 +34,17 @@ COLOURS = (
     "#f08c00",
     "#868e96",
 )
-"""Of the lines, in order."""
+"""Colours of the lines, in order."""
 
 EACH = 4
 """The plot is sent with every so many updates of the panel, about once a second."""
 
 MARK_SECONDS = 0.4
-"""s between two marks of the moment on screen, at least: the page is sent the whole plot each
+"""Shortest time between two marks of the moment on screen, s: the page is sent the whole plot each
 time."""
 
 MARK_COLOUR = "#7048e8"
-"""Of the line at the moment on screen, which is violet in the time bar as well."""
+"""Colour of the line at the moment on screen, violet as in the time bar."""
 
 BY_STEPS, BY_TIME = "Env steps", "Time"
 NOT_LOGARITHMIC = "Not logarithmic: some values are not above 0."
@@ -91,7 +91,7 @@ class CurvesControls(Widgets):
                 "Horizontal",
                 (BY_STEPS, BY_TIME),
                 hint="What the horizontal axis counts: env steps over all environments, or the "
-                "time of training since its first number, without that for which it was held.",
+                "time of training since its first number, leaving out holds.",
             )
             self._smooth = gui.add_slider(
                 "Smoothing",
@@ -213,7 +213,7 @@ class CurvesControls(Widgets):
 
 
 def _legend(plot: Plot) -> str:
-    """Names the lines, each with its newest value, or with that of the moment on screen."""
+    """Names the lines, each with its newest value or its value at the moment on screen."""
     moment = ""
     if plot.now is not None:
         moment = note(f"At {plot.now:.2f} of {plot.x[-1]:.2f} s, on screen now (violet line):")

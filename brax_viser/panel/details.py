@@ -124,7 +124,7 @@ def controls(view: Inside) -> str:
         return _title("Controls") + _small("This robot has no actuators.")
     if ctrl is None:
         return _title("Controls") + _small(
-            "What goes to the physics is not known here: only the action is known."
+            "The controls of the actuators are not known here, only the action."
         )
     kind = mujoco.mjtObj.mjOBJ_ACTUATOR
     names = [named(model, kind, i, "actuator") for i in range(model.nu)]
@@ -154,8 +154,8 @@ def observations(detail: Detail) -> list[str]:
 
 def picture(image: np.ndarray) -> str:
     """Returns an image, [H, W, C] of 0 to 1, as the policy is given it: one channel in grey, three
-    in colour, and of more channels, which are frames in a row, the last ones. Values beyond 1, as
-    of depths, are shown as shares of the largest."""
+    in colour, and of more channels, which are consecutive frames, the last ones. Values beyond 1,
+    as of depths, are shown as shares of the largest."""
     height, width, channels = image.shape
     shown = np.nan_to_num(image[..., -3:] if channels % 3 == 0 else image[..., -1])
     shown = shown / max(float(shown.max()), 1.0)

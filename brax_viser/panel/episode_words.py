@@ -13,7 +13,7 @@ ENDED = {"terminated": "terminated", "truncated": "time limit", "nonfinite": "Na
 """How an episode ended, in words."""
 
 MOST_LETTERS = 48
-"""Of how an episode ended, in a list."""
+"""Most letters in a list of how an episode ended."""
 
 OF_DRAWN = "Best and worst are of the robots drawn then, 16 at most, not of the whole batch."
 
@@ -69,7 +69,8 @@ def table(told: ReplayView, dt: float) -> str:
 
 
 def pair(shown: Summary, ghost: Summary, *, alone: bool) -> str:
-    """Says whose curves are drawn, of an episode and its ghost; `alone`: no other has one."""
+    """Names the episode and the ghost whose curves are drawn; `alone`: no other robot has a
+    ghost."""
     one, other = (f"{name(s)} · step {s.recording:,}" for s in (shown, ghost))
     others = "" if alone else ". Click on another robot for its own"
     return note(f"{one}; its ghost: {other}{others}.")

@@ -25,9 +25,9 @@ class EpisodesControls(Widgets):
         super().__init__(tools)
         self._active = False  # whether recorded episodes are on screen
         self._shown: tuple[Any, ...] = ()  # what the lists were made of
-        self._keys: dict[str, str] = {}  # of the recording's episodes, by label
+        self._keys: dict[str, str] = {}  # keys of the recording's episodes, by label
         self._ended: dict[str, Summary] = {}  # by label
-        self._places_of_ghosts: dict[str, int] = {}  # of recordings among all, by label
+        self._places_of_ghosts: dict[str, int] = {}  # places of recordings among all, by label
         self._note = self._server.gui.add_html("")
         self._table = self._server.gui.add_html("")
         self._add_choice()
@@ -105,7 +105,7 @@ class EpisodesControls(Widgets):
         self._set(self._note, content=episode_words.note_on(told))
         for handle in self._inside:
             self._set(handle, visible=bool(told.steps))
-        for handle in (self._table, self._only, self._compare):  # they tell of the recording
+        for handle in (self._table, self._only, self._compare):  # they describe the recording
             self._set(handle, visible=bool(told.steps) and told.trial is None)
         if not told.steps:
             return

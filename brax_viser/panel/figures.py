@@ -63,7 +63,7 @@ def _time(progress: ProgressView) -> tuple[Figure, Figure]:
     elif not ended:
         left = "" if progress.plays else "time left: not known yet"
     spent = f"{'took' if ended else 'for'} {duration(progress.elapsed)}" if progress.elapsed else ""
-    return (left, "At the speed so far. A training that is held does not age."), (
+    return (left, "At the speed so far, not counting holds."), (
         spent,
         "Since the first step, without the time for which the training was held.",
     )
@@ -72,12 +72,15 @@ def _time(progress: ProgressView) -> tuple[Figure, Figure]:
 def _reward(progress: ProgressView) -> tuple[Figure, Figure]:
     told = progress.rewards
     if told is None and progress.plays:
-        return ("no return yet", "It comes with the first episodes that end."), ("", "")
+        return ("no return yet", "Known once the first episodes have ended."), ("", "")
     if told is None:
-        return ("no reward yet", "It comes with the trainer's reports (progress_fn)."), ("", "")
+        return ("no reward yet", "Known from the trainer's reports (progress_fn)."), ("", "")
     name, hint = REWARD_NAMES[told.kind]
     length = f"over {told.episode_length:,.0f} steps" if told.episode_length else ""
-    return (f"{name} {number(told.newest)}", f"{hint} Told at {count(told.num_steps)} steps."), (
+    return (
+        f"{name} {number(told.newest)}",
+        f"{hint} Reported at {count(told.num_steps)} steps.",
+    ), (
         length,
         "Mean length of these episodes, in steps of one environment.",
     )

@@ -69,7 +69,7 @@ class PairCurves(Widgets):
             self._draw(self._distance, distance(*pair)[1:], np.zeros(0))
 
     def _draw(self, plot: Any, *lines: np.ndarray) -> None:
-        """Draws lines whose first points belong to the ends of the first step."""
+        """Draws lines; their first points are at the end of the first step."""
         assert self._shown is not None
         dt, most = self._shown[0].dt, max(map(len, lines))
         pad = functools.partial(_padded, most)

@@ -1,4 +1,4 @@
-"""Says what the live robots do: of a training, or driven by a policy that is played. Pure
+"""Describes what the live robots do: learn in a training, or follow a policy that is played. Pure
 functions."""
 
 from brax_viser.host.progress import count, waited
@@ -17,7 +17,7 @@ def on_screen(view: PanelView) -> str:
 
 
 def played(view: PanelView) -> tuple[str, str]:
-    """Returns the state, and more about it, where a policy is played and nothing is trained."""
+    """Returns the state, and more about it, while a policy is played and nothing is trained."""
     if not view.control.streaming:
         return "Streaming is off", "the policy plays on unseen"
     if view.progress.phase in ("waiting", "compiling"):

@@ -14,11 +14,11 @@ OVERLAY_HINTS = {
     "MuJoCo works it out of this step's coordinates and controls.",
     "trail": "A line along which the part that you clicked on has moved in the last three seconds; "
     "the trunk, if you clicked on none.",
-    "velocities": "How each part moves: its arrow ends where it would be a tenth of a second on.",
+    "velocities": "How each part moves: its arrow ends where it would be 0.1 s later.",
     "actuators": "What each motor is told, as an arrow along what it moves: red forwards, blue "
     "backwards, full at the end of its range.",
     "joint_axes": "An arrow along the axis about which each joint turns, or along which it slides.",
-    "violations": "Red where parts are within each other, and along joints beyond their limits.",
+    "violations": "Red where parts overlap, and along joints beyond their limits.",
     "com": "A ball at the centre of mass of the whole robot.",
     "inertia": "For each part, a box that has its mass and its inertia.",
     "tendons": "The paths of the tendons through the robot; red beyond their limits.",

@@ -48,8 +48,8 @@ class SandboxFolder(Widgets):
         self._fork = gui.add_button(
             "Fork the selected robot",
             icon=viser.Icon.GIT_FORK,
-            hint="Copies the selected robot as it is on screen, and plays the copy on in a MuJoCo "
-            "of its own, beside the others, where you can push it. The training is not touched.",
+            hint="Copies the selected robot as it is on screen into a separate MuJoCo simulation, "
+            "beside the others, where you can push it. The training is not touched.",
         )
         self._on_click_by(self._fork, self._actions.fork)
         self._go = gui.add_button_group(

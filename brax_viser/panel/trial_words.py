@@ -36,7 +36,7 @@ def told(view: PanelView) -> str:
 
 
 def named(trial: Trial) -> tuple[str, str]:
-    """Names both policies, each with the step of the training that it is of."""
+    """Names both policies, each with its step of the training."""
     names = []
     for chosen, episode in zip(trial.policies, trial.episodes, strict=True):
         step = f"step {count(episode.summary.num_steps)}"

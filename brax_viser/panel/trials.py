@@ -39,8 +39,8 @@ class TrialFolder(Widgets):
             self._run = gui.add_button_group(
                 "Run",
                 (trial_words.RUN,),
-                hint="Has each policy drive a robot of its own in MuJoCo, for up to 10 s of robot "
-                "time, then plays both as a recording is played. The training goes on meanwhile.",
+                hint="Has each policy drive a separate robot in MuJoCo, for up to 10 s of robot "
+                "time, then plays both like a recording. The training goes on meanwhile.",
             )
             self._on_click(self._run, self._begin)
             self._table = gui.add_html("")
@@ -66,7 +66,7 @@ class TrialFolder(Widgets):
             self._set(self._table, content=trial_words.table(trial))
 
     def _offer(self, handle: Any, choices: tuple[str, ...], usual: int) -> None:
-        """Updates a list; what was chosen stays, as far as it is still there."""
+        """Updates a list; the choice stays if it is still there."""
         if handle.options != choices:
             chosen = handle.value if handle.value in choices else _named(choices)[usual]
             handle.options = choices

@@ -71,7 +71,7 @@ def length(metres: float) -> str:
 
 
 def _up(number: float, parts: int) -> float:
-    """Rounds up to a whole number of parts of one, but for what the last digits add."""
+    """Rounds up to a multiple of 1 / `parts`, but not for rounding errors."""
     return math.ceil(parts * number - 1e-6) / parts
 
 
@@ -85,8 +85,8 @@ def twins(view: PanelView) -> str:
         return note("Twins need consecutive steps: choose Real time or Every step.", warning=True)
     if not view.controls_known:
         return note(
-            "What goes to the physics is not known here: give VisualizedEnv a ctrl_fn, which makes "
-            "it of the action.",
+            "The controls of the actuators are not known here: give VisualizedEnv a ctrl_fn, which "
+            "computes them from the action.",
             warning=True,
         )
     ghost, cost = view.frame.ghost if view.frame else None, view.twin_cost
@@ -119,8 +119,8 @@ def fork(view: PanelView) -> str:
         return note(f"There is no sandbox, all else goes on: {sandbox.fault}", warning=True)
     if sandbox.env is None:
         if view.selected_env is None:
-            return note("Click a robot, and take it as it is now into a MuJoCo of its own.")
-        return note(f"Takes env {view.selected_env} as it is now into a MuJoCo of its own.")
+            return note("Click a robot to take it as it is now into a separate MuJoCo simulation.")
+        return note(f"Takes env {view.selected_env} as it is now into a separate simulation.")
     where = f"Env {sandbox.env}, forked at step {count(sandbox.num_steps)}"
     if sandbox.begins:
         where = f"Env {sandbox.env}, from the start of an episode"

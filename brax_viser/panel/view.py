@@ -64,7 +64,7 @@ class ReplayView:
 
 @dataclass(frozen=True)
 class TrialView:
-    """The policies that can be compared, and what became of comparing them."""
+    """The policies that can be compared, and how the last comparison went."""
 
     choices: tuple[str, ...] = ()  # their names
     running: bool = False
@@ -128,7 +128,7 @@ class PanelView:
     hold_limit: str | None = None  # how long the hold may last, if that is limited
     terms: TermLog | None = None  # the selected robot's reward, if its details have come
     # The recorded episode on screen, of the selected robot or else the first, and how many of its
-    # steps are over; None while the robots are live.
+    # steps have been played; None while the robots are live.
     replayed: tuple[Episode, float] | None = None
     pair: tuple[Episode, Episode] | None = None  # that episode and its ghost, if it has one
     cells: tuple[str, ...] = ()  # notes about where robots are drawn

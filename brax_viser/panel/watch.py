@@ -48,8 +48,8 @@ class WatchControls(Widgets):
             "Hold at the first NaN",
             False,
             hint="Holds the training once, at the very step at which a reward, pose, velocity or "
-            "observation of any environment is no number any more (NaN or Inf), and selects that "
-            "environment. Tick it again for the next one.",
+            "observation of any environment turns NaN or Inf, and selects that environment. "
+            "Tick it again for the next one.",
         )
         self._on_change(self._hold_on_nan, self._steering.set_hold_on_nan, bool)
 

@@ -16,7 +16,7 @@ from brax_viser.runs.folder import RunFolder
 def copied(
     info: RunInfo, episodes: Sequence[Episode], curves: Mapping[str, np.ndarray]
 ) -> Iterator[str]:
-    """Yields the path of a run directory with these, which is removed afterwards.
+    """Yields the path of a run directory with these episodes, which is removed afterwards.
 
     Args:
         info: the training.
@@ -37,7 +37,7 @@ def copied(
 
 
 def gathered(kept: Episodes) -> list[Episode]:
-    """Returns all episodes, but for any that is dropped meanwhile. Raises ValueError if a file is
+    """Returns all episodes except those that are dropped meanwhile. Raises ValueError if a file is
     damaged."""
     found = []
     for summary in kept.summaries():

@@ -1,5 +1,5 @@
-"""Writes whole files, so that none is ever there by half, and packs arrays into them. The files are
-local ones or, by etils' epath, those of gs:// and s3://."""
+"""Writes files so that none is ever half there, and packs arrays into them. Files are local or,
+through etils' epath, in gs:// and s3://."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 UNFINISHED = ".part"
-"""How the names of files end while they are written. They begin with a dot."""
+"""Ending of the names of files that are being written. These names begin with a dot."""
 
 
 class Damaged(ValueError):
@@ -19,7 +19,7 @@ class Damaged(ValueError):
 
 
 def path_of(path: str | os.PathLike[str]) -> epath.Path:
-    """Returns a path that stays where it is when the process changes its folder."""
+    """Returns a path that still holds when the process changes its working directory."""
     given = epath.Path(path).expanduser()
     return given.resolve() if is_local(given) else given
 
@@ -30,8 +30,8 @@ def is_local(path: epath.Path) -> bool:
 
 
 def write(path: epath.Path, data: bytes) -> None:
-    """Writes a file that is there as a whole or not at all, whenever the process or the machine is
-    stopped; an older one of that name is replaced.
+    """Writes a file that is there as a whole or not at all, even if the process or the machine
+    stops; an older file of that name is replaced.
 
     Raises:
         OSError: it cannot be written. Other stores than the local one raise their own errors.
@@ -50,15 +50,15 @@ def write(path: epath.Path, data: bytes) -> None:
 
 
 def create(path: epath.Path, data: bytes) -> bool:
-    """Writes a file that must not exist yet. Of several processes that try, one does.
+    """Writes a file that must not exist yet. Of several processes that try, only one succeeds.
 
     Returns:
-        Whether it did: False if the file exists.
+        Whether this one has: False if the file exists.
 
     Raises:
         OSError: as for `write`.
     """
-    if not is_local(path):  # without exclusive creation: the last one to write has it
+    if not is_local(path):  # stores have no exclusive creation: the last writer wins
         if path.exists():
             return False
         path.write_bytes(data)
@@ -113,7 +113,7 @@ def read_arrays(path: epath.Path, key: object) -> dict[str, np.ndarray]:
 
 
 def remove_unfinished(folder: epath.Path) -> None:
-    """Removes what a killed process left behind in a local folder that belongs to this one."""
+    """Removes what a killed process left behind in a local folder that belongs to this process."""
     if is_local(folder) and folder.is_dir():
         for path in folder.iterdir():
             if path.name.startswith(".") and path.name.endswith(UNFINISHED):
@@ -168,7 +168,7 @@ def _write_through(path: epath.Path, data: bytes, mode: str) -> None:
 
 
 def _sync_folder(folder: epath.Path) -> None:
-    """Has a new name survive a power failure, where the system can open folders."""
+    """Makes a new name survive a power failure, where the system can open folders."""
     if os.name == "nt":
         return
     opened = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Keeps one training in its run directory, on a thread of its own, and never fails its caller."""
+"""Keeps one training in its run directory, on a separate thread, and never fails its caller."""
 
 import logging
 import os
@@ -17,10 +17,10 @@ from brax_viser.runs.thinning import acting_at, surplus
 log = logging.getLogger("brax_viser")
 
 DISK_BYTES = 1_000_000_000
-"""Bytes that a run directory may have."""
+"""Bytes that a run directory may take."""
 
 RETRY_SECONDS = 5.0
-"""After a failure, how long until writing is tried again."""
+"""s after a failure until writing is tried again."""
 
 
 class RunFolder:
@@ -45,7 +45,7 @@ class RunFolder:
                 if these alone do not fit.
 
         Raises:
-            ValueError: it is no directory, cannot be written or holds another training, finished
+            ValueError: it is not a directory, cannot be written or holds another training, finished
                 or running; or `max_bytes` is not positive.
         """
         if max_bytes <= 0:
@@ -172,7 +172,7 @@ class RunFolder:
         return layout.read_episode(path, key)
 
     def policies(self) -> tuple[int, ...]:
-        """Returns the env steps trained of all kept policies, ascending."""
+        """Returns the env steps that each kept policy was trained for, ascending."""
         return tuple(sorted({*self._policies, *self._store.contents.policies}))
 
     def policy(self, num_steps: int) -> dict[str, np.ndarray]:
@@ -266,7 +266,7 @@ class RunFolder:
             self._store.write_holds(holds)
 
     def _packed(self, pack: Callable[[], Any]) -> Any:
-        """Returns what `pack` does; None if it cannot be packed, as trying again would not help."""
+        """Returns the result of `pack`; None if it fails, as trying again would not help."""
         try:
             return pack()
         except Exception as error:
@@ -291,5 +291,5 @@ def _bytes_of(array: object) -> int:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, FileExistsError | NotADirectoryError):
-        return "it is no directory"
+        return "it is not a directory"
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__

@@ -78,7 +78,7 @@ class Keeper:
         return MEMORY_AFTER if self._run_dir is None else 0.0
 
     def begin(self, info: RunInfo) -> None:
-        """Begins with another training. The files of the one before are finished."""
+        """Begins to keep another training. The files of the one before are finished."""
         with self._lock:
             self._finish()
             self._info, self._begun = info, self._begun + 1
@@ -120,7 +120,7 @@ class Keeper:
                 self._policies.add(num_steps, params, best)
 
     def policies(self) -> tuple[int, ...]:
-        """Returns the env steps trained of all kept policies, ascending."""
+        """Returns the env steps that each kept policy was trained for, ascending."""
         return (self._policies.steps if self._folder is None else self._folder.policies)()
 
     def policy(self, num_steps: int) -> Mapping[str, np.ndarray]:

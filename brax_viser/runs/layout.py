@@ -28,7 +28,7 @@ INDEX_BYTES = 300
 """Bytes that an episode takes in the index, at most."""
 
 MOST_LETTERS = 2000
-"""Letters that are kept of a setting which is no plain value."""
+"""Letters that are kept of a setting that is not a plain value."""
 
 _OWN = ("qpos", "qvel", "link_pos", "link_rot")
 _COMMON = ("env", "backend", "dt", "num_envs", "trainer", "started")
@@ -168,7 +168,7 @@ def read_episode(path: epath.Path, key: str) -> Episode:
         own = {name: arrays[name] for name in _OWN}
         summary, dt = parse_summary(record), float(record["dt"])
     except (KeyError, TypeError, ValueError) as error:
-        raise Damaged(f"{path} is no episode: {error}") from error
+        raise Damaged(f"{path} is not an episode: {error}") from error
     steps, model = (_below(arrays, folder) for folder in ("steps/", "model/"))
     return Episode(summary=summary, dt=dt, **own, steps=steps, model=model)
 
@@ -257,7 +257,7 @@ def parse_index(data: bytes) -> Contents:
 
 
 def plain(value: Any) -> Any:
-    """Returns a value in JSON's types. What is none of these becomes its name or its text."""
+    """Returns a value in JSON's types. Values of other types become their names or texts."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):

@@ -95,7 +95,8 @@ class RecentPolicies:
     """Policies of one training in memory. Thread-safe.
 
     Above their bytes they are dropped evenly over the training, never the first, the newest, or the
-    best. One of fewer steps than the newest is of another training: those before it are dropped.
+    best. A policy of fewer steps than the newest belongs to another training: those before it are
+    dropped.
     """
 
     def __init__(self, max_bytes: int = POLICY_BYTES) -> None:
@@ -127,7 +128,7 @@ class RecentPolicies:
             self._policies = {n: p for n, p in policies.items() if n not in gone}
 
     def steps(self) -> tuple[int, ...]:
-        """Returns the env steps trained of each, ascending."""
+        """Returns the env steps that each policy was trained for, ascending."""
         return tuple(self._policies)
 
     def get(self, num_steps: int) -> Mapping[str, np.ndarray]:

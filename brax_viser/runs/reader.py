@@ -17,7 +17,7 @@ from brax_viser.runs.files import Damaged
 log = logging.getLogger("brax_viser")
 
 LOOK_SECONDS, LOOK_SECONDS_REMOTE = 0.5, 5.0
-"""Least time between two looks for new episodes, on this machine and in other stores."""
+"""Shortest time between two checks for new episodes, on this machine and in other stores."""
 
 
 class SavedRun:
@@ -84,7 +84,7 @@ class SavedRun:
             raise
 
     def policies(self) -> tuple[int, ...]:
-        """Returns the env steps trained of all kept policies, ascending."""
+        """Returns the env steps that each kept policy was trained for, ascending."""
         self._look()
         return self._policies
 
@@ -136,7 +136,7 @@ class SavedRun:
                 self._warn(self._path, f"{self._path} cannot be read: {error}")
 
     def _read_index(self) -> None:
-        """Takes over what the index lists; without a sound one, what is in the directory."""
+        """Adopts what the index lists or, without a sound index, what is in the directory."""
         path = self._path / layout.INDEX
         try:
             index = path.read_bytes()
@@ -165,7 +165,7 @@ class SavedRun:
         self._keep(kept)
 
     def _collect(self) -> None:
-        """Takes over the policies and the episodes that are in the directory."""
+        """Adopts the policies and the episodes that are in the directory."""
         policies = (path.stem for path in _npz_in(self._path / layout.POLICIES))
         self._policies = tuple(sorted(int(name) for name in policies if name.isdecimal()))
         kept = {}
@@ -206,15 +206,15 @@ def open_run(path: str | os.PathLike[str]) -> SavedRun:
         path: as for `RunFolder`.
 
     Raises:
-        ValueError: it is no run directory, its model is missing or of another version of MuJoCo, or
-            it was written by a newer brax_viser. The message says what to do.
+        ValueError: it is not a run directory, its model is missing or of another version of MuJoCo,
+            or it was written by a newer brax_viser. The message says what to do.
     """
     folder = files.path_of(path)
     try:
         record = layout.parse_run(files.read(folder / layout.RUN, layout.RUN))
     except KeyError:
         raise ValueError(
-            f"{folder} is no run directory: it has no {layout.RUN}{_runs_below(folder)}"
+            f"{folder} is not a run directory: it has no {layout.RUN}{_runs_below(folder)}"
         ) from None
     except ValueError as error:
         raise ValueError(f"{folder} cannot be opened: {error}") from error

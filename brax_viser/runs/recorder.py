@@ -15,7 +15,7 @@ MOST_BYTES = 64 * 2**20
 
 
 class Recorder:
-    """Begins a recording at a rhythm, and ends it once it has its episodes."""
+    """Begins recordings at regular times, and ends each once it has its episodes."""
 
     def __init__(self, after: float):
         """Begins nothing yet.

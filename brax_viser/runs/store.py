@@ -68,7 +68,7 @@ class Store:
         for folder in (layout.EPISODES, layout.POLICIES):
             (self._path / folder).mkdir(exist_ok=True)
         if not self.has_model:
-            self._list({}, {})  # before the model: what can be opened has a list
+            self._list({}, {})  # before the model: any directory that can be opened has a list
             arrays = files.pack(layout.model_arrays(self._model))
             files.write(self._path / layout.MODEL_ARRAYS, arrays)
             files.write(self._path / layout.MODEL, self._model_bytes)

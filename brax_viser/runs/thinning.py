@@ -12,9 +12,9 @@ def surplus(
 ) -> list[int]:
     """Returns the steps to drop so that the others fit into `max_bytes`, in the order of dropping.
 
-    What goes first is what leaves the smallest gap behind, so the others stay evenly spaced over
-    the training. The first, the newest and those in `kept` are never dropped, even if they alone
-    do not fit.
+    Those that leave the smallest gap are dropped first, so that the others stay evenly spaced over
+    the training. The first, the newest and those in `kept` are never dropped, even if they alone do
+    not fit.
 
     Args:
         steps: env steps trained, ascending and distinct.
@@ -39,7 +39,7 @@ def acting_at(at: float, steps: Sequence[int]) -> int:
 
     Args:
         at: env steps trained.
-        steps: env steps trained of each policy, ascending; at least one.
+        steps: env steps that each policy was trained for, ascending; at least one.
     """
     return steps[max(bisect.bisect_right(steps, at) - 1, 0)]
 

@@ -48,8 +48,8 @@ class Window:
         """Begins.
 
         Args:
-            most_steps: after so many steps it is finished in any case.
-            most_envs: of each process of the training, in the order in which they are drawn.
+            most_steps: steps after which the window is finished in any case.
+            most_envs: most environments of each process, in the order in which they are drawn.
             most_bytes: memory for the steps, of each process; there are fewer environments if their
                 steps need more.
         """
@@ -63,7 +63,7 @@ class Window:
 
     @property
     def finished(self) -> bool:
-        """Whether each environment has finished an episode, or there were steps enough."""
+        """Whether each environment has finished an episode, or enough steps have been taken."""
         if self._steps >= self._most_steps:
             return True
         wanted = [env for envs in self._wanted.values() for env in envs]
@@ -163,8 +163,8 @@ class Window:
 
 
 def choose(episodes: list[Episode], rng: np.random.Generator) -> list[Episode]:
-    """Returns the best, the worst, one that fell and one at random, as far as there are so many,
-    with `kept_as` set; in the order of their environments."""
+    """Returns the best, the worst, one that fell and one at random, if there are that many, with
+    `kept_as` set; in the order of their environments."""
     summaries = [episode.summary for episode in episodes]
     order = sorted(range(len(episodes)), key=lambda i: _rank(summaries[i]))
     kept: dict[int, list[str]] = {order[-1]: ["best"]}

@@ -1,4 +1,4 @@
-"""Works off what a person asks for, one thing at a time."""
+"""Carries out requests of a person, one at a time."""
 
 import logging
 import threading
@@ -11,14 +11,14 @@ log = logging.getLogger("brax_viser")
 
 
 class Newest(Generic[Wish]):
-    """Works off wishes on one thread, which is there only while there is work. Of those that come
-    meanwhile, only the newest is worked off: many clicks make neither many threads nor a queue."""
+    """Carries out wishes on one thread, which exists only while there is work. Of those that come
+    meanwhile, only the newest is carried out: many clicks make neither many threads nor a queue."""
 
     def __init__(self, work: Callable[[Wish], object], name: str):
         """Starts nothing yet.
 
         Args:
-            work: called on the thread with each wish that is worked off.
+            work: called on the thread with each wish that is carried out.
             name: of the thread, which inherits its priority from the one that wishes.
         """
         self._work, self._name = work, name
@@ -27,7 +27,7 @@ class Newest(Generic[Wish]):
         self._works = False
 
     def wish(self, wish: Wish) -> None:
-        """Has a wish worked off next, in place of one that waits. Called on any thread."""
+        """Has a wish carried out next, in place of one that waits. Called on any thread."""
         with self._lock:
             self._waits, begins = [wish], not self._works
             self._works = True
@@ -43,6 +43,6 @@ class Newest(Generic[Wish]):
                 wish = self._waits.pop()
             try:
                 self._work(wish)
-            # The next wish must be worked off, whatever has come of this one.
+            # The next wish must be carried out even if this one has failed.
             except Exception as error:
                 log.error("%s failed", self._name, exc_info=error)

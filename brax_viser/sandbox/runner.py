@@ -1,4 +1,4 @@
-"""Runs a sandbox by the clock, in a thread of its own, which also carries out commands."""
+"""Runs a sandbox by the clock, on a separate thread, which also carries out commands."""
 
 import queue
 import threading
@@ -12,8 +12,8 @@ from brax_viser.sandbox.simulation import Pose, Sandbox
 Command = Callable[[Sandbox], Any]
 
 LATE = 0.25
-"""s that it may lag behind the clock and still make up for. A longer lag is dropped: the robot must
-not rush after the seconds that compiling takes."""
+"""Largest lag behind the clock, s, that is made up for. A longer lag is dropped: the robot must not
+rush after the seconds that compiling takes."""
 
 
 class SandboxThread:

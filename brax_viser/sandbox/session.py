@@ -276,7 +276,7 @@ class SandboxSession:
             self._prepare(fork, self.trained)
 
     def _prepare(self, fork: _Fork, trained: Trained | None) -> None:
-        """Makes the sandbox. Runs on a thread of its own."""
+        """Makes the sandbox. Runs on a separate thread."""
         from brax_viser.model.physics import varied
         from brax_viser.sandbox.runner import SandboxThread
         from brax_viser.sandbox.simulation import Sandbox

@@ -1,4 +1,5 @@
-"""Runs policies from one start, each in a MuJoCo of its own, and keeps what they did as episodes.
+"""Runs policies from one start, each in a separate MuJoCo simulation, and keeps what they did as
+episodes.
 
 Unlike a sandbox these do not run by the clock, so that they can be played at any speed, back and
 forth, as recorded episodes are. JAX is imported when they run, not with this module.
@@ -27,7 +28,8 @@ class PolicyStore(Protocol):
     """Kept policies of one training."""
 
     def steps(self) -> tuple[int, ...]:
-        """Returns the env steps trained of each, ascending. Called on viser's loop."""
+        """Returns the env steps that each policy was trained for, ascending. Called on viser's
+        loop."""
         ...
 
     def get(self, num_steps: int) -> Trained:
@@ -105,7 +107,8 @@ class Stage:
         Args:
             policies: at least one.
             start: the state that all begin with.
-            seed: of the reset, and of what the policies and the environment draw, all alike.
+            seed: of the reset, and of the random numbers of policies and environment: the same for
+                all.
             seconds: the longest an episode may be, s of robot time.
             given_up: whether the result is not wanted any more; asked after each step.
 

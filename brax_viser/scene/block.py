@@ -116,7 +116,7 @@ class Block:
         Returns how many bytes of robots each page is sent.
 
         Args:
-            view: of a moment; at most `count` environments, in the order of the cells.
+            view: what is drawn; at most `count` environments, in the order of the cells.
             look: how to draw them.
         """
         frame, count = view.frame, len(view.frame.env_index)
@@ -280,7 +280,7 @@ class Block:
             self.robots.vary(variants.places(shapes, self.drawn_envs.tolist(), self.count))
 
     def _bring_back(self, count: int) -> None:
-        """Moves robots that have left their cells back. Their motion is unchanged."""
+        """Moves robots that have left their cells back into them. Their motion is unchanged."""
         link = self.model.roaming_link
         moved = moved_back(self.model, self.grid, self.pos[:count, link, :2])
         if moved.any():

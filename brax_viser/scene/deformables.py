@@ -53,7 +53,7 @@ class Sheets:
             lod="off",
             flat_shading=True,
             side="double",
-            receive_shadow=False,  # its own other side would cast one on it
+            receive_shadow=False,  # its back would cast a shadow on its front
             scale=scale,
         )
 

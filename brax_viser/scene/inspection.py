@@ -12,7 +12,7 @@ from brax_viser.scene.look import Look
 from brax_viser.scene.overlays import OVERLAYS, Overlays, Recent
 
 _ALIKE: dict[str, np.ndarray] = {}
-"""The model fields of its own that an environment has if all have the same model: none."""
+"""An environment's own fields of the model if all have the same model: none."""
 
 
 class Inspection:

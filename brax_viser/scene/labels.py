@@ -15,8 +15,8 @@ wire as on the screen."""
 
 
 def label_texts(frame: Frame, model: Model, look: Look) -> list[str]:
-    """The text above each of the first robots of a frame, at most `MAX_LABELS`; of robots that
-    travel, with how far they are from the origin of their world, which a moving floor hides."""
+    """The text above each of the first robots of a frame, at most `MAX_LABELS`; for robots that
+    travel, it says how far they are from the origin of their world, which a moving floor hides."""
     texts, link = [], model.roaming_link
     for row, env in enumerate(frame.env_index[:MAX_LABELS].tolist()):
         text = label_of(frame, row, model.dt, look)

@@ -25,7 +25,7 @@ class Ring:
         self.handle: viser.BatchedMeshHandle | None = None
 
     def draw(self, place: np.ndarray | None) -> None:
-        """Puts the ring to a place, float [3] in m; None hides it."""
+        """Puts the ring at a place, float [3] in m; None hides it."""
         if place is None:
             if self.handle is not None and self.handle.visible:
                 self.handle.visible = False

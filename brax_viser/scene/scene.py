@@ -41,7 +41,7 @@ class Scene:
         self.scale = 1.0
         self._surroundings = "light"
         self.bounds = np.zeros((2, 3))
-        self._fitted: int | None = None  # how many robots of the only block cameras are to see
+        self._fitted: int | None = None  # how many robots of the only block cameras must show
         self._followed: tuple[str, int] | None = None
         self._anchor = np.zeros(3)  # m, where a followed robot stays
         # By client id: the page's camera, and the model's camera that it looks through.
@@ -104,7 +104,7 @@ class Scene:
             self.bring_back_visitors()
 
     def fit(self, count: int | None) -> None:
-        """Has cameras that no user has moved see so many robots of the only block; None: all."""
+        """Points cameras that no user has moved at so many robots of the only block; None: all."""
         count = count if len(self.blocks) == 1 else None
         if count != self._fitted:
             self._fitted = count
@@ -298,7 +298,8 @@ class Scene:
         return self.blocks[role].model is model and self.blocks[role].count == count
 
     def _can_stay(self, role: str, block: Block, offset: np.ndarray) -> bool:
-        """Whether a block can stay: making large meshes again takes the loop and the pages long."""
+        """Whether a block can stay: making large meshes again takes the loop and the pages a long
+        time."""
         if not self._is_as_wanted(role):
             return False
         return block.scale == self.scale and np.array_equal(block.offset, offset)

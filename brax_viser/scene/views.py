@@ -11,7 +11,8 @@ RESHAPED = 0.02
 """Relative change of a window's shape from which on its camera is placed again."""
 
 SLIMMEST = 20.0
-"""Longer over shorter side of a window for which a camera is placed: pages tell of none at all."""
+"""Longer over shorter side of a window for which a camera is placed: a page may report any
+shape."""
 
 MOVED = 0.01
 """Distance, relative to that of the robots, from which on a camera counts as moved by its user."""

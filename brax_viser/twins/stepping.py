@@ -178,7 +178,7 @@ class Stepping:
         before = [segment.before for segment in segments]
         moments = np.array([1 + len(segment.steps) for segment in segments])
         begins = moments.cumsum() - moments
-        # Fills all moments with the state before each segment's steps; stepped ones are replaced.
+        # Fills all rows with the state before each segment's steps; those of steps are replaced.
         states, warmstarts, link_pos, link_rot = (
             np.array([getattr(moment, name) for moment in before]).repeat(moments, axis=0)
             for name in ("state", "warmstart", "link_pos", "link_rot")
@@ -187,7 +187,7 @@ class Stepping:
         result = StepResult(
             segments, begins.tolist(), states, warmstarts, link_pos, link_rot, sound
         )
-        steps = np.arange(len(states)) - begins.repeat(moments)  # taken before each moment
+        steps = np.arange(len(states)) - begins.repeat(moments)  # taken before each state
         after = np.flatnonzero(steps)
         if not len(after):
             return result
