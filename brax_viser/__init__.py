@@ -27,8 +27,8 @@ _log = logging.getLogger(__name__)
 
 
 def _handle(record: logging.LogRecord) -> None:
-    """Logs, and never raises: where the log and stderr are closed, Python's own way of saying so
-    would, which in a call from the device ends the training."""
+    """Logs, and never raises: where the log and stderr are closed, Python's own report of that
+    would raise, and in a call from the device end the training."""
     with contextlib.suppress(OSError, ValueError):
         logging.Logger.handle(_log, record)
 

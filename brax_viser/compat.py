@@ -110,12 +110,12 @@ def give_playground_model(env: Any, model: Any) -> bool:
 
 
 CLOSE_SECONDS = 1.0
-"""Timeout for a page to part in good order. websockets' own, 10 s, is how long a client that has
-stalled would keep a viewer from closing."""
+"""Timeout for a page's part in closing. With websockets' own, 10 s, a client that has stalled would
+keep a viewer from closing for as long."""
 
 PING_SECONDS = 20.0
-"""s after which a page is asked whether it is there, and in which it must answer: one that does not
-has stalled, or its network is lost, and comes back as a new page."""
+"""s between two pings to a page, and in which it must answer: one that does not has stalled, or its
+network is lost, and comes back as a new page."""
 
 _serving = threading.Lock()
 
@@ -128,8 +128,8 @@ def asking_before_viser(
 ) -> Iterator[bool]:
     """Has viser's servers that are made meanwhile send what `respond(connection, request, answer)`
     returns, or has awaited, where `answer()` is viser's own response and None opens a websocket.
-    `taken` returns what serves that in place of viser, or None. `settings` are more of websockets'
-    `serve`: its log, its encryption, and so on. For viser 1.1.
+    `taken` returns what serves that in place of viser, or None. `settings` are further arguments of
+    websockets' `serve`: its log, its encryption, and so on. For viser 1.1.
 
     Yields:
         Whether they do: not with other versions, nor where viser calls websockets differently.
@@ -187,8 +187,8 @@ def limit_messages(connection: Any, size: int) -> None:
 
 
 def accepted(server: Any) -> int:
-    """Returns how many connections a websockets server has, those included with which encryption is
-    still being agreed upon, Python 3.11 to 3.13; 0 if that is not known."""
+    """Returns how many connections a websockets server has, including those that still negotiate
+    encryption, Python 3.11 to 3.13; 0 if that is not known."""
     listening = getattr(server, "server", None)
     transports = getattr(listening, "_clients", None)  # since Python 3.12
     return getattr(listening, "_active_count", 0) if transports is None else len(transports)
@@ -203,7 +203,8 @@ def read_at_most(transport: Any, size: int) -> None:
 
 def limit_requests(protocol: Any, most: int, refusal: Callable[[Exception], bytes]) -> None:
     """Has a new connection of websockets 13 to 16 take requests of `most` bytes in all, instead of
-    8,192 in each of 128 lines, and answer before it ends for an error, where it would say nothing.
+    8,192 in each of 128 lines, and send an answer before it ends because of an error, where it
+    would end without one.
 
     Args:
         protocol: the connection's `ServerProtocol`, which has read nothing yet.

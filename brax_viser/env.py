@@ -140,8 +140,8 @@ class VisualizedEnv(AnyWrapper):
 
         Raises:
             TypeError: `env` is not an environment, or another argument has the wrong type.
-            ValueError: a value is out of its limits, `env` has no MuJoCo model or one that does not
-                match the model that it steps, or it is wrapped already.
+            ValueError: a value is outside its limits, `env` has no MuJoCo model or one that does
+                not match the model that it steps, or it is wrapped already.
         """
         env = within(env)  # another wrapper's `unwrapped` means the base, for a viewer of its own
         adapter = adapter_for(env, ctrl_fn, mj_model)

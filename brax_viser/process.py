@@ -19,12 +19,12 @@ BY_THEMSELVES = {
     for name in ("SIGCHLD", "SIGWINCH", "SIGPROF", "SIGVTALRM")
     if (number := getattr(signal, name, None)) is not None
 }
-"""Signals that come without anybody's doing, some of them many times a second: when a child process
-ends, a terminal changes its size, or a profiler looks. They are not passed on."""
+"""Signals that come by themselves, some of them many times a second: when a child process ends, a
+terminal changes its size, or a profiler takes a sample. They are not passed on."""
 
 
 class SignalWatch:
-    """Calls back on signals that have a handler in Python, on a thread of its own; Python's own
+    """Calls back on signals that have a handler in Python, on a separate thread; Python's own
     handling is not affected.
 
     Python runs signal handlers only on the main thread, between bytecodes, and a held training
@@ -40,13 +40,14 @@ class SignalWatch:
         """Hears nothing yet.
 
         Args:
-            heard: called with the number of each signal, but for those in `BY_THEMSELVES`.
+            heard: called with the number of each signal, except those in `BY_THEMSELVES`.
         """
         self._heard, self._closed = heard, False
 
     def start(self) -> None:
-        """Starts listening. To be called again where others, such as an event loop of asyncio, may
-        have set the descriptor since: they are passed on what comes. Does nothing once closed."""
+        """Starts listening. Must be called again where others, such as an event loop of asyncio,
+        may have set the descriptor since: signals are passed on to them. Does nothing once
+        closed."""
         if not self._closed:
             _wakeups.add(self, self._heard)
 
@@ -214,7 +215,7 @@ interpreter = Interpreter()
 
 
 LOOK_SECONDS = 1.0
-"""s between two looks at whether a parent lives."""
+"""s between two checks whether the parent lives."""
 
 
 def end_with(parent: int) -> None:

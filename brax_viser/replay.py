@@ -39,10 +39,10 @@ class ReplayViewer(Viewer):
             run: the training.
             episodes: those that are kept.
             policies: those that can be compared; None: none.
-            run_dir: where the episodes are kept, from which each page can have a replay of its own;
-                None: it has one of a copy.
-            relayed: whether another viewer relays the page, for one person alone: it says no more
-                than its port, and the page writes no files.
+            run_dir: directory of the episodes, of which each page can have a separate replay; None:
+                it has one of a copy.
+            relayed: whether another viewer relays the page, for one person alone: it prints only
+                its port, and the page writes no files.
             options: those of `Viewer`.
 
         Raises:
@@ -83,8 +83,8 @@ class ReplayViewer(Viewer):
         self._shared.progress.metrics.replace(curves)
 
     def show_holds(self, steps: Iterable[int]) -> None:
-        """Marks in the time bar at which env steps the training was held, in place of those marked
-        before."""
+        """Marks in the time bar the env steps at which the training was held, in place of earlier
+        marks."""
         if self._page is not None:
             self._page.inbox.enqueue(functools.partial(self._page.timeline.show_holds, steps))
 

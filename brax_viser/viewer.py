@@ -75,7 +75,7 @@ class Viewer(Controls):
     """
 
     _made = 0  # viewers, in this process
-    _shows_newest = False  # environment, even if another was stepped last
+    _shows_newest = False  # whether the newest environment is shown, whichever was stepped last
     _server: PageServer | None = None  # these three only in the first process
     _page: Page | None = None
     _leader: "Leader | None" = None
@@ -119,10 +119,10 @@ class Viewer(Controls):
             origins: further addresses of the page, such as a proxy's "https://hub.example.org".
             run_dir: directory without a training, in which recorded episodes, curves and policies
                 are kept; see `runs.keeper.Keeper`. None keeps the newest episodes in memory.
-            max_run_bytes: bytes that its files may have; above, recordings are thinned evenly.
+            max_run_bytes: bytes that its files may take; above that, recordings are thinned evenly.
 
         Raises:
-            ValueError: a value is out of its limits, or `host` or `run_dir` can't be used.
+            ValueError: a value is outside its limits, or `host` or `run_dir` can't be used.
             RuntimeError: viser is untested: it answers everybody, and `token` is not False.
             ImportError: several processes run the training, and ZeroMQ is not installed.
         """

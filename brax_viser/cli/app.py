@@ -80,7 +80,7 @@ def train(
         mode: realtime, latest or every_step.
         page: where the page is served, and who may open it.
         save_dir: folder for the policy, recorded episodes and curves; runs/ENV-TIME if not given.
-        max_run_bytes: bytes that its files may have; above, recordings are thinned evenly.
+        max_run_bytes: bytes that its files may take; above that, recordings are thinned evenly.
         keep_open: keep the page open after the training, until Ctrl-C.
     """
     where = save_dir or f"runs/{env}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -137,7 +137,7 @@ def _note(arguments: Arguments, where: str) -> None:
 
 
 class _Run:
-    """A training on a thread of its own, and its results.
+    """A training on a separate thread, and its results.
 
     XLA runs an epoch of minutes in one call that Ctrl-C cannot interrupt; the main thread only
     waits, and can always be interrupted.
@@ -145,12 +145,12 @@ class _Run:
 
     def __init__(self) -> None:
         self.viewer: Viewer | None = None
-        # The newest finite parameters that the trainer has handed out, on the host, and what makes
-        # a policy of them.
+        # The newest finite parameters that the trainer has handed out, on the host, and the
+        # function that makes a policy of them.
         self.params: Any = None
         self.make_policy: Callable[..., Any] | None = None
-        self.robots: Callable[..., Driving] | None = None  # those that go on after the training
-        self.step = 0  # env steps trained up to them; 0 for those of the end
+        self.robots: Callable[..., Driving] | None = None  # makes those that go on afterwards
+        self.step = 0  # env steps that they were trained for; 0: the final ones
         self.spoilt = False  # whether the newest parameters have a NaN or an Inf
         self.refusal: str | None = None
         self.error: BaseException | None = None
@@ -168,7 +168,7 @@ class _Run:
             self.params, self.step = params, step
 
     def go_on(self) -> None:
-        """Has robots go on after the training, driven by its policy, on a thread of its own."""
+        """Has robots go on after the training, driven by its policy, on a separate thread."""
         assert self.viewer is not None
         known = self.params is not None and self.make_policy is not None
         stream = self.viewer.stats().streams.get("train")

@@ -33,9 +33,9 @@ LOG_SECONDS = 120.0
 
 
 class TrainingBar:
-    """A context that keeps a line at the lower end of the terminal. What is printed meanwhile,
-    warnings and tracebacks included, comes above it. Elsewhere than in a terminal, as in a log,
-    a line is added now and then, and one at the end."""
+    """A context that keeps a line at the lower end of the terminal. Other output, warnings and
+    tracebacks included, appears above it. Outside of a terminal, as in a log, a line is added now
+    and then, and one at the end."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic):
         self._console, self._clock, self._line = console, clock, _Line()
@@ -72,7 +72,8 @@ class TrainingBar:
 
 
 class _Line:
-    """Renders the progress in one line of any width: what matters least is left out first."""
+    """Renders the progress in one line of any width: the least important parts are left out
+    first."""
 
     view: ProgressView | None = None
     held = False

@@ -28,8 +28,8 @@ class PlayedPolicies:
 
 
 class RunPolicies:
-    """The policies of a run directory: a `PolicyStore`. The environment is built, for which JAX is
-    imported, once a policy is asked for."""
+    """The policies of a run directory: a `PolicyStore`. The environment is built, and JAX imported
+    for it, when a policy is first requested."""
 
     def __init__(self, run: SavedRun, given: Given):
         self._run, self._given = run, given

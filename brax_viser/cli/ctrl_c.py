@@ -44,7 +44,7 @@ class CtrlC:
         if not self.heard:
             self.heard, self._since, self.code = True, now, 128 + number
         elif now - self._since > IMPATIENCE:
-            # The main thread may hold the lock of the usual output: such as while it waits for a
-            # disk that does not answer.
+            # The main thread may hold the lock of the standard output, for example while it waits
+            # for a disk that does not answer.
             last_words(2, "\nStopped at once: nothing more is saved.\n")
             os._exit(self.code)

@@ -13,7 +13,7 @@ from brax_viser.cli.policies import with_deterministic
 from brax_viser.viewer import Viewer
 
 UNSEEN_SECONDS = 0.1
-"""s between two looks whether robots that play on are seen again."""
+"""s between two checks whether robots that play on are seen again."""
 
 
 class Driving:
@@ -38,8 +38,8 @@ class Driving:
             settings: of the training, for the length of episodes and the environment's wrappers.
             grid: the cells of the robots.
             seed: of their resets.
-            spacing: metres between the cells; None: as the robot's reach wants it.
-            most: robots at most; None: one in each cell.
+            spacing: metres between the cells; None: derived from the robot's reach.
+            most: maximum number of robots; None: one in each cell.
         """
         import jax
         from brax.envs import training
@@ -66,7 +66,8 @@ class Driving:
         self._params: Any = None
 
     def use(self, make_policy: Callable[..., Any], params: Any) -> None:
-        """Has a policy drive the robots from now on; the first one's `make_policy` stays."""
+        """Has a policy drive the robots from now on; the `make_policy` of the first one stays in
+        use."""
         self._make_policy = self._make_policy or with_deterministic(make_policy)
         self._params = params
 
@@ -102,8 +103,8 @@ class Driving:
 def play_on(
     viewer: Viewer, robots: Callable[[], Driving], make_policy: Callable[..., Any], params: Any
 ) -> None:
-    """Has robots go on after a training, for as long as the viewer is open; while nothing is seen
-    of them, they wait. If that fails, the page goes on with one robot in MuJoCo.
+    """Has robots go on after a training while the viewer is open; while they are not seen, they
+    wait. If that fails, the page goes on with one robot in MuJoCo.
 
     Args:
         viewer: of the training, which has ended.
@@ -121,7 +122,7 @@ def play_on(
                 driving.step()
             else:
                 time.sleep(UNSEEN_SECONDS)
-    # Whatever the environment or the compiler raises: the page stays open, and is of use.
+    # Whatever the environment or the compiler raises: the page stays open, and is still useful.
     except Exception as error:
         shared.progress.plays_on = False
         traceback.print_exc()

@@ -97,7 +97,7 @@ def steps_per_policy(trainer: str, settings: Mapping[str, Any], parts: int = 1) 
     Args:
         trainer: one of `presets.TRAINERS`.
         settings: the result of `presets.trainer_settings`.
-        parts: into how many each epoch is divided.
+        parts: number of parts into which each epoch is divided.
     """
     if trainer in ("ppo", "apg"):
         updates = _updates_per_epoch(trainer, settings) / parts
@@ -125,8 +125,8 @@ def split(ppo: dict[str, Any], epochs: float) -> None:
 
 
 def divided(trainer: str, settings: Mapping[str, Any], parts: int) -> dict[str, Any]:
-    """Returns the settings with epochs divided into parts; the caller of the trainer has to see
-    that evaluations come after the last part alone."""
+    """Returns the settings with epochs divided into parts; the caller of the trainer must ensure
+    that evaluations come only after the last part."""
     if parts == 1:
         return dict(settings)
     epochs = num_epochs(trainer, settings) * parts

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from brax_viser.export.clip import Progress as Told
 
 LINE_PERCENT = 5
-"""Of a file, after which a line is added where there is no terminal."""
+"""Percent of a file after which a line is added where there is no terminal."""
 
 
 def export(
@@ -31,9 +31,9 @@ def export(
 ) -> int:
     """Write episodes of a training, finished or running, into a file.
 
-    The file's name chooses what it is: .html plays in a browser without a server, .mp4, .gif and
-    .webp are videos, .png and .jpg pictures, .csv has the numbers, .rrd opens in Rerun. Neither JAX
-    nor a GPU is needed.
+    The ending of the file's name chooses its kind: .html plays in a browser without a server, .mp4,
+    .gif and .webp are videos, .png and .jpg pictures, .csv has the numbers, .rrd opens in Rerun.
+    Neither JAX nor a GPU is needed.
 
     Args:
         run_dir: folder in which the training keeps its episodes.

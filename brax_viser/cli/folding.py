@@ -1,4 +1,4 @@
-"""Keeps what libraries print from burying what the command says."""
+"""Keeps the output of libraries from burying the command's own."""
 
 import collections
 import contextlib
@@ -19,14 +19,14 @@ class FoldedOutput:
 
     Warp, for one, prints two lines whenever a solver reaches its limit: on a CPU tens of thousands
     a minute. A line is printed when it first comes; lines that differ from it by numbers alone are
-    counted. Python's own `sys.stdout` goes where it went.
+    counted. Python's own `sys.stdout` is not affected.
     """
 
     def __init__(self, show: Callable[[str], object]):
         """Does nothing yet.
 
         Args:
-            show: prints a line; called on a thread of its own.
+            show: prints a line; called on a separate thread.
         """
         self._show = show
         self._counts: collections.Counter[str] = collections.Counter()
@@ -39,7 +39,7 @@ class FoldedOutput:
         try:
             number = sys.stdout.fileno()
         except (OSError, ValueError, io.UnsupportedOperation):
-            return self  # the standard output is no file: there is nothing to read from
+            return self  # the standard output is not a file: there is nothing to read from
         sys.stdout.flush()
         terminal, before = os.dup(number), sys.stdout
         mine = open(terminal, "w", buffering=1, encoding=before.encoding, errors=before.errors)
@@ -85,10 +85,10 @@ class FoldedOutput:
 
 
 class MutedThread(io.TextIOBase):
-    """Standard output without what the thread that made this object writes.
+    """Standard output without that of the thread that made this object.
 
-    `sys.stdout` belongs to all threads: what another one says meanwhile, such as that Ctrl-C was
-    heard, must not be lost.
+    `sys.stdout` belongs to all threads: messages of others, such as that Ctrl-C was noticed, must
+    not be lost.
     """
 
     def __init__(self, stdout: TextIO) -> None:

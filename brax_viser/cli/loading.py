@@ -21,7 +21,7 @@ def refuse(message: str) -> NoReturn:
 
 
 def check(trainer: str, num_timesteps: int | None) -> None:
-    """Refuses what can be told without the imports that names of environments need."""
+    """Refuses values that can be checked without the imports that names of environments need."""
     if num_timesteps is not None and num_timesteps < 1:
         refuse(f"num_timesteps={num_timesteps}: must be at least 1")
     if trainer not in TRAINERS:
@@ -61,7 +61,7 @@ def load(
 
     keep_programs()
 
-    # Brax warns of itself whenever it reads a model: its users have read that before.
+    # Brax warns about its own state whenever it reads a model: its users have read that before.
     warnings.filterwarnings("ignore", module="brax.io.mjcf", category=UserWarning)
     ppo = None
     try:

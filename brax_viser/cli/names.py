@@ -31,7 +31,7 @@ def matching(word: str) -> dict[str, str]:
 
 
 def unknown(name: str) -> str:
-    """Returns what to say of a name that no environment has."""
+    """Returns the message for a name that no environment has."""
     known = {known.lower(): known for known in known_environments()}
     alike = difflib.get_close_matches(name.lower(), known, MOST_SUGGESTIONS)
     alike += [low for low in known if name.lower() in low and low not in alike]

@@ -38,7 +38,7 @@ class Arguments:
     trainer: str
 
     def write(self, folder: str) -> None:
-        """Notes them in a run directory."""
+        """Writes them into a run directory."""
         files.write(epath.Path(folder) / ARGUMENTS, json.dumps(vars(self)).encode())
 
     @classmethod
@@ -169,7 +169,8 @@ def of_run(run: SavedRun, given: Given) -> tuple[Any, dict[str, Any], Policies]:
 
 
 def _factory(trainer: str, recorded: Mapping[str, Any] | str) -> Callable[..., Any]:
-    """Returns what makes the networks of a script, as `TrainerCall.settings` describes them.
+    """Returns the function that makes the networks of a script, as `TrainerCall.settings` describes
+    them.
 
     Raises:
         ValueError: they cannot be made without the script.

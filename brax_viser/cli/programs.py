@@ -12,8 +12,8 @@ from brax_viser.host.starts import usual_path
 log = logging.getLogger("brax_viser")
 
 MOST_BYTES = 2**30
-"""Size of the kept programs, beyond which those that were used least recently go. A training's have
-some megabytes."""
+"""Size of the kept programs, beyond which the least recently used are removed. Those of a training
+take some megabytes."""
 
 
 def keep_programs() -> None:
@@ -23,7 +23,7 @@ def keep_programs() -> None:
     chosen = config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache
     if chosen or jax.__version_info__ < JAX_KEEPS_CALLS:
         return
-    if importlib.util.find_spec("filelock") is None:  # by which JAX keeps within a size
+    if importlib.util.find_spec("filelock") is None:  # which JAX needs to keep to a size
         return
     try:
         folder = usual_path().with_name("programs")

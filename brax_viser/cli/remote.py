@@ -174,11 +174,12 @@ def ask(url: str, name: str, **query: object) -> dict[str, Any]:
 
 
 def _opener(parts: SplitResult) -> urllib.request.OpenerDirector:
-    """Returns what sends requests to a page, straight where a proxy could read the token or would
-    not reach it. Of a page that this user has opened here, exactly the certificate is trusted.
+    """Returns the opener for requests to a page, without a proxy where that could read the token or
+    would not reach the page. If this user has opened the page here, exactly its certificate is
+    trusted.
 
     Raises:
-        OSError: the certificate that was noted is none.
+        OSError: the certificate that was noted is not valid.
     """
     place = (parts.scheme, parts.netloc)
     notes = (note for note in announced() if note.is_here and urlsplit(note.url)[:2] == place)
@@ -191,7 +192,7 @@ def _opener(parts: SplitResult) -> urllib.request.OpenerDirector:
     handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler(proxies)]
     if note is not None and note.certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False  # which need not be what this machine is called here
+        context.check_hostname = False  # it may name this machine otherwise
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # its authority need not be known
         context.load_verify_locations(cadata=note.certificate)
         handlers.append(urllib.request.HTTPSHandler(context=context))

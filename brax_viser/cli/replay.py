@@ -18,7 +18,7 @@ from brax_viser.replay import ReplayViewer
 from brax_viser.runs.reader import SavedRun, open_run
 
 LOOK_SECONDS, CURVES_SECONDS = 1.0, 5.0
-"""s between two looks for new episodes, and for new points of the curves."""
+"""s between two checks for new episodes, and for new points of the curves."""
 
 
 def replay(

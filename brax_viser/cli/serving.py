@@ -24,7 +24,7 @@ class Serving:
     tls_cert: str | None = None
     """File of a certificate, with which connections are encrypted."""
     tls_key: str | None = None
-    """File of the certificate's key, if that is another one."""
+    """File of the certificate's key, if that is a different file."""
     origins: tuple[str, ...] = ()
     """Further addresses of the page, such as a proxy's: https://hub.example.org"""
 

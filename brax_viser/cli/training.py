@@ -37,7 +37,7 @@ def run(
         progress_fn: gets env steps (APG: parts of epochs) and metrics.
         policy_params_fn: gets the policy after each part of an epoch; its first argument is that of
             `progress_fn`.
-        parts: into how many each epoch is divided; see `epochs`.
+        parts: number of parts into which each epoch is divided; see `epochs`.
 
     Returns:
         The trained parameters, as the trainer returns them.
@@ -117,7 +117,7 @@ def _evaluating_every(parts: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def placed_as_it_comes_back(module: Any) -> Iterator[None]:
-    """Has the trainer place its first training state as all others, so that it compiles its epoch
+    """Has the trainer place its first training state like all others, so that it compiles its epoch
     once, and with any JAX.
 
     Brax places that state by `jax.device_put_replicated`, which is gone since jax 0.10, and gets

@@ -182,7 +182,7 @@ class Adapter:
         return Coordinates(self.mj_model)
 
     def inspected(self, state: Any) -> dict[str, Any]:
-        """Returns the other arrays to check for NaN and Inf: velocities and observations, but for
+        """Returns the other arrays to check for NaN and Inf: velocities and observations, except
         pixels, which cannot be NaN or Inf, and would take long."""
         batch, (_, qvel) = batch_of(state), coordinates_of(physics_of(state))
         found = {"qvel": qvel}

@@ -255,7 +255,7 @@ class _Step(NamedTuple):
 
     def _send_rows(self, answer: jax.Array) -> jax.Array:
         rule, rows = answer[2], answer[ANSWER_HEAD:]
-        # Ranking all environments is expensive: it gets a branch of its own.
+        # Ranking all environments is expensive: it gets a separate branch.
         rows = jax.lax.cond(rule > 0, lambda: self._ranked(rule), lambda: rows)
         return self._push(rule, rows, instead=self.last)
 

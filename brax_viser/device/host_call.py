@@ -90,7 +90,8 @@ def mechanism() -> str:
 
 @functools.cache
 def launches_are_known() -> bool:
-    """Whether programs for CUDA can be watched by `launch`; else they are as programs for CPUs."""
+    """Whether programs for CUDA can be watched by `launch`; otherwise they are watched like
+    programs for CPUs."""
     if importlib.util.find_spec("jax.experimental.buffer_callback") is None:
         log.warning(
             "jax %s has no buffer_callback: on CUDA, watching costs several percent",
@@ -122,7 +123,7 @@ def _abstract(*_: Any, result: jax.ShapeDtypeStruct, **__: Any) -> ShapedArray:
 
 
 def run_by_itself(primitive: Primitive) -> Callable[..., Any]:
-    """Returns the implementation of a primitive outside of any program: one of its own."""
+    """Returns the implementation of a primitive outside of any program: a program for it alone."""
 
     def run(*args: jax.Array, **params: Any) -> Any:
         return jax.jit(functools.partial(primitive.bind, **params))(*args)

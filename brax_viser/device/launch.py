@@ -7,7 +7,7 @@ The program has no branch, and the host returns nothing to it. Each step passes 
     wanted                  have the device copy the rows to pinned memory, after this step
     held                    wait: what was enqueued is finished, the next step is not begun
 
-The copies arrive on another thread, which hands them on (`memory.Arrivals`). As the host decides
+The copies arrive on another thread, which passes them on (`memory.Arrivals`). As the host decides
 without a predicate on the device, nothing waits for the device, unless a step's own contents may
 hold the training there (a NaN, or the end of an episode).
 """
@@ -241,7 +241,7 @@ class Launch:
     def _send(
         self, memory: Memory, buffers: Mapping[str, Any], decision: Decision, shipment: Any
     ) -> None:
-        """Has copied what a decision asks for."""
+        """Has the device copy what a decision asks for."""
         if decision.push == PUSH_MODEL:
             send = self._models
         elif decision.rule == GIVEN:

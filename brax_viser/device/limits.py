@@ -1,7 +1,7 @@
 """Reads the limits beyond which an environment's own rule ends an episode.
 
 A rule is known by the function that decides: that of an environment of Brax or Playground, or of a
-class that inherits it. Where another one decides, no limit is known.
+class that inherits it. Where another function decides, no limit is known.
 """
 
 import inspect
@@ -21,7 +21,7 @@ def limits_of(base: Any, model: mujoco.MjModel) -> tuple[Limit, ...]:
 
     Args:
         base: the environment.
-        model: that it was made from.
+        model: the one that it was made from.
     """
     if is_playground(base):
         return _playgrounds(base, model)
@@ -81,7 +81,7 @@ _BRAXS: dict[str, Callable[[Any, mujoco.MjModel], list[Limit]]] = {
     "brax.envs.inverted_pendulum.InvertedPendulum.step": _pole,
     "brax.envs.inverted_double_pendulum.InvertedDoublePendulum.step": _tip,
 }
-"""What Brax's environments end episodes by, by the function that decides."""
+"""The limits of Brax's environments, by the function that decides."""
 
 _UPRIGHT = re.compile(r'self\.get_(?:gravity|upvector)\(data(?:, "(\w+)")?\)\[-1\] < (-?[\d.]+)')
 """How Playground's tasks with legs test whether the robot is upright, in their source: by the third

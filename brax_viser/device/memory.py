@@ -57,8 +57,8 @@ class Memory(Protocol):
     """The memory of the device on which one step runs."""
 
     is_ahead: bool
-    """Whether the host enqueues steps while the device has not come to those copied before: what
-    the host does meanwhile costs the training nothing."""
+    """Whether the host enqueues steps before the device has reached those copied earlier: what the
+    host does meanwhile costs the training nothing."""
 
     def device_of(self, shard: Any) -> int:
         """Returns a number of the device, given the buffer int32 [] of its shard."""
@@ -70,7 +70,8 @@ class Memory(Protocol):
 
     def send(self, takes: Sequence[Take], then: Then, failed: Failed, *, wait: bool) -> bool:
         """Copies rows, and calls `then` once they have arrived, or `failed`. When too many copies
-        are under way, waits, or returns False. An error while copying is begun is raised."""
+        are under way, waits, or returns False. Raises any error that occurs while copying is
+        begun."""
         ...
 
     def finish(self) -> None:
@@ -129,7 +130,7 @@ class Driver(Protocol):
     def event(self) -> int: ...
     def record(self, event: int, stream: int) -> None: ...
     def wait(self, event: int) -> None:
-        """Returns once the stream has come to the event; other Python threads run meanwhile."""
+        """Returns once the stream has reached the event; other Python threads run meanwhile."""
         ...
 
     def seconds_between(self, start: int, stop: int) -> float: ...
@@ -146,8 +147,8 @@ class _Slot:
 
 
 class _Part(NamedTuple):
-    """The rows of one buffer in a slot. Says all that the reader needs: XLA may reuse the memory of
-    a buffer's description once the call has returned."""
+    """The rows of one buffer in a slot. Holds all that the reader needs: XLA may reuse the memory
+    of a buffer's description once the call has returned."""
 
     place: int  # in the slot, bytes
     runs: list[tuple[int, int]]
@@ -166,8 +167,8 @@ class _Part(NamedTuple):
         return sum(stop - start for start, stop in self.runs) * self.row_size
 
     def taken(self, address: int) -> np.ndarray:
-        """Returns the rows in the order in which they were asked for, once the runs have come to a
-        slot at this address."""
+        """Returns the rows in the order in which they were asked for, once the runs have been
+        copied to a slot at this address."""
         count = sum(stop - start for start, stop in self.runs)
         memory = (ctypes.c_ubyte * self.size).from_address(address + self.place)
         arrived = np.ctypeslib.as_array(memory).view(self.dtype).reshape(count, *self.shape)
@@ -283,13 +284,13 @@ class _Ring:
 def _report(job: _Job, error: Exception) -> None:
     try:
         job.failed(error)
-    except Exception:  # as that of a user's filter of the log
+    except Exception:  # such as one of a user's log filter
         log.exception("copies from the device have failed, and so has saying so")
 
 
 class Arrivals:
-    """Copies for all devices of one process. Threads of its own wait for what arrives: XLA's
-    threads, which enqueue the steps, only enqueue the copies too."""
+    """Copies for all devices of one process. Separate threads wait for what arrives: XLA's threads,
+    which enqueue the steps, only enqueue the copies too."""
 
     def __init__(self, driver: Driver):
         self.driver = driver

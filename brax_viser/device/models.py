@@ -24,8 +24,9 @@ _BREADTH = 1000  # attributes of one object that are searched
 
 
 def stepped_model(base: Any, given: mujoco.MjModel | None = None) -> tuple[Path, Any]:
-    """Returns (path, model) of the model that JAX steps, an `mjx.Model` or a Brax System, which is
-    one; ((), None) if there is none. Of several, the first that matches `given`, or the first."""
+    """Returns (path, model) of the model that JAX steps, an `mjx.Model` or a Brax System, a
+    subclass of it; ((), None) if there is none. Of several, the first that matches `given`, or the
+    first."""
     first = None
     for found in _models(base, _STEPPED, mjx.Model):
         if given is None or misfit(given, found[1]) is None:
@@ -186,7 +187,7 @@ def changes_of(stepped: Any, model: mujoco.MjModel) -> dict[str, np.ndarray]:
         # cannot read them, and need not, because the first process makes the twins.
         if value is None or (isinstance(value, jax.Array) and not value.is_fully_addressable):
             continue
-        # JAX stores some fields in shapes of its own.
+        # JAX stores some fields in other shapes.
         if usual is None or np.shape(value) != np.shape(usual):
             continue
         value = np.asarray(value, np.float64)  # some are enumerations

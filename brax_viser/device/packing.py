@@ -15,7 +15,7 @@ def taken(arrays: Payload, rows: jax.Array) -> Payload:
 
 
 def packed(rows: Payload) -> jax.Array:
-    """Packs arrays [K, ...] into float32 [K, D], as each of them would be a transfer of its own."""
+    """Packs arrays [K, ...] into float32 [K, D], as each of them would be a separate transfer."""
     return jnp.concatenate(
         [x.reshape(len(x), -1).astype(jnp.float32) for x in rows.values()], axis=1
     )

@@ -27,7 +27,8 @@ def by_platform(usual: Callable[..., Any], launched: Callable[..., Any], *args: 
     Args:
         usual: for CPUs and TPUs, and for CUDA where launches are not known or cannot be placed.
         launched: for CUDA; returns arrays of the same shapes, and has no effects that the other
-            lacks. Branches on what is on the device must be avoided: it would wait for the host.
+            lacks. Branches on values on the device must be avoided: the device would wait for the
+            host.
         *args: pytrees of arrays.
     """
     if forced_mechanism() in MECHANISMS:

@@ -1,8 +1,8 @@
 """Finds the physics, and the numbers per environment, in a state of any class.
 
 Trainers require little of a state, and environments make use of that: `done` may be a Python bool,
-a reward may have an axis of its own, observations may be any pytree, and the physics may be MJX's
-or Brax's under either name. All is found by its attributes, while a step is being traced.
+a reward may have an extra axis, observations may be any pytree, and the physics may be MJX's or
+Brax's under either name. All is found by its attributes, while a step is being traced.
 """
 
 import copy
@@ -135,7 +135,7 @@ def recorded_of(detail: Mapping[str, Any], before: Any) -> dict[str, Any]:
         detail: as `adapters.Adapter.detail` returns it. The coordinates are kept, the action, and
             the numbers in `state.metrics`.
         before: the state before the step. No step shows what a reset has made: an episode's first
-            step brings it as "before/qpos" and "before/qvel".
+            step sends it as "before/qpos" and "before/qvel".
     """
     kept = {
         name: x
@@ -177,7 +177,7 @@ def poses_of(physics: Any) -> tuple[jax.Array, jax.Array]:
 
 def batch_of(state: Any) -> tuple[int, ...]:
     """Returns the batch shape of a state, () within a vmap. `done` does not show it: it may be a
-    Python number, or have an axis of its own."""
+    Python number, or have an extra axis."""
     return coordinates_of(physics_of(state))[0].shape[:-1]
 
 

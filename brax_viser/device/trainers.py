@@ -29,8 +29,8 @@ _TRAINER_MODULE = re.compile(r"brax\.training\.agents\.(\w+)\.train")
 def check_versions(call: TrainerCall | None) -> None:
     """Refuses versions known not to work together, before they fail with an obscure message.
 
-    The trainer's code is asked, not its version: released Brax 0.14.2 calls the function, its main
-    branch of the same version does not, and a script may have put one in place.
+    The trainer's code is inspected, not its version: released Brax 0.14.2 calls the function, its
+    main branch of the same version does not, and a script may have put one in place.
 
     Raises:
         RuntimeError: a Brax trainer calls a function that this JAX no longer has.

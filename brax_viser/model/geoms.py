@@ -25,8 +25,8 @@ def _mesh_data(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Vertices, float32 [V, 3] in m, faces, int [F, 3], and texture coordinates, float32 [V, 2].
 
-    A mesh may have no texture coordinates: None. If it has, each corner of a face becomes a vertex
-    of its own, because faces that share a vertex need not share its texture coordinates.
+    A mesh may have no texture coordinates: None. If it has, each corner of a face becomes a
+    separate vertex, because faces that share a vertex need not share its texture coordinates.
     """
     at, faces = int(model.mesh_faceadr[mesh]), int(model.mesh_facenum[mesh])
     face = model.mesh_face[at : at + faces]

@@ -23,7 +23,7 @@ def grid_of(
 
     Raises:
         TypeError: `grid` or `spacing` is not a sequence of numbers, or a side is not whole.
-        ValueError: one has the wrong number of values, or a value is out of its limits.
+        ValueError: one has the wrong number of values, or a value is outside its limits.
     """
     shape = _checked_shape(grid)
     scope = scope_of(model, init_qpos)

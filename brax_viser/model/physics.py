@@ -63,7 +63,7 @@ class Physics:
             value = getattr(detail, name)
             if value is not None:
                 getattr(data, name)[:] = value
-        # The solution for the last state is no starting point for another robot.
+        # The solution for the last state is not a starting point for another robot.
         data.qacc_warmstart[:] = 0
         if self.native:
             mujoco.mj_forward(self.model, data)

@@ -29,7 +29,7 @@ GHOST_RGB = (151, 71, 255)
 
 
 GHOST_OPACITY = 0.4
-"""Ghosts of twins have a colour that no robot has, and let the robot be seen through them."""
+"""Ghosts of twins have a colour that no robot has, and let the robot show through."""
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 import numpy as np
 
 # Computed by component: numpy's own `cross` and `matmul` take several times as long on arrays with
-# three or four numbers per row. Where each component has a plane of its own, as from `planes`, each
-# of these products is one pass over contiguous memory: 4 us instead of 20 for 4,096 ants.
+# three or four numbers per row. Where each component has its own plane, as from `planes`, each of
+# these products is one pass over contiguous memory: 4 us instead of 20 for 4,096 ants.
 
 
 def planes(array: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """A view [..., C] of a copy in which each of the C components has a plane of its own.
+    """A view [..., C] of a copy in which each of the C components has its own plane.
 
     Args:
         array: [..., C].

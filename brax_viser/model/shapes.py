@@ -316,7 +316,7 @@ def wrapped_body(model: mujoco.MjModel, groups: Collection[int] = VISIBLE_GROUPS
 
     Args:
         model: is not changed.
-        groups: that are drawn.
+        groups: those that are drawn.
     """
     weld = model.body_weldid
     fixed = (weld == 0) | (model.body_mocapid[weld] >= 0)

@@ -26,7 +26,8 @@ def slope_of(model: mujoco.MjModel) -> int | None:
 
 @dataclass(frozen=True, eq=False)
 class Terrain:
-    """The height fields of a world that lie level and do not move, or the slope that it is."""
+    """The height fields of a world that lie level and do not move, or the slope that is its
+    ground."""
 
     fields: "tuple[_Field | _Slope, ...]"
 

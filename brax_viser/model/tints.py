@@ -1,4 +1,4 @@
-"""Chooses the quiet tints by which neighbouring robots are told apart."""
+"""Chooses the muted tints by which neighbouring robots are told apart."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ _LIGHT = np.array([0.2126, 0.7152, 0.0722])
 
 
 def tints_of(grid: Grid, count: int) -> np.ndarray:
-    """float [count, 3], 0 to 255: each cell's tint, another one than its neighbours'."""
+    """float [count, 3], 0 to 255: each cell's tint, which differs from its neighbours'."""
     columns, rows, _ = grid.shape
     index = np.arange(count)
     column, row, layer = index % columns, index // columns % rows, index // (columns * rows)

@@ -1,4 +1,4 @@
-"""Says how a robot is: how high, and which of its bodies touch something."""
+"""Describes a robot: how high it is, and which of its bodies touch something."""
 
 import mujoco
 import numpy as np
@@ -12,7 +12,7 @@ UPRIGHT = 0.9
 """Share of its axis that is vertical in a slide that lifts."""
 
 MOST = 4
-"""Pairs that are named."""
+"""Most pairs that are named."""
 
 
 def ending(model: mujoco.MjModel, data: mujoco.MjData) -> str:
@@ -52,7 +52,7 @@ def touching(model: mujoco.MjModel, data: mujoco.MjData) -> str:
     for contact in data.contact:
         if contact.dist > NEAR:
             continue
-        # What moves comes first.
+        # The body that moves comes first.
         one, other = sorted(map(int, contact.geom), key=lambda geom: -model.geom_bodyid[geom])
         pair = f"{_name(model, one)} touches {_name(model, other)}"
         found[pair] = min(found.get(pair, 0.0), float(contact.dist))

@@ -40,7 +40,7 @@ class RemoteWorker:
 
 
 class Leader:
-    """The leader's view of all workers. Has a thread of its own."""
+    """The leader's view of all workers. Runs on a separate thread."""
 
     def __init__(
         self,

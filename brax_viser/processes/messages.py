@@ -159,12 +159,12 @@ def encode(message: Wishes | FromWorker) -> bytes:
 
 
 def decode_wishes(data: bytes) -> Wishes:
-    """Raises `DecodeError` if `data` is no such message."""
+    """Raises `DecodeError` if `data` is not such a message."""
     return _wishes.decode(data)
 
 
 def decode_from_worker(data: bytes) -> FromWorker:
-    """Raises `DecodeError` if `data` is no such message."""
+    """Raises `DecodeError` if `data` is not such a message."""
     return _from_worker.decode(data)
 
 

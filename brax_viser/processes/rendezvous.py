@@ -56,8 +56,8 @@ def checked_place() -> ProcessInfo:
 
 
 def check_secret() -> None:
-    """Raises ValueError if a secret is given that is too short: a person who records a greeting can
-    try secrets without being noticed."""
+    """Raises ValueError if a secret is given that is too short: with a recorded handshake, secrets
+    can be tried without being noticed."""
     given = os.environ.get(SECRET)
     if given and len(given) < SHORTEST:
         raise ValueError(

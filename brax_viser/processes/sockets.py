@@ -28,8 +28,8 @@ MOST_BYTES = 1 << 26
 
 @functools.lru_cache(maxsize=8)
 def _stretched(secret: bytes) -> bytes:
-    """Returns a key that takes a tenth of a second to make, so that a secret cannot be guessed from
-    a recorded greeting by trying many."""
+    """Returns a key that takes a tenth of a second to make, so that a secret cannot be guessed by
+    trying many on a recorded handshake."""
     return hashlib.scrypt(secret, salt=b"brax_viser", n=1 << 15, r=8, p=1, maxmem=1 << 26, dklen=32)
 
 

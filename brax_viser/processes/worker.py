@@ -100,7 +100,7 @@ class RemoteChoice(Choice):
 class Worker:
     """Sends the pushes of this process's devices to the leader, and obeys it.
 
-    Has a thread of its own. Takes the place of the leader's `page.page.Page`.
+    Runs on a separate thread. Takes the place of the leader's `page.page.Page`.
     """
 
     def __init__(self, shared: SharedState, sources: Sources, place: ProcessInfo, viewer: int):

@@ -10,9 +10,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Limit:
-    """A range of which the environment's own rule ends an episode that leaves it."""
+    """A range; the environment's own rule ends an episode that leaves it."""
 
-    what: str  # is measured: "torso height"
+    what: str  # what is measured: "torso height"
     # "height": of a point of a link. "tilt": of a link's axis from the vertical. "qpos": one
     # coordinate. "state": all coordinates from one on, and all velocities.
     of: str
@@ -25,7 +25,7 @@ class Limit:
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> "Limit":
-        """Returns a limit from what JSON kept of it; of newer releases' fields, those known here.
+        """Returns a limit from what JSON kept of it, without fields that only newer releases know.
 
         Raises:
             TypeError: one is missing.

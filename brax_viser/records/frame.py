@@ -43,7 +43,7 @@ class Detail:
 
     @classmethod
     def at_rest(cls, env: int, qpos: np.ndarray, num_velocities: int) -> "Detail":
-        """Builds the detail of an environment of which nothing is known but where it stands.
+        """Builds the detail of an environment of which only the pose is known.
 
         Args:
             env: index over all devices.

@@ -79,7 +79,7 @@ because converting large arrays within a callback can deadlock."""
 
 
 IMAGE, IMAGE_OF_BYTES = "image", "bytes"
-"""What begins the names of images in a detail: numbers of 0 to 1, and of 0 to 255."""
+"""Prefixes of the names of images in a detail: of numbers from 0 to 1, and from 0 to 255."""
 
 
 def is_image(name: str) -> bool:

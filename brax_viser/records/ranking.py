@@ -12,7 +12,7 @@ def measured(xp: Any, rule: Any, fields: Mapping[str, Any]) -> tuple[Any, Any]:
     no finished episode and is ranked by its return so far per step; 2 has no finite measure.
 
     Args:
-        xp: `numpy` or `jax.numpy`, whose arrays the others are.
+        xp: `numpy` or `jax.numpy`, the module of the other arrays.
         rule: int32 [], one of `protocol`'s; without a measure, the last episode counts.
         fields: arrays [N], as for `keys`.
     """

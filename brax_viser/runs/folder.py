@@ -224,7 +224,7 @@ class RunFolder:
                 self._write()
             except Exception as error:  # of the disk, or of any package that reaches another store
                 self._failure = (
-                    f"{self.path} cannot be written: {_reason(error)}. What there is to keep waits "
+                    f"{self.path} cannot be written: {_reason(error)}. What was recorded waits "
                     f"in memory; writing is tried again every {RETRY_SECONDS:g} s"
                 )
                 self._warn(self._failure, _reason(error))
