@@ -27,8 +27,8 @@ from brax_viser.records.protocol import (
     INF,
     NAN,
     NEVER,
+    NO_ENV,
     NO_ROW,
-    NOBODY,
     NONFINITE,
     PUSH_COORDINATES,
     TERMINATED,
@@ -70,7 +70,7 @@ class RecordingHost:
         rows=None,
         rule=GIVEN,
         again=0,
-        detail=NOBODY,
+        detail=NO_ENV,
         skips=(),
     ):
         self.capacity = capacity
@@ -123,7 +123,7 @@ class RecordingHost:
     def decision(self, origin, push):
         rows = self.answer(origin, push)[ANSWER_HEAD:]
         request = RowRequest(rows, rows, 1, rows, frozenset(rows.tolist()), rows)
-        env = None if self.detail == NOBODY else self.detail
+        env = None if self.detail == NO_ENV else self.detail
         return Decision(self.skip, int(push), self.rule, request, env)
 
     def shipment(self, origin, shard, decision, ahead=0):
@@ -359,7 +359,7 @@ def test_a_step_is_granted_with_or_without_its_coordinates(with_detail):
             assert origin.coordinates == tuple((k, fields[k].shape[1:]) for k in ("qpos", "qvel"))
 
 
-@pytest.mark.parametrize("wanted", [5, NOBODY])
+@pytest.mark.parametrize("wanted", [5, NO_ENV])
 @by_launch_too
 def test_one_envs_details_are_sent_with_the_rows_if_they_are_asked_for(wanted):
     host = RecordingHost(push=True, rows=[7, 0, 2, 2], detail=wanted)
@@ -373,7 +373,7 @@ def test_one_envs_details_are_sent_with_the_rows_if_they_are_asked_for(wanted):
     x = jnp.arange(24.0).reshape(8, 3)
     run(jax.jit(jax.vmap(offered)), x, jnp.full(8, FRESH, jnp.int32))
     np.testing.assert_array_equal(host.pushed[0][1]["pos"], x[jnp.array([7, 0, 2, 2])])
-    if wanted == NOBODY:
+    if wanted == NO_ENV:
         assert host.details == [{}]
         return
     assert dict(host.pushed[0][0].detail) == {"qpos": (3,), "frame": (1, 3)}

@@ -198,7 +198,7 @@ class Resetting(FallingCartPole):
 
 @pytest.mark.parametrize(
     "how",
-    ["same uncounted", "anew uncounted", "anew uncounted says", "same limit", "anew limit"],
+    ["same uncounted", "fresh uncounted", "fresh uncounted says", "same limit", "fresh limit"],
 )
 def test_returns_restart_when_the_environment_resets_itself(viewer, inner, how):
     env = VisualizedEnv(Resetting(how), grid=(2, 2), viewer=viewer)
@@ -221,7 +221,7 @@ def test_returns_restart_when_the_environment_resets_itself(viewer, inner, how):
         length = np.where(begins, 0, length) + 1
         last = np.where(over[t] > 0, total, last)
         # A random start may by chance be where the motion would have led anyway.
-        if how in ("anew uncounted", "anew limit"):
+        if how in ("fresh uncounted", "fresh limit"):
             missed |= (over[t] > 0) & (logs.was_reset[t] == 0)
             missed |= logs.episode_length[t] < 0
         known = ~missed

@@ -418,7 +418,7 @@ def test_steps_continued_without_asking_count_like_those_asked_about():
     assert going_on.rate == pytest.approx(asked.rate, rel=0.06)
 
 
-def test_a_burst_is_continued_up_to_its_last_step_but_one():
+def test_a_stretch_continues_up_to_its_last_step_but_one():
     """The last step is left to `ask`, which says what comes after."""
     pacer = Pacer(DT)
     control = Control(watched=True, stretch_seconds=10 * DT, max_overhead=1.0)

@@ -230,7 +230,7 @@ def test_twins_restart_on_demand_and_every_n_steps(ants, twins):
     steps = []
     for index, frame in enumerate(frames[:14]):
         if index == 11:
-            twin_worker.start_anew()
+            twin_worker.restart()
         steps.append(round(float(twin_worker.follow([frame], [1], {})[0].seconds[1] / 0.05)))
     assert steps == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 0, 1, 2]
 

@@ -37,8 +37,8 @@ from brax_viser.records.protocol import (
     FOREVER,
     GRANTED,
     GRANTED_COORDINATES,
+    NO_ENV,
     NO_ROW,
-    NOBODY,
     PUSH,
     PUSH_COORDINATES,
     PUSH_MODEL,
@@ -221,7 +221,7 @@ class _Step(NamedTuple):
         """Returns the answer that the last push stands for."""
         with_places = (self.left == GRANTED_COORDINATES).astype(jnp.int32)
         push = PUSH + (PUSH_COORDINATES - PUSH) * with_places
-        head = jnp.array([0, UNASKED, NOBODY], jnp.int32)
+        head = jnp.array([0, UNASKED, NO_ENV], jnp.int32)
         return jnp.concatenate([push[None], head, self.kept])
 
     def _call(self, function: Callable[..., np.ndarray], *args: jax.Array) -> jax.Array:
@@ -251,7 +251,7 @@ class _Step(NamedTuple):
     def _send_step(self, answer: jax.Array) -> jax.Array:
         if not self.detail:
             return self._send_rows(answer)
-        return jax.lax.cond(answer[3] == NOBODY, self._send_rows, self._send_detail, answer)
+        return jax.lax.cond(answer[3] == NO_ENV, self._send_rows, self._send_detail, answer)
 
     def _send_rows(self, answer: jax.Array) -> jax.Array:
         rule, rows = answer[2], answer[ANSWER_HEAD:]

@@ -201,7 +201,7 @@ class Launch:
             lane = host.lanes[key] = _Lane(int(memory.read(buffers["shard"])))
         basis = host.basis(origin.role)
         if lane.watched and basis[-1] is lane.basis[-1]:
-            # Its number: those since the last decision, which counted up to its own, and this one.
+            # The steps since that of the last decision, this one included.
             self._look_through(memory, buffers, lane, ahead=lane.skip - lane.left + 1)
             memory.finish()
             basis = host.basis(origin.role)

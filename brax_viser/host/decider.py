@@ -216,8 +216,8 @@ class Decider(Source):
     def _is_watched(self, rollout: Rollout, shard: int) -> bool:
         """Whether the device must check all fields at each step: to hold at the first NaN, or
         once, to forget reported fields that are finite again."""
-        anew = self._shared.findings.rearmed
-        return self._shared.control.hold_on_nan or rollout.rearmed.get(shard, anew) != anew
+        rearmed = self._shared.findings.rearmed
+        return self._shared.control.hold_on_nan or rollout.rearmed.get(shard, rearmed) != rearmed
 
     def _choose(self, rollout: Rollout, now: float) -> None:
         selection, kept = self._shared.selection, self._shared.kept_env

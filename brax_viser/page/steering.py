@@ -192,7 +192,7 @@ class Steering:
 
     def restart_twins(self) -> None:
         """Restarts all twins at the next step from the states of their robots."""
-        self._twin_worker.start_anew()
+        self._twin_worker.restart()
 
     def take_policy(self, num_steps: int, make_policy: Callable[..., Any], params: Any) -> None:
         """Hands a newer policy to the sandbox, and keeps it."""

@@ -54,7 +54,7 @@ class RemoteChoice(Choice):
         return begins and task.rule != GIVEN
 
     @property
-    def is_told_anew(self) -> bool:
+    def has_news(self) -> bool:
         """Whether the leader's choice is not yet applied."""
         return self._told is not self.env_index
 
@@ -89,7 +89,7 @@ class RemoteChoice(Choice):
             self.rank(self.round, rule, shard, ranking)
 
     def is_stale(self, selection: Selection, now: float, *, begins: bool, seconds: float) -> bool:
-        if self._told is None or not self.is_told_anew:
+        if self._told is None or not self.has_news:
             return False
         return self.env_index is None or self._at_once or begins or np.isfinite(seconds)
 
@@ -208,7 +208,7 @@ class Worker:
                 ranks = choice.tell(task)
                 pacer.stretch_due = shared.clock() + task.due
                 # While the training is held, no stretch begins that would apply the choice.
-                if wishes.restarts != self._restarts or (orders.paused and choice.is_told_anew):
+                if wishes.restarts != self._restarts or (orders.paused and choice.has_news):
                     choice.restart()
                     again = True
                 if ranks or wishes.restarts != self._restarts:

@@ -10,7 +10,7 @@ from brax_viser.records.protocol import (
     GIVEN,
     GRANTED,
     GRANTED_COORDINATES,
-    NOBODY,
+    NO_ENV,
     PUSH,
     PUSH_COORDINATES,
     WATCHED,
@@ -61,7 +61,7 @@ class Decision(NamedTuple):
         """Returns the answer that `emit.Host` describes, int32 [4 + K]."""
         answer = np.zeros(ANSWER_HEAD + origin.num_rows, np.int32)
         skip = min(self.skip, WATCHED_MOST) + WATCHED if self.watched else self.skip
-        detail = NOBODY if self.detail_env is None else self.detail_env % origin.num_envs
+        detail = NO_ENV if self.detail_env is None else self.detail_env % origin.num_envs
         # One by one: a tuple takes twice as long.
         answer[0], answer[1], answer[2], answer[3] = self.push, skip, self.rule, detail
         if self.request is not None:

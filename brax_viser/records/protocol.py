@@ -60,7 +60,7 @@ models differ; or the rows with the coordinates that twins need."""
 ANSWER_HEAD = 4
 """Integers of an answer before its K rows: push?, skip, rule, detail."""
 
-NOBODY = -1
+NO_ENV = -1
 """Stands for `detail` in an answer that requests no environment's details."""
 
 UNASKED = -1

@@ -14,7 +14,7 @@ MOST_POINTS = 300
 GAP_SECONDS = 1.0
 """s of robot time: two steps on screen this far apart belong to different stretches."""
 
-_NOBODY = np.zeros(0, np.int32)
+_NO_ENVS = np.zeros(0, np.int32)
 
 MEASURES = ("root", "bodies", "joints")
 """The distances measured: see `frame.Ghost`."""
@@ -92,7 +92,7 @@ class DriftLog:
         if self._points and not 0.0 < passed < GAP_SECONDS:
             # Another stretch: break the curve, as no steps connect the two.
             before, passed = before + dt, dt
-            self._append(before, _NOBODY, np.zeros((len(MEASURES), 0), np.float32))
+            self._append(before, _NO_ENVS, np.zeros((len(MEASURES), 0), np.float32))
         seconds = before + passed
         values = np.stack([getattr(frame.ghost, name)[there] for name in MEASURES])
         self._append(seconds, frame.env_index[there], values)

@@ -54,7 +54,7 @@ class Twins:
         self._model = model
         self._stepping = Stepping(model, substeps, lags=lags, threads=threads)
         self._moments: dict[int, TwinState] = {}  # last state by environment
-        self._anew = False
+        self._restarts = False
         # Never stepped: apart from the state that `_start` sets, it is in the model's initial
         # state. Making one per start would take longer than many steps.
         self._starting = mujoco.MjData(model)
@@ -67,9 +67,9 @@ class Twins:
         """Ends the threads."""
         self._stepping.close()
 
-    def start_anew(self) -> None:
+    def restart(self) -> None:
         """Has all twins restart from their environments' states in the next frame."""
-        self._anew = True
+        self._restarts = True
 
     def touching(self, envs: Sequence[int]) -> np.ndarray:
         """Returns bool [len(envs)]: whether MuJoCo finds a penetrating contact of each twin."""
@@ -101,10 +101,10 @@ class Twins:
         segments: list[Segment] = []
         for slot, env in enumerate(batch.envs):
             known, mine = self._moments.get(env), own.get(env, _ALIKE)
-            if known is not None and (self._anew or known.twin.own is not mine):
+            if known is not None and (self._restarts or known.twin.own is not mine):
                 known = None
             segments += self._segments(batch, slot, range(len(frames)), known, mine)
-        self._anew = False
+        self._restarts = False
         results: list[StepResult] = []
         while segments:
             results.append(self._stepping.take(segments, batch))

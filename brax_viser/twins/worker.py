@@ -54,7 +54,7 @@ class _Job(Generic[K]):
     simulated: Simulated
     own: Mapping[int, Mapping[str, np.ndarray]]
     settings: TwinSettings
-    anew: int  # number of restarts requested before it
+    restarts: int  # number of restarts requested before it
     ready: float  # s, until when it may wait for others to be stepped with it
     until: float  # s, deadline after which it is returned without twins
 
@@ -65,7 +65,7 @@ class _Job(Generic[K]):
             self.key is other.key
             and self.simulated == other.simulated
             and self.own is other.own
-            and (self.settings, self.anew) == (other.settings, other.anew)
+            and (self.settings, self.restarts) == (other.settings, other.restarts)
             and self.rows == other.rows
             and (mine is its or np.array_equal(mine, its))
         )
@@ -99,7 +99,7 @@ class TwinWorker(Generic[K]):
         self._waiting: deque[_Job[K]] = deque()
         self._done: deque[tuple[K, Frame]] = deque()
         self._pending: dict[K, int] = {}
-        self._anew = 0
+        self._restarts = 0
         self._closed = False
         self._idle = False  # whether the thread waits with an empty queue
         # (s at the start, s it took, steps taken, steps skipped)
@@ -150,7 +150,7 @@ class TwinWorker(Generic[K]):
             now = self._clock()
             ready, until = now + leisure, now + patience
             self._waiting.append(
-                _Job(key, frame, rows, simulated, own, settings, self._anew, ready, until)
+                _Job(key, frame, rows, simulated, own, settings, self._restarts, ready, until)
             )
             self._pending[key] = self._pending.get(key, 0) + 1
 
@@ -180,10 +180,10 @@ class TwinWorker(Generic[K]):
         """Whether any frame has not been taken back yet."""
         return bool(self._pending)
 
-    def start_anew(self) -> None:
+    def restart(self) -> None:
         """Has all twins restart from their environments' states in the next frame sent."""
         with self._changed:
-            self._anew += 1
+            self._restarts += 1
 
     def forget(self, key: K) -> None:
         """Ends a key's twins, which have threads and memory of their own, once its queued frames
@@ -278,15 +278,15 @@ class TwinWorker(Generic[K]):
             return frames
 
     def _ghosts(self, job: _Job[K], frames: Sequence[Frame]) -> list[Ghost]:
-        simulated, anew, twins = self._twins.get(job.key, (None, 0, None))
+        simulated, restarts, twins = self._twins.get(job.key, (None, 0, None))
         if twins is None or simulated != job.simulated:
             if twins is not None:
                 twins.close()
             made = job.simulated
             twins = Twins(made.model, made.substeps, lags=made.lags)
-            anew = job.anew
-        if anew != job.anew:
-            twins.start_anew()
-        self._twins[job.key] = job.simulated, job.anew, twins
+            restarts = job.restarts
+        if restarts != job.restarts:
+            twins.restart()
+        self._twins[job.key] = job.simulated, job.restarts, twins
         twins.every, twins.limit = job.settings.every, job.settings.limit
         return twins.follow(frames, job.rows, job.own)
