@@ -252,7 +252,7 @@ FULL: dict[str, set[str]] = {
     "test_no_subclass_of_the_users_class_is_made": {"Mine", "OfMeta"},
     # test_launch
     "test_four_devices_are_held_at_the_same_step": set(),
-    "test_a_program_for_cuda_has_no_branch_more_and_one_call_more": {"ant"},
+    "test_a_program_for_cuda_has_no_extra_branch_and_one_extra_call": {"ant"},
     "test_a_nan_is_found_and_holds_the_training_at_its_step": {"at once-True"},
     "test_randomised_models_are_copied_once_and_again_after_a_reset": {"at once"},
     "test_a_fault_of_ours_leaves_the_training_alone": set(),
@@ -274,7 +274,7 @@ FULL: dict[str, set[str]] = {
     "test_results_are_identical_and_every_state_arrives": {"own loop, 3 seeds"},
     "test_rejaxs_evaluations_are_told_apart_by_an_environment_of_their_own": set(),
     # test_own
-    "test_a_process_that_dies_is_told_of_and_comes_back_with_its_page": set(),
+    "test_the_death_of_a_process_is_reported_and_it_restarts_with_its_page": set(),
     # test_own_browser
     "test_it_is_reached_in_a_frame_with_the_token_in_its_path": set(),
     # test_own_loops

@@ -131,7 +131,7 @@ def test_a_push_of_a_superseded_training_is_dropped_and_streaming_stays_on(sourc
     assert any(answer[0] == PUSH for answer in answers) and len(first + second) == 2
 
 
-def test_rows_that_another_training_asked_for_are_not_taken_for_this_ones(source, shared):
+def test_rows_requested_by_another_training_are_not_used(source, shared):
     origin = origin_of(8)
     shared.selection = Selection.of([5, 2, 7])
     source.ask(origin, np.array([FRESH, 0], np.int32))

@@ -123,7 +123,7 @@ def test_bad_input_is_reported_without_a_traceback(tmp_path, args, words):
     assert "http://" not in done.stdout + done.stderr, "no page is announced that will not come"
 
 
-def test_without_warp_nothing_is_said_of_it():
+def test_without_warp_the_output_does_not_mention_it():
     script = (
         "import sys; sys.modules['warp'] = None; from brax_viser.cli.app import main; "
         "sys.argv[1:] = ['train', 'nosuchenv', '--port', '0']; main()"
@@ -142,14 +142,14 @@ def test_environments_are_listed_by_a_part_of_their_names(tmp_path):
     assert "ant" not in done.stdout.split()
 
 
-def test_the_version_is_told_at_once(tmp_path):
+def test_the_version_is_printed_at_once(tmp_path):
     for args in (["--version"], ["train", "--version"]):
         done = run(*args, cwd=tmp_path, timeout=300)
         assert done.stdout == f"brax-viser {importlib.metadata.version('brax_viser')}\n"
     assert "--version" in run("--help", cwd=tmp_path, timeout=300).stdout
 
 
-def test_help_whose_reader_has_gone_prints_no_traceback():
+def test_help_piped_to_a_closed_reader_prints_no_traceback():
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "brax_viser", "train", "--help"]

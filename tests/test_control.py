@@ -572,7 +572,7 @@ def test_a_bad_number_of_steps_is_refused(one_viewer, n):
         ((5.0, 0.0), 0.02, "0 is not used: it must be 0.1 to 100."),
     ],
 )
-def test_a_budget_is_used_when_it_is_complete_and_a_wrong_one_is_named(
+def test_a_budget_takes_effect_once_typed_and_a_wrong_one_is_reported(
     one_viewer, typed, expected, wrong
 ):
     probe = Probe(one_viewer)
@@ -591,7 +591,7 @@ def test_a_budget_is_used_when_it_is_complete_and_a_wrong_one_is_named(
     eventually(lambda: not note.visible and one_viewer.max_overhead == 0.02, "the note goes")
 
 
-def test_the_next_fall_of_no_robot_is_refused_in_words_until_another_action(one_viewer):
+def test_next_fall_without_a_robot_is_refused_with_a_notice_until_another_action(one_viewer):
     probe = Probe(one_viewer)
     probe.enqueue(probe.commands.run_to_next_fall)
     eventually(lambda: "click on a robot first" in str(probe.state.notice), "the page says why")

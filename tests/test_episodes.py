@@ -117,7 +117,7 @@ def test_what_is_on_screen_is_written_and_sent_to_the_page_that_asked_for_it(tra
     eventually(lambda: "is written" in (probe.panel_view().exporting or ""), "it says so")
 
 
-def test_a_file_that_cannot_be_written_is_said(training, monkeypatch):
+def test_a_file_that_cannot_be_written_is_reported(training, monkeypatch):
     (client,) = training.probe.server.get_clients().values()
     monkeypatch.setitem(exporting.KINDS, "CSV", ".nothing")
     training.probe.page.recording._keeper._info = run_of(MODEL, 0.02)
@@ -187,9 +187,7 @@ def test_ghosts_are_there_again_after_a_look_at_the_live_robots(training):
         training.step_until(lambda: training.drawn == list(range(NUM_ENVS)), "live again")
 
 
-def test_the_rewards_that_are_drawn_are_the_replayed_robots_until_it_is_live_again(
-    training, viewer
-):
+def test_rewards_are_of_the_replayed_robot_until_the_page_is_live_again(training, viewer):
     curves, viewer.selected_env = training.probe.panel.curves, 7
     training.step_until(lambda: STEPWISE in curves._what.options, "its reward has come")
     training.probe.use(curves._what, STEPWISE)
@@ -240,7 +238,7 @@ def test_an_episode_that_is_picked_from_the_list_takes_the_place_of_the_live_rob
     eventually(lambda: training.drawn == [1, 4, 7, 10], "and then all of them")
 
 
-def test_the_list_says_of_each_episode_how_it_went():
+def test_the_list_describes_each_episode():
     told = ReplayView(steps=(1_200_000,), episodes=tuple(e.summary for e in LATE))
     text = re.sub("<[^>]*>", " ", episode_words.table(told, 0.02))
     rows = " ".join(text.split())
@@ -356,7 +354,7 @@ app.main()
     assert time.monotonic() - began < 20, "1 to 3 s on an idle machine"
 
 
-def test_replay_refuses_what_is_no_run_directory(tmp_path):
+def test_replay_refuses_a_folder_that_is_not_a_run_directory(tmp_path):
     command = Path(sys.executable).with_name("brax-viser")
     done = subprocess.run([command, "replay", tmp_path], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2

@@ -53,7 +53,7 @@ def test_each_preset_hands_out_a_policy_at_least_once_a_minute(trainer, name, on
     )
 
 
-def test_every_nth_is_above_zero_at_every_nth_question_only():
+def test_every_nth_is_above_zero_at_every_nth_comparison_only():
     resets = EveryNth(3)
     assert max(resets, 1) == 1 and 5 * resets == 5 and range(resets) == range(1)
     assert [resets > 0 for _ in range(7)] == [False, False, True, False, False, True, False]
@@ -77,7 +77,7 @@ def test_on_a_cpu_braxs_environments_show_progress_several_times_a_minute(name):
     assert {key: mine[key] for key in given} == given
 
 
-def test_the_sizes_are_those_of_the_machine_and_are_told(on_cpu):
+def test_the_sizes_suit_the_machine_and_are_printed(on_cpu):
     _, settings = load("inverted_pendulum", "ppo", "spring", None, None, False)
     update = training_step("ppo", settings)
     told = sizes.told(settings, update)

@@ -116,7 +116,7 @@ def test_ten_seconds_of_a_robot_take_less_than_one_and_a_half_megabytes(name, tm
     assert len(told) > 100
 
 
-def test_large_meshes_are_made_lighter_by_less_than_can_be_seen():
+def test_large_meshes_are_simplified_without_a_visible_change():
     model = mujoco.MjModel.from_xml_path(str(MENAGERIE / "unitree_go1/scene.xml"))
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
@@ -132,7 +132,7 @@ def test_large_meshes_are_made_lighter_by_less_than_can_be_seen():
     assert lighter(light, size) == light, "what is light stays as it is"
 
 
-def test_a_smaller_recording_shows_the_same_but_for_what_cannot_be_seen(ant, short):
+def test_a_smaller_recording_differs_by_less_than_can_be_seen(ant, short):
     recording = record(run_info(ant), [clip_of(short, 30)], lambda _: None)
     whole = recording.messages.serialize()
     made = smaller(whole, recording.grain)
@@ -211,7 +211,7 @@ def test_no_text_ends_the_pages_script():
     assert json.loads(data)["env"] == "</script><script>alert(1)</script>"
 
 
-def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path):
+def test_a_failure_leaves_the_existing_file_and_no_other(tmp_path):
     path = tmp_path / "page.html"
     path.write_text("before")
     with pytest.raises(RuntimeError), replacing(path) as file:
@@ -309,7 +309,7 @@ def test_pictures_show_the_time_the_camera_and_the_environments_own_colours(ant,
         picture("a.bmp")
 
 
-def test_a_robot_that_has_run_off_the_floor_is_drawn_as_on_it(ant, short, tmp_path):
+def test_a_robot_beyond_the_edge_of_the_floor_is_still_drawn_on_it(ant, short, tmp_path):
     """MuJoCo's planes have no end, but are drawn with one; this floor is 80 m wide."""
     far = replace(short, qpos=short.qpos.copy(), link_pos=short.link_pos.copy())
     far.qpos[1:, 0] += 60

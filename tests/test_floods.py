@@ -85,7 +85,7 @@ def is_served(viewer: Viewer) -> None:
     page.close()
 
 
-def test_hundreds_of_clients_that_send_a_byte_now_and_then_shut_nobody_out(served, monkeypatch):
+def test_hundreds_of_slow_clients_do_not_lock_other_pages_out(served, monkeypatch):
     monkeypatch.setattr(connection, "REQUEST_SECONDS", 5.0)
     page, before, over = Page(served), descriptors(), threading.Event()
     line = f"GET /?{'x' * 1000} HTTP/1.1\r\n".encode()
@@ -116,7 +116,7 @@ def test_hundreds_of_clients_that_send_a_byte_now_and_then_shut_nobody_out(serve
     eventually(lambda: descriptors() <= before, "nothing is left")
 
 
-def test_connections_that_agree_upon_no_encryption_are_limited_as_well(certificate, monkeypatch):
+def test_connections_that_never_negotiate_encryption_are_limited_too(certificate, monkeypatch):
     monkeypatch.setattr(connection, "MOST_ACCEPTED", 40)
     monkeypatch.setattr("brax_viser.page.server.REQUEST_SECONDS", 3.0)
     with Viewer(port=0, tls=certificate) as viewer:
@@ -192,7 +192,7 @@ def test_the_cookies_of_many_other_pages_of_the_machine_do_not_shut_a_page_out(s
     ],
     ids=["long", "many long", "many"],
 )
-def test_a_request_that_is_too_long_is_refused_in_words(served, headers):
+def test_a_request_that_is_too_long_is_refused_with_a_reason(served, headers):
     answer = asked(served, f"/?token={tokens(served)[0]}", *headers)
     assert status(answer) == 431 and b"Most of it is usually cookies" in answer
 
@@ -201,7 +201,7 @@ METHODS = ["HEAD", "POST", "PUT", "OPTIONS", "CONNECT", "TRACE", "x" * 9000]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method[:8])
-def test_other_methods_are_refused_in_words_without_a_file(served, method):
+def test_other_methods_are_refused_with_a_reason_and_without_a_file(served, method):
     answer = asked(served, f"/?token={tokens(served)[0]}", method=method)
     assert status(answer) == 400 and b"no request for a page" in answer
     assert header(answer, "Set-Cookie") is None and len(answer) < 20_000

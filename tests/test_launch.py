@@ -80,7 +80,7 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_program_for_cuda_has_no_branch_more_and_one_call_more(viewer, monkeypatch, name):
+def test_a_program_for_cuda_has_no_extra_branch_and_one_extra_call(viewer, monkeypatch, name):
     if name.startswith("go1"):  # the only ones for which robots of others must be installed
         from tests.test_playground import MENAGERIE
 

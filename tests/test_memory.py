@@ -188,7 +188,7 @@ def test_nothing_is_asked_of_a_buffer_after_the_call(driver):
     np.testing.assert_array_equal(found[0], array(9)[[5, 2]])
 
 
-def test_a_slot_gets_more_memory_seldom(driver):
+def test_a_slot_seldom_gets_more_memory(driver):
     memory, row = Arrivals(driver).on(0), 12
     found: list[np.ndarray] = []
     counts = [1, 1000, 10, LEAST_BYTES // row, LEAST_BYTES // row + 1, LEAST_BYTES // row + 9]

@@ -40,7 +40,7 @@ def test_a_long_curve_is_bounded_even_and_keeps_its_mean(count):
 
 
 @pytest.mark.parametrize("value", ["text", None, [1, 2], {"a": 1}, object(), np.zeros((2, 2))])
-def test_what_is_no_number_is_left_out(value):
+def test_values_that_are_not_numbers_are_left_out(value):
     metrics = Metrics()
     metrics.add(1, {"odd": value, "good": np.ones((1,))}, now=0.0)
     assert metrics.names() == ("good",)

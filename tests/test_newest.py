@@ -10,7 +10,7 @@ def threads(name: str) -> int:
     return sum(thread.name == name for thread in threading.enumerate())
 
 
-def test_of_a_thousand_wishes_one_thread_works_off_the_first_and_the_last():
+def test_one_thread_carries_out_the_first_and_the_last_of_a_thousand_wishes():
     open_, worked, name = threading.Event(), [], "a thousand wishes"
 
     def work(number: int) -> None:
@@ -30,7 +30,7 @@ def test_of_a_thousand_wishes_one_thread_works_off_the_first_and_the_last():
     eventually(lambda: worked == [0, 999, 7], "another one is worked off")
 
 
-def test_work_that_fails_is_logged_and_the_next_wish_is_worked_off(caplog):
+def test_work_that_fails_is_logged_and_the_next_wish_is_carried_out(caplog):
     worked, name = [], "failing wishes"
 
     def work(number: int) -> None:

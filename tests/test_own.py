@@ -141,7 +141,7 @@ def lives(pid: int) -> bool:
     return False
 
 
-def test_two_pages_scrub_for_themselves_and_the_live_page_stays_as_it_is(viewer):
+def test_two_pages_scrub_independently_and_the_live_page_does_not_change(viewer):
     one, other = begin(viewer, "mine0001"), begin(viewer, "yours001", looking=True)
     live = Page(viewer)
     pages = [OwnPage(one), OwnPage(other)]
@@ -176,7 +176,7 @@ def test_a_replay_follows_what_the_training_records(viewer):
     )
 
 
-def test_its_process_gives_way_imports_no_jax_and_is_no_page_of_the_users_commands(viewer):
+def test_the_replay_process_has_low_priority_imports_no_jax_and_is_not_announced(viewer):
     begin(viewer, "mine0001")
     process = replay_of(viewer, "mine0001")
     mapped = Path(f"/proc/{process.pid}/maps").read_text()
@@ -339,7 +339,7 @@ def test_a_command_needs_the_header_as_on_the_live_page(viewer):
     assert status(asked(viewer, path.replace("on=1", "on=x"), COMMAND)) == 400
 
 
-def test_a_page_that_sends_what_no_page_sends_is_disconnected_by_its_process(viewer):
+def test_a_page_that_sends_invalid_messages_is_disconnected_by_its_process(viewer):
     page = OwnPage(begin(viewer, "mine0001"))
     assert page.seen.wait(START)
     page.socket.send(encoded(messages.ShareUrlRequest()))
@@ -350,7 +350,7 @@ def test_a_page_that_sends_what_no_page_sends_is_disconnected_by_its_process(vie
     eventually(lambda: other.socket.close_code == 1009, "too large for the relay", START)
 
 
-def test_one_more_process_or_page_than_the_most_is_refused_in_words(viewer, monkeypatch):
+def test_a_process_or_page_beyond_the_limit_is_refused_with_a_reason(viewer, monkeypatch):
     begin(viewer, "mine0001")
     monkeypatch.setattr(own, "MOST_PROCESSES", len(Probe(viewer).own))
     answer = asked(viewer, f"/own/onemore1/?token={tokens(viewer)[0]}")
@@ -385,7 +385,7 @@ def test_a_process_ends_after_its_page_has_left_and_comes_back_with_it(viewer, m
     page.close()
 
 
-def test_a_process_that_dies_is_told_of_and_comes_back_with_its_page(viewer, caplog):
+def test_the_death_of_a_process_is_reported_and_it_restarts_with_its_page(viewer, caplog):
     page = OwnPage(begin(viewer, "leaving2"))
     assert page.seen.wait(START)
     pid = replay_of(viewer, "leaving2").pid
@@ -397,7 +397,7 @@ def test_a_process_that_dies_is_told_of_and_comes_back_with_its_page(viewer, cap
     assert replay_of(viewer, "leaving2").pid != pid
 
 
-def test_a_slow_page_has_its_process_wait_and_fills_no_memory_here(viewer):
+def test_a_slow_page_makes_its_process_wait_and_fills_no_memory_here(viewer):
     """A process that sends without end, and a page that reads nothing."""
     begin(viewer, "mine0001")
     sent = [0]
@@ -465,7 +465,7 @@ def given_up(url: str) -> None:
         loaded(url)
 
 
-def test_all_end_with_the_viewer_whatever_they_do(tmp_path):
+def test_all_replay_processes_end_with_the_viewer(tmp_path):
     threads, descriptors = set(threading.enumerate()), len(os.listdir("/proc/self/fd"))
     with training(tmp_path / "run") as viewer:
         page = OwnPage(begin(viewer, "mine0001"))

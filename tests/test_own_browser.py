@@ -44,7 +44,7 @@ def step_of(bar: Bar) -> str:
     return bar.part("step").inner_text()
 
 
-def test_two_pages_open_their_own_one_scrubs_and_the_others_stay(chromium, viewer, tmp_path):
+def test_two_pages_open_replays_and_scrubbing_one_moves_no_other_page(chromium, viewer, tmp_path):
     live = Probe(viewer).replay
     with (
         opened(chromium, viewer.url, SMALL) as steering,
@@ -80,7 +80,7 @@ def save(page: Any, path: Path) -> None:
     assert page.screenshot(path=path)
 
 
-def test_before_the_first_recording_the_button_says_what_it_waits_for(chromium):
+def test_before_the_first_recording_the_button_says_why_it_is_disabled(chromium):
     with Viewer(port=0) as kept_in_memory, opened(chromium, kept_in_memory.url, SMALL) as page:
         own = Bar(page).part("own")
         eventually(lambda: own.get_attribute("title") == "No episode is recorded yet", "it says so")

@@ -207,7 +207,7 @@ def test_tabs_hold_the_controls_and_no_scrollbar_covers_them(page):
     page.set_viewport_size(WINDOW)
 
 
-def test_a_wrong_number_is_named_beside_its_field_and_what_is_used_stays(page, training):
+def test_a_wrong_number_is_reported_beside_its_field_and_not_used(page, training):
     viewer = training.viewer
     field = page.get_by_label("Budget, %", exact=True)
     field.press("Control+a")
@@ -292,7 +292,7 @@ def test_on_a_phone_all_tabs_stay_in_sight_and_show_their_controls(on_a_phone):
     sheet.evaluate("sheet => { sheet.scrollTop = 0 }")
 
 
-def test_the_next_fall_of_no_robot_is_refused_in_words(page):
+def test_next_fall_without_a_robot_is_refused_with_a_notice(page):
     page.get_by_role("button", name="Next fall").click()
     page.get_by_text("Next fall: click on a robot first").wait_for()
 
@@ -337,7 +337,7 @@ def test_a_page_says_that_its_server_is_gone_and_comes_back_by_itself(chromium):
     page.close()
 
 
-def test_the_end_of_a_training_is_said_and_holds_are_gone(page, training):
+def test_the_end_of_a_training_is_shown_and_it_cannot_be_held(page, training):
     def end_of_lines(text: str) -> float:
         """px: lower end of the lines below the buttons; notices, which come and go, are below."""
         box = page.get_by_text(text).first.locator("xpath=..").bounding_box()

@@ -85,7 +85,7 @@ def nothing_chosen(monkeypatch, tmp_path):
 
 
 @newer
-def test_programs_are_kept_in_the_users_cache_directory_which_is_this_users_alone(
+def test_programs_are_kept_in_a_cache_directory_that_only_its_user_can_open(
     nothing_chosen, tmp_path
 ):
     folder = tmp_path / "brax_viser" / "programs"
@@ -93,7 +93,7 @@ def test_programs_are_kept_in_the_users_cache_directory_which_is_this_users_alon
     assert folder.stat().st_mode & 0o077 == 0
 
 
-def test_a_users_own_folder_stays(nothing_chosen):
+def test_a_folder_chosen_by_the_user_is_used(nothing_chosen):
     jax.config.update("jax_compilation_cache_dir", "/a/folder/of/mine")
     assert nothing_chosen() == "/a/folder/of/mine"
 

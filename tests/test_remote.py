@@ -66,7 +66,7 @@ def at(viewer: Viewer, path: str, token: str | None = None) -> str:
     return f"{place}{path}?{query}" if token is None else f"{place}{path}?token={token}"
 
 
-def test_a_training_tells_its_state_and_obeys(viewer):
+def test_a_training_reports_its_state_and_obeys_commands(viewer):
     env = VisualizedEnv(Toy(), grid=(2, 2), viewer=viewer)
     state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 8))
     step = jax.jit(jax.vmap(env.step))
@@ -122,7 +122,7 @@ BAR_COMMANDS = (
 )
 
 
-def test_the_time_bar_is_told_and_obeyed_with_the_token_alone(viewer):
+def test_the_time_bar_is_answered_and_obeyed_only_with_the_token(viewer):
     probe, model = Probe(viewer), mujoco.MjModel.from_xml_string(XML)
     probe.keep(Kept([*recording_of(model, 0), *recording_of(model, 1000)]))
     told = remote.ask(viewer.url, "timeline")
@@ -180,7 +180,7 @@ def test_the_newest_page_of_this_user_is_found_and_no_one_else_can_read_where(vi
 
 
 @pytest.mark.parametrize("other", ["machine", "container"])
-def test_a_page_on_another_machine_is_told_of_and_its_note_stays(
+def test_a_page_on_another_machine_is_mentioned_and_its_note_stays(
     viewer, monkeypatch, capsys, other
 ):
     """They share the home, as in a cluster. Numbers of its processes say nothing here."""
@@ -207,7 +207,7 @@ def test_a_page_on_another_machine_is_told_of_and_its_note_stays(
     forget()
 
 
-def test_machines_whose_processes_have_the_same_number_keep_notes_of_their_own(monkeypatch):
+def test_machines_with_equal_process_numbers_keep_separate_notes(monkeypatch):
     for machine in ("node7", "node8"):
         monkeypatch.setattr(socket, "gethostname", lambda machine=machine: machine)
         announced.announce(f"http://127.0.0.1:8000/?token=at-{machine}", 8000)
@@ -272,7 +272,7 @@ def issued(folder: Path, name: str) -> tuple[str, str]:
     return chain, key
 
 
-def test_of_an_encrypted_page_exactly_the_certificate_is_trusted(tmp_path):
+def test_exactly_the_certificate_of_an_encrypted_page_is_trusted(tmp_path):
     """It need not be for a name of this machine, nor of an authority that is known; but another one
     of the same authority is not trusted."""
     with Viewer(port=0, tls=issued(tmp_path, "hub.example.org")) as viewer:

@@ -84,7 +84,7 @@ def test_episodes_play_in_sync_and_each_stands_still_at_its_end_until_the_longes
     assert seen(replay, 122.0).frame.episode_length.tolist() == [0] * 4, "it begins again"
 
 
-def test_poses_between_two_steps_are_between_them(replay):
+def test_poses_between_two_steps_are_interpolated(replay):
     replay.toggle()
     replay.seek(0.55)
     one, other = LATE[0].link_pos[5], LATE[0].link_pos[6]
@@ -110,7 +110,7 @@ def test_returns_and_details_are_those_of_the_step_on_screen(replay):
     assert seen(replay, 0.0).frame.episode_return[0] == np.float32(LATE[0].summary.episode_return)
 
 
-def test_the_selected_robots_episode_is_told_or_else_the_first_with_its_own_place(replay):
+def test_the_selected_robots_episode_is_in_focus_or_else_the_first(replay):
     assert replay.focus(4) is None, "the robots are live"
     replay.toggle()
     replay.seek(3.0)
@@ -126,7 +126,7 @@ def test_the_selected_robots_episode_is_told_or_else_the_first_with_its_own_plac
     assert replay.focus(None) is None
 
 
-def test_it_steps_to_both_sides_and_no_further_than_the_ends(replay):
+def test_it_steps_forwards_and_backwards_as_far_as_the_ends(replay):
     replay.step(1)
     assert not replay.playing
     assert seen(replay, 0.0).frame.episode_length[0] == 1
@@ -144,12 +144,12 @@ def test_speed_is_robot_time_per_second(replay, speed):
     assert replay.told().position == pytest.approx(0.25 * speed)
 
 
-def test_a_speed_out_of_its_limits_is_refused(replay):
+def test_a_speed_outside_its_limits_is_refused(replay):
     with pytest.raises(ValueError, match=r"speed=17: must be 0.1 to 16"):
         replay.set_speed(17)
 
 
-def test_only_the_last_seconds_end_together(replay):
+def test_the_last_seconds_alone_end_together(replay):
     replay.set_only_end(True)
     replay.toggle()
     replay.seek(0.0)
@@ -205,7 +205,7 @@ def test_new_episodes_appear_and_what_is_watched_stays_when_it_is_thinned_out(re
     assert seen(replay, 0.0).frame.env_index.tolist() == [1]
 
 
-def test_an_episode_that_cannot_be_read_is_left_out_with_a_word(kept):
+def test_an_episode_that_cannot_be_read_is_left_out_with_a_message(kept):
     class Damaged(Kept):
         def get(self, key):
             if key == LATE[1].summary.key:
@@ -236,7 +236,7 @@ FALLING = """
 """
 
 
-def test_it_is_named_what_touched_what():
+def test_the_bodies_that_touched_are_named():
     model = mujoco.MjModel.from_xml_string(FALLING)
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
@@ -246,7 +246,7 @@ def test_it_is_named_what_touched_what():
     assert touching(model, data) == "trunk touches ground"
 
 
-def test_how_high_a_robot_was_at_its_end_is_told_if_it_can_rise():
+def test_a_robots_final_height_is_given_if_it_can_rise():
     model = mujoco.MjModel.from_xml_string(FALLING)
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
@@ -352,7 +352,7 @@ def test_backwards_from_live_robots_it_begins_at_the_end_once_that_is_read(kept)
     assert seen(replay, 7.0).frame.episode_length[0] == 40 and replay.playing
 
 
-def test_the_ends_of_falls_alone_are_looked_into(kept):
+def test_only_the_ends_of_falls_are_read(kept):
     replay = Replay(kept, at_once, lambda episode: f"env {episode.summary.env} touches ground")
     replay.update()
     replay.toggle()
@@ -413,7 +413,7 @@ def test_the_ghost_of_a_robot_that_travels_goes_along_with_it(replay):
     assert view.frame.ghost.root[0] > 0, "how far they are apart is told all the same"
 
 
-def test_a_recording_without_the_same_reason_lends_its_best_and_longer_ghosts_are_played_on():
+def test_without_an_episode_kept_for_the_same_reason_the_best_is_the_ghost_and_plays_to_its_end():
     best = replace(EARLY[0].summary, kept_as=("best", "worst", "random"))
     early = replace(EARLY[0], summary=replace(best, recording=0))
     late = [e for e in LATE if e.summary.length < early.summary.length]

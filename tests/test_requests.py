@@ -109,7 +109,7 @@ WRONG_VALUES = [
 
 
 @pytest.mark.parametrize("name", WRONG_VALUES, ids=lambda name: name[:30])
-def test_a_wrong_value_is_refused_in_words(served, name):
+def test_a_wrong_value_is_refused_with_a_reason(served, name):
     sign = "&" if "?" in name else "?"
     answer = asked(served, f"/api/{name}{sign}token={tokens(served)[0]}", COMMAND)
     assert status(answer) == 400, answer[:300]
@@ -141,7 +141,7 @@ WRONG_TOKENS: dict[str, Callable[[str], str]] = {
 
 
 @pytest.mark.parametrize("kind", WRONG_TOKENS)
-def test_a_token_must_be_the_whole_one(served, kind):
+def test_only_the_whole_token_is_accepted(served, kind):
     for token in tokens(served):
         wrong = WRONG_TOKENS[kind](token)
         assert status(asked(served, f"/?token={wrong}")) == 403
@@ -223,7 +223,7 @@ def test_no_path_leads_out_of_the_page(served, path):
         (b"http://evil.example/", ()),
     ],
 )
-def test_bytes_that_are_no_text_are_refused_and_not_a_fault(served, path, headers):
+def test_bytes_that_are_not_text_are_refused_without_a_fault(served, path, headers):
     port = str(port_of(served)).encode()
     assert status(asked(served, path, *(line.replace(b"{port}", port) for line in headers))) == 403
 
@@ -251,7 +251,7 @@ def is_ended(bare: socket.socket) -> bool:
         return True
 
 
-def test_more_connections_than_are_taken_leave_descriptors_and_the_open_pages_alone(served):
+def test_connections_beyond_the_limit_take_no_descriptors_and_leave_open_pages_alone(served):
     page, before = Page(served), len(os.listdir("/proc/self/fd"))
     place = "127.0.0.1", port_of(served)
     idle = [socket.create_connection(place, timeout=20) for _ in range(2 * MOST_CONNECTIONS)]

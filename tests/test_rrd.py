@@ -67,7 +67,7 @@ def test_the_command_writes_one_and_an_error_leaves_nothing_behind(tmp_path):
     assert not (tmp_path / "b").exists() or not list((tmp_path / "b").iterdir())
 
 
-def test_it_is_said_where_rerun_is_missing(tmp_path, monkeypatch):
+def test_a_missing_rerun_is_reported(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "rerun", None)
     model = brax_model("ant")
     with pytest.raises(RuntimeError, match="pip install"):

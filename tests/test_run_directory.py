@@ -234,7 +234,7 @@ def test_adding_never_waits_for_a_slow_disk_and_what_waits_is_bounded(
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
-def test_what_cannot_be_a_file_is_left_out_and_the_rest_is_kept(tmp_path):
+def test_arrays_that_cannot_be_stored_are_left_out_and_the_rest_is_kept(tmp_path):
     run = RunFolder(tmp_path, run_info())
     broken = episode(1)
     broken.steps["info"] = np.array([object()])
@@ -348,7 +348,7 @@ def test_what_a_kill_left_half_written_is_ignored_and_removed(tmp_path):
 # Disks that fail.
 
 
-def test_a_full_disk_is_told_and_what_waits_is_written_when_there_is_room(
+def test_a_full_disk_is_reported_and_waiting_episodes_are_written_once_there_is_room(
     tmp_path, monkeypatch, caplog
 ):
     run = RunFolder(tmp_path, run_info())
@@ -465,7 +465,7 @@ def test_a_vanished_directory_is_created_again(tmp_path, caplog):
     assert "vanished" in caplog.text
 
 
-def test_a_directory_that_turns_into_a_file_is_told_and_written_when_it_is_back(tmp_path):
+def test_a_directory_that_turns_into_a_file_is_reported_and_written_when_it_is_back(tmp_path):
     run = RunFolder(tmp_path / "run", run_info())
     (tmp_path / "run").rename(tmp_path / "away")
     (tmp_path / "run").write_text("in the way")

@@ -67,7 +67,7 @@ def test_a_replays_episodes_are_written_by_code_too(tmp_path):
     assert len(rows) == 2 + LATE[1].summary.length and LATE[1].summary.key in rows[1]
 
 
-def test_an_episode_that_is_dropped_meanwhile_is_said(viewer, tmp_path):
+def test_an_episode_that_is_dropped_meanwhile_is_reported(viewer, tmp_path):
     keeper = Probe(viewer).page.recording._keeper
     keeper.begin(RUN)
     keeper.add(LATE)

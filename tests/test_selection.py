@@ -32,7 +32,7 @@ def test_the_first_envs_a_page_of_them_or_given_ones_are_chosen():
     assert Selection.of("first").num_pages(65, 64) == 2
 
 
-def test_fewer_envs_than_cells_are_chosen_by_each_rule_but_those_that_are_listed():
+def test_the_limit_on_drawn_envs_holds_for_every_rule_except_indices():
     few = {what: replace(Selection.of(what), most=3) for what in ("first", "random", "best")}
     assert few["first"].given(256, 64, RANDOM).tolist() == [0, 1, 2]
     assert len(few["random"].given(256, 64, RANDOM)) == 3
@@ -81,7 +81,7 @@ def test_agents_have_equal_parts_of_the_batch_in_their_order():
 
 
 @given(st.integers(1, 9), st.integers(1, 100))
-def test_each_env_is_one_agents_also_in_a_batch_that_does_not_divide_evenly(count, num_envs):
+def test_each_env_belongs_to_one_agent_even_if_the_batch_does_not_divide_evenly(count, num_envs):
     agents = Agents.named([f"agent {place}" for place in range(count)])
     parts = [part(agent, count, num_envs) for agent in range(count)]
     assert [env for own in parts for env in own] == list(range(num_envs))
@@ -105,7 +105,7 @@ def test_agents_must_be_named_before_they_are_chosen(what):
 
 
 @pytest.mark.parametrize("names", ["seed 0", ["a", "b", "a"]])
-def test_names_of_agents_are_a_list_of_different_ones(names):
+def test_agents_names_must_be_a_list_without_duplicates(names):
     with pytest.raises(ValueError, match="none twice"):
         Agents.named(names)
 

@@ -245,7 +245,7 @@ def islands(picture: np.ndarray) -> list[int]:
     return [int(sizes[index]) for index in order if sizes[index] > 20]
 
 
-def test_each_robot_stands_in_its_cell_with_the_look_of_its_own():
+def test_each_robot_stands_in_its_cell_and_looks_like_its_own_model():
     red = XML.replace('type="box"', 'type="box" rgba="1 0 0 1"')
     model = mujoco.MjModel.from_xml_string(
         red.replace(
@@ -274,7 +274,7 @@ def test_rough_ground_is_drawn_with_one_robot_alone():
     assert not draws_together(mujoco.MjModel.from_xml_string(rough))
 
 
-def test_captions_say_what_is_seen_in_short():
+def test_captions_briefly_describe_the_picture():
     status = {"env": "Ant", "held": False, "phase": "training", "num_steps": 1_200_000}
     status["reward"] = 468.04
     facts = {"envs": list(range(16)), "num_envs": 4096, "role": "train"}

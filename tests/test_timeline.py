@@ -117,7 +117,7 @@ def test_whatever_a_training_reports_is_bounded_and_json(bar, monkeypatch):
     assert bar.told()["replay"]["step"] == 1000, "one without a mark is found all the same"
 
 
-def test_any_curve_is_drawn_once_it_is_chosen_and_the_first_one_if_it_is_there_no_more(bar):
+def test_any_curve_is_drawn_once_chosen_and_the_first_one_if_it_no_longer_exists(bar):
     assert bar.told()["curves"] == {"what": "Reward", "lines": []}
     bar.log(500, loss=0.25)
     told = bar.told()
@@ -188,7 +188,7 @@ def test_a_mark_leads_to_its_episode_alone_and_a_paused_replay_stays_paused(bar)
         bar.do("go", episode=key)
 
 
-def test_policies_that_are_compared_are_told_by_their_steps_until_a_recording_is_chosen(bar):
+def test_compared_policies_are_named_by_their_steps_until_a_recording_is_chosen(bar):
     bar.replay.present(Trial(("Newest", "At the start"), (LARGE[2][0], LARGE[0][0])))
     assert bar.told()["replay"]["policies"] == [9010, 10]
     bar.do("go", step=1000)

@@ -118,7 +118,7 @@ def newer_jax(monkeypatch):
     return monkeypatch
 
 
-def test_a_trainer_that_calls_what_this_jax_has_not_is_refused_with_the_remedy(newer_jax):
+def test_a_trainer_that_calls_a_function_missing_from_jax_is_refused_with_the_remedy(newer_jax):
     """Brax itself would only fail later, and less clearly."""
     check_versions(TrainerCall("ES", evaluating=False))
     check_versions(None)

@@ -88,7 +88,7 @@ def test_it_ends_where_the_environment_ends_it_or_when_the_time_is_over(stage):
     np.testing.assert_array_equal(short.link_pos, fallen.link_pos[:4])
 
 
-def test_what_is_not_wanted_any_more_is_given_up(stage):
+def test_a_trial_that_is_no_longer_wanted_is_given_up(stage):
     asked = []
     given_up = lambda: bool(asked.append(1)) or len(asked) > 3  # noqa: E731
     assert stage.try_out([of_push(0, 0.0)], Start(0, {}), seed=0, given_up=given_up) == []
@@ -292,7 +292,7 @@ def broken(params: Any, deterministic: bool = False) -> Any:
     return policy
 
 
-def test_what_goes_wrong_is_said_and_the_page_goes_on(rollout):
+def test_an_error_is_reported_and_the_page_goes_on(rollout):
     viewer, probe = rollout.viewer, Probe(rollout.viewer)
     viewer.policy_params_fn(4000, broken, {"push": np.float32(0.0)})
     viewer.compare_policies(NEWEST, NEWEST)
@@ -329,7 +329,7 @@ def test_a_replayed_trainings_policies_are_compared_once_its_environment_is_buil
         assert probe.replay.shown() == probe.replay.told().trial.episodes
 
 
-def test_what_a_run_directory_lacks_for_it_is_said(tmp_path):
+def test_what_a_run_directory_lacks_for_a_trial_is_reported(tmp_path):
     run_of(tmp_path / "run", "reacher")
     run = open_run(tmp_path / "run")
     with ReplayViewer(run.info, run, RunPolicies(run, Given("replay")), port=0) as viewer:

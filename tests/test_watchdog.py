@@ -103,7 +103,7 @@ def has_ended(viewer: Viewer, until: threading.Event) -> None:
 
 
 @pytest.mark.parametrize("trouble", [fails, waits, has_ended])
-def test_a_hold_ends_in_time_although_the_pages_loop(trouble, monkeypatch):
+def test_a_hold_ends_in_time_whatever_the_pages_loop_does(trouble, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", f"--{EXECUTION}=400ms")
     until = threading.Event()
     with Viewer(port=0) as viewer:
