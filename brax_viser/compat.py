@@ -62,8 +62,8 @@ def opaque_trace_state() -> object:
 
 def distributed_state() -> Any:
     """Returns the state of `jax.distributed`, jax 0.9 to 0.12: `process_id`, `num_processes`,
-    `coordinator_address`, and `client`, the key-value store. jax has no public access to the store,
-    nor to the numbers without initialising the devices, which is left to the user.
+    `coordinator_address`, and `client`, the key-value store. jax gives no public access to it, nor
+    to the numbers without initialising the devices, which is left to the user.
 
     Raises:
         ImportError: this jax keeps it elsewhere; a training of several processes cannot be shown.
@@ -110,12 +110,10 @@ def give_playground_model(env: Any, model: Any) -> bool:
 
 
 CLOSE_SECONDS = 1.0
-"""Timeout for a page's part in closing. With websockets' own, 10 s, a client that has stalled would
-keep a viewer from closing for as long."""
+"""Timeout for a page's part in closing. With websockets' own, a stalled client would take 10 s."""
 
 PING_SECONDS = 20.0
-"""s between two pings to a page, and in which it must answer: one that does not has stalled, or its
-network is lost, and comes back as a new page."""
+"""s between two pings to a page, and in which it must answer, or else reconnect as a new page."""
 
 _serving = threading.Lock()
 
@@ -126,10 +124,10 @@ def asking_before_viser(
     taken: Callable[[Any], Callable[[Any], Awaitable[None]] | None] = lambda connection: None,
     **settings: Any,
 ) -> Iterator[bool]:
-    """Has viser's servers that are made meanwhile send what `respond(connection, request, answer)`
-    returns, or has awaited, where `answer()` is viser's own response and None opens a websocket.
-    `taken` returns what serves that in place of viser, or None. `settings` are further arguments of
-    websockets' `serve`: its log, its encryption, and so on. For viser 1.1.
+    """Makes viser's servers that are created within this context, viser 1.1, send what `respond`
+    returns or has awaited, given (connection, request, a function that returns viser's response);
+    None opens a websocket, which is served by what `taken` returns, or by viser if that is None.
+    `settings` are further arguments of websockets' `serve`, such as its log or its encryption.
 
     Yields:
         Whether they do: not with other versions, nor where viser calls websockets differently.
@@ -187,8 +185,8 @@ def limit_messages(connection: Any, size: int) -> None:
 
 
 def accepted(server: Any) -> int:
-    """Returns how many connections a websockets server has, including those that still negotiate
-    encryption, Python 3.11 to 3.13; 0 if that is not known."""
+    """Returns how many connections a websockets server has, including those that negotiate
+    encryption, Python 3.11 to 3.13; 0 if unknown."""
     listening = getattr(server, "server", None)
     transports = getattr(listening, "_clients", None)  # since Python 3.12
     return getattr(listening, "_active_count", 0) if transports is None else len(transports)
@@ -203,8 +201,7 @@ def read_at_most(transport: Any, size: int) -> None:
 
 def limit_requests(protocol: Any, most: int, refusal: Callable[[Exception], bytes]) -> None:
     """Has a new connection of websockets 13 to 16 take requests of `most` bytes in all, instead of
-    8,192 in each of 128 lines, and send an answer before it ends because of an error, where it
-    would end without one.
+    8,192 in each of 128 lines, and answer before an error ends it.
 
     Args:
         protocol: the connection's `ServerProtocol`, which has read nothing yet.
@@ -238,8 +235,8 @@ def limit_requests(protocol: Any, most: int, refusal: Callable[[Exception], byte
 
 @contextlib.contextmanager
 def without_viser_banner() -> Iterator[None]:
-    """Suppresses the banner of viser's servers that are made meanwhile, whose address may not be
-    the one to open. Rich captures this thread alone: output of other threads is not lost."""
+    """Suppresses the banner of viser's servers that are created within this context, as its address
+    may be the wrong one. Rich captures this thread alone: output of other threads is not lost."""
     import rich
 
     console = rich.get_console()

@@ -143,7 +143,7 @@ class VisualizedEnv(AnyWrapper):
             ValueError: a value is outside its limits, `env` has no MuJoCo model or one that does
                 not match the model that it steps, or it is wrapped already.
         """
-        env = within(env)  # another wrapper's `unwrapped` means the base, for a viewer of its own
+        env = within(env)  # another wrapper's `unwrapped` means the base, for a separate viewer
         adapter = adapter_for(env, ctrl_fn, mj_model)
         if any(isinstance(inner, VisualizedEnv) for inner in layers(env)):
             raise ValueError("env is wrapped in VisualizedEnv already: wrap it once")

@@ -43,7 +43,7 @@ class Reading:
 @dataclass
 class SharedState:
     """The state shared by the device's calls, the page's loop and the user. `lock` guards the plain
-    fields; `hold`, `mailbox` and `progress` have locks of their own.
+    fields; `hold`, `mailbox` and `progress` have their own locks.
 
     Each call from the device takes `lock`, and so do low-priority threads. One that loses its
     processor while it holds the lock keeps the training waiting, so nothing is computed under the
@@ -84,7 +84,7 @@ class SharedState:
 
     def signalled(self, number: int) -> None:
         """Ends a held training at Ctrl-C. Lets it go on at any other signal, whose handler Python
-        runs once the main thread is back from XLA. Called on a thread of its own."""
+        runs once the main thread is back from XLA. Called on a separate thread."""
         if number == signal.SIGINT:
             self.hold.interrupt()
         elif self.hold.paused:

@@ -4,24 +4,24 @@
   const root = document.getElementById("root");
   if (!root) return; // a page of another viser: it goes on without a bar
 
-  const KINDS = ["best", "worst", "fell", "random"]; // each has a lane, from above
+  const KINDS = ["best", "worst", "fell", "random"]; // each has a lane, from the top
   const ENDED = { terminated: "terminated", truncated: "time limit", nonfinite: "NaN or Inf" };
   const MOST_LINES = 8;
   const SPEEDS = [0.1, 0.25, 0.5, 1, 2, 4, 8, 16];
   const LANE = 5; // px
-  const REACH = 7; // px from a mark within which it is meant
-  const LEAST_PAST = 0.6; // share of the bar for what is over, however much is still to come
+  const REACH = 7; // px around a mark that count as a hit
+  const LEAST_PAST = 0.6; // least share of the bar for the past
   const IDLE_MS = 1000, READING_MS = 150, LOST_MS = 4000;
 
   // Behind a proxy the page has a path of its own; in a frame its token is part of that.
   const base = location.pathname.replace(/[^/]*\.html$/, "").replace(/\/?$/, "/");
-  // A replay of one's own has a path below that of the page that all share: relay.py.
+  // A page's own replay has a path below that of the shared page: relay.py.
   const [, shared] = base.match(/^(.*\/)own\/[a-z0-9]{8,16}\/$/) || [];
 
   const bar = document.createElement("section");
   bar.id = "brax-viser-bar";
   bar.setAttribute("aria-label", "Time bar");
-  // What the head says too, "Live" and "Replay", is drawn by the style: the page's text has it once.
+  // "Live" and "Replay", which the head says too, are drawn by the style: the page's text has them once.
   bar.innerHTML = `
     <div class="shows" role="group">
       <button class="live" aria-label="Live" title="Shows the robots as they train"></button>
@@ -60,7 +60,7 @@
     shapes[name].setAttribute("class", name);
   }
 
-  // A page whose replay is one's own, and the way back.
+  // The link to a page with its own replay, and the way back.
   const own = find("own");
   const [label, hint] = shared
     ? [location.hash === "#recorded" ? "Shared page" : "Live page", "Back to the page that all share"]
@@ -80,7 +80,7 @@
   const plot = () => (parts.curves ? parts.curves.of : { what: "", lines: [] });
   const colour = ([label], i) => (label === "evaluation" ? 1 : i); // also where it is alone
   let told = null; // the last answer
-  let since = 0; // about when it was true, ms
+  let since = 0; // about when it was given, ms
   let asked = 0, used = 0; // answers can overtake each other
   let timer = 0;
 
@@ -120,7 +120,7 @@
   const waiting = [];
   let sending = false;
   const send = async (name, query = {}) => {
-    // Of what is dragged, the newest place alone counts.
+    // While something is dragged, only the newest place counts.
     const last = waiting.at(-1);
     if (last && last.name === name && ["go", "seek"].includes(name)) waiting.pop();
     waiting.push({ name, query });
@@ -374,7 +374,7 @@
   chosen("speed", (speed) => send("speed", { speed }));
   chosen("plot", (what) => send("curve", { what }));
 
-  // Keys, for those who come here with Tab. Viser's own do not hear what is used here.
+  // Keys, for users who reach the bar with Tab. viser's handlers do not get the keys used here.
   const KEYS = {
     track: {
       ArrowLeft: () => send("turn", { by: -1 }), ArrowRight: () => send("turn", { by: 1 }),

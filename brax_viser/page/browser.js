@@ -14,7 +14,7 @@
   const isList = (at) => at.getAttribute("aria-haspopup") === "listbox";
   const isOpen = (at) => at.hasAttribute("aria-controls");
 
-  // What was clicked on with the mouse gives the focus back, unless text can be typed into it.
+  // A control that was clicked with the mouse gives the focus back, unless text can be typed into it.
   const giveBack = () => {
     const at = document.activeElement;
     if (!at || at === document.body) return;

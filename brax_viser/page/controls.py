@@ -30,7 +30,7 @@ class Controls(Keeping):
         Its scene is not in metres: see `ShownFrame.scale`.
 
         Raises:
-            RuntimeError: in other processes than the first, which serve no page.
+            RuntimeError: in processes other than the first, which serve no page.
         """
         if self._page is None:
             raise RuntimeError(
@@ -232,7 +232,7 @@ class Controls(Keeping):
 
     def run_to_termination(self, env: int | None = None) -> None:
         """Lets the training go on until an environment's episode ends in a termination, and holds
-        it there. Running out of time is no termination. Returns at once, as `step` does.
+        it there. Running out of time is not a termination. Returns at once, as `step` does.
 
         Args:
             env: index of the environment, which becomes selected. None: the selected one.

@@ -1,6 +1,6 @@
-// Keeps what a page's user has chosen over a lost connection, and over a training that is started
-// again: camera, tabs, and the values of controls. Runs in the page, before viser's client, which
-// begins afresh each time it is connected.
+// Keeps the choices of a page's user over a lost connection and a restart of the training: camera,
+// tabs, and the values of controls. Runs in the page, before viser's client, which starts from
+// scratch each time it is connected.
 (() => {
   "use strict";
   const KEY = "brax_viser_kept";
