@@ -68,8 +68,7 @@ class Page:
             leader: connects the training's other processes; None if this is the only one.
             episodes: the episodes that are shown.
             recorded: their training, if nothing but its episodes is shown; None: it is live.
-            relayed: whether the page is for one person alone, who may have nothing written or
-                compiled.
+            relayed: whether the page is one person's own: then it writes and compiles nothing.
         """
         self.server, self._keeper, self._shared = server, keeper, shared
         self.state = state = PageState()

@@ -298,8 +298,7 @@ class Scene:
         return self.blocks[role].model is model and self.blocks[role].count == count
 
     def _can_stay(self, role: str, block: Block, offset: np.ndarray) -> bool:
-        """Whether a block can stay: making large meshes again takes the loop and the pages a long
-        time."""
+        """Whether a block can stay, as making large meshes again takes the loop and pages long."""
         if not self._is_as_wanted(role):
             return False
         return block.scale == self.scale and np.array_equal(block.offset, offset)
