@@ -427,7 +427,7 @@ def test_the_panel_shows_bodies_joints_and_controls_and_says_what_is_unknown():
     assert "<td>push</td><td>1.00</td>" in text
     assert text.count('title="') == 3  # the observation's cells
     none = details.controls(Inside(replace(detail, ctrl=None), model, data, False, "spring", None))
-    assert "only the action is known" in none
+    assert "only the action" in none
     assert "<b>arm</b>, 1 kg" in details.clicked(model, 2)
     assert set(words.OVERLAY_LABELS) == set(OVERLAYS)
 

@@ -471,7 +471,7 @@ def test_a_directory_that_turns_into_a_file_is_reported_and_written_when_it_is_b
     (tmp_path / "run").write_text("in the way")
     run.add([episode(1)])
     wait_for(lambda: run.problem)
-    assert "no directory" in run.problem
+    assert "not a directory" in run.problem
     (tmp_path / "run").unlink()
     (tmp_path / "away").rename(tmp_path / "run")
     assert run.close()
