@@ -2,8 +2,9 @@
 
 python -m benchmarks.start ant
 python -m benchmarks.start CartpoleBalance --runs 3
+python -m benchmarks.start runs/ant --command replay
 
-Times are seconds since the start of `brax-viser train`. A page without a browser connects as soon
+Times are seconds since the start of `brax-viser`. A page without a browser connects as soon
 as the address is printed, so the browser's own time to the first picture comes on top.
 """
 
@@ -11,7 +12,7 @@ import asyncio
 import statistics
 import time
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 import websockets
@@ -33,7 +34,9 @@ MOVING = 3
 class Settings:
     """Options of the benchmark."""
 
-    env: Annotated[str, tyro.conf.Positional] = "ant"
+    what: Annotated[str, tyro.conf.Positional] = "ant"
+    """An environment; of `replay` and `play`, a run directory."""
+    command: Literal["train", "replay", "play"] = "train"
     runs: int = 1
     timeout: float = 600.0
     """Seconds after which a run is given up."""
@@ -74,7 +77,7 @@ async def watch(address: str, started: float) -> dict[str, float]:
 
 def run(settings: Settings) -> dict[str, float]:
     started = time.monotonic()
-    with training(["train", settings.env, "--port", "0"]) as address:
+    with training([settings.command, settings.what, "--port", "0"]) as address:
         return asyncio.run(asyncio.wait_for(watch(address, started), settings.timeout))
 
 

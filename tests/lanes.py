@@ -174,6 +174,7 @@ FULL: dict[str, set[str]] = {
     "test_bad_input_is_reported_without_a_traceback": {
         "misspelt",
         "model",
+        "none",
         "spacing",
         "timesteps",
         "trainer",

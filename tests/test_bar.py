@@ -103,7 +103,10 @@ def test_a_warning_and_a_traceback_come_whole_above_one_bar():
 
 @pytest.mark.parametrize(
     ("usual", "words"),
-    [(None, "for 75 s: often takes a minute or two"), (84.0, "75 s of usually 84 s here")],
+    [
+        (None, "for 75 s: normal at a start, often a minute or two"),
+        (84.0, "75 s of usually 84 s here"),
+    ],
 )
 def test_while_it_compiles_the_line_says_for_how_long_and_what_is_usual(usual, words):
     view = replace(VIEW, phase="compiling", phase_seconds=75.0, num_steps=0, elapsed=0.0)

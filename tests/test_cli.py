@@ -101,6 +101,7 @@ def test_the_page_shows_robots_and_says_what_it_waits_for_within_seconds(tmp_pat
         ("train aunt --port 0", "no environment 'aunt'. Did you mean ant?"),
         ("train cheetah --port 0", "Did you mean CheetahRun or halfcheetah?"),
         ("train ant --port 0 --num-timesteps -5", "num_timesteps=-5: must be at least 1"),
+        ("train ant --port 0 --num-timesteps 0", "num_timesteps=0: must be at least 1"),
         ("envs unicorn", "no environment 'unicorn'"),
         ("train ant --port 0 --grid 0 4", "every side must be at least 1"),
         ("train ant --port 0 --spacing 0 1", "every distance must be above 0 metres"),
@@ -112,7 +113,8 @@ def test_the_page_shows_robots_and_says_what_it_waits_for_within_seconds(tmp_pat
         ("train ant --port 0 --mode warp", "mode='warp': must be one of"),
     ],
     ids=(
-        "unknown misspelt near timesteps listed grid spacing envs model backend trainer odd mode"
+        "unknown misspelt near timesteps none listed grid spacing envs model backend trainer odd "
+        "mode"
     ).split(),
 )
 def test_bad_input_is_reported_without_a_traceback(tmp_path, args, words):

@@ -568,8 +568,8 @@ def test_a_bad_number_of_steps_is_refused(one_viewer, n):
     ("typed", "expected", "wrong"),
     [
         ((0.0, 0.5), 0.005, None),
-        ((5.0, 50.0, 500.0), 0.02, "500 is not used: it must be 0.1 to 100."),
-        ((5.0, 0.0), 0.02, "0 is not used: it must be 0.1 to 100."),
+        ((5.0, 50.0, 500.0), 0.02, "500 is not used, 2 is: it must be 0.1 to 100."),
+        ((5.0, 0.0), 0.02, "0 is not used, 2 is: it must be 0.1 to 100."),
     ],
 )
 def test_a_budget_takes_effect_once_typed_and_a_wrong_one_is_reported(

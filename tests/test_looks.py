@@ -192,13 +192,12 @@ def test_a_followed_robot_stays_in_place_and_the_world_moves(ants):
 def test_the_floor_moves_under_a_running_robot_that_stays_in_its_cell(ants):
     cell, cells = np.array(ants.grid.spacing[:2]), ants.block.cells
     home, marks = ants.block.place_of(12), np.array(cells._marks.batched_positions)
-    ants.move(12, (0.1 * cell[0], 0.0, 0.0), Look())  # near its start it is where it is
-    np.testing.assert_allclose(
-        ants.block.place_of(12)[:2] - home[:2], [0.1 * cell[0], 0.0], atol=1e-5
-    )
+    near = FREE / 2 * cell[0]
+    ants.move(12, (near, 0.0, 0.0), Look())  # near its start it is where it is
+    np.testing.assert_allclose(ants.block.place_of(12)[:2] - home[:2], [near, 0.0], atol=1e-5)
     np.testing.assert_array_equal(cells._marks.batched_positions, marks)
     ants.move(12, (3.2 * cell[0] + 0.21, -1.4 * cell[1], 0.0), Look())
-    gone = np.array([3.3 * cell[0] + 0.21, -1.4 * cell[1]])
+    gone = np.array([near + 3.2 * cell[0] + 0.21, -1.4 * cell[1]])
     seen = ants.block.place_of(12)[:2] - home[:2]
     np.testing.assert_allclose(seen, FREE * cell * [1, -1], atol=1e-4)
     # The marks under it are those of the place where it is.

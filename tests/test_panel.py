@@ -218,7 +218,7 @@ def test_fewer_robots_are_drawn_if_a_person_wants_fewer_whatever_the_rule(viewer
     eventually(lambda: drawn(2), "two are drawn")
     note = probe.panel.choice._notes["How many"]
     probe.use(field, 5)
-    eventually(lambda: "5 is not used: it must be 1 to 4." in note.content, "there is no room")
+    eventually(lambda: "5 is not used, 2 is: it must be 1 to 4." in note.content, "no room")
     for rule, expected in ((("page", 3), (4, 5)), ("first", (0, 1))):
         viewer.select(rule)
         eventually(lambda expected=expected: envs(*expected), f"two are drawn: {rule}")
@@ -303,7 +303,9 @@ def test_a_sandbox_says_which_parts_touch_nothing_and_how_its_episode_is_started
 
 def test_a_hold_at_the_end_of_the_selected_robots_episode_says_so(view):
     held = replace(view, held=True, paused=True, selected_env=5, frame=frame(40, 0, 7))
-    assert words.state(held)[1] == "env 5's episode has ended: see Robot"
+    assert words.state(held)[1] == "env 5 terminated: see Robot"
+    told = replace(held, why_ended="torso height 1.02 above 1")
+    assert words.state(told)[1] == "env 5 terminated: torso height 1.02 above 1"
     for other in (
         replace(held, frame=frame(12, 12, 40)),  # it has begun another one
         replace(held, selected_env=6),  # which is not on screen
@@ -349,7 +351,11 @@ def test_the_end_says_how_robots_go_on_and_where_the_policy_is_in_whole(view):
 @pytest.mark.parametrize(
     "phase, word, detail",
     [
-        ("compiling", "Compiling a step of the robots", "for 3 s: often takes a minute or two"),
+        (
+            "compiling",
+            "Compiling a step of the robots",
+            "for 3 s: normal at a start, often a minute or two",
+        ),
         ("training", "The policy plays", "on screen: step 2 k"),
         ("quiet", "The policy plays", "on screen: step 2 k"),
     ],

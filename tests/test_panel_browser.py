@@ -3,6 +3,7 @@
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -105,6 +106,16 @@ def test_keys_work_after_clicks_on_controls_and_not_while_text_is_typed(page, tr
     eventually(lambda: not viewer.hold_on_nan, "which space still ticks, without a mouse")
     assert viewer.stats().held
 
+    probe = Probe(viewer)
+    viewer.selected_env = 3
+    page.get_by_label("Hold at the first NaN").check()
+    page.keyboard.press("f")
+    eventually(lambda: probe.panel_view().followed, "F follows after a click on a box")
+    page.keyboard.press("f")
+    eventually(lambda: not probe.panel_view().followed, "and no more")
+    assert viewer.stats().held
+    viewer.hold_on_nan, viewer.selected_env = False, None
+
     choose(page, "Draw", "Chosen by index")
     row = page.get_by_text("Indices", exact=True).locator("xpath=ancestor::*[.//input][1]")
     field = row.locator("input")
@@ -114,6 +125,8 @@ def test_keys_work_after_clicks_on_controls_and_not_while_text_is_typed(page, tr
     field.press_sequentially("n 1o m")
     eventually(lambda: "neither an index" in page.inner_text("body"), "what was typed is read")
     assert viewer.stats().env_steps == before and viewer.streaming
+    field.fill("900")
+    page.get_by_text(re.compile("There is no env 900")).first.wait_for()
     field.fill("1, 3")
     field.press("Enter")  # it is complete, and leaves the field
     page.keyboard.press("n")
@@ -153,6 +166,7 @@ def click_bar(page, part: str, share: float) -> None:
 def test_a_recording_is_chosen_played_scrubbed_and_left_for_the_live_robots(page, training):
     viewer, probe = training.viewer, Probe(training.viewer)
     viewer.select("first")
+    probe.state.look = replace(probe.state.look, in_cells=False)  # poses as they were recorded
     replay, model = probe.replay, Toy().model
     recordings = [recording_of(model, step, (500, 20, 30, 40)) for step in (0, 1_200_000)]
     probe.keep(Kept(episode for recording in recordings for episode in recording))
@@ -190,6 +204,7 @@ def test_a_recording_is_chosen_played_scrubbed_and_left_for_the_live_robots(page
     eventually(lambda: len(block.drawn_envs) == NUM_ENVS, "all robots are back")
     page.get_by_role("button", name="Play", exact=True).wait_for(state="hidden")
     assert not viewer.stats().held
+    probe.state.look = replace(probe.state.look, in_cells=True)
 
 
 def test_tabs_hold_the_controls_and_no_scrollbar_covers_them(page):
@@ -212,7 +227,7 @@ def test_a_wrong_number_is_reported_beside_its_field_and_not_used(page, training
     field = page.get_by_label("Budget, %", exact=True)
     field.press("Control+a")
     field.press_sequentially("500", delay=80)
-    page.get_by_text("500 is not used: it must be 0.1 to 100.").wait_for()
+    page.get_by_text("500 is not used, 2 is: it must be 0.1 to 100.").wait_for()
     assert viewer.max_overhead == 0.02
     page.get_by_text("Watch", exact=True).click()  # the field is left
     page.wait_for_timeout(1500)

@@ -115,6 +115,18 @@ def test_a_pendulum_is_balanced_by_its_policy_and_falls_when_limp(backend):
     assert abs(sandbox.data.qpos[1]) > 0.2
     assert sandbox.pose.done and sandbox.pose.trouble is None  # reported only: the sandbox goes on
 
+    def get_up(own: Sandbox) -> None:
+        own.data.qpos[1] = own.data.qvel[1] = 0
+        own.step()
+
+    thread = SandboxThread(sandbox, speed=0)
+    thread.start()
+    thread.do(get_up).result(timeout=60)
+    assert not thread.pose.done and thread.ended, "it stands, and would have ended all the same"
+    thread.do(lambda own: own.reset()).result(timeout=60)
+    assert not thread.ended
+    thread.close()
+
 
 def test_with_the_trainings_solver_an_ant_moves_as_in_the_training():
     env = envs.get_environment("ant", backend="mjx")

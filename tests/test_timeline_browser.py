@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -228,9 +229,11 @@ def test_a_click_on_the_curve_takes_the_scene_there_and_live_is_one_click_away(b
     best = RECORDINGS[400_000][0]
     at = int(told.position / best.dt)
     low, high = np.sort(best.link_pos[at : at + 2], axis=0)
+    probe.state.look = replace(probe.state.look, in_cells=False)  # poses as they were recorded
     eventually(
         lambda: ((low - 1e-5 <= block.pos[0]) & (block.pos[0] <= high + 1e-5)).all(), "there"
     )
+    probe.state.look = replace(probe.state.look, in_cells=True)
     bar.part("shows").locator(".live").click()
     eventually(lambda: state.inner_text().endswith("Live"), "the head says so")
     assert bar.shows == "live"

@@ -39,7 +39,7 @@ def where_held(view: PanelView) -> str:
     frame, env = view.frame, view.selected_env
     if frame is not None and env is not None and not view.replay.active:
         if last_end(frame, env).startswith(JUST_ENDED):
-            return f"env {env}'s episode has ended: see Robot"
+            return f"env {env} terminated: {view.why_ended or 'see Robot'}"
     return f"{'the policy' if view.progress.plays else 'the training'} waits for you"
 
 

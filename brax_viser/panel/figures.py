@@ -52,7 +52,10 @@ def _steps(progress: ProgressView) -> tuple[Figure, Figure]:
         f"{count(progress.num_steps)}{of} steps",
         "Env steps over all environments, as the trainer counts them: one step of 64 environments "
         f"counts 64.{hint}",
-    ), (f"{count(progress.steps_per_second)} steps/s", "Env steps over all environments.")
+    ), (
+        f"{count(progress.steps_per_second)} steps/s" if progress.elapsed else "",
+        "Env steps over all environments.",
+    )
 
 
 def _time(progress: ProgressView) -> tuple[Figure, Figure]:
@@ -93,6 +96,8 @@ def _cost(view: PanelView) -> Figure:
         return "Watching costs nothing any more", "The training is over."
     if view.progress.plays:
         return "Watching costs nothing", "No training runs."
+    if not view.progress.elapsed:
+        return "", ""  # before the first step
     return f"Watching costs {100 * view.overhead:.1f} % of the time", (
         "Share of the training's time that goes into sending robots to this page. Its limit is "
         "the budget, under Watch."

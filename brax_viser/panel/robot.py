@@ -75,7 +75,7 @@ class InsideFolder(Widgets):
                 "Numbers",
                 False,
                 hint="Of the selected robot, live: where its parts and joints are, what the "
-                "policy is given and what it does.",
+                "policy is given, camera images included, and what it does.",
             )
             self._on_change(self._numbers_wanted, self._look("numbers"), bool)
             self._inside = gui.add_html("")

@@ -136,7 +136,8 @@ class Widgets:
             nearest = lambda number: min(max(number, low), high)  # noqa: E731
             said = ""
             if nearest(value) != value:
-                said = f"{value:g} is not used"
+                used = None if dragged else self._numbers.get(handle.label)  # a slider snaps back
+                said = f"{value:g} is not used" + (f", {used:g} is" if used is not None else "")
             else:
                 self._enqueue(functools.partial(action, of(value)))
                 if dragged and value == nearest(last[0]) != last[0]:

@@ -38,6 +38,9 @@ class SandboxThread:
         """
         self.speed = speed
         self.fault: BaseException | None = None  # the error that ended the thread, if any
+        # Whether the episode would have ended since the start: an environment says so at each step
+        # for itself, and a robot that has fallen may get up again.
+        self.ended = sandbox.pose.done
         self._sandbox, self._clock = sandbox, clock
         self._pose = sandbox.pose
         self._commands: queue.SimpleQueue[tuple[Command, Future] | None] = queue.SimpleQueue()
@@ -116,7 +119,7 @@ class SandboxThread:
                 if not moving:
                     last = self._clock()
                 continue
-            self._pose = sandbox.step()
+            self._show(sandbox.step())
             last = max(due, self._clock() - LATE)
             while not self._commands.empty():
                 if (told := self._commands.get()) is None:
@@ -131,8 +134,12 @@ class SandboxThread:
             result = command(self._sandbox)
         except ValueError as error:
             refused = error
-        self._pose = self._sandbox.pose  # before the future is done and a callback reads it
+        self._show(self._sandbox.pose)  # before the future is done and a callback reads it
         if refused is not None:
             future.set_exception(refused)
         else:
             future.set_result(result)
+
+    def _show(self, pose: Pose) -> None:
+        continues = pose.time >= self._pose.time  # else the robot has been put back
+        self.ended, self._pose = pose.done or (self.ended and continues), pose

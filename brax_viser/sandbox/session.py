@@ -222,7 +222,7 @@ class SandboxSession:
         elif thread is not None and not view.preparing:
             pose = thread.pose
             view = replace(
-                view, time=pose.time, reward=pose.reward, done=pose.done, trouble=pose.trouble
+                view, time=pose.time, reward=pose.reward, done=thread.ended, trouble=pose.trouble
             )
         return view
 

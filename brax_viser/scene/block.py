@@ -18,7 +18,7 @@ from brax_viser.scene.cells import ELSEWHERE, Cells, moved_back, notes_on
 from brax_viser.scene.deformables import Rods, Sheets
 from brax_viser.scene.ghosts import Ghosts
 from brax_viser.scene.inspection import Inspection
-from brax_viser.scene.labels import Labels, Title, label_texts
+from brax_viser.scene.labels import Labels, Title, distance_of, label_texts
 from brax_viser.scene.look import Look, colours_of, facts_in_words
 from brax_viser.scene.overlays import INSIDE
 from brax_viser.scene.ring import Ring
@@ -225,11 +225,12 @@ class Block:
         return replace(sight, position=sight.position + origin, look_at=sight.look_at + origin)
 
     def facts_of(self, env: int) -> str | None:
-        """Text on an environment's episodes; None if it is not drawn."""
+        """Text on an environment's episodes and its distance; None if it is not drawn."""
         cell = self._cell_of_env.get(env)
         if cell is None or self.frame is None:
             return None
-        return facts_in_words(self.frame, cell, self.model.dt)
+        facts = facts_in_words(self.frame, cell, self.model.dt)
+        return facts + distance_of(self.frame, cell, self.model)
 
     def inside(self, env: int) -> Physics | None:
         """MuJoCo's model and data in the state of an environment, until the next call or frame;

@@ -14,7 +14,7 @@ from brax_viser.records.grid import Grid
 from brax_viser.scene.handles import send
 from brax_viser.scene.stage import round_length
 
-FREE = 0.12
+FREE = 0.05
 """How far from its start a robot is drawn where it is, in cells. Beyond, the floor moves."""
 
 GAP = 0.05

@@ -17,14 +17,19 @@ wire as on the screen."""
 def label_texts(frame: Frame, model: Model, look: Look) -> list[str]:
     """The text above each of the first robots of a frame, at most `MAX_LABELS`; for robots that
     travel, it says how far they are from the origin of their world, which a moving floor hides."""
-    texts, link = [], model.roaming_link
+    texts = []
     for row, env in enumerate(frame.env_index[:MAX_LABELS].tolist()):
-        text = label_of(frame, row, model.dt, look)
-        if link is not None:
-            text += f" · {np.hypot(*frame.link_pos[row, link, :2]):.1f} m away"
+        text = label_of(frame, row, model.dt, look) + distance_of(frame, row, model)
         own = model.variants.in_words(env)
         texts.append(f"{text} · {own}" if own else text)
     return texts
+
+
+def distance_of(frame: Frame, row: int, model: Model) -> str:
+    """How far a robot that travels is from the origin of its world, in words; else empty."""
+    if model.roaming_link is None:
+        return ""
+    return f" · {np.hypot(*frame.link_pos[row, model.roaming_link, :2]):.1f} m away"
 
 
 class Labels:
