@@ -275,7 +275,7 @@ def test_a_page_that_is_not_as_expected_is_served_as_it_is_and_one_line_is_logge
     for _ in range(3):
         assert browser.add_to(page()).body == page().body
     assert [record.message for record in caplog.records] == [
-        "this viser's page has no end of its body: it gets no time bar"
+        "viser's page has no closing body tag, so the time bar can't be added"
     ]
 
 

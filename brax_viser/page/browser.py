@@ -35,7 +35,7 @@ def _added(body: bytes, encoding: str) -> bytes:
     plain = gzip.decompress(body) if encoding == "gzip" else body
     before, end, after = plain.rpartition(_END)
     if not end:
-        log.warning("this viser's page has no end of its body: it gets no time bar")
+        log.warning("viser's page has no closing body tag, so the time bar can't be added")
     plain = before + additions() + end + after if end else plain
     return gzip.compress(plain) if encoding == "gzip" else plain
 

@@ -234,8 +234,8 @@ def drawn(view: PanelView) -> str:
             how += BEHIND
         verb = "is" if view.drawn == 1 else "are"
         return note(f"{view.drawn:,} of {num_envs:,} envs {verb} drawn{how}")
-    nobody = {"nan": "has a NaN or an Inf", "terminated": "has terminated yet"}
-    return note(f"None of {num_envs:,} envs {nobody.get(view.selection.rule, 'is drawn')}")
+    none = {"nan": "has a NaN or an Inf", "terminated": "has terminated yet"}
+    return note(f"None of {num_envs:,} envs {none.get(view.selection.rule, 'is drawn')}")
 
 
 MEASURED = {
