@@ -8,6 +8,8 @@ import socket
 import ssl
 import time
 import tomllib
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -189,6 +191,28 @@ def test_a_viser_that_cannot_be_asked_or_checked_is_stopped(monkeypatch, made):
                 Viewer(port=0)
         port = made.pop().get_port()
         eventually(lambda port=port: address.is_free("127.0.0.1", port), "it is stopped")
+
+
+@pytest.mark.parametrize("token", ["a-token-of-mine", False])
+def test_what_connects_before_messages_are_checked_is_turned_away(monkeypatch, token):
+    """The server listens within its constructor: a page of before a restart comes back then."""
+    started, turned_away = viser.ViserServer, []
+    query = f"?token={token}" if token else ""
+
+    def impatient(**given: Any) -> viser.ViserServer:
+        server = started(**given)
+        place = f"127.0.0.1:{server.get_port()}/{query}"
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            websockets.sync.client.connect(f"ws://{place}", subprotocols=[SUBPROTOCOL])
+        with pytest.raises(urllib.error.HTTPError) as missing:
+            urllib.request.urlopen(f"http://{place}", timeout=20)
+        turned_away.extend([refused.value.response.status_code, missing.value.code])
+        return server
+
+    monkeypatch.setattr(viser, "ViserServer", impatient)
+    with Viewer(port=0, token=token) as viewer:
+        assert turned_away == [503, 503]
+        assert status(viewer) == 200 and connects(viewer)
 
 
 def test_only_tested_visers_are_installed():

@@ -71,6 +71,7 @@ class Gate:
             access: who may open the page.
         """
         self._access = access
+        self.guarded = False  # nothing is answered before what pages send is checked
         self.api: Api | None = None  # answers programs, once there is a page
         self.relay: Relay | None = None  # likewise for replays of single pages
         self._origins: set[tuple[str, int] | None] = set()
@@ -144,6 +145,8 @@ class Gate:
             request: with `headers` and `path`.
             answer: gives viser's response, or None.
         """
+        if not self.guarded:
+            return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "this page is being opened\n")
         why = self.refusal(request.headers)
         if why is not None:
             return connection.respond(HTTPStatus.FORBIDDEN, f"{why}\n")

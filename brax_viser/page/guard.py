@@ -74,18 +74,18 @@ class Guard:
         self._gate, self._role_of = gate, role_of
         # Numbers of pages, which are never used again.
         self._gone: set[int] = set()
-        self._onlookers: set[int] = set()
+        self._steering: set[int] = set()
         self._told: set[int] = set()  # onlookers that have been told that they are
         gate.on_connect(self._connected)
         gate.put_between(self._guarded)
 
     def is_onlooker(self, client: int) -> bool:
         """Whether a page may change nothing."""
-        return client in self._onlookers
+        return client not in self._steering
 
     def _connected(self, client: int, connection: Any) -> None:
-        if self._role_of(connection.request) != "steering":
-            self._onlookers.add(client)
+        if self._role_of(connection.request) == "steering":
+            self._steering.add(client)
 
     def _guarded(self, handle: Handler) -> Handler:
         async def guarded(client: int, message: Any) -> None:
@@ -126,7 +126,7 @@ class Guard:
     def _is_allowed(self, client: int, message: Any) -> bool:
         """Whether a page may do what it asks for. An onlooker's is told that it may not, and shown
         the value of a widget that it has changed."""
-        if client not in self._onlookers or type(message).__name__ in FROM_ONLOOKERS:
+        if client in self._steering or type(message).__name__ in FROM_ONLOOKERS:
             return True
         handle = self._widget(client, getattr(message, "uuid", None))
         if handle is not None:
