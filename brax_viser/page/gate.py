@@ -27,6 +27,7 @@ from brax_viser.page.access import (
 )
 from brax_viser.page.api import HEADER, PREFIX, Api
 from brax_viser.page.asking import asking
+from brax_viser.page.connection import MOST_LOOKING
 from brax_viser.page.relay import PREFIX as OWN
 from brax_viser.page.relay import Relay
 
@@ -38,6 +39,8 @@ LOCAL_FRAMES = ("http://localhost:*", "http://127.0.0.1:*", "vscode-webview:")
 
 MOST_OF_ONLOOKERS = 2_000_000
 """Most bytes of an onlooker's message: a picture of its page, which a script has asked for."""
+
+CROWDED = f"Too many look on: there is room for {MOST_LOOKING} connections of onlookers.\n"
 
 _NETLOC = re.compile(r"([^\[\]@:]+|\[[^\[\]@]+\])(:\d*)?")
 """A name or a number, and a port. Python takes what follows a bracket for nothing."""
@@ -155,6 +158,9 @@ class Gate:
         role = self.role_of(request)
         if role is None:
             return self._ask(connection, request)
+        connection.role = role
+        if connection.is_one_too_many():
+            return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, CROWDED)
         if self.relay is not None and request.path.startswith(OWN):
             return self._relayed(self.relay, connection, request)
         if self.api is not None and urlsplit(request.path).path.startswith(PREFIX):
