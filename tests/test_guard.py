@@ -397,6 +397,67 @@ def test_uploads_and_forms_that_no_widget_has_asked_for_are_not_kept(served):
     eventually(lambda: not Probe(served).server.get_clients(), "all are gone")
 
 
+@pytest.fixture
+def button(served) -> Iterator[viser.GuiUploadButtonHandle]:
+    """A button for uploads, as a user's script may add."""
+    handle = Probe(served).server.gui.add_upload_button("a script's")
+    yield handle
+    handle.remove()
+
+
+def begun(button: Any, name: str, parts: int, size: int) -> Any:
+    uuid = button._impl.uuid
+    return messages.FileTransferStartUpload(uuid, name, "a.txt", "text/plain", parts, size)
+
+
+def part(button: Any, name: str, number: int, size: int) -> Any:
+    return messages.FileTransferPart(button._impl.uuid, name, number, bytes(size))
+
+
+TOO_MUCH: dict[str, Callable[[Any], list[Any]]] = {
+    "bytes in one part": lambda b: [begun(b, "x", 1, 100), part(b, "x", 0, 1_000_000)],
+    "bytes in several": lambda b: [begun(b, "x", 99, 100), *(part(b, "x", n, 60) for n in (0, 1))],
+    "parts": lambda b: [begun(b, "x", 10_001, 100)],
+    "files": lambda b: [begun(b, f"{n}", 1, 100) for n in range(5)],
+}
+
+
+@pytest.mark.parametrize("what", TOO_MUCH)
+def test_an_upload_of_more_than_it_has_declared_costs_its_page_the_connection(served, button, what):
+    page, gui = Hostile(served), Probe(served).server.gui
+    for message in TOO_MUCH[what](button):
+        page.send(message)
+    assert page.is_disconnected()
+    eventually(lambda: not gui._current_file_upload_states, "nothing of it is kept")
+    assert button.value.content == b""
+
+
+def test_uploads_are_taken_one_after_the_other_and_forgotten_with_their_page(served, button):
+    page, other, gui = Hostile(served), Hostile(served), Probe(served).server.gui
+    for n in range(6):
+        page.send(begun(button, f"{n}", 2, 100))
+        for number in (0, 1):
+            page.send(part(button, f"{n}", number, 50))
+        eventually(lambda: len(button.value.content) == 100, "it is there")
+        button._impl.value = viser.UploadedFile("", b"")
+    page.send(begun(button, "unfinished", 2, 100))
+    page.send(part(button, "unfinished", 0, 50))
+    eventually(lambda: gui._current_file_upload_states, "it is on its way")
+    other.send(part(button, "unfinished", 1, 50))
+    assert not other.is_disconnected() and gui._current_file_upload_states, "it is not the other's"
+    page.socket.close()
+    eventually(lambda: not gui._current_file_upload_states, "it is forgotten")
+    other.socket.close()
+    eventually(lambda: not Probe(served).server.get_clients(), "all are gone")
+    # Of a page that has told no camera viser would not forget it.
+    socket = websockets.sync.client.connect(websocket_of(served.url), subprotocols=[SUBPROTOCOL])
+    socket.send(encoded(begun(button, "unknown", 2, 100)))
+    socket.send(hello())
+    eventually(lambda: Probe(served).server.get_clients(), "it is known")
+    assert not gui._current_file_upload_states
+    socket.close()
+
+
 def test_a_connection_that_says_nothing_prints_nothing(served, capfd, caplog):
     with socket.create_connection(("127.0.0.1", port_of(served))) as bare:
         bare.sendall(b"\x16\x03\x01hello")
