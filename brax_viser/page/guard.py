@@ -127,8 +127,7 @@ class Guard:
             raise Refused("pages do not send it")
         if kind == "GuiUpdateMessage":
             return self._is_update(client, message)
-        if kind != "GetRenderResponseMessage":  # a picture, which a script has asked for
-            check(message)
+        check(message)
         return True
 
     def _is_allowed(self, client: int, message: Any) -> bool:
