@@ -78,13 +78,14 @@ def connects(viewer: Viewer, **headers: str) -> bool:
 
 OWN = [
     *("127.0.0.1:{port}", "localhost:{port}", "[::1]:{port}", "lab.localhost", "10.1.2.3:80"),
-    *("LocalHost:{port}", "[::FFFF:127.0.0.1]:{port}"),
+    *("LocalHost:{port}", "[::FFFF:127.0.0.1]:{port}", "[fe80::1%eth0]:{port}"),
 ]
 FOREIGN = [
     *("evil.example", "evil.example:{port}", "localhost.evil.example", "a@127.0.0.1", ""),
     *("EVIL.example", "evil.example.", "127.0.0.1.evil.example", "[::1].evil.example:{port}"),
     *("[::1]evil.example", "[evil.example]", "127.0.0.1,evil.example", "127.0.0.1:{port}:80"),
     *("127.0.0.1:x", "::1", "[", "[]", ":{port}", "127.0.0.1 evil.example"),
+    *("127.0.0.1%evil.example", "127.0.0.1%25eth0", "[::1%]"),
 ]
 
 
@@ -99,28 +100,37 @@ def test_other_names_are_refused_as_a_site_may_have_them_resolved_to_this_machin
     assert status(served, Host=host) == 403
 
 
-@pytest.mark.parametrize(
-    ("origin", "opens"),
-    [
-        ("http://127.0.0.1:{port}", True),
-        ("https://hub.example.org", True),
-        ("https://hub.example.org:443", True),
-        ("http://evil.example", False),
-        ("http://127.0.0.1:9", False),  # another server of this machine
-        ("http://localhost:{port}", False),  # the host is 127.0.0.1
-        ("https://hub.example.org.evil.example", False),
-        ("HTTP://127.0.0.1:{port}", True),
-        ("http://[::1].evil.example:{port}", False),
-        ("http://127.0.0.1.:{port}", False),
-        ("http://127.0.0.1:{port}@evil.example", False),
-        ("http://127.0.0.1:{port}.evil.example", False),
-        ("file://", False),
-        ("", False),
-        ("null", False),
-    ],
-)
+ORIGINS = [
+    ("http://127.0.0.1:{port}", True),
+    ("https://hub.example.org", True),
+    ("https://hub.example.org:443", True),
+    ("http://evil.example", False),
+    ("http://127.0.0.1:9", False),  # another server of this machine
+    ("http://localhost:{port}", False),  # the host is 127.0.0.1
+    ("https://hub.example.org.evil.example", False),
+    ("HTTP://127.0.0.1:{port}", True),
+    ("http://[::1].evil.example:{port}", False),
+    ("http://127.0.0.1.:{port}", False),
+    ("http://127.0.0.1:{port}@evil.example", False),
+    ("http://127.0.0.1:{port}.evil.example", False),
+    ("file://", False),
+    ("", False),
+    ("null", False),
+]
+
+
+@pytest.mark.parametrize(("origin", "opens"), ORIGINS)
 def test_only_the_pages_own_origin_may_connect(served, origin, opens):
     assert connects(served, Origin=origin) is opens
+
+
+def test_other_names_and_origins_are_refused_where_no_token_is_asked_for_as_well():
+    with Viewer(port=0, token=False) as viewer:
+        assert status(viewer) == 200 and connects(viewer, Origin="http://127.0.0.1:{port}")
+        assert {status(viewer, Host=host) for host in FOREIGN} == {403}
+        foreign = [origin for origin, opens in ORIGINS if not opens]
+        assert not any(connects(viewer, Origin=origin) for origin in foreign)
+        assert not connects(viewer, Host="evil.example")
 
 
 def test_two_hosts_are_refused():

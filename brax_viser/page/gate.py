@@ -128,7 +128,7 @@ class Gate:
         if name in self._names or name.endswith(".localhost"):
             return True
         try:
-            ipaddress.ip_address(name.partition("%")[0])
+            ipaddress.ip_address(name)
         except ValueError:
             return False
         return True
