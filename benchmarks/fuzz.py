@@ -134,15 +134,19 @@ class Fuzz:
         self.nodes: list[str] = ["/"]
 
     def see(self, window: bytes) -> None:
-        """Takes in the widgets, keys and scene nodes that a window adds."""
+        """Takes in what a window adds."""
         for message in messages_of(window):
-            props = message.get("props")
-            if isinstance(props, dict) and "value" in message | props:
-                self.widgets[message["uuid"]] = props | {"value": message.get("value")}
-            elif message["type"] == "RegisterCommandMessage":
-                self.commands.append(message["uuid"])
-            elif isinstance(props, dict) and "name" in message:
-                self.nodes.append(message["name"])
+            self.take(message)
+
+    def take(self, message: dict[str, Any]) -> None:
+        """Takes in the widget, the key or the scene node that a message adds."""
+        props = message.get("props")
+        if isinstance(props, dict) and "value" in message | props:
+            self.widgets[message["uuid"]] = props | {"value": message.get("value")}
+        elif message["type"] == "RegisterCommandMessage":
+            self.commands.append(message["uuid"])
+        elif isinstance(props, dict) and "name" in message:
+            self.nodes.append(message["name"])
 
     def message(self) -> tuple[bytes | str, bool]:
         """Returns the next message, and whether it is garbage."""

@@ -294,13 +294,14 @@ class ViserGate(NamedTuple):
     server: Any  # the `viser.ViserServer`
     websockets: Any
 
-    def put_between(self, guard: Callable[[Any], Any]) -> None:
-        """Replaces each handler of incoming messages, now and for later pages, by `guard` of it."""
+    def put_between(self, guard: Callable[[Any, bool], Any]) -> None:
+        """Replaces each handler of incoming messages, now and for later pages, by `guard` of it and
+        whether it is a single page's. Each message comes to that of all pages first, then there."""
         websockets = self.websockets
-        websockets._handle_incoming_message = guard(websockets._handle_incoming_message)
+        websockets._handle_incoming_message = guard(websockets._handle_incoming_message, False)
 
         def connected(connection: Any) -> None:
-            connection._handle_incoming_message = guard(connection._handle_incoming_message)
+            connection._handle_incoming_message = guard(connection._handle_incoming_message, True)
 
         websockets.on_client_connect(connected)
 
@@ -337,6 +338,10 @@ class ViserGate(NamedTuple):
     def has_container(self, uuid: str) -> bool:
         """Whether the panel has this folder, form or the like."""
         return uuid in self.server.gui._container_handle_from_uuid
+
+    def uploads(self) -> Mapping[str, Any]:
+        """Returns the files on their way: "client_id", "total_bytes", "transferred_bytes"."""
+        return self.server.gui._current_file_upload_states
 
 
 def viser_gate(server: Any) -> ViserGate | None:

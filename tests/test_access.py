@@ -1,9 +1,11 @@
 """Who may open the page: tokens, cookies and encryption, against the real server."""
 
+import copy
 import http.client
 import io
 import logging
 import os
+import random
 import shutil
 import ssl
 import subprocess
@@ -12,6 +14,7 @@ import types
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,13 +26,15 @@ import websockets.sync.client
 from websockets.typing import Origin
 
 from benchmarks.client import SUBPROTOCOL, hello, websocket_of
-from brax_viser import Viewer
+from benchmarks.fuzz import Fuzz
+from brax_viser import Viewer, VisualizedEnv
 from brax_viser.page import access, address, notebook
 from brax_viser.page.access import Tokens
 from brax_viser.page.greeting import tunnel
 from tests.conftest import Page, eventually, lacking
 from tests.support import Probe, port_of
 from tests.test_guard import Hostile, update
+from tests.toy import Toy
 
 MINE = "a-token-of-mine"
 
@@ -177,6 +182,39 @@ def test_onlookers_see_everything_and_change_nothing(served):
     assert probe.shared.control == before and not probe.shared.hold.paused
     onlooker.socket.close()
     eventually(lambda: not probe.server.get_clients(), "it is gone")
+
+
+def test_whatever_an_onlookers_page_sends_nothing_changes(monkeypatch):
+    with Viewer(port=0) as viewer:
+        VisualizedEnv(Toy(), grid=(2, 2), viewer=viewer)
+        probe, done = Probe(viewer), []
+        form = probe.server.gui.add_form("a script's")
+        form.on_submit(lambda _: done.append("submitted"))
+        enqueue = probe.inbox.enqueue
+        monkeypatch.setattr(probe.inbox, "enqueue", lambda what: (done.append(what), enqueue(what)))
+        onlooker, fuzz = Hostile(viewer, viewer.onlooker_url), Fuzz(random.Random(0), 0)
+        for message in onlooker.received(until=lambda m: m["type"] == "ReplayDoneMessage"):
+            fuzz.take(message)
+        # Texts of messages are made of these.
+        fuzz.nodes += [*fuzz.widgets, *[form._impl.uuid] * 20]
+        eventually(lambda: probe.panel.choice._most.value == 4, "the panel shows what it will")
+
+        def state() -> Any:
+            shared, hold = probe.shared, probe.shared.hold
+            widgets = probe.server.gui._gui_input_handle_from_uuid
+            values = {uuid: copy.deepcopy(one._impl.value) for uuid, one in widgets.items()}
+            held = hold.paused, hold.orders
+            chosen = shared.control, shared.selection, shared.selected_env, *held
+            return chosen, replace(probe.state), values
+
+        probe.now(lambda: None)  # so that it does so no more
+        before = state()
+        for _ in range(2000):
+            onlooker.socket.send(fuzz.message()[0])
+        pong = onlooker.socket.ping()
+        eventually(lambda: (onlooker.received(seconds=0.1), pong.is_set())[1], "all is read")
+        assert state() == before and not done
+        onlooker.socket.close()
 
 
 def test_an_onlooker_that_sends_garbage_is_disconnected(served, caplog):

@@ -19,11 +19,12 @@ import pytest
 import websockets.sync.client
 from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
+from websockets.uri import parse_uri
 
 from benchmarks.client import SUBPROTOCOL, websocket_of
 from brax_viser import Viewer
 from brax_viser.page import connection
-from brax_viser.page.connection import MOST_CONNECTIONS, MOST_OF_REQUEST
+from brax_viser.page.connection import MOST_CONNECTIONS, MOST_LOOKING, MOST_OF_REQUEST
 from tests.conftest import Page, eventually
 from tests.support import Probe, port_of
 from tests.test_faults import greets
@@ -44,6 +45,15 @@ def megabytes() -> float:
     """Returns this process's resident memory."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def asking_for_a_websocket(url: str) -> socket.socket:
+    """Asks for a websocket of which nothing has been read."""
+    bare = socket.create_connection(("127.0.0.1", urlsplit(url).port), timeout=20)
+    page = ClientProtocol(parse_uri(websocket_of(url)), subprotocols=[SUBPROTOCOL])
+    page.send_request(page.connect())
+    bare.sendall(b"".join(page.data_to_send()))
+    return bare
 
 
 def opened(url: str) -> tuple[socket.socket, ClientProtocol]:
@@ -114,6 +124,21 @@ def test_hundreds_of_slow_clients_do_not_lock_other_pages_out(served, monkeypatc
             one.close()
     page.close()
     eventually(lambda: descriptors() <= before, "nothing is left")
+
+
+def test_onlookers_leave_room_for_those_that_steer(served):
+    before, onlookers, answers = descriptors(), [], []
+    for _ in range(MOST_CONNECTIONS):
+        onlookers.append(asking_for_a_websocket(served.onlooker_url))
+        answers.append(onlookers[-1].recv(12))
+    assert answers.count(b"HTTP/1.1 101") == MOST_LOOKING
+    assert set(answers) == {b"HTTP/1.1 101", b"HTTP/1.1 503"}
+    assert b"Too many look on" in asked(served, f"/?token={tokens(served)[1]}")
+    is_served(served)
+    for one in onlookers:
+        one.close()
+    eventually(lambda: descriptors() <= before, "nothing is left")
+    assert status(asked(served, f"/?token={tokens(served)[1]}")) == 200
 
 
 def test_connections_that_never_negotiate_encryption_are_limited_too(certificate, monkeypatch):

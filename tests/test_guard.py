@@ -8,6 +8,8 @@ import socket
 import ssl
 import time
 import tomllib
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,13 +78,14 @@ def connects(viewer: Viewer, **headers: str) -> bool:
 
 OWN = [
     *("127.0.0.1:{port}", "localhost:{port}", "[::1]:{port}", "lab.localhost", "10.1.2.3:80"),
-    *("LocalHost:{port}", "[::FFFF:127.0.0.1]:{port}"),
+    *("LocalHost:{port}", "[::FFFF:127.0.0.1]:{port}", "[fe80::1%eth0]:{port}"),
 ]
 FOREIGN = [
     *("evil.example", "evil.example:{port}", "localhost.evil.example", "a@127.0.0.1", ""),
     *("EVIL.example", "evil.example.", "127.0.0.1.evil.example", "[::1].evil.example:{port}"),
     *("[::1]evil.example", "[evil.example]", "127.0.0.1,evil.example", "127.0.0.1:{port}:80"),
     *("127.0.0.1:x", "::1", "[", "[]", ":{port}", "127.0.0.1 evil.example"),
+    *("127.0.0.1%evil.example", "127.0.0.1%25eth0", "[::1%]"),
 ]
 
 
@@ -97,28 +100,37 @@ def test_other_names_are_refused_as_a_site_may_have_them_resolved_to_this_machin
     assert status(served, Host=host) == 403
 
 
-@pytest.mark.parametrize(
-    ("origin", "opens"),
-    [
-        ("http://127.0.0.1:{port}", True),
-        ("https://hub.example.org", True),
-        ("https://hub.example.org:443", True),
-        ("http://evil.example", False),
-        ("http://127.0.0.1:9", False),  # another server of this machine
-        ("http://localhost:{port}", False),  # the host is 127.0.0.1
-        ("https://hub.example.org.evil.example", False),
-        ("HTTP://127.0.0.1:{port}", True),
-        ("http://[::1].evil.example:{port}", False),
-        ("http://127.0.0.1.:{port}", False),
-        ("http://127.0.0.1:{port}@evil.example", False),
-        ("http://127.0.0.1:{port}.evil.example", False),
-        ("file://", False),
-        ("", False),
-        ("null", False),
-    ],
-)
+ORIGINS = [
+    ("http://127.0.0.1:{port}", True),
+    ("https://hub.example.org", True),
+    ("https://hub.example.org:443", True),
+    ("http://evil.example", False),
+    ("http://127.0.0.1:9", False),  # another server of this machine
+    ("http://localhost:{port}", False),  # the host is 127.0.0.1
+    ("https://hub.example.org.evil.example", False),
+    ("HTTP://127.0.0.1:{port}", True),
+    ("http://[::1].evil.example:{port}", False),
+    ("http://127.0.0.1.:{port}", False),
+    ("http://127.0.0.1:{port}@evil.example", False),
+    ("http://127.0.0.1:{port}.evil.example", False),
+    ("file://", False),
+    ("", False),
+    ("null", False),
+]
+
+
+@pytest.mark.parametrize(("origin", "opens"), ORIGINS)
 def test_only_the_pages_own_origin_may_connect(served, origin, opens):
     assert connects(served, Origin=origin) is opens
+
+
+def test_other_names_and_origins_are_refused_where_no_token_is_asked_for_as_well():
+    with Viewer(port=0, token=False) as viewer:
+        assert status(viewer) == 200 and connects(viewer, Origin="http://127.0.0.1:{port}")
+        assert {status(viewer, Host=host) for host in FOREIGN} == {403}
+        foreign = [origin for origin, opens in ORIGINS if not opens]
+        assert not any(connects(viewer, Origin=origin) for origin in foreign)
+        assert not connects(viewer, Host="evil.example")
 
 
 def test_two_hosts_are_refused():
@@ -189,6 +201,28 @@ def test_a_viser_that_cannot_be_asked_or_checked_is_stopped(monkeypatch, made):
                 Viewer(port=0)
         port = made.pop().get_port()
         eventually(lambda port=port: address.is_free("127.0.0.1", port), "it is stopped")
+
+
+@pytest.mark.parametrize("token", ["a-token-of-mine", False])
+def test_what_connects_before_messages_are_checked_is_turned_away(monkeypatch, token):
+    """The server listens within its constructor: a page of before a restart comes back then."""
+    started, turned_away = viser.ViserServer, []
+    query = f"?token={token}" if token else ""
+
+    def impatient(**given: Any) -> viser.ViserServer:
+        server = started(**given)
+        place = f"127.0.0.1:{server.get_port()}/{query}"
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            websockets.sync.client.connect(f"ws://{place}", subprotocols=[SUBPROTOCOL])
+        with pytest.raises(urllib.error.HTTPError) as missing:
+            urllib.request.urlopen(f"http://{place}", timeout=20)
+        turned_away.extend([refused.value.response.status_code, missing.value.code])
+        return server
+
+    monkeypatch.setattr(viser, "ViserServer", impatient)
+    with Viewer(port=0, token=token) as viewer:
+        assert turned_away == [503, 503]
+        assert status(viewer) == 200 and connects(viewer)
 
 
 def test_only_tested_visers_are_installed():
@@ -316,7 +350,7 @@ def test_a_page_that_sends_garbage_is_disconnected_and_others_go_on(served, capl
     eventually(lambda: not Probe(served).server.get_clients(), "all are gone")
 
 
-def test_a_number_that_is_too_large_is_not_taken_and_costs_nobody_the_page(served):
+def test_a_number_that_is_too_large_is_not_taken_and_no_page_is_lost(served):
     page, budget = Hostile(served), panel(served).pace._budget
     before = budget.value
     for value in (10**18, 1e22, -1e300):
@@ -371,6 +405,67 @@ def test_uploads_and_forms_that_no_widget_has_asked_for_are_not_kept(served):
     page.socket.close()
     new.socket.close()
     eventually(lambda: not Probe(served).server.get_clients(), "all are gone")
+
+
+@pytest.fixture
+def button(served) -> Iterator[viser.GuiUploadButtonHandle]:
+    """A button for uploads, as a user's script may add."""
+    handle = Probe(served).server.gui.add_upload_button("a script's")
+    yield handle
+    handle.remove()
+
+
+def begun(button: Any, name: str, parts: int, size: int) -> Any:
+    uuid = button._impl.uuid
+    return messages.FileTransferStartUpload(uuid, name, "a.txt", "text/plain", parts, size)
+
+
+def part(button: Any, name: str, number: int, size: int) -> Any:
+    return messages.FileTransferPart(button._impl.uuid, name, number, bytes(size))
+
+
+TOO_MUCH: dict[str, Callable[[Any], list[Any]]] = {
+    "bytes in one part": lambda b: [begun(b, "x", 1, 100), part(b, "x", 0, 1_000_000)],
+    "bytes in several": lambda b: [begun(b, "x", 99, 100), *(part(b, "x", n, 60) for n in (0, 1))],
+    "parts": lambda b: [begun(b, "x", 10_001, 100)],
+    "files": lambda b: [begun(b, f"{n}", 1, 100) for n in range(5)],
+}
+
+
+@pytest.mark.parametrize("what", TOO_MUCH)
+def test_an_upload_of_more_than_it_has_declared_costs_its_page_the_connection(served, button, what):
+    page, gui = Hostile(served), Probe(served).server.gui
+    for message in TOO_MUCH[what](button):
+        page.send(message)
+    assert page.is_disconnected()
+    eventually(lambda: not gui._current_file_upload_states, "nothing of it is kept")
+    assert button.value.content == b""
+
+
+def test_uploads_are_taken_one_after_the_other_and_forgotten_with_their_page(served, button):
+    page, other, gui = Hostile(served), Hostile(served), Probe(served).server.gui
+    for n in range(6):
+        page.send(begun(button, f"{n}", 2, 100))
+        for number in (0, 1):
+            page.send(part(button, f"{n}", number, 50))
+        eventually(lambda: len(button.value.content) == 100, "it is there")
+        button._impl.value = viser.UploadedFile("", b"")
+    page.send(begun(button, "unfinished", 2, 100))
+    page.send(part(button, "unfinished", 0, 50))
+    eventually(lambda: gui._current_file_upload_states, "it is on its way")
+    other.send(part(button, "unfinished", 1, 50))
+    assert not other.is_disconnected() and gui._current_file_upload_states, "it is not the other's"
+    page.socket.close()
+    eventually(lambda: not gui._current_file_upload_states, "it is forgotten")
+    other.socket.close()
+    eventually(lambda: not Probe(served).server.get_clients(), "all are gone")
+    # Of a page that has told no camera viser would not forget it.
+    socket = websockets.sync.client.connect(websocket_of(served.url), subprotocols=[SUBPROTOCOL])
+    socket.send(encoded(begun(button, "unknown", 2, 100)))
+    socket.send(hello())
+    eventually(lambda: Probe(served).server.get_clients(), "it is known")
+    assert not gui._current_file_upload_states
+    socket.close()
 
 
 def test_a_connection_that_says_nothing_prints_nothing(served, capfd, caplog):

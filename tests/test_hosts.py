@@ -341,6 +341,46 @@ def test_only_clients_that_know_the_secret_are_heard():
             end.close()
 
 
+def passed_on(source: socket.socket, sink: socket.socket, seen: list[bytes]) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            seen.append(data)
+            sink.sendall(data)
+
+
+@pytest.mark.parametrize("piece", [1, 1 << 16])
+def test_what_a_worker_has_sent_changes_nothing_when_another_sends_it_again(piece):
+    server = SocketServer(b"right", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as between:
+        worker = SocketClient(b"right", f"127.0.0.1:{between.getsockname()[1]}", 1)
+        link, _ = between.accept()
+    there = socket.create_connection(("127.0.0.1", server.port))
+    sent: list[bytes] = []
+    for way in ((link, there, sent), (there, link, [])):
+        threading.Thread(target=passed_on, args=way, daemon=True).start()
+    try:
+        worker.send(b"hello")
+        heard: list[tuple[int, bytes]] = []
+        eventually(lambda: heard.extend(server.receive(0.05)) or heard, "it is heard")
+        assert heard == [(1, b"hello")]
+        with socket.create_connection(("127.0.0.1", server.port)) as again:
+            again.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            again.settimeout(0.2)
+            for data in list(sent):  # one after the other, as what is said too early is refused
+                with contextlib.suppress(ConnectionError, TimeoutError):
+                    for start in range(0, len(data), piece):
+                        again.sendall(data[start : start + piece])
+                    again.recv(1 << 16)
+            assert heard_by(server) == []
+            assert server.send(1, b"for the worker")
+            answers: list[bytes] = []
+            eventually(lambda: answers.extend(worker.receive(0.05)) or answers, "it has come")
+            assert answers == [b"for the worker"]
+    finally:
+        for end in (worker, server, link, there):
+            end.close()
+
+
 def test_messages_of_several_parts_and_of_no_process_are_dropped():
     """They come from a client that knows the secret, and may be of another version."""
     server = SocketServer(b"right", "127.0.0.1")

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 import websockets.sync.client
 
@@ -104,15 +106,25 @@ def test_trainings_one_after_the_other_leave_nothing(times):
 
 
 def test_thirty_environments_of_one_viewer_are_freed_when_it_is_closed():
-    with Viewer(port=0) as viewer:
-        envs = [VisualizedEnv(Toy(), grid=(2, 2), viewer=viewer) for _ in range(30)]
-        threads = threading.active_count()
-        alive = [weakref.ref(env) for env in envs]
-    del envs, viewer
-    eventually(
-        lambda: gc.collect() is not None and not any(ref() for ref in alive), "all are freed"
-    )
-    assert threading.active_count() < threads
+    alive: list[weakref.ref[VisualizedEnv]] = []
+
+    def closed(number: int) -> None:
+        with Viewer(port=0, mode="every_step") as viewer:
+            viewer.twins = 2
+            page = Page(viewer)
+            envs = [VisualizedEnv(Toy(), grid=(2, 2), viewer=viewer) for _ in range(number)]
+            alive.extend(weakref.ref(env) for env in envs)
+            state = jax.jit(jax.vmap(envs[-1].reset))(jax.random.split(jax.random.PRNGKey(0), 4))
+            jax.block_until_ready(jax.jit(jax.vmap(envs[-1].step))(state, jnp.zeros((4, 1))))
+            eventually(lambda: Probe(viewer).twin_worker.cost().step_seconds > 0, "twins step")
+            page.close()
+
+    closed(1)  # makes what is made once
+    eventually(lambda: gc.collect() is not None and not any(ref() for ref in alive), "it is freed")
+    before = held()
+    closed(30)
+    eventually(lambda: not held() - before, "all is as before")
+    assert len(alive) == 31 and not any(ref() for ref in alive)
 
 
 def test_two_hundred_connections_that_just_end_leave_nothing(caplog):

@@ -1,6 +1,7 @@
 """Another terminal, or a program, asks what a training is doing, and holds it."""
 
 import json
+import logging
 import os
 import socket
 import socketserver
@@ -322,3 +323,38 @@ def test_a_home_that_cannot_be_written_costs_nothing_but_the_note(tmp_path, monk
     with Viewer(port=0) as viewer:
         assert remote.ask(viewer.url, "status")["phase"] == "waiting"
         assert announced.announced() == []
+
+
+def noted(tmp_path: Path) -> Path:
+    """Notes an address and returns the file."""
+    announced.announce("http://127.0.0.1:8000/?token=a-token-here", 8000)
+    return next((tmp_path / "brax_viser" / "viewers").iterdir())
+
+
+@pytest.mark.parametrize("left", ["a file for all", "a link", "a second name"])
+def test_a_token_is_noted_in_a_file_of_this_user_alone_whatever_was_there(tmp_path, left):
+    place, other = noted(tmp_path), tmp_path / "another file"
+    other.touch()
+    place.unlink()
+    if left == "a file for all":
+        place.touch()
+        place.chmod(0o666)
+    elif left == "a link":
+        place.symlink_to(other)
+    else:
+        place.hardlink_to(other)
+    assert noted(tmp_path) == place
+    assert place.stat().st_mode & 0o777 == 0o600 and not place.is_symlink()
+    assert "a-token-here" in place.read_text() and other.read_text() == ""
+
+
+def test_no_token_is_noted_in_a_folder_of_another_user(tmp_path, monkeypatch, caplog):
+    place = noted(tmp_path)
+    assert urls() == ["http://127.0.0.1:8000/?token=a-token-here"]
+    another = place.parent.stat().st_uid + 1
+    monkeypatch.setattr(os, "getuid", lambda: another)
+    assert urls() == [], "nor is one believed there"
+    place.unlink()
+    with caplog.at_level(logging.INFO, "brax_viser"):
+        announced.announce("http://127.0.0.1:8000/?token=a-token-here", 8000)
+    assert not place.exists() and f"{place.parent} belongs to another user" in caplog.text

@@ -6,10 +6,12 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+import websockets
 from PIL import Image
 from viser import _messages as messages
 
@@ -311,33 +313,59 @@ def test_an_onlookers_messages_are_small(served):
     page.socket.close()
 
 
-def test_an_onlooker_is_not_asked_for_a_picture_as_it_could_send_any(served):
-    VisualizedEnv(Toy(), grid=(2, 2), viewer=served)
-    forged = io.BytesIO()
-    Image.fromarray(np.full((80, 120, 3), (255, 0, 255), np.uint8)).save(forged, "JPEG")
-    onlooker, asks, over = Hostile(served, served.onlooker_url), [], threading.Event()
+def picture(height: int, width: int, *more: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((height, width, *more), 99, np.uint8)).save(file, "JPEG")
+    return file.getvalue()
+
+
+@contextlib.contextmanager
+def drawing(viewer: Viewer, url: str, payload: Any) -> Iterator[list[dict[str, Any]]]:
+    """Opens a page that answers with the same whenever it is asked for a picture. Yields what it
+    has been asked."""
+    page, asks, over = Hostile(viewer, url), [], threading.Event()
 
     def answers() -> None:
         while not over.is_set():
-            with contextlib.suppress(TimeoutError):
-                window = onlooker.socket.recv(timeout=0.1)
+            with contextlib.suppress(TimeoutError, websockets.ConnectionClosed):
+                window = page.socket.recv(timeout=0.1)
                 assert isinstance(window, bytes)
                 for message in messages_of(window):
                     if message["type"] == "GetRenderRequestMessage":
                         asks.append(message)
-                        onlooker.send(
-                            encoded(
-                                messages.GetRenderResponseMessage(
-                                    forged.getvalue(), message["render_uuid"]
-                                )
-                            )
-                        )
+                        uuid = message["render_uuid"]
+                        page.send(encoded(messages.GetRenderResponseMessage(payload, uuid)))
 
     thread = threading.Thread(target=answers)
     thread.start()
     try:
-        assert remote.picture(served.url)["drawn_by"] == "mujoco" and not asks
+        yield asks
     finally:
         over.set()
         thread.join()
-        onlooker.socket.close()
+        page.socket.close()
+        eventually(lambda: not Probe(viewer).server.get_clients(), "it is gone")
+
+
+def test_an_onlooker_is_not_asked_for_a_picture_as_it_could_send_any(served):
+    VisualizedEnv(Toy(), grid=(2, 2), viewer=served)
+    with drawing(served, served.onlooker_url, picture(80, 120, 3)) as asks:
+        assert remote.picture(served.url)["drawn_by"] == "mujoco" and not asks
+
+
+PICTURES: dict[str, tuple[Any, str]] = {
+    "its own": (picture(800, 1200, 3), "page"),
+    "of another size": (picture(80, 120, 3), "mujoco"),
+    "without colours": (picture(800, 1200), "mujoco"),
+    "no picture": (b"nonsense", "mujoco"),
+    "a number": (12, "mujoco"),
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_a_page_that_sends_no_picture_of_its_own_is_passed_over(served, caplog, capfd, kind):
+    VisualizedEnv(Toy(), grid=(2, 2), viewer=served)
+    payload, drawn_by = PICTURES[kind]
+    with drawing(served, served.url, payload) as asks:
+        assert remote.picture(served.url)["drawn_by"] == drawn_by and len(asks) == 1
+    assert "Traceback" not in caplog.text + capfd.readouterr().err

@@ -7,10 +7,12 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent / "brax_viser"
 FILES = {
@@ -125,6 +127,19 @@ IMPORTS = {module: imports_of(path) for module, path in FILES.items()}
 OWN = {m: {i for i in imports if i in FILES and i != m} for m, imports in IMPORTS.items()}
 
 
+IN_PACKAGE = {
+    "PIL": "pillow",
+    "imageio_ffmpeg": "imageio-ffmpeg",
+    "mujoco_playground": "playground",
+    "rerun": "rerun-sdk",
+    "zmq": "pyzmq",
+}
+"""The packages of modules that have another name."""
+
+BROUGHT = {"IPython"}
+"""Modules that are there where they are needed: notebooks bring it."""
+
+
 def forbidden(own: dict[str, set[str]]) -> set[tuple[str, str]]:
     """Returns the pairs of (importing, imported) files in which the importing room is not above."""
     return {
@@ -178,6 +193,17 @@ def test_a_foreign_package_is_imported_only_in_its_rooms(package):
 
 def test_each_foreign_package_has_its_rooms():
     assert not unlisted(IMPORTS)
+
+
+def test_every_foreign_package_that_is_imported_is_declared():
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lists = [extra for name, extra in extras.items() if name not in ("test", "docs")]
+    declared = {Requirement(one).name for one in sum(lists, project["dependencies"])}
+    imported = {i.split(".")[0] for found in IMPORTS.values() for i in found} - BROUGHT
+    foreign = imported - {*sys.stdlib_module_names, ROOT.name}
+    assert {"jax", "viser", "zmq", "rerun", "wandb"} <= foreign, "imports in functions count"
+    assert {IN_PACKAGE.get(name, name) for name in foreign} <= declared
 
 
 def test_no_file_imports_itself_through_others():

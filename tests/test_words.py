@@ -23,11 +23,6 @@ RETIRED = re.compile(
 )
 """Nouns of which the glossary has another, and turns of phrase that hide the noun."""
 
-LEFT = {
-    "test_a_number_that_is_too_large_is_not_taken_and_costs_nobody_the_page",
-}
-"""Names with a retired word. Entries may only go."""
-
 
 def prose(source: str) -> Iterator[tuple[int, str]]:
     """(line, text) of each comment, of each docstring, those of attributes included, and of each
@@ -35,7 +30,7 @@ def prose(source: str) -> Iterator[tuple[int, str]]:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string
-        elif token.type == tokenize.NAME and token.string not in LEFT:
+        elif token.type == tokenize.NAME:
             yield token.start[0], token.string.replace("_", " ")
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):

@@ -65,7 +65,10 @@ def announce(url: str, port: int, certificate: str = "") -> Callable[[], None]:
         note = Note(url, certificate, *here, since=time.time())
         place = folder() / f"{quote(note.machine, safe='')}-{note.pid}-{port}.json"
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        _check_owner(place.parent)
+        # One that an ended process of the same number has left may be a link, or open to others.
+        place.unlink(missing_ok=True)
+        with open(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(json.dumps(asdict(note)))
     except (OSError, RuntimeError) as error:  # a home that cannot be written
         log.info("other terminals have to be told the page's address: %s", error)
@@ -84,6 +87,8 @@ def announced() -> list[Note]:
     found = []
     try:
         places = list(folder().glob("*.json"))
+        if places:
+            _check_owner(folder())
     except (OSError, RuntimeError):
         return []
     for place in places:
@@ -94,6 +99,13 @@ def announced() -> list[Note]:
             else:
                 place.unlink(missing_ok=True)
     return [note for _, note in sorted(found, key=lambda one: one[0], reverse=True)]
+
+
+def _check_owner(place: Path) -> None:
+    """Raises PermissionError if a folder is another user's, who could read or exchange its files.
+    Not known on Windows, where homes are kept apart by the system."""
+    if hasattr(os, "getuid") and place.stat().st_uid != os.getuid():
+        raise PermissionError(f"{place} belongs to another user")
 
 
 def _lives(pid: int) -> bool:

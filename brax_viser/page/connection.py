@@ -15,10 +15,14 @@ from websockets.frames import DATA_OPCODES, Frame
 from websockets.protocol import State
 
 from brax_viser.compat import accepted, limit_requests, read_at_most
+from brax_viser.page.access import Role
 
 MOST_CONNECTIONS = 256
 """Connections at once, whether or not they have shown a token. Each takes a descriptor, of which a
 process often has 1,024: without any left, the training could not open a file to save its policy."""
+
+MOST_LOOKING = MOST_CONNECTIONS // 2
+"""Connections of onlookers at once, so that they leave room for pages that steer."""
 
 MOST_ACCEPTED = 2 * MOST_CONNECTIONS
 """Connections at once, with those that have yet to agree upon encryption."""
@@ -53,6 +57,7 @@ class Connection(ServerConnection):
     """One connection. On viser's loop only."""
 
     served_by: Callable[["Connection"], Awaitable[None]] | None = None  # in place of viser
+    role: Role | None = None  # what the token of its request allows
 
     def __init__(self, there: MutableSet["Connection"], *args: Any, **kwargs: Any):
         """Takes what websockets' class does, after a set to which it adds itself."""
@@ -70,7 +75,7 @@ class Connection(ServerConnection):
         super().connection_made(transport)
         read_at_most(transport, PIECE)
         asyncio.get_running_loop().call_later(REQUEST_SECONDS, self._end_if_silent)
-        there = [one for one in _all(self.server) if not one.transport.is_closing()]
+        there = _all(self.server)
         if len(there) > MOST_CONNECTIONS:
             # The one that has waited longest with its request, or with its end: a browser does not.
             # Of an answer that is still being read, some waits here.
@@ -88,6 +93,11 @@ class Connection(ServerConnection):
         # waits here would be lost on a slow network.
         if self.state is State.CONNECTING and self.close_deadline is not None:
             self.close_deadline = max(self.close_deadline, self.loop.time() + REQUEST_SECONDS)
+
+    def is_one_too_many(self) -> bool:
+        """Whether this is an onlooker's, and there is no room for more of them."""
+        looking = sum(one.role == "looking" for one in _all(self.server))
+        return self.role == "looking" and looking > MOST_LOOKING
 
     def end_unless_open(self) -> None:
         """Ends a connection that is no open page's: its client may take its time."""
@@ -128,8 +138,9 @@ def joined(data: list[bytes]) -> list[bytes]:
 
 
 def _all(server: Any) -> list[Connection]:
-    """Returns the connections of a server, the oldest first."""
-    return [cast(Connection, one) for one in server.handlers]
+    """Returns the connections of a server that are not being closed, the oldest first."""
+    found = [cast(Connection, one) for one in server.handlers]
+    return [one for one in found if not one.transport.is_closing()]
 
 
 def refusal(error: Exception) -> bytes:

@@ -27,6 +27,7 @@ from brax_viser.page.access import (
 )
 from brax_viser.page.api import HEADER, PREFIX, Api
 from brax_viser.page.asking import asking
+from brax_viser.page.connection import MOST_LOOKING
 from brax_viser.page.relay import PREFIX as OWN
 from brax_viser.page.relay import Relay
 
@@ -38,6 +39,8 @@ LOCAL_FRAMES = ("http://localhost:*", "http://127.0.0.1:*", "vscode-webview:")
 
 MOST_OF_ONLOOKERS = 2_000_000
 """Most bytes of an onlooker's message: a picture of its page, which a script has asked for."""
+
+CROWDED = f"Too many look on: there is room for {MOST_LOOKING} connections of onlookers.\n"
 
 _NETLOC = re.compile(r"([^\[\]@:]+|\[[^\[\]@]+\])(:\d*)?")
 """A name or a number, and a port. Python takes what follows a bracket for nothing."""
@@ -71,6 +74,7 @@ class Gate:
             access: who may open the page.
         """
         self._access = access
+        self.guarded = False  # nothing is answered before what pages send is checked
         self.api: Api | None = None  # answers programs, once there is a page
         self.relay: Relay | None = None  # likewise for replays of single pages
         self._origins: set[tuple[str, int] | None] = set()
@@ -124,7 +128,7 @@ class Gate:
         if name in self._names or name.endswith(".localhost"):
             return True
         try:
-            ipaddress.ip_address(name.partition("%")[0])
+            ipaddress.ip_address(name)
         except ValueError:
             return False
         return True
@@ -144,6 +148,8 @@ class Gate:
             request: with `headers` and `path`.
             answer: gives viser's response, or None.
         """
+        if not self.guarded:
+            return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "this page is being opened\n")
         why = self.refusal(request.headers)
         if why is not None:
             return connection.respond(HTTPStatus.FORBIDDEN, f"{why}\n")
@@ -152,6 +158,9 @@ class Gate:
         role = self.role_of(request)
         if role is None:
             return self._ask(connection, request)
+        connection.role = role
+        if connection.is_one_too_many():
+            return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, CROWDED)
         if self.relay is not None and request.path.startswith(OWN):
             return self._relayed(self.relay, connection, request)
         if self.api is not None and urlsplit(request.path).path.startswith(PREFIX):

@@ -30,6 +30,12 @@ MOST_ELEMENTS = 1000
 MOST_BYTES = 1 << 30
 """Most bytes of an upload."""
 
+MOST_PARTS = 10_000
+"""Most parts of an upload; a page's have half a megabyte each."""
+
+MOST_UPLOADS = 4
+"""Most uploads of a page at once; a page sends one file after the other."""
+
 FROM_PAGES = frozenset(
     "ViewerCameraMessage ScenePointerMessage SceneNodeClickMessage SceneNodeDragMessage "
     "TransformControlsUpdateMessage TransformControlsDragStartMessage "
@@ -74,21 +80,23 @@ class Guard:
         self._gate, self._role_of = gate, role_of
         # Numbers of pages, which are never used again.
         self._gone: set[int] = set()
-        self._onlookers: set[int] = set()
+        self._steering: set[int] = set()
         self._told: set[int] = set()  # onlookers that have been told that they are
         gate.on_connect(self._connected)
         gate.put_between(self._guarded)
 
     def is_onlooker(self, client: int) -> bool:
         """Whether a page may change nothing."""
-        return client in self._onlookers
+        return client not in self._steering
 
     def _connected(self, client: int, connection: Any) -> None:
-        if self._role_of(connection.request) != "steering":
-            self._onlookers.add(client)
+        if self._role_of(connection.request) == "steering":
+            self._steering.add(client)
 
-    def _guarded(self, handle: Handler) -> Handler:
+    def _guarded(self, handle: Handler, is_pages: bool) -> Handler:
         async def guarded(client: int, message: Any) -> None:
+            if is_pages and type(message).__name__ in FOR_SCRIPTS:
+                return  # it has been checked, and handled, as what all pages share is
             try:
                 if self._is_taken(client, message) and self._is_allowed(client, message):
                     await handle(client, message)
@@ -114,19 +122,18 @@ class Guard:
             return False
         if kind in FOR_SCRIPTS:
             check(message)
-            return self._is_expected(message)
+            return self._is_expected(client, message)
         if kind not in FROM_PAGES:
             raise Refused("pages do not send it")
         if kind == "GuiUpdateMessage":
             return self._is_update(client, message)
-        if kind != "GetRenderResponseMessage":  # a picture, which a script has asked for
-            check(message)
+        check(message)
         return True
 
     def _is_allowed(self, client: int, message: Any) -> bool:
         """Whether a page may do what it asks for. An onlooker's is told that it may not, and shown
         the value of a widget that it has changed."""
-        if client not in self._onlookers or type(message).__name__ in FROM_ONLOOKERS:
+        if client in self._steering or type(message).__name__ in FROM_ONLOOKERS:
             return True
         handle = self._widget(client, getattr(message, "uuid", None))
         if handle is not None:
@@ -137,14 +144,37 @@ class Guard:
             page.add_notification("You are looking on", LOOKING_ON, auto_close_seconds=8.0)
         return False
 
-    def _is_expected(self, message: Any) -> bool:
-        """Whether a script has added the form or the button for uploads that a message is of."""
+    def _is_expected(self, client: int, message: Any) -> bool:
+        """Whether a script has added the form or the button for uploads that a message is of.
+        Raises Refused if an upload is larger than it may be."""
         if hasattr(message, "uuid"):
             return self._gate.has_container(message.uuid)
-        if getattr(message, "size_bytes", 0) > MOST_BYTES:
-            raise Refused(f"uploads have at most {MOST_BYTES:,} bytes")
         handle = self._gate.widget(self._gate.server, message.source_component_uuid)
-        return isinstance(handle, viser.GuiUploadButtonHandle)
+        is_asked_for = isinstance(handle, viser.GuiUploadButtonHandle)
+        if type(message).__name__ == "FileTransferPart":
+            return is_asked_for and self._is_part(client, message)
+        if message.size_bytes > MOST_BYTES or message.part_count > MOST_PARTS:
+            raise Refused(f"uploads have at most {MOST_BYTES:,} bytes, in {MOST_PARTS:,} parts")
+        return is_asked_for and self._may_begin(client, message)
+
+    def _may_begin(self, client: int, message: Any) -> bool:
+        """Whether an upload begins. Raises Refused if its page has begun too many."""
+        uploads = self._gate.uploads()
+        if sum(one["client_id"] == client for one in uploads.values()) >= MOST_UPLOADS:
+            raise Refused(f"a page has at most {MOST_UPLOADS} uploads at once")
+        # Viser forgets the uploads of pages that it knows, which have told their camera.
+        is_known = client in self._gate.server.get_clients()
+        return is_known and message.transfer_uuid not in uploads
+
+    def _is_part(self, client: int, message: Any) -> bool:
+        """Whether a part is of an upload that its page has begun. Raises Refused if all parts have
+        more bytes than were declared."""
+        upload = self._gate.uploads().get(message.transfer_uuid)
+        if upload is None or upload["client_id"] != client:
+            return False
+        if upload["transferred_bytes"] + len(message.content) > upload["total_bytes"]:
+            raise Refused(f"an upload has more than the {upload['total_bytes']:,} bytes declared")
+        return True
 
     def _is_update(self, client: int, message: Any) -> bool:
         """Whether a widget takes a new value. Raises Refused for anything but a value."""

@@ -97,6 +97,7 @@ class PageServer:
                 undo.callback(stop_viser, self.viser)
             self._tokens = access.tokens if asks else None
             self._guard = self._standing_guard(gate, asks=asks)
+            gate.guarded = True  # or the user has said that it need not be
             undo.pop_all()
         if wanted not in (0, self.port):
             # A privileged port cannot be told from a taken one.

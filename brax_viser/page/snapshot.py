@@ -209,10 +209,14 @@ def _drawn_by(client: viser.ClientHandle) -> np.ndarray | None:
     scale = min(1.0, LARGEST / max(camera.image_width, camera.image_height))
     size = round(scale * camera.image_height), round(scale * camera.image_width)
     try:
-        return client.get_render(*size, timeout=PAGE_SECONDS)
+        drawn = client.get_render(*size, timeout=PAGE_SECONDS)
     except (RuntimeError, TimeoutError) as error:  # it was closed, or is in a hidden tab
         log.info("a page has sent no picture: %s", error)
         return None
+    if drawn.shape != (*size, 3):
+        log.info("a page has sent a picture of shape %s in place of %s", drawn.shape, (*size, 3))
+        return None
+    return drawn
 
 
 def _finished(
