@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from brax import envs
+from brax.io import model
 from brax.training import types
 from brax.training.acme import running_statistics, specs
 from brax.training.agents.ppo import checkpoint
@@ -60,6 +61,37 @@ def test_a_policy_of_a_run_directory_acts_as_it_did_in_the_training(tmp_path, tr
     action, _ = policies.make_policy(policies.params(100), deterministic=True)(obs, key)
     expected, _ = make_policy(kept[100], deterministic=True)(obs, key)
     assert action.shape == (3, env.action_size) and np.array_equal(action, expected)
+
+
+def test_the_policy_that_a_training_saved_plays_first_of_those_in_its_run_directory(tmp_path):
+    kept, path = run_of(tmp_path / "run"), tmp_path / "run" / "policy"
+    model.save_params(str(path), kept[100])  # that of 200 had a NaN, say
+    env, _, policies = _open(str(path), PLAY)
+    assert policies.steps == (100, 200) and policies.first == 100
+    assert same(policies.params(100), kept[100][:2]) and same(policies.params(200), kept[200][:2])
+    assert env.action_size == 1
+    _, other = policy_of("ppo", 300)  # of a step that was dropped
+    model.save_params(str(path), other)
+    _, _, policies = _open(str(path), PLAY)
+    assert policies.first == 200 and same(policies.params(200), other[:2])
+    assert same(policies.params(100), kept[100][:2])
+    assert _open(str(path.parent), PLAY)[2].first == 200
+
+
+def test_a_saved_policy_that_cannot_be_played_is_refused_in_words(tmp_path, capsys):
+    path = tmp_path / "run" / "policy"
+    run_of(path.parent)
+
+    def said(path: Any) -> str:
+        assert play(str(path)) == 2
+        return " ".join(capsys.readouterr().out.split())
+
+    path.write_bytes(b"nothing of the kind")
+    assert "cannot be played" in said(path)
+    model.save_params(str(path), policy_of("sac", 1)[1])
+    assert "it was trained with other networks" in said(path)
+    model.save_params(str(tmp_path / "policy"), policy_of("ppo", 1)[1])
+    assert "Did you mean" in said(tmp_path / "policy")
 
 
 def test_policies_of_checkpoints_of_brax_are_found_by_their_steps(tmp_path):
