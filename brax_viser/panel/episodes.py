@@ -15,7 +15,7 @@ from brax_viser.panel.widgets import PanelTools, Widgets
 from brax_viser.panel.words import note
 from brax_viser.records.episode import Summary
 
-ALL, NO_END, NO_GHOST = "All of them", "Pick one", "Nothing"
+ALL, NO_END, NO_GHOST = "All of them", "Pick a recorded one", "Nothing"
 
 
 class EpisodesControls(Widgets):
