@@ -17,7 +17,7 @@ from brax_viser.sandbox.trial import PolicyStore
 from brax_viser.viewer import Viewer
 
 GRID = (2, 2)
-"""Cells of the episodes of a recording, of which there are up to four."""
+"""Cells of the episodes of a recording: one for each kind of which some are kept."""
 
 
 class ReplayViewer(Viewer):

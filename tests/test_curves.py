@@ -95,6 +95,14 @@ def test_reward_terms_are_found_by_brax_and_playground_names_largest_first(names
     assert labels(metrics, TERMS) == terms
 
 
+def test_terms_that_are_the_same_over_the_whole_training_share_a_line():
+    same = {"episode/reward_forward": 3, "episode/forward_reward": 3}  # Brax's ant keeps both
+    metrics = reported((1, {**same, "episode/reward_ctrl": 3}), (2, {**same, "episode/x": 3}))
+    assert labels(metrics, TERMS) == ["forward_reward = forward", "ctrl"]
+    metrics.add(3, {**same, "episode/forward_reward": 4}, 3.0)
+    assert labels(metrics, TERMS) == ["forward_reward", "ctrl", "forward"]
+
+
 def test_many_terms_are_limited_to_the_lines_of_the_plot():
     metrics = reported((1, {f"episode/reward/{i}": i for i in range(30)}))
     assert labels(metrics, TERMS) == [str(i) for i in range(29, 29 - MOST_LINES, -1)]
@@ -293,8 +301,8 @@ def test_a_replayed_episodes_reward_is_shown_in_a_page_of_episodes_alone():
             assert "env 4" in curves._plot.axes[0]["label"]
             probe.enqueue(functools.partial(probe.replay.seek, 0.2))
             eventually(lambda: "At 0.20 of 0.40 s" in curves._legend.content, "the moment is told")
-            marked_at = curves._plot.data[0][np.isfinite(curves._plot.data[1])]
-            np.testing.assert_allclose(marked_at, 0.2)
+            marks = lambda: curves._plot.data[0][np.isfinite(curves._plot.data[1])]  # noqa: E731
+            eventually(lambda: marks() == pytest.approx([0.2, 0.2]), "and drawn, after the legend")
             assert "<b>1</b>" in curves._legend.content
             probe.enqueue(functools.partial(probe.replay.choose, 0))
             eventually(lambda: shows(EARLY[1]), "that of another recording")

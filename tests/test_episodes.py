@@ -18,7 +18,7 @@ import pytest
 from brax_viser import VisualizedEnv
 from brax_viser.cli import remote
 from brax_viser.page import exporting
-from brax_viser.panel import episode_words, words
+from brax_viser.panel import episode_words, episodes, words
 from brax_viser.panel.curve_lines import STEPWISE
 from brax_viser.panel.episodes import ALL
 from brax_viser.panel.view import ReplayView
@@ -115,6 +115,28 @@ def test_what_is_on_screen_is_written_and_sent_to_the_page_that_asked_for_it(tra
     lines = content.decode().splitlines()
     assert len(lines) == 1 + sum(e.summary.length + 1 for e in LATE)
     eventually(lambda: "is written" in (probe.panel_view().exporting or ""), "it says so")
+
+
+def test_a_recording_for_rerun_can_be_saved_where_that_is_installed(training, monkeypatch):
+    installed: list[str] = []
+    monkeypatch.setattr(
+        episodes.importlib.util, "find_spec", lambda name: name if name in installed else None
+    )
+    assert "RRD" not in episodes.saved_as()
+    installed.append("rerun")
+    assert set(episodes.saved_as()) == set(exporting.KINDS)
+    written: list[tuple[str, int]] = []
+
+    def write(_, info, chosen, out, *options, **both) -> None:
+        written.append((out.suffix, len(chosen)))
+
+    monkeypatch.setattr(exporting.ExportProcess, "write", write)
+    training.probe.page.recording._keeper._info = run_of(MODEL, 0.02)
+    training.ask("toggle")
+    eventually(lambda: training.drawn == [1, 4, 7, 10], "a recording is drawn")
+    (client,) = training.probe.server.get_clients().values()
+    training.probe.commands.export("RRD", client.client_id)
+    eventually(lambda: written == [(".rrd", 4)], "all robots on screen are written")
 
 
 def test_a_file_that_cannot_be_written_is_reported(training, monkeypatch):

@@ -1,4 +1,4 @@
-"""Runs the examples as they are, up to the call of the stock trainer."""
+"""Runs the examples as they are, but for the stock trainer."""
 
 import importlib
 
@@ -9,10 +9,13 @@ import pytest
 from brax.training.agents.ppo import train as ppo
 
 from brax_viser import VisualizedEnv
+from brax_viser.replay import ReplayViewer
 from envs.cartpole import CartPole
-from examples import own_environment, own_ppo
+from examples import own_environment, own_ppo, record_and_replay
 from examples.own_ppo import make_train
-from tests.support import adapter_of, source_of
+from tests.conftest import Page, eventually
+from tests.recorded import recording_of, run_of
+from tests.support import Probe, adapter_of, source_of
 
 
 class Stop(Exception):
@@ -52,6 +55,48 @@ def test_example_hands_a_visualized_env_to_the_stock_trainer(
     # Brax asserts this first.
     assert handed["batch_size"] * handed["num_minibatches"] % num_envs == 0
     env.viewer.close()
+
+
+def test_what_was_recorded_plays_when_the_training_is_over(monkeypatch, tmp_path, capsys):
+    viewers: list[ReplayViewer] = []
+    moments: list[float] = []
+
+    def train(environment: VisualizedEnv, **_) -> None:
+        """Has a recording kept, as a training does."""
+        model = environment.unwrapped.sys.mj_model
+        keeper = Probe(environment.viewer).page.recording._keeper
+        keeper.begin(run_of(model, environment.dt))
+        keeper.add(recording_of(model, 1_200_000))
+        keeper.set_curves({"eval/episode_reward": np.array([[0.0], [1.0], [7.5]])})
+
+    def replay_viewer(*args) -> ReplayViewer:
+        viewers.append(ReplayViewer(*args, port=0))
+        return viewers[0]
+
+    def pressed(_: str) -> str:
+        probe, page = Probe(viewers[0]), Page(viewers[0])
+
+        def plays() -> bool:
+            told = probe.replay.told()
+            moments.append(told.position)
+            return told.playing and len(told.episodes) == 4 and len(set(moments)) > 2
+
+        eventually(plays, "the four episodes play")
+        block = probe.block_of("train")
+        assert block is not None and block.frame.env_index.tolist() == [1, 4, 7, 10]
+        curves = probe.shared.progress.metrics
+        assert list(curves.names()) == ["eval/episode_reward"]
+        page.close()
+        return ""
+
+    monkeypatch.setattr(ppo, "train", train)
+    monkeypatch.setattr(record_and_replay, "ReplayViewer", replay_viewer)
+    monkeypatch.setattr("builtins.input", pressed)
+    monkeypatch.chdir(tmp_path)
+    record_and_replay.main()
+    assert moments, "it was looked at"
+    said = capsys.readouterr().out
+    assert "step 1,200,010: best, return" in said and said.count("return") == 4
 
 
 def test_cartpole_grid_has_the_spacing_of_its_example(monkeypatch):

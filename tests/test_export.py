@@ -25,6 +25,7 @@ import zstandard
 from PIL import Image
 
 from benchmarks.likeness import available
+from brax_viser.cli.export import export
 from brax_viser.compat import stop_viser
 from brax_viser.export.chosen import chosen
 from brax_viser.export.clip import clip_of
@@ -395,6 +396,30 @@ def test_the_command_needs_no_jax(run_dir, tmp_path):
     )
     assert done.returncode == 2
     assert "must end in" in done.stdout
+
+
+def test_the_command_writes_curves_as_csv(run_dir, tmp_path, capsys):
+    points = np.array([[0.0, 1000.0], [0.5, 7.0], [1.5, -2.0]])
+    with_curves = tmp_path / "run"
+    run = RunFolder(with_curves, run_info(brax_model("ant")))
+    run.set_curves({"eval/episode_reward": points})
+    assert run.close()
+    out = tmp_path / "curves.csv"
+    assert export(str(with_curves), str(out), episode=("curves",)) == 0
+    with out.open(newline="") as stream:
+        header, *rows = csv.reader(stream)
+    assert header == ["curve", "num_steps", "seconds", "value"]
+    assert [row[0] for row in rows] == 2 * ["eval/episode_reward"]
+    assert [[float(x) for x in row[1:]] for row in rows] == points.T.tolist()
+
+    def refused(run: Path, name: str, *episode: str) -> str:
+        assert export(str(run), str(tmp_path / name), episode=episode) == 2
+        assert not (tmp_path / name).exists()
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "there are no curves" in refused(run_dir, "none.csv", "curves")
+    assert "without episodes" in refused(with_curves, "both.csv", "curves", "best")
+    assert "into a .csv" in refused(with_curves, "curves.html", "curves")
 
 
 def test_ctrl_c_leaves_nothing_of_a_video(run_dir, tmp_path):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from brax import envs
+from brax.io import model
 from brax.training import types
 from brax.training.acme import running_statistics, specs
 from brax.training.agents.ppo import checkpoint
@@ -21,11 +22,13 @@ from etils import epath
 
 from brax_viser.cli.loading import load
 from brax_viser.cli.play import Playing, _open, play, ranges_of
-from brax_viser.cli.policies import Arguments, Given, _networks
+from brax_viser.cli.policies import Arguments, Given, Policies, _networks
 from brax_viser.runs.folder import RunFolder
 from brax_viser.sandbox.session import Trained
+from tests.conftest import eventually
 from tests.episodes import run_info
 from tests.support import Probe
+from tests.test_transplant import Commanded as CommandedPendulum
 
 NAME = "inverted_pendulum"
 PLAY, SPRING = Given("play"), Given("play", NAME, "spring")
@@ -60,6 +63,37 @@ def test_a_policy_of_a_run_directory_acts_as_it_did_in_the_training(tmp_path, tr
     action, _ = policies.make_policy(policies.params(100), deterministic=True)(obs, key)
     expected, _ = make_policy(kept[100], deterministic=True)(obs, key)
     assert action.shape == (3, env.action_size) and np.array_equal(action, expected)
+
+
+def test_the_policy_that_a_training_saved_plays_first_of_those_in_its_run_directory(tmp_path):
+    kept, path = run_of(tmp_path / "run"), tmp_path / "run" / "policy"
+    model.save_params(str(path), kept[100])  # that of 200 had a NaN, say
+    env, _, policies = _open(str(path), PLAY)
+    assert policies.steps == (100, 200) and policies.first == 100
+    assert same(policies.params(100), kept[100][:2]) and same(policies.params(200), kept[200][:2])
+    assert env.action_size == 1
+    _, other = policy_of("ppo", 300)  # of a step that was dropped
+    model.save_params(str(path), other)
+    _, _, policies = _open(str(path), PLAY)
+    assert policies.first == 200 and same(policies.params(200), other[:2])
+    assert same(policies.params(100), kept[100][:2])
+    assert _open(str(path.parent), PLAY)[2].first == 200
+
+
+def test_a_saved_policy_that_cannot_be_played_is_refused_in_words(tmp_path, capsys):
+    path = tmp_path / "run" / "policy"
+    run_of(path.parent)
+
+    def said(path: Any) -> str:
+        assert play(str(path)) == 2
+        return " ".join(capsys.readouterr().out.split())
+
+    path.write_bytes(b"nothing of the kind")
+    assert "cannot be played" in said(path)
+    model.save_params(str(path), policy_of("sac", 1)[1])
+    assert "it was trained with other networks" in said(path)
+    model.save_params(str(tmp_path / "policy"), policy_of("ppo", 1)[1])
+    assert "Did you mean" in said(tmp_path / "policy")
 
 
 def test_policies_of_checkpoints_of_brax_are_found_by_their_steps(tmp_path):
@@ -244,6 +278,45 @@ def test_a_command_is_given_by_sliders_until_the_tasks_own_are_wanted_again(view
     controls["Steer"].value = False
     assert command.given(state) is state, "the task's own commands again"
     assert not session.steered
+
+
+def obeying(params: Any, deterministic: bool = False) -> Any:
+    """Returns a policy that pushes the cart by a share of the command that is observed."""
+
+    def policy(obs: Any, key: Any) -> Any:
+        return params["share"] * obs[..., 4:5], {}
+
+    return policy
+
+
+@pytest.mark.full
+def test_a_robot_that_is_forked_goes_on_by_the_policy_and_follows_the_sliders(viewer, page):
+    probe, share = Probe(viewer), np.float32(0.5)
+    policies = Policies((100,), obeying, lambda step: {"share": share})
+    viewer.mode, viewer.selected_env = "every_step", 1
+    playing = Playing(viewer, CommandedPendulum(backend="spring"), {}, policies, (2, 1), seed=0)
+    eventually(lambda: playing.step() or probe.panel_view().has_detail, "its details come")
+    viewer.fork()
+    session = probe.sandbox_session
+    eventually(lambda: session.panel().drivers, "it runs", timeout=300)
+    told = session.panel()
+    assert (told.env, told.driver, told.policy_steps, told.begins) == (1, "policy", 100, False)
+    (slider,) = [
+        control
+        for control in probe.server.gui._gui_input_handle_from_uuid.values()
+        if getattr(control, "label", "") == "Command 1"
+    ]
+    sandbox = viewer.sandbox
+    assert sandbox is not None
+    for command in (0.7, -0.4):
+        slider.value = command
+        pushed = lambda: sandbox.do(lambda sandbox: sandbox.data.ctrl.copy()).result(60)  # noqa: E731
+        wanted = pytest.approx([3 * share * command])  # the pendulum's actions are from -3 to 3
+        eventually(lambda: pushed() == wanted, f"it obeys {command}", timeout=300)  # noqa: B023
+        playing.step()
+        playing.step()
+        seen = np.asarray(playing._state.obs)[:, 4]
+        assert seen == pytest.approx([command, command]), "as do those that play"
 
 
 def test_the_ranges_of_commands_are_those_of_the_environments_settings():

@@ -13,7 +13,7 @@ from brax_viser.records.episode import Summary, distance, nonfinite
 from brax_viser.records.protocol import NEVER
 from brax_viser.records.view import View
 from brax_viser.sandbox.trial import Trial
-from tests.recorded import Kept, recording_of
+from tests.recorded import Kept, episode_of, recording_of
 
 XML = """
 <mujoco><option timestep="0.1"/><worldbody><body name="cart" pos="0 0 0.5">
@@ -55,6 +55,16 @@ def test_nothing_is_shown_until_it_is_played_and_after_going_back_to_live(replay
     replay.close()
     replay.seek(0.5)  # as a page may send late
     assert replay.view(1.0, 4, 2048, None) is None and not replay.playing
+
+
+def test_few_cells_show_one_episode_of_each_kind_and_more_cells_the_others_that_fell():
+    fallen = [episode_of(MODEL, recording=0, env=env, kept_as=("fell",)) for env in (2, 3, 5)]
+    replay = Replay(Kept([*fallen, *EARLY]), at_once)
+    replay.update()
+    replay.toggle()
+    assert [s.env for s in replay.told().episodes] == [1, 4, 2, 10, 3, 5, 7]
+    assert seen(replay, 0.0).frame.env_index.tolist() == [1, 4, 2, 10]
+    assert seen(replay, 0.1, cells=16).frame.env_index.tolist() == [1, 4, 2, 10, 3, 5, 7]
 
 
 def test_the_newest_recording_is_played_first_and_any_other_by_its_place(replay):

@@ -11,13 +11,16 @@ import pytest
 from brax_viser.cli.export import export
 from brax_viser.export.rrd import write_rrd
 from brax_viser.runs.folder import RunFolder
+from tests.conftest import lacking
 from tests.stepped import brax_model, run_info, stepped
 
-needs_rerun = pytest.mark.skipif(
-    importlib.util.find_spec("rerun") is None,
-    reason="rerun-sdk is not installed: pip install -e '.[rerun]'",
-)
 CURVES = {"eval/episode_reward": np.array([[0.0, 1000, 3000], [0, 5, 9], [1, -2, 4]])}
+
+
+@pytest.fixture
+def rerun() -> None:
+    if importlib.util.find_spec("rerun") is None:
+        lacking("no Rerun found: pip install -e '.[rerun]'")
 
 
 def chunks_of(path: Path) -> dict[str, Any]:
@@ -28,7 +31,7 @@ def chunks_of(path: Path) -> dict[str, Any]:
     return {chunk.entity_path: chunk.to_record_batch().to_pydict() for chunk in chunks}
 
 
-@needs_rerun
+@pytest.mark.usefixtures("rerun")
 def test_robots_rewards_and_curves_are_those_that_were_given(tmp_path):
     model = brax_model("ant")
     first, second = (stepped(model, seconds=1.0, seed=i, env=i) for i in range(2))
@@ -55,7 +58,7 @@ def test_robots_rewards_and_curves_are_those_that_were_given(tmp_path):
     assert curve["Scalars:scalars"] == [[1], [-2], [4]]
 
 
-@needs_rerun
+@pytest.mark.usefixtures("rerun")
 def test_the_command_writes_one_and_an_error_leaves_nothing_behind(tmp_path):
     model = brax_model("ant")
     run = RunFolder(tmp_path / "run", run_info(model))

@@ -678,9 +678,12 @@ def test_what_cannot_be_opened_says_why_and_what_helps(tmp_path):
 # Other stores.
 
 
-def test_directories_of_other_stores_are_written_and_read(monkeypatch):
+@pytest.mark.parametrize(("scheme", "driver"), [("gs", "gcs"), ("s3", "s3")])
+def test_directories_of_other_stores_are_written_and_read(scheme, driver, monkeypatch):
+    place = f"{scheme}://bucket"
+
     class Bucket(MemoryFileSystem):
-        protocol = ("gs", "gcs")
+        protocol = (scheme, driver)
         store, pseudo_dirs = {}, [""]
 
         def __init__(self, **_):
@@ -688,21 +691,22 @@ def test_directories_of_other_stores_are_written_and_read(monkeypatch):
 
         @classmethod
         def _strip_protocol(cls, path):
-            return MemoryFileSystem._strip_protocol(path.removeprefix("gs:/"))
+            return MemoryFileSystem._strip_protocol(path.removeprefix(f"{scheme}:/"))
 
-    fsspec.register_implementation("gcs", Bucket, clobber=True)
+    fsspec.register_implementation(driver, Bucket, clobber=True)
     backend.fsspec_backend._get_filesystem.cache_clear()
     try:
-        run = RunFolder("gs://bucket/run", run_info(), max_bytes=100_000)
+        run = RunFolder(f"{place}/run", run_info(), max_bytes=100_000)
         for i in range(30):
             run.add([episode(i)])
             run.add_policy(i, {"w": np.zeros(100)})
         run.set_curves({"a": np.zeros((3, 1))})
         assert run.close()
         assert run.problem is None
+        assert "/bucket/run/run.json" in Bucket.store
         with monkeypatch.context() as patch:
             patch.setattr(Bucket, "ls", None)  # whose results other stores remember
-            opened = open_run("gs://bucket/run")
+            opened = open_run(f"{place}/run")
             assert recordings_in(opened) == recordings_in(run)
             assert len(opened.summaries()) < 30
             for summary in opened.summaries():
@@ -710,11 +714,11 @@ def test_directories_of_other_stores_are_written_and_read(monkeypatch):
             assert opened.policies() == run.policies()
             assert opened.curves().keys() == {"a"}
         with pytest.raises(ValueError, match="another training: Pole"):
-            RunFolder("gs://bucket/run", run_info())
+            RunFolder(f"{place}/run", run_info())
         with pytest.raises(ValueError, match=r"no run\.json"):
-            open_run("gs://bucket/elsewhere")
+            open_run(f"{place}/elsewhere")
     finally:
-        sys.modules["fsspec.registry"]._registry.pop("gcs", None)
+        sys.modules["fsspec.registry"]._registry.pop(driver, None)
         backend.fsspec_backend._get_filesystem.cache_clear()
 
 

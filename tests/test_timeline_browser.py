@@ -261,7 +261,22 @@ def test_any_curve_can_be_drawn_and_a_click_on_it_takes_the_scene_there_too(bar,
     eventually(lambda: "evaluation" in (page.mouse.move(*bar.place(0.3)) or bar.tip), "as before")
 
 
-def test_a_click_on_a_mark_shows_that_episode_alone(bar, page, probe):
+def test_marks_say_what_they_are_and_a_click_shows_an_episode_alone(bar, page, probe):
+    marks = lambda name: bar.all.locator(f"path.{name}").get_attribute("d") or ""  # noqa: E731
+    assert marks("points").count("M") == 17, "each evaluation has a point"
+    assert [marks(kind).count("M") for kind in ("best", "worst", "fell", "random")] == 4 * [3]
+    probe.now(lambda: probe.page.timeline.show_holds([800_000]))
+    try:
+        eventually(lambda: marks("holds"), "the hold is marked")
+        held = float(re.fullmatch(r"M([\d.]+) 2V[\d.]+", marks("holds"))[1])
+        held += bar.part("track").bounding_box()["x"]
+        between = np.mean([bar.dot("best", place)[0] for place in (1, 2)])  # 0.4 M and 1.2 M
+        assert held == pytest.approx(between, abs=1)
+        page.mouse.move(held, bar.place(0)[1])
+        eventually(lambda: "the training was held here" in bar.tip, "it says so")
+    finally:
+        probe.now(lambda: probe.page.timeline.show_holds([]))
+    eventually(lambda: not marks("holds"), "it is gone")
     page.mouse.move(*bar.dot("worst", 2))
     eventually(lambda: "worst: env 4, return" in bar.tip, "the mark says what it is")
     summary = RECORDINGS[1_200_000][1].summary

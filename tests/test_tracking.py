@@ -1,5 +1,6 @@
 """What a training reports, and clips of its episodes, go to W&B and TensorBoard."""
 
+import importlib.util
 import io
 import json
 import struct
@@ -13,7 +14,7 @@ from PIL import Image
 
 from brax_viser.page.tracking import CLIP, MOST_WAITING, Tracking, tracker_of
 from brax_viser.runs.keeper import Keeper
-from tests.conftest import eventually
+from tests.conftest import eventually, lacking
 from tests.episodes import run_info
 from tests.recorded import recording_of
 from tests.support import Probe
@@ -140,7 +141,10 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_the_open_run_of_wandb_gets_numbers_and_clips(viewer, tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb", reason="wandb is not installed: pip install wandb")
+    if importlib.util.find_spec("wandb") is None:
+        lacking("no W&B found: pip install -e '.[wandb]'")
+    import wandb  # type: ignore[import-not-found]
+
     monkeypatch.setenv("WANDB_SILENT", "true")
     with pytest.raises(ValueError, match="no run is open"):
         tracker_of("wandb")

@@ -40,7 +40,7 @@ class Commanded(InvertedPendulum):
 
     def reset(self, rng: jax.Array) -> State:
         state = super().reset(rng)
-        return self._seen(state.replace(info={"command": jnp.zeros(1)}))
+        return self._seen(state.replace(info={**state.info, "command": jnp.zeros(1)}))
 
     def step(self, state: State, action: jax.Array) -> State:
         return self._seen(super().step(state, action))
@@ -54,8 +54,7 @@ def test_what_is_steered_by_info_is_observed_with_the_next_step():
     _, _, moment = start_of(adapter)
     transplant, still = Transplant(adapter), np.zeros(1, np.float32)
     state = transplant.start(moment, KEY)
-    for _ in range(2):  # the first step adds to `info`
-        state = transplant.after(state, still, moment, moment)
+    state = transplant.after(state, still, moment, moment)
     assert state.obs[4] == 0
     traces = transplant.traces
     steered = {"command": np.array([0.7], np.float32), "nothing": np.zeros(1, np.float32)}

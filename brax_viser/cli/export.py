@@ -39,7 +39,7 @@ def export(
         run_dir: folder in which the training keeps its episodes.
         out: the file to write.
         episode: best, worst, newest, first, all, or keys of episodes; several for .html, .csv
-            and .rrd.
+            and .rrd; or curves: the training's, into a .csv.
         seconds: first and last second to show; of a picture, the first.
         fps: pictures per second of a video, at most.
         size: width and height of a video or a picture, in pixels.

@@ -19,6 +19,7 @@ from brax_viser.cli.policies import (
     brax_checkpoints,
     of_checkpoints,
     of_run,
+    of_saved,
     trainer_of,
 )
 from brax_viser.cli.serving import USUAL, Serving
@@ -61,7 +62,8 @@ def play(
     sliders where the environment has some. A robot that is forked goes on in MuJoCo.
 
     Args:
-        source: run directory of a training, or checkpoints of Brax's PPO or SAC.
+        source: run directory of a training, the policy that `brax-viser train` saved in it, or
+            checkpoints of Brax's PPO or SAC.
         env: environment of checkpoints and of a script's run directory; those of `brax-viser train`
             know theirs.
         backend: physics, if not that of the training.
@@ -75,7 +77,7 @@ def play(
         try:
             with console.status(f"Loading {source}"):
                 bare, settings, policies = _open(source, Given("play", env, backend, trainer))
-                policies.params(policies.steps[-1])  # do they fit?
+                policies.params(policies.first)  # do they fit?
                 check_shown(bare, grid)
             viewer = page.viewer("every_step")
         except (Refused, RuntimeError, ValueError) as error:
@@ -102,6 +104,8 @@ def _open(source: str, given: Given) -> tuple[Any, Any, Policies]:
         trainer = trainer_of(found[max(found)]) or "ppo"
         bare, settings = load(given.env, trainer, given.backend, None, None, False)
         return bare, settings, of_checkpoints(found, trainer)
+    if path.is_file():
+        return of_saved(path, given)
     return of_run(open_run(source), given)
 
 
@@ -123,7 +127,7 @@ class Playing(Driving):
             viewer: shows them.
             bare: the environment.
             settings: of the training, for the length of episodes and the environment's wrappers.
-            policies: those to choose from; the newest plays first.
+            policies: those to choose from.
             grid: the cells of the robots.
             seed: of their resets.
         """
@@ -131,13 +135,13 @@ class Playing(Driving):
         self._policies = policies
         self._command = _Command(viewer, bare, self._state.info.get(COMMAND))
         viewer.offer_policies(PlayedPolicies(policies))
-        self._choose(policies.steps[-1])
+        self._choose(policies.first)
         if len(policies.steps) > 1:
             names = {f"step {step:,}": step for step in policies.steps}
             choice = viewer.server.gui.add_dropdown(
                 "Policy",
                 list(names),
-                initial_value=list(names)[-1],
+                initial_value=f"step {policies.first:,}",
                 hint="Which policy of the training drives the robots",
                 order=-1,  # at the top of the panel
             )

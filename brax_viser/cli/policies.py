@@ -6,15 +6,16 @@ import inspect
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from brax_viser.cli.loading import load
 from brax_viser.runs import files
-from brax_viser.runs.reader import SavedRun
-from brax_viser.sandbox.trained import filled
+from brax_viser.runs.reader import SavedRun, open_run
+from brax_viser.sandbox.trained import Trained, filled
 
 ARGUMENTS = "train.json"
 """File of a run directory in which `brax-viser train` notes what `brax-viser play` needs."""
@@ -91,6 +92,12 @@ class Policies:
     params: Callable[[int], Any]
     """Returns the parameters trained for that many env steps; raises ValueError if the file is
     damaged."""
+    chosen: int | None = None  # env steps of the policy that plays first; None: the newest
+
+    @property
+    def first(self) -> int:
+        """The env steps of the policy that plays first."""
+        return self.steps[-1] if self.chosen is None else self.chosen
 
 
 def brax_checkpoints(path: epath.Path) -> dict[int, epath.Path]:
@@ -166,6 +173,39 @@ def of_run(run: SavedRun, given: Given) -> tuple[Any, dict[str, Any], Policies]:
             raise ValueError(f"{run.path} does not fit {of}: {error}") from error
 
     return env, settings, Policies(run.policies(), make_policy, params)
+
+
+def of_saved(path: epath.Path, given: Given) -> tuple[Any, dict[str, Any], Policies]:
+    """Returns the same of a policy's file that `brax-viser train` saved in its run directory. Of
+    the directory's policies, it plays first.
+
+    Raises:
+        ValueError, Refused: as for `of_run`; or the file is damaged, or does not fit.
+    """
+    import jax
+    from brax.io import model
+
+    env, settings, policies = of_run(open_run(path.parent), given)
+    newest = policies.params(policies.steps[-1])
+    try:
+        params = filled(
+            newest, Trained(0, policies.make_policy, model.load_params(str(path))).arrays()
+        )
+    except Exception as error:  # a damaged pickle may raise anything
+        raise ValueError(f"{path} cannot be played: {error}") from error
+
+    def is_saved(step: int) -> bool:
+        kept = policies.params(step)
+        return all(map(np.array_equal, jax.tree.leaves(kept), jax.tree.leaves(params)))
+
+    # Where its own step was dropped, it stands for the newest.
+    first = next(filter(is_saved, reversed(policies.steps)), policies.steps[-1])
+    played = replace(
+        policies,
+        params=lambda step: params if step == first else policies.params(step),
+        chosen=first,
+    )
+    return env, settings, played
 
 
 def _factory(trainer: str, recorded: Mapping[str, Any] | str) -> Callable[..., Any]:

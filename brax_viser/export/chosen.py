@@ -11,12 +11,15 @@ import numpy as np
 from brax_viser.export.clip import Progress
 from brax_viser.export.html import write_html
 from brax_viser.export.rrd import write_rrd
-from brax_viser.export.table import write_csv
+from brax_viser.export.table import write_csv, write_curves_csv
 from brax_viser.export.video import PICTURES, VIDEOS, write_png, write_video
 from brax_viser.records.episode import Episodes, RunInfo, Summary
 
 CHOICES = ("best", "worst", "newest", "first", "all")
 """Names for episodes, besides their keys."""
+
+CURVES = "curves"
+"""In place of episodes: the training's curves."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,22 @@ def write_chosen(
         info: the training.
         kept: its episodes.
         curves: of the training, see `write_html`.
-        names: keys of episodes, or some of `CHOICES`.
+        names: keys of episodes, or some of `CHOICES`; or `CURVES` alone, into a .csv.
         clips: what is shown of each.
         progress: called with the share that is done, from 0 to 1.
 
     Raises:
-        ValueError, RuntimeError, OSError: no such episode is kept (any more); others as documented
-            by the functions that write each kind of file.
+        ValueError, RuntimeError, OSError: no such episode is kept (any more), or there are no
+            curves; others as documented by the functions that write each kind of file.
     """
     kind, (seconds, fps) = Path(path).suffix.lower(), (clips.seconds, clips.fps)
+    if CURVES in names:
+        if kind != ".csv" or len(names) > 1:
+            raise ValueError(f"{path}: {CURVES} can be written into a .csv, without episodes")
+        if not curves:
+            raise ValueError("No number has been reported yet: there are no curves")
+        write_curves_csv(path, curves)
+        return
     try:
         episodes = [kept.get(one.key) for one in chosen(kept.summaries(), names)]
     except KeyError as error:

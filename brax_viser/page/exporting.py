@@ -14,10 +14,13 @@ from brax_viser.page.replay import Replay
 from brax_viser.page.state import PageState
 from brax_viser.records.episode import Episode, RunInfo
 
-KINDS = {"HTML": ".html", "MP4": ".mp4", "GIF": ".gif", "PNG": ".png", "CSV": ".csv"}
+KINDS = {
+    **{"HTML": ".html", "MP4": ".mp4", "GIF": ".gif", "PNG": ".png", "CSV": ".csv"},
+    "RRD": ".rrd",
+}
 """What can be written, with the ending of the file's name."""
 
-OF_SEVERAL = (".html", ".csv")
+OF_SEVERAL = (".html", ".csv", ".rrd")
 """Files that have all episodes on screen; the others have the first."""
 
 

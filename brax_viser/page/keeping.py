@@ -129,7 +129,7 @@ class Keeping:
                 and .webp are videos, .png and .jpg pictures; .csv has the numbers; .rrd opens in
                 Rerun. A file that is there is replaced once the new one is complete.
             episodes: "best", "worst", "newest", "first", "all", or the key of an episode; several
-                of them for .html, .csv and .rrd.
+                of them for .html, .csv and .rrd; or "curves": the training's, into a .csv.
             seconds: first and last second to show, since each reset; of a picture, the first; None:
                 whole episodes.
             fps: pictures per second of a video, at most.

@@ -70,7 +70,7 @@ class Replay:
         self._version, found = version, {}
         for summary in self._episodes.summaries():
             found.setdefault(summary.recording, []).append(summary)
-        self._recordings = {step: tuple(sorted(found[step], key=_rank)) for step in sorted(found)}
+        self._recordings = {step: _ordered(found[step]) for step in sorted(found)}
         self.endings.update([s for many in self._recordings.values() for s in many])
         self._want()
         if not self.active and self._begins and self._recordings:
@@ -329,9 +329,16 @@ def _partners(shown: Sequence[Episode], others: Sequence[Episode]) -> list[Episo
     return [kept.get(min(e.summary.kept_as, key=KEPT_AS.index), others[0]) for e in shown]
 
 
-def _rank(summary: Summary) -> tuple[int, int]:
-    """Sorts the episodes of a recording: the best first, then as `KEPT_AS` has them."""
-    return min(map(KEPT_AS.index, summary.kept_as)), summary.env
+def _ordered(recording: Sequence[Summary]) -> tuple[Summary, ...]:
+    """Sorts the episodes of a recording: one of each kind as `KEPT_AS` has them, the best first,
+    then the others, so that few cells show all kinds."""
+    ordered = sorted(recording, key=lambda s: (_kind(s), s.env))
+    first = {_kind(s): s for s in ordered[::-1]}
+    return tuple(sorted(ordered, key=lambda s: first[_kind(s)] is not s))
+
+
+def _kind(summary: Summary) -> int:
+    return min(map(KEPT_AS.index, summary.kept_as))
 
 
 def _seconds(episode: Episode) -> float:

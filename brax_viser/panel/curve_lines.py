@@ -160,16 +160,18 @@ def _two(metrics: Metrics, train: str, evaluation: str, deviation: str, seen: st
 
 def _terms(metrics: Metrics) -> list[Line]:
     """Returns the means per episode of the terms that the environment keeps in `state.metrics`: of
-    training episodes if the trainer reports them, else of evaluations, else of those recorded."""
+    training episodes if the trainer reports them, else of evaluations, else of those recorded.
+    Those that are the same over the whole training, as two of Brax's ant, share a line."""
     for prefix, others, said in _TERMS:
         began = [name for name in metrics.names() if name.startswith(prefix)]
         names = {name.removeprefix(prefix): name for name in began}
         terms = [t for t in names if t not in others and not t.endswith("_std") and "reward" in t]
-        found = [
-            Line(_short(term) + said, curve)
-            for term in terms
-            if (curve := metrics.curve(names[term])) is not None
-        ]
+        same: dict[bytes, tuple[CurveView, list[str]]] = {}
+        for term in terms:
+            if (curve := metrics.curve(names[term])) is not None:
+                points = curve.steps.tobytes() + curve.values.tobytes()
+                same.setdefault(points, (curve, []))[1].append(_short(term))
+        found = [Line(" = ".join(terms) + said, curve) for curve, terms in same.values()]
         if found:  # only the largest, if there are many
             found.sort(key=lambda line: -np.nanmax(np.abs(line.curve.values), initial=0))
             return found[:MOST_LINES]

@@ -4,6 +4,7 @@ The recording and the moment are chosen in the time bar below the scene (page/ba
 """
 
 import functools
+import importlib.util
 from typing import Any
 
 import viser
@@ -14,8 +15,7 @@ from brax_viser.panel.widgets import PanelTools, Widgets
 from brax_viser.panel.words import note
 from brax_viser.records.episode import Summary
 
-ALL, NO_END, NO_GHOST = "All of them", "Pick one", "Nothing"
-SAVED_AS = ("HTML", "MP4", "GIF", "PNG", "CSV")
+ALL, NO_END, NO_GHOST = "All of them", "Pick a recorded one", "Nothing"
 
 
 class EpisodesControls(Widgets):
@@ -83,10 +83,10 @@ class EpisodesControls(Widgets):
     def _add_files(self) -> Any:
         save = self._server.gui.add_button_group(
             "Save as",
-            SAVED_AS,
+            saved_as(),
             hint="Writes what is on screen into a file that this page downloads: a page that plays "
             "without a server, a video or an animation of the first episode, a picture of it at "
-            "this moment, or the numbers.",
+            "this moment, the numbers, or a recording for Rerun, where that is installed.",
         )
         self._on_pick_by(save, self._actions.export, str)
         return save
@@ -136,3 +136,9 @@ class EpisodesControls(Widgets):
         self._set(self._compare, options=(NO_GHOST, *self._places_of_ghosts), disabled=alone)
         self._set(self._only, options=(ALL, *self._keys))
         self._set(self._end, options=(NO_END, *self._ended), disabled=not self._ended)
+
+
+def saved_as() -> tuple[str, ...]:
+    """Returns the kinds of files that can be written here."""
+    rerun = importlib.util.find_spec("rerun") is not None
+    return "HTML", "MP4", "GIF", "PNG", "CSV", *(("RRD",) if rerun else ())

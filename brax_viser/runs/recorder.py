@@ -5,7 +5,7 @@ import math
 from brax_viser.runs.window import Window
 
 MOST_ENVS = 16
-"""Environments that are recorded at a time, of which at most four episodes are kept."""
+"""Environments that are recorded at a time, of which some episodes are kept: `window.choose`."""
 
 MOST_STEPS = 2_500
 """Steps of the first recording: two episodes of the usual 1,000, as it may begin within one."""

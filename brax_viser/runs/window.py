@@ -12,6 +12,10 @@ from brax_viser.records.protocol import Layout, size_of, unpack
 LinksOf = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Returns the link poses, float32 [L, 3] in m and [L, 4] wxyz, at a qpos, float [nq]."""
 
+MOST_FALLEN = 4
+"""Episodes that are kept of those that ended in a termination, besides the best and the worst: what
+there is to learn from falls, they differ in."""
+
 _NUMBERS = ("episode_length", "since_termination", "finished_length", "was_reset")
 _STATES = ("qpos", "qvel", "link_pos", "link_rot")
 _OF_STEPS = ("reward", "action", "ctrl", "act", "mocap_pos", "mocap_quat")
@@ -136,7 +140,7 @@ class Window:
     def episodes(
         self, dt: float, links_of: LinksOf, models: Mapping[int, Mapping[str, np.ndarray]]
     ) -> list[Episode]:
-        """Returns the episodes to keep, at most four.
+        """Returns the episodes to keep, see `choose`.
 
         Args:
             dt: s of robot time per step.
@@ -163,17 +167,17 @@ class Window:
 
 
 def choose(episodes: list[Episode], rng: np.random.Generator) -> list[Episode]:
-    """Returns the best, the worst, one that fell and one at random, if there are that many, with
-    `kept_as` set; in the order of their environments."""
+    """Returns the best, the worst, up to `MOST_FALLEN` that fell and one at random, if there are
+    that many, with `kept_as` set; in the order of their environments."""
     summaries = [episode.summary for episode in episodes]
     order = sorted(range(len(episodes)), key=lambda i: _rank(summaries[i]))
     kept: dict[int, list[str]] = {order[-1]: ["best"]}
     kept.setdefault(order[0], []).append("worst")
     fallen = [i for i in order if summaries[i].ended == "terminated"]
-    for why, among in (("fell", fallen), ("random", order)):
-        left = [i for i in among if i not in kept]
-        if among:
-            kept.setdefault(int(rng.choice(left or among)), []).append(why)
+    for why, among, most in (("fell", fallen, MOST_FALLEN), ("random", order, 1)):
+        left = [i for i in among if i not in kept] or among[:1]
+        for i in rng.permutation(left)[:most].tolist():
+            kept.setdefault(i, []).append(why)
     return [
         replace(episodes[i], summary=replace(summaries[i], kept_as=tuple(why)))
         for i, why in sorted(kept.items(), key=lambda item: summaries[item[0]].env)
