@@ -61,8 +61,8 @@ SUITES: dict[str, tuple[str, ...]] = {
         "test_programs.py::test_an_older_jax_keeps_nothing",
     ),
     "refusal of PPO": (
-        "test_trainer.py::test_a_trainer_that_calls_what_this_jax_has_not_is_refused_with_the_"
-        "remedy",
+        "test_trainer.py::test_a_trainer_that_calls_a_function_missing_from_jax_is_refused_with_"
+        "the_remedy",
     ),
     "the command": (
         "test_cli.py::test_train_prints_the_address_first_learns_and_saves_the_policy",

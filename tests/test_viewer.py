@@ -7,6 +7,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -151,10 +152,11 @@ def test_closing_waits_for_the_sandbox(viewer):
     class Slow:
         """The part of a sandbox that its thread needs."""
 
-        dt, trouble, pose = 0.01, None, None
+        dt, trouble, pose = 0.01, None, SimpleNamespace(time=0.0, done=False)
 
-        def step(self) -> None:
+        def step(self) -> SimpleNamespace:
             time.sleep(0.3)
+            return self.pose
 
     sandbox = SandboxThread(Slow())  # type: ignore[arg-type]
     sandbox.start()

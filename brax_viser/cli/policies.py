@@ -74,8 +74,9 @@ class Given:
         if told is None:
             if self.env is None:
                 raise ValueError(
-                    f"{run.path} was written by a script, which did not store the environment's "
-                    f"name. Give it: brax-viser {self.command} {run.path} ENV"
+                    f"{run.path} was written by a script, which did not store the name that its "
+                    f"environment, {run.info.env}, is made by. Give it: "
+                    f"brax-viser {self.command} {run.path} ENV"
                 )
             told = Arguments(self.env, run.info.backend, (run.info.trainer or "ppo").lower())
         return Arguments(
