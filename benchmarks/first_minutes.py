@@ -80,6 +80,14 @@ def opened(browser: Browser, address: str, size: dict[str, int]) -> Page:
     return page
 
 
+def warm(browser: Browser) -> None:
+    """Has the browser start what draws in 3-D, as one that has been in use has done."""
+    page = browser.new_page()
+    page.evaluate("document.createElement('canvas').getContext('webgl2').clear(16384)")
+    page.screenshot()
+    page.close()
+
+
 def surround(page: Page, surroundings: str) -> None:
     """Makes the page light or dark, and waits for the scene to be so: a slow page takes a while."""
     open_tab(page, "Look")
@@ -178,13 +186,13 @@ USES = {"held": held, "twins": twins, "sandbox": sandbox, "replay": replay}
 
 
 def end(settings: Settings, browser: Browser) -> None:
-    """Takes the picture of the end of a short training."""
+    """Takes the pictures of the end of a short training."""
     options = ["train", settings.env, "--port", "0", "--num-timesteps", str(settings.steps)]
     with training(options) as address:
         page = opened(browser, address, settings.usual)
         page.get_by_text("The trained policy plays on; nothing is recorded").wait_for()
-        time.sleep(2 * settings.settle)
-        shoot(settings, page, "end")
+        time.sleep(settings.settle)
+        in_both(settings, page, "end", "Watch")
         page.close()
 
 
@@ -213,6 +221,7 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = stack.enter_context(tempfile.TemporaryDirectory())
         playwright = stack.enter_context(sync_playwright())
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        warm(browser)
         # Two trainings, as in software all pictures take longer than one.
         for parts in ({"beginning", "sizes"}, {*USES}):
             if parts & {*settings.parts}:
