@@ -173,6 +173,16 @@ def test_a_pages_camera_fits_its_window_until_its_user_moves_it(server):
         eventually(lambda: camera.image_width == 1000, "the window is wide again")
         stage.scene.fit(2)
         np.testing.assert_allclose(camera.position, moved)
+        # Close to the last robot, away from the others: two that are replayed are not in sight.
+        places = stage.scene.scale * stage.block.grid.origins(stage.block.count)
+        out = places[-1] - places.mean(axis=0)
+        close = places[-1] - 2 * out / np.linalg.norm(out) + np.array([0.0, 0.0, 1.0])
+        page.send(hello(tuple(close), tuple(places[-1]), (1000, 500)))
+        eventually(lambda: np.allclose(camera.position, close), "its user has gone there")
+        stage.scene.fit(None)
+        np.testing.assert_allclose(camera.position, close)
+        stage.scene.fit(2)
+        assert np.linalg.norm(camera.position - close) > 1
 
 
 def test_a_followed_robot_stays_in_place_and_the_world_moves(ants):

@@ -104,11 +104,14 @@ class Scene:
             self.bring_back_visitors()
 
     def fit(self, count: int | None) -> None:
-        """Points cameras that no user has moved at so many robots of the only block; None: all."""
+        """Points cameras that no user has moved, or that see none of them, at so many robots of
+        the only block; None: all."""
         count = count if len(self.blocks) == 1 else None
         if count != self._fitted:
             self._fitted = count
-            self.views.frame(self.scale * _box(self.blocks, count, self.bounds))
+            box = _box(self.blocks, count, self.bounds)
+            robots = self.scale * _places(self.blocks, count) + self.shift
+            self.views.frame(self.scale * box, robots=robots)
 
     def bring_back_visitors(self) -> None:
         """Shows all robots again to the pages that were brought to the sandbox."""
@@ -145,16 +148,8 @@ class Scene:
             case _:
                 palette = palette_of(block.model.variants.model)
         bounds, scale = self.bounds, self.scale
-        set_stage(
-            self._server,
-            f"{ROOT}/floor",
-            bounds,
-            scale,
-            block.grid,
-            floor,
-            palette,
-            lines=not block.cells.marked,
-        )
+        lines, path = not block.cells.marked, f"{ROOT}/floor"
+        set_stage(self._server, path, bounds, scale, block.grid, floor, palette, lines=lines)
         for block in self.blocks.values():
             block.palette = palette
             block.cells.paint(palette, tints=False)
@@ -339,6 +334,12 @@ def _box(blocks: dict[str, Block], count: int | None, whole: np.ndarray) -> np.n
     box = block.grid.bounds(min(count, block.count)) + block.offset
     box[0, 2] = min(box[0, 2], whole[0, 2])
     return box
+
+
+def _places(blocks: dict[str, Block], count: int | None) -> np.ndarray:
+    """float [K, 3], m: where so many robots of each block are; None, 0: all."""
+    each = [b.grid.origins(min(count or b.count, b.count)) + b.offset for b in blocks.values()]
+    return np.concatenate(each)
 
 
 def _side_by_side(

@@ -75,20 +75,32 @@ class Views:
                 camera.position, camera.look_at = pose.position, pose.look_at
         self._placed[page] = _Placed(view, aspect, pose)
 
-    def frame(self, bounds: np.ndarray, *, stay: float | None = None) -> None:
+    def frame(
+        self,
+        bounds: np.ndarray,
+        *,
+        stay: float | None = None,
+        robots: np.ndarray | None = None,
+    ) -> None:
         """Takes a new box around all robots.
 
         Args:
             bounds: float [2, 3], scene units.
             stay: cameras stay where they are, in metres, and there are this many times as many
                 scene units in a metre now. None: those that no user has moved are placed again.
+            robots: float [K, 3], scene units: cameras that see none of these are placed again,
+                too. None: all of them see some.
         """
         self._bounds = bounds
         for page, client in self._server.get_clients().items():
             placed, camera = self._placed.get(page), client.camera
             if stay is not None:
                 _scale(camera, stay)
-            elif placed is not None and (placed.pose is None or _is_there(camera, placed.pose)):
+            elif placed is not None and (
+                placed.pose is None
+                or _is_there(camera, placed.pose)
+                or (robots is not None and not _sees(camera, robots))
+            ):
                 self.show(camera)
 
 
@@ -104,6 +116,17 @@ def _is_there(camera: viser.CameraHandle, pose: CameraPose) -> bool:
     near = MOVED * float(np.linalg.norm(pose.position - pose.look_at))
     moved = (camera.position - pose.position, camera.look_at - pose.look_at)
     return max(float(np.linalg.norm(by)) for by in moved) < near
+
+
+def _sees(camera: viser.CameraHandle, points: np.ndarray) -> bool:
+    """Whether any of some points, float [K, 3], is in a camera's picture."""
+    ahead = camera.look_at - camera.position
+    ahead = ahead / max(float(np.linalg.norm(ahead)), 1e-9)
+    right = np.cross(ahead, camera.up_direction)
+    right /= max(float(np.linalg.norm(right)), 1e-9)
+    x, y, depth = np.stack([right, np.cross(right, ahead), ahead]) @ (points - camera.position).T
+    half = np.tan(camera.fov / 2) * depth
+    return bool(((np.abs(y) < half) & (np.abs(x) < _aspect(camera) * half)).any())
 
 
 def _scale(camera: viser.CameraHandle, factor: float) -> None:
