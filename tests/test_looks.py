@@ -156,7 +156,8 @@ def test_a_pages_camera_fits_its_window_until_its_user_moves_it(server):
         eventually(lambda: is_at(wide), "the camera fits a wide window")
         page.send(hello(tuple(wide.position), tuple(wide.look_at), (400, 800)))
         eventually(lambda: is_at(tall), "the camera fits a tall window")
-        of_two = stage.scene.scale * stage.block.grid.bounds(2)
+        cells = stage.block.grid.origins(stage.block.count)[:2]  # where the replayed ones are
+        of_two = stage.scene.scale * (cells[[0, -1]] + stage.block.grid.reach)
         of_two[0, 2] = bounds[0, 2]
         near = framing_camera(of_two, aspect=0.5)
 

@@ -331,14 +331,16 @@ def _box(blocks: dict[str, Block], count: int | None, whole: np.ndarray) -> np.n
     if not count:
         return whole
     block = next(iter(blocks.values()))
-    box = block.grid.bounds(min(count, block.count)) + block.offset
+    # Cells keep their places, however few are looked at: `bounds` would centre these.
+    places = block.grid.origins(block.count)[:count] + block.offset
+    box = np.stack([places.min(axis=0), places.max(axis=0)]) + block.grid.reach
     box[0, 2] = min(box[0, 2], whole[0, 2])
     return box
 
 
 def _places(blocks: dict[str, Block], count: int | None) -> np.ndarray:
     """float [K, 3], m: where so many robots of each block are; None, 0: all."""
-    each = [b.grid.origins(min(count or b.count, b.count)) + b.offset for b in blocks.values()]
+    each = [b.grid.origins(b.count)[: count or None] + b.offset for b in blocks.values()]
     return np.concatenate(each)
 
 
