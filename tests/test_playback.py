@@ -200,6 +200,15 @@ def test_a_reset_makes_that_robot_blink_and_not_slide():
     assert not any(view.hidden[0] or view.hidden[2] for view in views)
 
 
+def test_a_robot_that_was_just_reset_is_shown_where_playback_stands_still():
+    page = Page()
+    page.following = page.sending = True
+    for step in range(100, 112):  # env 1 is reset in the last one, at which the training is held
+        page.add(frame(step, lengths=[step, step if step < 111 else 0, step]))
+    last = page.watch(2.0)[-1]
+    assert x_of(last) == 111.0 and not last.hidden.any()
+
+
 def test_following_shows_every_step_as_it_arrives():
     page = Page()
     page.following = page.sending = True

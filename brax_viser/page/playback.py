@@ -228,8 +228,11 @@ class Player:
         return View(frame, pos, rot, hidden, self._time, stretch.came[index], twins)
 
     def _blinking(self, stretch: _Stretch, at: float, speed: float, count: int) -> np.ndarray:
-        """Returns bool [K]: environments reset within `BLINK_SECONDS` of frame `at`."""
+        """Returns bool [K]: environments reset within `BLINK_SECONDS` of frame `at`. None are at
+        the stretch's end, where playback may stand still, as in a training that is held."""
         hidden = np.zeros(count, bool)
+        if at >= len(stretch.frames) - 1:
+            return hidden
         reach = BLINK_SECONDS * speed / self.dt
         # The reset between frames i and i + 1 shows with frame i + 1.
         first, last = math.ceil(at - reach - 1), math.floor(at + reach - 1)
