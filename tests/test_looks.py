@@ -356,7 +356,7 @@ def test_labels_show_env_return_time_and_distance_and_disappear_again(ants):
     pos = ants.frame.link_pos.copy()
     pos[:2, ants.block.model.roaming_link, :2] = [[3.0, 4.0], [-0.6, 0.8]]
     ants.frame = replace(ants.frame, link_pos=pos)
-    away = ["5.0 m away", "1.0 m away"]
+    away = ["5.0 m from start", "1.0 m from start"]
     ants.draw(Look(labels=True, others="hide", selected_env=11))
     labels = ants.block._labels.handles
     assert [label.text for label in labels[:2]] == [

@@ -124,8 +124,8 @@ def frame(length: int, since: int, finished: int, fell: bool | None = None) -> F
     [
         (frame(12, 12, 40), "ended in a termination, after 40 steps"),
         (frame(40, 0, 7), "ended in a termination with this step"),
-        (frame(12, 300, 1000), "without a termination, as at a limit, after 1,000 steps"),
-        (frame(12, NEVER, 1000), "without a termination, as at a limit, after 1,000 steps"),
+        (frame(12, 300, 1000), "without a termination (a time limit), after 1,000 steps"),
+        (frame(12, NEVER, 1000), "without a termination (a time limit), after 1,000 steps"),
         (frame(12, 13, 40), ""),  # cannot be told for certain
         (frame(12, NEVER, 0), ""),  # none has been seen
         (frame(-5, NEVER, 40), ""),

@@ -30,7 +30,7 @@ def last_end(frame: Frame, env: int, why: str = "") -> str:
         return ""
     if since == length:
         return f"Its last episode ended in a termination, after {steps:,} steps{why}."
-    return f"Its last episode ended without a termination, as at a limit, after {steps:,} steps."
+    return f"Its last episode ended without a termination (a time limit), after {steps:,} steps."
 
 
 def where_held(view: PanelView) -> str:

@@ -34,7 +34,6 @@ class SelectedFolder(Widgets):
         super().__init__(tools)
         gui = self._server.gui
         with gui.add_folder("Selected robot"):
-            self._selected = gui.add_html("")
             self._follow = gui.add_checkbox(
                 "Follow",
                 False,
@@ -54,6 +53,8 @@ class SelectedFolder(Widgets):
                 self._look("others"),
                 OTHER_LABELS.__getitem__,
             )
+            # Below the controls, which must not move: its number of lines changes.
+            self._selected = gui.add_html("")
 
     def show(self, view: PanelView) -> None:
         """Updates the controls."""

@@ -16,7 +16,7 @@ wire as on the screen."""
 
 def label_texts(frame: Frame, model: Model, look: Look) -> list[str]:
     """The text above each of the first robots of a frame, at most `MAX_LABELS`; for robots that
-    travel, it says how far they are from the origin of their world, which a moving floor hides."""
+    travel, it says how far they have come, which a moving floor hides."""
     texts = []
     for row, env in enumerate(frame.env_index[:MAX_LABELS].tolist()):
         text = label_of(frame, row, model.dt, look) + distance_of(frame, row, model)
@@ -26,10 +26,11 @@ def label_texts(frame: Frame, model: Model, look: Look) -> list[str]:
 
 
 def distance_of(frame: Frame, row: int, model: Model) -> str:
-    """How far a robot that travels is from the origin of its world, in words; else empty."""
+    """How far a robot that travels is from where its model starts, in words; else empty."""
     if model.roaming_link is None:
         return ""
-    return f" · {np.hypot(*frame.link_pos[row, model.roaming_link, :2]):.1f} m away"
+    start = model.init_pos[model.roaming_link, :2]
+    return f" · {np.hypot(*(frame.link_pos[row, model.roaming_link, :2] - start)):.1f} m from start"
 
 
 class Labels:
