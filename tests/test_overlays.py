@@ -11,7 +11,7 @@ from brax import envs
 
 from brax_viser.model import marks
 from brax_viser.model.grid import grid_of
-from brax_viser.model.physics import Physics, body_hit
+from brax_viser.model.physics import Physics, body_hit, body_name
 from brax_viser.model.robot import Model
 from brax_viser.panel import details, words
 from brax_viser.panel.details import Inside
@@ -437,3 +437,18 @@ def test_a_bar_out_of_range_is_red_and_a_nonfinite_value_raises_no_error():
     assert "width:25.0%" in details._slot(0.5, -1, 1, fill=True)
     assert "nan" in details.strip(np.array([np.nan, 1.0]))
     assert details.strip(np.zeros(0))
+
+
+def test_a_body_without_a_name_has_that_of_its_first_geom():
+    model = mujoco.MjModel.from_xml_string("""<mujoco><worldbody>
+      <body name="leg"><geom size="1"/></body>
+      <body><geom name="foot" size="1"/></body>
+      <body><geom size="1"/></body>
+      <body><joint/><inertial pos="0 0 0" mass="1" diaginertia="1 1 1"/></body>
+    </worldbody></mujoco>""")
+    assert [body_name(model, i) for i in range(1, 5)] == [
+        "leg",
+        "body 2 (foot)",
+        "body 3",
+        "body 4",
+    ]

@@ -135,8 +135,13 @@ def with_world(link_pos: np.ndarray, link_rot: np.ndarray) -> tuple[np.ndarray, 
 
 
 def body_name(model: mujoco.MjModel, body: int) -> str:
-    """The model's name for a body, or "body" and its index."""
-    return named(model, mujoco.mjtObj.mjOBJ_BODY, body, "body")
+    """The model's name for a body, or "body" and its index, with its first geom's name if that has
+    one: the feet of Brax's ant are bodies without a name."""
+    name = mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_BODY, body)
+    if name or not model.body_geomnum[body]:
+        return name or f"body {body}"
+    geom = mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_GEOM, int(model.body_geomadr[body]))
+    return f"body {body} ({geom})" if geom else f"body {body}"
 
 
 def named(model: mujoco.MjModel, kind: mujoco.mjtObj, index: int, word: str) -> str:
