@@ -279,6 +279,7 @@ def test_the_head_says_when_all_episodes_are_gone(viewer):
 def test_the_tab_says_that_nothing_is_recorded_yet(viewer):
     view = Probe(viewer).panel_view()
     assert "No episode has been recorded yet" in episode_words.note_on(view.replay)
+    assert "Kept in runs/ant" in episode_words.note_on(view.replay, "runs/ant")
     with pytest.raises(ValueError, match="No episode has been recorded yet"):
         Probe(viewer).replay.toggle()
 

@@ -108,6 +108,7 @@ def test_a_viewer_writes_episodes_curves_and_policies_of_its_training(tmp_path):
                 break
         eventually(lambda: Probe(viewer).page.recording._keeper.summaries(), "something is kept")
         assert np.array_equal(seen, stepped(FallingCartPole(), 60))
+        eventually(lambda: Probe(viewer).panel_view().kept_in == str(place), "the page says where")
         Probe(viewer).page.timeline.show_holds([360])  # as if it had been held
         eventually(lambda: Probe(viewer).page.recording._holds, "its mark is kept")
     run = open_run(place)

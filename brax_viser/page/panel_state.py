@@ -106,6 +106,7 @@ class PanelState:
             notice=state.notice,
             hold_limit=shared.hold_limit.words(),
             unkept=state.unkept,
+            kept_in=state.kept_in,
             exporting=state.exporting,
             exported=state.exported,
             fault=at.fault,

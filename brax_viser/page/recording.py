@@ -87,7 +87,7 @@ class Recording:
             else:
                 recorder.found_none()
         self._keep_curves()
-        self._state.unkept = self._keeper.problem
+        self._state.unkept, self._state.kept_in = self._keeper.problem, self._keeper.path
 
     def keep_holds(self, holds: Sequence[int]) -> None:
         """Keeps the steps at which the training was held, if that training is being recorded."""

@@ -20,6 +20,7 @@ class PageState:
     exporting: str | None = None  # what is being written for a page, or was written last
     exported: float | None = None  # share of that file, 0 to 1; None: no file is being written
     unkept: str | None = None  # why something that was recorded could not be kept
+    kept_in: str | None = None  # the training's run directory, if it has one
     complaint: str | None = None  # why the typed indices were refused
 
 

@@ -20,19 +20,22 @@ OF_DRAWN = "Best and worst are of the robots drawn then, 16 at most, not of the 
 _CELL = "padding:0 0.7em 0 0"
 
 
-def note_on(told: ReplayView) -> str:
-    """Says what is kept, or why nothing is shown."""
+def note_on(told: ReplayView, kept_in: str | None = None) -> str:
+    """Says what is kept, and in which run directory, or why nothing is shown."""
     if told.complaint is not None:
         return note(told.complaint, warning=True)
+    where = f" Kept in {kept_in}, with curves and policies." if kept_in else ""
     if not told.steps:
-        return note("No episode has been recorded yet.")
+        return note(f"No episode has been recorded yet.{where}")
     many = len(told.steps)
     first, last = count(told.steps[0]), count(told.steps[-1])
     if many == 1:
-        return note(f"One recording, of step {first}. Click on it in the time bar. {OF_DRAWN}")
+        return note(
+            f"One recording, of step {first}. Click on it in the time bar. {OF_DRAWN}{where}"
+        )
     return note(
         f"{many:,} recordings, from step {first} to {last}. Click on one in the time bar below the "
-        f"scene. {OF_DRAWN}"
+        f"scene. {OF_DRAWN}{where}"
     )
 
 

@@ -102,7 +102,7 @@ class EpisodesControls(Widgets):
     def show(self, view: PanelView) -> None:
         """Updates the controls."""
         told, self._active = view.replay, view.replay.active
-        self._set(self._note, content=episode_words.note_on(told))
+        self._set(self._note, content=episode_words.note_on(told, view.kept_in))
         for handle in self._inside:
             self._set(handle, visible=bool(told.steps))
         for handle in (self._table, self._only, self._compare):  # they describe the recording

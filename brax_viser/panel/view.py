@@ -125,6 +125,7 @@ class PanelView:
     exporting: str | None = None  # what is being written for a page, or was written last
     exported: float | None = None  # share of that file, 0 to 1; None: no file is being written
     unkept: str | None = None  # why something that was recorded could not be kept
+    kept_in: str | None = None  # the training's run directory, if it has one
     hold_limit: str | None = None  # how long the hold may last, if that is limited
     terms: TermLog | None = None  # the selected robot's reward, if its details have come
     # The recorded episode on screen, of the selected robot or else the first, and how many of its
