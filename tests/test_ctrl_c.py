@@ -58,8 +58,9 @@ class Training:
     def output(self) -> str:
         return "".join(self.lines)
 
-    def watch(self, *words: str) -> None:
-        """Keeps a page open until it has sent all of `words`; when only "Held at step" is left, it
+    def watch(self, *words: str, stops: bool = False) -> None:
+        """Keeps a page open until it has sent all of `words`; with `stops`, interrupts the training
+        then, and reads on until the page has said so. When only "Held at step" is left, it
         presses "Hold training", and interrupts the held training before the page closes."""
         address = self.lines[0].split("//")[1].strip()
         left, button, pressed = set(words), None, False
@@ -82,8 +83,13 @@ class Training:
                     press = messages.GuiUpdateMessage(button or "", {"value": True})
                     page.send(msgspec.msgpack.encode(press.as_serializable_dict()))
                     pressed = True
-            if pressed:  # before the page closes, which resumes it
+            if pressed or stops:  # before the page closes, which resumes it
                 self.interrupt()
+            said = ""
+            while stops and "The training was stopped in the terminal" not in said:
+                window = page.recv(timeout=SECONDS)
+                assert isinstance(window, bytes)
+                said += str(messages_of(window))
 
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)
@@ -169,8 +175,7 @@ def test_presses_end_a_command_whose_output_is_stuck(tmp_path, seconds):
 
 def test_ctrl_c_ends_a_training_that_compiles(start):
     training = start("ant --num-envs 32")
-    training.watch("Compiling the training step")
-    training.interrupt()
+    training.watch("Compiling the training step", stops=True)
     assert training.end() == 130
     assert "Stopped in mid-training." in training.output
     assert "No policy was saved: the trainer had not handed one out yet." in training.output

@@ -40,6 +40,9 @@ from brax_viser.viewer import Viewer
 app = tyro.extras.SubcommandApp()
 console = Console()
 ABOUT = "Shows how robots learn, in a browser. --version prints the version."
+SENDING_SECONDS = 0.3
+"""s within which pages have received what they were sent last."""
+
 app.command(name="play")(play)
 app.command(name="replay")(replay)
 for command in (status, snapshot, hold, resume, switch):
@@ -278,8 +281,11 @@ def _end(run: _Run, ctrl_c: CtrlC, where: str, keep_open: bool) -> int:
     if run.training.is_set():
         _save(where, run)
     if run.viewer is not None:
-        if run.viewer.finish_recording():
-            console.print(f"Recorded: brax-viser replay {where}", soft_wrap=True, markup=False)
+        replay = f"brax-viser replay {where}" if run.viewer.finish_recording() else ""
+        if replay:
+            console.print(f"Recorded: {replay}", soft_wrap=True, markup=False)
+        if stopped:
+            _tell_pages(run.viewer, replay)
     if stopped:
         return ctrl_c.code
     if run.viewer is not None:
@@ -292,6 +298,19 @@ def _end(run: _Run, ctrl_c: CtrlC, where: str, keep_open: bool) -> int:
                 time.sleep(0.1)
         run.viewer.close()
     return 1 if run.error is not None else 0
+
+
+def _tell_pages(viewer: Viewer, replay: str) -> None:
+    """Says in open pages why they are about to be disconnected, and where the policy is. `replay`
+    is the command that shows the training again; empty if nothing was recorded."""
+    saved = viewer.progress().saved
+    body = f"The policy is saved to {saved}." if saved else "No policy was saved."
+    body += f" It can be seen again: {replay}" if replay else ""
+    pages = viewer.server.get_clients().values()
+    for page in pages:
+        page.add_notification("The training was stopped in the terminal", body)
+    if pages:
+        time.sleep(SENDING_SECONDS)
 
 
 def _save(where: str, run: _Run) -> None:
