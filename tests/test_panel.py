@@ -292,8 +292,12 @@ def test_a_sandbox_says_which_parts_touch_nothing_and_how_its_episode_is_started
     model = mujoco.MjModel.from_xml_string(spheres % "")
     assert touching_nothing(model) == ["trunk", "head"]
     runs = replace(view, model=model, fork=ForkView(env=1, time=2.0, done=True, driver="still"))
-    assert "touch nothing, not even the floor: trunk, head" in twin_words.fork(runs)
-    assert f"would have ended here: {twin_words.BACK} starts it again" in twin_words.fork(runs)
+    through = "touch nothing, not even the floor, as the model says: trunk, head"
+    told = twin_words.fork_facts(runs)
+    assert through in told and f"would have ended here: {twin_words.BACK} starts it again" in told
+    before = replace(runs, fork=ForkView())
+    assert through in twin_words.fork_facts(replace(before, selected_env=1)), "before the fork, too"
+    assert not twin_words.fork_facts(replace(before, selected_env=None))
     paired = '<contact><pair geom1="floor" geom2="a"/><pair geom1="floor" geom2="b"/></contact>'
     named = spheres.replace('"0.2"', '"0.2" name="a"').replace(
         '"head"><geom', '"head"><geom name="b"'
@@ -462,5 +466,6 @@ def test_two_policies_that_learned_in_braxs_own_physics_are_said_to_run_in_mujoc
 def test_the_sandbox_says_in_which_physics_its_policy_has_learned_unless_it_is_mujocos(view):
     fork = ForkView(env=1, time=2.0, reward=0.5, driver="policy", policy_steps=3000)
     shown = replace(view, fork=fork, env="Ant · spring")
-    assert "Driven by the policy of step 3 k, learned in spring physics" in twin_words.fork(shown)
-    assert "learned" not in twin_words.fork(replace(shown, env="Ant · mjx"))
+    learned = "Driven by the policy of step 3 k, learned in spring physics"
+    assert learned in twin_words.fork_facts(shown)
+    assert "learned" not in twin_words.fork_facts(replace(shown, env="Ant · mjx"))

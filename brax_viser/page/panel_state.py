@@ -75,9 +75,8 @@ class PanelState:
         training, block = shared.clock(), self._robots.block_of(role)
         # One consistent reading; the rest is computed from it while device callbacks go on.
         at = shared.reading()
-        selected = at.selected_env
+        selected, frame = at.selected_env, self._frame(channel, block)
         page_bytes_per_second, waits = self._lately(now)
-        frame = self._frame(channel, block)
         progress = self._starts.told(shared.progress.view(training), _start_of(channel))
         shared.progress.usual_seconds = progress.usual_seconds  # the terminal says it as well
         view = PanelView(

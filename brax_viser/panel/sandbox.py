@@ -61,6 +61,7 @@ class SandboxFolder(Widgets):
             self._go,
             {twin_words.BACK: self._actions.reset_sandbox, END: self._steering.close_sandbox},
         )
+        self._facts = gui.add_html("")  # below the buttons, which must not move
         self._driver: Any = gui.add_dropdown(
             "Driven by",
             tuple(DRIVER_LABELS),
@@ -138,6 +139,7 @@ class SandboxFolder(Widgets):
         there = fork.env is not None and fork.fault is None
         runs = there and not fork.preparing
         self._set(self._note, content=twin_words.fork(view))
+        self._set(self._facts, content=twin_words.fork_facts(view))
         self._set(self._fork, disabled=view.selected_env is None or (there and fork.preparing))
         for handle in self._inside:
             self._set(handle, visible=runs)

@@ -131,6 +131,17 @@ def fork(view: PanelView) -> str:
     lines = [f"{where}: {sandbox.time:.1f} s since"]
     if sandbox.reward is not None:
         lines.append(f"Reward {sandbox.reward:.2f} in this step")
+    return lines_of(lines)
+
+
+def fork_facts(view: PanelView) -> str:
+    """Says what a sandbox's robot is driven by, and why it may do worse than in the training. The
+    latter is said before the fork, too."""
+    sandbox, lines = view.fork, []
+    if sandbox.fault is not None or sandbox.preparing or sandbox.trouble is not None:
+        return ""
+    if sandbox.env is None:
+        return "" if view.selected_env is None else _passing_through(view)
     if sandbox.done:
         lines.append(f"Its episode would have ended here: {BACK} starts it again")
     if sandbox.driver == "policy" and sandbox.policy_steps is not None:
@@ -142,13 +153,19 @@ def fork(view: PanelView) -> str:
             if sandbox.no_policy is not None
             else "No policy: hand viewer.policy_params_fn to the trainer as policy_params_fn"
         )
-    if view.model is not None and (parts := touching_nothing(view.model)):
-        more = f" and {len(parts) - 2} more" if len(parts) > 2 else ""
-        lines.append(
-            f"By its model, these parts touch nothing, not even the floor: {', '.join(parts[:2])}"
-            f"{more}"
-        )
-    return lines_of(lines)
+    return (lines_of(lines) if lines else "") + _passing_through(view)
+
+
+def _passing_through(view: PanelView) -> str:
+    parts = touching_nothing(view.model) if view.model is not None else []
+    if not parts:
+        return ""
+    more = f" and {len(parts) - 2} more" if len(parts) > 2 else ""
+    return note(
+        f"In MuJoCo these parts touch nothing, not even the floor, as the model says: "
+        f"{', '.join(parts[:2])}{more}",
+        warning=True,
+    )
 
 
 def pushed(view: PanelView) -> str:
