@@ -104,7 +104,7 @@ def test_a_warning_and_a_traceback_come_whole_above_one_bar():
 @pytest.mark.parametrize(
     ("usual", "words"),
     [
-        (None, "for 75 s: normal at a start, often a minute or two"),
+        (None, "for 75 s: a minute or two is normal"),
         (84.0, "75 s of usually 84 s here"),
     ],
 )

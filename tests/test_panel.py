@@ -358,7 +358,7 @@ def test_the_end_says_how_robots_go_on_and_where_the_policy_is_in_whole(view):
         (
             "compiling",
             "Compiling a step of the robots",
-            "for 3 s: normal at a start, often a minute or two",
+            "for 3 s: a minute or two is normal",
         ),
         ("training", "The policy plays", "on screen: step 2 k"),
         ("quiet", "The policy plays", "on screen: step 2 k"),

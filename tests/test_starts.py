@@ -68,7 +68,7 @@ def test_starts_are_kept_in_the_users_cache_directory(monkeypatch):
 @pytest.mark.parametrize(
     ("seconds", "usual", "start", "words"),
     [
-        (7.0, None, None, "for 7 s: normal at a start, often a minute or two"),
+        (7.0, None, None, "for 7 s: a minute or two is normal"),
         (150.0, None, None, "for 150 s: a busy machine takes longer"),
         (7.0, 42.0, None, "7 s of usually 42 s here"),
         (7.0, 42.0, 40.0, "for 7 s"),

@@ -258,7 +258,7 @@ def waited(progress: ProgressView) -> str:
     if progress.usual_seconds is not None:
         return f"{seconds} of usually {progress.usual_seconds:.0f} s here"
     busy = progress.phase_seconds > PATIENCE_SECONDS
-    usually = "a busy machine takes longer" if busy else "normal at a start, often a minute or two"
+    usually = "a busy machine takes longer" if busy else "a minute or two is normal"
     return f"for {seconds}: {usually}"
 
 
