@@ -184,6 +184,22 @@ def test_a_training_goes_on_to_the_same_states_although_a_fault(fault, mode, unw
         _left_open.pop().close()
 
 
+@pytest.mark.full
+def test_two_hundred_pages_that_stream_change_nothing_that_is_computed(unwatched):
+    with Viewer(port=0, max_overhead=1.0) as viewer:
+        env = VisualizedEnv(Toy(), grid=(2, 2), viewer=viewer)
+        viewer.mode = "every_step"
+        pages = [Page(viewer) for _ in range(200)]
+        try:
+            np.testing.assert_array_equal(trained(env), unwatched)
+            late = lambda: [page for page in pages if not page.frames]  # noqa: E731
+            eventually(lambda: not late(), "each page has got robots that move", timeout=200)
+            assert Probe(viewer).shared.fault is None
+        finally:
+            for page in pages:
+                page.close()
+
+
 def test_a_training_goes_on_although_nothing_can_be_printed_or_logged_any_more(
     unwatched, monkeypatch
 ):
