@@ -130,7 +130,7 @@ def test_a_sandbox_says_that_a_policy_is_missing_and_is_driven_by_the_newest(vie
     folder = Probe(viewer).panel.sandbox
     forked(viewer)
     assert panel(viewer).drivers == ("replay", "still", "limp")
-    eventually(lambda: "hand viewer.policy_params_fn" in folder._note.content, "it says so")
+    eventually(lambda: "hand viewer.policy_params_fn" in folder._facts.content, "it says so")
     viewer.policy_params_fn(1000, leaning, {"push": np.float32(0.0)})
     eventually(lambda: "policy" in panel(viewer).drivers, "there is one to choose")
     told(viewer, lambda do: do.set_sandbox(driver="policy"))
@@ -147,7 +147,7 @@ def test_a_sandbox_says_that_a_policy_is_missing_and_is_driven_by_the_newest(vie
     viewer.policy_params_fn(2000, leaning, {"push": np.float32(1.0)})
     eventually(lambda: panel(viewer).policy_steps == 2000, "it has the newer one")
     assert way() > still + 0.02
-    eventually(lambda: f"policy of step {count(2000)}" in folder._note.content, "it says which")
+    eventually(lambda: f"policy of step {count(2000)}" in folder._facts.content, "it says which")
     viewer.policy_params_fn(3000, leaning, {"push": np.float32(-1.0)})
     eventually(lambda: panel(viewer).policy_steps == 3000, "it has the newest")
     assert way() < still - 0.02
