@@ -90,6 +90,12 @@ def test_the_head_is_as_high_with_figures_as_without_and_however_long_its_words_
     assert "<polyline" in figures.figures(full) and "Training reward" in figures.figures(full)
 
 
+def test_before_the_first_step_no_speed_and_no_cost_are_told(view):
+    told = [replace(view, progress=replace(view.progress, elapsed=x)) for x in (0.0, 9.0)]
+    for words_of in ("steps/s", "Watching costs"):
+        assert [words_of in figures.figures(one) for one in told] == [False, True]
+
+
 @pytest.mark.parametrize("value", [0.0, 1e-9, -12.345, 1234.5, np.nan, -np.inf, 1e12])
 def test_any_reward_can_be_written_and_drawn(view, value):
     progress = Progress()
