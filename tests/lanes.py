@@ -125,6 +125,7 @@ LANES = {
     "test_scene": integration(2, quick=True),
     "test_selection": unit(),
     "test_several": integration(quick=True),
+    "test_shadows": unit(),
     "test_shown": integration(0.5, quick=True),
     "test_snapshot": integration(0.7, quick=True),
     "test_starts": integration(0.2, quick=True),

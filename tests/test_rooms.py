@@ -62,7 +62,7 @@ AT_HOME = {
     },
     "mjviser": {"model"},
     "trimesh": {"model", "scene", "export"},
-    "PIL": {"model", "export", "panel", "page"},
+    "PIL": {"model", "scene", "export", "panel", "page"},
     "imageio_ffmpeg": {"export"},
     "rerun": {"export"},
     "jax": {"device", "sandbox", "env", "cli", "processes", "compat"},

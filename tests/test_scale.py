@@ -132,7 +132,10 @@ def test_parts_that_did_not_move_are_not_sent(server):
     moved = [part for part in robots._parts if last in part.shape.body]
     assert 0 < len(moved) < len(robots._parts)
     assert seen() == {(part.handle.name, "batched_positions") for part in moved}
-    assert stage.scene.sent - sent == sum(12 * count * len(part.shape.body) for part in moved)
+    shadows = stage.block.shadows.handle  # the tip's own has moved with it, and has kept its size
+    assert shadows is not None
+    instances = sum(count * len(part.shape.body) for part in moved)
+    assert stage.scene.sent - sent == 12 * instances + shadows.batched_positions.nbytes
     page.close()
 
 
@@ -178,6 +181,9 @@ def test_the_bytes_counted_are_the_bytes_sent(server):
     page = Receiver(server)
     eventually(lambda: page.replayed, "the page is sent what is there")
     instances = sum(len(part.shape.body) for part in stage.block.robots._parts) * 64
+    spots = stage.block.shadows.handle
+    assert spots is not None and spots.batched_scales is not None
+    size = 28 * instances + spots.batched_positions.nbytes + np.asarray(spots.batched_scales).nbytes
     random = np.random.default_rng(0)
     for _ in range(5):
         turn = random.normal(size=stage.frame.link_rot.shape).astype(np.float32)
@@ -186,8 +192,8 @@ def test_the_bytes_counted_are_the_bytes_sent(server):
         pos = stage.frame.link_pos + np.float32(0.01)
         on_loop(server, lambda p=pos, r=turn: stage.draw(Look(), link_pos=p, link_rot=r))
         eventually(lambda frames=frames: page.frames > frames, "the frame arrives")
-        assert stage.scene.sent - counted == 28 * instances
-        assert 28 * instances <= page.bytes - before < 28 * instances + 4096
+        assert stage.scene.sent - counted == size
+        assert size <= page.bytes - before < size + 4096
     page.close()
 
 

@@ -23,6 +23,7 @@ from brax_viser.scene.look import Look, colours_of, facts_in_words
 from brax_viser.scene.overlays import INSIDE
 from brax_viser.scene.ring import Ring
 from brax_viser.scene.robots import CLEAR, FADED, Paint, Robots
+from brax_viser.scene.shadows import ContactShadows
 
 NO_BLOCKS = np.zeros((0, 2, 3))
 
@@ -59,11 +60,12 @@ class Block:
         self._server, self._path = server, path
         self._origins = (grid.origins(count) + offset).astype(np.float32)
         self.robots = Robots(server, f"{path}/robots", model.shapes, self._origins, scale)
-        self.cells = self._tiled()
+        self.cells = Cells(server, f"{path}/cells", model, grid, self._origins, scale)
         self.ring = Ring(server, f"{path}/selected", 0.45 * _width(grid), scale)
         self._scenery, self._left_out = self._surrounded(others)
         self._ghosts = Ghosts(server, f"{path}/twins", model, self._origins, scale)
         self._bent = self._bendable()
+        self.shadows = ContactShadows(server, f"{path}/shadows", model, grid, self._origins, scale)
         self.pos = np.repeat(model.init_pos[None], count, axis=0)
         self.rot = np.repeat(model.init_rot[None], count, axis=0)
         self._cell_of_env: dict[int, int] = {}
@@ -79,15 +81,6 @@ class Block:
         self.title = Title(server, f"{path}/title", scale * self._title_place())
         with server.atomic():
             self._draw_robots()
-
-    def _tiled(self) -> Cells:
-        """Lays a tile under each robot: under its middle if it may travel, else under its reach."""
-        model, travels = self.model, self.model.roaming_link
-        middle = self.grid.reach.mean(axis=0) if travels is None else model.init_pos[travels]
-        at = np.array([*middle[:2], model.floor])
-        marked = travels is not None and model.terrain is None
-        path = f"{self._path}/cells"
-        return Cells(self._server, path, self.grid, self._origins, at, self.scale, marked=marked)
 
     def _surrounded(self, others: np.ndarray) -> tuple[list[Robots], bool]:
         """Adds the scenery that no cell holds. Returns it, and whether any is left out."""
@@ -256,7 +249,7 @@ class Block:
     def remove(self) -> None:
         """Removes all handles of the block."""
         self._inspection.remove()
-        for robots in (self.robots, self._ghosts, *self._scenery):
+        for robots in (self.robots, self._ghosts, self.shadows, *self._scenery):
             robots.remove()
         for bent in self._bent:
             bent.remove()
@@ -270,7 +263,8 @@ class Block:
         sent = self.robots.draw(self.pos, self.rot, self.hidden)
         for bent in self._bent:
             sent += bent.draw(self.pos, self.rot, self.hidden)
-        return sent
+        faint = self._others() if self._look.others != "show" else False
+        return sent + self.shadows.draw(self.pos, self.rot, self.hidden | faint)
 
     def _vary(self) -> None:
         """Gives each cell's robot the look of its environment's model."""

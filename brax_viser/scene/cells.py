@@ -70,24 +70,24 @@ class Cells:
         self,
         server: viser.ViserServer,
         path: str,
+        model: Model,
         grid: Grid,
         origins: np.ndarray,
-        place: np.ndarray,
         scale: float,
-        *,
-        marked: bool,
     ):
-        """Lays the tiles.
+        """Lays a tile under each robot: under its middle if it may travel, else under its reach.
 
         Args:
             server: the server of the scene.
             path: the scene node to put them under.
+            model: the robot. If it may travel on level ground, there are marks.
             grid: the cells.
             origins: float32 [K, 3], m, each cell's place in the scene.
-            place: float [3], m, middle of a tile in its environment's world frame.
             scale: scene units per metre.
-            marked: whether there are marks: robots may travel.
         """
+        travels = model.roaming_link
+        below = grid.reach.mean(axis=0) if travels is None else model.init_pos[travels]
+        place = np.array([*below[:2], model.floor])
         columns, rows, _ = grid.shape
         origins = origins[: columns * rows]  # higher layers have no floor
         self._count = len(origins)
@@ -100,7 +100,7 @@ class Cells:
         self._pitch = round_length(float(spacing.min()) / MARKS)
         self._places = (middle + np.array([0.0, 0.0, 2 * thin])).astype(np.float32)
         self._marks = None
-        if marked:
+        if travels is not None and model.terrain is None:
             mesh = _marks(size, self._pitch)
             self._marks = self._add(server, f"{path}/marks", mesh, self._places, scale)
         self._painted: tuple[Palette, bool] | None = None
