@@ -22,7 +22,7 @@ SENDING_SHARE = 0.2
 """Share of the budget reserved for sending. Asking can't stop, since it notices the switch; where
 it costs more than the whole budget, the page must still be updated now and then."""
 
-RECORDING_SHARE = 0.004
+RECORDING_SHARE = 0.0025
 """Share of the training's time that calls may take for recordings. With what calls don't show, such
 as the page's loop that takes the steps, it is below a hundredth: see docs/performance.md."""
 
