@@ -600,6 +600,21 @@ def test_next_fall_without_a_robot_is_refused_with_a_notice_until_another_action
     eventually(lambda: probe.state.notice is None, "it is no longer said")
 
 
+def test_on_its_way_to_the_next_fall_a_training_can_be_held_at_once(one_viewer):
+    probe = Probe(one_viewer)
+    hold, button = probe.shared.hold, probe.panel.training._hold
+    one_viewer.pause()
+    eventually(lambda: button.label == "Resume training", "the button lets it go on")
+    hold.run_to_termination(3)
+    eventually(lambda: button.label == "Hold training", "while it moves, the button holds it")
+    assert hold.until_env == 3
+    probe.enqueue(probe.commands.toggle_hold)
+    eventually(lambda: hold.until_env is None and hold.paused, "it is held, and no fall awaited")
+    eventually(lambda: button.label == "Resume training", "the button lets it go on")
+    probe.enqueue(probe.commands.toggle_hold)
+    eventually(lambda: not hold.paused, "it goes on")
+
+
 def test_packets_of_one_step_are_joined_over_devices_when_the_selection_changes():
     layout = (("link_pos", (1, 3)), ("link_rot", (1, 4)), ("reward", ()), ("episode_return", ()))
     layout += (("episode_length", ()), ("since_termination", ()), ("finite", ()))

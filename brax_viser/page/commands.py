@@ -60,8 +60,9 @@ class Commands:
         self._steering.set_streaming(not self._shared.control.streaming)
 
     def toggle_hold(self) -> None:
-        """Holds the training, or lets it go on."""
-        if self._shared.hold.paused:
+        """Holds the training, also on its way to the next fall, or lets it go on."""
+        hold = self._shared.hold
+        if hold.paused and hold.until_env is None:
             self._steering.resume()
         else:
             self._check_going_on()

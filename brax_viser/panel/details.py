@@ -54,11 +54,12 @@ def inside(view: Inside) -> str:
 
 
 def clicked(model: mujoco.MjModel, body: int | None) -> str:
-    """Names the body that was clicked on, and its mass; empty if none was."""
+    """Names the body that was clicked on, and its mass; empty if none was. It stays the same part of
+    whichever robot is selected."""
     if body is None or body >= model.nbody:
         return ""
     name = escape(body_name(model, body))
-    return f"Clicked on <b>{name}</b>, {model.body_mass[body]:.3g} kg"
+    return f"Part <b>{name}</b>, {model.body_mass[body]:.3g} kg"
 
 
 def strain(view: Inside) -> str:

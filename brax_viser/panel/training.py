@@ -100,14 +100,16 @@ class TrainingControls(Widgets):
 
     def _show_hold(self, view: PanelView) -> None:
         over = view.progress.over and not view.paused
-        label = RESUME if view.paused else HOLD
+        # On its way to the next fall it moves, so what is offered is to hold it at once.
+        held = view.paused and view.until_env is None
+        label = RESUME if held else HOLD
         self._set(self._step, visible=not over)
         self._set(
             self._hold,
             disabled=over,
             label=label.removesuffix(" training") if view.progress.plays else label,
-            color="orange" if view.paused else None,
+            color="orange" if held else None,
         )
-        icon = viser.Icon.PLAYER_PLAY if view.paused else viser.Icon.PLAYER_PAUSE
+        icon = viser.Icon.PLAYER_PLAY if held else viser.Icon.PLAYER_PAUSE
         self._set(self._hold, icon=icon)
         self._set(self._hold_note, content=words.hold_note(view))
