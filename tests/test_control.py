@@ -615,6 +615,16 @@ def test_on_its_way_to_the_next_fall_a_training_can_be_held_at_once(one_viewer):
     eventually(lambda: not hold.paused, "it goes on")
 
 
+def test_a_selected_robots_folder_says_where_it_can_be_pushed(one_viewer):
+    probe = Probe(one_viewer)
+    told = probe.panel.selected._sandbox
+    assert told.content == ""
+    one_viewer.selected_env = 0
+    eventually(lambda: "sandbox under Twins" in told.content, "the tab is named")
+    one_viewer.selected_env = None
+    eventually(lambda: told.content == "", "nothing is selected")
+
+
 def test_packets_of_one_step_are_joined_over_devices_when_the_selection_changes():
     layout = (("link_pos", (1, 3)), ("link_rot", (1, 4)), ("reward", ()), ("episode_return", ()))
     layout += (("episode_length", ()), ("since_termination", ()), ("finite", ()))

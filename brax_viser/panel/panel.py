@@ -55,7 +55,7 @@ class Panel:
                 self.trials = TrialFolder(tools)
             self.pair = PairCurves(tools)
         with tabs.add_tab("Robot"):
-            self.selected = SelectedFolder(tools)
+            self.selected = SelectedFolder(tools, has_sandbox=is_live)
             self.inside = InsideFolder(tools)
         with tabs.add_tab("Curves"):
             self.curves = CurvesControls(tools)

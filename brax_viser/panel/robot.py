@@ -30,9 +30,10 @@ OVERLAY_HINTS = {
 class SelectedFolder(Widgets):
     """Controls for the selected robot, and for how the others are drawn."""
 
-    def __init__(self, tools: PanelTools):
+    def __init__(self, tools: PanelTools, *, has_sandbox: bool):
+        """Adds the controls; `has_sandbox` tells whether the page has a tab for a sandbox."""
         super().__init__(tools)
-        gui = self._server.gui
+        gui, self._has_sandbox = self._server.gui, has_sandbox
         with gui.add_folder("Selected robot"):
             self._follow = gui.add_checkbox(
                 "Follow",
@@ -55,11 +56,14 @@ class SelectedFolder(Widgets):
             )
             # Below the controls, which must not move: its number of lines changes.
             self._selected = gui.add_html("")
+            self._sandbox = gui.add_html("")
 
     def show(self, view: PanelView) -> None:
         """Updates the controls."""
         none = view.selected_env is None
         self._set(self._selected, content=words.selected(view))
+        pushed = self._has_sandbox and not none
+        self._set(self._sandbox, content=words.note(words.TO_PUSH) if pushed else "")
         self._set(self._follow, value=view.followed, disabled=none)
         self._set(self._others, value=label_of(OTHER_LABELS, view.look.others), disabled=none)
 

@@ -254,6 +254,9 @@ HOW_DRAWN = {
 }
 
 
+TO_PUSH = "To push it, fork it into a sandbox under Twins."
+
+
 def selected(view: PanelView) -> str:
     """Describes the selected environment."""
     if view.selected_env is None:
