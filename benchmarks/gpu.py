@@ -76,6 +76,9 @@ LEAST_PUSHED = 0.95
 FIRST_STEPS = 10
 """Steps that may pass unseen besides: of an epoch, those before the program asks again."""
 
+WANTED = {"closed": 0.99, "off": 0.99, "realtime": 0.985, "every_step": 0.97}
+"""Least speed on a GPU, of the stock trainer's, by mode."""
+
 SWITCH_SECONDS = 0.2
 """Within which the switch must act."""
 
@@ -215,6 +218,7 @@ class Run:
     unlike: list[Case] = field(default_factory=list)  # parameters were not identical
     skipped: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)  # what failed or is invalid
+    slow: list[str] = field(default_factory=list)  # what is slower than wanted
     console: Console = field(default_factory=lambda: Console(width=200))
 
     def say(self, words: str = "") -> None:
@@ -231,6 +235,15 @@ class Run:
         self.say(f"{row:<12}INVALID: {why}")
         if first:
             self.say(watched.errors())
+
+    def judged(self, name: str, mode: str, speed: float) -> str:
+        """Says whether a median speed is as wanted, and notes what is not; empty where none is."""
+        least = WANTED.get(mode) if self.settings.platform == "cuda" else None
+        if least is None:
+            return ""
+        if speed < least:
+            self.slow.append(f"{name}: {mode}, {speed:.3f} of {least}")
+        return f"{'reached' if speed >= least else 'MISSED'}: {least}"
 
     @property
     def left(self) -> float:
@@ -284,8 +297,13 @@ def per_step(sides: Sequence[Mapping[str, Any]], key: str = "walltime") -> list[
 class Trainings:
     """Stock PPO, the same watched, and stock again."""
 
-    HEAD = ("mode", "speed: median, 95 % interval (min to max)", "us per step: stock, watched")
-    WIDTHS = (12, 44, 28, 16, 16, 11, 23, 30)
+    HEAD = (
+        "mode",
+        "speed: median, 95 % interval (min to max)",
+        "wanted",
+        "us per step: stock, watched",
+    )
+    WIDTHS = (12, 44, 17, 28, 16, 16, 11, 23, 30)
 
     def __init__(self, run: Run, case: Case):
         self.run, self.case = run, case
@@ -341,7 +359,8 @@ class Trainings:
             steps = sum(side["steps"] for side in stock)
             graphs = ", ".join(f"{count / steps:.2f}" for count in captured)
             both = ", ".join(f"{median(side):.0f}" for side in us)
-            run.say(_row([name, in_words(ratios), both, *columns, graphs], self.WIDTHS))
+            wanted = run.judged(self.case.name, name, median(ratios))
+            run.say(_row([name, in_words(ratios), wanted, both, *columns, graphs], self.WIDTHS))
         run.say(f"parameters: {self._verdict()}")
         run.say()
 
@@ -657,7 +676,11 @@ def main(arguments: Sequence[str]) -> int:
     again: list[Job] = [Alike(run, case) for case in run.unlike]
     for group in [again] if at_once else [[job] for job in again]:
         perform(run, group)
-    for what, names in (("Skipped, as time is up", run.skipped), ("Failed or invalid", run.wrong)):
+    for what, names in (
+        ("Skipped, as time is up", run.skipped),
+        ("Failed or invalid", run.wrong),
+        ("Slower than wanted", run.slow),
+    ):
         run.say(f"{what}: {'; '.join(dict.fromkeys(names)) or 'nothing'}")
     run.say(f"{time.monotonic() - begun:.0f} s in all")
     return int(bool(run.wrong))

@@ -99,6 +99,8 @@ class Process:
             del result["frames"]
         if watched and self.case.env == "unlike" and not self.flags:
             result["parameters"] = "b"
+        if watched and self.case.env == "slow":
+            result["walltime"] = 0.2
         return result
 
     def errors(self) -> str:
@@ -139,6 +141,17 @@ def test_cases_that_fail_leave_the_others_alone_and_faults_are_no_figures(run):
     wrong = " ".join(run.wrong)
     assert all(f"{name}/spring, 64" in wrong for name in ("unable", "odd", "faulty"))
     assert "fine" not in wrong and not run.skipped
+
+
+def test_trainings_slower_than_wanted_are_named_on_a_gpu_alone(run):
+    slower = case("slow")
+    gpu.perform(run, [Trainings(run, slower), Trainings(run, case("fine"))])
+    rows = [line for line in said(run) if "MISSED" in line]
+    assert {row.split(" ")[0] for row in rows} == {"closed", "off", "realtime", "every_step"}
+    assert len(run.slow) == 4 and all(slower.name in what for what in run.slow) and not run.wrong
+    assert len([line for line in said(run) if "reached" in line]) == 4
+    on_cpu = Run(Settings(platform="cpu"), run.until, console=run.console)
+    assert on_cpu.judged("any", "off", 0.5) == "" and not on_cpu.slow
 
 
 def test_steps_are_judged_row_by_row(run):
