@@ -54,8 +54,8 @@ def inside(view: Inside) -> str:
 
 
 def clicked(model: mujoco.MjModel, body: int | None) -> str:
-    """Names the body that was clicked on, and its mass; empty if none was. It stays the same part of
-    whichever robot is selected."""
+    """Names the body that was clicked on, and its mass; empty if none was. It stays the same body
+    when another robot is selected."""
     if body is None or body >= model.nbody:
         return ""
     name = escape(body_name(model, body))
