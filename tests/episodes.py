@@ -55,14 +55,14 @@ def episode(
     )
 
 
-def written(path: Path, recordings: Iterable[int] = (10, 20)) -> None:
+def written(path: Path, recordings: Iterable[int] = (10, 20), *, length: int = 5) -> None:
     """Writes a run directory with two episodes for each recording, two policies and a curve, unless
-    it is there."""
+    it is there; `length` is that of an episode, in steps of 0.02 s."""
     if path.exists():
         return
     run = RunFolder(path, run_info())
     for i in recordings:
-        run.add([episode(i, env) for env in range(2)])
+        run.add([episode(i, env, length=length) for env in range(2)])
         run.add_policy(i, {"1/params/hidden_0/bias": np.full(8, i, np.float32)})
     run.set_curves({"eval/episode_reward": np.arange(6.0).reshape(3, 2)})
     assert run.close()

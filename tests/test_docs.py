@@ -202,6 +202,23 @@ def test_a_command_exists_and_takes_its_options(where, words, capsys, monkeypatc
         assert words[0] in TOOLS or words[0] == "."
 
 
+EXPORTS = [words for _, words in commands() if words[:2] == ["brax-viser", "export"]]
+
+
+def test_commands_that_export_are_found():
+    assert {Path(words[3]).suffix for words in EXPORTS} >= {".html", ".mp4", ".png", ".csv", ".rrd"}
+
+
+@pytest.mark.parametrize("words", EXPORTS, ids=" ".join)
+def test_a_command_that_exports_writes_its_file(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / words[2], length=350)
+    command = [sys.executable, "-m", "brax_viser", *words[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / words[3]).stat().st_size > 50
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_names_of_the_viewer_in_a_page_exist(page):
     names = set(re.findall(r"\bviewer\.([a-z]\w*)", page.read_text())) - {"py"}
