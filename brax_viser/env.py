@@ -16,13 +16,13 @@ from brax_viser.device.episode import (
     evidence_of,
     first_log,
 )
+from brax_viser.device.kept import has_log, with_log, without_log
 from brax_viser.device.replaced import over_batch
 from brax_viser.device.states import (
     batch_of,
     count_of,
     done_of,
     info_of,
-    mapping_like,
     numbers_of,
     physics_of,
     poses_of,
@@ -56,16 +56,8 @@ if TYPE_CHECKING:  # device code must not import viser, but the viewer does
 else:
     AnyWrapper = object  # Brax's or Playground's, like the environment: see `__new__`
 
-INFO_KEY = "brax_viser"
-"""The wrapper's only key in `state.info`. Its value is an `episode.EpisodeLog` as a dictionary of
-its fields, which code that converts `info` to another type can carry."""
-
 KEPT_BY_RESETS = ("first_", "AutoReset")
 """Prefixes of the keys of `state.info` in which known auto-reset wrappers keep first states."""
-
-PRESERVED_KEY = "AutoResetWrapper_preserve_info"
-"""The key of `state.info` that Playground's BraxAutoResetWrapper keeps when it replaces all others:
-in Playground's states our record is kept in its dictionary, unless its value is of another type."""
 
 
 def _read(env: Any, **reading: Any) -> Adapter:
@@ -256,7 +248,7 @@ class VisualizedEnv(AnyWrapper):
             self._adapter.motion(state),
             self._adapter.mj_model.nbody - 1,
         )
-        return self._with_log(state, log)
+        return with_log(state, log)
 
     def _step(self, env: Any, state: Any, action: Any, *args: Any, **named: Any) -> Any:
         trainer = calling_trainer()
@@ -266,7 +258,7 @@ class VisualizedEnv(AnyWrapper):
         host.traced(trainer)
         # Remove the key before the step: some envs build a new `info` in `step`, others require the
         # structure that their own `reset` made.
-        info, log = self._without_log(info_of(state))
+        info, log = without_log(info_of(state))
         log = asked_of(log, host.stamp)
         before = replaced(state, info=info)
         state, ctrl = self._adapter.step(env, before, action, *args, **named)
@@ -299,7 +291,7 @@ class VisualizedEnv(AnyWrapper):
             state_is_kept=trainer is not None and trainer.keeps_state,
         )
         log = log._replace(countdown=countdown, granted_rows=granted_rows, nonfinite=nonfinite)
-        return self._with_log(tied(state, countdown), log)
+        return with_log(tied(state, countdown), log)
 
     def _advanced(self, log: EpisodeLog, before: Any, after: Any, payload: Payload) -> EpisodeLog:
         """Returns the record after the step from `before` to `after`, whose payload is given."""
@@ -334,11 +326,11 @@ class VisualizedEnv(AnyWrapper):
 
     def _step_unseen(self, env: Any, state: Any, *args: Any, **named: Any) -> Any:
         """Steps without a viewer. If the state has a record, it is kept unchanged."""
-        if not _has_log(attribute(state, "info")):
+        if not has_log(attribute(state, "info")):
             return env.step(state, *args, **named)
-        info, log = self._without_log(state.info)
+        info, log = without_log(state.info)
         state = env.step(replaced(state, info=info), *args, **named)
-        return self._with_log(state, log)
+        return with_log(state, log)
 
     def _terminated(self, state: Any, batch: tuple[int, ...]) -> jax.Array:
         """Whether the environment itself has ended the episode; a time limit does not count."""
@@ -351,40 +343,6 @@ class VisualizedEnv(AnyWrapper):
         are stale here, and passing them to `emit` would make XLA copy them at every step."""
         own = self._own_info
         return {key: x for key, x in info.items() if own is None or key in own}
-
-    def _with_log(self, state: Any, log: EpisodeLog) -> Any:
-        info, record = state.info, log._asdict()
-        preserved, added = info.get(PRESERVED_KEY, {}), {INFO_KEY: record}
-        # Only Playground's wrappers replace the whole `info` at the end of an episode.
-        if hasattr(state, "data") and isinstance(preserved, Mapping):
-            added = {PRESERVED_KEY: mapping_like(preserved, {**preserved, **added})}
-        return replaced(state, info=mapping_like(info, {**info, **added}))
-
-    def _without_log(self, given: Mapping[str, Any]) -> tuple[Any, EpisodeLog]:
-        if not _has_log(given):
-            raise ValueError(
-                f"state.info has no {INFO_KEY!r}: the state must come from this VisualizedEnv's "
-                "reset or step, not from the env inside"
-            )
-        info = dict(given)
-        if INFO_KEY in info:
-            record = info.pop(INFO_KEY)
-        else:
-            preserved = dict(info[PRESERVED_KEY])
-            record = preserved.pop(INFO_KEY)
-            if preserved:
-                info[PRESERVED_KEY] = mapping_like(given[PRESERVED_KEY], preserved)
-            else:  # nothing else was in it
-                del info[PRESERVED_KEY]
-        return mapping_like(given, info), EpisodeLog(**record)
-
-
-def _has_log(info: Any) -> bool:
-    """Whether `info` contains the record, in either of its places."""
-    if not isinstance(info, Mapping):
-        return False
-    preserved = info.get(PRESERVED_KEY)
-    return INFO_KEY in info or (isinstance(preserved, Mapping) and INFO_KEY in preserved)
 
 
 def _kind_of(env: VisualizedEnv) -> tuple[type, type]:

@@ -367,9 +367,8 @@ def trainer_settings(
         if trainer == "apg":
             steps_per_update = settings["horizon_length"] * settings["num_envs"]
             # APG divides its updates among the evaluations, and rounds.
-            settings["num_evals"] = min(
-                settings["num_evals"], num_timesteps // steps_per_update + 1
-            )
+            most = num_timesteps // steps_per_update + 1
+            settings["num_evals"] = min(settings["num_evals"], most)
             settings["policy_updates"] = math.ceil(num_timesteps / steps_per_update)
         else:
             longer = num_timesteps / settings["num_timesteps"]

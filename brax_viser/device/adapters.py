@@ -16,6 +16,13 @@ from jax.core import Tracer
 
 from brax_viser.compat import opaque_trace_state
 from brax_viser.device.emit import Payload
+from brax_viser.device.env_facts import (
+    BRAXS_OWN,
+    backend_of,
+    dt_of,
+    init_qpos_of,
+    playground_name,
+)
 from brax_viser.device.episode import Coordinates, Motion
 from brax_viser.device.limits import limits_of
 from brax_viser.device.models import (
@@ -32,7 +39,6 @@ from brax_viser.device.states import (
     images_of,
     info_to_send,
     is_key,
-    is_mujocos,
     metrics_of,
     observation_of,
     physics_of,
@@ -105,7 +111,7 @@ class Adapter:
     def native(self) -> bool:
         """Whether the physics is MuJoCo's own, by MJX or Warp: then states have controls, and the
         forces that MuJoCo computes from qpos, qvel and ctrl are those of the training."""
-        return self.backend not in _BRAXS_OWN
+        return self.backend not in BRAXS_OWN
 
     def step(self, env: Any, state: Any, action: Any, *args: Any, **named: Any) -> _Stepped:
         """Steps `env`, whose innermost environment is `base`. Returns the new state and the
@@ -254,10 +260,6 @@ class Adapter:
         return data.xpos[1:].astype(np.float32), data.xquat[1:].astype(np.float32)
 
 
-_BRAXS_OWN = ("generalized", "spring", "positional")
-"""Backends whose physics is not MuJoCo's."""
-
-
 _KEPT = {"ctrl": "nu", "act": "na", "mocap_pos": "nmocap", "mocap_quat": "nmocap"}
 """Arrays of MuJoCo's state besides qpos and qvel, with the model's field for their size."""
 
@@ -322,17 +324,17 @@ def adapter_for(
     model = mujoco_model(env, base, stepped) if mj_model is None else mj_model
     if (why := misfit(model, stepped)) is not None:
         raise ValueError(f"mj_model {why}: it must be the model that the environment was made of")
-    backend = _backend_of(env, base, stepped)
-    if backend in _BRAXS_OWN and isinstance(stepped, System):
+    backend = backend_of(env, base, stepped)
+    if backend in BRAXS_OWN and isinstance(stepped, System):
         _check_links(base, backend, stepped, model)
     changes = {} if stepped is None else changes_of(stepped, model)
     timestep = float(np.asarray(changes.get("opt.timestep", model.opt.timestep)))
     return (PlaygroundAdapter if playgrounds else BraxAdapter)(
-        name=_playground_name(type(base)) if playgrounds else type(base).__name__,
+        name=playground_name(type(base)) if playgrounds else type(base).__name__,
         backend=backend,
         mj_model=model,
-        init_qpos=_init_qpos(stepped, model),
-        dt=_dt_of(base, timestep) * action_repeat(env),
+        init_qpos=init_qpos_of(stepped, model),
+        dt=dt_of(base, timestep) * action_repeat(env),
         repeat=action_repeat(env),
         base=base,
         ctrl_fn=ctrl_fn,
@@ -353,62 +355,6 @@ def _check_links(base: Any, backend: str, sys: System, model: mujoco.MjModel) ->
             f"Brax's backend {backend!r} cannot step: use backend='mjx', or load the model's XML "
             "by brax.io.mjcf.loads, which fuses such bodies where the file is a simple one"
         )
-
-
-def _init_qpos(stepped: Any, model: mujoco.MjModel) -> np.ndarray:
-    """Returns the likely initial qpos, float [nq]: that of Brax's System, or of the model's first
-    keyframe, as in most Playground environments, or else `qpos0`."""
-    init_q = attribute(stepped, "init_q")
-    if init_q is not None and np.shape(init_q) == (model.nq,):
-        return np.asarray(jax.device_get(init_q), np.float64)
-    return np.asarray(model.key_qpos[0] if model.nkey else model.qpos0, np.float64)
-
-
-def _backend_of(env: Any, base: Any, stepped: Any) -> str:
-    """Returns the backend that the environment names, or detects it in the state of its `reset`."""
-    if is_playground(base):
-        return str(base.mjx_model.impl.value)
-    named = attribute(env, "backend")
-    if named in ("mjx", *_BRAXS_OWN):
-        return named
-    try:
-        physics = physics_of(jax.eval_shape(env.reset, jax.random.PRNGKey(0)))
-    # Catch everything: a trainer's own `reset` will show an error, if there really is one.
-    except Exception as error:
-        log.info("reset of %s cannot be traced by itself: %s", type(base).__name__, error)
-        return "mjx"
-    if is_mujocos(physics):
-        return "warp" if "warp" in type(attribute(physics, "_impl")).__module__ else "mjx"
-    own = [name for name in _BRAXS_OWN if name in type(physics).__module__]
-    return own[0] if own else _BRAXS_OWN[0]
-
-
-_SECONDS = ("dt", "ctrl_dt", "_ctrl_dt", "control_dt", "_control_dt", "control_timestep")
-_SUBSTEPS = ("_n_frames", "n_frames", "_n_substeps", "n_substeps", "_substeps", "substeps")
-_SUBSTEPS += ("_frame_skip", "frame_skip", "_decimation", "decimation", "physics_steps_per_control")
-
-
-def _dt_of(base: Any, timestep: float) -> float:
-    """Returns the duration of one step in s: an attribute of the environment with a usual name, or
-    its number of physics steps times the physics' time step, or one such time step."""
-    for names, unit in ((_SECONDS, 1.0), (_SUBSTEPS, timestep)):
-        for name in names:
-            value = attribute(base, name)
-            if isinstance(value, int | float | np.number | jax.Array) and np.ndim(value) == 0:
-                if np.isfinite(seconds := float(value) * unit) and seconds > 0:
-                    return seconds
-    return timestep
-
-
-def _playground_name(cls: type) -> str:
-    """Returns "Cartpole Balance" for `...dm_control_suite.cartpole.Balance` and "Go1 Joystick" for
-    `...go1.joystick.Joystick`, as the names of Playground's own classes do not say which robot it
-    is. Classes of scripts and of other packages keep their names."""
-    if not cls.__module__.startswith("mujoco_playground."):
-        return cls.__name__
-    *_, package, module = cls.__module__.split(".")
-    robot = package if module.replace("_", "") == cls.__name__.lower() else module
-    return f"{robot.replace('_', ' ').capitalize()} {cls.__name__}"
 
 
 def _leaves_of(stepped: Any, model: mujoco.MjModel) -> dict[str, Any]:

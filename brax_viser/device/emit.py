@@ -76,15 +76,11 @@ def emit(
         (
             dict(payload),
             _named(inspected),
-            dict(model or {}),
-            dict(detail or {}),
-            dict(coordinates or {}),
-            dict(last or {}),
+            *(dict(parts or {}) for parts in (model, detail, coordinates, last)),
         )
     )
-    call = functools.partial(
-        _emit_batch, host, role, num_shards, state_is_kept, nonfinite is not None
-    )
+    reports = nonfinite is not None
+    call = functools.partial(_emit_batch, host, role, num_shards, state_is_kept, reports)
     known = jnp.zeros_like(countdown) if nonfinite is None else nonfinite
     kept = swallow_batch_axes(call)(shard, countdown, granted_rows, known, *arrays)
     return kept[:2] if nonfinite is None else kept

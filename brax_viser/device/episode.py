@@ -288,16 +288,6 @@ def advance(
 ) -> EpisodeLog:
     """Returns the record after one more step; all arrays [*batch].
 
-    Auto-reset wrappers replace the physics and leave `info` unchanged, so the first step of an
-    episode must be recognised by other changes:
-
-    * Wrappers around this one, where trainers put them, clear `done` before the next step, and set
-      the trainer's step count back to 0. A cleared `done` shows a termination. A truncation is
-      decided outside of this wrapper, so it shows only in the count, and in physics that differ
-      from those that the last step left. Repeats of one action change none of these, so they
-      belong to one episode.
-    * Wrappers inside this one leave `done` set for this one to see, or the physics shows the reset.
-
     If the whole state is replaced, the record is lost with it: see `replaced.over_batch`.
 
     Args:
@@ -315,21 +305,7 @@ def advance(
     """
     # APG differentiates through steps; the record must not contribute to the gradient.
     reward = jax.lax.stop_gradient(jnp.asarray(reward, jnp.float32))
-    over = log.since_termination == 0
-    if resets_inside:
-        begins = done[0] > 0
-    else:
-        begins = (over & (done[0] == 0)) | evidence.replaced
-        if trainer_steps is None:  # no wrapper around this one repeats actions
-            begins |= over & (done[1] == 0)
-        else:
-            begins |= (trainer_steps == 0) & (log.trainer_steps > 0)
-    begins |= log.was_reset > 0
-    # Some environments reset in the step after the one that ended the episode: no second end.
-    late = over & evidence.was_reset & ~begins
-    begins |= late
-    was_reset = evidence.was_reset & ~late
-
+    begins, was_reset = _begins(log, evidence, done, trainer_steps, resets_inside=resets_inside)
     counted = log.episode_length + 1
     counted = jnp.where(log.episode_length < 0, jnp.minimum(counted, -1), counted)
     total = jnp.where(begins, reward, log.episode_return + reward)
@@ -356,6 +332,42 @@ def advance(
         last_rot=last_rot,
         was_reset=(was_reset | (terminated & resets_inside)).astype(jnp.int32),
     )
+
+
+def _begins(
+    log: EpisodeLog,
+    evidence: Evidence,
+    done: tuple[jax.Array, jax.Array],
+    trainer_steps: jax.Array | None,
+    *,
+    resets_inside: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns, bool [*batch] each, whether the step is the first of an episode, and whether it ends
+    one by a reset within it; arguments as of `advance`.
+
+    Auto-reset wrappers replace the physics and leave `info` unchanged, so the first step of an
+    episode must be recognised by other changes:
+
+    * Wrappers around this one, where trainers put them, clear `done` before the next step, and set
+      the trainer's step count back to 0. A cleared `done` shows a termination. A truncation is
+      decided outside of this wrapper, so it shows only in the count, and in physics that differ
+      from those that the last step left. Repeats of one action change none of these, so they
+      belong to one episode.
+    * Wrappers inside this one leave `done` set for this one to see, or the physics shows the reset.
+    """
+    over = log.since_termination == 0
+    if resets_inside:
+        begins = done[0] > 0
+    else:
+        begins = (over & (done[0] == 0)) | evidence.replaced
+        if trainer_steps is None:  # no wrapper around this one repeats actions
+            begins |= over & (done[1] == 0)
+        else:
+            begins |= (trainer_steps == 0) & (log.trainer_steps > 0)
+    begins |= log.was_reset > 0
+    # Some environments reset in the step after the one that ended the episode: no second end.
+    late = over & evidence.was_reset & ~begins
+    return begins | late, evidence.was_reset & ~late
 
 
 def whole(total: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,8 +1,7 @@
 """Simulates one robot of a running training in MuJoCo, apart from the training."""
 
 import copy
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from brax_viser.device.states import done_of, named_leaves, reward_of
 from brax_viser.records.frame import COORDINATES, Detail
+from brax_viser.sandbox.forces import pull, runaway
 from brax_viser.sandbox.limits import DRIVERS, FRICTION, GRAVITY, MASS
 from brax_viser.sandbox.transplant import CannotTransplant, Moment, Policy, Transplant
 
@@ -19,16 +19,6 @@ WARM_UP = 10
 """Number of times that contact forces are solved before a robot continues. A training's solver may
 have as little as one iteration, which suffices because it starts from the last substep's forces;
 these are unknown here, and without any, a robot that touches the floor may be thrown about."""
-
-DRAG_FREQUENCY = 12.0
-"""rad/s, of a robot that hangs on the dragging spring. At rest it hangs 7 cm below the target."""
-
-DRAG_LIMIT = 5 * 9.81
-"""N/kg, largest dragging force per mass of the robot: enough to lift it and toss it about."""
-
-RUNAWAY = 1e5
-"""m/s or rad/s: a sound simulation never reaches this speed. MuJoCo itself gives up at 1e10, with a
-message on the terminal and in a file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,10 +89,7 @@ class Sandbox:
     # The start, and the driver.
 
     def fork(
-        self,
-        details: Sequence[Detail],
-        *,
-        info: Mapping[str, np.ndarray] | None = None,
+        self, details: Sequence[Detail], *, info: Mapping[str, np.ndarray] | None = None
     ) -> None:
         """Goes to a moment of an environment of the training.
 
@@ -121,22 +108,16 @@ class Sandbox:
         if not details:
             raise ValueError("details=[]: there must be at least the moment to go on from")
         for detail in details:
-            shapes = (detail.qpos.shape, detail.qvel.shape)
-            if shapes != ((self.model.nq,), (self.model.nv,)):
-                raise ValueError(
-                    f"qpos and qvel have shapes {shapes}, but the model has {self.model.nq} "
-                    f"and {self.model.nv}: the details must be of the same model"
-                )
-            if not (np.isfinite(detail.qpos).all() and np.isfinite(detail.qvel).all()):
-                raise ValueError("the state is not finite: the robot can't continue from it")
+            _check(detail, self.model)
         self._details, self._info = tuple(details), info
         self._back_to(len(details) - 1)
-        self._controls = self._recorded()
+        self._controls = _controls_of(self._details[1:], self._control)
         self.driver = "policy" if "policy" in self.drivers else "still"
 
     def reset(self) -> None:
         """Goes back to the fork, or to the start of the replay; keeps the factors."""
-        self._back_to(self._first() if self._details else None)
+        last = len(self._details) - 1 if self._details else None
+        self._back_to(0 if self._details and self._driver == "replay" else last)
 
     @property
     def drivers(self) -> tuple[str, ...]:
@@ -254,10 +235,14 @@ class Sandbox:
         for _ in range(self.substeps):
             self.data.qfrc_applied[:] = 0
             if self._dragged is not None:
-                self._pull(*self._dragged)
+                pull(self.model, self.data, *self._dragged)
             posed = self.data.qpos.copy(), self.data.qvel.copy()
             mujoco.mj_step(self.model, self.data)
-            if (trouble := self._diverged()) is not None:
+            if (speed := runaway(self.data)) is not None:
+                trouble = (
+                    f"the simulation has diverged, {self.time:.2f} s after the fork ({speed}): "
+                    "go back to the fork, and push or change less"
+                )
                 self.pose = replace(self.pose, trouble=trouble)
                 return self.pose
         self._steps += 1
@@ -288,45 +273,6 @@ class Sandbox:
             self.data.ctrl[:] = 0
             self.action = np.zeros_like(self.action)
 
-    def _pull(self, body: int, point: np.ndarray, target: np.ndarray) -> None:
-        """Applies the dragging force m w^2 x - 2 m w v, with the robot's mass m: critical damping
-        for the robot as a whole.
-
-        A spring that lifts the whole robot would fling a light foot about. So the force is taken at
-        the end of the substep, as by an implicit integrator, with the body's effective mass at this
-        point.
-        """
-        model, data = self.model, self.data
-        mujoco.mj_kinematics(model, data)
-        mujoco.mj_comPos(model, data)
-        at = data.xpos[body] + data.xmat[body].reshape(3, 3) @ point
-        jacobian = np.zeros((3, model.nv))
-        mujoco.mj_jac(model, data, jacobian, None, at, body)
-        per_force = np.zeros_like(jacobian)
-        mujoco.mj_solveM(model, data, per_force, jacobian)
-        mobility = jacobian @ per_force.T  # 1/kg
-        velocity, h = jacobian @ data.qvel, model.opt.timestep
-        mass = float(model.body_subtreemass[model.body_rootid[body]])
-        stiffness, damping = mass * DRAG_FREQUENCY**2, 2 * mass * DRAG_FREQUENCY
-        wanted = stiffness * (target - at - h * velocity) - damping * velocity
-        force = np.linalg.solve(np.eye(3) + h * (damping + h * stiffness) * mobility, wanted)
-        force *= min(1.0, mass * DRAG_LIMIT / max(float(np.linalg.norm(force)), 1e-9))
-        mujoco.mj_applyFT(model, data, force, np.zeros(3), at, body, data.qfrc_applied)
-
-    def _diverged(self) -> str | None:
-        data = self.data
-        fastest = np.abs(data.qvel).max(initial=0.0)
-        # MuJoCo's own warnings of accelerations come too late to be the only check. `fastest` is
-        # compared by `<`, so a NaN counts as diverged.
-        fine = fastest < RUNAWAY and np.isfinite(data.qpos).all() and np.isfinite(data.qacc).all()
-        if fine and not any(data.warning[kind].number for kind in _BAD):
-            return None
-        speed = f"something moves at {fastest:.0e} m/s or rad/s" if fastest < math.inf else "NaN"
-        return (
-            f"the simulation has diverged, {self.time:.2f} s after the fork ({speed}): "
-            "go back to the fork, and push or change less"
-        )
-
     def _seen(self) -> Pose:
         data, drag, state = self.data, None, self._state
         if self._dragged is not None:
@@ -335,20 +281,11 @@ class Sandbox:
             drag = np.array([at, target], np.float32)
         pos, rot = data.xpos[1:].astype(np.float32), data.xquat[1:].astype(np.float32)
         reward, done = None, False
+        env = self._details[-1].env if self._details else 0
+        detail = _detail_of(data, env, None if state is None else state.obs, self.action)
         if state is not None and self._steps > 0:
             reward, done = float(reward_of(state, ())), bool(done_of(state, ()) > 0)
-        return Pose(self.time, pos, rot, reward, done, None, drag, self._detail())
-
-    def _detail(self) -> Detail:
-        env = self._details[-1].env if self._details else 0
-        known = {name: getattr(self.data, name).astype(np.float32) for name in COORDINATES}
-        for name, x in named_leaves(None if self._state is None else self._state.obs).items():
-            if np.ndim(x) == 1:
-                known[f"observation/{name}"] = np.asarray(x)
-        return Detail.of(env, {**known, "action": np.asarray(self.action)})
-
-    def _first(self) -> int:
-        return 0 if self._driver == "replay" else len(self._details) - 1
+        return Pose(self.time, pos, rot, reward, done, None, drag, detail)
 
     def _back_to(self, index: int | None) -> None:
         """Puts the robot into the state of one of the details; None: the model's initial state."""
@@ -383,22 +320,15 @@ class Sandbox:
         if detail.ctrl is None and detail.action is not None:
             self.data.ctrl[:] = ctrl
 
+    def _control(self, action: np.ndarray) -> np.ndarray | None:
+        """Returns the controls that an action means, as far as the environment's code is known."""
+        if self._transplant is None:
+            return None
+        return self._transplant.control(self._state, action, self._moment)
+
     def _did(self, detail: Detail) -> None:
         if detail.action is not None and detail.action.shape == self.action.shape:
             self.action = detail.action
-
-    def _recorded(self) -> list[np.ndarray] | None:
-        """Returns the controls that led from each detail to the next; None if not known."""
-        controls = []
-        for detail in self._details[1:]:
-            if detail.ctrl is not None:
-                controls.append(detail.ctrl)
-            elif self._transplant is not None and detail.action is not None:
-                args = (self._state, detail.action, self._moment)
-                controls.append(self._transplant.control(*args))
-            else:
-                return None
-        return controls
 
     def _checked(self, body: int) -> int:
         if not 1 <= body < self.model.nbody:
@@ -406,11 +336,44 @@ class Sandbox:
         return body
 
 
-_BAD = (
-    int(mujoco.mjtWarning.mjWARN_BADQPOS),
-    int(mujoco.mjtWarning.mjWARN_BADQVEL),
-    int(mujoco.mjtWarning.mjWARN_BADQACC),
-)
+def _detail_of(data: mujoco.MjData, env: int, obs: Any, action: Any) -> Detail:
+    known = {name: getattr(data, name).astype(np.float32) for name in COORDINATES}
+    for name, x in named_leaves(obs).items():
+        if np.ndim(x) == 1:
+            known[f"observation/{name}"] = np.asarray(x)
+    return Detail.of(env, {**known, "action": np.asarray(action)})
+
+
+def _controls_of(
+    details: Sequence[Detail], control: Callable[[np.ndarray], np.ndarray | None]
+) -> list[np.ndarray] | None:
+    """Returns the controls that led to each detail; None if one is not known.
+
+    Args:
+        details: consecutive steps.
+        control: of an action.
+    """
+    found = []
+    for detail in details:
+        ctrl = detail.ctrl
+        if ctrl is None and detail.action is not None:
+            ctrl = control(detail.action)
+        if ctrl is None:
+            return None
+        found.append(ctrl)
+    return found
+
+
+def _check(detail: Detail, model: mujoco.MjModel) -> None:
+    """Raises ValueError if a robot of this model can't be put into a state."""
+    shapes = (detail.qpos.shape, detail.qvel.shape)
+    if shapes != ((model.nq,), (model.nv,)):
+        raise ValueError(
+            f"qpos and qvel have shapes {shapes}, but the model has {model.nq} and {model.nv}: "
+            "the details must be of the same model"
+        )
+    if not (np.isfinite(detail.qpos).all() and np.isfinite(detail.qvel).all()):
+        raise ValueError("the state is not finite: the robot can't continue from it")
 
 
 def _within(name: str, factor: float, limits: tuple[float, float]) -> float:
