@@ -295,7 +295,7 @@ def test_a_page_of_episodes_alone_plays_them_and_has_nothing_of_a_training():
             assert block().frame.env_index.tolist() == [1, 4, 7, 10]
             head = re.sub("<[^>]*>", " ", words.head(probe.panel_view()))
             assert re.match(r"\s*Replay of Cart, PPO, spring\s+\S+\s+Replay: step 0, ", head), head
-            assert re.search(r"from 20\d\d-\d\d-\d\d \d\d:\d\d, 2,048 environments, seed 7", head)
+            assert re.search(r"from 20\d\d-\d\d-\d\d \d\d:\d\d, 2,048 envs, seed 7", head)
             assert not hasattr(probe.panel, "training") and not hasattr(probe.panel, "watch")
             for episode in LATE:
                 kept.add(episode)

@@ -76,7 +76,7 @@ def replayed(view: PanelView) -> tuple[str, str]:
         seeded = "" if seed is None else f", seed {seed}"
         return (
             word,
-            f"from {began:%Y-%m-%d %H:%M}, {view.recorded.num_envs:,} environments{seeded}",
+            f"from {began:%Y-%m-%d %H:%M}, {view.recorded.num_envs:,} envs{seeded}",
         )
     if view.fault is None and not view.paused and not view.progress.over:
         return word, "the training goes on, unseen"
