@@ -76,6 +76,7 @@ LANES = {
     "test_host_call": integration(),
     "test_hosts": integration(3, alone=True),
     "test_images": integration(1),
+    "test_imports": integration(0.2),
     "test_inputs": integration(4),
     "test_interrupt": unit(),
     "test_keeper": integration(0.3, quick=True),

@@ -90,6 +90,7 @@ def test_only_a_page_a_recording_or_a_hold_wants_a_step(control, answer, shown, 
     assert closed == (False, False, FOREVER)
 
 
+@settings(max_examples=50)
 @given(st.data(), origins, st.integers(0, 100), st.booleans(), st.none() | st.integers(0, 23))
 def test_a_push_has_only_what_is_drawn_and_what_the_device_can_give(
     data, origin, skip, coordinates, env
@@ -174,7 +175,7 @@ def test_the_same_steps_get_the_same_decisions(way, sequence, rate, model):
 
 
 @both_ways
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(sequence=sequences, rate=rates, model=models)
 def test_each_packet_is_wanted_and_of_its_own_step(way, sequence, rate, model):
     training = Training(way, EVERY_STEP, rate=rate, model=model)
@@ -229,7 +230,7 @@ def test_no_decision_lets_so_many_steps_pass_that_a_switch_takes_longer(way, seq
 
 
 @both_ways
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(
     rate=st.floats(20.0, 500.0),
     call=st.floats(1e-5, 2e-3),

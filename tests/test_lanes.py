@@ -1,6 +1,7 @@
 """Checks that each test file has exactly one lane, and that each lane is a registered marker."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,12 @@ from tests import lanes
 
 HERE = Path(__file__).parent
 FILES = {path.stem: path for path in HERE.glob("test_*.py")}
+
+
+@functools.cache
+def functions(path: Path) -> list[str]:
+    """Returns the names of a file's functions."""
+    return [n.name for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef)]
 
 
 def test_every_file_has_a_lane_and_every_lane_a_file():
@@ -22,24 +29,13 @@ def test_each_lane_is_a_registered_marker(pytestconfig):
 
 def test_tests_listed_as_running_alone_exist():
     shared = [path for name, path in FILES.items() if not lanes.LANES[name].alone]
-    tests = {
-        node.name
-        for path in shared
-        for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.FunctionDef)
-    }
-    assert tests >= lanes.ALONE
+    assert {name for path in shared for name in functions(path)} >= lanes.ALONE
 
 
 def test_tests_left_out_by_default_exist_once_and_keep_parameters_that_exist():
     """Of the files that this run has collected, as the names of parameters are known only then."""
-    functions = [
-        node.name
-        for path in FILES.values()
-        for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.FunctionDef)
-    ]
-    assert {name: functions.count(name) for name in lanes.FULL if functions.count(name) != 1} == {}
+    known = [name for path in FILES.values() for name in functions(path)]
+    assert {name: known.count(name) for name in lanes.FULL if known.count(name) != 1} == {}
     for name, parameters in lanes.COLLECTED.items():
         assert lanes.FULL[name] <= parameters, f"{name} keeps parameters that it does not have"
 

@@ -74,7 +74,7 @@ def x_of(view: View) -> float:
     pause=st.floats(0.0, 1.0),
     every=st.integers(20, 400),
 )
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 def test_shown_robot_time_advances_evenly(rate, speed, pause, every):
     """Plays a training that pauses for an update every so many steps: if it is faster than the
     robot on average, no stretch stutters and none is late twice."""

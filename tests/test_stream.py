@@ -153,7 +153,7 @@ def test_an_idle_stream_notices_a_switch_within_a_fifth_of_a_second(rate):
 
 
 @given(rate=RATES, mode=st.sampled_from(["realtime", "latest"]), cost=st.floats(1e-6, 1e-3))
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 def test_it_asks_every_fifth_of_a_second_between_stretches_and_frames(rate, mode, cost):
     device = Device(rate, cost)
     control = Control(watched=True, mode=mode)
@@ -202,7 +202,7 @@ def test_latest_mode_keeps_its_frame_rate(rate, fps):
     dt=st.floats(0.005, 0.1),
     twins=st.sampled_from([0, 16]),
 )
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 def test_the_budget_is_exceeded_by_five_calls_at_most(rate, cost, budget, mode, dt, twins):
     # Noticing the switch in time takes this much asking: a smaller budget cannot be kept.
     assume(cost / 0.05 < (1 - SENDING_SHARE) * budget)
@@ -228,7 +228,7 @@ def test_the_budget_is_exceeded_by_five_calls_at_most(rate, cost, budget, mode, 
     mode=st.sampled_from(["realtime", "latest"]),
     twins=st.sampled_from([0, 16]),
 )
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=12)
 def test_sending_never_starves(rate, cost, budget, mode, twins):
     assume(cost / 0.05 < 0.5 * budget)
     device = Device(rate, cost)
@@ -250,7 +250,7 @@ def test_sending_never_starves(rate, cost, budget, mode, twins):
     seconds=st.floats(0.5, 5.0),
     speed=st.floats(0.1, 1.9),
 )
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 def test_stretches_are_complete_and_consecutive_and_follow_one_another(rate, seconds, speed):
     device = Device(rate, call_cost=1e-6)
     control = Control(watched=True, stretch_seconds=seconds, speed=speed)
@@ -273,7 +273,7 @@ def test_a_training_slower_than_the_robot_shows_every_step(rate, twins):
 
 
 @given(rate=st.floats(15.0, 20.0), dear=st.floats(1.3, 1.9))
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=4)
 def test_when_not_every_step_can_be_paid_for_twins_get_long_consecutive_runs(rate, dear):
     """A twin restarts after each gap: from every other step it would learn nothing."""
     cost = dear * REALTIME.max_overhead / rate / 2  # an ask and a push per step: `dear` budgets
@@ -308,7 +308,7 @@ def test_a_training_that_speeds_up_changes_over_to_stretches_and_back():
     shards=st.integers(2, 5),
     resets=st.lists(st.floats(0.1, 3.0), max_size=3),
 )
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=4)
 def test_all_devices_send_the_same_steps(mode, rate, shards, resets):
     device = Device(rate, shards=shards)
     control = Control(watched=True, mode=mode, stretch_seconds=1.0)
@@ -334,7 +334,7 @@ def test_every_step_mode_skips_nothing(rate):
 
 
 @given(rate=st.floats(200.0, 100_000.0), mode=st.sampled_from(["realtime", "latest"]))
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 def test_sending_every_step_ends_with_that_mode(rate, mode):
     device = Device(rate)
     device.run(500 / rate, Control(watched=True, mode="every_step"))
@@ -472,7 +472,7 @@ def test_rate_weighs_recent_events_most():
 
 
 @given(rate=st.floats(60.0, 10_000.0), mode=st.sampled_from(["realtime", "latest"]))
-@settings(deadline=None, max_examples=6)
+@settings(deadline=None, max_examples=3)
 def test_sending_goes_on_even_if_asking_alone_costs_more_than_the_budget(rate, mode):
     """On a busy processor, calls can take milliseconds."""
     device = Device(rate, call_cost=5e-3)

@@ -40,10 +40,11 @@ def prose(source: str) -> Iterator[tuple[int, str]]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_retired_words_stay_retired(path):
-    found = [
-        (line, word) for line, text in prose(path.read_text()) for word in RETIRED.findall(text)
-    ]
-    assert found == []
+    source = path.read_text()
+    if RETIRED.search(source.replace("_", " ")):  # else there is none; the rest takes long
+        assert [
+            (line, word) for line, text in prose(source) for word in RETIRED.findall(text)
+        ] == []
 
 
 def test_retired_words_are_found_in_comments_docstrings_and_names():
