@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
-from brax import envs
 
 from brax_viser import Viewer
 from brax_viser.host.progress import count
@@ -26,6 +25,7 @@ from brax_viser.sandbox.transplant import Transplant
 from brax_viser.scene.robots import PARKED
 from tests.conftest import Page, eventually
 from tests.recorded import Kept, recording_of
+from tests.sample import SwiftCartPole
 from tests.support import Probe, adapter_of
 from tests.test_detail import CHOSEN, NUM_ENVS, Rollout, suite_env
 from tests.test_twin import frame_of
@@ -46,7 +46,7 @@ def leaning(params: Any, deterministic: bool = False) -> Any:
 def pendulums() -> Iterator[Rollout]:
     """A rollout in a viewer of its own, compiled once for all tests."""
     with Viewer(port=0) as viewer:
-        yield Rollout(viewer, envs.get_environment(PENDULUM, backend="spring"))
+        yield Rollout(viewer, SwiftCartPole("spring"))
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def run(*args: str, cwd: Path, timeout: float = 900) -> subprocess.CompletedProc
 
 def test_train_prints_the_address_first_learns_and_saves_the_policy(tmp_path):
     done = run(
-        *"train ant --backend spring --num-envs 32 --num-timesteps 1".split(),
+        *"train inverted_pendulum --backend spring --num-envs 32 --num-timesteps 1".split(),
         *"--port 0 --grid 2 2 --save-dir saved --no-keep-open".split(),
         cwd=tmp_path,
     )

@@ -220,9 +220,9 @@ def test_no_env_is_drawn_until_some_have_a_nan_and_then_only_those(training):
 
     def found() -> bool:
         # At every step, because an env's NaN ends with its episode.
-        motion = training.state.pipeline_state.xd_i
-        motion = motion.replace(vel=motion.vel.at[jnp.array(broken), 0].set(jnp.nan))
-        pipeline_state = training.state.pipeline_state.replace(xd_i=motion)
+        pipeline_state = training.state.pipeline_state
+        qd = pipeline_state.qd.at[jnp.array(broken)].set(jnp.nan)
+        pipeline_state = pipeline_state.replace(qd=qd)
         training.state = training.state.replace(pipeline_state=pipeline_state)
         training.steps()
         return on_screen(training) == broken
@@ -645,9 +645,9 @@ def test_packets_of_one_step_are_joined_over_devices_when_the_selection_changes(
 HELD = """
     import signal, sys, threading, time
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have their jobs ignore it
-    from brax import envs
     from brax.training.agents.ppo import train as ppo
     from brax_viser import Viewer, VisualizedEnv
+    from tests.toy import BraxToy
 
     viewer = Viewer(port=0)
 
@@ -660,9 +660,7 @@ HELD = """
         print("held", flush=True)
 
     threading.Thread(target=hold, daemon=True).start()
-    env = VisualizedEnv(
-        envs.get_environment("inverted_pendulum", backend="spring"), grid=(2, 2), viewer=viewer
-    )
+    env = VisualizedEnv(BraxToy(), grid=(2, 2), viewer=viewer)
     ppo.train(
         environment=env, num_timesteps=10**9, num_envs=8, episode_length=100, unroll_length=5,
         batch_size=8, num_minibatches=2, run_evals=False,

@@ -22,8 +22,8 @@ from brax_viser.records.frame import Frame, joined
 from brax_viser.records.packet import Packet
 from brax_viser.records.protocol import size_of
 from brax_viser.records.view import View, beside
-from envs.cartpole import CartPole
 from tests.conftest import eventually
+from tests.sample import SwiftCartPole
 from tests.support import Probe, adapter_of
 
 NUM_ENVS, CHOSEN = 5, 3
@@ -81,13 +81,14 @@ def ant(backend: str) -> Any:
 @pytest.mark.usefixtures("page")
 @pytest.mark.parametrize(
     ("mechanism", "make"),
-    # The ant's free joint has more positions than velocities. The other one compiles sooner.
     [
+        ("direct", lambda: SwiftCartPole("spring")),
+        ("io_callback", lambda: SwiftCartPole("spring")),
+        ("launch", lambda: SwiftCartPole("spring")),
+        # Its free joint has more positions than velocities.
         ("direct", lambda: ant("spring")),
-        ("io_callback", lambda: CartPole("spring")),
-        ("launch", lambda: CartPole("spring")),
     ],
-    ids=(*host_call.MECHANISMS, host_call.LAUNCH),
+    ids=(*host_call.MECHANISMS, host_call.LAUNCH, "ant"),
 )
 def test_only_the_selected_envs_details_are_sent_and_none_without_a_selection(
     viewer, monkeypatch, mechanism, make
@@ -128,7 +129,7 @@ def test_only_the_selected_envs_details_are_sent_and_none_without_a_selection(
 def test_a_held_training_sends_the_selected_envs_details_at_that_step(viewer):
     import threading
 
-    rollout = Rollout(viewer, CartPole())
+    rollout = Rollout(viewer, SwiftCartPole())
     rollout.step()
     viewer.pause()
     thread = threading.Thread(target=rollout.step, daemon=True)
@@ -229,7 +230,7 @@ def test_generalized_poses_match_the_details(viewer):
     )
 
 
-class Verbose(CartPole):
+class Verbose(SwiftCartPole):
     """A cart-pole with several observations, some of which are too large to be sent."""
 
     def reset(self, rng):
@@ -263,7 +264,7 @@ def test_observations_are_sent_by_name_up_to_a_total_size(viewer):
     assert size_of([(name, fields[name].shape) for name in names]) == 16
 
 
-class Keeping(CartPole):
+class Keeping(SwiftCartPole):
     """A cart-pole that keeps a counter in `info`, and the terms of its reward in `metrics`."""
 
     def reset(self, rng: jax.Array) -> Any:

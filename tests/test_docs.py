@@ -136,9 +136,21 @@ def settings_of(module: Any, options: Sequence[str]) -> None:
     tyro.cli(entry, args=list(options))
 
 
-@pytest.mark.parametrize("page", sorted({s.page for s in snippets("python")}))
-def test_python_snippets_of_a_page_run_one_after_the_other(page, monkeypatch, tmp_path):
-    train, calls = ppo.train, []
+WITH_PYTHON = sorted({s.page for s in snippets("python")})
+
+
+@pytest.mark.parametrize(
+    ("page", "swift"),
+    [*((page, True) for page in WITH_PYTHON), ("README.md", False)],
+    ids=[*WITH_PYTHON, "README.md as it is"],
+)
+def test_python_snippets_of_a_page_run_one_after_the_other(page, swift, monkeypatch, tmp_path):
+    train, calls, make = ppo.train, [], envs.get_environment
+
+    def swiftly(name: str, **settings: Any) -> envs.Env:
+        """Makes the environment, and returns it with physics that compile sooner."""
+        make(name, **settings)
+        return make(name, **{**settings, "backend": "spring"})
 
     def small(**settings: Any) -> Any:
         inspect.signature(train).bind(**settings)
@@ -168,6 +180,8 @@ def test_python_snippets_of_a_page_run_one_after_the_other(page, monkeypatch, tm
                     written(tmp_path / "runs" / "ant")
                 if SMALL_TRAINING in snippet.marks:
                     patch.setattr(ppo, "train", small)
+                    if swift:
+                        patch.setattr(envs, "get_environment", swiftly)
                 # So that a traceback shows the line number of the page.
                 code = "\n" * (snippet.line - 1) + snippet.code
                 exec(compile(code, str(ROOT / page), "exec"), names)

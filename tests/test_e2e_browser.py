@@ -33,12 +33,12 @@ COUNTS = {None: 1, " k": 1e3, " M": 1e6, " G": 1e9}
 
 
 @contextlib.contextmanager
-def trained(env: str, folder: Path) -> Iterator[str]:
+def trained(env: str, folder: Path, more: str = "") -> Iterator[str]:
     """Starts `brax-viser train` as a user does; yields its URL."""
     command = Path(sys.executable).with_name("brax-viser")
     log = (folder / "log").open("w+")
     # Far more steps than the test will take: it must still be running at the end.
-    options = "--grid 3 3 --num-envs 64 --num-timesteps 500000000 --port 0"
+    options = f"--grid 3 3 --num-envs 64 --num-timesteps 500000000 --port 0 {more}"
     process = subprocess.Popen(
         [command, "train", env, *options.split()],
         stdout=log,
@@ -200,7 +200,8 @@ def return_of_the_selected(page) -> float:
 @pytest.fixture
 def swinging(tmp_path_factory) -> Iterator[str]:
     """The URL of a training that compiles sooner."""
-    with trained("inverted_pendulum", tmp_path_factory.mktemp("swinging")) as url:
+    folder = tmp_path_factory.mktemp("swinging")
+    with trained("inverted_pendulum", folder, "--backend spring") as url:
         yield url
 
 

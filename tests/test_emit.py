@@ -41,7 +41,9 @@ from brax_viser.records.protocol import (
 )
 
 
-@pytest.fixture(autouse=True, params=host_call.MECHANISMS)
+@pytest.fixture(
+    autouse=True, params=["direct", pytest.param("io_callback", marks=pytest.mark.full)]
+)
 def mechanism(request, monkeypatch):
     """Runs all tests of this file with both mechanisms of the countdown."""
     monkeypatch.setenv(host_call.VARIABLE, request.param)

@@ -11,6 +11,7 @@ from brax_viser import Viewer, VisualizedEnv
 from brax_viser.device.episode import EpisodeLog
 from brax_viser.device.kept import INFO_KEY
 from envs.cartpole import CartPole
+from tests.sample import SwiftCartPole
 from tests.support import source_of
 
 
@@ -83,11 +84,14 @@ def test_an_unknown_role_is_refused(shared_viewer):
 
 
 def test_a_visualized_env_is_a_brax_wrapper_in_every_respect(shared_viewer):
-    bare = CartPole()
+    class Sized(CartPole):
+        observation_size = 4  # Brax's own resets the environment to find it
+
+    bare = Sized()
     env = VisualizedEnv(bare, viewer=shared_viewer)
     assert isinstance(env, envs.Wrapper)
     # Not the same object: wrappers for domain randomisation step it, and these steps must be seen.
-    assert isinstance(env.unwrapped, CartPole) and env.unwrapped.__dict__ is bare.__dict__
+    assert isinstance(env.unwrapped, Sized) and env.unwrapped.__dict__ is bare.__dict__
     assert (env.observation_size, env.action_size) == (4, 1)
     assert (env.backend, env.dt, env.sys) == (bare.backend, bare.dt, bare.sys)
 
@@ -98,16 +102,17 @@ def test_states_equal_those_of_the_env_inside_bit_by_bit(shared_viewer):
             state = env.step(state, action)
             return state, state.pipeline_state
 
-        state = env.reset(jax.random.PRNGKey(0))
+        state = jax.jit(env.reset)(jax.random.PRNGKey(0))
         return jax.jit(lambda s: jax.lax.scan(body, s, jnp.ones((50, 1)))[1])(state)
 
-    bare, watched = rollout(CartPole()), rollout(VisualizedEnv(CartPole(), viewer=shared_viewer))
-    jax.tree.map(np.testing.assert_array_equal, bare, watched)
+    bare, watched = SwiftCartPole(), VisualizedEnv(SwiftCartPole(), viewer=shared_viewer)
+    jax.tree.map(np.testing.assert_array_equal, rollout(bare), rollout(watched))
 
 
 def test_info_gains_one_record_per_env_and_nothing_else(shared_viewer):
-    env = envs.training.wrap(VisualizedEnv(CartPole(), viewer=shared_viewer), episode_length=9)
-    bare = envs.training.wrap(CartPole(), episode_length=9)
+    bare = envs.training.wrap(SwiftCartPole(), episode_length=9)
+    env = VisualizedEnv(SwiftCartPole(), viewer=shared_viewer)
+    env = envs.training.wrap(env, episode_length=9)
     keys = jax.random.split(jax.random.PRNGKey(0), 6)
     step = jax.jit(env.step)
     state = jax.jit(env.reset)(keys)
@@ -119,7 +124,7 @@ def test_info_gains_one_record_per_env_and_nothing_else(shared_viewer):
         assert all(x.shape[:1] == (6,) for x in log.values())
 
 
-class ForgetfulEnv(CartPole):
+class ForgetfulEnv(SwiftCartPole):
     """A cart-pole that rebuilds its info in each step, and asserts that its structure is kept."""
 
     def reset(self, rng):
@@ -138,9 +143,9 @@ def test_an_env_that_rebuilds_its_info_keeps_the_record(shared_viewer):
 
 
 def test_a_state_of_another_env_gets_a_clear_error(shared_viewer):
-    env = VisualizedEnv(CartPole(), viewer=shared_viewer)
+    env = VisualizedEnv(SwiftCartPole(), viewer=shared_viewer)
     with pytest.raises(ValueError, match="must come from this VisualizedEnv's reset"):
-        env.step(CartPole().reset(jax.random.PRNGKey(0)), jnp.zeros(1))
+        env.step(SwiftCartPole().reset(jax.random.PRNGKey(0)), jnp.zeros(1))
 
 
 def test_a_wrapper_around_a_vmap_wrapper_sees_the_whole_batch_too(shared_viewer):

@@ -17,8 +17,8 @@ from brax_viser.host import callbacks as callbacks_module
 from brax_viser.records.frame import Frame
 from brax_viser.records.packet import Packet
 from brax_viser.records.protocol import GIVEN, GRANTED, GRANTED_COORDINATES, UNASKED
-from envs.cartpole import CartPole
 from tests.conftest import Page, eventually
+from tests.sample import SwiftCartPole
 from tests.support import Probe, source_of
 
 NUM_ENVS = 16
@@ -31,7 +31,7 @@ class Rollout:
         self.viewer = viewer
         self.calls: list[tuple[str, int]] = []  # ("ask", countdown), ("push", rule)
         self.packets = Probe(viewer).record_packets()
-        env = VisualizedEnv(CartPole("positional"), grid=(2, 2), viewer=viewer)
+        env = VisualizedEnv(SwiftCartPole("positional"), grid=(2, 2), viewer=viewer)
         ask, push = source_of(env).ask, source_of(env).push
 
         def asked(origin: Any, query: Any) -> np.ndarray:

@@ -44,9 +44,10 @@ COMMON = """
     from brax_viser import Viewer, VisualizedEnv
     from brax_viser.panel import words
     from tests.conftest import Page, eventually
+    from tests.sample import FallingCartPole
     from tests.support import Probe
 
-    bare = envs.get_environment("reacher", backend="spring")
+    bare = FallingCartPole("spring")
     viewer = Viewer(port=0, mode="every_step")
     env = VisualizedEnv(bare, grid=(3, 2), viewer=viewer)
     viewer.select([13, 2, 9, 0, 6])
@@ -57,7 +58,7 @@ COMMON = """
         many = envs.training.VmapWrapper(env)
         def step(state):
             i = state.info["env"]
-            action = jnp.stack([jnp.sin(0.3 * i), jnp.cos(i)], -1)
+            action = jnp.sin(0.3 * i)[:, None]
             state = many.step(state, action)
             return state, lead(state.reward)
         def reset(keys, i):

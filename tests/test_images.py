@@ -14,12 +14,12 @@ from PIL import Image
 from brax_viser.device import host_call
 from brax_viser.device.states import MAX_PIXELS
 from brax_viser.panel import details
-from envs.cartpole import CartPole
+from tests.sample import SwiftCartPole
 from tests.support import Probe
 from tests.test_detail import CHOSEN, Rollout
 
 
-class Seeing(CartPole):
+class Seeing(SwiftCartPole):
     """A cart-pole whose policy is given two pictures of the pole, and one that is too large."""
 
     def reset(self, rng: jax.Array) -> Any:

@@ -34,7 +34,7 @@ from brax_viser.records.ranking import keys
 from envs.cartpole import CartPole
 from tests.conftest import Page, eventually
 from tests.late import LateDriver
-from tests.sample import FallingCartPole, Turning
+from tests.sample import FallingCartPole, SwiftCartPole, Turning
 from tests.support import Probe, source_of
 
 NUM_ENVS = 6
@@ -71,6 +71,7 @@ def humanoid_with_randomised_masses() -> tuple[Any, Any]:
 
 
 PROGRAMS = {
+    "cart-pole": lambda: (CartPole("spring"), None),
     "ant": lambda: (envs.get_environment("ant", backend="positional"), None),
     "humanoid": lambda: (envs.get_environment("humanoid", backend="mjx"), None),
     "go1": lambda: (load("Go1JoystickFlatTerrain", "jax"), None),
@@ -109,7 +110,7 @@ def test_a_program_for_cuda_has_no_extra_branch_and_one_extra_call(viewer, monke
 
 def test_a_program_for_the_cpu_asks_by_countdown_where_nothing_is_forced(viewer, monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
-    env = VisualizedEnv(CartPole(n_frames=1), grid=(2, 2), viewer=viewer)
+    env = VisualizedEnv(SwiftCartPole(n_frames=1), grid=(2, 2), viewer=viewer)
     state = jax.eval_shape(jax.vmap(env.reset), jax.random.split(jax.random.PRNGKey(0), 2))
     traced = jax.jit(jax.vmap(env.step)).trace(state, jax.ShapeDtypeStruct((2, 1), np.float32))
     texts = {p: traced.lower(lowering_platforms=(p,)).as_text() for p in ("cpu", "cuda")}
@@ -339,7 +340,7 @@ def test_a_hold_is_exact_to_the_step_and_shows_other_environments_meanwhile(step
 @pytest.mark.parametrize("where", ["_decision", "arrived"])
 def test_a_fault_of_ours_leaves_the_training_alone(memory, viewer, page, monkeypatch, where):
     viewer.mode = "every_step"
-    steps = Steps(viewer, CartPole(n_frames=1))
+    steps = Steps(viewer, SwiftCartPole(n_frames=1))
 
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("not today")
@@ -398,7 +399,7 @@ def test_randomised_models_are_copied_once_and_again_after_a_reset(memory, viewe
         axes = jax.tree.map(lambda _: None, sys)
         return sys.tree_replace(change), axes.tree_replace({"link.inertia.mass": 0})
 
-    env = VisualizedEnv(CartPole(n_frames=1), grid=(2, 1), viewer=viewer)
+    env = VisualizedEnv(SwiftCartPole(n_frames=1), grid=(2, 1), viewer=viewer)
     copied: list[Any] = []
     source = source_of(env)
     arrived = source.models_arrived

@@ -19,10 +19,9 @@ with Viewer(port=0, mode="every_step") as viewer:  # before there is anything of
     page.open()
     import jax
     import jax.numpy as jnp
-    from brax import envs
+    from tests.sample import SwiftCartPole
 
-    env = envs.get_environment("inverted_pendulum", backend="spring")
-    env = VisualizedEnv(env, grid=(2, 2), viewer=viewer)
+    env = VisualizedEnv(SwiftCartPole("spring"), grid=(2, 2), viewer=viewer)
     viewer.twins = 4
     state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 4))
     step = jax.jit(jax.vmap(env.step))

@@ -244,7 +244,9 @@ def test_observations_that_are_inf_by_design_are_reported_once_and_hide_nothing(
     # Where a step takes as long as the viewer may take to react, it is asked at each step.
     asked = Probe(loop.viewer).shared.meter.calls - calls
     assert asked < 150 or per_step > REACTION_SECONDS / 3, "it is asked at each step"
-    loop.viewer.hold_on_nan = True
+    loop.viewer.hold_on_nan, calls = True, Probe(loop.viewer).shared.meter.calls
+    asked_since = lambda: not loop.steps() and Probe(loop.viewer).shared.meter.calls > calls  # noqa: E731
+    eventually(asked_since, "the device knows that it may be held")
     loop.turn("observation", 27, value=np.nan, at=viewer_steps(loop) + 50)
     loop.run(100)
     eventually(lambda: loop.viewer.stats().held, "held")

@@ -263,21 +263,21 @@ def in_float64() -> None:
     """Checks, in a process whose numbers have 64 bits, that steps are seen and stay the same."""
     seen = np.asarray(vmap_over_scan(Toy()))
     assert seen.dtype == np.float64
-    for mechanism in (*MECHANISMS, LAUNCH):
-        os.environ[VARIABLE] = mechanism
-        with Viewer(port=0) as viewer:
-            page = Page(viewer)
-            viewer.selected_env, viewer.twins = 1, 2
-            watched, stats = watch(vmap_over_scan, viewer), viewer.stats()
-            assert Probe(viewer).shared.fault is None
-            page.close()
-        np.testing.assert_array_equal(watched, seen)
-        assert stats.frames == NUM_STEPS
+    with Viewer(port=0) as viewer:
+        page = Page(viewer)
+        viewer.selected_env, viewer.twins = 1, 2
+        watched, stats = watch(vmap_over_scan, viewer), viewer.stats()
+        assert Probe(viewer).shared.fault is None
+        page.close()
+    np.testing.assert_array_equal(watched, seen)
+    assert stats.frames == NUM_STEPS
     print("identical")
 
 
-def test_numbers_of_64_bits_stay_as_they_are_and_are_shown():
-    assert "identical" in in_a_process("in_float64", JAX_ENABLE_X64="1").stdout
+@pytest.mark.parametrize("mechanism", [*MECHANISMS, LAUNCH])
+def test_numbers_of_64_bits_stay_as_they_are_and_are_shown(mechanism):
+    done = in_a_process("in_float64", **{"JAX_ENABLE_X64": "1", VARIABLE: mechanism})
+    assert "identical" in done.stdout
 
 
 def test_jax_debug_nans_finds_no_nan_of_ours(viewer, page):

@@ -27,6 +27,7 @@ from brax_viser.runs.folder import RunFolder
 from brax_viser.sandbox.session import Trained
 from tests.conftest import eventually
 from tests.episodes import run_info
+from tests.sample import SwiftCartPole
 from tests.support import Probe
 from tests.test_transplant import Commanded as CommandedPendulum
 
@@ -211,10 +212,13 @@ def test_networks_of_a_script_that_cannot_be_made_are_refused_in_words(tmp_path,
     assert "trainer='bc': must be one of" in capsys.readouterr().out
 
 
-def test_robots_are_driven_in_real_time_and_by_another_policy_once_it_is_chosen(tmp_path, viewer):
+def test_robots_are_driven_in_real_time_and_by_another_policy_once_it_is_chosen(
+    tmp_path, viewer, page
+):
     kept = run_of(tmp_path / "run")
-    env, settings, policies = _open(str(tmp_path / "run"), PLAY)
+    _, settings, policies = _open(str(tmp_path / "run"), PLAY)
     viewer.mode = "every_step"
+    env = SwiftCartPole("spring")  # with as many observations and actions
     playing = Playing(viewer, env, settings, policies, (2, 1), seed=0)
     assert same(playing._params[1], kept[200][1])
     session = Probe(viewer).sandbox_session

@@ -78,9 +78,10 @@ class Ended:
         run.make_policy, run.params = make_policy, {"gain": np.float32(3.0)}
         Probe(viewer).shared.progress.plays_on = True
         env = VisualizedEnv(self.bare, grid=GRID, viewer=viewer)
-        state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
+        state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), NUM_ENVS))
+        step = jax.jit(jax.vmap(env.step))
         for _ in range(5):
-            state = jax.block_until_ready(jax.vmap(env.step)(state, jnp.zeros((NUM_ENVS, 1))))
+            state = jax.block_until_ready(step(state, jnp.zeros((NUM_ENVS, 1))))
         viewer.policy_params_fn(40, run.make_policy, run.params)
         viewer.progress_fn(40, {"episode/sum_reward": 2.0})
         viewer.training_ended()

@@ -12,8 +12,8 @@ import websockets.sync.client
 from benchmarks.client import SUBPROTOCOL, answers_to, hello, messages_of
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.page import address
-from envs.cartpole import CartPole
 from tests.conftest import eventually
+from tests.sample import SwiftCartPole as CartPole
 from tests.support import Probe, port_of
 
 

@@ -264,9 +264,9 @@ CORNERS = tuple(np.ndindex(2, 2, 2))
 
 
 def test_cells_without_an_env_have_no_robot(viewer, page):
-    from envs.cartpole import CartPole
+    from tests.sample import SwiftCartPole
 
-    env = VisualizedEnv(CartPole(), grid=(8, 8), viewer=viewer)
+    env = VisualizedEnv(SwiftCartPole(), grid=(8, 8), viewer=viewer)
     assert len(viewer.stats().drawn_envs) == 64
     step = jax.jit(jax.vmap(env.step))
     state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 5))
@@ -278,10 +278,10 @@ def test_cells_without_an_env_have_no_robot(viewer, page):
 
 
 def test_chosen_envs_take_the_cells_in_order(viewer, page):
-    from envs.cartpole import CartPole
+    from tests.sample import SwiftCartPole
 
     viewer.mode = "every_step"
-    env = VisualizedEnv(CartPole(), grid=(3, 1), viewer=viewer)
+    env = VisualizedEnv(SwiftCartPole(), grid=(3, 1), viewer=viewer)
     viewer.select([6, 1])
     step = jax.jit(jax.vmap(env.step))
     state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 9))

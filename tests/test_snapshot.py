@@ -103,10 +103,12 @@ def nothing_more_is_sent(viewer: Viewer, training: Training) -> bool:
     return viewer.stats().frames == frames
 
 
-def test_a_held_training_is_drawn_at_its_step_and_stays_held(viewer, training):
+def test_a_held_training_is_drawn_at_its_step_and_stays_held(viewer, training, monkeypatch):
     viewer.pause()
     eventually(lambda: viewer.stats().held, "it is held")
     taken = training.taken
+    eventually(lambda: Probe(viewer).scene.blocks["train"].frame, "its step has come")
+    monkeypatch.setattr(snapshot, "FRAME_SECONDS", 0.5)  # no other step comes
     told = remote.picture(viewer.url)
     assert told["held"] and told["env_steps"] in (taken, taken + 1) and training.taken == taken
     viewer.selected_env = 2

@@ -33,7 +33,7 @@ def env(request, viewer, page, monkeypatch):
 
 @pytest.fixture
 def state(env):
-    return jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), 4))
+    return jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 4))
 
 
 def test_jit_dispatches_steps_without_python(env, state):
@@ -101,7 +101,7 @@ viewer = Viewer(port=0, mode="every_step")
 env = VisualizedEnv(Toy(), grid=(8, 8), viewer=viewer)
 page = Page(viewer)
 step = jax.jit(jax.vmap(env.step))
-state = jax.vmap(env.reset)(jax.random.split(jax.random.PRNGKey(0), 4096))
+state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 4096))
 action = jnp.zeros((4096, env.action_size))
 for _ in range(200):
     state = step(state, action)

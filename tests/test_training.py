@@ -188,6 +188,15 @@ def test_parameters_are_identical_whatever_is_done_in_the_page(
     assert Probe(viewer).shared.fault is None
 
 
+def test_parameters_are_identical_while_every_step_is_shown(viewer, page, toy_repeated):
+    viewer.mode = "every_step"
+    env = VisualizedEnv(Toy(), grid=(3, 3), viewer=viewer)
+    assert_identical(train(env, REPEATED), toy_repeated)
+    stats = viewer.stats()
+    assert stats.frames == stats.env_steps and stats.env_steps * 16 >= 8_000
+    eventually(lambda: page.frames > 0, "the page is sent them")
+
+
 def test_parameters_are_identical_in_real_time_with_a_separate_eval_env(
     viewer, page, toy_evaluated
 ):

@@ -19,15 +19,16 @@ from mujoco_playground._src import mjx_env
 from brax_viser.device.adapters import Adapter, adapter_for
 from brax_viser.sandbox.transplant import CannotTransplant, Moment, Policy, Transplant
 from envs.cartpole import CartPole
+from tests.sample import SwiftCartPole
 from tests.test_playground import MENAGERIE, cartpole
 
 KEY = jax.random.PRNGKey(0)
 MORE = pytest.mark.full
 BACKENDS = (
     "mjx",
-    "positional",
+    "spring",
     pytest.param("generalized", marks=MORE),
-    pytest.param("spring", marks=MORE),
+    pytest.param("positional", marks=MORE),
 )
 
 
@@ -224,7 +225,7 @@ def test_a_legged_robots_sensors_and_rewards_are_the_same(monkeypatch):
     np.testing.assert_allclose(after.reward, state.reward, atol=1e-4)
 
 
-class Counting(CartPole):
+class Counting(SwiftCartPole):
     """Has two observations, one of them remembered, and steps its physics `times` times."""
 
     times, inside = 1, False

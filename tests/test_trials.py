@@ -34,6 +34,7 @@ from brax_viser.sandbox.trained import Trained
 from brax_viser.sandbox.trial import Stage, Start
 from tests.conftest import Page, eventually
 from tests.recorded import episode_of
+from tests.sample import SwiftCartPole
 from tests.support import Probe
 from tests.test_aside import PENDULUM, leaning
 from tests.test_detail import CHOSEN, NUM_ENVS, Rollout
@@ -176,7 +177,7 @@ def test_policies_in_memory_are_bounded_and_thinned_evenly_but_for_first_newest_
 def pendulums() -> Iterator[Rollout]:
     """A rollout in a viewer of its own, compiled once for all tests."""
     with Viewer(port=0) as viewer:
-        rollout = Rollout(viewer, envs.get_environment(PENDULUM, backend="spring"))
+        rollout = Rollout(viewer, SwiftCartPole("spring"))
         advance(rollout)
         yield rollout
 

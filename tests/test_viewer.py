@@ -21,8 +21,8 @@ from brax_viser.page import address
 from brax_viser.panel.words import status
 from brax_viser.records.trainer_call import TrainerCall
 from brax_viser.sandbox.runner import SandboxThread
-from envs.cartpole import CartPole
 from tests.conftest import Page, eventually
+from tests.sample import SwiftCartPole
 from tests.support import Probe, port_of
 
 
@@ -166,7 +166,7 @@ def test_closing_waits_for_the_sandbox(viewer):
 
 
 def test_the_page_shows_robots_and_its_waiting_state_before_anything_has_run(viewer):
-    VisualizedEnv(CartPole(), grid=(2, 2), viewer=viewer)
+    VisualizedEnv(SwiftCartPole(), grid=(2, 2), viewer=viewer)
     assert len(Probe(viewer).scene.blocks["train"].robots.handles) > 0
     assert "Waiting for a trainer" in status(Probe(viewer).panel_view(0.0))
     assert viewer.stats() == Stats(0, 0, 0, 0.0, False, (0, 1, 2, 3), {})
@@ -187,7 +187,7 @@ def test_the_pages_switch_and_the_property_share_one_state(viewer, page):
 
 def test_nothing_is_sent_while_no_page_is_open(viewer):
     viewer.mode = "every_step"
-    env = VisualizedEnv(CartPole(), grid=(2, 2), viewer=viewer)
+    env = VisualizedEnv(SwiftCartPole(), grid=(2, 2), viewer=viewer)
     step = jax.jit(jax.vmap(env.step))
     state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 4))
     for _ in range(50):
@@ -206,7 +206,7 @@ def test_nothing_is_sent_while_no_page_is_open(viewer):
 
 def test_the_bytes_moved_are_those_of_the_drawn_envs_alone(viewer, page):
     viewer.mode = "every_step"
-    env = VisualizedEnv(CartPole(), grid=(2, 2), viewer=viewer)
+    env = VisualizedEnv(SwiftCartPole(), grid=(2, 2), viewer=viewer)
     step = jax.jit(jax.vmap(env.step))
     state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), 500))
     for _ in range(10):

@@ -10,10 +10,10 @@ import pytest
 
 from brax_viser.device.adapters import adapter_for
 from brax_viser.device.wrappers import shadowed
-from envs.cartpole import CartPole
+from tests.sample import SwiftCartPole
 
 
-class Meeting(CartPole):
+class Meeting(SwiftCartPole):
     """An environment whose first step ends before its second, but after the second has begun."""
 
     def __init__(self) -> None:
