@@ -333,3 +333,8 @@ def test_details_survive_a_message_between_processes_and_joining_over_devices():
         for f in (own.open(), other.open())
     ]
     assert beside(views, own.drawn).frame.detail.env == 12
+    # Its part is older than the choice: there is no row for it, nor anything that needs one.
+    assert beside(views, np.array([1, 0], np.int32)).frame.detail is None
+    late = packet_of(0, [0, 1], 1).open()
+    views.insert(0, View(late, late.link_pos, late.link_rot, np.zeros(2, bool), 0.0, 0.0))
+    assert beside(views, np.array([12, 0], np.int32)).frame.detail.env == 12

@@ -108,7 +108,7 @@ def test_a_held_training_is_drawn_at_its_step_and_stays_held(viewer, training, m
     eventually(lambda: viewer.stats().held, "it is held")
     taken = training.taken
     eventually(lambda: Probe(viewer).scene.blocks["train"].frame, "its step has come")
-    monkeypatch.setattr(snapshot, "FRAME_SECONDS", 0.5)  # no other step comes
+    monkeypatch.setattr(snapshot, "FRAME_SECONDS", 600.0)  # its step comes again, so it never waits
     told = remote.picture(viewer.url)
     assert told["held"] and told["env_steps"] in (taken, taken + 1) and training.taken == taken
     viewer.selected_env = 2

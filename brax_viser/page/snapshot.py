@@ -139,6 +139,7 @@ class Snapshots:
     def _wait_for_a_step(self) -> None:
         """Waits until a step is on screen that came after this call, where one may come."""
         before, deadline = self._frame(), time.monotonic() + FRAME_SECONDS
+        self._shared.hold.refresh()  # a held training sends its step again
         while time.monotonic() < deadline and not self._shared.control.closed:
             if not self._may_come() or self._frame() is not before:
                 return

@@ -58,7 +58,10 @@ def beside(views: Sequence[View], cells: np.ndarray) -> View:
         return spread
 
     first = views[0]
-    frame = replace(assemble([view.frame for view in views], spread), env_index=cells)
+    frames = [view.frame for view in views]
+    # A process whose part is older may have sent that of a robot that is no longer drawn.
+    details = [f.detail for f in frames if f.detail is not None and f.detail.env in cells[there]]
+    frame = replace(assemble(frames, spread), env_index=cells, detail=next(iter(details), None))
     frame.finite[~there] = True
     frame.since_termination[~there] = NEVER
     ghosts = [view.ghost for view in views]
