@@ -190,7 +190,7 @@ FULL: dict[str, set[str]] = {
     "test_ctrl_c_ends_a_training_that_steps_without_a_page": set(),
     "test_ctrl_c_after_the_training_ends_the_command_without_an_error": set(),
     "test_ctrl_c_while_the_policy_is_saved_loses_it_only_if_it_is_pressed_again": set(),
-    "test_sigterm_ends_a_training_like_ctrl_c": {"15-143"},
+    "test_sigterm_ends_a_training_like_ctrl_c": set(),
     "test_presses_end_a_command_whose_output_is_stuck": {"0.5"},
     # test_detail
     "test_generalized_poses_match_the_details": set(),
@@ -283,6 +283,7 @@ FULL: dict[str, set[str]] = {
     "test_the_command_line_reports_it_and_saves_no_nonfinite_policy": set(),
     # test_notebook
     "test_the_example_runs_and_shows_the_page_and_what_was_learned": set(),
+    "test_the_kernels_interrupt_ends_a_held_training_and_a_cell_run_again_leaves_one_viewer": set(),
     # test_order
     "test_states_arrive_unchanged_at_any_place_in_the_chain": set(),
     "test_pixels_are_neither_sent_nor_checked": set(),
@@ -303,7 +304,7 @@ FULL: dict[str, set[str]] = {
     },
     "test_a_batch_divided_among_devices_by_xla_is_seen_whole": {"direct"},
     "test_jax_debug_nans_finds_no_nan_of_ours": set(),
-    "test_numbers_of_64_bits_stay_as_they_are_and_are_shown": {"direct"},
+    "test_numbers_of_64_bits_stay_as_they_are_and_are_shown": set(),
     "test_with_them_sums_of_products_differ_by_a_rounding_at_most": {"batched_cond"},
     "test_without_fused_multiply_adds_sums_of_products_are_the_same_watched_and_bare": set(),
     # test_play
@@ -314,6 +315,7 @@ FULL: dict[str, set[str]] = {
     # test_panel_browser
     "test_a_page_says_that_its_server_is_gone_and_comes_back_by_itself": set(),
     # test_policies
+    "test_ppo_hands_out_its_policy_after_each_epoch_and_compiles_once": set(),
     "test_other_trainers_hand_out_policies_with_their_evaluations": {"ars"},
     "test_other_trainers_hand_out_policies_between_their_evaluations": set(),
     "test_ppos_divided_epochs_reset_as_often_and_hand_out_more_policies": set(),
@@ -338,6 +340,7 @@ FULL: dict[str, set[str]] = {
     "test_positions_are_right_while_a_robot_is_followed": set(),
     "test_a_function_runs_on_the_pages_loop_once_and_can_be_removed": set(),
     # test_tie
+    "test_a_script_that_ends_while_steps_are_still_computed_ends_well": set(),
     "test_a_loop_that_keeps_one_part_of_each_state_is_seen_at_each_step": {
         "direct-observation",
         "direct-reward",
@@ -346,10 +349,12 @@ FULL: dict[str, set[str]] = {
         "launch-done",
     },
     # test_timeline_browser
+    "test_the_moment_is_dragged_stepped_looped_and_played_at_any_speed": set(),
     "test_a_page_at_a_path_of_its_own_and_an_onlookers_see_the_same": set(),
     # test_trainers
     "test_parameters_are_identical_and_every_state_arrives": set(),
     # test_training
+    "test_a_viewer_closed_in_the_middle_leaves_the_training_alone": set(),
     "test_parameters_are_identical_in_two_trainings_of_one_env": set(),
     "test_parameters_are_identical_in_real_time_with_a_separate_eval_env": set(),
     "test_parameters_are_identical_whatever_is_done_in_the_page": set(),

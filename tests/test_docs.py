@@ -223,7 +223,15 @@ def test_commands_that_export_are_found():
     assert {Path(words[3]).suffix for words in EXPORTS} >= {".html", ".mp4", ".png", ".csv", ".rrd"}
 
 
-@pytest.mark.parametrize("words", EXPORTS, ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(
+            words, marks=pytest.mark.full if ".mp4" in words[3] else (), id=" ".join(words)
+        )
+        for words in EXPORTS
+    ],
+)
 def test_a_command_that_exports_writes_its_file(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     written(tmp_path / words[2], length=350)
