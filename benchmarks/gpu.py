@@ -242,7 +242,7 @@ class Run:
         if least is None:
             return ""
         if speed < least:
-            self.slow.append(f"{name}: {mode}, {speed:.3f} of {least}")
+            self.slow.append(f"{name}: {mode}, {speed:.4f} of {least}")
         return f"{'reached' if speed >= least else 'MISSED'}: {least}"
 
     @property

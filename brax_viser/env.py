@@ -16,7 +16,7 @@ from brax_viser.device.episode import (
     evidence_of,
     first_log,
 )
-from brax_viser.device.kept import has_log, with_log, without_log
+from brax_viser.device.log_in_info import has_log, with_log, without_log
 from brax_viser.device.replaced import over_batch
 from brax_viser.device.states import (
     batch_of,

@@ -19,7 +19,7 @@ from brax import envs
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.device.episode import EpisodeLog
 from brax_viser.device.host_call import LAUNCH, VARIABLE
-from brax_viser.device.kept import INFO_KEY
+from brax_viser.device.log_in_info import INFO_KEY
 from brax_viser.host.mailbox import CAPACITY
 from brax_viser.host.selection import Selection
 from brax_viser.page import server as page_server

@@ -9,7 +9,7 @@ from brax.envs.base import PipelineEnv
 
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.device.episode import EpisodeLog
-from brax_viser.device.kept import INFO_KEY
+from brax_viser.device.log_in_info import INFO_KEY
 from envs.cartpole import CartPole
 from tests.sample import SwiftCartPole
 from tests.support import source_of

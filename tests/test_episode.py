@@ -11,7 +11,7 @@ from flax import struct
 
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.device.episode import Coordinates, EpisodeLog, Motion, evidence_of, first_log
-from brax_viser.device.kept import INFO_KEY
+from brax_viser.device.log_in_info import INFO_KEY
 from brax_viser.records.protocol import NEVER
 from envs.cartpole import CartPole
 from tests.sample import FallingCartPole

@@ -12,7 +12,7 @@ from brax import envs
 
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.device import host_call
-from brax_viser.device.kept import INFO_KEY
+from brax_viser.device.log_in_info import INFO_KEY
 from brax_viser.host import callbacks as callbacks_module
 from brax_viser.records.frame import Frame
 from brax_viser.records.packet import Packet

@@ -24,7 +24,7 @@ from mujoco import mjx
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.device.adapters import adapter_for
 from brax_viser.device.episode import EpisodeLog
-from brax_viser.device.kept import INFO_KEY
+from brax_viser.device.log_in_info import INFO_KEY
 from brax_viser.records.frame import Detail
 from envs.cartpole import CartPole
 from tests.conftest import Page, eventually

@@ -25,7 +25,7 @@ from brax_viser.cli.playground import load
 from brax_viser.device import launch
 from brax_viser.device.episode import EpisodeLog
 from brax_viser.device.host_call import LAUNCH, VARIABLE
-from brax_viser.device.kept import INFO_KEY
+from brax_viser.device.log_in_info import INFO_KEY
 from brax_viser.device.memory import Arrivals
 from brax_viser.device.ranking import top
 from brax_viser.records.packet import ModelPacket, Packet

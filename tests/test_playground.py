@@ -28,8 +28,8 @@ from brax_viser.cli.play import Playing
 from brax_viser.cli.playground import load, ppo_settings
 from brax_viser.cli.policies import Policies
 from brax_viser.device.episode import EpisodeLog
-from brax_viser.device.kept import INFO_KEY, PRESERVED_KEY
 from brax_viser.device.limits import limits_of
+from brax_viser.device.log_in_info import INFO_KEY, PRESERVED_KEY
 from brax_viser.model.ending import LastPose, why_ended
 from brax_viser.records.protocol import NEVER
 from tests.conftest import Page, eventually

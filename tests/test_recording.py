@@ -11,7 +11,7 @@ from brax import envs
 
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.device.host_call import LAUNCH, VARIABLE
-from brax_viser.device.kept import INFO_KEY
+from brax_viser.device.log_in_info import INFO_KEY
 from brax_viser.host.metrics import RECORDED
 from brax_viser.records.episode import Episode
 from brax_viser.runs.window import MOST_FALLEN

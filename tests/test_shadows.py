@@ -108,14 +108,53 @@ def test_each_robot_of_a_grid_has_its_spots_in_its_own_cell():
     np.testing.assert_allclose(seen[:, :2], np.delete(grid.origins(6)[:, :2], 4, 0), atol=1e-5)
 
 
-def test_rough_ground_and_many_robots_have_no_spots_and_send_nothing():
+def test_bodies_far_below_the_floor_leave_the_spots_to_others():
+    parked = "".join(
+        f'<body name="b{i}" pos="{i} 3 1"><freejoint/><geom type="sphere" size=".1"/></body>'
+        for i in range(5)
+    )
+    shadows, server, *_ = shadows_of(STANDING.replace("</worldbody>", parked + "</worldbody>"))
+    pos = np.array([[[0, 0, FLOOR + 0.05], [2, 0, HIGH], *[[0, 0, -9]] * 5]], np.float32)
+    shadows.draw(pos, np.tile(np.array(LEVEL, np.float32), (1, 7, 1)), np.zeros(1, bool))
+    seen = server.batched_positions[:, 2] != PARKED[2]
+    assert seen.sum() == 1 and np.abs(server.batched_positions[seen][0, :2]).max() < 1e-5
+
+
+def test_a_flat_shape_has_a_spot_like_others():
+    plate = """<asset><mesh name="plate" inertia="shell"
+        vertex="-1 -1 0  1 -1 0  1 1 0  -1 1 0" face="0 1 2  0 2 3"/></asset><worldbody>"""
+    flat = STANDING.replace("<worldbody>", plate).replace(
+        'type="box" size=".2 .1 .05"',
+        'type="mesh" mesh="plate" mass="1" contype="0" conaffinity="0"',
+    )
+    shadows, server, *_ = shadows_of(flat)
+    pos = np.array([[[0, 0, FLOOR], [2, 0, HIGH]]], np.float32)
+    shadows.draw(pos, np.tile(np.array(LEVEL, np.float32), (1, 2, 1)), np.zeros(1, bool))
+    assert np.isfinite(server.batched_positions).all() and np.isfinite(server.batched_scales).all()
+    assert (server.batched_positions[:, 2] != PARKED[2]).sum() == 1
+
+
+def test_markers_of_goals_have_no_spots():
+    moved = '<body name="goal" mocap="true" pos="0 2 1"><geom type="sphere" size=".1"/></body>'
+    clear = """<body name="clear" pos="0 -2 1"><freejoint/>
+        <geom type="sphere" size=".1" rgba="1 0 0 .4"/></body>"""
+    shadows, server, *_ = shadows_of(
+        STANDING.replace("</worldbody>", f"{moved}{clear}</worldbody>")
+    )
+    pos = np.array([[[0, 0, HIGH], [2, 0, HIGH], [0, 2, FLOOR], [0, -2, FLOOR]]], np.float32)
+    shadows.draw(pos, np.tile(np.array(LEVEL, np.float32), (1, 4, 1)), np.zeros(1, bool))
+    assert (server.batched_positions[:, 2] == PARKED[2]).all()
+
+
+def test_rough_ground_no_floor_and_many_robots_have_no_spots_and_send_nothing():
+    floorless = STANDING.replace('<geom type="plane"', '<site type="box"')
     hills = STANDING.replace(
         "<worldbody>",
         '<asset><hfield name="h" nrow="3" ncol="3" size="9 9 .4 .1" elevation="0 1 0 1 0 1 0 1 0"/>'
         '</asset><worldbody><geom type="hfield" hfield="h"/>',
     )
     side = int(MOST_ROBOTS**0.5)
-    for xml, shape in ((hills, (1, 1)), (STANDING, (side, side + 1))):
+    for xml, shape in ((hills, (1, 1)), (floorless, (1, 1)), (STANDING, (side, side + 1))):
         shadows, server, grid, robot = shadows_of(xml, shape)
         count = grid.capacity
         pos, rot = (np.tile(a[None], (count, 1, 1)) for a in (robot.init_pos, robot.init_rot))

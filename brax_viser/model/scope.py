@@ -126,7 +126,7 @@ def within(reach: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 def moving_roots(model: mujoco.MjModel) -> np.ndarray:
     """int [R]: root bodies, directly on the world, of all that moves."""
-    return np.unique(model.body_rootid[_moving_bodies(model)])
+    return np.unique(model.body_rootid[moving_bodies(model)])
 
 
 def driven_roots(model: mujoco.MjModel) -> np.ndarray:
@@ -179,7 +179,7 @@ def bounds_of(model: mujoco.MjModel, data: mujoco.MjData, geoms: np.ndarray) -> 
     return np.stack([low.min(axis=0), high.max(axis=0)])
 
 
-def _moving_bodies(model: mujoco.MjModel) -> np.ndarray:
+def moving_bodies(model: mujoco.MjModel) -> np.ndarray:
     """bool [nbody]: bodies that joints move; mocap bodies do not count."""
     weld = model.body_weldid
     return (weld > 0) & (model.body_mocapid[weld] < 0)
@@ -229,12 +229,12 @@ def _local_joints(
     low, high = _boxes(model, _at(model, init_qpos))
     size = 0.0
     own = visible & (model.body_rootid[model.geom_bodyid] == root)
-    own &= _moving_bodies(model)[model.geom_bodyid]
+    own &= moving_bodies(model)[model.geom_bodyid]
     if own.any():
         box = low[own].min(axis=0), high[own].max(axis=0)
         size = float((box[1] - box[0]).max())
         # Includes the rail that it runs on, and the like.
-        fixed = visible & ~_moving_bodies(model)[model.geom_bodyid]
+        fixed = visible & ~moving_bodies(model)[model.geom_bodyid]
         fixed &= _gap(low, high, *box) <= BESIDE * size
         fixed &= (high - low).max(axis=1) <= LARGE * size
         near = own | fixed
@@ -277,7 +277,7 @@ def _things(
             mujoco.mj_flex(model, data)
             flex_low = np.minimum(flex_low, data.flexvert_xpos)
             flex_high = np.maximum(flex_high, data.flexvert_xpos)
-    moving, rows = _moving_bodies(model)[model.geom_bodyid], []
+    moving, rows = moving_bodies(model)[model.geom_bodyid], []
     main = main_root(model, roots, driven)
     start = None
     for root in roots:

@@ -54,7 +54,7 @@ def inside(view: Inside) -> str:
 
 
 def clicked(model: mujoco.MjModel, body: int | None) -> str:
-    """Names the body that was clicked on, and its mass; empty if none was. It stays the same body
+    """Names the body that was clicked on, and its mass; empty if none was. The choice stays
     when another robot is selected."""
     if body is None or body >= model.nbody:
         return ""

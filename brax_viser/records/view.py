@@ -59,7 +59,7 @@ def beside(views: Sequence[View], cells: np.ndarray) -> View:
 
     first = views[0]
     frames = [view.frame for view in views]
-    # A process whose part is older may have sent that of a robot that is no longer drawn.
+    # A process whose part is older may have sent the details of a robot that is no longer drawn.
     details = [f.detail for f in frames if f.detail is not None and f.detail.env in cells[there]]
     frame = replace(assemble(frames, spread), env_index=cells, detail=next(iter(details), None))
     frame.finite[~there] = True

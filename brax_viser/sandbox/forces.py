@@ -57,7 +57,7 @@ def pull(
 
 
 def runaway(data: mujoco.MjData) -> str | None:
-    """Says in words how fast a simulation moves that has diverged; None if it is sound."""
+    """Says in words how fast a diverged simulation moves; None if it is sound."""
     fastest = np.abs(data.qvel).max(initial=0.0)
     # MuJoCo's own warnings of accelerations come too late to be the only check. `fastest` is
     # compared by `<`, so a NaN counts as diverged.

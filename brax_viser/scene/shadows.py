@@ -14,22 +14,23 @@ from trimesh.visual.material import PBRMaterial
 
 from brax_viser.model.robot import Model
 from brax_viser.model.rotations import rotate
-from brax_viser.model.shapes import Shape
+from brax_viser.model.scope import moving_bodies
+from brax_viser.model.shapes import Shape, floor_of
 from brax_viser.records.grid import Grid
 from brax_viser.scene.handles import PARKED, send
 
-MOST_ROBOTS = 256
-"""Where more robots are drawn, spots are too small to be seen, and cost a third of the robots."""
+MOST_ROBOTS = 64
+"""Where more robots are drawn, spots are small, and drawing them takes as long as the robots do."""
 
 SPOTS = 4
 """At most so many per robot: under those of its bodies that are nearest to the floor."""
 
 NEAR = 0.07
-"""Height from which a body has no spot, and how far a spot sticks out from under its body: in
-sizes of the robot."""
+"""Height from which a body has no spot, and how far a spot sticks out from under its body: relative
+to the largest side of the box that robots reach."""
 
 LIFT = 0.001
-"""Height of the spots above the floor, in sizes of the robot."""
+"""Height of the spots above the floor, relative to the same."""
 
 DARKEST = 0.6
 """Opacity in the middle of a spot."""
@@ -54,7 +55,8 @@ class ContactShadows:
         origins: np.ndarray,
         scale: float,
     ):
-        """Adds the spots, none of which is seen until `draw`. Rough ground has none.
+        """Adds the spots, none of which is seen until `draw`. There are none on rough ground, nor
+        where the model has no floor.
 
         Args:
             server: the server of the scene.
@@ -66,10 +68,11 @@ class ContactShadows:
         """
         columns, rows, _ = grid.shape
         origins = origins[: columns * rows]  # higher layers have no floor
-        self._links, self._points = _outlines(model.shapes)
+        self._links, self._points = _outlines(model.shapes, moving_bodies(model.variants.model))
         self._spots = min(SPOTS, len(self._links))
         self.handle: viser.BatchedGlbHandle | None = None
-        if model.terrain is not None or len(origins) > MOST_ROBOTS or not self._spots:
+        level = model.terrain is None and floor_of(model.variants.model) is not None
+        if not level or len(origins) > MOST_ROBOTS or not self._spots:
             return
         size = float(np.ptp(grid.reach, axis=0).max())
         self._squares = (self._points**2).sum(axis=2)
@@ -112,7 +115,7 @@ class ContactShadows:
         heights = np.matmul(self._points, upward[..., None])[..., 0]  # [K, M, P], m, in the link
         heights += (link_pos[:, links, 2] - self._floor)[..., None]
         lowest = heights.min(axis=2)
-        nearest = np.argpartition(lowest, self._spots - 1, axis=1)[:, : self._spots]
+        nearest = np.argpartition(np.abs(lowest), self._spots - 1, axis=1)[:, : self._spots]
         lowest, heights = lowest[robots, nearest], heights[robots, nearest]
         # All lowest points of a flat foot count: its spot would jump with the single lowest one.
         weights = np.exp((lowest[..., None] - heights) * (4 / near))
@@ -137,15 +140,20 @@ class ContactShadows:
             self.handle.remove()
 
 
-def _outlines(shapes: list[Shape]) -> tuple[np.ndarray, np.ndarray]:
+def _outlines(shapes: list[Shape], moving: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The outermost points of each moving link: links, int [M], and float32 [M, P, 3], m, in the
-    link's frame."""
+    link's frame.
+
+    Args:
+        shapes: of a robot. Transparent ones, such as markers of goals, do not count.
+        moving: bool [nbody].
+    """
     found: dict[int, list[np.ndarray]] = {}
     for shape in shapes:
-        if shape.receives_shadow or not shape.casts_shadow:
+        if shape.rgba is not None and shape.rgba[3] < 255:
             continue
         for body, pos, quat in zip(shape.body, shape.pos, shape.quat, strict=True):
-            if body > 0:
+            if moving[body]:
                 points = rotate(quat[None], _outermost(np.asarray(shape.mesh.vertices))) + pos
                 found.setdefault(int(body) - 1, []).append(points)
     points = [_outermost(np.concatenate(parts)) for parts in found.values()]
@@ -157,7 +165,7 @@ def _outermost(points: np.ndarray) -> np.ndarray:
     """float [P, 3]: the farthest of points, [N, 3], in each direction; the mean of those that are
     equally far, as the corners of a sole are."""
     along = points @ _DIRECTIONS.T
-    farthest = along.max(axis=0) - along < 1e-3 * np.ptp(along, axis=0)
+    farthest = along.max(axis=0) - along <= 1e-3 * np.ptp(along, axis=0)
     return farthest.T @ points / farthest.sum(axis=0)[:, None]
 
 
