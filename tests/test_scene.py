@@ -56,6 +56,9 @@ def expected_geoms(model: mujoco.MjModel, x_pos: np.ndarray, x_rot: np.ndarray) 
 )
 def test_poses_on_screen_are_the_trainers(viewer, page, name, backend):
     viewer.mode = "every_step"
+    # Resets put some ants further from the model's place than a robot may be in its cell.
+    probe = Probe(viewer)
+    probe.enqueue(lambda: probe.commands.look(in_cells=False))
     bare = envs.get_environment(name, backend=backend)
     env = VisualizedEnv(bare, grid=CELLS, viewer=viewer)
     step = jax.jit(jax.vmap(env.step))
