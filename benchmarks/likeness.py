@@ -244,6 +244,8 @@ class Easel:
             set_stage(self._server, "/floor", bounds, scale, grid, scene.floor)
             if plain:
                 self._block.cells.hide()
+                if self._block.shadows.handle is not None:
+                    self._block.shadows.handle.visible = False
                 self._server.scene.remove_by_name("/floor")
                 self._lay(BACKGROUNDS[0])
                 self._server.scene.configure_fog(1.0, 2.0, enabled=False)
