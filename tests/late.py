@@ -7,16 +7,27 @@ from typing import Any
 import numpy as np
 
 
+class Gate(threading.Event):
+    """Open when set. What it has let through stays so when it is shut again."""
+
+    opened = 0  # times
+
+    def set(self) -> None:
+        self.opened += 1
+        super().set()
+
+
 class LateDriver:
     """Stands in for CUDA's driver: copies memory of this process, which arrives when it is let."""
 
     def __init__(self) -> None:
         self.device = 0  # of the thread that calls
-        self.arrives = threading.Event()
+        self.arrives = Gate()
         self.arrives.set()
-        self.arrives_on: dict[int, threading.Event] = {}  # where devices differ
+        self.arrives_on: dict[int, Gate] = {}  # where devices differ
         self.copies: list[int] = []  # bytes of each
-        self.waiting = 0
+        self.gates: list[tuple[Gate, int]] = []
+        """By event: what it was recorded behind, and how often that had been opened."""
         self.memory: dict[int, np.ndarray] = {}
 
     def address(self, buffer: Any) -> int:
@@ -38,14 +49,16 @@ class LateDriver:
         ctypes.memmove(target, source, nbytes)
 
     def event(self) -> int:
-        return self.device
+        self.gates.append((self.arrives, -1))
+        return len(self.gates) - 1
 
     def record(self, event: int, stream: int) -> None:
-        pass
+        gate = self.arrives_on.get(self.device, self.arrives)
+        self.gates[event] = gate, -1 if gate.is_set() else gate.opened
 
     def wait(self, event: int) -> None:
-        self.waiting += 1
-        assert self.arrives_on.get(event, self.arrives).wait(60)
+        gate, opened = self.gates[event]
+        assert gate.opened > opened or gate.wait(60)
 
     def seconds_between(self, start: int, stop: int) -> float:
         return 1e-5

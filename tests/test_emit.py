@@ -61,7 +61,7 @@ class RecordingHost:
     """A host that gives the same answer to every `ask`, and records the calls. On the way of CUDA
     it takes the same decision about each step, and records what arrives."""
 
-    waits, stops_within = True, False
+    waits = True
 
     def __init__(
         self,
@@ -130,6 +130,9 @@ class RecordingHost:
 
     def shipment(self, origin, shard, decision, ahead=0):
         return origin
+
+    def stops_within(self, shipment):
+        return False
 
     def sent(self, shipment):
         return self.decision(shipment, len(self.pushed) % (1 + self.again) != 0)

@@ -23,10 +23,11 @@ from mujoco_playground._src import mjx_env
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.cli.playground import load
 from brax_viser.device import launch
+from brax_viser.device import memory as device_memory
 from brax_viser.device.episode import EpisodeLog
 from brax_viser.device.host_call import LAUNCH, VARIABLE
 from brax_viser.device.log_in_info import INFO_KEY
-from brax_viser.device.memory import Arrivals
+from brax_viser.device.memory import LEAD, Arrivals
 from brax_viser.device.ranking import top
 from brax_viser.records.packet import ModelPacket, Packet
 from brax_viser.records.protocol import BEST, BY_MEASURE, NEVER, NONFINITE, TERMINATED, WORST
@@ -335,6 +336,78 @@ def test_a_hold_is_exact_to_the_step_and_shows_other_environments_meanwhile(step
     viewer.resume()
     training.join(60)
     assert not training.is_alive() and viewer.stats().env_steps == at + 59
+
+
+def test_the_training_is_few_steps_ahead_of_the_device(steps, monkeypatch):
+    monkeypatch.setattr(device_memory, "LEAD_SECONDS", 60.0)
+    stats, before = steps.viewer.stats, steps.viewer.stats().env_steps
+    steps.driver.arrives.clear()
+    training = threading.Thread(target=steps.take, args=(100,), daemon=True)
+    try:
+        training.start()
+        ahead = LEAD if steps.late else 100
+        eventually(lambda: stats().env_steps - before >= ahead, "it goes ahead")
+        training.join(0.5)
+        assert stats().env_steps - before == ahead
+    finally:
+        steps.driver.arrives.set()
+    training.join(60)
+    steps.settled()
+    assert numbers(steps.packets) == list(range(before + 1, before + 101))
+
+
+def test_a_closed_viewers_training_does_not_wait_for_the_device(memory, driver, viewer):
+    steps = Steps(viewer, SwiftCartPole(n_frames=1))
+    viewer.close()
+    steps.take(3)
+    driver.arrives.clear()
+    training = threading.Thread(target=steps.take, args=(100,), daemon=True)
+    training.start()
+    training.join(30)
+    is_free = not training.is_alive()
+    driver.arrives.set()
+    assert is_free
+
+
+class Ending(SwiftCartPole):
+    """Ends its episode with each step."""
+
+    def step(self, state: Any, action: jax.Array) -> Any:
+        return super().step(state, action).replace(done=jnp.ones(()))
+
+
+def test_an_end_that_was_under_way_when_it_was_asked_for_holds_nothing(
+    memory, driver, viewer, page, monkeypatch
+):
+    monkeypatch.setattr(device_memory, "LEAD_SECONDS", 60.0)
+    viewer.mode = "every_step"
+    steps, stop = Steps(viewer, Ending(n_frames=1)), threading.Event()
+
+    def train() -> None:
+        while not stop.is_set():
+            steps.take(10)
+
+    steps.take(2)
+    driver.arrives.clear()
+    training = threading.Thread(target=train, daemon=True)
+    training.start()
+    eventually(lambda: viewer.stats().env_steps >= LEAD, "steps are under way")
+    viewer.run_to_termination(0)
+    driver.arrives.set()
+    eventually(lambda: viewer.stats().held, "it is held")
+    assert Probe(viewer).shared.hold.fell == ("train", viewer.stats().env_steps)
+    stop.set()
+    viewer.resume()
+    training.join(60)
+    assert not training.is_alive()
+
+
+def test_the_step_of_a_hold_is_never_dropped(memory, viewer):
+    viewer.mode = "latest"
+    source = source_of(Steps(viewer, SwiftCartPole(n_frames=1)).env)
+    assert not source.waits
+    viewer.pause()
+    assert source.waits
 
 
 @pytest.mark.parametrize("where", ["_decision", "arrived"])

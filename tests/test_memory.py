@@ -7,9 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from brax_viser.device import memory as device_memory
 from brax_viser.device.cuda import CudaError
-from brax_viser.device.memory import LEAST_BYTES, MOST_RUNS, SLOTS, Arrivals, HostMemory, Take
-from tests.late import LateDriver, unfailing
+from brax_viser.device.memory import (
+    LEAD,
+    LEAST_BYTES,
+    LEAST_LEAD,
+    MOST_RUNS,
+    SLOTS,
+    Arrivals,
+    HostMemory,
+    Lead,
+    Take,
+)
+from tests.late import Gate, LateDriver, unfailing
 
 
 @pytest.fixture
@@ -123,14 +134,15 @@ def test_nothing_waits_for_ever_for_a_driver_that_fails(driver, monkeypatch):
         memory.read(array(2))
 
 
-@pytest.mark.parametrize("function", ["allocate", "copy", "record", "event"])
+@pytest.mark.parametrize("function", ["allocate", "copy", "record"])
 def test_copies_that_cannot_be_begun_use_up_no_slot(driver, monkeypatch, function):
     memory, found = Arrivals(driver).on(0), []
+    large = Take(np.arange(LEAST_BYTES // 4))  # more than a slot has at first
     with monkeypatch.context() as patch:
         patch.setattr(driver, function, broken)
         for _ in range(2 * SLOTS):
             with pytest.raises(CudaError, match="lost"):
-                memory.send([Take(array(2))], lambda *_: None, unfailing, wait=True)
+                memory.send([large], lambda *_: None, unfailing, wait=True)
     for _ in range(2 * SLOTS):
         memory.send([Take(array(2))], lambda x, _: found.append(x[0].copy()), unfailing, wait=True)
     memory.finish()
@@ -144,7 +156,7 @@ def test_a_device_waits_for_its_own_copies_only(driver):
     driver.device = 1
     second = arrivals.on(0)
     assert second.device_of(None) == 1
-    driver.arrives_on[0] = threading.Event()
+    driver.arrives_on[0] = Gate()
     order: list[int] = []
     driver.device = 0
     first.send([Take(array(2))], lambda *_: order.append(0), unfailing, wait=True)
@@ -206,3 +218,42 @@ def test_a_slot_seldom_gets_more_memory(driver):
     sizes = [len(memory) for memory in driver.memory.values()]
     assert {*sizes} == {LEAST_BYTES, 2 * LEAST_BYTES}
     assert max(sizes.count(size) for size in {*sizes}) <= SLOTS
+
+
+class Enqueuing:
+    """Enqueues 100 steps in another thread."""
+
+    def __init__(self, driver: LateDriver):
+        self.done, self._memory = 0, Arrivals(driver).on(0)
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+        self.thread.join(0.3)
+
+    def _run(self) -> None:
+        lead = Lead()
+        for _ in range(100):
+            self._memory.follow(lead)
+            self.done += 1
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(60.0, LEAD), (0.0, LEAST_LEAD)])
+def test_the_host_is_few_steps_ahead_of_the_device(driver, monkeypatch, seconds, most):
+    monkeypatch.setattr(device_memory, "LEAD_SECONDS", seconds)
+    driver.arrives.clear()
+    enqueuing = Enqueuing(driver)
+    assert enqueuing.done == most
+    driver.arrives.set()
+    enqueuing.thread.join(60)
+    assert enqueuing.done == 100
+
+
+def test_a_step_that_cannot_be_followed_uses_up_no_lead(driver, monkeypatch):
+    memory, lead = Arrivals(driver).on(0), Lead()
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "record", broken)
+        for _ in range(2 * LEAD):
+            with pytest.raises(CudaError, match="lost"):
+                memory.follow(lead)
+    driver.arrives.clear()
+    for _ in range(LEAST_LEAD):
+        memory.follow(lead)  # else it would wait for ever

@@ -16,7 +16,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
@@ -29,10 +29,11 @@ from jax.interpreters import mlir
 from brax_viser.device import watch
 from brax_viser.device.cuda import CudaDriver
 from brax_viser.device.host_call import run_by_itself
-from brax_viser.device.memory import Arrivals, HostMemory, Memory, Take, Then
+from brax_viser.device.memory import Arrivals, HostMemory, Lead, Memory, Take, Then
 from brax_viser.device.packing import Payload, bits_of, packed
 from brax_viser.records.decision import Decision
 from brax_viser.records.protocol import (
+    FOREVER,
     GIVEN,
     PUSH_COORDINATES,
     PUSH_MODEL,
@@ -65,11 +66,11 @@ class Host(Protocol):
     capacity: int
     lanes: dict[tuple[str, int], Any]
     waits: bool
-    stops_within: bool
 
     def basis(self, role: str) -> tuple[object, ...]: ...
     def decide(self, origin: Origin, countdown: int, shard: int, *, hidden: bool) -> Decision: ...
     def shipment(self, origin: Origin, shard: int, decision: Decision, ahead: int = 0) -> Any: ...
+    def stops_within(self, shipment: Any) -> bool: ...
     def sent(self, shipment: Any) -> Decision: ...
     def arrived(
         self,
@@ -170,6 +171,7 @@ class _Lane:
     watched: bool = False  # whether each of them must be looked through for NaN and Inf
     basis: tuple[object, ...] = ()  # what the last decision depends on
     polled: float = -np.inf  # s, when all environments were last looked through
+    lead: Lead = field(default_factory=Lead)
 
 
 class Launch:
@@ -199,6 +201,8 @@ class Launch:
         lane = host.lanes.get(key)
         if lane is None:
             lane = host.lanes[key] = _Lane(int(memory.read(buffers["shard"])))
+        if lane.skip < FOREVER:  # else the viewer is closed
+            memory.follow(lane.lead)
         basis = host.basis(origin.role)
         if lane.watched and basis[-1] is lane.basis[-1]:
             # The steps since that of the last decision, this one included.
@@ -216,7 +220,7 @@ class Launch:
         while decision.push:
             shipment = host.shipment(origin, lane.shard, decision)
             self._send(memory, buffers, decision, shipment)
-            if host.stops_within:
+            if host.stops_within(shipment):
                 memory.finish()
             decision = host.sent(shipment)
         lane.left = lane.skip = decision.skip

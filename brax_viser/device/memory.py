@@ -5,6 +5,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -17,9 +18,15 @@ SLOTS = 16
 """Steps per device whose copies may be under way. A host that waits for one of them is that far
 ahead of the device, which never runs out of work."""
 
+LEAD, LEAST_LEAD, LEAD_SECONDS = 8, 2, 0.1
+"""Steps that the host may enqueue ahead of the device, or fewer if they were enqueued more than so
+many s ago. XLA would enqueue hundreds: the switch and a choice would act that much later. The
+device does not run out of work meanwhile."""
+
 LEAST_BYTES = 1 << 20
-"""Least memory of a step's copies. Steps that copy little at first and more later, as ranking does,
-fit in it: the driver may have the device finish its work before it grants more."""
+"""Memory that each slot has from the start, before any collective: to grant more, the driver may
+wait for a device that waits for another, whose thread waits for the driver. Steps that copy little
+at first and more later, as ranking does, fit in it, unless there are many environments."""
 
 MOST_RUNS = 16
 """Rows are copied run by run of consecutive ones, or all at once if there are more runs."""
@@ -64,6 +71,10 @@ class Memory(Protocol):
         """Returns a number of the device, given the buffer int32 [] of its shard."""
         ...
 
+    def follow(self, lead: "Lead") -> None:
+        """Waits until the device is not far behind, and notes that this step is enqueued."""
+        ...
+
     def read(self, buffer: Any) -> np.ndarray:
         """Returns a buffer's values; waits for the device."""
         ...
@@ -86,6 +97,9 @@ class HostMemory:
 
     def device_of(self, shard: Any) -> int:
         return int(np.asarray(shard))
+
+    def follow(self, lead: "Lead") -> None:
+        pass
 
     def read(self, buffer: Any) -> np.ndarray:
         return np.array(np.asarray(buffer))
@@ -136,14 +150,34 @@ class Driver(Protocol):
     def seconds_between(self, start: int, stop: int) -> float: ...
 
 
+class Lead:
+    """The steps of one rollout on one device that it may not have reached yet."""
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[float, int]] = deque()  # s, when enqueued; event
+        self._spare: list[int] = []  # events
+
+    def add(self, driver: Driver, stream: int) -> None:
+        """See `Memory.follow`."""
+        steps, now = self._steps, time.monotonic()
+        while len(steps) >= LEAD or (len(steps) >= LEAST_LEAD and now - steps[0][0] > LEAD_SECONDS):
+            # Its event is dropped if waiting fails: the training goes on.
+            _, event = steps.popleft()
+            driver.wait(event)
+            self._spare.append(event)
+        event = self._spare.pop() if self._spare else driver.event()
+        driver.record(event, stream)
+        steps.append((now, event))
+
+
 @dataclass(eq=False)
 class _Slot:
     """Host memory for the copies of one step."""
 
     start: int  # event
     stop: int  # event
-    address: int = 0
-    nbytes: int = 0
+    address: int
+    nbytes: int
 
 
 class _Part(NamedTuple):
@@ -195,7 +229,9 @@ class _Ring:
         self.pending = 0  # jobs that have not been dealt with
         # The last one that was used is used first, so that few slots get much memory.
         self._free: queue.LifoQueue[_Slot] = queue.LifoQueue()
-        self._made = 0
+        for _ in range(SLOTS):
+            address = driver.allocate(LEAST_BYTES)
+            self._free.put(_Slot(driver.event(), driver.event(), address, LEAST_BYTES))
         self._changed = threading.Condition()
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         thread = threading.Thread(target=self._run, name="brax_viser arrivals", daemon=True)
@@ -233,7 +269,7 @@ class _Ring:
         if slot.nbytes < size:
             # By powers of two, so that what is left behind is less than what is in use. To free it
             # the driver would wait for all devices, which may wait for this thread.
-            nbytes = max(LEAST_BYTES, 1 << (size - 1).bit_length())
+            nbytes = 1 << (size - 1).bit_length()
             slot.address, slot.nbytes = driver.allocate(nbytes), nbytes
         driver.record(slot.start, stream)
         for take, part in zip(takes, parts, strict=True):
@@ -251,10 +287,6 @@ class _Ring:
             self._changed.wait_for(lambda: not self.pending)
 
     def _slot(self, wait: bool) -> _Slot | None:
-        if self._free.empty() and self._made < SLOTS:
-            slot = _Slot(self.driver.event(), self.driver.event())
-            self._made += 1
-            return slot
         try:
             return self._free.get(block=wait)
         except queue.Empty:
@@ -329,6 +361,9 @@ class StreamMemory:
 
     def send(self, takes: Sequence[Take], then: Then, failed: Failed, *, wait: bool) -> bool:
         return self._ring.send(self._stream, takes, then, failed, wait)
+
+    def follow(self, lead: Lead) -> None:
+        lead.add(self._ring.driver, self._stream)
 
     def finish(self) -> None:
         self._ring.finish()

@@ -86,7 +86,7 @@ class Callbacks(Deliveries):
             wanted = rule == GIVEN
         if wanted:
             shipment = self._shipment(origin, rollout, shard, rollout.decisions[shard])
-            if self.stops_within:
+            if self.stops_within(shipment):
                 self._end(shipment, columns[1])
             self._put(shipment, layout, _kept(rows))
         elif rule == TERMINATED:

@@ -37,6 +37,8 @@ class Shipment(NamedTuple):
     decision: Decision
     refreshed: int  # `hold.refreshes` before anything was sent
     shown: bool = True  # see `Packet.shown`
+    until_env: int | None = None
+    """The environment whose end of episode, in this step, holds the training at this very step."""
 
 
 class Deliveries(Decider):
@@ -58,15 +60,10 @@ class Deliveries(Decider):
     @property
     def waits(self) -> bool:
         """Whether the training waits, rather than steps be dropped, when many copies are under way:
-        a stretch has all of its steps. The host is then far ahead of the device, so that nothing is
-        lost."""
+        a stretch has all of its steps, and the step of a hold is not sent again. The host is then
+        far ahead of the device, so that nothing is lost."""
         control = self._shared.control
-        return control.mode != "latest" or control.recording
-
-    @property
-    def stops_within(self) -> bool:
-        """Whether what a step contains may hold the training at that very step."""
-        return self._shared.hold.until_env is not None
+        return control.mode != "latest" or control.recording or self._shared.hold.paused
 
     def shipment(self, origin: Origin, shard: int, decision: Decision, ahead: int = 0) -> Shipment:
         """Notes what a decision was made for; `ahead`: steps since the last decision."""
@@ -76,9 +73,14 @@ class Deliveries(Decider):
         self, origin: Origin, rollout: Rollout, shard: int, decision: Decision, ahead: int = 0
     ) -> Shipment:
         env_steps = rollout.steps.of[shard].env_steps + ahead
-        refreshed = self._shared.hold.refreshes
+        hold = self._shared.hold
+        refreshed, until_env = hold.refreshes, hold.until_env
         shown = shard not in rollout.unshown
-        return Shipment(origin, rollout, shard, env_steps, decision, refreshed, shown)
+        return Shipment(origin, rollout, shard, env_steps, decision, refreshed, shown, until_env)
+
+    def stops_within(self, shipment: Shipment) -> bool:
+        """Whether what a step contains may hold the training at that very step."""
+        return shipment.until_env is not None
 
     def sent(self, shipment: Shipment) -> Decision:
         """Decides what else to copy of a step, once the copies decided on so far are enqueued.
@@ -124,7 +126,7 @@ class Deliveries(Decider):
         """
         if self._is_over(shipment):
             return
-        if self.stops_within:
+        if self.stops_within(shipment):
             self._end(shipment, unpack(layout, rows)["since_termination"])
         flat = rows if detail is None else np.concatenate([rows.ravel(), detail])
         self._put(shipment, layout, flat)
@@ -281,7 +283,7 @@ class Deliveries(Decider):
     ) -> None:
         """Passes on the rows that were asked for, or those of the environments that were `ranked`
         first, int32 [K], by their indices over all devices."""
-        origin, rollout, shard, env_steps, decision, _, shown = shipment
+        origin, rollout, shard, env_steps, decision, _, shown, _ = shipment
         if ranked is not None:
             mine = here = ranked
         else:
@@ -311,7 +313,7 @@ class Deliveries(Decider):
         hold, request = self._shared.hold, shipment.decision.request
         assert request is not None
         ended = since_termination[: len(request.mine)] == 0
-        if hold.until_env in request.mine[ended].tolist():
+        if shipment.until_env in request.mine[ended].tolist():
             hold.terminated(shipment.origin.role, shipment.env_steps)
 
     def _count(self, nbytes: int, seconds: float, *, frames: int = 0) -> None:
