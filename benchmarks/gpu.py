@@ -11,13 +11,16 @@ The watched one goes through the modes without recompiling, with a client in a p
 A row counts only if the viewer had no fault and frames came where some must: other rows say
 INVALID, and why. All train with the same seed, so that parameters can be compared after each epoch;
 a third training, stock again, says how much speed and parameters differ without us. On a GPU they
-may: where not all are identical, all three train again for some epochs, with operations that XLA
-makes deterministic, which are too slow to be measured. `--together` has stock and watched take
-turns in one process instead, to see what they capture then.
+may: three trainings of the first case compute with operations that XLA makes deterministic, which
+are too slow to be measured, and so do others of which not all are identical. Warp counts contacts
+in the order in which they are found, so that its trainings may differ all the same.
+
+Where Warp steps, stock and watched also take turns in one process, to see what it captures then;
+`--together` has all do so.
 
 Processes that take steps without learning say how long the host takes to enqueue them ("dispatch":
-close to the whole time if something waits for the device at each step), how soon the switch acts,
-and whether a hold is exact to the step.
+a watched program is kept within 8 steps of the device, a bare one is not), how soon the switch
+acts, and whether a hold is exact to the step.
 
 A case that fails leaves the others alone. The exit code is 1 if something failed or is invalid.
 """
@@ -27,6 +30,7 @@ import importlib.util
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -64,8 +68,11 @@ ALIKE = "--xla_gpu_deterministic_ops=true"
 ALIKE_EPOCHS = 3
 """Epochs that are compared with these operations."""
 
+TURNS = 4
+"""Pairs of epochs of two trainings that take turns in one process."""
+
 COMPILING_SHARE = 0.5
-"""Of the time that is left, after which what has not been compiled is given up."""
+"""Of the time that is left, after which what is ready is measured, while the others stand still."""
 
 ROOMY = 30 << 30
 """Bytes that JAX may take of a card on which all cases fit at once."""
@@ -111,6 +118,10 @@ class Settings:
 
 class Failed(RuntimeError):
     """What keeps a case from being measured."""
+
+
+class Late(Failed):
+    """A process has not answered yet."""
 
 
 def told(error: Exception) -> str:
@@ -159,26 +170,33 @@ class Worker:
         try:
             line = self._lines.get(timeout=max(timeout, 0.0))
         except queue.Empty:
-            raise Failed(
-                f"{self.name}: no answer within {timeout:.0f} s\n{self.errors()}"
-            ) from None
+            raise Late(f"{self.name}: no answer within {timeout:.0f} s\n{self.errors()}") from None
         if line is None:
             code = self._process.wait()
             raise Failed(f"{self.name} has ended, exit code {code}\n{self.errors()}")
         return json.loads(line)
 
-    def do(self, what: str) -> dict[str, Any]:
-        """Has it do something. Returns the results, or raises as `hear` does."""
+    def tell(self, what: str) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # `hear` says why
             self._process.stdin.write(what + "\n")
             self._process.stdin.flush()
+
+    def do(self, what: str) -> dict[str, Any]:
+        """Has it do something. Returns the results, or raises as `hear` does."""
+        self.tell(what)
         return self.hear(self._patience)
 
     def errors(self, most: int = 12) -> str:
         """Returns the last lines of the process's error output."""
         self._errors.seek(0)
         return "\n".join(f"    {line}" for line in self._errors.read().splitlines()[-most:])
+
+    def pause(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         self._process.kill()
@@ -189,21 +207,29 @@ class Side:
     """One of two trainings in one process."""
 
     def __init__(self, worker: Worker, name: str):
-        self._worker, self._name = worker, name
+        self._worker, self._name, self._begun = worker, name, False
+
+    def begin(self) -> None:
+        if not self._begun:
+            self._begun = True
+            self._worker.tell(f"{self._name} begin")
 
     def hear(self, timeout: float) -> dict[str, Any]:
-        """Begins, and returns the first results."""
-        self._worker._patience, before = timeout, self._worker._patience
-        try:
-            return self.do("begin")
-        finally:
-            self._worker._patience = before
+        """Begins, unless it has, and returns the first results."""
+        self.begin()
+        return self._worker.hear(timeout)
 
     def do(self, what: str) -> dict[str, Any]:
         return self._worker.do(f"{self._name} {what}")
 
     def errors(self) -> str:
         return self._worker.errors()
+
+    def pause(self) -> None:
+        self._worker.pause()
+
+    def go_on(self) -> None:
+        self._worker.go_on()
 
     def stop(self) -> None:
         self._worker.stop()
@@ -294,7 +320,49 @@ def per_step(sides: Sequence[Mapping[str, Any]], key: str = "walltime") -> list[
     return [1e6 * side[key] / side["steps"] for side in sides]
 
 
-class Trainings:
+class Job:
+    """Some processes, and what they measure."""
+
+    run: Run
+    case: Case
+    name: str
+    sides: Sequence[Worker | Side] = ()
+    _heard = 0  # sides that have compiled
+
+    def start(self) -> None:
+        """Starts the processes, which begin to compile."""
+        raise NotImplementedError
+
+    def wait(self, timeout: float) -> None:
+        """Waits until all have compiled. Raises Late if they have not after `timeout` s: it may be
+        called again."""
+        until = time.monotonic() + timeout
+        for side in self.sides[self._heard :]:
+            self._compiled(self._heard, side.hear(until - time.monotonic()))
+            self._heard += 1
+
+    def _compiled(self, which: int, results: dict[str, Any]) -> None:
+        """Receives what each side tells first."""
+
+    def measure(self) -> None:
+        """Prints each row as soon as it is there."""
+        raise NotImplementedError
+
+    def pause(self) -> None:
+        """Has the processes stand still until `go_on`."""
+        for side in self.sides:
+            side.pause()
+
+    def go_on(self) -> None:
+        for side in self.sides:
+            side.go_on()
+
+    def stop(self) -> None:
+        for side in self.sides:
+            side.stop()
+
+
+class Trainings(Job):
     """Stock PPO, the same watched, and stock again."""
 
     HEAD = (
@@ -321,11 +389,8 @@ class Trainings:
         self.sides = self.stock, self.watched, self.again
         self.digests: tuple[list[str], ...] = ([], [], [])
 
-    def wait(self, timeout: float) -> None:
-        """Waits until all have been compiled."""
-        until = time.monotonic() + timeout
-        for side, digests in zip(self.sides, self.digests, strict=True):
-            digests.append(side.hear(until - time.monotonic())["parameters"])
+    def _compiled(self, which: int, results: dict[str, Any]) -> None:
+        self.digests[which].append(results["parameters"])
 
     def _pairs(self, mode: str | None) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """Returns results of stock and of watched, in turn; or of stock again without a mode."""
@@ -339,7 +404,6 @@ class Trainings:
         return pairs
 
     def measure(self) -> None:
-        """Prints each row as soon as it is there."""
         run = self.run
         graphs = "graphs per step: stock, watched"
         run.say(_row([*self.HEAD, *COLUMNS, graphs], self.WIDTHS))
@@ -355,10 +419,8 @@ class Trainings:
             us = per_step(stock), per_step(own)
             ratios = [a / b for a, b in zip(*us, strict=True)]
             columns = [of(own) if mode else "" for of in COLUMNS.values()]
-            captured = (sum(s["captures"] for s in side) for side in (stock, own))
-            steps = sum(side["steps"] for side in stock)
-            graphs = ", ".join(f"{count / steps:.2f}" for count in captured)
             both = ", ".join(f"{median(side):.0f}" for side in us)
+            graphs = captured(stock, own)
             wanted = run.judged(self.case.name, name, median(ratios))
             run.say(_row([name, in_words(ratios), wanted, both, *columns, graphs], self.WIDTHS))
         run.say(f"parameters: {self._verdict()}")
@@ -374,9 +436,37 @@ class Trainings:
             self.run.unlike.append(self.case)
         return compared(stock, watched, again)
 
-    def stop(self) -> None:
-        for side in getattr(self, "sides", ()):
-            side.stop()
+
+class InTurn(Job):
+    """Stock and watched PPO that take turns in one process: what Warp captures then."""
+
+    def __init__(self, run: Run, case: Case):
+        self.run, self.case = run, case
+        self.name = f"{case.name}: PPO, stock and watched in turn in one process"
+
+    def start(self) -> None:
+        both = self.run.worker("train-both", self.case)
+        stock, watched = self.sides = Side(both, "stock"), Side(both, "watched")
+        stock.begin()  # the other one compiles once this one has: Warp can't capture both at once
+        self.stock, self.watched = stock, watched
+
+    def measure(self) -> None:
+        pairs = [(self.stock.do("on"), self.watched.do("off")) for _ in range(TURNS)]
+        own = [pair[1] for pair in pairs]
+        if (why := invalid("off", own)) is not None:
+            return self.run.invalid(self.name, "off", why, self.watched)
+        us = [per_step([pair[i] for pair in pairs]) for i in (0, 1)]
+        ratios = [a / b for a, b in zip(*us, strict=True)]
+        graphs = captured([pair[0] for pair in pairs], own)
+        both = ", ".join(f"{median(side):.0f}" for side in us)
+        self.run.say(f"off: {in_words(ratios)}; us per step {both}; graphs per step {graphs}\n")
+
+
+def captured(stock: Sequence[Mapping[str, Any]], watched: Sequence[Mapping[str, Any]]) -> str:
+    """Returns, in words, how many graphs were captured per step."""
+    both = (sum(s["captures"] for s in side) for side in (stock, watched))
+    steps = sum(side["steps"] for side in stock)
+    return ", ".join(f"{count / steps:.2f}" for count in both)
 
 
 def differs(one: Sequence[str], other: Sequence[str]) -> int | None:
@@ -403,7 +493,7 @@ def compared(stock: Sequence[str], watched: Sequence[str], again: Sequence[str])
     return f"DIFFERENT from epoch {ours + 1} on; {control}"
 
 
-class Steps:
+class Steps(Job):
     """Steps without learning: bare, and watched."""
 
     HEAD = ("", "us per step (min to max)", "ratio", "dispatch, us per step")
@@ -417,13 +507,7 @@ class Steps:
         kinds = ("steps", "steps-watched")
         self.bare, self.watched = self.sides = [self.run.worker(k, self.case) for k in kinds]
 
-    def wait(self, timeout: float) -> None:
-        until = time.monotonic() + timeout
-        for side in self.sides:
-            side.hear(until - time.monotonic())
-
     def measure(self) -> None:
-        """Prints each row as soon as it is there."""
         run = self.run
         run.say(_row([*self.HEAD, *COLUMNS], self.WIDTHS))
         for mode in MODES[:-1]:
@@ -491,12 +575,8 @@ class Steps:
             self.run.wrong.append(f"{self.name}: {what}")
         self.run.say(f"{what:<{self.WIDTHS[0]}}{verdict}: {words}")
 
-    def stop(self) -> None:
-        for side in getattr(self, "sides", ()):
-            side.stop()
 
-
-class Alike:
+class Alike(Job):
     """The three trainings once more, with operations that XLA makes deterministic."""
 
     def __init__(self, run: Run, case: Case):
@@ -508,13 +588,10 @@ class Alike:
         self.sides = [self.run.worker(kind, self.case, ALIKE) for kind in kinds]
         self.digests: list[list[str]] = [[], [], []]
 
-    def wait(self, timeout: float) -> None:
-        until = time.monotonic() + timeout
-        for side, digests in zip(self.sides, self.digests, strict=True):
-            digests.append(side.hear(until - time.monotonic())["parameters"])
+    def _compiled(self, which: int, results: dict[str, Any]) -> None:
+        self.digests[which].append(results["parameters"])
 
     def measure(self) -> None:
-        """Prints the verdict."""
         own = []
         for _ in range(ALIKE_EPOCHS):
             results = [
@@ -527,16 +604,10 @@ class Alike:
         if (why := invalid("every_step", own)) is not None:
             return self.run.invalid(self.name, "every_step", why, self.sides[1])
         verdict = compared(*self.digests)
-        if not verdict.startswith("identical"):
+        # Two stock trainings that differ say nothing of watching.
+        if not verdict.startswith(("identical", "not comparable")):
             self.run.wrong.append(self.name)
         self.run.say(f"parameters: {verdict}\n")
-
-    def stop(self) -> None:
-        for side in getattr(self, "sides", ()):
-            side.stop()
-
-
-Job = Trainings | Steps | Alike
 
 
 def exact(found: Mapping[str, Any]) -> bool:
@@ -614,10 +685,10 @@ def missing(run: Run, case: Case) -> str | None:
 
 
 def perform(run: Run, jobs: Sequence[Job]) -> None:
-    """Has all jobs compile at once, then measures one after the other."""
-    ready = []
+    """Has all jobs compile at once, then measures one after the other. Those that compile for long
+    go on compiling when what was ready has been measured."""
     absent: dict[str, str | None] = {}
-    begun = time.monotonic()
+    started, begun = [], time.monotonic()
     try:
         # Those of Playground start last, as their models are looked for first.
         for job in sorted(jobs, key=lambda job: job.case.is_playground):
@@ -629,29 +700,52 @@ def perform(run: Run, jobs: Sequence[Job]) -> None:
                 run.fail(job.name, why)
                 continue
             job.start()
-            ready.append(job)
+            started.append(job)
         # What comes first has the rest of the time if the others are not ready.
         compiled_by = time.monotonic() + COMPILING_SHARE * max(run.left, 0.0)
-        for job in tuple(ready):
-            try:
-                job.wait(compiled_by - time.monotonic())
-            except Failed as error:
-                ready.remove(job)
-                job.stop()
-                run.fail(job.name, str(error))
+        ready = [job for job in started if _compiles(run, job, compiled_by, last=False)]
+        late = [job for job in started if job not in ready and job.sides]
         run.say(f"compiled within {time.monotonic() - begun:.0f} s")
+        for job in late:
+            job.pause()
         for job in jobs:
-            if job in ready and run.has_time(job.name):
-                run.say(job.name)
-                try:
-                    job.measure()
-                # Any other error is of the benchmark itself, or of what a process has told.
-                except Exception as error:
-                    run.fail(job.name, told(error))
-                job.stop()
+            if job in ready:
+                _measure(run, job)
+        for job in late:
+            job.go_on()
+        for job in jobs:
+            if job in late and run.has_time(job.name):
+                if _compiles(run, job, run.until, last=True):
+                    _measure(run, job)
     finally:
         for job in jobs:
             job.stop()
+
+
+def _compiles(run: Run, job: Job, until: float, *, last: bool) -> bool:
+    """Whether a job has compiled by `until`, s. If that is the `last` time it is waited for, or if
+    it never will, says so and stops it."""
+    try:
+        job.wait(until - time.monotonic())
+    except Failed as error:
+        if last or not isinstance(error, Late):
+            job.stop()
+            job.sides = ()
+            run.fail(job.name, str(error))
+        return False
+    return True
+
+
+def _measure(run: Run, job: Job) -> None:
+    if not run.has_time(job.name):
+        return
+    run.say(job.name)
+    try:
+        job.measure()
+    # Any other error is of the benchmark itself, or of what a process has told.
+    except Exception as error:
+        run.fail(job.name, told(error))
+    job.stop()
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -668,12 +762,16 @@ def main(arguments: Sequence[str]) -> int:
     jobs: list[Job] = [Steps(run, case) for case in (cases[:1] if cuda else cases)]
     if settings.learn:
         jobs += [Trainings(run, case) for case in cases]
+        jobs += [InTurn(run, case) for case in cases if case.physics == "warp" and cuda]
+        jobs += [Alike(run, case) for case in cases[:1] if cuda]
     at_once = settings.side_by_side
     if at_once is None:
         at_once = cuda and found["memory"] >= ROOMY
     for group in [jobs] if at_once else [[job] for job in jobs]:
         perform(run, group)
-    again: list[Job] = [Alike(run, case) for case in run.unlike]
+    unlike = [case for case in run.unlike if not (cuda and case == cases[0])]
+    # Warp's last: stock trainings on it may differ.
+    again: list[Job] = [Alike(run, c) for c in sorted(unlike, key=lambda c: c.physics == "warp")]
     for group in [again] if at_once else [[job] for job in again]:
         perform(run, group)
     for what, names in (

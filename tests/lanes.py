@@ -245,6 +245,7 @@ FULL: dict[str, set[str]] = {
     # test_growth
     "test_a_compiled_program_does_not_keep_a_closed_viewer_alive": set(),
     # test_gpu
+    "test_a_watched_program_calls_warp_at_as_many_addresses_as_a_stock_one": set(),
     "test_a_small_case_is_measured_on_a_cpu_beside_one_that_fails": set(),
     # test_hosts
     "test_the_page_survives_the_death_of_a_worker": set(),

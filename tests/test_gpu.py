@@ -12,8 +12,21 @@ import jax
 import pytest
 from rich.console import Console
 
-from benchmarks import gpu
-from benchmarks.gpu import Alike, Failed, Run, Settings, Steps, Trainings, compared, exact, invalid
+from benchmarks import gpu, warp_graphs
+from benchmarks.gpu import (
+    Alike,
+    Failed,
+    Job,
+    Late,
+    Run,
+    Settings,
+    Steps,
+    Trainings,
+    compared,
+    exact,
+    invalid,
+    perform,
+)
 from benchmarks.gpu_worker import MODES, Case
 
 GOOD = dict(
@@ -226,3 +239,59 @@ def test_a_small_case_is_measured_on_a_cpu_beside_one_that_fails():
     (parameters,) = (line for line in lines if line.startswith("parameters"))
     assert "exact" in hold and "NOT" not in hold, done.stdout
     assert "identical in" in parameters and "two stock trainings are identical" in parameters
+
+
+class Compiling(Job):
+    """A job that has compiled when it is waited for the `turns`th time."""
+
+    def __init__(self, run: Run, name: str, turns: int, told: list[str]):
+        self.run, self.name, self.case = run, name, Case("ant", "spring", 2, 1, 1)
+        self._turns, self._told = turns, told
+        self.sides = (self,)  # type: ignore[assignment]
+
+    def start(self) -> None:
+        self._told.append(f"{self.name} starts")
+
+    def wait(self, timeout: float) -> None:
+        self._turns -= 1
+        if self._turns > 0:
+            raise Late("not yet")
+        if self._turns < 0:
+            raise Failed("never")
+
+    def measure(self) -> None:
+        self._told.append(f"{self.name} is measured")
+
+    def pause(self) -> None:
+        self._told.append(f"{self.name} stands still")
+
+    def go_on(self) -> None:
+        self._told.append(f"{self.name} goes on")
+
+    def stop(self) -> None:
+        pass
+
+
+def test_what_compiles_for_long_is_measured_after_what_is_ready():
+    told: list[str] = []
+    run = Run(Settings("cpu"), time.monotonic() + 100, console=Console(file=io.StringIO()))
+    names = {"late": 2, "never": 0, "too late": 3, "ready": 1}
+    perform(run, [Compiling(run, name, turns, told) for name, turns in names.items()])
+    assert told[4:] == [
+        "late stands still",
+        "too late stands still",
+        "ready is measured",
+        "late goes on",
+        "too late goes on",
+        "late is measured",
+    ]
+    assert run.wrong == ["never", "too late"] and not run.skipped
+
+
+def test_a_watched_program_calls_warp_at_as_many_addresses_as_a_stock_one():
+    """Each set of addresses is a graph that Warp has to capture on a GPU."""
+    settings = warp_graphs.Settings("CartpoleBalance", epochs=2)
+    stock, watched = (warp_graphs.counted(settings, (name,)) for name in ("stock", "watched"))
+    assert [row["calls"] for row in watched] == [row["calls"] for row in stock]
+    assert [row["sets"] for row in watched] == [row["sets"] for row in stock]
+    assert stock[1]["calls"] == 20 and stock[1]["sets"] == 1
