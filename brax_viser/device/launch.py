@@ -13,6 +13,7 @@ hold the training there (a NaN, or the end of an episode).
 """
 
 import functools
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ from brax_viser.device import watch
 from brax_viser.device.cuda import CudaDriver
 from brax_viser.device.host_call import run_by_itself
 from brax_viser.device.memory import Arrivals, HostMemory, Lead, Memory, Take, Then
-from brax_viser.device.packing import Payload, bits_of, packed
+from brax_viser.device.packing import Payload
 from brax_viser.records.decision import Decision
 from brax_viser.records.protocol import (
     FOREVER,
@@ -40,8 +41,6 @@ from brax_viser.records.protocol import (
     TERMINATED,
     Layout,
     Origin,
-    is_image,
-    with_images,
 )
 
 POLL_SECONDS = 0.2
@@ -57,7 +56,7 @@ NUMBERS = (
 """Fields of a payload by which environments are ranked."""
 
 FLAGS = ("flags", "ever")
-"""Columns before them: NaN and Inf of this step, and of all steps since the reset."""
+"""Buffers that say what is NaN or Inf: in this step, and in all steps since the reset."""
 
 
 class Host(Protocol):
@@ -133,22 +132,21 @@ def offer(
     flags = watch.flags(watch.watched(payload, inspected)) if origin.watched else 0 * ever
     ever = ever | flags
     sound = (flags == 0) & jnp.isfinite(payload["episode_return"])
-    numbers = [name for name in NUMBERS if name in payload]
-    columns = jnp.stack([flags, ever, *(bits_of(payload[name]) for name in numbers)])
-    buffers = {
-        "shard": shard,
-        "count": count,
-        "columns": columns,
-        "rows": packed({**payload, "finite": sound}),
-        **{f"model/{name}": x for name, x in model.items()},
-        **{name: x for name, x in detail.items() if is_image(name)},
+    groups = {
+        "rows": {**payload, "finite": sound},
+        "model": model,
+        "detail": detail,
+        "places": coordinates,
+        "last": last,
     }
-    numbers_of_one = {name: x for name, x in detail.items() if not is_image(name)}
-    optional = {"detail": numbers_of_one, "places": coordinates, "last": last}
-    buffers |= {name: packed(fields) for name, fields in optional.items() if fields}
+    # As they are: to pack them would take the device's time in each step.
+    buffers = {"shard": shard, "count": count, "flags": flags, "ever": ever}
+    for group, fields in groups.items():
+        buffers |= {f"{group}/{name}": _plain(x) for name, x in fields.items()}
     layouts = {
         "rows": layout,
-        "columns": tuple((name, payload[name].dtype.kind) for name in numbers),
+        "places": origin.coordinates,
+        "detail": origin.detail,
         "last": tuple((name, x.shape[1:]) for name, x in last.items()),
     }
     names = tuple(buffers)
@@ -159,6 +157,12 @@ def offer(
         kept_alive=kept_alive,
     )
     return count + 1, ever
+
+
+def _plain(x: jax.Array) -> jax.Array:
+    """Returns the array, as float32 if its type is one that numpy does not know, as bfloat16 is:
+    such buffers do not tell their addresses."""
+    return x if x.dtype.kind in "biuf" else x.astype(jnp.float32)
 
 
 @dataclass
@@ -181,7 +185,7 @@ class Launch:
         self,
         host: Host,
         origin: Origin,
-        layouts: Mapping[str, Any],
+        layouts: Mapping[str, Layout],
         names: Sequence[str],
         memory: Callable[[Any], Memory],
     ):
@@ -237,10 +241,10 @@ class Launch:
         shipment = host.shipment(self._origin, lane.shard, Decision(), ahead)
 
         def then(arrays: Sequence[np.ndarray], seconds: float) -> None:
-            host.looked_through(shipment, *arrays[0], watching=watching)
+            host.looked_through(shipment, *arrays, watching=watching)
 
-        columns = Take(buffers["columns"], np.arange(len(FLAGS)))
-        memory.send([columns], then, self._failed, wait=watching)
+        takes = [Take(buffers[name]) for name in FLAGS]
+        memory.send(takes, then, self._failed, wait=watching)
 
     def _send(
         self, memory: Memory, buffers: Mapping[str, Any], decision: Decision, shipment: Any
@@ -260,50 +264,49 @@ class Launch:
     def _failed(self, error: Exception) -> None:
         self._host.failed("launch", error)
 
+    def _fields(
+        self, buffers: Mapping[str, Any], group: str, rows: np.ndarray | None = None
+    ) -> list[Take]:
+        return [Take(buffers[f"{group}/{name}"], rows) for name, _ in self._layouts[group]]
+
     def _chosen(
         self, buffers: Mapping[str, Any], decision: Decision, shipment: Any
     ) -> tuple[list[Take], Then]:
         host, origin, request = self._host, self._origin, decision.request
         assert request is not None
         local, layout = request.rows[: len(request.mine)], self._layouts["rows"]
-        takes = [Take(buffers["count"], np.zeros(1, int)), Take(buffers["rows"], local)]
-        beside = decision.push == PUSH_COORDINATES and "places" in buffers
-        if beside:
-            takes.append(Take(buffers["places"], local))
+        takes = self._fields(buffers, "rows", local)
+        if decision.push == PUSH_COORDINATES:
+            takes += self._fields(buffers, "places", local)
             layout = (*layout, *origin.coordinates)
         env = decision.detail_env
-        apart = len(takes)
+        beside = len(takes)
         if env is not None:
-            images = (name for name, _ in origin.detail if is_image(name))
-            one = np.array([env % origin.num_envs])
-            takes += [Take(buffers[name], one) for name in ("detail", *images)]
+            takes += self._fields(buffers, "detail", np.array([env % origin.num_envs]))
 
         def then(arrays: Sequence[np.ndarray], seconds: float) -> None:
-            count, *rows = arrays[:apart]
-            detail = None if env is None else with_images(origin.detail, *arrays[apart:])
-            host.arrived(shipment, layout, np.concatenate(rows, axis=1), detail, seconds)
+            count, *fields = arrays
+            detail = None if env is None else _packed(fields[beside:])[0]
+            host.arrived(shipment, layout, _packed(fields[:beside]), detail, seconds)
             host.counted(shipment, int(count[0]))
 
-        return takes, then
+        return [Take(buffers["count"], np.zeros(1, int)), *takes], then
 
     def _all(
         self, buffers: Mapping[str, Any], decision: Decision, shipment: Any
     ) -> tuple[list[Take], Then]:
-        host, layouts = self._host, self._layouts
-        takes = [Take(buffers["rows"]), Take(buffers["columns"])]
-        falls = decision.rule == TERMINATED and "last" in buffers
+        host, layout, fallen = self._host, self._layouts["rows"], self._layouts["last"]
+        takes = self._fields(buffers, "rows")
+        falls = decision.rule == TERMINATED and bool(fallen)
         if falls:
-            takes.append(Take(buffers["last"]))
+            takes += self._fields(buffers, "last")
 
         def then(arrays: Sequence[np.ndarray], seconds: float) -> None:
-            rows, (_, _, *columns), *last = arrays
-            numbers = {
-                name: column.view(np.float32) if kind == "f" else column
-                for (name, kind), column in zip(layouts["columns"], columns, strict=True)
-            }
-            numbers["finite"] = rows[:, -1] > 0
-            fallen = (layouts["last"], last[0]) if falls else None
-            host.rank(shipment, layouts["rows"], rows, numbers, fallen, seconds)
+            fields, others = arrays[: len(layout)], arrays[len(layout) :]
+            named = {name: x for (name, _), x in zip(layout, fields, strict=True)}
+            numbers = {name: named[name] for name in (*NUMBERS, "finite") if name in named}
+            last = (fallen, _packed(others)) if falls else None
+            host.rank(shipment, layout, _packed(fields), numbers, last, seconds)
 
         return takes, then
 
@@ -316,6 +319,12 @@ class Launch:
             host.models_arrived(shipment, dict(zip(names, arrays, strict=True)), seconds)
 
         return [Take(buffers[f"model/{name}"]) for name in names], then
+
+
+def _packed(fields: Sequence[np.ndarray]) -> np.ndarray:
+    """Packs arrays [K, ...] into float32 [K, D]."""
+    flat = [x.reshape(len(x), math.prod(x.shape[1:])) for x in fields]
+    return np.concatenate([x.astype(np.float32, copy=False) for x in flat], axis=1)
 
 
 _launch_p = Primitive("brax_viser_launch")

@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import math
 import queue
 import threading
 import time
@@ -28,8 +29,9 @@ LEAST_BYTES = 1 << 20
 wait for a device that waits for another, whose thread waits for the driver. Steps that copy little
 at first and more later, as ranking does, fit in it, unless there are many environments."""
 
-MOST_RUNS = 16
-"""Rows are copied run by run of consecutive ones, or all at once if there are more runs."""
+COPY_BYTES = 1 << 16
+"""Bytes that are copied while another copy is begun. Rows are copied run by run of consecutive
+ones, or all of a buffer at once if that takes less time."""
 
 
 class Take(NamedTuple):
@@ -46,7 +48,8 @@ class Take(NamedTuple):
             return [(0, count if self.rows is None else 0)]
         ordered = np.sort(self.rows)
         starts = np.flatnonzero(np.diff(ordered, prepend=ordered[0] - 2) != 1)
-        if len(starts) > MOST_RUNS:
+        row_size = math.prod(self.buffer.shape[1:]) * np.dtype(self.buffer.dtype).itemsize
+        if count * row_size <= (len(starts) - 1) * COPY_BYTES:
             return [(0, count)]
         stops = np.append(starts[1:], len(ordered)) - 1
         return list(zip(ordered[starts].tolist(), (ordered[stops] + 1).tolist(), strict=True))

@@ -19,10 +19,3 @@ def packed(rows: Payload) -> jax.Array:
     return jnp.concatenate(
         [x.reshape(len(x), -1).astype(jnp.float32) for x in rows.values()], axis=1
     )
-
-
-def bits_of(x: jax.Array) -> jax.Array:
-    """Returns int32 of the same bits as the numbers have as float32, or the integers."""
-    if jnp.issubdtype(x.dtype, jnp.inexact):
-        return jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
-    return x.astype(jnp.int32)

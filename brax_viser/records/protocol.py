@@ -82,12 +82,6 @@ IMAGE, IMAGE_OF_BYTES = "image", "bytes"
 """Prefixes of the names of images in a detail: of numbers from 0 to 1, and from 0 to 255."""
 
 
-def is_image(name: str) -> bool:
-    """Whether a field of a detail is an image, [H, W, C]. Launches pass these on as they are: to
-    pack them would copy those of all environments in each step."""
-    return name.startswith((f"{IMAGE}/", f"{IMAGE_OF_BYTES}/"))
-
-
 Layout = tuple[tuple[str, tuple[int, ...]], ...]
 """(name, shape of one row) of each payload field, in the order in which `push` packs them."""
 
@@ -113,20 +107,6 @@ def unpack(layout: Layout, rows: np.ndarray) -> dict[str, np.ndarray]:
         fields[name] = rows[:, start:stop].reshape(len(rows), *shape)
         start = stop
     return fields
-
-
-def with_images(layout: Layout, numbers: np.ndarray, *images: np.ndarray) -> np.ndarray:
-    """Returns a detail, float32 [E], of which the images have come apart from the rest.
-
-    Args:
-        layout: of the whole detail.
-        numbers: float32 [1, E'], its other fields.
-        *images: [1, H, W, C] each, in the order of the layout.
-    """
-    plain = tuple((name, shape) for name, shape in layout if not is_image(name))
-    fields, left = unpack(plain, numbers), list(images)
-    parts = [left.pop(0) if is_image(name) else fields[name] for name, _ in layout]
-    return np.concatenate([part.ravel().astype(np.float32) for part in parts])
 
 
 def size_of(layout: Layout) -> int:
