@@ -35,8 +35,7 @@ ROWS = 3
 DT = 0.05  # s of robot time per step
 COORDINATES: Layout = (("qpos", (2,)),)
 DETAIL: Layout = (("frame", (2,)),)
-NUMBERS = {name: "i" for name in launch.NUMBERS} | {"episode_return": "f", "finished_return": "f"}
-LAYOUT: Layout = (*((name, ()) for name in NUMBERS), ("finite", ()))
+LAYOUT: Layout = (*((name, ()) for name in launch.NUMBERS), ("finite", ()))
 
 
 class Device(Protocol):
@@ -105,17 +104,22 @@ class Launching:
 
     def __init__(self, host: Any, origin: Origin, shard: int):
         self.host, self.key = host, (origin.role, shard)
-        none = np.zeros((NUM_ENVS, 1), np.float32)
+        layouts = {
+            "rows": LAYOUT,
+            "places": origin.coordinates,
+            "detail": origin.detail,
+            "model": origin.model,
+            "last": (),
+        }
         self.buffers = {
             "shard": np.array(shard, np.int32),
-            "count": np.zeros(NUM_ENVS, np.int32),
-            "columns": np.zeros((len(launch.FLAGS) + len(NUMBERS), NUM_ENVS), np.int32),
-            "rows": np.zeros((NUM_ENVS, len(LAYOUT)), np.float32),
-            "detail": np.zeros((NUM_ENVS, 2), np.float32),
-            "places": np.zeros((NUM_ENVS, 2), np.float32),
-            **{f"model/{name}": none for name, _ in origin.model},
+            **{name: np.zeros(NUM_ENVS, np.int32) for name in ("count", *launch.FLAGS)},
+            **{
+                f"{group}/{name}": np.zeros((NUM_ENVS, *shape), np.float32)
+                for group, layout in layouts.items()
+                for name, shape in layout
+            },
         }
-        layouts = {"rows": LAYOUT, "columns": tuple(NUMBERS.items()), "last": ()}
         names, memory = list(self.buffers), Copies()
         self.launch = launch.Launch(host, origin, layouts, names, lambda context: memory)
         self.skips: list[int] = []

@@ -12,7 +12,7 @@ import jax
 import pytest
 from rich.console import Console
 
-from benchmarks import gpu, warp_graphs
+from benchmarks import gpu, gpu_program, warp_graphs
 from benchmarks.gpu import (
     Alike,
     Failed,
@@ -239,6 +239,34 @@ def test_a_small_case_is_measured_on_a_cpu_beside_one_that_fails():
     (parameters,) = (line for line in lines if line.startswith("parameters"))
     assert "exact" in hold and "NOT" not in hold, done.stdout
     assert "identical in" in parameters and "two stock trainings are identical" in parameters
+
+
+PROGRAM = """
+HloModule jit_run, is_scheduled=true
+
+%body (arg: (s32[], f32[2,3])) -> (s32[], f32[2,3]) {
+  %arg = (s32[], /*index=1*/f32[2,3]{1,0}) parameter(0)
+  %old = f32[2,3]{1,0} get-tuple-element(%arg), index=1
+  %kept = f32[2,3]{1,0} copy(%old)
+  %new = (f32[2,3]{1,0}, pred[2]{0}) fusion(%kept), kind=kLoop, calls=%fused
+  %told = s32[] custom-call(%new), custom_call_target="xla_buffer_python_gpu_callback"
+  ROOT %tuple = (s32[], f32[2,3]{1,0}) tuple(%told, %kept)
+}
+
+ENTRY %main (x: f32[2,3]) -> f32[2,3] {
+  %x = f32[2,3]{1,0} parameter(0)
+  %all = (s32[], f32[2,3]{1,0}) while(%x), body=%body, config={"known_trip_count":{"n":"20"}}
+  ROOT %last = s16[2]{0} copy(%x)
+}
+"""
+
+
+def test_the_operations_of_a_program_are_counted_as_often_as_they_run():
+    found = gpu_program.operations(PROGRAM)
+    assert (found["fusion"], found["copy"], found["while"]) == (20, 21, 1)
+    assert found["bytes"] == 20 * 24 + 4
+    assert found["to xla_buffer_python_gpu_callback"] == found["custom-call"] == 20
+    assert "tuple" not in found and "parameter" not in found
 
 
 class Compiling(Job):

@@ -21,7 +21,7 @@ from brax_viser.device import launch, watch
 from brax_viser.device.countdown import Host
 from brax_viser.device.packing import Payload
 from brax_viser.device.platforms import by_platform
-from brax_viser.records.protocol import NO_ROW, Layout, Origin
+from brax_viser.records.protocol import Layout, Origin
 
 
 def emit(
@@ -165,7 +165,7 @@ def _launched(
     nonfinite: jax.Array,
     *fields: Payload,
 ) -> tuple[jax.Array, ...]:
-    """Offers the step by `launch.offer`: the countdown counts up, and no row is granted."""
+    """Offers the step by `launch.offer`: the countdown counts up, and rows stay as they are."""
     batch = countdown.shape
     flat = jax.tree.map(lambda x: x.reshape(origin.num_envs, *x.shape[len(batch) :]), fields)
     count, ever = launch.offer(
@@ -178,7 +178,7 @@ def _launched(
         *flat,
         kept_alive=state_is_kept,
     )
-    return count.reshape(batch), jnp.full_like(granted_rows, NO_ROW), ever.reshape(batch)
+    return count.reshape(batch), granted_rows, ever.reshape(batch)
 
 
 def shard_of_this_device() -> tuple[jax.Array, int]:

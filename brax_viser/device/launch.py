@@ -140,7 +140,7 @@ def offer(
         "last": last,
     }
     # As they are: to pack them would take the device's time in each step.
-    buffers = {"shard": shard, "count": count, "flags": flags, "ever": ever}
+    buffers = {"shard": shard, "count": count + 1, "flags": flags, "ever": ever}
     for group, fields in groups.items():
         buffers |= {f"{group}/{name}": _plain(x) for name, x in fields.items()}
     layouts = {
@@ -156,7 +156,7 @@ def offer(
         counted=names.index("count"),
         kept_alive=kept_alive,
     )
-    return count + 1, ever
+    return count, ever
 
 
 def _plain(x: jax.Array) -> jax.Array:
