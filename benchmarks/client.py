@@ -97,7 +97,11 @@ async def watch(url: str) -> None:
     frames = received = first = 0
     reported = 0.0
     async with websockets.connect(
-        websocket_of(url), subprotocols=[SUBPROTOCOL], max_size=None, compression=None
+        websocket_of(url),
+        subprotocols=[SUBPROTOCOL],
+        max_size=None,
+        compression=None,
+        ping_interval=None,  # a server that stands still for a minute is still there
     ) as socket:
         await socket.send(hello())
         async for window in socket:

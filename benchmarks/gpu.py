@@ -12,8 +12,8 @@ A row counts only if the viewer had no fault and frames came where some must: ot
 INVALID, and why. All train with the same seed, so that parameters can be compared after each epoch;
 a third training, stock again, says how much speed and parameters differ without us. On a GPU they
 may: three trainings of the first case compute with operations that XLA makes deterministic, which
-are too slow to be measured, and so do others of which not all are identical. Warp counts contacts
-in the order in which they are found, so that its trainings may differ all the same.
+are too slow to be measured, and so do others of which not all are identical. MuJoCo Warp stores
+contacts in the order in which they are found, so that its trainings may differ all the same.
 
 Where Warp steps, stock and watched also take turns in one process, to see what it captures then;
 `--together` has all do so.
@@ -73,6 +73,9 @@ TURNS = 4
 
 COMPILING_SHARE = 0.5
 """Of the time that is left, after which what is ready is measured, while the others stand still."""
+
+STILL_SECONDS = 1.0
+"""After which a process that was stopped has nothing more to do on the device."""
 
 ROOMY = 30 << 30
 """Bytes that JAX may take of a card on which all cases fit at once."""
@@ -580,7 +583,7 @@ class Alike(Job):
     """The three trainings once more, with operations that XLA makes deterministic."""
 
     def __init__(self, run: Run, case: Case):
-        self.run, self.case = run, case
+        self.run, self.case = run, replace(case, training_steps=1)
         self.name = f"{case.name}: parameters with {ALIKE}"
 
     def start(self) -> None:
@@ -594,6 +597,8 @@ class Alike(Job):
     def measure(self) -> None:
         own = []
         for _ in range(ALIKE_EPOCHS):
+            if self.run.left < 0:
+                break
             results = [
                 side.do(mode)
                 for side, mode in zip(self.sides, ("on", "every_step", "on"), strict=True)
@@ -601,13 +606,13 @@ class Alike(Job):
             own.append(results[1])
             for digests, result in zip(self.digests, results, strict=True):
                 digests.append(result["parameters"])
-        if (why := invalid("every_step", own)) is not None:
-            return self.run.invalid(self.name, "every_step", why, self.sides[1])
         verdict = compared(*self.digests)
         # Two stock trainings that differ say nothing of watching.
         if not verdict.startswith(("identical", "not comparable")):
             self.run.wrong.append(self.name)
         self.run.say(f"parameters: {verdict}\n")
+        if own and (why := invalid("every_step", own)) is not None:
+            self.run.invalid(self.name, "every_step", why, self.sides[1])
 
 
 def exact(found: Mapping[str, Any]) -> bool:
@@ -703,18 +708,21 @@ def perform(run: Run, jobs: Sequence[Job]) -> None:
             started.append(job)
         # What comes first has the rest of the time if the others are not ready.
         compiled_by = time.monotonic() + COMPILING_SHARE * max(run.left, 0.0)
-        ready = [job for job in started if _compiles(run, job, compiled_by, last=False)]
+        # Of those in turn the second begins when the first one has compiled and was heard.
+        heard_first = sorted(started, key=lambda job: not isinstance(job, InTurn))
+        ready = [job for job in heard_first if _compiles(run, job, compiled_by, last=False)]
         late = [job for job in started if job not in ready and job.sides]
         run.say(f"compiled within {time.monotonic() - begun:.0f} s")
         for job in late:
             job.pause()
+        if late:
+            time.sleep(STILL_SECONDS)
         for job in jobs:
             if job in ready:
                 _measure(run, job)
-        for job in late:
-            job.go_on()
         for job in jobs:
             if job in late and run.has_time(job.name):
+                job.go_on()  # the others stand still
                 if _compiles(run, job, run.until, last=True):
                     _measure(run, job)
     finally:

@@ -146,7 +146,7 @@ class Page:
 
     def open(self) -> None:
         """Connects, unless already connected."""
-        if self._process is not None:
+        if self._process is not None and self._process.poll() is None:
             return
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.client", self._viewer.url],

@@ -23,6 +23,7 @@ import os
 import subprocess
 import sys
 import threading
+import traceback
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
@@ -136,9 +137,15 @@ def work(case: Case, names: list[str], epochs: int) -> None:
     """What one process does."""
     calls = Calls()
     turns = {name: threading.Semaphore(i == 0) for i, name in enumerate(names)}
-    threads = [
-        threading.Thread(target=train, args=(case, name, epochs, calls, turns)) for name in names
-    ]
+
+    def run(name: str) -> None:
+        try:
+            train(case, name, epochs, calls, turns)
+        except BaseException as error:
+            traceback.print_exception(error)
+            os._exit(1)  # another one would wait for its turn
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in names]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -21,7 +21,7 @@ class LateDriver:
     """Stands in for CUDA's driver: copies memory of this process, which arrives when it is let."""
 
     def __init__(self) -> None:
-        self.device = 0  # of the thread that calls
+        self.device, self.devices = 0, 2  # of the thread that calls, and in all
         self.arrives = Gate()
         self.arrives.set()
         self.arrives_on: dict[int, Gate] = {}  # where devices differ
@@ -56,9 +56,12 @@ class LateDriver:
         gate = self.arrives_on.get(self.device, self.arrives)
         self.gates[event] = gate, -1 if gate.is_set() else gate.opened
 
-    def wait(self, event: int) -> None:
+    def has_reached(self, event: int) -> bool:
         gate, opened = self.gates[event]
-        assert gate.opened > opened or gate.wait(60)
+        return gate.opened > opened
+
+    def wait(self, event: int) -> None:
+        assert self.has_reached(event) or self.gates[event][0].wait(60)
 
     def seconds_between(self, start: int, stop: int) -> float:
         return 1e-5

@@ -134,6 +134,9 @@ class RecordingHost:
     def stops_within(self, shipment):
         return False
 
+    def is_held(self):
+        return False
+
     def sent(self, shipment):
         return self.decision(shipment, len(self.pushed) % (1 + self.again) != 0)
 

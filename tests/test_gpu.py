@@ -310,8 +310,8 @@ def test_what_compiles_for_long_is_measured_after_what_is_ready():
         "too late stands still",
         "ready is measured",
         "late goes on",
-        "too late goes on",
         "late is measured",
+        "too late goes on",
     ]
     assert run.wrong == ["never", "too late"] and not run.skipped
 

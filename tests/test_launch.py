@@ -23,11 +23,12 @@ from mujoco_playground._src import mjx_env
 from brax_viser import Viewer, VisualizedEnv
 from brax_viser.cli.playground import load
 from brax_viser.device import launch
-from brax_viser.device import memory as device_memory
+from brax_viser.device import lead as device_lead
 from brax_viser.device.episode import EpisodeLog
 from brax_viser.device.host_call import LAUNCH, VARIABLE
+from brax_viser.device.lead import LEAD
 from brax_viser.device.log_in_info import INFO_KEY
-from brax_viser.device.memory import LEAD, Arrivals
+from brax_viser.device.memory import Arrivals
 from brax_viser.device.ranking import top
 from brax_viser.records.packet import ModelPacket, Packet
 from brax_viser.records.protocol import BEST, BY_MEASURE, NEVER, NONFINITE, TERMINATED, WORST
@@ -362,7 +363,7 @@ def test_a_hold_is_exact_to_the_step_and_shows_other_environments_meanwhile(step
 
 
 def test_the_training_is_few_steps_ahead_of_the_device(steps, monkeypatch):
-    monkeypatch.setattr(device_memory, "LEAD_SECONDS", 60.0)
+    monkeypatch.setattr(device_lead, "LEAD_SECONDS", 60.0)
     stats, before = steps.viewer.stats, steps.viewer.stats().env_steps
     steps.driver.arrives.clear()
     training = threading.Thread(target=steps.take, args=(100,), daemon=True)
@@ -402,7 +403,7 @@ class Ending(SwiftCartPole):
 def test_an_end_that_was_under_way_when_it_was_asked_for_holds_nothing(
     memory, driver, viewer, page, monkeypatch
 ):
-    monkeypatch.setattr(device_memory, "LEAD_SECONDS", 60.0)
+    monkeypatch.setattr(device_lead, "LEAD_SECONDS", 60.0)
     viewer.mode = "every_step"
     steps, stop = Steps(viewer, Ending(n_frames=1)), threading.Event()
 

@@ -7,19 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brax_viser.device import memory as device_memory
+from brax_viser.device import lead as device_lead
 from brax_viser.device.cuda import CudaError
+from brax_viser.device.lead import LEAD, LEAST_LEAD, Lead
 from brax_viser.device.memory import (
     COPY_BYTES,
-    LEAD,
     LEAST_BYTES,
-    LEAST_LEAD,
     SLOTS,
     Arrivals,
     HostMemory,
-    Lead,
     Take,
 )
+from tests.conftest import eventually
 from tests.late import Gate, LateDriver, unfailing
 
 
@@ -223,32 +222,46 @@ def test_a_slot_seldom_gets_more_memory(driver):
         np.testing.assert_array_equal(rows, array(count))
     sizes = [len(memory) for memory in driver.memory.values()]
     assert {*sizes} == {LEAST_BYTES, 2 * LEAST_BYTES}
-    assert max(sizes.count(size) for size in {*sizes}) <= SLOTS
+    assert sizes.count(2 * LEAST_BYTES) <= SLOTS
 
 
 class Enqueuing:
     """Enqueues 100 steps in another thread."""
 
     def __init__(self, driver: LateDriver):
-        self.done, self._memory = 0, Arrivals(driver).on(0)
+        self.done, self.is_free, self._memory = 0, False, Arrivals(driver).on(0)
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
-        self.thread.join(0.3)
 
     def _run(self) -> None:
         lead = Lead()
         for _ in range(100):
-            self._memory.follow(lead)
+            self._memory.follow(lead, lambda: self.is_free)
             self.done += 1
+
+    def stays_at(self, count: int) -> None:
+        eventually(lambda: self.done >= count, "it comes that far")
+        self.thread.join(0.2)
+        assert self.done == count
 
 
 @pytest.mark.parametrize(("seconds", "most"), [(60.0, LEAD), (0.0, LEAST_LEAD)])
 def test_the_host_is_few_steps_ahead_of_the_device(driver, monkeypatch, seconds, most):
-    monkeypatch.setattr(device_memory, "LEAD_SECONDS", seconds)
+    monkeypatch.setattr(device_lead, "LEAD_SECONDS", seconds)
     driver.arrives.clear()
     enqueuing = Enqueuing(driver)
-    assert enqueuing.done == most
+    enqueuing.stays_at(most)
     driver.arrives.set()
+    enqueuing.thread.join(60)
+    assert enqueuing.done == 100
+
+
+def test_a_hold_need_not_wait_for_the_device(driver, monkeypatch):
+    monkeypatch.setattr(device_lead, "LEAD_SECONDS", 60.0)
+    driver.arrives.clear()
+    enqueuing = Enqueuing(driver)
+    enqueuing.stays_at(LEAD)
+    enqueuing.is_free = True
     enqueuing.thread.join(60)
     assert enqueuing.done == 100
 
@@ -259,7 +272,48 @@ def test_a_step_that_cannot_be_followed_uses_up_no_lead(driver, monkeypatch):
         patch.setattr(driver, "record", broken)
         for _ in range(2 * LEAD):
             with pytest.raises(CudaError, match="lost"):
-                memory.follow(lead)
+                memory.follow(lead, lambda: False)
     driver.arrives.clear()
     for _ in range(LEAST_LEAD):
-        memory.follow(lead)  # else it would wait for ever
+        memory.follow(lead, lambda: False)  # else it would wait for ever
+
+
+def test_memory_is_granted_before_the_first_step_and_once(driver, monkeypatch):
+    arrivals = Arrivals(driver)
+    allocate, left = driver.allocate, [SLOTS]
+
+    def scarce(nbytes: int) -> int:
+        if not left[0]:
+            raise CudaError("no memory")
+        left[0] -= 1
+        return allocate(nbytes)
+
+    monkeypatch.setattr(driver, "allocate", scarce)
+    for _ in range(3):
+        with pytest.raises(CudaError, match="no memory"):
+            arrivals.on(0)
+    left[0] = 100
+    arrivals.on(0)
+    driver.device = 1
+    arrivals.on(0)
+    assert len(driver.memory) == SLOTS * driver.devices == 100 + SLOTS - left[0]
+
+
+def test_a_training_does_not_wait_for_what_another_sends_later(driver):
+    memory, order = Arrivals(driver).on(0), []
+    started, goes_on = threading.Event(), threading.Event()
+
+    def block(*_: object) -> None:
+        started.set()
+        assert goes_on.wait(60)
+
+    memory.send([Take(array(2))], lambda *_: order.append(0), unfailing, wait=True)
+    memory.send([Take(array(2))], lambda *_: order.append(1), unfailing, wait=True)
+    finishing = threading.Thread(target=memory.finish)
+    finishing.start()
+    finishing.join(60)
+    memory.send([Take(array(2))], block, unfailing, wait=True)
+    assert started.wait(60)
+    assert not finishing.is_alive() and order == [0, 1]
+    goes_on.set()
+    memory.finish()

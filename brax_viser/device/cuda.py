@@ -5,6 +5,7 @@ from typing import Any
 
 _RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 _BLOCKING_SYNC = 1  # CU_EVENT_BLOCKING_SYNC: the waiting thread sleeps
+_NOT_READY = 600  # CUDA_ERROR_NOT_READY
 _PORTABLE = 1  # CU_MEMHOSTALLOC_PORTABLE: all contexts see the memory as pinned
 
 
@@ -13,7 +14,7 @@ class CudaError(RuntimeError):
 
 
 class CudaDriver:
-    """`memory.Driver` by the driver's own functions, see the CUDA Driver API reference.
+    """`driver.Driver` by the driver's own functions, see the CUDA Driver API reference.
 
     Raises:
         OSError: this machine has no CUDA driver.
@@ -25,7 +26,8 @@ class CudaDriver:
         self._waiting = ctypes.CDLL("libcuda.so.1")
         devices = ctypes.c_int()
         self._call("cuDeviceGetCount", ctypes.byref(devices))
-        if devices.value > 1:
+        self.devices = devices.value
+        if self.devices > 1:
             # A stream whose queue is full makes the call wait: for a collective, perhaps, and so
             # for the thread of another device, which needs the lock to come to it.
             self._library = self._waiting
@@ -73,6 +75,12 @@ class CudaDriver:
 
     def record(self, event: int, stream: int) -> None:
         self._call("cuEventRecord", ctypes.c_void_p(event), ctypes.c_void_p(stream))
+
+    def has_reached(self, event: int) -> bool:
+        status = self._library.cuEventQuery(ctypes.c_void_p(event))
+        if status != _NOT_READY:
+            _check("cuEventQuery", status)
+        return status != _NOT_READY
 
     def wait(self, event: int) -> None:
         _check("cuEventSynchronize", self._waiting.cuEventSynchronize(ctypes.c_void_p(event)))

@@ -30,7 +30,8 @@ from jax.interpreters import mlir
 from brax_viser.device import watch
 from brax_viser.device.cuda import CudaDriver
 from brax_viser.device.host_call import run_by_itself
-from brax_viser.device.memory import Arrivals, HostMemory, Lead, Memory, Take, Then
+from brax_viser.device.lead import Lead
+from brax_viser.device.memory import Arrivals, HostMemory, Memory, Take, Then
 from brax_viser.device.packing import Payload
 from brax_viser.records.decision import Decision
 from brax_viser.records.protocol import (
@@ -66,6 +67,7 @@ class Host(Protocol):
     lanes: dict[tuple[str, int], Any]
     waits: bool
 
+    def is_held(self) -> bool: ...
     def basis(self, role: str) -> tuple[object, ...]: ...
     def decide(self, origin: Origin, countdown: int, shard: int, *, hidden: bool) -> Decision: ...
     def shipment(self, origin: Origin, shard: int, decision: Decision, ahead: int = 0) -> Any: ...
@@ -206,7 +208,8 @@ class Launch:
         if lane is None:
             lane = host.lanes[key] = _Lane(int(memory.read(buffers["shard"])))
         if lane.skip < FOREVER:  # else the viewer is closed
-            memory.follow(lane.lead)
+            # A device that waits for another must come to the hold, to tell it where to stop.
+            memory.follow(lane.lead, host.is_held)
         basis = host.basis(origin.role)
         if lane.watched and basis[-1] is lane.basis[-1]:
             # The steps since that of the last decision, this one included.

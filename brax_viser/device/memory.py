@@ -6,28 +6,25 @@ import math
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from brax_viser.device.driver import Driver
+from brax_viser.device.lead import Lead
+
 log = logging.getLogger("brax_viser")
 
 SLOTS = 16
-"""Steps per device whose copies may be under way. A host that waits for one of them is that far
-ahead of the device, which never runs out of work."""
+"""Sets of copies that may be under way, per device. A host that needs another waits for whatever
+takes them: the device, or the page."""
 
-LEAD, LEAST_LEAD, LEAD_SECONDS = 8, 2, 0.1
-"""Steps that the host may enqueue ahead of the device, or fewer if they were enqueued more than so
-many s ago. XLA would enqueue hundreds: the switch and a choice would act that much later. The
-device does not run out of work meanwhile."""
-
-LEAST_BYTES = 1 << 20
+LEAST_BYTES = 4 << 20
 """Memory that each slot has from the start, before any collective: to grant more, the driver may
-wait for a device that waits for another, whose thread waits for the driver. Steps that copy little
-at first and more later, as ranking does, fit in it, unless there are many environments."""
+wait for a device that waits for another, whose thread waits for the driver. All rows of 8,192 Go1
+fit in it; what does not gets more when it is first sent."""
 
 COPY_BYTES = 1 << 16
 """Bytes that are copied while another copy is begun. Rows are copied run by run of consecutive
@@ -40,19 +37,21 @@ class Take(NamedTuple):
     buffer: Any
     rows: np.ndarray | None = None  # int [K], all different; None: all
 
-    @property
-    def runs(self) -> list[tuple[int, int]]:
-        """The rows to copy as (start, stop): the runs of consecutive ones, or all."""
-        count = self.buffer.shape[0]
-        if self.rows is None or not len(self.rows):
-            return [(0, count if self.rows is None else 0)]
-        ordered = np.sort(self.rows)
-        starts = np.flatnonzero(np.diff(ordered, prepend=ordered[0] - 2) != 1)
-        row_size = math.prod(self.buffer.shape[1:]) * np.dtype(self.buffer.dtype).itemsize
-        if count * row_size <= (len(starts) - 1) * COPY_BYTES:
-            return [(0, count)]
-        stops = np.append(starts[1:], len(ordered)) - 1
-        return list(zip(ordered[starts].tolist(), (ordered[stops] + 1).tolist(), strict=True))
+
+Runs = list[tuple[int, int]]
+"""Consecutive rows: (start, stop) of each run."""
+
+
+def _runs(rows: np.ndarray | None) -> Runs | None:
+    """Returns the runs of the rows; None if all are wanted."""
+    if rows is None:
+        return None
+    if not len(rows):
+        return [(0, 0)]
+    ordered = np.sort(rows)
+    starts = np.flatnonzero(np.diff(ordered, prepend=ordered[0] - 2) != 1)
+    stops = np.append(starts[1:], len(ordered)) - 1
+    return list(zip(ordered[starts].tolist(), (ordered[stops] + 1).tolist(), strict=True))
 
 
 Then = Callable[[Sequence[np.ndarray], float], None]
@@ -74,8 +73,9 @@ class Memory(Protocol):
         """Returns a number of the device, given the buffer int32 [] of its shard."""
         ...
 
-    def follow(self, lead: "Lead") -> None:
-        """Waits until the device is not far behind, and notes that this step is enqueued."""
+    def follow(self, lead: Lead, is_free: Callable[[], bool]) -> None:
+        """Waits until the device is not far behind, or `is_free`, and notes that this step is
+        enqueued."""
         ...
 
     def read(self, buffer: Any) -> np.ndarray:
@@ -89,7 +89,7 @@ class Memory(Protocol):
         ...
 
     def finish(self) -> None:
-        """Waits until everything that was sent has arrived and been dealt with."""
+        """Waits until everything that has been sent so far has arrived and been dealt with."""
         ...
 
 
@@ -101,7 +101,7 @@ class HostMemory:
     def device_of(self, shard: Any) -> int:
         return int(np.asarray(shard))
 
-    def follow(self, lead: "Lead") -> None:
+    def follow(self, lead: Lead, is_free: Callable[[], bool]) -> None:
         pass
 
     def read(self, buffer: Any) -> np.ndarray:
@@ -124,55 +124,6 @@ class HostMemory:
         pass
 
 
-class Driver(Protocol):
-    """The functions of a device's driver that copying needs. All numbers are its own handles."""
-
-    def address(self, buffer: Any) -> int: ...
-    def context(self) -> tuple[int, int]:
-        """Returns the calling thread's context and the number of its device."""
-        ...
-
-    def enter(self, context: int) -> None:
-        """Makes the context the calling thread's, which only copies and waits."""
-        ...
-
-    def allocate(self, nbytes: int) -> int:
-        """Returns the address of new host memory that the device can write to; never freed."""
-        ...
-
-    def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
-        """Has the device copy from its memory to the host's, after what the stream has to do."""
-        ...
-
-    def event(self) -> int: ...
-    def record(self, event: int, stream: int) -> None: ...
-    def wait(self, event: int) -> None:
-        """Returns once the stream has reached the event; other Python threads run meanwhile."""
-        ...
-
-    def seconds_between(self, start: int, stop: int) -> float: ...
-
-
-class Lead:
-    """The steps of one rollout on one device that it may not have reached yet."""
-
-    def __init__(self) -> None:
-        self._steps: deque[tuple[float, int]] = deque()  # s, when enqueued; event
-        self._spare: list[int] = []  # events
-
-    def add(self, driver: Driver, stream: int) -> None:
-        """See `Memory.follow`."""
-        steps, now = self._steps, time.monotonic()
-        while len(steps) >= LEAD or (len(steps) >= LEAST_LEAD and now - steps[0][0] > LEAD_SECONDS):
-            # Its event is dropped if waiting fails: the training goes on.
-            _, event = steps.popleft()
-            driver.wait(event)
-            self._spare.append(event)
-        event = self._spare.pop() if self._spare else driver.event()
-        driver.record(event, stream)
-        steps.append((now, event))
-
-
 @dataclass(eq=False)
 class _Slot:
     """Host memory for the copies of one step."""
@@ -188,20 +139,23 @@ class _Part(NamedTuple):
     of a buffer's description once the call has returned."""
 
     place: int  # in the slot, bytes
-    runs: list[tuple[int, int]]
+    runs: Runs
     rows: np.ndarray | None
     shape: tuple[int, ...]  # of one row
     dtype: np.dtype
+    row_size: int  # bytes
+    size: int  # of all runs, bytes
 
-    @property
-    def row_size(self) -> int:
-        """Bytes of one row."""
-        return int(np.prod(self.shape)) * self.dtype.itemsize
-
-    @property
-    def size(self) -> int:
-        """Bytes of all runs."""
-        return sum(stop - start for start, stop in self.runs) * self.row_size
+    @classmethod
+    def of(cls, take: Take, runs: Runs | None, place: int) -> "_Part":
+        """Lays out the copies of some rows, whose `_runs` are given."""
+        count, *shape = take.buffer.shape
+        dtype = np.dtype(take.buffer.dtype)
+        row_size = math.prod(shape) * dtype.itemsize
+        if runs is None or count * row_size <= (len(runs) - 1) * COPY_BYTES:
+            runs = [(0, count)]
+        size = sum(stop - start for start, stop in runs) * row_size
+        return cls(place, runs, take.rows, tuple(shape), dtype, row_size, size)
 
     def taken(self, address: int) -> np.ndarray:
         """Returns the rows in the order in which they were asked for, once the runs have been
@@ -227,13 +181,13 @@ class _Ring:
     one may wait for another, as in a collective, for as long as that one's launching thread is held
     or waits for copies of its own."""
 
-    def __init__(self, driver: Driver, context: int):
+    def __init__(self, driver: Driver, context: int, memory: Sequence[int]):
+        """Makes a slot of each of the addresses, at which there are `LEAST_BYTES`."""
         self.driver, self.context = driver, context
-        self.pending = 0  # jobs that have not been dealt with
+        self._sent = self._done = 0  # jobs; they are dealt with in order
         # The last one that was used is used first, so that few slots get much memory.
         self._free: queue.LifoQueue[_Slot] = queue.LifoQueue()
-        for _ in range(SLOTS):
-            address = driver.allocate(LEAST_BYTES)
+        for address in memory:
             self._free.put(_Slot(driver.event(), driver.event(), address, LEAST_BYTES))
         self._changed = threading.Condition()
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
@@ -245,9 +199,11 @@ class _Ring:
     ) -> bool:
         """See `Memory.send`."""
         parts, size = [], 0
+        runs: dict[int, Runs | None] = {}  # the same rows are taken of many buffers
         for take in takes:
-            dtype = np.dtype(take.buffer.dtype)
-            part = _Part(size, take.runs, take.rows, tuple(take.buffer.shape[1:]), dtype)
+            if id(take.rows) not in runs:
+                runs[id(take.rows)] = _runs(take.rows)
+            part = _Part.of(take, runs[id(take.rows)], size)
             parts.append(part)
             size += part.size
             size += -size % 64
@@ -260,9 +216,10 @@ class _Ring:
             # Whatever was begun before comes before the slot's next copies on the stream.
             self._free.put(slot)
             raise
+        # Two trainings may send at once; `finish` counts on their order.
         with self._changed:
-            self.pending += 1
-        self._jobs.put(_Job(slot, parts, then, failed))
+            self._sent += 1
+            self._jobs.put(_Job(slot, parts, then, failed))
         return True
 
     def _copy(
@@ -287,7 +244,13 @@ class _Ring:
     def finish(self) -> None:
         """See `Memory.finish`."""
         with self._changed:
-            self._changed.wait_for(lambda: not self.pending)
+            sent = self._sent
+            self._changed.wait_for(lambda: self._done >= sent)
+
+    @property
+    def pending(self) -> int:
+        """Jobs that have not been dealt with."""
+        return self._sent - self._done
 
     def _slot(self, wait: bool) -> _Slot | None:
         try:
@@ -312,7 +275,7 @@ class _Ring:
             finally:
                 self._free.put(job.slot)
                 with self._changed:
-                    self.pending -= 1
+                    self._done += 1
                     self._changed.notify_all()
 
 
@@ -330,6 +293,7 @@ class Arrivals:
     def __init__(self, driver: Driver):
         self.driver = driver
         self._rings: dict[int, _Ring] = {}  # by the device's context
+        self._memory: list[int] = []  # addresses, of all devices
         self._lock = threading.Lock()
 
     def on(self, stream: int) -> "StreamMemory":
@@ -338,7 +302,13 @@ class Arrivals:
         with self._lock:
             ring = self._rings.get(context)
             if ring is None:
-                ring = self._rings[context] = _Ring(self.driver, context)
+                # For all devices at once: none has taken a step yet. What was granted before a
+                # failure is kept.
+                while len(self._memory) < SLOTS * self.driver.devices:
+                    self._memory.append(self.driver.allocate(LEAST_BYTES))
+                first = SLOTS * len(self._rings)
+                ring = _Ring(self.driver, context, self._memory[first : first + SLOTS])
+                self._rings[context] = ring
         return StreamMemory(ring, stream, device)
 
 
@@ -365,8 +335,8 @@ class StreamMemory:
     def send(self, takes: Sequence[Take], then: Then, failed: Failed, *, wait: bool) -> bool:
         return self._ring.send(self._stream, takes, then, failed, wait)
 
-    def follow(self, lead: Lead) -> None:
-        lead.add(self._ring.driver, self._stream)
+    def follow(self, lead: Lead, is_free: Callable[[], bool]) -> None:
+        lead.add(self._ring.driver, self._stream, is_free)
 
     def finish(self) -> None:
         self._ring.finish()

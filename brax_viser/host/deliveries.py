@@ -45,6 +45,10 @@ class Deliveries(Decider):
     """The host's end of `launch.Launch`. XLA's thread calls `decide`, `shipment` and `sent` while
     it enqueues a step; another thread calls the rest once the copies have arrived."""
 
+    def is_held(self) -> bool:
+        """Whether the training must stop, or is advanced by steps."""
+        return self._shared.hold.paused
+
     def basis(self, role: str) -> tuple[object, ...]:
         """Returns all that a decision to let steps pass depends on, besides time."""
         shared = self._shared
@@ -60,8 +64,8 @@ class Deliveries(Decider):
     @property
     def waits(self) -> bool:
         """Whether the training waits, rather than steps be dropped, when many copies are under way:
-        a stretch has all of its steps, and the step of a hold is not sent again. The host is then
-        far ahead of the device, so that nothing is lost."""
+        a stretch has all of its steps, and the step of a hold is not sent again. Others are
+        dropped in "latest"."""
         control = self._shared.control
         return control.mode != "latest" or control.recording or self._shared.hold.paused
 
@@ -313,7 +317,9 @@ class Deliveries(Decider):
         hold, request = self._shared.hold, shipment.decision.request
         assert request is not None
         ended = since_termination[: len(request.mine)] == 0
-        if shipment.until_env in request.mine[ended].tolist():
+        # Another one may be awaited since.
+        awaited = shipment.until_env == hold.until_env
+        if awaited and shipment.until_env in request.mine[ended].tolist():
             hold.terminated(shipment.origin.role, shipment.env_steps)
 
     def _count(self, nbytes: int, seconds: float, *, frames: int = 0) -> None:
