@@ -304,9 +304,9 @@ class Arrivals:
             if ring is None:
                 # For all devices at once: none has taken a step yet. What was granted before a
                 # failure is kept.
-                while len(self._memory) < SLOTS * self.driver.devices:
-                    self._memory.append(self.driver.allocate(LEAST_BYTES))
                 first = SLOTS * len(self._rings)
+                while len(self._memory) < max(SLOTS * self.driver.devices, first + SLOTS):
+                    self._memory.append(self.driver.allocate(LEAST_BYTES))
                 ring = _Ring(self.driver, context, self._memory[first : first + SLOTS])
                 self._rings[context] = ring
         return StreamMemory(ring, stream, device)
