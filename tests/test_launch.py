@@ -426,6 +426,34 @@ def test_an_end_that_was_under_way_when_it_was_asked_for_holds_nothing(
     assert not training.is_alive()
 
 
+@pytest.mark.parametrize("memory", ["late"], indirect=True)
+def test_the_end_of_an_environment_that_is_no_longer_awaited_holds_nothing(
+    memory, driver, viewer, page
+):
+    viewer.mode = "every_step"
+    steps, stop = Steps(viewer, Ending(n_frames=1)), threading.Event()
+
+    def train() -> None:
+        while not stop.is_set():
+            steps.take(10)
+
+    steps.take(2)
+    driver.arrives.clear()
+    viewer.run_to_termination(0)
+    training = threading.Thread(target=train, daemon=True)
+    training.start()
+    eventually(lambda: viewer.stats().env_steps == 3, "a step waits for its own contents")
+    training.join(0.3)
+    viewer.run_to_termination(1)
+    driver.arrives.set()
+    eventually(lambda: viewer.stats().held, "it is held")
+    assert Probe(viewer).shared.hold.fell == ("train", 4) and viewer.stats().env_steps == 4
+    stop.set()
+    viewer.resume()
+    training.join(60)
+    assert not training.is_alive()
+
+
 def test_the_step_of_a_hold_is_never_dropped(memory, viewer):
     viewer.mode = "latest"
     source = source_of(Steps(viewer, SwiftCartPole(n_frames=1)).env)
