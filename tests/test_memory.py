@@ -1,6 +1,9 @@
 """Copies from a device to the host: which rows, in what order, and when too many are under way."""
 
+import ctypes
 import threading
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brax_viser.device import lead as device_lead
-from brax_viser.device.cuda import CudaError
+from brax_viser.device.cuda import CudaDriver, CudaError
 from brax_viser.device.lead import LEAD, LEAST_LEAD, Lead
 from brax_viser.device.memory import (
     COPY_BYTES,
@@ -313,3 +316,20 @@ def test_a_training_does_not_wait_for_what_another_sends_later(driver):
     assert not finishing.is_alive()
     later.set()
     memory.finish()
+
+
+def test_cuda_tells_a_stream_that_is_busy_from_a_device_that_is_lost(monkeypatch):
+    def count(devices: Any) -> int:
+        devices._obj.value = 2
+        return 0
+
+    statuses = {1: 0, 2: 600, 3: 700}
+    library = SimpleNamespace(
+        cuDeviceGetCount=count, cuEventQuery=lambda event: statuses[event.value]
+    )
+    monkeypatch.setattr(ctypes, "PyDLL", lambda name: library)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    cuda = CudaDriver()
+    assert cuda.devices == 2 and cuda.has_reached(1) and not cuda.has_reached(2)
+    with pytest.raises(CudaError, match="700"):
+        cuda.has_reached(3)
