@@ -1,5 +1,6 @@
 """The way of CUDA: the host is called as XLA enqueues a step, and copies arrive later."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -393,6 +394,24 @@ def test_a_closed_viewers_training_does_not_wait_for_the_device(memory, driver, 
     assert is_free
 
 
+@contextlib.contextmanager
+def running(steps: Steps) -> Iterator[threading.Thread]:
+    """Takes steps in another thread, and must be able to end it."""
+    stop = threading.Event()
+
+    def train() -> None:
+        while not stop.is_set():
+            steps.take(10)
+
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
+    yield thread
+    stop.set()
+    steps.viewer.resume()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
 class Ending(SwiftCartPole):
     """Ends its episode with each step."""
 
@@ -405,25 +424,15 @@ def test_an_end_that_was_under_way_when_it_was_asked_for_holds_nothing(
 ):
     monkeypatch.setattr(device_lead, "LEAD_SECONDS", 60.0)
     viewer.mode = "every_step"
-    steps, stop = Steps(viewer, Ending(n_frames=1)), threading.Event()
-
-    def train() -> None:
-        while not stop.is_set():
-            steps.take(10)
-
+    steps = Steps(viewer, Ending(n_frames=1))
     steps.take(2)
     driver.arrives.clear()
-    training = threading.Thread(target=train, daemon=True)
-    training.start()
-    eventually(lambda: viewer.stats().env_steps >= LEAD, "steps are under way")
-    viewer.run_to_termination(0)
-    driver.arrives.set()
-    eventually(lambda: viewer.stats().held, "it is held")
-    assert Probe(viewer).shared.hold.fell == ("train", viewer.stats().env_steps)
-    stop.set()
-    viewer.resume()
-    training.join(60)
-    assert not training.is_alive()
+    with running(steps):
+        eventually(lambda: viewer.stats().env_steps >= LEAD, "steps are under way")
+        viewer.run_to_termination(0)
+        driver.arrives.set()
+        eventually(lambda: viewer.stats().held, "it is held")
+        assert Probe(viewer).shared.hold.fell == ("train", viewer.stats().env_steps)
 
 
 @pytest.mark.parametrize("memory", ["late"], indirect=True)
@@ -431,27 +440,17 @@ def test_the_end_of_an_environment_that_is_no_longer_awaited_holds_nothing(
     memory, driver, viewer, page
 ):
     viewer.mode = "every_step"
-    steps, stop = Steps(viewer, Ending(n_frames=1)), threading.Event()
-
-    def train() -> None:
-        while not stop.is_set():
-            steps.take(10)
-
+    steps = Steps(viewer, Ending(n_frames=1))
     steps.take(2)
     driver.arrives.clear()
     viewer.run_to_termination(0)
-    training = threading.Thread(target=train, daemon=True)
-    training.start()
-    eventually(lambda: viewer.stats().env_steps == 3, "a step waits for its own contents")
-    training.join(0.3)
-    viewer.run_to_termination(1)
-    driver.arrives.set()
-    eventually(lambda: viewer.stats().held, "it is held")
-    assert Probe(viewer).shared.hold.fell == ("train", 4) and viewer.stats().env_steps == 4
-    stop.set()
-    viewer.resume()
-    training.join(60)
-    assert not training.is_alive()
+    with running(steps) as thread:
+        eventually(lambda: viewer.stats().env_steps == 3, "a step waits for its own contents")
+        thread.join(0.3)
+        viewer.run_to_termination(1)
+        driver.arrives.set()
+        eventually(lambda: viewer.stats().held, "it is held")
+        assert Probe(viewer).shared.hold.fell == ("train", 4) and viewer.stats().env_steps == 4
 
 
 def test_the_step_of_a_hold_is_never_dropped(memory, viewer):
