@@ -405,9 +405,11 @@ def running(steps: Steps) -> Iterator[threading.Thread]:
 
     thread = threading.Thread(target=train, daemon=True)
     thread.start()
-    yield thread
-    stop.set()
-    steps.viewer.resume()
+    try:
+        yield thread
+    finally:
+        stop.set()
+        steps.viewer.resume()
     thread.join(60)
     assert not thread.is_alive()
 
